@@ -1,0 +1,383 @@
+//! Reverse-mode differentiation over recorded nodes.
+//!
+//! A node owns its op, and the op owns exactly what backward needs. Node numbers grow with
+//! creation, so visiting them in falling order is a topological order: no recursion, no sorting.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{DType, Error, Result, Shape, Tensor};
+
+/// One differentiable function with its saved values.
+///
+/// `backward` has no default: an op without a gradient does not compile.
+pub trait Op: Send + Sync + 'static {
+    /// The op's name, as in errors and profiles.
+    fn name(&self) -> &'static str;
+
+    /// Reads the gradients of the outputs from `grads` and writes those of the inputs into it.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()>;
+}
+
+/// A gradient buffer of a leaf: empty until backward first reaches it.
+#[derive(Default)]
+pub(crate) struct Leaf {
+    pub(crate) grad: Mutex<Option<Tensor>>,
+}
+
+enum Kind {
+    Leaf(Arc<Leaf>),
+    Op(Box<dyn Op>),
+}
+
+pub(crate) struct Node {
+    id: u64,
+    kind: Kind,
+    inputs: Vec<Option<Edge>>,
+    n_outputs: usize,
+}
+
+/// Which output of which node a tensor is.
+#[derive(Clone)]
+pub(crate) struct Edge {
+    node: Arc<Node>,
+    output: usize,
+}
+
+/// Frees a chain of nodes in a loop: the derived drop recurses once per op and would overflow the
+/// stack near 10,000 chained ops.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut stack = std::mem::take(&mut self.inputs);
+        while let Some(edge) = stack.pop() {
+            if let Some(mut node) = edge.and_then(|e| Arc::into_inner(e.node)) {
+                stack.append(&mut node.inputs);
+            }
+        }
+    }
+}
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs `body` without recording: its results carry no graph and its ops save nothing.
+pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDING.set(self.0);
+        }
+    }
+    let _restore = Restore(RECORDING.replace(false));
+    body()
+}
+
+/// Whether ops called now would be recorded if an input wants a gradient.
+#[must_use]
+pub fn is_recording() -> bool {
+    RECORDING.get()
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Tensor {
+    /// The same values as a leaf whose gradient [`Tensor::grad`] reports after backward.
+    #[must_use]
+    pub fn trainable(&self) -> Self {
+        self.as_leaf(Arc::default())
+    }
+
+    pub(crate) fn as_leaf(&self, leaf: Arc<Leaf>) -> Self {
+        let kind = Kind::Leaf(leaf);
+        let node = Arc::new(Node { id: next_id(), kind, inputs: Vec::new(), n_outputs: 1 });
+        self.clone().with_edge(Edge { node, output: 0 })
+    }
+
+    /// The gradient of a leaf, once backward has reached it.
+    #[must_use]
+    pub fn grad(&self) -> Option<Self> {
+        match &self.edge.as_ref()?.node.kind {
+            Kind::Leaf(leaf) => leaf.grad.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            Kind::Op(_) => None,
+        }
+    }
+
+    /// Runs backward from this one-element tensor with gradient 1. Gradients of leaves are added
+    /// to what they hold. Saved values are freed as soon as they have been used.
+    ///
+    /// # Errors
+    /// If it has more than one element, or memory runs out.
+    pub fn backward(self) -> Result<()> {
+        if self.shape().n_elements() != 1 {
+            let (op, found) = ("backward", self.shape());
+            return Err(Error::Rank { op, found, expected: "one element (a loss)".into() });
+        }
+        let one = Self::full(self.shape(), 1.0)?;
+        self.backward_with(one)
+    }
+
+    /// Runs backward with the given gradient of this tensor.
+    ///
+    /// # Errors
+    /// If the shapes differ, or memory runs out.
+    pub fn backward_with(self, grad: Self) -> Result<()> {
+        if grad.shape() != self.shape() {
+            let rule = "a gradient has the shape of its tensor";
+            return Err(Error::Shape { op: "backward", lhs: grad.shape(), rhs: self.shape(), rule });
+        }
+        let Some(root) = self.edge.clone() else { return Ok(()) };
+        drop(self);
+        let mut pending = Pending::default();
+        pending.add(&root, grad)?;
+        let mut queue = BTreeMap::from([(root.node.id, root.node)]);
+        while let Some((_, mut node)) = queue.pop_last() {
+            let outputs: Vec<_> =
+                (0..node.n_outputs).map(|o| pending.grads.remove(&(node.id, o))).collect();
+            let Kind::Op(op) = &node.kind else { continue };
+            #[cfg(test)]
+            visited::note(op.name());
+            op.backward(&mut Gradients { inputs: &node.inputs, outputs, pending: &mut pending })?;
+            // The node dies here unless the caller still holds a tensor of it.
+            match Arc::get_mut(&mut node) {
+                Some(unique) => {
+                    for edge in std::mem::take(&mut unique.inputs).into_iter().flatten() {
+                        queue.insert(edge.node.id, edge.node);
+                    }
+                }
+                None => {
+                    for edge in node.inputs.iter().flatten() {
+                        queue.insert(edge.node.id, Arc::clone(&edge.node));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Records `op` behind `outputs` if recording is on and an input wants a gradient. Otherwise the
+/// op is not even built.
+pub(crate) fn record<O: Op, const N: usize>(
+    inputs: &[&Tensor],
+    outputs: [Tensor; N],
+    op: impl FnOnce() -> O,
+) -> [Tensor; N] {
+    if !records(inputs) {
+        return outputs;
+    }
+    let node = Arc::new(Node {
+        id: next_id(),
+        kind: Kind::Op(Box::new(op())),
+        inputs: inputs.iter().map(|t| t.edge.clone()).collect(),
+        n_outputs: N,
+    });
+    let mut output = 0;
+    outputs.map(|tensor| {
+        let edge = Edge { node: Arc::clone(&node), output };
+        output += 1;
+        tensor.with_edge(edge)
+    })
+}
+
+/// [`record`] for ops of one output.
+pub(crate) fn record1<O: Op>(
+    inputs: &[&Tensor],
+    output: Tensor,
+    op: impl FnOnce() -> O,
+) -> Tensor {
+    let [output] = record(inputs, [output], op);
+    output
+}
+
+/// Whether an op over these inputs would be recorded.
+pub(crate) fn records(inputs: &[&Tensor]) -> bool {
+    is_recording() && inputs.iter().any(|t| t.wants_grad())
+}
+
+/// Gradients of inner nodes that have not been visited yet.
+#[derive(Default)]
+struct Pending {
+    grads: HashMap<(u64, usize), Tensor>,
+}
+
+impl Pending {
+    /// Takes the sum gathered so far for `edge` out of its place.
+    fn take(&mut self, edge: &Edge) -> Option<Tensor> {
+        match &edge.node.kind {
+            Kind::Leaf(leaf) => leaf.grad.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            Kind::Op(_) => self.grads.remove(&(edge.node.id, edge.output)),
+        }
+    }
+
+    fn put(&mut self, edge: &Edge, grad: Tensor) {
+        match &edge.node.kind {
+            Kind::Leaf(leaf) => {
+                *leaf.grad.lock().unwrap_or_else(PoisonError::into_inner) = Some(grad);
+            }
+            Kind::Op(_) => {
+                self.grads.insert((edge.node.id, edge.output), grad);
+            }
+        }
+    }
+
+    fn add(&mut self, edge: &Edge, grad: Tensor) -> Result<()> {
+        let sum = match self.take(edge) {
+            None => grad,
+            Some(sum) => add_into(sum, &grad)?,
+        };
+        self.put(edge, sum);
+        Ok(())
+    }
+}
+
+/// `sum + grad`, in the storage of `sum` if nobody else sees it.
+fn add_into(sum: Tensor, grad: &Tensor) -> Result<Tensor> {
+    let mut sum = unshared(sum)?;
+    crate::inplace::add_assign(sum.data_mut(), grad.data());
+    Ok(sum)
+}
+
+fn unshared(tensor: Tensor) -> Result<Tensor> {
+    if tensor.is_unique() {
+        return Ok(tensor);
+    }
+    Tensor::from_slice(tensor.data(), tensor.shape())
+}
+
+/// What an op sees during backward: gradients of its outputs in, gradients of its inputs out.
+/// Inputs are numbered in the order they were recorded.
+pub struct Gradients<'a> {
+    inputs: &'a [Option<Edge>],
+    outputs: Vec<Option<Tensor>>,
+    pending: &'a mut Pending,
+}
+
+impl Gradients<'_> {
+    /// Takes the gradient of output `index`; `None` if nothing depended on that output.
+    pub fn output(&mut self, index: usize) -> Option<Tensor> {
+        self.outputs[index].take()
+    }
+
+    /// Takes the gradient of the only output of an op.
+    ///
+    /// # Panics
+    /// If it was taken before: a node is visited only if its gradient exists.
+    pub fn only_output(&mut self) -> Tensor {
+        self.output(0).expect("a node of one output is visited because its gradient exists")
+    }
+
+    /// Number of inputs the op was recorded with.
+    #[must_use]
+    pub fn n_inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// Whether input `index` wants a gradient.
+    #[must_use]
+    pub fn wants(&self, index: usize) -> bool {
+        self.inputs[index].is_some()
+    }
+
+    /// Adds `grad` to the gradient of input `index`, if it wants one.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn add(&mut self, index: usize, grad: Tensor) -> Result<()> {
+        match &self.inputs[index] {
+            Some(edge) => self.pending.add(edge, grad),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets `body` write the gradient of input `index` in place, if it wants one.
+    ///
+    /// `body(dst, accumulate)` adds to `dst` if `accumulate`, else overwrites all of it. This
+    /// saves the temporary and the pass over memory that [`Gradients::add`] would cost.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn write(
+        &mut self,
+        index: usize,
+        shape: Shape,
+        body: impl FnOnce(&mut [f32], bool) -> Result<()>,
+    ) -> Result<()> {
+        let Some(edge) = &self.inputs[index] else { return Ok(()) };
+        let sum = self.pending.take(edge);
+        let accumulate = sum.is_some();
+        let mut sum = match sum {
+            Some(sum) => unshared(sum)?,
+            None => Tensor::uninit(shape, DType::F32)?,
+        };
+        body(sum.data_mut(), accumulate)?;
+        self.pending.put(edge, sum);
+        Ok(())
+    }
+}
+
+/// Which ops ran backward on this thread, for the test that wants a case for each.
+#[cfg(test)]
+pub(crate) mod visited {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static NAMES: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+    }
+
+    pub(crate) fn start() {
+        NAMES.set(Some(BTreeSet::new()));
+    }
+
+    pub(crate) fn note(name: &str) {
+        NAMES.with_borrow_mut(|names| names.as_mut().map(|n| n.insert(name.to_owned())));
+    }
+
+    pub(crate) fn stop() -> BTreeSet<String> {
+        NAMES.take().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_graphs_do_not_overflow_the_stack() {
+        let x = Tensor::full([1], 1.0).unwrap().trainable();
+        let mut y = x.clone();
+        for _ in 0..100_000 {
+            y = y.add(&x).unwrap();
+        }
+        let dropped = y.clone();
+        y.backward().unwrap();
+        drop(dropped);
+        assert_eq!(x.grad().unwrap().to_vec(), [100_001.0]);
+    }
+
+    #[test]
+    fn no_grad_records_nothing() {
+        let x = Tensor::full([4], 1.0).unwrap().trainable();
+        assert!(x.add(&x).unwrap().wants_grad());
+        assert!(!no_grad(|| x.add(&x).unwrap()).wants_grad());
+        assert!(is_recording());
+    }
+
+    #[test]
+    fn gradients_of_two_backwards_add_up() {
+        let x = Tensor::full([1], 3.0).unwrap().trainable();
+        for _ in 0..2 {
+            x.mul(&x).unwrap().backward().unwrap();
+        }
+        assert_eq!(x.grad().unwrap().to_vec(), [12.0]);
+    }
+}

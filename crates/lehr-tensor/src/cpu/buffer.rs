@@ -1,0 +1,54 @@
+//! Typed storage on the CPU: a block of the arena seen as a slice.
+
+use crate::cpu::arena::Block;
+use crate::{DType, Result};
+
+/// A block with an element type and a length.
+#[derive(Debug)]
+pub(crate) struct CpuBuffer {
+    block: Block,
+    dtype: DType,
+    len: usize,
+}
+
+/// Element types a buffer can be seen as.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    const DTYPE: DType;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+impl Element for i32 {
+    const DTYPE: DType = DType::I32;
+}
+impl Element for half::f16 {
+    const DTYPE: DType = DType::F16;
+}
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::BF16;
+}
+
+impl CpuBuffer {
+    /// Room for `len` elements with unspecified values.
+    pub(crate) fn uninit(dtype: DType, len: usize) -> Result<Self> {
+        Ok(Self { block: Block::take(len * dtype.size())?, dtype, len })
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(crate) fn as_slice<T: Element>(&self) -> &[T] {
+        assert_eq!(self.dtype, T::DTYPE, "a buffer is read as the type it holds");
+        // SAFETY: the block has `len` elements, is aligned to 64 bytes and, coming from a zeroed
+        // mapping, always holds initialised bytes; every bit pattern of `T` is valid.
+        unsafe { std::slice::from_raw_parts(self.block.ptr().cast(), self.len) }
+    }
+
+    pub(crate) fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
+        assert_eq!(self.dtype, T::DTYPE, "a buffer is written as the type it holds");
+        // SAFETY: as above, and `&mut self` makes the access unique.
+        unsafe { std::slice::from_raw_parts_mut(self.block.ptr().cast(), self.len) }
+    }
+}

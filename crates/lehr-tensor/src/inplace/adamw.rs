@@ -1,0 +1,88 @@
+//! The AdamW update, fused: one pass over parameter, gradient and both moments.
+
+use super::CHUNK;
+use crate::cpu::simd::{Kernel, Simd, dispatch};
+use crate::cpu::threads::{self, SharedMut};
+
+/// The numbers of one update.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay: the parameter shrinks by `lr * weight_decay` first.
+    pub weight_decay: f32,
+    /// The gradient is multiplied by this first (clipping).
+    pub grad_scale: f32,
+    /// Number of this update, from 1, for the bias correction.
+    pub step: u64,
+}
+
+/// Updates `param` and the moments `m`, `v` in place:
+///
+/// `p ← p (1 − lr λ); m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²;
+/// p ← p − lr · m̂ / (√v̂ + ε)` with `m̂ = m / (1 − β₁ᵗ)`, `v̂ = v / (1 − β₂ᵗ)`.
+///
+/// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>; the order of operations is
+/// PyTorch's.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn adamw(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], rule: AdamW) {
+    let n = param.len();
+    assert!(grad.len() == n && m.len() == n && v.len() == n, "adamw: slices of one length");
+    let correction = |beta: f32| 1.0 - f64::from(beta).powf(rule.step as f64);
+    let step_size = (f64::from(rule.lr) / correction(rule.beta1)) as f32;
+    let v_scale = (1.0 / correction(rule.beta2).sqrt()) as f32;
+    let (m, v) = (SharedMut::new(m), SharedMut::new(v));
+    threads::run_chunks(param, CHUNK, |index, param| {
+        let (start, len) = (index * CHUNK, param.len());
+        // SAFETY: chunks of different indices do not overlap.
+        let (m, v) = unsafe { (m.slice(start, len), v.slice(start, len)) };
+        dispatch(Update { param, grad: &grad[start..start + len], m, v, rule, step_size, v_scale });
+    });
+}
+
+struct Update<'a> {
+    param: &'a mut [f32],
+    grad: &'a [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    rule: AdamW,
+    step_size: f32,
+    v_scale: f32,
+}
+
+impl Kernel for Update<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { param, grad, m, v, rule, step_size, v_scale } = self;
+        let (beta1, beta2) = (s.splat(rule.beta1), s.splat(rule.beta2));
+        let (rest1, rest2) = (s.splat(1.0 - rule.beta1), s.splat(1.0 - rule.beta2));
+        let keep = s.splat(1.0 - rule.lr * rule.weight_decay);
+        let (eps, v_scale) = (s.splat(rule.eps), s.splat(v_scale));
+        let (minus_step, g_scale) = (s.splat(-step_size), s.splat(rule.grad_scale));
+        for i in (0..param.len()).step_by(S::LANES) {
+            let n = (param.len() - i).min(S::LANES);
+            // SAFETY: `n` numbers from i are within all four slices, which have one length.
+            unsafe {
+                let g = s.mul(s.load_n(grad.as_ptr().add(i), n), g_scale);
+                let m_new = s.fma(beta1, s.load_n(m.as_ptr().add(i), n), s.mul(rest1, g));
+                let gg = s.mul(rest2, s.mul(g, g));
+                let v_new = s.fma(beta2, s.load_n(v.as_ptr().add(i), n), gg);
+                let root = s.fma(s.sqrt(v_new), v_scale, eps);
+                let p = s.mul(s.load_n(param.as_ptr().add(i), n), keep);
+                let p = s.fma(minus_step, s.div(m_new, root), p);
+                s.store_n(m.as_mut_ptr().add(i), m_new, n);
+                s.store_n(v.as_mut_ptr().add(i), v_new, n);
+                s.store_n(param.as_mut_ptr().add(i), p, n);
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The three products of a linear map, and the column sums of its bias.
+
+use super::WeightLayout::{self, InOut, OutIn};
+use crate::Result;
+use crate::cpu::threads;
+use crate::gemm::{Matrix, gemm};
+
+type Size = (usize, usize, usize);
+
+/// `y = x Wᵀ + bias`.
+pub(crate) fn forward(
+    (n, n_out, n_in): Size,
+    x: &[f32],
+    weight: &[f32],
+    layout: WeightLayout,
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) -> Result<()> {
+    let weight = match layout {
+        OutIn => Matrix::transposed(weight, n_in),
+        InOut => Matrix::rows(weight, n_out),
+    };
+    gemm((n, n_out, n_in), Matrix::rows(x, n_in), weight, y, n_out, false, bias)
+}
+
+/// `dx (+)= dy W`.
+pub(crate) fn backward_input(
+    (n, n_out, n_in): Size,
+    dy: &[f32],
+    weight: &[f32],
+    layout: WeightLayout,
+    dx: &mut [f32],
+    accumulate: bool,
+) -> Result<()> {
+    let weight = match layout {
+        OutIn => Matrix::rows(weight, n_in),
+        InOut => Matrix::transposed(weight, n_out),
+    };
+    gemm((n, n_in, n_out), Matrix::rows(dy, n_out), weight, dx, n_in, accumulate, None)
+}
+
+/// `dW (+)= dyᵀ x`, or its transpose.
+pub(crate) fn backward_weight(
+    (n, n_out, n_in): Size,
+    dy: &[f32],
+    x: &[f32],
+    layout: WeightLayout,
+    dw: &mut [f32],
+    accumulate: bool,
+) -> Result<()> {
+    match layout {
+        OutIn => {
+            let (a, b) = (Matrix::transposed(dy, n_out), Matrix::rows(x, n_in));
+            gemm((n_out, n_in, n), a, b, dw, n_in, accumulate, None)
+        }
+        InOut => {
+            let (a, b) = (Matrix::transposed(x, n_in), Matrix::rows(dy, n_out));
+            gemm((n_in, n_out, n), a, b, dw, n_out, accumulate, None)
+        }
+    }
+}
+
+/// `out (+)= Σ over rows`: tasks own columns, so the order of additions is that of the rows.
+pub(crate) fn column_sums(x: &[f32], out: &mut [f32], accumulate: bool) {
+    /// Columns per task, four cache lines.
+    const COLUMNS: usize = 64;
+    let width = out.len();
+    threads::run_chunks(out, COLUMNS, |index, out| {
+        let start = index * COLUMNS;
+        if !accumulate {
+            out.fill(0.0);
+        }
+        for row in x.chunks_exact(width) {
+            for (sum, value) in out.iter_mut().zip(&row[start..]) {
+                *sum += value;
+            }
+        }
+    });
+}

@@ -1,0 +1,115 @@
+//! The affine map of the last dimension.
+
+mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::autograd::{Gradients, Op, record1};
+use crate::{DType, Error, Result, Tensor};
+
+/// How a weight matrix lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// `[out, in]`, the convention of PyTorch's `Linear`.
+    OutIn,
+    /// `[in, out]`, the convention of GPT-2's `Conv1D`.
+    InOut,
+}
+
+impl Tensor {
+    /// `y = x Wᵀ + bias` over the last dimension.
+    ///
+    /// | name | shape |
+    /// |---|---|
+    /// | `self` | `[.., I]` |
+    /// | `weight` | `[O, I]`, or `[I, O]` with [`WeightLayout::InOut`] |
+    /// | `bias` | `[O]` |
+    /// | returns | `[.., O]` |
+    ///
+    /// Saves `x` and `weight`. `dx = dy W`, `dW = dyᵀ x`, `dbias = Σ dy`; the two products are
+    /// written or added straight into the gradient buffers.
+    ///
+    /// # Errors
+    /// If shapes do not fit or memory runs out.
+    pub fn linear(
+        &self,
+        weight: &Self,
+        layout: WeightLayout,
+        bias: Option<&Self>,
+    ) -> Result<Self> {
+        let (n_out, n_in) = check(self, weight, layout, bias)?;
+        let shape = self.shape().with_last_dim(n_out);
+        let mut y = Self::uninit(shape, DType::F32)?;
+        let size = (self.shape().n_rows(), n_out, n_in);
+        cpu::forward(size, self.data(), weight.data(), layout, bias.map(Self::data), y.data_mut())?;
+        let op = || Linear { x: self.detach(), weight: weight.detach(), layout, size };
+        Ok(match bias {
+            Some(bias) => record1(&[self, weight, bias], y, op),
+            None => record1(&[self, weight], y, op),
+        })
+    }
+}
+
+fn check(
+    x: &Tensor,
+    weight: &Tensor,
+    layout: WeightLayout,
+    bias: Option<&Tensor>,
+) -> Result<(usize, usize)> {
+    const OP: &str = "linear";
+    x.expect_f32(OP)?;
+    weight.expect_f32(OP)?;
+    super::expect_rank_min(OP, x, 1)?;
+    let (n_out, n_in) = match (&*weight.shape(), layout) {
+        (&[n_out, n_in], WeightLayout::OutIn) | (&[n_in, n_out], WeightLayout::InOut) => {
+            (n_out, n_in)
+        }
+        _ => {
+            let expected = "a weight of two dimensions".to_owned();
+            return Err(Error::Rank { op: OP, found: weight.shape(), expected });
+        }
+    };
+    if x.shape().last_dim() != n_in {
+        let rule = "the last dimension of x must be the weight's input width";
+        return Err(Error::Shape { op: OP, lhs: x.shape(), rhs: weight.shape(), rule });
+    }
+    if let Some(bias) = bias.filter(|b| *b.shape() != [n_out]) {
+        let rule = "the bias must have one number per output";
+        return Err(Error::Shape { op: OP, lhs: bias.shape(), rhs: weight.shape(), rule });
+    }
+    Ok((n_out, n_in))
+}
+
+struct Linear {
+    x: Tensor,
+    weight: Tensor,
+    layout: WeightLayout,
+    /// Rows, outputs, inputs.
+    size: (usize, usize, usize),
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        let (x, weight, size) = (self.x.data(), self.weight.data(), self.size);
+        grads.write(0, self.x.shape(), |dx, accumulate| {
+            cpu::backward_input(size, dy.data(), weight, self.layout, dx, accumulate)
+        })?;
+        grads.write(1, self.weight.shape(), |dw, accumulate| {
+            cpu::backward_weight(size, dy.data(), x, self.layout, dw, accumulate)
+        })?;
+        if grads.n_inputs() > 2 {
+            grads.write(2, [size.1].into(), |db, accumulate| {
+                cpu::column_sums(dy.data(), db, accumulate);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! Every operation, one folder each; `README.md` beside this file has the convention.
+//!
+//! The list below declares the modules and yields the test cases: an op without cases does not
+//! compile as a test, and `completeness` fails for an op whose backward no case reaches.
+
+use crate::{Error, Result, Shape, Tensor};
+
+macro_rules! ops {
+    ($($name:ident),* $(,)?) => {
+        $(pub mod $name;)*
+
+        /// The cases of all ops, in the order of the list.
+        #[cfg(test)]
+        pub(crate) fn all_cases() -> Vec<crate::testing::Case> {
+            let mut cases = Vec::new();
+            $(cases.extend($name::tests::cases());)*
+            cases
+        }
+    };
+}
+
+ops!(linear, rms_norm, thin);
+
+/// An error unless both shapes are the same.
+fn expect_same(op: &'static str, lhs: &Tensor, rhs: &Tensor) -> Result<()> {
+    lhs.expect_f32(op)?;
+    rhs.expect_f32(op)?;
+    if lhs.shape() == rhs.shape() {
+        return Ok(());
+    }
+    Err(Error::Shape { op, lhs: lhs.shape(), rhs: rhs.shape(), rule: "shapes must be equal" })
+}
+
+/// An error unless `vector` is `[D]` for rows of width D.
+fn expect_vector(op: &'static str, x: &Tensor, vector: &Tensor) -> Result<()> {
+    vector.expect_f32(op)?;
+    if *vector.shape() == [x.shape().last_dim()] {
+        return Ok(());
+    }
+    let rule = "the vector must have one number per column";
+    Err(Error::Shape { op, lhs: x.shape(), rhs: vector.shape(), rule })
+}
+
+/// An error unless `x` has at least `rank` dimensions.
+fn expect_rank_min(op: &'static str, x: &Tensor, rank: usize) -> Result<()> {
+    if x.shape().len() >= rank {
+        return Ok(());
+    }
+    Err(Error::Rank { op, found: x.shape(), expected: format!("at least {rank} dimensions") })
+}
+
+/// Rows per task for row-wise kernels of width `d`: about 16 Ki numbers. It depends on the shape
+/// alone, because partial sums over rows are gathered per task.
+fn rows_per_task(d: usize) -> usize {
+    ((1 << 14) / d.max(1)).clamp(1, 1 << 14)
+}
+
+/// The shape of `n` rows of width `d`.
+fn matrix(n: usize, d: usize) -> Shape {
+    Shape::from([n, d])
+}
+
+#[cfg(test)]
+mod tests;

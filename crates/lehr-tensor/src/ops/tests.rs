@@ -1,0 +1,141 @@
+//! The tests every op passes, derived from its cases.
+
+use std::collections::BTreeSet;
+
+use crate::testing::{Case, relative_error};
+use crate::{available_isas, autograd, isa, set_isa, threads};
+
+fn doubles(values: &[f32]) -> impl Iterator<Item = f64> {
+    values.iter().map(|v| f64::from(*v))
+}
+
+fn check(case: &Case, what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{}: size of {what}", case.name);
+    let error = relative_error(doubles(got), want);
+    assert!(error <= tolerance, "{}: {what} is off by {error:.2e}, not {tolerance:.0e}", case.name);
+}
+
+#[test]
+fn reference_matches_pytorch() {
+    for case in super::all_cases() {
+        let Some(golden) = &case.golden else { continue };
+        for (i, (got, want)) in case.reference().iter().zip(&golden.outputs).enumerate() {
+            let want: Vec<_> = doubles(want).collect();
+            let error = relative_error(got.data.iter().copied(), &want);
+            // The goldens are rounded to f32: half a unit in the last place.
+            assert!(error < 2e-7, "{}: reference output {i} is off by {error:.2e}", case.name);
+        }
+    }
+}
+
+#[test]
+fn fast_matches_reference_and_pytorch_on_every_instruction_set() {
+    let before = isa();
+    for which in available_isas() {
+        set_isa(which).unwrap();
+        for case in super::all_cases() {
+            let (outputs, _) = case.run(None);
+            let reference = case.reference();
+            assert_eq!(outputs.len(), reference.len(), "{}: number of outputs", case.name);
+            for (i, (got, want)) in outputs.iter().zip(&reference).enumerate() {
+                assert_eq!(*got.shape(), want.shape, "{}: shape of output {i}", case.name);
+                let what = format!("output {i} ({which})");
+                check(&case, &what, got.data(), &want.data, case.tolerance.output);
+            }
+            let Some(golden) = &case.golden else { continue };
+            let (_, grads) = case.run(Some(&golden.cotangents));
+            assert_eq!(grads.len(), golden.grads.len(), "{}: golden gradients", case.name);
+            for (i, (got, want)) in grads.iter().zip(&golden.grads).enumerate() {
+                let want: Vec<_> = doubles(want).collect();
+                let what = format!("golden gradient {i} ({which})");
+                check(&case, &what, got, &want, case.tolerance.grad);
+            }
+        }
+    }
+    set_isa(before).unwrap();
+}
+
+/// The largest error of a gradient against finite differences, and the error it would have if it
+/// were 1 % too large.
+fn gradient_error(case: &Case) -> Vec<(f64, f64, f64)> {
+    let (outputs, _) = case.run(None);
+    let cotangents = case.cotangents(&outputs);
+    let (_, grads) = case.run(Some(&cotangents));
+    (0..case.inputs.len())
+        .map(|which| {
+            let numeric = case.numeric_grad(which, &cotangents);
+            let want: Vec<_> = numeric.iter().map(|n| n.1).collect();
+            let got = |factor: f64| {
+                let of = move |n: &(usize, f64)| f64::from(grads[which][n.0]) * factor;
+                relative_error(numeric.iter().map(of).collect::<Vec<_>>().into_iter(), &want)
+            };
+            let largest = want.iter().fold(0.0f64, |m, w| m.max(w.abs()));
+            (got(1.0), got(1.01), largest)
+        })
+        .collect()
+}
+
+#[test]
+fn backward_matches_finite_differences_and_a_scaled_backward_does_not() {
+    for case in super::all_cases().iter().filter(|c| c.smooth) {
+        for (which, (error, mutated, largest)) in gradient_error(case).into_iter().enumerate() {
+            let tolerance = case.tolerance.grad;
+            assert!(error <= tolerance, "{}: gradient {which} is off by {error:.2e}", case.name);
+            // Where the gradient is not zero, one too large by 1 % must be noticed.
+            assert!(
+                largest < 1e-3 || mutated > tolerance,
+                "{}: a gradient {which} scaled by 1.01 goes unnoticed",
+                case.name
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_and_repetition_change_no_bit() {
+    for case in super::all_cases() {
+        let (outputs, _) = case.run(None);
+        let cotangents = case.cotangents(&outputs);
+        let mut results = Vec::new();
+        for n_threads in [1, 2, 3, 2] {
+            threads::set_n_threads(n_threads);
+            let (outputs, grads) = case.run(Some(&cotangents));
+            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let outputs: Vec<_> = outputs.iter().map(|y| bits(y.data())).collect();
+            results.push((outputs, grads.iter().map(|g| bits(g)).collect::<Vec<_>>()));
+        }
+        assert!(results.iter().all(|r| *r == results[0]), "{}: bits differ", case.name);
+    }
+}
+
+/// Every op in the source (found by the name it reports) is reached backward by some case.
+#[test]
+fn every_op_has_a_case_with_a_gradient() {
+    let mut declared = BTreeSet::new();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
+    let mut folders = vec![root];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for after in text.split("fn name(&self) -> &'static str {").skip(1) {
+                    let name = after.split('"').nth(1);
+                    declared.extend(name.map(str::to_owned));
+                }
+            }
+        }
+    }
+    // This file names the pattern it looks for.
+    declared.retain(|name| name.chars().all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c)));
+    autograd::visited::start();
+    for case in super::all_cases() {
+        let (outputs, _) = case.run(None);
+        case.run(Some(&case.cotangents(&outputs)));
+    }
+    let visited = autograd::visited::stop();
+    let missing: Vec<_> = declared.difference(&visited).collect();
+    assert!(declared.len() >= 5 && missing.is_empty(), "no case reaches {missing:?}");
+}

@@ -1,0 +1,76 @@
+//! Elementwise ops of two tensors of one shape.
+
+use crate::autograd::{Gradients, Op, record1};
+use crate::inplace::CHUNK;
+use crate::{DType, Result, Tensor, threads};
+
+impl Tensor {
+    /// `self + rhs` for tensors of one shape.
+    ///
+    /// # Errors
+    /// If the shapes differ or memory runs out.
+    pub fn add(&self, rhs: &Self) -> Result<Self> {
+        crate::ops::expect_same("add", self, rhs)?;
+        let y = zip(self, rhs, |a, b| a + b)?;
+        Ok(record1(&[self, rhs], y, || Add))
+    }
+
+    /// `self · rhs`, element by element, for tensors of one shape.
+    ///
+    /// # Errors
+    /// If the shapes differ or memory runs out.
+    pub fn mul(&self, rhs: &Self) -> Result<Self> {
+        crate::ops::expect_same("mul", self, rhs)?;
+        let y = zip(self, rhs, |a, b| a * b)?;
+        Ok(record1(&[self, rhs], y, || Mul { lhs: self.detach(), rhs: rhs.detach() }))
+    }
+}
+
+/// `f(a, b)` for each pair of elements.
+pub(super) fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+    let mut y = Tensor::uninit(a.shape(), DType::F32)?;
+    let (a, b) = (a.data(), b.data());
+    threads::run_chunks(y.data_mut(), CHUNK, |index, y| {
+        let start = index * CHUNK;
+        for ((y, a), b) in y.iter_mut().zip(&a[start..]).zip(&b[start..]) {
+            *y = f(*a, *b);
+        }
+    });
+    Ok(y)
+}
+
+struct Add;
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        grads.add(0, dy.clone())?;
+        grads.add(1, dy)
+    }
+}
+
+struct Mul {
+    lhs: Tensor,
+    rhs: Tensor,
+}
+
+impl Op for Mul {
+    fn name(&self) -> &'static str {
+        "mul"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        if grads.wants(0) {
+            grads.add(0, zip(&dy, &self.rhs, |dy, b| dy * b)?)?;
+        }
+        if grads.wants(1) {
+            grads.add(1, zip(&dy, &self.lhs, |dy, a| dy * a)?)?;
+        }
+        Ok(())
+    }
+}

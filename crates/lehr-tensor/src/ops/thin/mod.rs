@@ -1,0 +1,9 @@
+//! Small composable ops, for glue and tests. What runs in every block of a model is a fat op.
+
+mod binary;
+mod reduce;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+mod view;

@@ -1,0 +1,82 @@
+//! The extents of a tensor.
+
+use std::{fmt, ops::Deref};
+
+const RANK_MAX: usize = 6;
+
+/// Up to six extents, row-major, outermost first. Copied freely: it needs no allocation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    dims: [usize; RANK_MAX],
+    rank: usize,
+}
+
+impl Shape {
+    /// Number of elements: the product of the extents, 1 for a scalar.
+    #[must_use]
+    pub fn n_elements(&self) -> usize {
+        self.iter().product()
+    }
+
+    /// The innermost extent, 1 for a scalar.
+    #[must_use]
+    pub fn last_dim(&self) -> usize {
+        self.last().copied().unwrap_or(1)
+    }
+
+    /// Number of rows when the innermost dimension is taken as the row: the product of the others.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self[..self.rank.saturating_sub(1)].iter().product()
+    }
+
+    /// The same shape with another innermost extent.
+    #[must_use]
+    pub fn with_last_dim(mut self, dim: usize) -> Self {
+        if self.rank == 0 {
+            return Self::from([dim]);
+        }
+        self.dims[self.rank - 1] = dim;
+        self
+    }
+}
+
+impl Deref for Shape {
+    type Target = [usize];
+    fn deref(&self) -> &[usize] {
+        &self.dims[..self.rank]
+    }
+}
+
+impl From<&[usize]> for Shape {
+    fn from(dims: &[usize]) -> Self {
+        assert!(dims.len() <= RANK_MAX, "a shape has at most {RANK_MAX} dimensions: {dims:?}");
+        let mut shape = Self { dims: [1; RANK_MAX], rank: dims.len() };
+        shape.dims[..dims.len()].copy_from_slice(dims);
+        shape
+    }
+}
+
+impl<const N: usize> From<[usize; N]> for Shape {
+    fn from(dims: [usize; N]) -> Self {
+        Self::from(dims.as_slice())
+    }
+}
+
+impl From<&Vec<usize>> for Shape {
+    fn from(dims: &Vec<usize>) -> Self {
+        Self::from(dims.as_slice())
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &**self)
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

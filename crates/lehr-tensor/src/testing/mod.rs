@@ -1,0 +1,218 @@
+//! What all op tests are derived from: cases, references in f64, goldens, finite differences.
+
+mod golden;
+
+pub(crate) use golden::{Params, golden_cases};
+
+use crate::{Philox, Result, Tensor};
+
+/// A plain array in double precision: what references compute with.
+#[derive(Clone, Debug)]
+pub(crate) struct Array {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Vec<f64>,
+}
+
+impl Array {
+    pub(crate) fn zeros(shape: &[usize]) -> Self {
+        Self { shape: shape.to_vec(), data: vec![0.0; shape.iter().product()] }
+    }
+
+    pub(crate) fn last_dim(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.shape[..self.shape.len().saturating_sub(1)].iter().product()
+    }
+
+    pub(crate) fn with_last_dim(&self, d: usize) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        *shape.last_mut().unwrap() = d;
+        shape
+    }
+
+    fn of(tensor: &Tensor) -> Self {
+        let data = tensor.data().iter().map(|v| f64::from(*v)).collect();
+        Self { shape: tensor.shape().to_vec(), data }
+    }
+}
+
+type Fast = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>>;
+type Reference = Box<dyn Fn(&[Array]) -> Vec<Array>>;
+
+/// The op under test and its specification, over the same float inputs. Integer inputs and
+/// parameters are captured by both closures.
+pub(crate) struct Pair {
+    pub(crate) fast: Fast,
+    pub(crate) reference: Reference,
+}
+
+impl Pair {
+    /// Ops of one output.
+    pub(crate) fn one(
+        fast: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
+        reference: impl Fn(&[Array]) -> Array + 'static,
+    ) -> Self {
+        Self::many(move |x| Ok(vec![fast(x)?]), move |x| vec![reference(x)])
+    }
+
+    /// Ops of several outputs.
+    pub(crate) fn many(
+        fast: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'static,
+        reference: impl Fn(&[Array]) -> Vec<Array> + 'static,
+    ) -> Self {
+        Self { fast: Box::new(fast), reference: Box::new(reference) }
+    }
+}
+
+/// One op on one set of inputs.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) inputs: Vec<Tensor>,
+    pub(crate) pair: Pair,
+    pub(crate) golden: Option<Golden>,
+    pub(crate) tolerance: Tolerance,
+    /// Whether the op is differentiable at these inputs (a cast to 16 bits is a staircase: its
+    /// gradient is checked against the golden only).
+    pub(crate) smooth: bool,
+}
+
+/// What PyTorch computed: outputs, the gradients given to them, and those of the inputs.
+pub(crate) struct Golden {
+    pub(crate) outputs: Vec<Vec<f32>>,
+    pub(crate) cotangents: Vec<Vec<f32>>,
+    pub(crate) grads: Vec<Vec<f32>>,
+}
+
+/// Largest error allowed, relative to the largest magnitude of the array (at least 1e-3).
+///
+/// f32 has 24 bits; sums of n products lose about √n of 6e-8. The measured errors of all ops lie
+/// at least three times below these bounds.
+#[derive(Clone, Copy)]
+pub(crate) struct Tolerance {
+    pub(crate) output: f64,
+    pub(crate) grad: f64,
+}
+
+impl Tolerance {
+    pub(crate) const F32: Self = Self { output: 5e-6, grad: 2e-5 };
+}
+
+impl Case {
+    /// A case with normal inputs of the given shapes.
+    pub(crate) fn random(name: &str, shapes: &[Vec<usize>], pair: Pair) -> Self {
+        let inputs = shapes
+            .iter()
+            .enumerate()
+            .map(|(i, shape)| {
+                let mut x = Tensor::zeros(shape).unwrap();
+                Philox::new(17, i as u64).fill_normal(x.data_mut(), 1.0);
+                x
+            })
+            .collect();
+        Self {
+            name: name.to_owned(),
+            inputs,
+            pair,
+            golden: None,
+            tolerance: Tolerance::F32,
+            smooth: true,
+        }
+    }
+
+    /// The same case with every input passed through `f` (to stay within an op's domain).
+    pub(crate) fn map_inputs(mut self, f: impl Fn(f32) -> f32) -> Self {
+        for x in &mut self.inputs {
+            x.data_mut().iter_mut().for_each(|v| *v = f(*v));
+        }
+        self
+    }
+
+    /// The same case with another tolerance; say why where you call it.
+    pub(crate) fn tolerance(self, output: f64, grad: f64) -> Self {
+        Self { tolerance: Tolerance { output, grad }, ..self }
+    }
+
+    /// The same case for an op that is not differentiable in the sense of finite differences.
+    pub(crate) fn not_smooth(self) -> Self {
+        Self { smooth: false, ..self }
+    }
+
+    /// Outputs of the op, and the gradients of its inputs for the given output gradients.
+    pub(crate) fn run(&self, cotangents: Option<&[Vec<f32>]>) -> (Vec<Tensor>, Vec<Vec<f32>>) {
+        let inputs: Vec<_> = self.inputs.iter().map(Tensor::trainable).collect();
+        let outputs = (self.pair.fast)(&inputs).unwrap();
+        let Some(cotangents) = cotangents else { return (outputs, Vec::new()) };
+        let mut loss = Tensor::zeros([1]).unwrap();
+        for (y, c) in outputs.iter().zip(cotangents) {
+            let c = Tensor::from_slice(c, y.shape()).unwrap();
+            loss = loss.add(&y.mul(&c).unwrap().sum().unwrap()).unwrap();
+        }
+        loss.backward().unwrap();
+        let grads = inputs.iter().map(|x| match x.grad() {
+            Some(grad) => grad.to_vec(),
+            None => vec![0.0; x.shape().n_elements()],
+        });
+        (outputs, grads.collect())
+    }
+
+    /// Random output gradients of the right sizes.
+    pub(crate) fn cotangents(&self, outputs: &[Tensor]) -> Vec<Vec<f32>> {
+        let random = |(i, y): (usize, &Tensor)| {
+            let mut c = vec![0.0; y.shape().n_elements()];
+            Philox::new(23, i as u64).fill_normal(&mut c, 1.0);
+            c
+        };
+        outputs.iter().enumerate().map(random).collect()
+    }
+
+    pub(crate) fn reference(&self) -> Vec<Array> {
+        let inputs: Vec<_> = self.inputs.iter().map(Array::of).collect();
+        (self.pair.reference)(&inputs)
+    }
+
+    /// Probes the gradient of input `which` by central differences of the f64 reference: pairs of
+    /// element index and derivative of `Σ output · cotangent`.
+    pub(crate) fn numeric_grad(&self, which: usize, cotangents: &[Vec<f32>]) -> Vec<(usize, f64)> {
+        /// Elements probed per input.
+        const N_PROBES: usize = 24;
+        let mut inputs: Vec<_> = self.inputs.iter().map(Array::of).collect();
+        let n = inputs[which].data.len();
+        let stream = Philox::new(31, which as u64);
+        let mut probes: Vec<usize> = if n <= N_PROBES {
+            (0..n).collect()
+        } else {
+            (0..N_PROBES as u64).map(|i| stream.block(i)[0] as usize % n).collect()
+        };
+        probes.dedup();
+        let mut out = Vec::new();
+        for index in probes {
+            let x = inputs[which].data[index];
+            let h = 1e-5 * x.abs().max(1.0);
+            let mut at = |x: f64| {
+                inputs[which].data[index] = x;
+                let outputs = (self.pair.reference)(&inputs);
+                let dot = |(y, c): (&Array, &Vec<f32>)| -> f64 {
+                    y.data.iter().zip(c).map(|(y, c)| y * f64::from(*c)).sum()
+                };
+                outputs.iter().zip(cotangents).map(dot).sum::<f64>()
+            };
+            let slope = (at(x + h) - at(x - h)) / (2.0 * h);
+            inputs[which].data[index] = x;
+            out.push((index, slope));
+        }
+        out
+    }
+}
+
+/// The largest difference relative to the largest magnitude of `want`; NaN counts as infinite.
+pub(crate) fn relative_error(got: impl Iterator<Item = f64>, want: &[f64]) -> f64 {
+    let scale = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
+    let mut worst = 0.0f64;
+    for (g, w) in got.zip(want) {
+        let error = if g == *w { 0.0 } else { (g - w).abs() / scale };
+        worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
+    }
+    worst
+}
