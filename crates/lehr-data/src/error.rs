@@ -1,0 +1,236 @@
+//! What can go wrong between files and batches, and what to do about it.
+
+use std::path::PathBuf;
+
+/// Result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of reading, splitting, tokenising or loading.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The system refused a file operation.
+    #[error("{action} {path:?}: {source}")]
+    Io {
+        /// What was being done, as in "reading".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The name of a file does not tell how to read it.
+    #[error("reading {path:?}: its ending is {found}, expected {expected}")]
+    UnknownExtension {
+        /// The file.
+        path: PathBuf,
+        /// The ending found.
+        found: String,
+        /// The endings that can be read here.
+        expected: &'static str,
+    },
+    /// A file is not UTF-8.
+    #[error("reading {path:?}: line {line} is not UTF-8, the first bad byte is at offset {offset}")]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// Offset in the (decompressed) file, from 0.
+        offset: u64,
+    },
+    /// A compressed file cannot be decompressed to its end.
+    #[error("decompressing {path:?}: {reason}")]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// What the decompressor found.
+        reason: String,
+    },
+    /// A record is not well-formed JSON or CSV.
+    #[error("reading {path:?}, {place}: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// "line 7" or "item 7".
+        place: String,
+        /// What the parser found.
+        reason: String,
+    },
+    /// A record lacks a field.
+    #[error("reading {path:?}, {place}: no field {field:?}, found {}", quoted(.found))]
+    MissingField {
+        /// The file.
+        path: PathBuf,
+        /// "line 7" or "item 7".
+        place: String,
+        /// The field wanted, or several that would have served.
+        field: String,
+        /// The fields of the record.
+        found: Vec<String>,
+    },
+    /// A field has another type than expected.
+    #[error("reading {path:?}, {place}: field {field:?} is {found}, expected {expected}")]
+    WrongType {
+        /// The file.
+        path: PathBuf,
+        /// "line 7" or "item 7".
+        place: String,
+        /// The field.
+        field: String,
+        /// The type found.
+        found: &'static str,
+        /// The type expected.
+        expected: &'static str,
+    },
+    /// A record is not a conversation.
+    #[error("reading {path:?}, {place}: {source}")]
+    Conversation {
+        /// The file.
+        path: PathBuf,
+        /// "line 7" or "item 7".
+        place: String,
+        /// Which message does not fit.
+        source: lehr_tokenizer::Error,
+    },
+    /// The fields of a dataset fit no known kind.
+    #[error("guessing the kind of dataset of {path:?}: found the fields {}", quoted(.found))]
+    UnknownKind {
+        /// The file.
+        path: PathBuf,
+        /// The fields of its first record.
+        found: Vec<String>,
+    },
+    /// There is nothing to read.
+    #[error("reading {path:?}: found no {what}, expected at least one")]
+    Empty {
+        /// The file or folder.
+        path: PathBuf,
+        /// "document", "labelled text" or "conversation".
+        what: &'static str,
+    },
+    /// The part wanted for validation is not a proper part.
+    #[error("splitting off validation data: the fraction is {fraction}, expected between 0 and 1")]
+    Fraction {
+        /// The fraction asked for.
+        fraction: f64,
+    },
+    /// There are no documents to tokenise.
+    #[error("tokenising: there are no documents, expected at least one")]
+    NoDocuments,
+    /// A token shard is damaged.
+    #[error("opening the token shard {path:?}: {reason}")]
+    Shard {
+        /// The shard.
+        path: PathBuf,
+        /// What was found against what was expected.
+        reason: String,
+    },
+    /// A token shard was made with another tokenizer.
+    #[error(
+        "opening the token shard {path:?}: it was made with tokenizer {found:.12}, this one is \
+         {expected:.12}"
+    )]
+    OtherTokenizer {
+        /// The shard.
+        path: PathBuf,
+        /// Hash in the shard.
+        found: String,
+        /// Hash of the tokenizer at hand.
+        expected: String,
+    },
+    /// The options of a loader contradict themselves.
+    #[error("making a loader: {0}")]
+    Options(String),
+    /// A batch beyond the end of sequential data was asked for.
+    #[error("loading batch {index}: there are {batches} batches, counted from 0")]
+    NoSuchBatch {
+        /// The batch asked for.
+        index: u64,
+        /// How many there are.
+        batches: u64,
+    },
+    /// No example has anything to learn.
+    #[error("making a loader: none of {examples} {what} has a token to learn within {len} tokens")]
+    NothingToLearn {
+        /// How many examples there were.
+        examples: usize,
+        /// "conversations" or "labelled texts".
+        what: &'static str,
+        /// The length of a row.
+        len: usize,
+    },
+    /// A label was not seen in training.
+    #[error("labelled text {index}: the label is {label:?}, expected one of {}", quoted(.known))]
+    UnknownLabel {
+        /// Index of the text, from 0.
+        index: usize,
+        /// The label found.
+        label: String,
+        /// The labels of the training data.
+        known: Vec<String>,
+    },
+    /// There are too few labels to tell apart.
+    #[error("learning the labels: found {}, expected at least two", quoted(.found))]
+    TooFewLabels {
+        /// The labels found.
+        found: Vec<String>,
+    },
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] lehr_tokenizer::Error),
+}
+
+impl Error {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Io { action: "reading", .. } => "check that the path exists and may be read",
+            Self::Io { .. } => "check that the folder exists and that the disk is not full",
+            Self::UnknownExtension { .. } => "rename the file after what is inside it",
+            Self::NotUtf8 { .. } => {
+                "convert the file, as with: iconv -f GB18030 -t UTF-8 IN > OUT (or -f UTF-16, \
+                 -f LATIN1)"
+            }
+            Self::Compressed { .. } => {
+                "the file may be cut or not compressed at all: test it with gzip -t or zstd -t, or \
+                 fetch it again"
+            }
+            Self::Malformed { .. } => "correct or remove the record",
+            Self::MissingField { found, .. } if found.is_empty() => "the record has no fields",
+            Self::MissingField { .. } => "name the field to use, or rename it in the file",
+            Self::WrongType { .. } => "correct the record, or name another field",
+            Self::Conversation { source, .. } => return source.hint(),
+            Self::UnknownKind { .. } => {
+                "a dataset has text; text and label; messages; prompt and completion; or \
+                 instruction and output"
+            }
+            Self::Empty { .. } => "check the path, the endings of the files and the text field",
+            Self::Fraction { .. } => "0.05 keeps every twentieth document for validation",
+            Self::NoDocuments => "check the path of the text and how it is split",
+            Self::Shard { .. } => "delete the folder of the shard; it is made again from the text",
+            Self::OtherTokenizer { .. } => {
+                "tokenise the text again with this tokenizer, or use the tokenizer of the shard"
+            }
+            Self::Options(_) => "check batch size, sequence length, rank and world size",
+            Self::NoSuchBatch { .. } => "ask for batches below batches_per_epoch",
+            Self::NothingToLearn { .. } => {
+                "raise the sequence length, or check that answers are not empty"
+            }
+            Self::UnknownLabel { .. } => {
+                "the labels are learnt from the training data: add examples of this label there, \
+                 or correct it"
+            }
+            Self::TooFewLabels { .. } => "check which field holds the label",
+            Self::Tokenizer(source) => return source.hint(),
+        };
+        Some(hint.to_owned())
+    }
+}
+
+fn quoted(names: &[String]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
+    }
+}

@@ -1,0 +1,153 @@
+//! Packed labelled texts, for sequence classification.
+
+use std::collections::BTreeSet;
+
+use lehr_tokenizer::Tokenizer;
+
+use super::Loader;
+use super::options::{LoaderOptions, Rows};
+use super::packing::Packing;
+use crate::batch::Batch;
+use crate::source::Labelled;
+use crate::{Error, Result};
+
+/// The classes of a task; a class is its index among the sorted names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelSet {
+    names: Vec<String>,
+}
+
+impl LabelSet {
+    /// The labels that occur in the training data.
+    ///
+    /// # Errors
+    /// There are fewer than two.
+    pub fn learn(examples: &[Labelled]) -> Result<Self> {
+        Self::from_names(examples.iter().map(|example| example.label.clone()))
+    }
+
+    /// The given labels, in any order, as kept with a trained model.
+    ///
+    /// # Errors
+    /// There are fewer than two different ones.
+    pub fn from_names(names: impl IntoIterator<Item = String>) -> Result<Self> {
+        let names: Vec<String> = names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        if names.len() < 2 { Err(Error::TooFewLabels { found: names }) } else { Ok(Self { names }) }
+    }
+
+    /// The names, by class.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The class of a name.
+    pub fn class(&self, name: &str) -> Option<usize> {
+        self.names.binary_search_by(|known| known.as_str().cmp(name)).ok()
+    }
+}
+
+/// Batches of labelled texts, packed several to a row, each a segment of its own.
+///
+/// A text ends with the end-of-document token, at which the class is read: its flat index is in
+/// `class_positions`. Rows are packed full, so that batches hold nearly equal numbers of tokens
+/// rather than of texts. Each example appears exactly once an epoch.
+#[derive(Debug, Clone)]
+pub struct ClassLoader {
+    examples: Vec<Example>,
+    packing: Packing,
+    rows: Rows,
+    pad: i32,
+    truncated: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Example {
+    ids: Vec<u32>,
+    class: usize,
+}
+
+impl ClassLoader {
+    /// Encodes and packs `examples`. A text longer than a row is cut so that its end-of-document
+    /// token still fits (see [`truncated`](Self::truncated)).
+    ///
+    /// # Errors
+    /// The options contradict themselves, there is no example, or a label is not in `labels`.
+    pub fn new(
+        examples: &[Labelled],
+        labels: &LabelSet,
+        tokenizer: &Tokenizer,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        options.check()?;
+        if examples.is_empty() {
+            let (what, len) = ("labelled texts", options.len);
+            return Err(Error::NothingToLearn { examples: 0, what, len });
+        }
+        let end = tokenizer.end_of_document()?;
+        let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
+        let mut truncated = 0;
+        let mut encoded = Vec::with_capacity(examples.len());
+        for (index, mut ids) in tokenizer.encode_batch(&texts)?.into_iter().enumerate() {
+            let label = &examples[index].label;
+            let class = labels.class(label).ok_or_else(|| Error::UnknownLabel {
+                index,
+                label: label.clone(),
+                known: labels.names.clone(),
+            })?;
+            if ids.len() >= options.len {
+                ids.truncate(options.len - 1);
+                truncated += 1;
+            }
+            ids.push(end);
+            encoded.push(Example { ids, class });
+        }
+        let lengths: Vec<usize> = encoded.iter().map(|example| example.ids.len()).collect();
+        let packing = Packing::new(&lengths, options.len);
+        let rows = Rows::new(options, packing.rows() as u64);
+        Ok(Self { examples: encoded, packing, rows, pad: crate::batch::id(end), truncated })
+    }
+
+    /// Number of texts that were cut at the length of a row.
+    pub fn truncated(&self) -> usize {
+        self.truncated
+    }
+
+    /// Indices of the examples of batch `index`, in the order of its `class_labels`.
+    ///
+    /// # Errors
+    /// There is no such batch.
+    pub fn examples_of(&self, index: u64) -> Result<Vec<usize>> {
+        let rows = self.rows.of_batch(index)?;
+        Ok(rows.iter().flat_map(|of| self.packing.row(of.row, of.epoch_key)).collect())
+    }
+}
+
+impl Loader for ClassLoader {
+    fn batches_per_epoch(&self) -> u64 {
+        self.rows.batches_per_epoch()
+    }
+
+    fn batch(&self, index: u64) -> Result<Batch> {
+        let mut batch = Batch::padding(self.rows(), self.len(), self.pad);
+        for (row, of) in self.rows.of_batch(index)?.into_iter().enumerate() {
+            let mut start = 0;
+            for example in self.packing.row(of.row, of.epoch_key) {
+                let Example { ids, class } = &self.examples[example];
+                for (t, &id) in ids.iter().enumerate() {
+                    batch.put(row, start + t, start, id);
+                }
+                start += ids.len();
+                batch.label(row, start - 1, *class);
+            }
+        }
+        Ok(batch)
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.options.rows
+    }
+
+    fn len(&self) -> usize {
+        self.rows.options.len
+    }
+}

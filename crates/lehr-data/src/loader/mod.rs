@@ -1,0 +1,41 @@
+//! Loaders: pure functions from (seed, batch index) to a [`Batch`].
+//!
+//! All loaders order *rows*: an epoch is a permutation of the rows of the data, drawn from the seed
+//! and the number of the epoch, and batches take consecutive rows of epoch after epoch. A batch at
+//! the border of two epochs holds the last rows of one and the first of the next, so that all
+//! batches of a shuffled loader are full. With `world` processes, the rows of batch `index` are
+//! those of `world` times as large a batch: rank 0 takes the first part, and so on.
+
+mod class;
+mod options;
+mod order;
+mod packing;
+mod pretrain;
+mod sft;
+
+pub use class::{ClassLoader, LabelSet};
+pub use options::{LoaderOptions, Order};
+pub use pretrain::PretrainLoader;
+pub use sft::SftLoader;
+
+use crate::{Batch, Result};
+
+/// A source of batches. Every batch can be asked for at any time, in any order, from any thread.
+#[expect(clippy::len_without_is_empty, reason = "the length is that of a row, which is never 0")]
+pub trait Loader: Send + Sync {
+    /// Batches (of all processes together) that one pass over the data takes, rounded up.
+    fn batches_per_epoch(&self) -> u64;
+
+    /// The batch `index` of this process, from 0. A shuffled loader has no last batch; a
+    /// sequential one has [`batches_per_epoch`](Self::batches_per_epoch), and pads the last one.
+    ///
+    /// # Errors
+    /// There is no such batch.
+    fn batch(&self, index: u64) -> Result<Batch>;
+
+    /// Rows of a batch of this process, B.
+    fn rows(&self) -> usize;
+
+    /// Tokens of a row, T.
+    fn len(&self) -> usize;
+}

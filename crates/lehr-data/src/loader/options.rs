@@ -1,0 +1,108 @@
+//! What all loaders are told, and how a batch index becomes rows of the data.
+
+use super::order::{Permutation, mix};
+use crate::{Error, Result};
+
+/// The order of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// A new permutation each epoch, without end.
+    Shuffled {
+        /// The same seed gives the same order.
+        seed: u64,
+    },
+    /// All rows once, in order; the last batch is padded. For validation.
+    Sequential,
+}
+
+/// What all loaders are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoaderOptions {
+    /// Rows of a batch of one process, B.
+    pub rows: usize,
+    /// Tokens of a row, T.
+    pub len: usize,
+    /// The order of the data.
+    pub order: Order,
+    /// Number of this process, from 0.
+    pub rank: usize,
+    /// Number of processes.
+    pub world: usize,
+}
+
+impl LoaderOptions {
+    /// Shuffled, one process.
+    pub fn shuffled(rows: usize, len: usize, seed: u64) -> Self {
+        Self { rows, len, order: Order::Shuffled { seed }, rank: 0, world: 1 }
+    }
+
+    /// In order, once, one process.
+    pub fn sequential(rows: usize, len: usize) -> Self {
+        Self { rows, len, order: Order::Sequential, rank: 0, world: 1 }
+    }
+
+    /// The same for process `rank` of `world`.
+    pub fn with_world(self, rank: usize, world: usize) -> Self {
+        Self { rank, world, ..self }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { rows, len, rank, world, .. } = *self;
+        let positions = rows.checked_mul(len).and_then(|positions| i32::try_from(positions).ok());
+        if rows == 0 || len == 0 || positions.is_none() {
+            return Err(Error::Options(format!(
+                "a batch of {rows} rows of {len} tokens, expected 1 to {} tokens in all",
+                i32::MAX
+            )));
+        }
+        if rank >= world {
+            return Err(Error::Options(format!("rank {rank} of {world}, expected 0 to world - 1")));
+        }
+        Ok(())
+    }
+}
+
+/// A row of the data, and the key of the epoch in which it is read (none in sequential order).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowOf {
+    pub(crate) row: u64,
+    pub(crate) epoch_key: Option<u64>,
+}
+
+/// Maps batches to the rows of the data.
+#[derive(Debug, Clone)]
+pub(crate) struct Rows {
+    pub(crate) options: LoaderOptions,
+    /// Rows of the data, at least one.
+    count: u64,
+}
+
+impl Rows {
+    pub(crate) fn new(options: LoaderOptions, count: u64) -> Self {
+        Self { options, count }
+    }
+
+    pub(crate) fn batches_per_epoch(&self) -> u64 {
+        self.count.div_ceil((self.options.rows as u64).saturating_mul(self.options.world as u64))
+    }
+
+    /// The rows of batch `index`; fewer than asked for at the end of sequential data.
+    pub(crate) fn of_batch(&self, index: u64) -> Result<Vec<RowOf>> {
+        let LoaderOptions { rows, order, rank, world, .. } = self.options;
+        let batches = self.batches_per_epoch();
+        if order == Order::Sequential && index >= batches {
+            return Err(Error::NoSuchBatch { index, batches });
+        }
+        let first = (u128::from(index) * world as u128 + rank as u128) * rows as u128;
+        let count = u128::from(self.count);
+        let rows = (first..first + rows as u128).map_while(|at| match order {
+            Order::Sequential => (at < count).then_some(RowOf { row: at as u64, epoch_key: None }),
+            Order::Shuffled { seed } => {
+                let epoch_key = mix(seed ^ mix((at / count) as u64));
+                let row = Permutation::new(self.count, epoch_key).at((at % count) as u64);
+                Some(RowOf { row, epoch_key: Some(epoch_key) })
+            }
+        });
+        Ok(rows.collect())
+    }
+}

@@ -1,0 +1,81 @@
+//! Windows of a stream of documents, for pre-training and its validation.
+
+use super::Loader;
+use super::options::{LoaderOptions, Rows};
+use crate::Result;
+use crate::batch::Batch;
+use crate::shard::ShardSet;
+
+/// Batches of windows of the token stream of shards.
+///
+/// Row w of the data holds the tokens wT to wT + T - 1 of the stream of N tokens, and its targets
+/// are the tokens wT + 1 to wT + T: neighbouring windows share one token, which is the last target
+/// of one and the first input of the next. So in one epoch every token is a target exactly once,
+/// except the first token of each document, which nothing precedes; the last token of a document,
+/// its end-of-document token, is a target, and as an input has none. There are ceil((N - 1) / T)
+/// rows, of which the last may end in padding.
+///
+/// A window's segments are its documents. A document that began in an earlier window begins anew at
+/// position 0: what came before is not seen.
+#[derive(Debug, Clone)]
+pub struct PretrainLoader {
+    shards: ShardSet,
+    rows: Rows,
+}
+
+impl PretrainLoader {
+    /// Loads windows of `shards`; with [`Order::Sequential`](super::Order), for validation.
+    ///
+    /// # Errors
+    /// The options contradict themselves.
+    pub fn new(shards: ShardSet, options: LoaderOptions) -> Result<Self> {
+        options.check()?;
+        // A document has two tokens at least, so that there is a window.
+        let windows = (shards.tokens() - 1).div_ceil(options.len as u64);
+        Ok(Self { shards, rows: Rows::new(options, windows) })
+    }
+
+    /// Tokens with a target in one epoch.
+    pub fn targets_per_epoch(&self) -> u64 {
+        self.shards.tokens() - self.shards.documents()
+    }
+
+    fn fill(&self, batch: &mut Batch, row: usize, window: u64) {
+        let first = window * batch.len as u64;
+        let end = (first + batch.len as u64 + 1).min(self.shards.tokens());
+        let stretch = self.shards.stretch(first..end);
+        let mut segment_start = 0;
+        for t in 0..stretch.ids.len() - 1 {
+            if stretch.begins[t] {
+                segment_start = t;
+            }
+            batch.put(row, t, segment_start, stretch.ids[t]);
+            if !stretch.begins[t + 1] {
+                batch.aim(row, t, stretch.ids[t + 1], self.shards.byte_lengths());
+            }
+        }
+    }
+}
+
+impl Loader for PretrainLoader {
+    fn batches_per_epoch(&self) -> u64 {
+        self.rows.batches_per_epoch()
+    }
+
+    fn batch(&self, index: u64) -> Result<Batch> {
+        let pad = crate::batch::id(self.shards.end_of_document());
+        let mut batch = Batch::padding(self.rows(), self.len(), pad);
+        for (row, window) in self.rows.of_batch(index)?.into_iter().enumerate() {
+            self.fill(&mut batch, row, window.row);
+        }
+        Ok(batch)
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.options.rows
+    }
+
+    fn len(&self) -> usize {
+        self.rows.options.len
+    }
+}

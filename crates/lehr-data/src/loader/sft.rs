@@ -1,0 +1,122 @@
+//! Packed conversations, for supervised fine-tuning.
+
+use lehr_tokenizer::Tokenizer;
+use lehr_tokenizer::chat::{ChatTemplate, Rendered};
+
+use super::Loader;
+use super::options::{LoaderOptions, Rows};
+use super::packing::Packing;
+use crate::batch::Batch;
+use crate::source::Conversation;
+use crate::{Error, Result};
+
+/// Batches of conversations, packed several to a row, each a segment of its own.
+///
+/// A conversation of L tokens takes L - 1 positions: its last token is only a target. Targets are
+/// the assistant's tokens alone, as the template's loss mask says. Each example appears exactly
+/// once an epoch.
+#[derive(Debug, Clone)]
+pub struct SftLoader {
+    examples: Vec<Rendered>,
+    packing: Packing,
+    rows: Rows,
+    byte_lengths: Vec<u32>,
+    pad: i32,
+    truncated: usize,
+    dropped: usize,
+}
+
+impl SftLoader {
+    /// Renders and packs `conversations`. One that is longer than a row is cut at its end (see
+    /// [`truncated`](Self::truncated)); one without anything to learn is left out (see
+    /// [`dropped`](Self::dropped)).
+    ///
+    /// # Errors
+    /// The options contradict themselves, a conversation cannot be rendered, or nothing is left to
+    /// learn.
+    pub fn new(
+        conversations: &[Conversation],
+        tokenizer: &Tokenizer,
+        template: ChatTemplate,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        options.check()?;
+        let (mut examples, mut truncated) = (Vec::new(), 0);
+        for conversation in conversations {
+            let mut example = template.render(tokenizer, &conversation.messages, false)?;
+            if example.ids.len() > options.len + 1 {
+                example.ids.truncate(options.len + 1);
+                example.loss_mask.truncate(options.len + 1);
+                truncated += 1;
+            }
+            if example.loss_mask[1..].contains(&true) {
+                examples.push(example);
+            }
+        }
+        if examples.is_empty() {
+            return Err(Error::NothingToLearn {
+                examples: conversations.len(),
+                what: "conversations",
+                len: options.len,
+            });
+        }
+        let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len() - 1).collect();
+        let packing = Packing::new(&lengths, options.len);
+        let rows = Rows::new(options, packing.rows() as u64);
+        let dropped = conversations.len() - examples.len();
+        let byte_lengths = tokenizer.byte_lengths();
+        let pad = crate::batch::id(tokenizer.end_of_document()?);
+        Ok(Self { examples, packing, rows, byte_lengths, pad, truncated, dropped })
+    }
+
+    /// Number of conversations that are learnt from.
+    pub fn examples(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Number of conversations that were cut at the length of a row.
+    pub fn truncated(&self) -> usize {
+        self.truncated
+    }
+
+    /// Number of conversations left out because nothing in them, once cut, is to be learnt.
+    pub fn dropped(&self) -> usize {
+        self.dropped
+    }
+
+    fn fill(&self, batch: &mut Batch, row: usize, start: usize, example: &Rendered) {
+        for t in 0..example.ids.len() - 1 {
+            batch.put(row, start + t, start, example.ids[t]);
+            if example.loss_mask[t + 1] {
+                batch.aim(row, start + t, example.ids[t + 1], &self.byte_lengths);
+            }
+        }
+    }
+}
+
+impl Loader for SftLoader {
+    fn batches_per_epoch(&self) -> u64 {
+        self.rows.batches_per_epoch()
+    }
+
+    fn batch(&self, index: u64) -> Result<Batch> {
+        let mut batch = Batch::padding(self.rows(), self.len(), self.pad);
+        for (row, of) in self.rows.of_batch(index)?.into_iter().enumerate() {
+            let mut start = 0;
+            for example in self.packing.row(of.row, of.epoch_key) {
+                let example = &self.examples[example];
+                self.fill(&mut batch, row, start, example);
+                start += example.ids.len() - 1;
+            }
+        }
+        Ok(batch)
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.options.rows
+    }
+
+    fn len(&self) -> usize {
+        self.rows.options.len
+    }
+}

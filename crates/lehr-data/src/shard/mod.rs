@@ -1,0 +1,18 @@
+//! Token shards: tokenised documents on disk, memory-mapped.
+//!
+//! A shard is one file: a header of 128 bytes, the token ids of whole documents end to end (u16 if
+//! the vocabulary fits, else u32), zeros up to a multiple of 8, and the start of every document as
+//! u64, with the number of tokens last. All numbers are little-endian. The last token of a document
+//! is the end-of-document token.
+
+mod format;
+mod reader;
+mod set;
+mod writer;
+
+pub use reader::Shard;
+pub use set::ShardSet;
+pub use writer::ShardWriter;
+
+/// The ending of a shard's file name.
+pub const EXTENSION: &str = "tokens";

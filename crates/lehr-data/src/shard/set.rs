@@ -1,0 +1,110 @@
+//! The shards of a folder as one stream of tokens.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use lehr_tokenizer::Tokenizer;
+
+use super::{EXTENSION, Shard};
+use crate::{Error, Result};
+
+/// The documents of all shards of a folder, in the order of the file names, as one stream of
+/// tokens. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct ShardSet {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shards: Vec<Shard>,
+    /// First token of each shard in the stream, and the number of all tokens last.
+    starts: Vec<u64>,
+    byte_lengths: Vec<u32>,
+    end_of_document: u32,
+}
+
+/// A stretch of the stream.
+#[derive(Debug, Default)]
+pub(crate) struct Stretch {
+    pub(crate) ids: Vec<u32>,
+    /// Whether each token is the first of its document.
+    pub(crate) begins: Vec<bool>,
+}
+
+impl ShardSet {
+    /// Opens all shards of `folder`, checking each as [`Shard::open`] does.
+    ///
+    /// # Errors
+    /// The folder cannot be read or has no shard, or a shard is damaged or of another tokenizer.
+    pub fn open(folder: impl AsRef<Path>, tokenizer: &Tokenizer) -> Result<Self> {
+        let folder = folder.as_ref();
+        let io = |source| Error::Io { action: "reading", path: folder.to_owned(), source };
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(io)? {
+            paths.push(entry.map_err(io)?.path());
+        }
+        paths.retain(|path| path.extension().is_some_and(|ending| ending == EXTENSION));
+        paths.sort();
+        let open = |path| Shard::open(path, tokenizer);
+        let shards = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut starts = vec![0];
+        for shard in &shards {
+            starts.push(starts[starts.len() - 1] + shard.tokens());
+        }
+        if starts[starts.len() - 1] == 0 {
+            return Err(Error::Empty { path: folder.to_owned(), what: "tokenised document" });
+        }
+        let byte_lengths = tokenizer.byte_lengths();
+        let end_of_document = tokenizer.end_of_document()?;
+        Ok(Self { inner: Arc::new(Inner { shards, starts, byte_lengths, end_of_document }) })
+    }
+
+    /// Number of tokens, end-of-document tokens included.
+    pub fn tokens(&self) -> u64 {
+        self.inner.starts[self.inner.shards.len()]
+    }
+
+    /// Number of documents.
+    pub fn documents(&self) -> u64 {
+        self.inner.shards.iter().map(Shard::documents).sum()
+    }
+
+    /// UTF-8 bytes of the documents.
+    pub fn text_bytes(&self) -> u64 {
+        self.inner.shards.iter().map(Shard::text_bytes).sum()
+    }
+
+    /// The token that ends each document.
+    pub fn end_of_document(&self) -> u32 {
+        self.inner.end_of_document
+    }
+
+    pub(crate) fn byte_lengths(&self) -> &[u32] {
+        &self.inner.byte_lengths
+    }
+
+    /// The tokens of `range`, which must lie within the stream.
+    pub(crate) fn stretch(&self, range: Range<u64>) -> Stretch {
+        let Inner { shards, starts, .. } = &*self.inner;
+        let mut stretch = Stretch::default();
+        let first = starts.partition_point(|&start| start <= range.start) - 1;
+        for (shard, bounds) in shards.iter().zip(starts.windows(2)).skip(first) {
+            if bounds[0] >= range.end {
+                break;
+            }
+            let from = range.start.max(bounds[0]) - bounds[0];
+            let to = range.end.min(bounds[1]) - bounds[0];
+            let base = stretch.ids.len();
+            stretch.ids.extend((from..to).map(|at| shard.token(at)));
+            stretch.begins.resize(stretch.ids.len(), false);
+            let documents = shard.document_from(from)..shard.documents();
+            let begins = documents.map(|document| shard.start(document)).take_while(|&at| at < to);
+            for at in begins {
+                stretch.begins[base + (at - from) as usize] = true;
+            }
+        }
+        stretch
+    }
+}

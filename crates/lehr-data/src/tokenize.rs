@@ -1,0 +1,193 @@
+//! Documents to token shards.
+
+use std::path::{Path, PathBuf};
+
+use lehr_tokenizer::Tokenizer;
+use sha2::{Digest, Sha256};
+
+use crate::shard::{EXTENSION, ShardSet, ShardWriter};
+use crate::source::Document;
+use crate::{Error, Result};
+
+/// Bytes of text held and encoded at a time.
+const CHUNK_BYTES: usize = 8 << 20;
+/// Part of the cache key; raised when the same text would give other shards.
+const CACHE_VERSION: &[u8] = b"lehr token cache 1";
+
+/// How to write shards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizeOptions {
+    /// A shard is closed at the end of the document with which it reaches this many tokens.
+    pub shard_tokens: u64,
+}
+
+impl Default for TokenizeOptions {
+    /// 2^27 tokens: files of 256 MiB with ids of two bytes.
+    fn default() -> Self {
+        Self { shard_tokens: 1 << 27 }
+    }
+}
+
+/// How far tokenising has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Documents done.
+    pub documents: u64,
+    /// UTF-8 bytes of text done.
+    pub text_bytes: u64,
+    /// Tokens written.
+    pub tokens: u64,
+}
+
+/// Tokenises `documents` into shards in a folder below `cache` named after the documents and the
+/// tokenizer, and opens them. If that folder is there already, it is opened as it is.
+///
+/// `progress` is called after every few megabytes; not at all if nothing has to be done.
+///
+/// # Errors
+/// There are no documents, the tokenizer has no end-of-document token, the folder cannot be
+/// written, or cached shards are damaged.
+pub fn tokenize_cached(
+    documents: &[Document],
+    tokenizer: &Tokenizer,
+    cache: impl AsRef<Path>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<ShardSet> {
+    let cache = cache.as_ref();
+    let key = cache_key(documents, tokenizer);
+    let folder = cache.join(&key);
+    if !folder.is_dir() {
+        let beside = cache.join(format!(".{key}.{}", std::process::id()));
+        let texts = documents.iter().map(|document| Ok(document.text.as_str()));
+        let written =
+            write_shards(texts, tokenizer, &beside, &TokenizeOptions::default(), progress)
+                .and_then(|()| publish(&beside, &folder));
+        if let Err(error) = written {
+            // The first error is the one worth telling; what is left over is only disk space.
+            let _ = std::fs::remove_dir_all(&beside);
+            return Err(error);
+        }
+    }
+    ShardSet::open(folder, tokenizer)
+}
+
+/// Tokenises a stream of documents into shards `00000.tokens` and following in `folder`, in bounded
+/// memory, and opens them. The folder must not hold shards yet.
+///
+/// # Errors
+/// As [`tokenize_cached`], and the first error of the stream.
+pub fn tokenize_to(
+    documents: impl IntoIterator<Item = Result<Document>>,
+    tokenizer: &Tokenizer,
+    folder: impl AsRef<Path>,
+    options: &TokenizeOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<ShardSet> {
+    let texts = documents.into_iter().map(|document| document.map(|document| document.text));
+    write_shards(texts, tokenizer, folder.as_ref(), options, progress)?;
+    ShardSet::open(folder, tokenizer)
+}
+
+fn write_shards<S: AsRef<str>>(
+    texts: impl Iterator<Item = Result<S>>,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+    options: &TokenizeOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|source| write_error(folder, source))?;
+    let mut shards = Shards {
+        tokenizer,
+        folder,
+        shard_tokens: options.shard_tokens,
+        written: 0,
+        open: None,
+        done: Progress::default(),
+    };
+    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    for text in texts {
+        let text = text?;
+        bytes += text.as_ref().len();
+        chunk.push(text);
+        if bytes >= CHUNK_BYTES {
+            shards.write(&chunk)?;
+            progress(shards.done);
+            chunk.clear();
+            bytes = 0;
+        }
+    }
+    shards.write(&chunk)?;
+    shards.close()?;
+    progress(shards.done);
+    if shards.done.documents == 0 { Err(Error::NoDocuments) } else { Ok(()) }
+}
+
+struct Shards<'a> {
+    tokenizer: &'a Tokenizer,
+    folder: &'a Path,
+    shard_tokens: u64,
+    written: usize,
+    open: Option<ShardWriter>,
+    done: Progress,
+}
+
+impl Shards<'_> {
+    fn write<S: AsRef<str>>(&mut self, texts: &[S]) -> Result<()> {
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        for (text, ids) in texts.iter().zip(self.tokenizer.encode_batch(&texts)?) {
+            let mut shard = match self.open.take() {
+                Some(shard) => shard,
+                None => ShardWriter::create(self.next_path()?, self.tokenizer)?,
+            };
+            shard.push(&ids, text.len() as u64)?;
+            self.done.documents += 1;
+            self.done.text_bytes += text.len() as u64;
+            self.done.tokens += ids.len() as u64 + 1;
+            let full = shard.tokens() >= self.shard_tokens;
+            self.open = Some(shard);
+            if full {
+                self.close()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_path(&mut self) -> Result<PathBuf> {
+        let path = self.folder.join(format!("{:05}.{EXTENSION}", self.written));
+        if path.exists() {
+            return Err(write_error(&path, std::io::ErrorKind::AlreadyExists.into()));
+        }
+        self.written += 1;
+        Ok(path)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.open.take().map_or(Ok(()), ShardWriter::finish)
+    }
+}
+
+/// Moves the finished folder to its name. Another process may have been faster with the same
+/// content; then its folder stays.
+fn publish(beside: &Path, folder: &Path) -> Result<()> {
+    match std::fs::rename(beside, folder) {
+        Err(_) if folder.is_dir() => {
+            std::fs::remove_dir_all(beside).map_err(|source| write_error(beside, source))
+        }
+        renamed => renamed.map_err(|source| write_error(folder, source)),
+    }
+}
+
+fn cache_key(documents: &[Document], tokenizer: &Tokenizer) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(CACHE_VERSION);
+    hasher.update(tokenizer.hash().as_bytes());
+    for document in documents {
+        hasher.update((document.text.len() as u64).to_le_bytes());
+        hasher.update(document.text.as_bytes());
+    }
+    hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn write_error(path: &Path, source: std::io::Error) -> Error {
+    Error::Io { action: "writing", path: path.to_owned(), source }
+}

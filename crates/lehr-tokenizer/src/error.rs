@@ -1,0 +1,132 @@
+//! What can go wrong with a tokenizer, and what to do about it.
+
+use std::path::PathBuf;
+
+/// Result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of training, loading, encoding or rendering.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tokenizer file could not be read or written.
+    #[error("{action} the tokenizer file {path:?}: {source}")]
+    File {
+        /// What was being done: "reading" or "writing".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The text is not a `tokenizer.json`.
+    #[error("reading tokenizer.json{}: expected a Hugging Face tokenizer, found: {reason}", at(.path))]
+    Json {
+        /// The file, where there is one.
+        path: Option<PathBuf>,
+        /// What the parser found.
+        reason: String,
+    },
+    /// The tokenizer decodes in a way this crate does not know.
+    #[error(
+        "reading tokenizer.json: the decoder is {found}, expected ByteLevel, a SentencePiece \
+         decoder (Metaspace, or Replace with ByteFallback) or WordPiece"
+    )]
+    Decoder {
+        /// The decoder types found.
+        found: String,
+    },
+    /// The encoder refused a text.
+    #[error("encoding text that starts with {start:?}: {reason}")]
+    Encode {
+        /// The first characters of the text.
+        start: String,
+        /// What the encoder found.
+        reason: String,
+    },
+    /// There was no text to train on.
+    #[error("training a tokenizer: the corpus is empty, expected at least one character of text")]
+    EmptyCorpus,
+    /// The vocabulary cannot hold the bytes and the special tokens.
+    #[error(
+        "training a tokenizer: vocab_size is {vocab_size}, expected at least {minimum} \
+         (256 bytes + {special} special tokens)"
+    )]
+    VocabularyTooSmall {
+        /// The size asked for.
+        vocab_size: usize,
+        /// The smallest size that works.
+        minimum: usize,
+        /// How many special tokens were asked for.
+        special: usize,
+    },
+    /// A special token cannot be used.
+    #[error("training a tokenizer: special token {token:?} {reason}")]
+    SpecialToken {
+        /// The token.
+        token: String,
+        /// Why it cannot be used.
+        reason: &'static str,
+    },
+    /// Training failed inside the BPE trainer.
+    #[error("training a tokenizer: {0}")]
+    Train(String),
+    /// A tokenizer lacks a special token that is needed.
+    #[error("{action}: the tokenizer has no special token {}", .wanted.join(" or "))]
+    MissingSpecial {
+        /// What was being done.
+        action: &'static str,
+        /// Any of these would have served.
+        wanted: Vec<String>,
+    },
+    /// A list of messages is not a conversation.
+    #[error("rendering a conversation: message {index}: {reason}")]
+    Conversation {
+        /// Index of the message, from 0.
+        index: usize,
+        /// What was found against what was expected.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::File { action: "reading", .. } => {
+                "give the path of a tokenizer.json, or train one first"
+            }
+            Self::File { .. } => "check that the folder exists and that the disk is not full",
+            Self::Json { .. } => {
+                "the file may be cut, or from another program: use the tokenizer.json of a \
+                 Hugging Face folder or one trained here"
+            }
+            Self::Decoder { .. } => {
+                "this tokenizer's ids cannot be turned back into exact bytes; use a model with a \
+                 byte-level, SentencePiece or WordPiece tokenizer"
+            }
+            Self::Encode { .. } => {
+                "the vocabulary may lack an unknown token; a byte-level tokenizer encodes any text"
+            }
+            Self::EmptyCorpus => "check the path of the training text and its text field",
+            Self::VocabularyTooSmall { .. } => "raise vocab_size; 4096 suits a few megabytes",
+            Self::SpecialToken { .. } => "choose a name with punctuation inside, as <|name|>",
+            Self::Train(_) => return None,
+            Self::MissingSpecial { wanted, .. } => {
+                return Some(format!(
+                    "use a tokenizer trained with {} among its special tokens",
+                    wanted.join(" or ")
+                ));
+            }
+            Self::Conversation { .. } => {
+                "a conversation is an optional system message first, then user and assistant in \
+                 turn, beginning with user"
+            }
+        };
+        Some(hint.to_owned())
+    }
+}
+
+fn at(path: &Option<PathBuf>) -> String {
+    path.as_ref().map(|path| format!(" {path:?}")).unwrap_or_default()
+}
