@@ -1,0 +1,104 @@
+//! Multi-turn conversation.
+
+use std::ops::ControlFlow;
+
+use lehr_model::Model;
+use lehr_tokenizer::Tokenizer;
+use lehr_tokenizer::chat::{ChatTemplate, Message, Role};
+
+use crate::{Error, Generated, Generator, Limits, Result, Sampler};
+
+/// A conversation: the messages so far and the cache of their tokens.
+pub struct ChatSession<'a> {
+    generator: Generator<'a>,
+    tokenizer: &'a Tokenizer,
+    template: ChatTemplate,
+    stop_ids: Vec<u32>,
+    messages: Vec<Message>,
+    n_forgotten: usize,
+}
+
+impl<'a> ChatSession<'a> {
+    /// A conversation that begins with an optional system message.
+    ///
+    /// # Errors
+    /// If the tokenizer has no chat template or memory runs out.
+    pub fn new(model: &'a Model, tokenizer: &'a Tokenizer, system: Option<&str>) -> Result<Self> {
+        let template = ChatTemplate::default();
+        // A model without the template's tokens is refused before the first word is typed.
+        let stop_ids = template.stop_ids(tokenizer)?;
+        let generator = Generator::new(model, tokenizer, model.spec().max_positions)?;
+        let system = system.map(|s| Message { role: Role::System, content: s.to_owned() });
+        let messages = system.into_iter().collect();
+        Ok(Self { generator, tokenizer, template, stop_ids, messages, n_forgotten: 0 })
+    }
+
+    /// The messages so far.
+    #[must_use]
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// How many old messages were dropped because the context is full.
+    #[must_use]
+    pub fn n_forgotten(&self) -> usize {
+        self.n_forgotten
+    }
+
+    /// Answers `text`. If the conversation no longer fits the context, the oldest turns are
+    /// forgotten first; see [`ChatSession::n_forgotten`].
+    ///
+    /// # Errors
+    /// If even the last message alone does not fit; the conversation is then unchanged.
+    pub fn answer(
+        &mut self,
+        text: &str,
+        sampler: &mut Sampler,
+        limits: &Limits,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let before = (self.messages.clone(), self.n_forgotten);
+        self.messages.push(Message { role: Role::User, content: text.to_owned() });
+        let answer = self.try_answer(sampler, limits, on_text);
+        match &answer {
+            Ok(answer) => {
+                let content = answer.text.clone();
+                self.messages.push(Message { role: Role::Assistant, content });
+            }
+            Err(_) => (self.messages, self.n_forgotten) = before,
+        }
+        answer
+    }
+
+    fn try_answer(
+        &mut self,
+        sampler: &mut Sampler,
+        limits: &Limits,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        /// Room kept for the answer.
+        const ANSWER_MIN: usize = 32;
+        let capacity = self.generator.capacity();
+        let prompt = loop {
+            let rendered = self.template.render(self.tokenizer, &self.messages, true)?;
+            if rendered.ids.len() + ANSWER_MIN.min(capacity / 4) < capacity {
+                break rendered.ids;
+            }
+            let first = usize::from(self.messages[0].role == Role::System);
+            // The last message is the question; a turn is dropped whole.
+            if self.messages.len() - first <= 1 {
+                let (found, limit) = (rendered.ids.len(), capacity);
+                return Err(Error::PromptTooLong { found, limit });
+            }
+            self.messages.remove(first);
+            self.n_forgotten += 1;
+            while self.messages[first].role == Role::Assistant {
+                self.messages.remove(first);
+                self.n_forgotten += 1;
+            }
+        };
+        let mut limits = limits.clone();
+        limits.stop_ids.extend(&self.stop_ids);
+        self.generator.generate(&prompt, sampler, &limits, on_text)
+    }
+}

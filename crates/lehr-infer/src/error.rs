@@ -1,0 +1,93 @@
+//! What can go wrong when a model is used.
+
+use std::path::PathBuf;
+
+/// The result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error names what was found and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The engine failed.
+    #[error(transparent)]
+    Tensor(#[from] lehr_tensor::Error),
+    /// The model or its files failed.
+    #[error(transparent)]
+    Model(#[from] lehr_model::Error),
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] lehr_tokenizer::Error),
+    /// There is no model where one was named.
+    #[error("opening model {}: {found}", path.display())]
+    NoModel {
+        /// What was named.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// Tokenizer and model are of different vocabularies.
+    #[error(
+        "opening model {}: the tokenizer has {tokenizer} ids, the model's vocabulary {model}",
+        path.display()
+    )]
+    Vocabulary {
+        /// The model's folder.
+        path: PathBuf,
+        /// Ids of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
+    /// A sampling setting has a value it cannot take.
+    #[error("sampling: {name} is {value}, expected {expected}")]
+    Sampling {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has {found} tokens, the model's context is {limit}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        found: usize,
+        /// The context.
+        limit: usize,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A golden file lacks what it should hold.
+    #[error("verifying against {}: {reason}", path.display())]
+    Golden {
+        /// The golden file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, if the error knows.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tensor(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Tokenizer(error) => error.hint(),
+            Self::NoModel { .. } => Some(
+                "give a run directory (runs/…), one of its checkpoints, or a Hugging Face folder"
+                    .to_owned(),
+            ),
+            Self::Vocabulary { .. } => {
+                Some("tokenizer.json and config.json must be of one model".to_owned())
+            }
+            Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
+            Self::EmptyPrompt => Some("give some text to continue".to_owned()),
+            _ => None,
+        }
+    }
+}

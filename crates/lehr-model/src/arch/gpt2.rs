@@ -1,0 +1,243 @@
+//! GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each sub-layer, fused qkv,
+//! a GELU MLP, a head tied to the embedding. Weights are `[in, out]`.
+
+use lehr_tensor::ops::activation::Activation;
+use lehr_tensor::ops::linear::WeightLayout::InOut;
+use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use serde::{Deserialize, Serialize};
+
+use super::{CausalLm, Spec, Tokens, check_room, divides, positive};
+use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::{Error, KvCache, Result};
+
+/// The settings of a GPT-2 `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gpt2Config {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Longest context.
+    pub n_positions: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Blocks.
+    pub n_layer: usize,
+    /// Heads.
+    pub n_head: usize,
+    /// Width of the MLP; absent means four times `n_embd`.
+    #[serde(default)]
+    pub n_inner: Option<usize>,
+    /// The MLP's activation: `gelu_new`, `gelu`, `relu` or `silu`.
+    #[serde(default = "default_activation")]
+    pub activation_function: String,
+    /// Added to the variance in every norm.
+    #[serde(default = "default_eps")]
+    pub layer_norm_epsilon: f32,
+    /// Standard deviation of new weights.
+    #[serde(default = "default_std")]
+    pub initializer_range: f32,
+    /// Whether scores are divided by √E.
+    #[serde(default = "yes")]
+    pub scale_attn_weights: bool,
+    /// Whether the scores of block i are also divided by i + 1.
+    #[serde(default)]
+    pub scale_attn_by_inverse_layer_idx: bool,
+    /// Whether the head is the embedding.
+    #[serde(default = "yes")]
+    pub tie_word_embeddings: bool,
+    /// First token of a text.
+    #[serde(default)]
+    pub bos_token_id: Option<u32>,
+    /// Last token of a text.
+    #[serde(default)]
+    pub eos_token_id: Option<u32>,
+}
+
+fn default_activation() -> String {
+    "gelu_new".to_owned()
+}
+fn default_eps() -> f32 {
+    1e-5
+}
+fn default_std() -> f32 {
+    0.02
+}
+fn yes() -> bool {
+    true
+}
+
+impl Gpt2Config {
+    pub(super) fn validate(&self) -> Result<()> {
+        positive("vocab_size", self.vocab_size)?;
+        positive("n_positions", self.n_positions)?;
+        positive("n_layer", self.n_layer)?;
+        positive("n_embd", self.n_embd)?;
+        divides("n_head", self.n_head, "n_embd", self.n_embd)?;
+        self.activation().map(drop)
+    }
+
+    fn activation(&self) -> Result<Activation> {
+        match self.activation_function.as_str() {
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+            "gelu" => Ok(Activation::GeluErf),
+            "relu" => Ok(Activation::Relu),
+            "silu" | "swish" => Ok(Activation::Silu),
+            other => {
+                Err(Error::config("activation_function", other, "gelu_new, gelu, relu or silu"))
+            }
+        }
+    }
+
+    pub(super) fn spec(&self) -> Spec {
+        Spec {
+            n_layers: self.n_layer,
+            n_heads: self.n_head,
+            n_kv_heads: self.n_head,
+            head_dim: self.n_embd / self.n_head.max(1),
+            hidden_size: self.n_embd,
+            vocab_size: self.vocab_size,
+            max_positions: self.n_positions,
+        }
+    }
+}
+
+struct Block {
+    ln_1: LayerNorm,
+    c_attn: Linear,
+    c_proj: Linear,
+    ln_2: LayerNorm,
+    c_fc: Linear,
+    mlp_c_proj: Linear,
+    attention_scale: f32,
+}
+
+impl Block {
+    fn build(config: &Gpt2Config, index: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+        let (d, eps, std) = (config.n_embd, config.layer_norm_epsilon, config.initializer_range);
+        let inner = config.n_inner.unwrap_or(4 * d);
+        // Each block adds twice to the residual stream; its variance at the end stays that of one.
+        let residual_std = std / (2.0 * config.n_layer as f32).sqrt();
+        let mut scale = 1.0;
+        if config.scale_attn_weights {
+            scale /= ((d / config.n_head) as f32).sqrt();
+        }
+        if config.scale_attn_by_inverse_layer_idx {
+            scale /= (index + 1) as f32;
+        }
+        Ok(Self {
+            ln_1: LayerNorm::build(&mut p.at("ln_1"), d, eps)?,
+            c_attn: Linear::build(&mut p.at("attn").at("c_attn"), InOut, (d, 3 * d), true, std)?,
+            c_proj: Linear::build(
+                &mut p.at("attn").at("c_proj"),
+                InOut,
+                (d, d),
+                true,
+                residual_std,
+            )?,
+            ln_2: LayerNorm::build(&mut p.at("ln_2"), d, eps)?,
+            c_fc: Linear::build(&mut p.at("mlp").at("c_fc"), InOut, (d, inner), true, std)?,
+            mlp_c_proj: Linear::build(
+                &mut p.at("mlp").at("c_proj"),
+                InOut,
+                (inner, d),
+                true,
+                residual_std,
+            )?,
+            attention_scale: scale,
+        })
+    }
+
+    fn attention(
+        &self,
+        h: &Tensor,
+        tokens: &Tokens,
+        n_heads: usize,
+        layer: usize,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let qkv = self.c_attn.forward(h)?;
+        let mask = tokens.causal_mask();
+        let a = match cache {
+            None => qkv.attention_packed(n_heads, n_heads, &mask, self.attention_scale)?,
+            Some(cache) => {
+                let (b, t, d) = (h.shape()[0], h.shape()[1], h.shape()[2]);
+                let heads = [b, t, n_heads, d / n_heads];
+                let part = |i: usize| qkv.slice(2, i * d..(i + 1) * d)?.reshape(heads);
+                let (k, v) = cache.write(layer, &part(1)?, &part(2)?);
+                let mask = mask.with_n_keys(cache.len() + t);
+                part(0)?.attention(&k, &v, &mask, self.attention_scale)?.reshape(h.shape())?
+            }
+        };
+        Ok(self.c_proj.forward(&a)?)
+    }
+}
+
+/// The GPT-2 decoder.
+pub struct Gpt2 {
+    config: Gpt2Config,
+    activation: Activation,
+    wte: Embedding,
+    wpe: Embedding,
+    blocks: Vec<Block>,
+    ln_f: LayerNorm,
+    head: Linear,
+}
+
+impl Gpt2 {
+    pub(super) fn build(config: &Gpt2Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let (d, std) = (config.n_embd, config.initializer_range);
+        let mut root = p.at("transformer");
+        let wte = Embedding::build(&mut root.at("wte"), config.vocab_size, d, std)?;
+        let wpe = Embedding::build(&mut root.at("wpe"), config.n_positions, d, std)?;
+        let mut blocks = Vec::new();
+        for index in 0..config.n_layer {
+            blocks.push(Block::build(config, index, root.at("h").at(index))?);
+        }
+        let ln_f = LayerNorm::build(&mut root.at("ln_f"), d, config.layer_norm_epsilon)?;
+        let head = match config.tie_word_embeddings {
+            true => Linear::tied(wte.weight()),
+            false => Linear::build(
+                &mut p.at("lm_head"),
+                lehr_tensor::ops::linear::WeightLayout::OutIn,
+                (d, config.vocab_size),
+                false,
+                std,
+            )?,
+        };
+        let activation = config.activation()?;
+        Ok(Self { config: config.clone(), activation, wte, wpe, blocks, ln_f, head })
+    }
+
+    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.spec())?;
+        let mut x = self.wte.forward(&tokens.ids)?.add(&self.wpe.forward(&tokens.positions)?)?;
+        let mut h = self.blocks[0].ln_1.forward(&x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let a = block.attention(&h, tokens, self.config.n_head, i, cache.as_deref_mut())?;
+            (x, h) = block.ln_2.forward_add(&x, &a)?;
+            let m = block.mlp_c_proj.forward_activated(&block.c_fc.forward(&h)?, self.activation)?;
+            let next_norm = self.blocks.get(i + 1).map_or(&self.ln_f, |next| &next.ln_1);
+            (x, h) = next_norm.forward_add(&x, &m)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(tokens.len());
+        }
+        Ok(h)
+    }
+}
+
+impl CausalLm for Gpt2 {
+    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        match cache {
+            None => self.forward(tokens, None),
+            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
+        }
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn spec(&self) -> Spec {
+        self.config.spec()
+    }
+}

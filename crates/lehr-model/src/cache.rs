@@ -1,0 +1,77 @@
+//! Keys and values of the tokens seen so far.
+
+use lehr_tensor::{Result, Tensor};
+
+use crate::Spec;
+
+/// The KV cache of a batch of sequences: per layer two tensors `[B, S, K, E]`, allocated once.
+///
+/// A model writes the keys and values of new tokens behind those of earlier ones and attends over
+/// all; the cache knows nothing of the architecture.
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+    capacity: usize,
+    len: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` positions of `batch` sequences.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn new(spec: &Spec, batch: usize, capacity: usize) -> Result<Self> {
+        let shape = [batch, capacity, spec.n_kv_heads, spec.head_dim];
+        let layer = |_| Ok((Tensor::zeros(shape)?, Tensor::zeros(shape)?));
+        let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self { layers, capacity, len: 0 })
+    }
+
+    /// Positions filled so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has been written yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Positions there is room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Forgets all positions from `len` on: the next tokens are written there.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's whole
+    /// tensors, of which `len() + T` positions are valid.
+    ///
+    /// # Panics
+    /// If there is no room: the model checks before the first layer.
+    pub(crate) fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let (k_all, v_all) = &mut self.layers[layer];
+        let (batch, t) = (k.shape()[0], k.shape()[1]);
+        let width = k.shape()[2] * k.shape()[3];
+        assert!(self.len + t <= self.capacity, "the cache has room for the new tokens");
+        for (all, new) in [(&mut *k_all, k), (&mut *v_all, v)] {
+            let all = all.data_mut();
+            for b in 0..batch {
+                let to = (b * self.capacity + self.len) * width;
+                let from = &new.data()[b * t * width..(b + 1) * t * width];
+                all[to..to + t * width].copy_from_slice(from);
+            }
+        }
+        (k_all.clone(), v_all.clone())
+    }
+
+    /// Counts `t` positions as filled, after all layers have written them.
+    pub(crate) fn advance(&mut self, t: usize) {
+        self.len += t;
+    }
+}

@@ -1,0 +1,87 @@
+//! What can go wrong with models and their files.
+
+use std::path::{Path, PathBuf};
+
+/// The result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error names the file or setting, what it found and what it expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The engine failed.
+    #[error(transparent)]
+    Tensor(#[from] lehr_tensor::Error),
+    /// A file could not be read or written.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("reading {}: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What can be done about it.
+        hint: Option<String>,
+    },
+    /// A setting of `config.json` or of a recipe's model has a value it cannot take.
+    #[error("model configuration: {key} is {found}, expected {expected}")]
+    Config {
+        /// The setting.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// The input does not fit the model.
+    #[error("{what} is {found}, but the model takes at most {limit}")]
+    TooLong {
+        /// What is too long.
+        what: &'static str,
+        /// Its size.
+        found: usize,
+        /// The model's limit.
+        limit: usize,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, if the error knows.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tensor(error) => error.hint(),
+            Self::Format { hint, .. } => hint.clone(),
+            Self::TooLong { .. } => {
+                Some("shorten the prompt, or use a model with a longer context".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source }
+    }
+
+    pub(crate) fn format(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Format { path: path.to_owned(), reason: reason.into(), hint: None }
+    }
+
+    pub(crate) fn config(
+        key: &str,
+        found: impl std::fmt::Display,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Config { key: key.to_owned(), found: found.to_string(), expected: expected.into() }
+    }
+}

@@ -1,0 +1,57 @@
+//! Reading and writing whole files with errors that name them.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// If it is missing or no JSON.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
+    serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not JSON: {e}")))
+}
+
+/// Writes a JSON file, readable by people.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_file(path, format!("{value:#}\n").as_bytes())
+}
+
+/// Writes a file beside its place, syncs it and renames it: at any moment the old or the new
+/// contents are there whole.
+///
+/// # Errors
+/// If it cannot be written; the old file is then untouched.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_parts(path, std::iter::once(bytes))
+}
+
+/// [`write_file`] for contents in pieces.
+///
+/// # Errors
+/// If it cannot be written; the old file is then untouched.
+pub fn write_parts<'a>(path: &Path, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    let beside = path.with_file_name(name);
+    let write = || {
+        let mut file = File::create(&beside)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    write().map_err(|source| {
+        let _ = std::fs::remove_file(&beside);
+        Error::io("writing", path)(source)
+    })
+}

@@ -1,0 +1,53 @@
+//! Writing safetensors without a second copy of the weights.
+
+use lehr_tensor::{ParamStore, Tensor};
+use serde_json::{Map, Value, json};
+
+/// A safetensors file about to be written: the header, and the tensors it describes, in order.
+///
+/// The format is 8 bytes with the length of the header, the header in JSON, the numbers in
+/// little-endian order: <https://github.com/huggingface/safetensors>.
+pub struct TensorFile {
+    header: Vec<u8>,
+    tensors: Vec<Tensor>,
+}
+
+impl TensorFile {
+    /// Describes named float tensors; `metadata` is text for the reader.
+    #[must_use]
+    pub fn new(tensors: Vec<(String, Tensor)>, metadata: &[(&str, &str)]) -> Self {
+        let mut entries = Map::new();
+        let text: Map<_, _> =
+            metadata.iter().map(|(k, v)| ((*k).to_owned(), Value::from(*v))).collect();
+        entries.insert("__metadata__".to_owned(), text.into());
+        let mut offset = 0;
+        for (name, tensor) in &tensors {
+            let end = offset + 4 * tensor.shape().n_elements();
+            let entry = json!({
+                "dtype": "F32", "shape": tensor.shape().to_vec(), "data_offsets": [offset, end],
+            });
+            entries.insert(name.clone(), entry);
+            offset = end;
+        }
+        let mut text = Value::from(entries).to_string().into_bytes();
+        // The numbers begin at a multiple of 8, so that a reader can map them as they are.
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let mut header = (text.len() as u64).to_le_bytes().to_vec();
+        header.extend(text);
+        Self { header, tensors: tensors.into_iter().map(|(_, t)| t).collect() }
+    }
+
+    /// Describes all parameters of a store under their names.
+    #[must_use]
+    pub fn of_params(params: &ParamStore) -> Self {
+        let named = |p: &lehr_tensor::Param| (p.name().to_owned(), p.tensor().detach());
+        Self::new(params.params().iter().map(named).collect(), &[("format", "pt")])
+    }
+
+    /// The bytes of the file, piece by piece.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        const { assert!(cfg!(target_endian = "little"), "safetensors hold little-endian numbers") };
+        let numbers = self.tensors.iter().map(|t| bytemuck::cast_slice(t.data()));
+        std::iter::once(self.header.as_slice()).chain(numbers)
+    }
+}

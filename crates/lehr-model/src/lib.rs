@@ -1,0 +1,21 @@
+//! Language models: layers, one file of wiring per architecture, and checkpoint files.
+//!
+//! Layers ([`nn`]) are shared; the wiring of a block is written out in the file of its family
+//! ([`arch`]), which also reads the family's `config.json`. Parameter names are those of the
+//! published checkpoints, so that loading is looking up a name.
+//!
+//! Shapes follow the legend of `lehr_tensor`.
+
+pub mod arch;
+mod cache;
+mod classifier;
+mod error;
+pub mod io;
+mod model;
+pub mod nn;
+
+pub use arch::{CausalLm, Config, Gpt2Config, LlamaConfig, RopeScaling, Spec, Tokens};
+pub use cache::KvCache;
+pub use classifier::Classifier;
+pub use error::{Error, Result};
+pub use model::Model;

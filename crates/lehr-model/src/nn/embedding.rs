@@ -1,0 +1,32 @@
+//! The lookup table of tokens or positions.
+
+use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor};
+
+/// A table `[V, D]` of which rows are picked.
+pub struct Embedding {
+    weight: Param,
+}
+
+impl Embedding {
+    /// A table of `rows` rows; it starts normal with `std`.
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub fn build(p: &mut ParamBuilder<'_>, rows: usize, width: usize, std: f32) -> Result<Self> {
+        Ok(Self { weight: p.param("weight", [rows, width], Init::Normal(std))? })
+    }
+
+    /// The table, for a head tied to it.
+    #[must_use]
+    pub fn weight(&self) -> Param {
+        self.weight.clone()
+    }
+
+    /// `ids [..]` to `[.., D]`.
+    ///
+    /// # Errors
+    /// If an id is outside of the table.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        self.weight.tensor().embedding(ids)
+    }
+}

@@ -1,0 +1,9 @@
+//! Layers shared by the architectures: one struct, its builder, its forward.
+
+mod embedding;
+mod linear;
+mod norm;
+
+pub use embedding::Embedding;
+pub use linear::Linear;
+pub use norm::{LayerNorm, RmsNorm};

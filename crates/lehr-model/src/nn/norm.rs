@@ -1,0 +1,70 @@
+//! Normalisation layers, alone and fused with the residual addition before them.
+
+use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor};
+
+/// Root-mean-square normalisation with a learned scale.
+pub struct RmsNorm {
+    weight: Param,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// A norm over `width` numbers; the scale starts at 1.
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub fn build(p: &mut ParamBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
+        Ok(Self { weight: p.param("weight", [width], Init::Constant(1.0))?, eps })
+    }
+
+    /// Normalises each row of `x [.., D]`.
+    ///
+    /// # Errors
+    /// If the width does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.rms_norm(&self.weight.tensor(), self.eps, 0.0)
+    }
+
+    /// `(x + delta, norm(x + delta))` in one pass.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_add(&self, x: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+        x.add_rms_norm(delta, &self.weight.tensor(), self.eps, 0.0)
+    }
+}
+
+/// Layer normalisation with a learned scale and shift.
+pub struct LayerNorm {
+    weight: Param,
+    bias: Param,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// A norm over `width` numbers; the scale starts at 1, the shift at 0.
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub fn build(p: &mut ParamBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
+        let weight = p.param("weight", [width], Init::Constant(1.0))?;
+        Ok(Self { weight, bias: p.param("bias", [width], Init::Constant(0.0))?, eps })
+    }
+
+    /// Normalises each row of `x [.., D]`.
+    ///
+    /// # Errors
+    /// If the width does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.layer_norm(&self.weight.tensor(), Some(&self.bias.tensor()), self.eps)
+    }
+
+    /// `(x + delta, norm(x + delta))` in one pass.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_add(&self, x: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (weight, bias) = (self.weight.tensor(), self.bias.tensor());
+        x.add_layer_norm(delta, &weight, Some(&bias), self.eps)
+    }
+}

@@ -1,0 +1,162 @@
+//! Every family against its reference implementation: logits, loss, every gradient.
+//!
+//! `tests/golden/<case>` holds tiny models with random weights and what Hugging Face transformers
+//! computed with them; `tools/golden/models.py` makes them.
+
+use std::path::{Path, PathBuf};
+
+use lehr_model::io::Checkpoint;
+use lehr_model::{Config, KvCache, Model, Tokens};
+use lehr_tensor::{Tensor, no_grad};
+
+fn golden_dirs() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut dirs: Vec<_> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
+    dirs.sort();
+    assert!(dirs.len() >= 3, "goldens are missing");
+    dirs
+}
+
+fn golden(dir: &Path) -> (Model, Checkpoint, Tokens) {
+    let golden = Checkpoint::open(&dir.join("golden.safetensors")).unwrap();
+    let ids = golden.ids("input_ids").unwrap();
+    let tokens = Tokens::new(ids.ids(), ids.shape()[0], 0).unwrap();
+    (Model::load(dir).unwrap(), golden, tokens)
+}
+
+fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |m, (a, b)| f32::max(m, (a - b).abs()))
+}
+
+/// Labels shifted by one: position t predicts label t + 1.
+fn targets(labels: &Tensor) -> Tensor {
+    let t = labels.shape()[1];
+    let shift = |row: &[i32]| row[1..].iter().copied().chain([-100]).collect::<Vec<_>>();
+    let shifted: Vec<i32> = labels.ids().chunks(t).flat_map(shift).collect();
+    Tensor::from_ids(&shifted, labels.shape()).unwrap()
+}
+
+#[test]
+fn logits_match_the_reference() {
+    for dir in golden_dirs() {
+        let (model, golden, tokens) = golden(&dir);
+        let logits = no_grad(|| model.logits(&model.hidden(&tokens).unwrap()).unwrap());
+        let want = golden.tensor("logits", logits.shape()).unwrap();
+        let error = max_abs_difference(logits.data(), want.data());
+        assert!(error <= 2e-5, "{}: logits are off by {error}", dir.display());
+    }
+}
+
+#[test]
+fn loss_and_every_gradient_match_the_reference() {
+    for dir in golden_dirs() {
+        let (model, golden, tokens) = golden(&dir);
+        let targets = targets(&golden.ids("labels").unwrap());
+        let n_labels = targets.ids().iter().filter(|l| **l >= 0).count();
+        let loss = model.loss(&tokens, &targets, n_labels as f32).unwrap();
+        let want = golden.tensor("loss", [].into()).unwrap().item().unwrap();
+        let error = (loss.item().unwrap() - want).abs() / want;
+        assert!(error <= 1e-6, "{}: the loss is off by {error}", dir.display());
+        loss.backward().unwrap();
+        let names: Vec<_> = golden.names().filter_map(|n| n.strip_prefix("grad.")).collect();
+        assert!(names.len() > 10, "{}", dir.display());
+        for name in names {
+            let param = model.params().get(name).unwrap_or_else(|| panic!("no parameter {name}"));
+            let grad = param.grad().unwrap_or_else(|| panic!("no gradient for {name}"));
+            let want = golden.tensor(&format!("grad.{name}"), grad.shape()).unwrap();
+            let square = |x: f32| f64::from(x).powi(2);
+            let difference: f64 =
+                grad.data().iter().zip(want.data()).map(|(a, b)| square(a - b)).sum();
+            let norm: f64 = want.data().iter().map(|x| square(*x)).sum();
+            let error = (difference / norm).sqrt();
+            assert!(error <= 1e-4, "{}: {name} is off by {error:.1e}", dir.display());
+        }
+    }
+}
+
+#[test]
+fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
+    for dir in golden_dirs() {
+        let (model, golden, _) = golden(&dir);
+        let want = golden.ids("greedy").unwrap();
+        let (prompt, expected) = want.ids().split_at(10);
+        let mut cache = KvCache::new(&model.spec(), 1, want.ids().len()).unwrap();
+        let mut next = Tokens::new(prompt, 1, 0).unwrap();
+        for (i, expected) in expected.iter().enumerate() {
+            let logits = model.next_logits(&next, &mut cache).unwrap();
+            let full = no_grad(|| {
+                let all = Tokens::new(&want.ids()[..10 + i], 1, 0).unwrap();
+                model.logits(&model.hidden(&all).unwrap()).unwrap()
+            });
+            let last = &full.data()[full.data().len() - logits.data().len()..];
+            let error = max_abs_difference(logits.data(), last);
+            assert!(error <= 2e-5, "{}: cached is off full by {error}", dir.display());
+            let by_value = |a: &usize, b: &usize| logits.data()[*a].total_cmp(&logits.data()[*b]);
+            let best = (0..logits.data().len()).max_by(by_value).unwrap() as i32;
+            assert_eq!(best, *expected, "{} at token {i}", dir.display());
+            next = Tokens::new(&[best], 1, 10 + i).unwrap();
+        }
+    }
+}
+
+#[test]
+fn packed_sequences_equal_separate_ones() {
+    for dir in golden_dirs() {
+        let (model, golden, _) = golden(&dir);
+        let ids = golden.ids("input_ids").unwrap();
+        let (a, b) = (&ids.ids()[..9], &ids.ids()[9..24]);
+        let positions: Vec<i32> = (0..9).chain(0..15).collect();
+        let starts: Vec<i32> = [0; 9].into_iter().chain([9; 15]).collect();
+        let packed = Tokens::packed(&ids.ids()[..24], &positions, &starts, (1, 24)).unwrap();
+        let hidden = |tokens: &Tokens| no_grad(|| model.hidden(tokens).unwrap().to_vec());
+        let mut separate = hidden(&Tokens::new(a, 1, 0).unwrap());
+        separate.extend(hidden(&Tokens::new(b, 1, 0).unwrap()));
+        let error = max_abs_difference(&hidden(&packed), &separate);
+        assert!(error <= 1e-5, "{}: packed is off by {error}", dir.display());
+    }
+}
+
+#[test]
+fn a_saved_model_loads_to_the_same_bits() {
+    let scratch = tempfile::tempdir().unwrap();
+    for dir in golden_dirs() {
+        let model = Model::load(&dir).unwrap();
+        let copy_dir = scratch.path().join(dir.file_name().unwrap());
+        model.save(&copy_dir).unwrap();
+        let copy = Model::load(&copy_dir).unwrap();
+        assert_eq!(copy.config(), model.config());
+        for (a, b) in model.params().params().iter().zip(copy.params().params()) {
+            assert_eq!((a.name(), a.tensor().to_vec()), (b.name(), b.tensor().to_vec()));
+        }
+    }
+}
+
+#[test]
+fn damaged_folders_give_errors_that_name_the_fault() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    let says = |text: &str| {
+        let error = Model::load(dir).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains(text), "{error:?} does not say {text:?}");
+    };
+    says("config.json");
+    let mut config = Model::load(&golden_dirs()[1]).unwrap().config().to_json();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    says("found neither model.safetensors");
+    let whole = std::fs::read(golden_dirs()[1].join("model.safetensors")).unwrap();
+    std::fs::write(dir.join("model.safetensors"), &whole[..whole.len() / 2]).unwrap();
+    says("not a whole safetensors file");
+    std::fs::write(dir.join("model.safetensors"), &whole).unwrap();
+    assert!(Model::load(dir).is_ok());
+    config["intermediate_size"] = 96.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    says("gate_proj.weight");
+    config["num_key_value_heads"] = 3.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    says("num_key_value_heads is 3");
+    config["model_type"] = "unheard_of".into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    assert!(Config::from_json(&config).unwrap_err().to_string().contains("unheard_of"));
+    says("one of gpt2, llama");
+}

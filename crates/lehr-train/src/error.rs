@@ -1,0 +1,115 @@
+//! What can go wrong in training.
+
+use std::path::{Path, PathBuf};
+
+/// The result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error names what was being done, what was found and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The engine failed.
+    #[error(transparent)]
+    Tensor(#[from] lehr_tensor::Error),
+    /// A model or its files failed.
+    #[error(transparent)]
+    Model(#[from] lehr_model::Error),
+    /// The data failed.
+    #[error(transparent)]
+    Data(#[from] lehr_data::Error),
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] lehr_tokenizer::Error),
+    /// Opening or sampling a model failed.
+    #[error(transparent)]
+    Infer(#[from] lehr_infer::Error),
+    /// A file could not be read or written.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A recipe is no recipe.
+    #[error("reading the recipe {origin}: {reason}")]
+    Recipe {
+        /// The file, or how the recipe came about.
+        origin: String,
+        /// What is wrong.
+        reason: String,
+        /// What can be done about it.
+        hint: Option<String>,
+    },
+    /// A setting of a recipe is impossible.
+    #[error("recipe: {faults}")]
+    Setting {
+        /// All faults, one per line.
+        faults: String,
+    },
+    /// A run directory is in use by another recipe.
+    #[error("the run directory {} holds a run of another recipe", path.display())]
+    OtherRun {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A checkpoint is damaged.
+    #[error("reading the checkpoint {}: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Loss or gradient is not a number any more.
+    #[error("step {step}: {what} is {value}; the optimiser was not run")]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// `loss`, or the name of the parameter.
+        what: String,
+        /// What was found.
+        value: f64,
+        /// Where the state before the step was saved.
+        debug: Option<PathBuf>,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, if the error knows.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tensor(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Tokenizer(error) => error.hint(),
+            Self::Infer(error) => error.hint(),
+            Self::Recipe { hint, .. } => hint.clone(),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Some(
+                "free some space; what was saved before is whole, and the same command continues \
+                 from it"
+                    .to_owned(),
+            ),
+            Self::OtherRun { .. } => Some(
+                "choose another directory with --out, or remove this one; to continue the run that \
+                 is there: --resume"
+                    .to_owned(),
+            ),
+            Self::NotFinite { debug, .. } => {
+                let saved = debug.as_ref().map(|d| format!("; the state is in {}", d.display()));
+                let advice = "lower optimizer.lr, lengthen schedule.warmup_steps or clip harder";
+                Some(format!("{advice}{}", saved.unwrap_or_default()))
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source }
+    }
+}

@@ -1,0 +1,245 @@
+//! Recipes fitted to data and machine, for runs without a recipe file.
+
+use std::path::Path;
+use std::time::Instant;
+
+use lehr_data::{DatasetKind, LabelledFields, ReadOptions, read_conversations, read_documents,
+    read_labelled};
+use lehr_infer::Loaded;
+use lehr_tensor::gemm::{Matrix, gemm};
+
+use crate::recipe::{
+    CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
+    RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
+};
+use crate::{Recipe, Result};
+
+/// What a fitted run may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Seconds of training.
+    pub seconds: f64,
+    /// GFLOP/s of matrix products on this machine ([`machine_gflops`]).
+    pub gflops: f64,
+}
+
+/// A recipe and why it is as it is.
+pub struct Fitted {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// One sentence per choice.
+    pub reasons: Vec<String>,
+}
+
+/// Share of the machine's matrix-product speed a training step reaches, by experience: what is
+/// planned with, not what is reported.
+const EFFICIENCY: f64 = 0.6;
+
+/// Measures GFLOP/s of an f32 matrix product of training's shape, in about a tenth of a second.
+#[must_use]
+pub fn machine_gflops() -> f64 {
+    let (m, n, k) = (1024, 1024, 512);
+    let (a, b, mut c) = (vec![0.5f32; m * k], vec![0.5f32; n * k], vec![0.0f32; m * n]);
+    let mut best = f64::MAX;
+    for _ in 0..8 {
+        let start = Instant::now();
+        let (a, b) = (Matrix::rows(&a, k), Matrix::transposed(&b, k));
+        if gemm((m, n, k), a, b, &mut c, n, false, None).is_err() {
+            return 1.0;
+        }
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    2.0 * (m * n * k) as f64 / best / 1e9
+}
+
+/// Sizes of the ladder of Llama-type models: blocks, width, heads, key-value heads, MLP.
+const LADDER: [(usize, usize, usize, usize, usize); 8] = [
+    (2, 64, 2, 1, 192),
+    (3, 128, 4, 2, 384),
+    (4, 192, 6, 2, 512),
+    (4, 256, 4, 2, 704),
+    (6, 320, 5, 5, 896),
+    (6, 384, 6, 2, 1024),
+    (8, 512, 8, 4, 1408),
+    (12, 768, 12, 4, 2048),
+];
+
+/// Weights in the matrix products of a ladder model.
+fn matmul_weights(size: (usize, usize, usize, usize, usize), vocab_size: usize) -> f64 {
+    let (layers, d, heads, kv_heads, mlp) = size;
+    let kv = d / heads * kv_heads;
+    (layers * (2 * d * d + 2 * d * kv + 3 * d * mlp) + vocab_size * d) as f64
+}
+
+/// A recipe for pre-training on `data` within `budget`.
+///
+/// The vocabulary grows with the text; the model is the largest of a ladder that still sees about
+/// ten tokens per weight within the budget and reads the text at most eight times.
+///
+/// # Errors
+/// If the data cannot be read.
+pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Result<Fitted> {
+    let documents = read_documents(data, &ReadOptions::default())?;
+    let bytes: usize = documents.iter().map(|d| d.text.len()).sum();
+    let vocab_size = [(64_000_000, 16_384), (8_000_000, 8192), (1_500_000, 4096), (300_000, 2048)]
+        .iter()
+        .find(|(least, _)| bytes >= *least)
+        .map_or(512, |(_, size)| *size);
+    let bytes_per_token = 1.3 + (vocab_size as f64 / 512.0).log2() * 0.45;
+    let text_tokens = bytes as f64 / bytes_per_token;
+    let flops = budget.seconds * budget.gflops * 1e9 * EFFICIENCY;
+    let tokens_for = |size| (flops / (6.0 * matmul_weights(size, vocab_size))).min(8.0 * text_tokens);
+    let fits = |size: &&(usize, usize, usize, usize, usize)| {
+        tokens_for(**size) >= 10.0 * matmul_weights(**size, vocab_size)
+    };
+    let size = *LADDER.iter().rev().find(fits).unwrap_or(&LADDER[0]);
+    let (n_layers, hidden_size, n_heads, n_kv_heads, mlp_size) = size;
+    let weights = matmul_weights(size, vocab_size);
+    let tokens = tokens_for(size);
+    let len = if text_tokens > 200_000.0 { 256 } else { 128 };
+    let rows = if tokens > 2e7 { 32 } else { 16 };
+    let steps = ((tokens / (rows * len) as f64) as u64).max(20);
+    let lr = (0.6 / (hidden_size as f64).powf(0.95)).min(3e-3) as f32;
+    let reasons = vec![
+        format!(
+            "{:.2} MB of text: {vocab_size} ids, about {:.2} M tokens",
+            bytes as f64 / 1e6,
+            text_tokens / 1e6
+        ),
+        format!(
+            "{:.0} s at {:.0} GFLOP/s of matrix products: {n_layers} blocks of width {hidden_size} \
+             ({:.2} M weights), {:.2} M tokens ({:.1} times the text)",
+            budget.seconds,
+            budget.gflops,
+            weights / 1e6,
+            (steps as usize * rows * len) as f64 / 1e6,
+            (steps as usize * rows * len) as f64 / text_tokens
+        ),
+    ];
+    let every = (steps / 10).max(1);
+    let recipe = Recipe {
+        run: RunConfig { dir: out.display().to_string(), seed },
+        data: data_config(data, 0.05),
+        tokenizer: TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() },
+        model: ModelConfig::Llama {
+            n_layers,
+            hidden_size,
+            n_heads,
+            n_kv_heads,
+            mlp_size,
+            context: 2 * len,
+            tie_embeddings: true,
+            init_std: 0.02,
+        },
+        objective: ObjectiveKind::NextToken,
+        optimizer: adamw(lr, 0.1),
+        schedule: ScheduleConfig::Cosine { warmup_steps: (steps / 20).max(1), min_ratio: 0.05 },
+        train: TrainConfig { steps, rows, len, accumulation: 1 },
+        eval: EvalConfig { every_steps: every, batches_max: 64 },
+        sample: SampleConfig {
+            every_steps: every,
+            prompts: vec![first_words(&documents[0].text)],
+            max_tokens: 64,
+            temperature: 0.8,
+        },
+        checkpoint: CheckpointConfig { every_steps: every, keep: 2 },
+    };
+    recipe.validate()?;
+    Ok(Fitted { recipe, reasons })
+}
+
+/// A recipe for fine-tuning the model in `model` on `data`: conversations or labelled texts.
+///
+/// # Errors
+/// If data or model cannot be read.
+pub fn fit_finetune(
+    model: &Path,
+    data: &Path,
+    kind: DatasetKind,
+    out: &Path,
+    seed: u64,
+) -> Result<Fitted> {
+    let loaded = Loaded::open(model)?;
+    let spec = loaded.model.spec();
+    let (objective, texts, prompts) = match kind {
+        DatasetKind::Labelled => {
+            let all = read_labelled(data, &LabelledFields::default())?;
+            let texts: Vec<_> = all.into_iter().map(|e| e.text).collect();
+            (ObjectiveKind::Classify, texts, Vec::new())
+        }
+        DatasetKind::Chat => {
+            let all = read_conversations(data)?;
+            let prompts = vec![all[0].messages[0].content.clone()];
+            let whole = |c: lehr_data::Conversation| {
+                c.messages.into_iter().map(|m| m.content).collect::<Vec<_>>().join("\n")
+            };
+            (ObjectiveKind::Chat, all.into_iter().map(whole).collect(), prompts)
+        }
+        DatasetKind::Text => {
+            let all = read_documents(data, &ReadOptions::default())?;
+            let prompts = vec![first_words(&all[0].text)];
+            let texts = all.into_iter().map(|d| d.text).collect();
+            (ObjectiveKind::NextToken, texts, prompts)
+        }
+    };
+    let refs: Vec<_> = texts.iter().map(String::as_str).collect();
+    let mut lengths: Vec<usize> =
+        loaded.tokenizer.encode_batch(&refs)?.iter().map(|ids| ids.len() + 4).collect();
+    lengths.sort_unstable();
+    let n_tokens: usize = lengths.iter().sum();
+    // Rows hold nearly all examples whole.
+    let long = lengths[(lengths.len() - 1) * 98 / 100];
+    let len = long.next_power_of_two().clamp(64, 512).min(spec.max_positions);
+    let epochs = if n_tokens < 2_000_000 { 4 } else { 2 };
+    // Small sets take small batches, so that there are enough steps to learn from.
+    let per_step = (n_tokens / 100).clamp(512, 8192);
+    let rows = (per_step / len).max(1);
+    let steps = ((n_tokens * epochs).div_ceil(rows * len) as u64).max(10);
+    let reasons = vec![format!(
+        "{} examples of {} tokens: rows of {len}, {epochs} passes, {steps} steps",
+        lengths.len(),
+        n_tokens
+    )];
+    let every = (steps / 4).max(1);
+    let recipe = Recipe {
+        run: RunConfig { dir: out.display().to_string(), seed },
+        data: data_config(data, 0.1),
+        tokenizer: TokenizerConfig::Model,
+        model: ModelConfig::Load { path: model.display().to_string() },
+        objective,
+        optimizer: adamw((0.12 / spec.hidden_size as f64).min(5e-4) as f32, 0.01),
+        schedule: ScheduleConfig::Cosine { warmup_steps: (steps / 10).max(1), min_ratio: 0.0 },
+        train: TrainConfig { steps, rows, len, accumulation: 1 },
+        eval: EvalConfig { every_steps: every, batches_max: 0 },
+        sample: SampleConfig { every_steps: every, prompts, max_tokens: 48, temperature: 0.7 },
+        checkpoint: CheckpointConfig { every_steps: every, keep: 2 },
+    };
+    recipe.validate()?;
+    Ok(Fitted { recipe, reasons })
+}
+
+fn data_config(path: &Path, validation_fraction: f64) -> DataConfig {
+    DataConfig {
+        path: path.display().to_string(),
+        validation_path: String::new(),
+        validation_fraction,
+        document_bytes: 2048,
+        text_field: "text".into(),
+        label_field: "label".into(),
+    }
+}
+
+fn adamw(lr: f32, weight_decay: f32) -> OptimizerConfig {
+    OptimizerConfig::Adamw { lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay, clip_norm: 1.0 }
+}
+
+/// The first few words of a text, as a prompt.
+fn first_words(text: &str) -> String {
+    let mut prompt: String = text.trim_start().lines().next().unwrap_or("").chars().take(24).collect();
+    if prompt.chars().count() == 24
+        && let Some(end) = prompt.rfind(' ')
+    {
+        prompt.truncate(end);
+    }
+    prompt
+}

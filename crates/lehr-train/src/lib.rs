@@ -1,0 +1,38 @@
+//! Training: a recipe, one visible loop ([`run`]), objectives, optimisers and checkpoints.
+//!
+//! ```text
+//! Recipe -> prepare (tokenizer, data, model) -> Task -> run -> run directory
+//! ```
+//!
+//! The loss is normalised by the number of labelled tokens of the whole step, so gradients depend
+//! neither on the micro-batch nor on accumulation nor on packing. A run is a pure function of its
+//! recipe: a resumed run computes the bits of the undisturbed one.
+
+pub mod checkpoint;
+mod error;
+mod fit;
+mod metrics;
+mod objective;
+mod observe;
+mod optim;
+mod prepare;
+pub mod recipe;
+mod report;
+mod rundir;
+mod run;
+mod schedule;
+mod state;
+
+pub use error::{Error, Result};
+pub use fit::{Budget, Fitted, fit_finetune, fit_pretrain, machine_gflops};
+pub use metrics::{Metrics, read_metrics};
+pub use objective::{Classify, Evaluation, LanguageModel, Objective, evaluate};
+pub use observe::{Event, Observer, Quiet};
+pub use optim::{AdamW, Optimizer};
+pub use prepare::{Notes, Task, prepare};
+pub use recipe::Recipe;
+pub use report::write_report;
+pub use run::{Outcome, run};
+pub use rundir::RunDir;
+pub use schedule::learning_rate;
+pub use state::TrainState;

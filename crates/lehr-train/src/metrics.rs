@@ -1,0 +1,68 @@
+//! The numbers of a step, one line of JSON each.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Evaluation, Result};
+
+/// What is known of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Steps made, this one included.
+    pub step: u64,
+    /// Mean loss per labelled token (or text), in nats.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f32,
+    /// Tokens through the model per second, in this step.
+    pub tokens_per_s: f64,
+    /// Floating-point operations per second, by the model's formula.
+    pub gflops: f64,
+    /// Tokens through the model so far.
+    pub tokens_seen: u64,
+    /// Seconds spent so far.
+    pub elapsed_s: f64,
+    /// What held-out data said after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<Evaluation>,
+}
+
+/// Appends one line to the metrics file.
+pub(crate) fn append(path: &Path, line: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(line).expect("metrics are numbers and text") + "\n";
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(Error::io("opening", path))?;
+    file.write_all(text.as_bytes()).map_err(Error::io("writing", path))
+}
+
+/// Removes the lines beyond `step`, which a resumed run will write again, and a line a crash cut.
+pub(crate) fn truncate(path: &Path, step: u64) -> Result<()> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("reading", path)(e)),
+    };
+    let keep = |line: &&str| {
+        let json = serde_json::from_str::<serde_json::Value>(line).ok();
+        json.and_then(|json| json.get("step")?.as_u64()).is_some_and(|s| s <= step)
+    };
+    let kept: String = text.lines().filter(keep).flat_map(|line| [line, "\n"]).collect();
+    Ok(lehr_model::io::write_file(path, kept.as_bytes())?)
+}
+
+/// Reads a metrics file; a line a crash cut is left out.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read_metrics(path: &Path) -> Result<Vec<Metrics>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}

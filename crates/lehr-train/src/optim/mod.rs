@@ -1,0 +1,41 @@
+//! Optimisers: state and rule. Their kernels are in the engine.
+
+mod adamw;
+
+pub use adamw::AdamW;
+use lehr_tensor::{ParamStore, Tensor};
+
+use crate::Result;
+use crate::recipe::OptimizerConfig;
+
+/// Changes the parameters of a store by their gradients.
+pub trait Optimizer: Send {
+    /// One update with learning rate `lr`; gradients are multiplied by `grad_scale` first.
+    ///
+    /// # Errors
+    /// If a parameter is still in use by a graph.
+    fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()>;
+
+    /// The state as named tensors, for a checkpoint.
+    fn state(&self) -> Vec<(String, Tensor)>;
+
+    /// Takes the state back; `step` is the number of updates made so far.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    fn restore(
+        &mut self,
+        step: u64,
+        load: &dyn Fn(&str, lehr_tensor::Shape) -> Result<Tensor>,
+    ) -> Result<()>;
+}
+
+/// The optimiser of a recipe for the parameters of `params`.
+///
+/// # Errors
+/// If there is no memory for its state.
+pub(crate) fn build(config: &OptimizerConfig, params: &ParamStore) -> Result<Box<dyn Optimizer>> {
+    Ok(match config {
+        OptimizerConfig::Adamw { .. } => Box::new(AdamW::new(config, params)?),
+    })
+}

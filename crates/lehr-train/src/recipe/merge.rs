@@ -1,0 +1,59 @@
+//! Overrides from the command line, and advice for misspelt keys.
+
+use toml::{Table, Value};
+
+/// Applies one `section.key=value`. The value is TOML; what is not is taken as text.
+pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
+    let Some((path, value)) = item.split_once('=') else {
+        return Err(format!("found `--set {item}`, expected key=value"));
+    };
+    let (path, value) = (path.trim(), value.trim());
+    let parsed = toml::from_str::<Table>(&format!("value = {value}"));
+    let value = match parsed.ok().and_then(|mut t| t.remove("value")) {
+        Some(value) => value,
+        None => Value::String(value.to_owned()),
+    };
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().filter(|k| !k.is_empty());
+    let Some(last) = last else { return Err(format!("found `--set {item}` without a key")) };
+    let mut at = table;
+    for key in keys {
+        let next = at.entry(key).or_insert_with(|| Value::Table(Table::new()));
+        at = match next {
+            Value::Table(table) => table,
+            _ => return Err(format!("`{key}` in `--set {item}` is a value, expected a section")),
+        };
+    }
+    // A whole number for a fractional setting is what a person types.
+    let value = match (at.get(last), value) {
+        (Some(Value::Float(_)), Value::Integer(i)) => Value::Float(i as f64),
+        (_, value) => value,
+    };
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// For "unknown field `x`, expected one of `a`, `b`": the nearest of those expected.
+pub(super) fn suggestion(message: &str) -> Option<String> {
+    let (unknown, expected) = message.strip_prefix("unknown field `")?.split_once('`')?;
+    let names = expected.split('`').skip(1).step_by(2);
+    let nearest = names.min_by_key(|name| distance(unknown, name))?;
+    let close = distance(unknown, nearest) <= unknown.len().max(nearest.len()) / 2;
+    close.then(|| format!("did you mean `{nearest}`?"))
+}
+
+/// Levenshtein's edit distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,114 @@
+//! Recipes: one strict TOML file that says all of a run.
+
+mod merge;
+mod parts;
+
+use std::path::{Path, PathBuf};
+
+pub use parts::{
+    CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
+    RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// All settings of a run. Nothing is left to a default in the code: a fitted or shipped recipe
+/// names every number, and the file saved with a run can be run again as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Where the run lives, and its seed.
+    pub run: RunConfig,
+    /// What is learnt from.
+    pub data: DataConfig,
+    /// How text becomes ids.
+    pub tokenizer: TokenizerConfig,
+    /// What is trained.
+    pub model: ModelConfig,
+    /// What is learnt.
+    pub objective: ObjectiveKind,
+    /// How weights change.
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate changes.
+    pub schedule: ScheduleConfig,
+    /// How long, and in which portions.
+    pub train: TrainConfig,
+    /// When held-out data is looked at.
+    pub eval: EvalConfig,
+    /// When text is generated.
+    pub sample: SampleConfig,
+    /// When the state is saved.
+    pub checkpoint: CheckpointConfig,
+}
+
+impl Recipe {
+    /// Reads a recipe file with `key=value` overrides applied.
+    ///
+    /// # Errors
+    /// If the file is missing, not TOML, has unknown or missing keys or impossible values.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("reading the recipe", path))?;
+        Self::parse(&text, &path.display().to_string(), overrides)
+    }
+
+    /// Reads a recipe from text; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
+        let fault = |reason: String, hint| Error::Recipe { origin: origin.to_owned(), reason, hint };
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|e| fault(e.to_string().trim_end().to_owned(), None))?;
+        for item in overrides {
+            merge::set(&mut table, item).map_err(|reason| {
+                fault(reason, Some("write --set section.key=value, as in --set optimizer.lr=3e-4".into()))
+            })?;
+        }
+        // Back to text, so that an error shows the line with the override in it.
+        let resolved = toml::to_string(&table).map_err(|e| fault(e.to_string(), None))?;
+        let source = if overrides.is_empty() { text } else { &resolved };
+        let recipe: Self = toml::from_str(source).map_err(|e| {
+            let hint = merge::suggestion(e.message());
+            fault(e.to_string().trim_end().to_owned(), hint)
+        })?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// The same recipe with overrides applied.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn with_overrides(&self, overrides: &[String]) -> Result<Self> {
+        Self::parse(&self.to_toml(), "(built in)", overrides)
+    }
+
+    /// The recipe as a TOML file.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe holds tables, numbers and text only")
+    }
+
+    /// The run directory.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        PathBuf::from(&self.run.dir)
+    }
+
+    /// Checks all settings; every fault is reported.
+    ///
+    /// # Errors
+    /// If there is a fault.
+    pub fn validate(&self) -> Result<()> {
+        let mut faults = Vec::new();
+        parts::validate(self, &mut faults);
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Setting { faults: faults.join("\n        ") })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,18 @@
+//! Where a run stands.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a resume needs besides weights and moments. Loaders, schedules and samples are pure
+/// functions of the step, so little is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainState {
+    /// Optimiser steps made.
+    pub step: u64,
+    /// Labelled tokens (or texts) learnt from.
+    pub targets_seen: u64,
+    /// Tokens that went through the model.
+    pub tokens_seen: u64,
+    /// Seconds spent, over all sessions.
+    pub elapsed_s: f64,
+}
