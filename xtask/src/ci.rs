@@ -1,0 +1,73 @@
+//! Everything a change must pass, in order.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::{Result, arrows, cargo, links, readme};
+
+/// The steps of cargo before our own checks.
+const STEPS: &[(&str, &[&str])] = &[
+    ("lock file", &["metadata", "--locked", "--format-version", "1", "--quiet"]),
+    ("form", &["fmt", "--all", "--check"]),
+    ("lints", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    ("tests", TEST),
+    ("documentation", &["doc", "--release", "--workspace", "--no-deps"]),
+];
+
+const TEST: &[&str] = &["test", "--release", "--workspace"];
+
+/// The command that runs all tests, as READMEs give it.
+#[must_use]
+pub fn test_command() -> String {
+    format!("cargo {}", TEST.join(" "))
+}
+
+/// Runs all steps, telling `begin` what each does; false at the first that fails.
+///
+/// # Errors
+/// If cargo does not start or a file cannot be read.
+pub fn run(root: &Path, mut begin: impl FnMut(&str)) -> Result<bool> {
+    for (name, arguments) in STEPS {
+        begin(&format!("{name}: cargo {}", arguments.join(" ")));
+        let mut command = cargo(root, arguments);
+        match arguments[0] {
+            "metadata" => command.stdout(Stdio::null()),
+            "doc" => command.env("RUSTDOCFLAGS", "-D warnings"),
+            _ => &mut command,
+        };
+        if !command.status()?.success() {
+            begin(&format!("{name} failed"));
+            return Ok(false);
+        }
+    }
+    begin("crate dependencies, paths and commands in Markdown");
+    let mut problems = arrows::problems(root)?;
+    problems.extend(links::problems(root)?);
+    problems.extend(readme::problems(root, &build_lehr(root, true)?)?);
+    for problem in &problems {
+        begin(problem);
+    }
+    begin(if problems.is_empty() { "all passed" } else { "failed" });
+    Ok(problems.is_empty())
+}
+
+/// Builds the program `lehr` and returns its path. The whole workspace is selected, because cargo then
+/// chooses the same features as for the tests and has little to build anew.
+///
+/// # Errors
+/// If it does not build.
+pub fn build_lehr(root: &Path, release: bool) -> Result<PathBuf> {
+    let mut command = cargo(root, &["build", "--workspace", "--bin", "lehr"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    command.args(release.then_some("--release"));
+    let output = command.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err("`cargo build --bin lehr` failed".into());
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut programs = messages.filter_map(|m| m["executable"].as_str().map(PathBuf::from));
+    programs.next_back().ok_or_else(|| "`cargo build --bin lehr` built no program".into())
+}

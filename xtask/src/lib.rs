@@ -1,0 +1,41 @@
+//! The checks of the repository, as functions that return what is wrong.
+//!
+//! [`ci`] runs them all, with the compiler's own; the others are one file each. They are also run as
+//! tests (`xtask/tests`), so that `cargo test` finds what continuous integration would.
+
+pub mod arrows;
+pub mod ci;
+pub mod links;
+pub mod markdown;
+pub mod readme;
+
+use std::path::Path;
+use std::process::Command;
+
+/// Failures of the checks themselves: a file that cannot be read, a program that does not start.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// The root of the repository.
+///
+/// # Panics
+/// Never: the folder of this crate has a parent.
+#[must_use]
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the folder of xtask is in the repository")
+}
+
+/// The cargo that runs this program, in the folder `root`.
+fn cargo(root: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root);
+    // What cargo has set for this program is not meant for the packages it builds next.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}

@@ -1,0 +1,57 @@
+//! The command line of the checks.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command-line program")]
+
+use std::process::ExitCode;
+
+use xtask::{Result, arrows, ci, links, readme, root};
+
+const USAGE: &str = "\
+Checks of the repository.
+
+Usage: cargo xtask <COMMAND>
+
+Commands:
+  ci      everything a change must pass, in order
+  arrows  crates depend on one another only in the allowed direction
+  links   paths in Markdown files exist
+  readme  both READMEs start with the same commands, and `lehr` accepts every command in Markdown
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let command = match arguments.as_slice() {
+        [command] => command.as_str(),
+        _ => "",
+    };
+    let result = match command {
+        "ci" => ci::run(root(), |step| println!("==> {step}")),
+        "arrows" => arrows::problems(root()).map(|p| report(command, &p)),
+        "links" => links::problems(root()).map(|p| report(command, &p)),
+        "readme" => readme_problems().map(|p| report(command, &p)),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn readme_problems() -> Result<Vec<String>> {
+    let program = ci::build_lehr(root(), true)?;
+    readme::problems(root(), &program)
+}
+
+/// Prints the problems; true if there are none.
+fn report(check: &str, problems: &[String]) -> bool {
+    for problem in problems {
+        eprintln!("{check}: {problem}");
+    }
+    problems.is_empty()
+}
