@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 /// How many empty turns a worker spins before it sleeps, and a caller before it yields.
-const SPINS: u32 = 20_000;
+const SPINS: u32 = 2_000;
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 

@@ -3,7 +3,7 @@
 //! The list below declares the modules and yields the test cases: an op without cases does not
 //! compile as a test, and `completeness` fails for an op whose backward no case reaches.
 
-use crate::{Error, Result, Shape, Tensor};
+use crate::{Error, Result, Tensor};
 
 macro_rules! ops {
     ($($name:ident),* $(,)?) => {
@@ -19,7 +19,28 @@ macro_rules! ops {
     };
 }
 
-ops!(linear, rms_norm, thin);
+ops!(
+    act_linear,
+    activation,
+    add_norm,
+    attention,
+    cast,
+    concat,
+    dropout,
+    embedding,
+    gated,
+    gated_linear,
+    gather_rows,
+    layer_norm,
+    linear,
+    linear_cross_entropy,
+    rms_norm,
+    rope,
+    slice,
+    softcap,
+    softmax,
+    thin,
+);
 
 /// An error unless both shapes are the same.
 fn expect_same(op: &'static str, lhs: &Tensor, rhs: &Tensor) -> Result<()> {
@@ -53,11 +74,6 @@ fn expect_rank_min(op: &'static str, x: &Tensor, rank: usize) -> Result<()> {
 /// alone, because partial sums over rows are gathered per task.
 fn rows_per_task(d: usize) -> usize {
     ((1 << 14) / d.max(1)).clamp(1, 1 << 14)
-}
-
-/// The shape of `n` rows of width `d`.
-fn matrix(n: usize, d: usize) -> Shape {
-    Shape::from([n, d])
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::testing::{Case, relative_error};
+use crate::testing::{Case, hold_settings, relative_error};
 use crate::{available_isas, autograd, isa, set_isa, threads};
 
 fn doubles(values: &[f32]) -> impl Iterator<Item = f64> {
@@ -30,6 +30,7 @@ fn reference_matches_pytorch() {
 
 #[test]
 fn fast_matches_reference_and_pytorch_on_every_instruction_set() {
+    let _held = hold_settings();
     let before = isa();
     for which in available_isas() {
         set_isa(which).unwrap();
@@ -66,8 +67,8 @@ fn gradient_error(case: &Case) -> Vec<(f64, f64, f64)> {
             let numeric = case.numeric_grad(which, &cotangents);
             let want: Vec<_> = numeric.iter().map(|n| n.1).collect();
             let got = |factor: f64| {
-                let of = move |n: &(usize, f64)| f64::from(grads[which][n.0]) * factor;
-                relative_error(numeric.iter().map(of).collect::<Vec<_>>().into_iter(), &want)
+                let of = |n: &(usize, f64)| f64::from(grads[which][n.0]) * factor;
+                relative_error(numeric.iter().map(of), &want)
             };
             let largest = want.iter().fold(0.0f64, |m, w| m.max(w.abs()));
             (got(1.0), got(1.01), largest)
@@ -93,6 +94,7 @@ fn backward_matches_finite_differences_and_a_scaled_backward_does_not() {
 
 #[test]
 fn threads_and_repetition_change_no_bit() {
+    let _held = hold_settings();
     for case in super::all_cases() {
         let (outputs, _) = case.run(None);
         let cotangents = case.cotangents(&outputs);
@@ -138,4 +140,26 @@ fn every_op_has_a_case_with_a_gradient() {
     let visited = autograd::visited::stop();
     let missing: Vec<_> = declared.difference(&visited).collect();
     assert!(declared.len() >= 5 && missing.is_empty(), "no case reaches {missing:?}");
+}
+
+/// The second backward finds gradients in the leaves and must add to them.
+#[test]
+fn a_second_backward_doubles_the_gradients() {
+    for case in super::all_cases() {
+        let (outputs, _) = case.run(None);
+        let cotangents = case.cotangents(&outputs);
+        let (_, once) = case.run(Some(&cotangents));
+        let inputs: Vec<_> = case.inputs.iter().map(crate::Tensor::trainable).collect();
+        for _ in 0..2 {
+            for (y, c) in (case.pair.fast)(&inputs).unwrap().into_iter().zip(&cotangents) {
+                let c = crate::Tensor::from_slice(c, y.shape()).unwrap();
+                y.mul(&c).unwrap().sum().unwrap().backward().unwrap();
+            }
+        }
+        for (i, (x, once)) in inputs.iter().zip(&once).enumerate() {
+            let twice: Vec<_> = doubles(once).map(|g| 2.0 * g).collect();
+            let got = x.grad().map_or_else(|| vec![0.0; once.len()], |g| g.to_vec());
+            check(&case, &format!("doubled gradient {i}"), &got, &twice, case.tolerance.grad);
+        }
+    }
 }

@@ -89,12 +89,14 @@ pub fn gemm(
     }
     a.check("A", m, k);
     b.check("B", k, n);
-    let job = Job { m, n, k, a, b, c_stride, accumulate, bias };
+    // Read once: packing and tiles must agree on the width of a vector.
+    let isa = simd::isa();
+    let job = Job { isa, m, n, k, a, b, c_stride, accumulate, bias };
     if m <= vector::ROWS_MAX && a.col_stride == 1 {
         vector::multiply(&job, c);
         return Ok(());
     }
-    match simd::isa() {
+    match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => job.run::<simd::Avx512, 14, 2>(c),
         #[cfg(target_arch = "x86_64")]
@@ -107,6 +109,7 @@ pub fn gemm(
 
 /// One product, as its parts see it.
 struct Job<'a> {
+    isa: Isa,
     m: usize,
     n: usize,
     k: usize,
@@ -163,13 +166,13 @@ impl Job<'_> {
                 for panel in task * GROUP..n_a.min((task + 1) * GROUP) {
                     // SAFETY: panels do not overlap.
                     let dst = unsafe { a_dst.slice(panel * MR * A_PITCH, MR * A_PITCH) };
-                    simd::dispatch(pack::PackA { job: self, block, first: panel * MR, mr: MR, dst });
+                    simd::dispatch_on(self.isa, pack::PackA { job: self, block, first: panel * MR, mr: MR, dst });
                 }
             } else if let Some(b_dst) = b_dst {
                 for panel in task * GROUP..n_b.min((task + 1) * GROUP) {
                     // SAFETY: panels do not overlap.
                     let dst = unsafe { b_dst.slice(panel * nr * block.kc, nr * block.kc) };
-                    simd::dispatch(pack::PackB { job: self, block, first: panel * nr, nr, dst });
+                    simd::dispatch_on(self.isa, pack::PackB { job: self, block, first: panel * nr, nr, dst });
                 }
             }
         });
@@ -189,7 +192,7 @@ impl Job<'_> {
         let tasks_a = n_a.div_ceil(group_a);
         threads::run(tasks_a * n_b.div_ceil(group_b), |task| {
             let (ta, tb) = (task % tasks_a, task / tasks_a);
-            simd::dispatch(tile::Tiles::<MR, NV> {
+            simd::dispatch_on(self.isa, tile::Tiles::<MR, NV> {
                 job: self,
                 block,
                 a,

@@ -31,6 +31,7 @@ fn naive(
 
 #[test]
 fn products_of_all_layouts_and_odd_sizes_match_double_precision() {
+    let _held = crate::testing::hold_settings();
     let sizes = [1, 2, 3, 5, 7, 13, 14, 15, 16, 31, 33, 65];
     let before = isa();
     for which in available_isas() {
@@ -67,6 +68,7 @@ fn check((m, n, k): (usize, usize, usize), accumulate: bool) {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
+    let _held = crate::testing::hold_settings();
     let (m, n, k) = (200, 333, 700);
     let (a, b) = (random(m * k, 5), random(n * k, 6));
     let mut results = Vec::new();

@@ -3,7 +3,7 @@
 //! Such a product is bound by the bandwidth of memory: packing would read B twice.
 
 use super::Job;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
+use crate::cpu::simd::{Kernel, Simd, dispatch_on};
 use crate::cpu::threads::{self, SharedMut};
 
 /// The largest number of rows of A taken here.
@@ -20,9 +20,9 @@ pub(super) fn multiply(job: &Job<'_>, c: &mut [f32]) {
     threads::run(job.n.div_ceil(chunk), |task| {
         let columns = task * chunk..job.n.min((task + 1) * chunk);
         if job.b.row_stride == 1 {
-            dispatch(Dots { job, c, columns });
+            dispatch_on(job.isa, Dots { job, c, columns });
         } else {
-            dispatch(Sums { job, c, columns });
+            dispatch_on(job.isa, Sums { job, c, columns });
         }
     });
 }

@@ -52,12 +52,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_n(self, src: *const f32, n: usize) -> Self::V {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { _mm256_maskload_ps(src, mask(n)) }
+        unsafe { if n == 8 { _mm256_loadu_ps(src) } else { _mm256_maskload_ps(src, mask(n)) } }
     }
     #[inline(always)]
     unsafe fn store_n(self, dst: *mut f32, v: Self::V, n: usize) {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { _mm256_maskstore_ps(dst, mask(n), v) }
+        unsafe { if n == 8 { _mm256_storeu_ps(dst, v) } else { _mm256_maskstore_ps(dst, mask(n), v) } }
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {

@@ -45,12 +45,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_n(self, src: *const f32, n: usize) -> Self::V {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { _mm512_maskz_loadu_ps(mask(n), src) }
+        unsafe { if n == 16 { _mm512_loadu_ps(src) } else { _mm512_maskz_loadu_ps(mask(n), src) } }
     }
     #[inline(always)]
     unsafe fn store_n(self, dst: *mut f32, v: Self::V, n: usize) {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { _mm512_mask_storeu_ps(dst, mask(n), v) }
+        unsafe { if n == 16 { _mm512_storeu_ps(dst, v) } else { _mm512_mask_storeu_ps(dst, mask(n), v) } }
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {

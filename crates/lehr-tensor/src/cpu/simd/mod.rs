@@ -156,7 +156,17 @@ pub(crate) trait Kernel {
 /// Runs `kernel` with the instruction set in force.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Out {
-    match isa() {
+    dispatch_on(isa(), kernel)
+}
+
+/// Runs `kernel` with `isa`, for parts that must agree on the width of a vector.
+///
+/// # Panics
+/// If the target has no such instruction set; `isa()` never gives one.
+#[inline]
+pub(crate) fn dispatch_on<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
+    match isa {
+        Isa::Scalar => kernel.run(Scalar),
         // SAFETY: `isa` and `set_isa` only name instruction sets that were detected.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { run_avx512(kernel) },
@@ -166,7 +176,8 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Out {
         // SAFETY: NEON is part of every 64-bit ARM.
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => unsafe { run_neon(kernel) },
-        _ => kernel.run(Scalar),
+        #[allow(unreachable_patterns, reason = "reachable on targets that lack an arm above")]
+        other => unreachable!("{other} is not an instruction set of this target"),
     }
 }
 

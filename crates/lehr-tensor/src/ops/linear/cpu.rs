@@ -1,9 +1,10 @@
 //! The three products of a linear map, and the column sums of its bias.
 
 use super::WeightLayout::{self, InOut, OutIn};
-use crate::Result;
+use crate::autograd::Gradients;
 use crate::cpu::threads;
 use crate::gemm::{Matrix, gemm};
+use crate::{Result, Tensor};
 
 type Size = (usize, usize, usize);
 
@@ -58,6 +59,28 @@ pub(crate) fn backward_weight(
             gemm((n_in, n_out, n), a, b, dw, n_out, accumulate, None)
         }
     }
+}
+
+/// Gradients of the weight, input `index` of the op, and of the bias, the input after it if any.
+pub(crate) fn backward_params(
+    size: Size,
+    dy: &Tensor,
+    x: &[f32],
+    weight: &Tensor,
+    layout: WeightLayout,
+    grads: &mut Gradients<'_>,
+    index: usize,
+) -> Result<()> {
+    grads.write(index, weight.shape(), |dw, accumulate| {
+        backward_weight(size, dy.data(), x, layout, dw, accumulate)
+    })?;
+    if grads.n_inputs() <= index + 1 {
+        return Ok(());
+    }
+    grads.write(index + 1, [size.1].into(), |db, accumulate| {
+        column_sums(dy.data(), db, accumulate);
+        Ok(())
+    })
 }
 
 /// `out (+)= Σ over rows`: tasks own columns, so the order of additions is that of the rows.

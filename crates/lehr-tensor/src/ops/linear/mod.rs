@@ -1,8 +1,8 @@
 //! The affine map of the last dimension.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -33,13 +33,8 @@ impl Tensor {
     ///
     /// # Errors
     /// If shapes do not fit or memory runs out.
-    pub fn linear(
-        &self,
-        weight: &Self,
-        layout: WeightLayout,
-        bias: Option<&Self>,
-    ) -> Result<Self> {
-        let (n_out, n_in) = check(self, weight, layout, bias)?;
+    pub fn linear(&self, weight: &Self, layout: WeightLayout, bias: Option<&Self>) -> Result<Self> {
+        let (n_out, n_in) = check("linear", self, weight, layout, bias)?;
         let shape = self.shape().with_last_dim(n_out);
         let mut y = Self::uninit(shape, DType::F32)?;
         let size = (self.shape().n_rows(), n_out, n_in);
@@ -52,32 +47,35 @@ impl Tensor {
     }
 }
 
-fn check(
+pub(crate) fn check(
+    op: &'static str,
     x: &Tensor,
     weight: &Tensor,
     layout: WeightLayout,
     bias: Option<&Tensor>,
 ) -> Result<(usize, usize)> {
-    const OP: &str = "linear";
-    x.expect_f32(OP)?;
-    weight.expect_f32(OP)?;
-    super::expect_rank_min(OP, x, 1)?;
+    x.expect_f32(op)?;
+    weight.expect_f32(op)?;
+    super::expect_rank_min(op, x, 1)?;
     let (n_out, n_in) = match (&*weight.shape(), layout) {
         (&[n_out, n_in], WeightLayout::OutIn) | (&[n_in, n_out], WeightLayout::InOut) => {
             (n_out, n_in)
         }
         _ => {
             let expected = "a weight of two dimensions".to_owned();
-            return Err(Error::Rank { op: OP, found: weight.shape(), expected });
+            return Err(Error::Rank { op, found: weight.shape(), expected });
         }
     };
     if x.shape().last_dim() != n_in {
         let rule = "the last dimension of x must be the weight's input width";
-        return Err(Error::Shape { op: OP, lhs: x.shape(), rhs: weight.shape(), rule });
+        return Err(Error::Shape { op, lhs: x.shape(), rhs: weight.shape(), rule });
+    }
+    if let Some(bias) = bias {
+        bias.expect_f32(op)?;
     }
     if let Some(bias) = bias.filter(|b| *b.shape() != [n_out]) {
         let rule = "the bias must have one number per output";
-        return Err(Error::Shape { op: OP, lhs: bias.shape(), rhs: weight.shape(), rule });
+        return Err(Error::Shape { op, lhs: bias.shape(), rhs: weight.shape(), rule });
     }
     Ok((n_out, n_in))
 }
@@ -101,15 +99,6 @@ impl Op for Linear {
         grads.write(0, self.x.shape(), |dx, accumulate| {
             cpu::backward_input(size, dy.data(), weight, self.layout, dx, accumulate)
         })?;
-        grads.write(1, self.weight.shape(), |dw, accumulate| {
-            cpu::backward_weight(size, dy.data(), x, self.layout, dw, accumulate)
-        })?;
-        if grads.n_inputs() > 2 {
-            grads.write(2, [size.1].into(), |db, accumulate| {
-                cpu::column_sums(dy.data(), db, accumulate);
-                Ok(())
-            })?;
-        }
-        Ok(())
+        cpu::backward_params(size, &dy, x, &self.weight, self.layout, grads, 1)
     }
 }

@@ -2,7 +2,7 @@ use super::WeightLayout;
 use crate::testing::Array;
 
 /// `y[r, o] = Σᵢ x[r, i] w[o, i] + bias[o]`.
-pub(super) fn linear(x: &Array, w: &Array, layout: WeightLayout, bias: Option<&Array>) -> Array {
+pub(crate) fn linear(x: &Array, w: &Array, layout: WeightLayout, bias: Option<&Array>) -> Array {
     let n_in = x.last_dim();
     let n_out = match layout {
         WeightLayout::OutIn => w.shape[0],

@@ -2,9 +2,8 @@ use super::{WeightLayout, reference};
 use crate::testing::{Case, golden_cases};
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = golden_cases("linear", |_, n_inputs| {
-        with_layout(WeightLayout::OutIn, n_inputs > 2)
-    });
+    let mut cases =
+        golden_cases("linear", |_, n_inputs| with_layout(WeightLayout::OutIn, n_inputs > 2));
     for (x, n_out) in [
         (&[0, 5][..], 3),
         (&[1, 1], 1),

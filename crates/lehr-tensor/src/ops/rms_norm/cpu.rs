@@ -141,12 +141,30 @@ impl Kernel for BackwardWeight<'_> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (r, rstd) in self.rstd.iter().enumerate() {
-            let from = r * self.d + self.start;
-            let (x, dy) = (&self.x[from..], &self.dy[from..]);
-            for (k, dw) in self.dw.iter_mut().enumerate() {
-                *dw += dy[k] * x[k] * rstd;
+    fn run<S: Simd>(self, s: S) {
+        /// Rows summed in registers before they are added: their stripe fits the first cache.
+        const ROWS: usize = 32;
+        let (n_rows, width) = (self.rstd.len(), self.dw.len());
+        assert!(self.x.len() >= n_rows * self.d && self.dy.len() >= n_rows * self.d);
+        assert!(self.start + width <= self.d);
+        for first in (0..n_rows).step_by(ROWS) {
+            for k in (0..width).step_by(S::LANES) {
+                let n = (width - k).min(S::LANES);
+                let mut sum = s.splat(0.0);
+                for r in first..n_rows.min(first + ROWS) {
+                    let at = r * self.d + self.start + k;
+                    // SAFETY: `n` numbers from column `start + k` lie within row r.
+                    unsafe {
+                        let dy = s.load_n(self.dy.as_ptr().add(at), n);
+                        let x = s.load_n(self.x.as_ptr().add(at), n);
+                        sum = s.fma(dy, s.mul(x, s.splat(self.rstd[r])), sum);
+                    }
+                }
+                // SAFETY: `n` numbers from k lie within the slice of `width`.
+                unsafe {
+                    let dw = self.dw.as_mut_ptr().add(k);
+                    s.store_n(dw, s.add(s.load_n(dw, n), sum), n);
+                }
             }
         }
     }

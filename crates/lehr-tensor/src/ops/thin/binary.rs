@@ -15,6 +15,16 @@ impl Tensor {
         Ok(record1(&[self, rhs], y, || Add))
     }
 
+    /// `self − rhs` for tensors of one shape.
+    ///
+    /// # Errors
+    /// If the shapes differ or memory runs out.
+    pub fn sub(&self, rhs: &Self) -> Result<Self> {
+        crate::ops::expect_same("sub", self, rhs)?;
+        let y = zip(self, rhs, |a, b| a - b)?;
+        Ok(record1(&[self, rhs], y, || Sub))
+    }
+
     /// `self · rhs`, element by element, for tensors of one shape.
     ///
     /// # Errors
@@ -23,6 +33,17 @@ impl Tensor {
         crate::ops::expect_same("mul", self, rhs)?;
         let y = zip(self, rhs, |a, b| a * b)?;
         Ok(record1(&[self, rhs], y, || Mul { lhs: self.detach(), rhs: rhs.detach() }))
+    }
+
+    /// `self / rhs`, element by element, for tensors of one shape. Saves `rhs` and the result.
+    ///
+    /// # Errors
+    /// If the shapes differ or memory runs out.
+    pub fn div(&self, rhs: &Self) -> Result<Self> {
+        crate::ops::expect_same("div", self, rhs)?;
+        let y = zip(self, rhs, |a, b| a / b)?;
+        let saved = y.detach();
+        Ok(record1(&[self, rhs], y, || Div { rhs: rhs.detach(), y: saved }))
     }
 }
 
@@ -39,6 +60,18 @@ pub(super) fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) ->
     Ok(y)
 }
 
+/// `f(a)` for each element.
+pub(super) fn map(a: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
+    let mut y = Tensor::uninit(a.shape(), DType::F32)?;
+    let a = a.data();
+    threads::run_chunks(y.data_mut(), CHUNK, |index, y| {
+        for (y, a) in y.iter_mut().zip(&a[index * CHUNK..]) {
+            *y = f(*a);
+        }
+    });
+    Ok(y)
+}
+
 struct Add;
 
 impl Op for Add {
@@ -50,6 +83,22 @@ impl Op for Add {
         let dy = grads.only_output();
         grads.add(0, dy.clone())?;
         grads.add(1, dy)
+    }
+}
+
+struct Sub;
+
+impl Op for Sub {
+    fn name(&self) -> &'static str {
+        "sub"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        if grads.wants(1) {
+            grads.add(1, map(&dy, |dy| -dy)?)?;
+        }
+        grads.add(0, dy)
     }
 }
 
@@ -72,5 +121,25 @@ impl Op for Mul {
             grads.add(1, zip(&dy, &self.lhs, |dy, a| dy * a)?)?;
         }
         Ok(())
+    }
+}
+
+struct Div {
+    rhs: Tensor,
+    y: Tensor,
+}
+
+impl Op for Div {
+    fn name(&self) -> &'static str {
+        "div"
+    }
+
+    /// `da = dy / b`, `db = −y · da`.
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let da = zip(&grads.only_output(), &self.rhs, |dy, b| dy / b)?;
+        if grads.wants(1) {
+            grads.add(1, zip(&da, &self.y, |da, y| -y * da)?)?;
+        }
+        grads.add(0, da)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::autograd::{Gradients, Op, record1};
 use crate::inplace::CHUNK;
-use crate::{Result, Shape, Tensor, threads};
+use crate::{Error, Result, Shape, Tensor, threads};
 
 impl Tensor {
     /// `Σ x` as a tensor `[1]`, summed in f64 over chunks of fixed size.
@@ -12,7 +12,22 @@ impl Tensor {
     pub fn sum(&self) -> Result<Self> {
         self.expect_f32("sum")?;
         let y = Self::full([1], total(self.data()) as f32)?;
-        Ok(record1(&[self], y, || Sum { shape: self.shape() }))
+        Ok(record1(&[self], y, || Sum { shape: self.shape(), factor: 1.0 }))
+    }
+
+    /// `Σ x / n` over all n elements, as a tensor `[1]`.
+    ///
+    /// # Errors
+    /// If there are no elements, they are not f32, or memory runs out.
+    pub fn mean(&self) -> Result<Self> {
+        self.expect_f32("mean")?;
+        let n = self.shape().n_elements();
+        if n == 0 {
+            let expected = "at least one element".to_owned();
+            return Err(Error::Rank { op: "mean", found: self.shape(), expected });
+        }
+        let y = Self::full([1], (total(self.data()) / n as f64) as f32)?;
+        Ok(record1(&[self], y, || Sum { shape: self.shape(), factor: 1.0 / n as f32 }))
     }
 }
 
@@ -26,8 +41,10 @@ pub(super) fn total(x: &[f32]) -> f64 {
     partial.iter().sum()
 }
 
+/// A sum times a factor.
 struct Sum {
     shape: Shape,
+    factor: f32,
 }
 
 impl Op for Sum {
@@ -37,6 +54,6 @@ impl Op for Sum {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output().item()?;
-        grads.add(0, Tensor::full(self.shape, dy)?)
+        grads.add(0, Tensor::full(self.shape, dy * self.factor)?)
     }
 }

@@ -1,0 +1,139 @@
+//! Activation functions, element by element.
+
+pub(crate) mod cpu;
+pub(crate) mod curve;
+#[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::autograd::{Gradients, Op, record1};
+use crate::{DType, Result, Tensor};
+
+/// The activation functions of feed-forward layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2` (GPT-2, Gemma).
+    GeluTanh,
+    /// `x Φ(x)` with the normal distribution function Φ (BERT, GLM).
+    GeluErf,
+    /// `x / (1 + e^−x)` (Llama, Qwen, Mistral).
+    Silu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)²` (So et al. 2021, <https://arxiv.org/abs/2109.08668>).
+    Relu2,
+}
+
+/// The two forms of GELU (Hendrycks and Gimpel 2016, <https://arxiv.org/abs/1606.08415>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GeluKind {
+    /// With the approximation by tanh.
+    Tanh,
+    /// With the error function, exactly.
+    Erf,
+}
+
+impl From<GeluKind> for Activation {
+    fn from(kind: GeluKind) -> Self {
+        match kind {
+            GeluKind::Tanh => Self::GeluTanh,
+            GeluKind::Erf => Self::GeluErf,
+        }
+    }
+}
+
+/// Runs an expression with the type alias `$curve` standing for the curve of an activation, so
+/// that loops over vectors are compiled once per activation.
+macro_rules! with_curve {
+    ($activation:expr, $curve:ident => $body:expr) => {{
+        use $crate::ops::activation::{Activation, curve};
+        match $activation {
+            Activation::GeluTanh => {
+                type $curve = curve::GeluTanh;
+                $body
+            }
+            Activation::GeluErf => {
+                type $curve = curve::GeluErf;
+                $body
+            }
+            Activation::Silu => {
+                type $curve = curve::Silu;
+                $body
+            }
+            Activation::Relu => {
+                type $curve = curve::Relu;
+                $body
+            }
+            Activation::Relu2 => {
+                type $curve = curve::Relu2;
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use with_curve;
+
+impl Tensor {
+    /// `y = f(x)` for each element. Saves `x`; `dx = dy · f'(x)`.
+    ///
+    /// # Errors
+    /// If the elements are not f32 or memory runs out.
+    pub fn activation(&self, activation: Activation) -> Result<Self> {
+        self.expect_f32("activation")?;
+        let mut y = Self::uninit(self.shape(), DType::F32)?;
+        cpu::forward(activation, self.data(), y.data_mut());
+        Ok(record1(&[self], y, || Activate { x: self.detach(), activation }))
+    }
+
+    /// The Gaussian error linear unit, see [`Activation`].
+    ///
+    /// # Errors
+    /// As [`Tensor::activation`].
+    pub fn gelu(&self, kind: GeluKind) -> Result<Self> {
+        self.activation(kind.into())
+    }
+
+    /// `x σ(x)`, see [`Activation::Silu`].
+    ///
+    /// # Errors
+    /// As [`Tensor::activation`].
+    pub fn silu(&self) -> Result<Self> {
+        self.activation(Activation::Silu)
+    }
+
+    /// `max(x, 0)`; the derivative at 0 is 0.
+    ///
+    /// # Errors
+    /// As [`Tensor::activation`].
+    pub fn relu(&self) -> Result<Self> {
+        self.activation(Activation::Relu)
+    }
+
+    /// `max(x, 0)²`.
+    ///
+    /// # Errors
+    /// As [`Tensor::activation`].
+    pub fn relu2(&self) -> Result<Self> {
+        self.activation(Activation::Relu2)
+    }
+}
+
+struct Activate {
+    x: Tensor,
+    activation: Activation,
+}
+
+impl Op for Activate {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        grads.write(0, self.x.shape(), |dx, accumulate| {
+            cpu::backward(self.activation, self.x.data(), dy.data(), dx, accumulate);
+            Ok(())
+        })
+    }
+}

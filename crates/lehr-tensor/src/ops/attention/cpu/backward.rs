@@ -1,0 +1,260 @@
+//! The backward pass: tiles are computed anew from q, k and the log-sum-exps.
+//!
+//! With `P = exp(S − lse)`: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP − Σ dO O)`, `dQ = scale dS K`,
+//! `dK = scale dSᵀ Q`. One task does all queries of one key-value head in order, so that sums over
+//! queries and heads have one order.
+
+use super::tile::{self, Columns, Spans};
+use super::{BLOCK, Block, Heads, HeadsMut, Problem, cut, key_blocks, pack, run_tasks};
+use crate::Result;
+use crate::cpu::gemm::vector::dot;
+use crate::cpu::math::exp;
+use crate::cpu::simd::{Kernel, Simd, dispatch};
+
+/// What forward left, and the gradient of the result; all `[B, Tq, H, E]` but `lse` `[B, H, Tq]`.
+pub(in crate::ops::attention) struct Saved<'a> {
+    pub(in crate::ops::attention) out: &'a [f32],
+    pub(in crate::ops::attention) lse: &'a [f32],
+    pub(in crate::ops::attention) dy: &'a [f32],
+}
+
+/// Writes, or adds if `add`, the gradients of q, k and v where they are wanted.
+pub(in crate::ops::attention) fn backward(
+    problem: &Problem<'_>,
+    saved: &Saved<'_>,
+    grads: [Option<HeadsMut>; 3],
+    add: bool,
+) -> Result<()> {
+    let size = problem.size;
+    if size.width == 0 {
+        return Ok(());
+    }
+    let tile = BLOCK * problem.padded_width();
+    let per_block = 3 * tile + 2 * BLOCK;
+    let scratch = problem.group_size() * per_block + 5 * tile + 2 * BLOCK * BLOCK;
+    run_tasks(size.batch * size.n_kv_heads, scratch, |index, scratch| {
+        let (batch, kv_head) = (index / size.n_kv_heads, index % size.n_kv_heads);
+        dispatch(Backward { problem, saved, grads, add, batch, kv_head, scratch });
+    })
+}
+
+/// One key-value head with all its queries.
+struct Backward<'a> {
+    problem: &'a Problem<'a>,
+    saved: &'a Saved<'a>,
+    grads: [Option<HeadsMut>; 3],
+    add: bool,
+    batch: usize,
+    kv_head: usize,
+    scratch: &'a mut [f32],
+}
+
+/// What one block of queries needs at every tile. Tiles are `[padded][BLOCK]`, but `dq`, which is
+/// `[BLOCK][padded]`.
+struct State<'a> {
+    /// Scaled queries.
+    q: &'a mut [f32],
+    dy: &'a mut [f32],
+    dq: &'a mut [f32],
+    lse: &'a mut [f32],
+    /// `Σ dO O` per row.
+    delta: &'a mut [f32],
+}
+
+/// Tiles of one block of keys.
+struct Keys<'a> {
+    /// `[padded][BLOCK]`, like `v`, `dk` and `dv`.
+    k: &'a mut [f32],
+    v: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+    /// `[BLOCK][padded]`.
+    k_rows: &'a mut [f32],
+    scores: &'a mut [f32],
+    dscores: &'a mut [f32],
+}
+
+impl Kernel for Backward<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { problem, saved, grads, add, batch, kv_head, mut scratch } = self;
+        let size = problem.size;
+        if !add {
+            clear(problem, &grads, batch, kv_head);
+        }
+        let tile = BLOCK * problem.padded_width();
+        let mut keys = Keys {
+            k: cut(&mut scratch, tile),
+            v: cut(&mut scratch, tile),
+            dk: cut(&mut scratch, tile),
+            dv: cut(&mut scratch, tile),
+            k_rows: cut(&mut scratch, tile),
+            scores: cut(&mut scratch, BLOCK * BLOCK),
+            dscores: cut(&mut scratch, BLOCK * BLOCK),
+        };
+        let columns = Columns::new();
+        for group in 0..problem.n_blocks().div_ceil(problem.group_size()) {
+            let blocks: Vec<Block> = problem.group(batch, kv_head, group).collect();
+            let mut rest: &mut [f32] = &mut *scratch;
+            let mut states: [Option<State<'_>>; 4] = [None, None, None, None];
+            for (block, state) in blocks.iter().zip(&mut states) {
+                *state = Some(load(s, problem, saved, block, &mut rest));
+            }
+            for key in key_blocks(&blocks) {
+                let n = BLOCK.min(problem.n_keys - key);
+                let token = batch * size.tk + key;
+                load_keys(s, problem, (token, kv_head, n), &mut keys);
+                for (block, state) in blocks.iter().zip(states.iter_mut().flatten()) {
+                    if block.reaches(key) {
+                        let spans = Spans::new(problem, block, key);
+                        one_tile(s, size.width, &columns, &spans, state, &mut keys, &grads);
+                    }
+                }
+                // The rows of K are not needed any more: their tile takes the gradients' rows.
+                for (grad, from) in [(grads[1], &*keys.dk), (grads[2], &*keys.dv)] {
+                    let Some(grad) = grad else { continue };
+                    pack::transpose_back(s, from, keys.k_rows);
+                    for (r, row) in keys.k_rows.chunks_exact(tile / BLOCK).take(n).enumerate() {
+                        // SAFETY: this head of this token belongs to this task.
+                        let to = unsafe { grad.row(token + r, kv_head, size.width) };
+                        pack::put_row(s, row, 1.0, to, true);
+                    }
+                }
+            }
+            let Some(dq) = grads[0] else { continue };
+            for (block, state) in blocks.iter().zip(states.iter().flatten()) {
+                let token = batch * size.tq + block.start;
+                for (r, row) in state.dq.chunks_exact(tile / BLOCK).take(block.n).enumerate() {
+                    // SAFETY: as above.
+                    let to = unsafe { dq.row(token + r, block.head, size.width) };
+                    pack::put_row(s, row, problem.scale, to, add);
+                }
+            }
+        }
+    }
+}
+
+/// Zeros the gradients of keys and values of one head: tiles add to them.
+fn clear(problem: &Problem<'_>, grads: &[Option<HeadsMut>; 3], batch: usize, kv_head: usize) {
+    for grad in grads[1..].iter().flatten() {
+        for t in 0..problem.size.tk {
+            let token = batch * problem.size.tk + t;
+            // SAFETY: this head of this token belongs to this task.
+            unsafe { grad.row(token, kv_head, problem.size.width) }.fill(0.0);
+        }
+    }
+}
+
+/// Packs a block of queries.
+#[inline(always)]
+fn load<'a, S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    saved: &Saved<'_>,
+    block: &Block,
+    scratch: &mut &'a mut [f32],
+) -> State<'a> {
+    let size = problem.size;
+    let (width, tile) = (size.width, BLOCK * problem.padded_width());
+    let state = State {
+        q: cut(scratch, tile),
+        dy: cut(scratch, tile),
+        dq: cut(scratch, tile),
+        lse: cut(scratch, BLOCK),
+        delta: cut(scratch, BLOCK),
+    };
+    let token = block.batch * size.tq + block.start;
+    let extent = (block.n, width);
+    let from = problem.q.from(token, block.head, width);
+    pack::transposed(s, from, problem.q.stride, extent, problem.scale, state.q);
+    let stride = size.n_heads * width;
+    let dy = Heads { data: saved.dy, offset: 0, stride }.from(token, block.head, width);
+    let out = Heads { data: saved.out, offset: 0, stride }.from(token, block.head, width);
+    pack::transposed(s, dy, stride, extent, 1.0, state.dy);
+    state.dq.fill(0.0);
+    let at = (block.batch * size.n_heads + block.head) * size.tq + block.start;
+    state.lse[..block.n].copy_from_slice(&saved.lse[at..][..block.n]);
+    for r in 0..block.n {
+        state.delta[r] = dot(s, &dy[r * stride..][..width], &out[r * stride..][..width]);
+    }
+    state
+}
+
+/// Packs a block of `n` keys and values and clears their gradients.
+#[inline(always)]
+fn load_keys<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    (token, kv_head, n): (usize, usize, usize),
+    keys: &mut Keys<'_>,
+) {
+    let width = problem.size.width;
+    let from = problem.k.from(token, kv_head, width);
+    pack::transposed(s, from, problem.k.stride, (n, width), 1.0, keys.k);
+    pack::rows(s, from, problem.k.stride, (n, width), keys.k_rows);
+    let from = problem.v.from(token, kv_head, width);
+    pack::transposed(s, from, problem.v.stride, (n, width), 1.0, keys.v);
+    keys.dk.fill(0.0);
+    keys.dv.fill(0.0);
+}
+
+/// The five products of one tile.
+#[inline(always)]
+fn one_tile<S: Simd>(
+    s: S,
+    width: usize,
+    columns: &Columns,
+    spans: &Spans,
+    state: &mut State<'_>,
+    keys: &mut Keys<'_>,
+    grads: &[Option<HeadsMut>; 3],
+) {
+    tile::scores(s, spans, width, state.q, keys.k, keys.scores);
+    tile::scores(s, spans, width, state.dy, keys.v, keys.dscores);
+    score_gradients(s, columns, spans, state, keys.scores, keys.dscores);
+    if grads[2].is_some() {
+        tile::gathered(s, spans, state.dy, keys.scores, keys.dv);
+    }
+    if grads[1].is_some() {
+        tile::gathered(s, spans, state.q, keys.dscores, keys.dk);
+    }
+    if grads[0].is_some() {
+        tile::weighted(s, spans, keys.dscores, keys.k_rows, state.dq);
+    }
+}
+
+/// In place: scores become `P`, `dP` becomes `dS`; both 0 where nothing is seen.
+#[inline(always)]
+fn score_gradients<S: Simd>(
+    s: S,
+    columns: &Columns,
+    spans: &Spans,
+    state: &State<'_>,
+    scores: &mut [f32],
+    dscores: &mut [f32],
+) {
+    assert!(scores.len() >= BLOCK * BLOCK && dscores.len() >= BLOCK * BLOCK);
+    let zero = s.splat(0.0);
+    for r in 0..BLOCK {
+        let (lo, hi) = spans.rows[r];
+        let (lse, delta) = (s.splat(state.lse[r]), s.splat(state.delta[r]));
+        for j in (0..BLOCK).step_by(S::LANES) {
+            // SAFETY: j + lanes <= BLOCK.
+            unsafe {
+                let at = scores.as_mut_ptr().add(r * BLOCK + j);
+                let at_d = dscores.as_mut_ptr().add(r * BLOCK + j);
+                let (mut p, mut ds) = (zero, zero);
+                if j < hi && lo < j + S::LANES {
+                    p = exp(s, s.sub(s.load(at), lse));
+                    ds = s.mul(p, s.sub(s.load(at_d), delta));
+                    p = columns.select(s, j, (lo, hi), p, zero);
+                    ds = columns.select(s, j, (lo, hi), ds, zero);
+                }
+                s.store(at, p);
+                s.store(at_d, ds);
+            }
+        }
+    }
+}

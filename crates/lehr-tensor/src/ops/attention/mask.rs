@@ -1,0 +1,148 @@
+//! Which keys each query sees.
+
+use crate::{DType, Error, Result, Tensor};
+
+const OP: &str = "attention";
+
+/// Which keys each query sees: one interval of key positions per query, never a dense mask.
+///
+/// Query `i` of `Tq` stands at key position `p = i + n_keys − Tq`: the last query is the last key.
+/// Its interval `[lo, hi)` is the intersection of what the parts allow; it may be empty, and then
+/// the output is 0.
+#[derive(Clone, Debug, Default)]
+pub struct Mask {
+    causal: bool,
+    window: Option<usize>,
+    segment_starts: Option<Tensor>,
+    prefix: Option<Tensor>,
+    n_keys: Option<usize>,
+}
+
+impl Mask {
+    /// Every query sees the keys up to its own position.
+    #[must_use]
+    pub fn causal() -> Self {
+        Self { causal: true, ..Self::default() }
+    }
+
+    /// Every query sees every key.
+    #[must_use]
+    pub fn bidirectional() -> Self {
+        Self::default()
+    }
+
+    /// Only keys less than `window` positions away from the query are seen: `lo >= p + 1 − window`
+    /// and, if bidirectional, `hi <= p + window`. A window of 1 is the query's own position.
+    #[must_use]
+    pub fn with_window(self, window: usize) -> Self {
+        Self { window: Some(window), ..self }
+    }
+
+    /// Several texts share a row, and none sees another. `starts` is i32 `[B, Tk]`: the position
+    /// at which the segment of each key begins. A segment ends where the start changes.
+    #[must_use]
+    pub fn with_segments(self, starts: Tensor) -> Self {
+        Self { segment_starts: Some(starts), ..self }
+    }
+
+    /// The first `lengths[b]` keys (of each segment, if there are segments) are seen by every
+    /// query, as in GLM and T5's prefix models. `lengths` is i32 `[B]`; what exceeds the keys is
+    /// cut off. A window still bounds from below. Bidirectional masks show these keys anyway.
+    #[must_use]
+    pub fn with_prefix(self, lengths: Tensor) -> Self {
+        Self { prefix: Some(lengths), ..self }
+    }
+
+    /// Only the first `n_keys` of the `Tk` keys hold values: the others are free slots of a cache,
+    /// which may contain anything.
+    #[must_use]
+    pub fn with_n_keys(self, n_keys: usize) -> Self {
+        Self { n_keys: Some(n_keys), ..self }
+    }
+
+    /// Number of keys that hold values.
+    pub(super) fn n_keys(&self, tk: usize) -> usize {
+        self.n_keys.unwrap_or(tk)
+    }
+
+    /// The intervals of all queries as i32 `[B, Tq, 2]`; empty ones are `[0, 0)`.
+    pub(super) fn intervals(&self, batch: usize, tq: usize, tk: usize) -> Result<Tensor> {
+        self.check(batch, tk)?;
+        let n_keys = self.n_keys(tk);
+        let mut out = Tensor::uninit([batch, tq, 2], DType::I32)?;
+        let bounds = out.elements_mut::<i32>();
+        for b in 0..batch {
+            let starts = self.segment_starts.as_ref().map(|s| &s.ids()[b * tk..][..n_keys]);
+            let prefix = self.prefix.as_ref().map_or(0, |lengths| i64::from(lengths.ids()[b]));
+            // The end of the segment at hand, known because positions are visited from the last.
+            let mut end = n_keys as i64;
+            for i in (0..tq).rev() {
+                let p = i as i64 + n_keys as i64 - tq as i64;
+                let segment = match starts {
+                    None => (0, n_keys as i64),
+                    Some(_) if p < 0 => (0, 0),
+                    Some(starts) => {
+                        let at = p as usize;
+                        if at + 1 < n_keys && starts[at + 1] != starts[at] {
+                            end = p + 1;
+                        }
+                        (i64::from(starts[at]), end)
+                    }
+                };
+                let (lo, hi) = self.interval(p, segment, prefix);
+                bounds[2 * (b * tq + i)] = lo as i32;
+                bounds[2 * (b * tq + i) + 1] = hi as i32;
+            }
+        }
+        Ok(out)
+    }
+
+    /// The interval of the query at position `p` (negative if there are more queries than keys)
+    /// within its segment.
+    fn interval(&self, p: i64, (start, end): (i64, i64), prefix: i64) -> (i64, i64) {
+        let window = self.window.map_or(i64::MAX / 2, |w| w.min(1 << 40) as i64);
+        let lo = start.max(p + 1 - window);
+        let hi =
+            if self.causal { end.min((p + 1).max(start + prefix)) } else { end.min(p + window) };
+        if lo < hi { (lo, hi) } else { (0, 0) }
+    }
+
+    fn check(&self, batch: usize, tk: usize) -> Result<()> {
+        let n_keys = self.n_keys(tk);
+        if n_keys > tk {
+            let (value, expected) = (n_keys.to_string(), "at most the number of keys given");
+            return Err(Error::Argument { op: OP, name: "n_keys", value, expected });
+        }
+        if self.window == Some(0) {
+            let (value, expected) = ("0".to_owned(), "at least 1");
+            return Err(Error::Argument { op: OP, name: "window", value, expected });
+        }
+        if let Some(starts) = &self.segment_starts {
+            expect_ids("segment starts", starts, &[batch, tk])?;
+            for (position, &start) in starts.ids().iter().enumerate() {
+                let p = position % tk;
+                if p < n_keys && (start < 0 || start as usize > p) {
+                    let index = i64::from(start);
+                    return Err(Error::Index { op: OP, index, position, limit: p + 1 });
+                }
+            }
+        }
+        if let Some(lengths) = &self.prefix {
+            expect_ids("prefix lengths", lengths, &[batch])?;
+            if let Some(position) = lengths.ids().iter().position(|&n| n < 0) {
+                let (index, limit) = (i64::from(lengths.ids()[position]), n_keys + 1);
+                return Err(Error::Index { op: OP, index, position, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn expect_ids(what: &str, ids: &Tensor, shape: &[usize]) -> Result<()> {
+    ids.expect_ids(OP)?;
+    if *ids.shape() == *shape {
+        return Ok(());
+    }
+    let expected = format!("{what} of shape {shape:?}");
+    Err(Error::Rank { op: OP, found: ids.shape(), expected })
+}

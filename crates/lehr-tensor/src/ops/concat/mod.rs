@@ -1,0 +1,93 @@
+//! Tensors joined along one dimension.
+
+pub(crate) mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::autograd::{Gradients, Op, record1};
+use crate::{DType, Error, Result, Shape, Tensor};
+use cpu::{Blocks, copy};
+
+impl Tensor {
+    /// The parts one after another along dimension `dim`.
+    ///
+    /// | name | shape |
+    /// |---|---|
+    /// | `parts` | `[.., Nᵢ, ..]`, equal but for dimension `dim` |
+    /// | returns | `[.., Σ Nᵢ, ..]` |
+    ///
+    /// Saves shapes only. Each part's gradient is its piece of the result's.
+    ///
+    /// # Errors
+    /// If there are no parts, shapes do not fit or memory runs out.
+    pub fn concat(parts: &[&Self], dim: usize) -> Result<Self> {
+        let shape = check(parts, dim)?;
+        let mut y = Self::uninit(shape, DType::F32)?;
+        let mut offset = 0;
+        for part in parts {
+            let (n, len) = blocks(&part.shape(), dim);
+            let to = Blocks { offset, stride: blocks(&shape, dim).1 };
+            copy((n, len), part.data(), Blocks::packed(len), y.data_mut(), to, false);
+            offset += len;
+        }
+        let op = || Concat { parts: parts.iter().map(|p| p.shape()).collect(), dim };
+        Ok(record1(parts, y, op))
+    }
+}
+
+fn check(parts: &[&Tensor], dim: usize) -> Result<Shape> {
+    const OP: &str = "concat";
+    let Some(first) = parts.first() else {
+        let (name, value) = ("parts", "an empty list".to_owned());
+        return Err(Error::Argument { op: OP, name, value, expected: "at least one tensor" });
+    };
+    super::expect_rank_min(OP, first, dim + 1)?;
+    let mut dims = first.shape().to_vec();
+    dims[dim] = 0;
+    for part in parts {
+        part.expect_f32(OP)?;
+        let shape = part.shape();
+        let fits = shape.len() == dims.len()
+            && (0..dims.len()).all(|i| i == dim || shape[i] == first.shape()[i]);
+        if !fits {
+            let rule = "the parts must agree in all other dimensions";
+            return Err(Error::Shape { op: OP, lhs: first.shape(), rhs: shape, rule });
+        }
+        dims[dim] += shape[dim];
+    }
+    Ok(Shape::from(&dims))
+}
+
+/// Number and length of the pieces that are contiguous when `dim` is cut.
+pub(super) fn blocks(shape: &Shape, dim: usize) -> (usize, usize) {
+    (shape[..dim].iter().product(), shape[dim..].iter().product())
+}
+
+struct Concat {
+    parts: Vec<Shape>,
+    dim: usize,
+}
+
+impl Op for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        let stride = blocks(&dy.shape(), self.dim).1;
+        let mut offset = 0;
+        for (i, shape) in self.parts.iter().enumerate() {
+            let (n, len) = blocks(shape, self.dim);
+            grads.write(i, *shape, |dx, accumulate| {
+                let from = Blocks { offset, stride };
+                copy((n, len), dy.data(), from, dx, Blocks::packed(len), accumulate);
+                Ok(())
+            })?;
+            offset += len;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Rows of a table, picked by token ids.
+
+pub(crate) mod cpu;
+#[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::autograd::{Gradients, Op, record1};
+use crate::{DType, Error, Result, Shape, Tensor};
+
+impl Tensor {
+    /// `y[.., :] = self[ids[..], :]`: looks up each id in the table `self`.
+    ///
+    /// | name | shape |
+    /// |---|---|
+    /// | `self` | `[V, D]` |
+    /// | `ids` | `[..]`, i32 in `0..V` |
+    /// | returns | `[.., D]` |
+    ///
+    /// Saves `ids`. The gradient of a row is the sum over the places that show it, added in the
+    /// order of the places.
+    ///
+    /// # Errors
+    /// If an id is out of range, shapes or element types do not fit, or memory runs out.
+    pub fn embedding(&self, ids: &Self) -> Result<Self> {
+        let y = take_rows("embedding", self, ids)?;
+        Ok(record1(&[self], y, || Embedding { ids: ids.clone(), table: self.shape() }))
+    }
+}
+
+/// The rows `ids` of `table`, without a gradient.
+pub(super) fn take_rows(op: &'static str, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    table.expect_f32(op)?;
+    ids.expect_ids(op)?;
+    let &[n_rows, d] = &*table.shape() else {
+        let expected = "a table of two dimensions".to_owned();
+        return Err(Error::Rank { op, found: table.shape(), expected });
+    };
+    if ids.shape().len() > 5 {
+        let expected = "ids of at most 5 dimensions".to_owned();
+        return Err(Error::Rank { op, found: ids.shape(), expected });
+    }
+    let outside = |id: &i32| usize::try_from(*id).map_or(true, |id| id >= n_rows);
+    if let Some(position) = ids.ids().iter().position(outside) {
+        let index = i64::from(ids.ids()[position]);
+        return Err(Error::Index { op, index, position, limit: n_rows });
+    }
+    let mut dims = ids.shape().to_vec();
+    dims.push(d);
+    let mut y = Tensor::uninit(&dims, DType::F32)?;
+    cpu::gather(table.data(), ids.ids(), d, y.data_mut());
+    Ok(y)
+}
+
+struct Embedding {
+    ids: Tensor,
+    table: Shape,
+}
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        grads.write(0, self.table, |d_table, accumulate| {
+            cpu::scatter_add(dy.data(), self.ids.ids(), self.table[1], d_table, accumulate);
+            Ok(())
+        })
+    }
+}

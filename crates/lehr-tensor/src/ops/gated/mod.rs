@@ -1,0 +1,68 @@
+//! Gated activations: one half of the features switches the other.
+
+pub(crate) mod cpu;
+#[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use super::activation::{Activation, GeluKind};
+use crate::autograd::{Gradients, Op, record1};
+use crate::{DType, Result, Tensor};
+
+impl Tensor {
+    /// `y = f(gate) · up`, element by element; `self` is the gate.
+    ///
+    /// Saves `gate` and `up`; `dgate = dy · up · f'(gate)`, `dup = dy · f(gate)`.
+    ///
+    /// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
+    ///
+    /// # Errors
+    /// If the shapes differ or memory runs out.
+    pub fn gated(&self, up: &Self, activation: Activation) -> Result<Self> {
+        super::expect_same("gated", self, up)?;
+        let mut y = Self::uninit(self.shape(), DType::F32)?;
+        cpu::forward(activation, self.data(), up.data(), y.data_mut());
+        let op = || Gated { gate: self.detach(), up: up.detach(), activation };
+        Ok(record1(&[self, up], y, op))
+    }
+
+    /// `y = silu(gate) · up`, see [`Tensor::gated`].
+    ///
+    /// # Errors
+    /// As [`Tensor::gated`].
+    pub fn swiglu(&self, up: &Self) -> Result<Self> {
+        self.gated(up, Activation::Silu)
+    }
+
+    /// `y = gelu(gate) · up`, see [`Tensor::gated`].
+    ///
+    /// # Errors
+    /// As [`Tensor::gated`].
+    pub fn geglu(&self, up: &Self, kind: GeluKind) -> Result<Self> {
+        self.gated(up, kind.into())
+    }
+}
+
+struct Gated {
+    gate: Tensor,
+    up: Tensor,
+    activation: Activation,
+}
+
+impl Op for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        let (gate, up) = (self.gate.data(), self.up.data());
+        let mut dgate = Tensor::uninit(self.gate.shape(), DType::F32)?;
+        let mut dup = Tensor::uninit(self.gate.shape(), DType::F32)?;
+        let outputs = (dgate.data_mut(), dup.data_mut());
+        cpu::backward(self.activation, gate, up, dy.data(), outputs);
+        grads.add(0, dgate)?;
+        grads.add(1, dup)
+    }
+}

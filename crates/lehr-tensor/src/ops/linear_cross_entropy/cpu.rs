@@ -1,0 +1,254 @@
+//! The pass over the vocabulary, chunk by chunk of rows.
+
+use crate::cpu::simd::{Kernel, Simd, dispatch};
+use crate::cpu::threads::{self, SharedMut};
+use crate::ops::linear::{WeightLayout::OutIn, cpu as linear};
+use crate::ops::softcap::cpu::cap_row;
+use crate::ops::softmax::cpu::{exp_scaled, max_and_sum};
+use crate::ops::{rows_per_task, softcap};
+use crate::{DType, Result, Tensor};
+
+use super::labels::Labelled;
+
+/// Largest number of logits in one chunk: 64 MiB.
+const LOGITS_MAX: usize = 1 << 24;
+/// Fewest rows in a chunk: each chunk reads the weight twice and adds to all of its gradient.
+const ROWS_MIN: usize = 64;
+
+/// Rows per chunk, from the shape alone: chunks of (almost) equal size.
+fn chunk_rows(n: usize, n_vocabulary: usize) -> usize {
+    let most = (LOGITS_MAX / n_vocabulary.max(1)).max(ROWS_MIN);
+    n.div_ceil(n.div_ceil(most).max(1)).max(1)
+}
+
+/// The last layer with the labels of its rows.
+pub(super) struct Head<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    labels: &'a [i32],
+    n_vocabulary: usize,
+    width: usize,
+    z_loss: f32,
+    softcap: Option<f32>,
+    pub(super) chunk_rows: usize,
+}
+
+/// What the gradient of each row's loss is multiplied with.
+pub(super) enum Factors<'a> {
+    Same(f32),
+    PerRow(&'a [f32]),
+}
+
+/// Where the gradient of the weight goes, and whether it is added there.
+pub(super) struct WeightGrad<'a> {
+    pub(super) dw: &'a mut [f32],
+    pub(super) accumulate: bool,
+}
+
+impl<'a> Head<'a> {
+    /// `x` holds the labelled rows only.
+    pub(super) fn new(
+        x: &'a Tensor,
+        weight: &'a Tensor,
+        rows: &'a Labelled,
+        z_loss: f32,
+        softcap: Option<f32>,
+    ) -> Self {
+        let &[n_vocabulary, width] = &*weight.shape() else { unreachable!("checked by the op") };
+        Self {
+            x: x.data(),
+            weight: weight.data(),
+            labels: rows.labels(),
+            n_vocabulary,
+            width,
+            z_loss,
+            softcap,
+            chunk_rows: chunk_rows(rows.len(), n_vocabulary),
+        }
+    }
+
+    /// The loss of each row.
+    pub(super) fn forward(&self, losses: &mut [f32]) -> Result<()> {
+        self.for_each_chunk(losses, |chunk, logits, losses| {
+            self.turn(logits, &self.labels[chunk.first..], losses, None);
+            Ok(())
+        })
+    }
+
+    /// The loss of each row, and gradients of `Σ factor · loss`.
+    pub(super) fn forward_backward(
+        &self,
+        losses: &mut [f32],
+        factors: &Factors<'_>,
+        mut dx: Option<&mut [f32]>,
+        mut weight_grad: Option<WeightGrad<'_>>,
+    ) -> Result<()> {
+        if let Some(grad) = weight_grad.as_mut().filter(|g| losses.is_empty() && !g.accumulate) {
+            threads::run_chunks(grad.dw, crate::inplace::CHUNK, |_, dw| dw.fill(0.0));
+        }
+        let (v, d) = (self.n_vocabulary, self.width);
+        self.for_each_chunk(losses, |chunk, logits, losses| {
+            let factors = match factors {
+                Factors::Same(factor) => Factors::Same(*factor),
+                Factors::PerRow(each) => Factors::PerRow(&each[chunk.first..]),
+            };
+            self.turn(logits, &self.labels[chunk.first..], losses, Some(&factors));
+            let (size, range) = ((chunk.n, v, d), chunk.first * d..(chunk.first + chunk.n) * d);
+            if let Some(dx) = dx.as_deref_mut() {
+                let dx = &mut dx[range.clone()];
+                linear::backward_input(size, logits, self.weight, OutIn, dx, false)?;
+            }
+            if let Some(grad) = weight_grad.as_mut() {
+                let add = grad.accumulate || chunk.first > 0;
+                linear::backward_weight(size, logits, &self.x[range], OutIn, grad.dw, add)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Computes the logits of each chunk into one buffer and hands them to `body`.
+    fn for_each_chunk(
+        &self,
+        losses: &mut [f32],
+        mut body: impl FnMut(Chunk, &mut [f32], &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let (v, d) = (self.n_vocabulary, self.width);
+        let n_max = self.chunk_rows.min(losses.len());
+        let mut logits = Tensor::uninit([n_max, v], DType::F32)?;
+        for (index, losses) in losses.chunks_mut(self.chunk_rows).enumerate() {
+            let chunk = Chunk { first: index * self.chunk_rows, n: losses.len() };
+            let logits = &mut logits.data_mut()[..chunk.n * v];
+            let x = &self.x[chunk.first * d..(chunk.first + chunk.n) * d];
+            linear::forward((chunk.n, v, d), x, self.weight, OutIn, None, logits)?;
+            body(chunk, logits, losses)?;
+        }
+        Ok(())
+    }
+
+    /// Turns a chunk of logits into losses and, given factors, in place into their gradient.
+    fn turn(
+        &self,
+        logits: &mut [f32],
+        labels: &[i32],
+        losses: &mut [f32],
+        factors: Option<&Factors<'_>>,
+    ) {
+        let (v, rows) = (self.n_vocabulary, rows_per_task(self.n_vocabulary));
+        let losses = SharedMut::new(losses);
+        threads::run_chunks(logits, rows * v, |index, logits| {
+            let first = index * rows;
+            // SAFETY: tasks own disjoint rows.
+            let losses = unsafe { losses.slice(first, logits.len() / v) };
+            let labels = &labels[first..];
+            dispatch(Rows { head: self, logits, labels, losses, factors, first });
+        });
+    }
+}
+
+/// A range of rows.
+struct Chunk {
+    first: usize,
+    n: usize,
+}
+
+struct Rows<'a> {
+    head: &'a Head<'a>,
+    logits: &'a mut [f32],
+    labels: &'a [i32],
+    losses: &'a mut [f32],
+    factors: Option<&'a Factors<'a>>,
+    /// Number of the first row among the factors.
+    first: usize,
+}
+
+impl Kernel for Rows<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.logits.chunks_exact_mut(self.head.n_vocabulary);
+        for (r, (row, loss)) in rows.zip(self.losses).enumerate() {
+            let factor = self.factors.map(|factors| match factors {
+                Factors::Same(factor) => *factor,
+                Factors::PerRow(each) => each[self.first + r],
+            });
+            *loss = self.head.row(s, row, self.labels[r] as usize, factor);
+        }
+    }
+}
+
+impl Head<'_> {
+    /// The loss of one row of logits, which turns into its gradient if there is a factor:
+    /// `factor · ((1 + 2 z lse) e^(y − lse) − onehot)`, times `1 − (y / c)²` under a cap.
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, row: &mut [f32], label: usize, factor: Option<f32>) -> f32 {
+        if let Some(cap) = self.softcap {
+            cap_row(s, cap, row);
+        }
+        let (max, sum) = max_and_sum(s, row);
+        let target = row[label];
+        let log_sum = f64::from(sum).ln();
+        let lse = f64::from(max) + log_sum;
+        let z = f64::from(self.z_loss);
+        // The difference of two numbers near each other first: small losses keep their digits.
+        let loss = log_sum + (f64::from(max) - f64::from(target)) + z * lse * lse;
+        if let Some(factor) = factor {
+            let scale = (f64::from(factor) * (1.0 + 2.0 * z * lse) / f64::from(sum)) as f32;
+            let mut pull = factor;
+            if let Some(cap) = self.softcap {
+                pull *= softcap::cpu::slope(cap, target);
+                // SAFETY: in place over one row.
+                unsafe { capped_gradient(s, row.as_mut_ptr(), row.len(), max, scale, cap) };
+            } else {
+                let (x, y, len) = (row.as_ptr(), row.as_mut_ptr(), row.len());
+                // SAFETY: in place over one row.
+                unsafe { exp_scaled(s, x, y, len, max, scale) };
+            }
+            row[label] -= pull;
+        }
+        loss as f32
+    }
+}
+
+/// `y ← e^(y − max) · scale · (1 − (y / c)²)`.
+///
+/// # Safety
+/// `row` is valid for `len` numbers.
+#[inline(always)]
+unsafe fn capped_gradient<S: Simd>(
+    s: S,
+    row: *mut f32,
+    len: usize,
+    max: f32,
+    scale: f32,
+    cap: f32,
+) {
+    for i in (0..len).step_by(S::LANES) {
+        let n = (len - i).min(S::LANES);
+        // SAFETY: `n` numbers from i lie within the row.
+        unsafe {
+            let y = s.load_n(row.add(i), n);
+            let e = crate::cpu::math::exp(s, s.sub(y, s.splat(max)));
+            let t = s.mul(y, s.splat(1.0 / cap));
+            let slope = s.sub(s.splat(1.0), s.mul(t, t));
+            s.store_n(row.add(i), s.mul(s.mul(e, s.splat(scale)), slope), n);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_all_rows_within_the_limit() {
+        for (n, v) in
+            [(0, 7), (1, 1), (2048, 16_384), (4097, 50_257), (70, 300_000), (500, 1 << 25)]
+        {
+            let rows = chunk_rows(n, v);
+            assert!(rows >= 1 && (rows * v <= LOGITS_MAX || rows <= ROWS_MIN), "{n} {v}: {rows}");
+            assert!(rows >= ROWS_MIN.min(n) / 2, "{n} {v}: {rows}");
+        }
+        assert_eq!(chunk_rows(2048, 16_384), 1024);
+    }
+}

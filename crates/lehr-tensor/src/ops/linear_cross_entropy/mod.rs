@@ -1,0 +1,170 @@
+//! The loss over a vocabulary, from hidden states to one number, and its relatives.
+
+mod cpu;
+mod labels;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+mod token_logprobs;
+
+use std::sync::{Mutex, PoisonError};
+
+use self::cpu::{Factors, Head, WeightGrad};
+use self::labels::Labelled;
+use super::softcap;
+use crate::autograd::{Gradients, Op, record1, records};
+use crate::{DType, Error, Result, Shape, Tensor, inplace};
+
+/// The form of the loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossEntropy {
+    /// The sum of the losses is divided by this: the number of labelled rows, or, if a step has
+    /// several micro-batches, that of the whole step.
+    pub normalizer: f32,
+    /// Coefficient of `lse²`, which keeps the logits from drifting; 0 turns it off (PaLM 2022,
+    /// <https://arxiv.org/abs/2204.02311>).
+    pub z_loss: f32,
+    /// If given, logits are `c tanh(z / c)`.
+    pub softcap: Option<f32>,
+}
+
+impl Tensor {
+    /// Cross entropy of the logits `z = x Wᵀ` with the targets, without ever building `z`:
+    /// `loss = Σ (lse − z_target + z_loss · lse²) / normalizer` over the labelled rows, with
+    /// `lse = ln Σ e^z`.
+    ///
+    /// | name | shape |
+    /// |---|---|
+    /// | `self` | `[N, D]` or `[B, T, D]` |
+    /// | `weight` | `[V, D]` |
+    /// | `targets` | `[N]` or `[B, T]`, i32; −100 = no label |
+    /// | returns | `[1]` |
+    ///
+    /// Rows without a label cost nothing: the others are gathered first. They are taken in chunks
+    /// whose logits fit in 64 MiB. If recorded, each chunk's logits turn in place into
+    /// `dz = ((1 + 2 z_loss lse) softmax − onehot) / normalizer`, from which `dx = dz W` and
+    /// `dW = dzᵀ x` follow at once: saved are `dx` (labelled rows) and `dW`, so backward computes
+    /// no product, and may run only once. With no labelled row the loss is 0.
+    ///
+    /// # Errors
+    /// If shapes do not fit, a target is neither −100 nor in 0..V, the normaliser or the cap is
+    /// not a positive number, or memory runs out.
+    pub fn linear_cross_entropy(
+        &self,
+        weight: &Self,
+        targets: &Self,
+        options: CrossEntropy,
+    ) -> Result<Self> {
+        const OP: &str = "linear_cross_entropy";
+        let rows = check(OP, self, weight, targets, options.softcap)?;
+        if rows.len() > 0 && !(options.normalizer > 0.0 && options.normalizer.is_finite()) {
+            let (name, value) = ("normalizer", options.normalizer.to_string());
+            return Err(Error::Argument { op: OP, name, value, expected: "a positive number" });
+        }
+        let x = rows.gather(self)?;
+        let head = Head::new(&x, weight, &rows, options.z_loss, options.softcap);
+        let mut losses = Self::uninit([rows.len()], DType::F32)?;
+        if !records(&[self, weight]) {
+            head.forward(losses.data_mut())?;
+            return mean(&losses, options.normalizer);
+        }
+        let mut dx = self.wants_grad().then(|| Self::uninit(x.shape(), DType::F32)).transpose()?;
+        let mut dw =
+            weight.wants_grad().then(|| Self::uninit(weight.shape(), DType::F32)).transpose()?;
+        let weight_grad = dw.as_mut().map(|dw| WeightGrad { dw: dw.data_mut(), accumulate: false });
+        let factors = Factors::Same(1.0 / options.normalizer);
+        let losses_out = losses.data_mut();
+        head.forward_backward(losses_out, &factors, dx.as_mut().map(Self::data_mut), weight_grad)?;
+        let loss = mean(&losses, options.normalizer)?;
+        let x_shape = self.shape();
+        let op = || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw })) };
+        Ok(record1(&[self, weight], loss, op))
+    }
+}
+
+/// `Σ losses / normalizer`, summed in f64 in the order of the rows; 0 for no rows.
+fn mean(losses: &Tensor, normalizer: f32) -> Result<Tensor> {
+    if losses.shape().n_elements() == 0 {
+        return Tensor::full([1], 0.0);
+    }
+    let sum: f64 = losses.data().iter().map(|l| f64::from(*l)).sum();
+    Tensor::full([1], (sum / f64::from(normalizer)) as f32)
+}
+
+/// Checks what the ops of this folder have in common, and finds the labelled rows.
+fn check(
+    op: &'static str,
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+    softcap: Option<f32>,
+) -> Result<Labelled> {
+    x.expect_f32(op)?;
+    weight.expect_f32(op)?;
+    targets.expect_ids(op)?;
+    super::expect_rank_min(op, x, 1)?;
+    let &[n_vocabulary, width] = &*weight.shape() else {
+        let expected = "a weight of two dimensions".to_owned();
+        return Err(Error::Rank { op, found: weight.shape(), expected });
+    };
+    let shape = x.shape();
+    if shape.last_dim() != width {
+        let rule = "the last dimension of x must be the weight's width";
+        return Err(Error::Shape { op, lhs: shape, rhs: weight.shape(), rule });
+    }
+    if *targets.shape() != shape[..shape.len() - 1] {
+        let rule = "there must be one target per row of x";
+        return Err(Error::Shape { op, lhs: shape, rhs: targets.shape(), rule });
+    }
+    if let Some(cap) = softcap {
+        softcap::check(op, cap)?;
+    }
+    Labelled::find(op, targets, n_vocabulary)
+}
+
+/// Gradients for an upstream gradient of 1; `None` where none is wanted.
+struct Saved {
+    dx: Option<Tensor>,
+    dw: Option<Tensor>,
+}
+
+struct LinearCrossEntropy {
+    rows: Labelled,
+    x_shape: Shape,
+    saved: Mutex<Option<Saved>>,
+}
+
+impl Op for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output().item()?;
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(saved) = saved else {
+            return Err(Error::Argument {
+                op: "linear_cross_entropy",
+                name: "graph",
+                value: "used up by an earlier backward".to_owned(),
+                expected: "one backward per loss",
+            });
+        };
+        if let Some(mut dw) = saved.dw {
+            scale(&mut dw, dy);
+            grads.add(1, dw)?;
+        }
+        if let Some(mut dx) = saved.dx {
+            scale(&mut dx, dy);
+            self.rows.add_scattered(grads, 0, dx, self.x_shape)?;
+        }
+        Ok(())
+    }
+}
+
+fn scale(grad: &mut Tensor, factor: f32) {
+    if factor != 1.0 {
+        inplace::scale(grad.data_mut(), factor);
+    }
+}

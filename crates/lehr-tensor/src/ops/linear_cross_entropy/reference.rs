@@ -1,0 +1,44 @@
+use super::CrossEntropy;
+use crate::testing::Array;
+
+/// For each row `lse` and the logit of its target; `None` without a label.
+fn rows(x: &Array, w: &Array, targets: &[i32], cap: Option<f32>) -> Vec<Option<(f64, f64)>> {
+    let d = x.last_dim();
+    let row = |(r, target): (usize, &i32)| {
+        if *target == -100 {
+            return None;
+        }
+        let logits: Vec<f64> = (0..w.shape[0])
+            .map(|v| {
+                let z: f64 = (0..d).map(|k| x.data[r * d + k] * w.data[v * d + k]).sum();
+                cap.map(f64::from).map_or(z, |c| c * (z / c).tanh())
+            })
+            .collect();
+        let max = logits.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
+        Some((max + sum.ln(), logits[*target as usize]))
+    };
+    targets.iter().enumerate().map(row).collect()
+}
+
+/// `Σ (lse − z_target + z_loss lse²) / normalizer` over labelled rows.
+pub(super) fn loss(x: &Array, w: &Array, targets: &[i32], options: CrossEntropy) -> Array {
+    let term = |(lse, target): (f64, f64)| lse - target + f64::from(options.z_loss) * lse * lse;
+    let terms: Vec<f64> =
+        rows(x, w, targets, options.softcap).into_iter().flatten().map(term).collect();
+    let loss = if terms.is_empty() {
+        0.0
+    } else {
+        terms.iter().sum::<f64>() / f64::from(options.normalizer)
+    };
+    Array { shape: vec![1], data: vec![loss] }
+}
+
+/// `z_target − lse` per row, 0 without a label.
+pub(super) fn logprobs(x: &Array, w: &Array, targets: &[i32], cap: Option<f32>) -> Array {
+    let value = |row: Option<(f64, f64)>| row.map_or(0.0, |(lse, target)| target - lse);
+    Array {
+        shape: x.shape[..x.shape.len() - 1].to_vec(),
+        data: rows(x, w, targets, cap).into_iter().map(value).collect(),
+    }
+}

@@ -1,0 +1,177 @@
+use super::cpu::{Factors, Head, WeightGrad};
+use super::labels::Labelled;
+use super::{CrossEntropy, reference};
+use crate::testing::{Case, Pair, golden_cases};
+use crate::{Error, Philox, Tensor, no_grad};
+
+const PLAIN: CrossEntropy = CrossEntropy { normalizer: 1.0, z_loss: 0.0, softcap: None };
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = golden_cases("linear_cross_entropy", |params, _| {
+        let normalizer = params.number("normalizer").unwrap() as f32;
+        let z_loss = params.number("z_loss").unwrap() as f32;
+        loss(params.ids(0), CrossEntropy { normalizer, z_loss, softcap: None })
+    });
+    cases.extend(golden_cases("token_logprobs", |params, _| logprobs(params.ids(0), None)));
+    // Rows, width, vocabulary, every how many rows one has no label.
+    for (rows, d, v, gap) in [
+        (&[0][..], 3, 5, 2),
+        (&[1], 1, 1, 9),
+        (&[3], 5, 7, 1),
+        (&[2, 3], 17, 33, 9),
+        (&[4, 9], 7, 130, 3),
+        (&[70], 20, 301, 9),
+        (&[5], 3, 5000, 2),
+    ] {
+        let n: usize = rows.iter().product();
+        let targets = targets(n, v, gap).with_shape(rows.into());
+        let shapes = [[rows, &[d]].concat(), vec![v, d]];
+        let normalizer = n.max(1) as f32 - 0.5;
+        for (z_loss, softcap) in [(0.0, None), (0.01, None), (0.0, Some(2.0)), (0.003, Some(5.0))] {
+            let options = CrossEntropy { normalizer, z_loss, softcap };
+            let name = format!("{rows:?} of {d} to {v}, {options:?}");
+            cases.push(Case::random(&name, &shapes, loss(targets.clone(), options)));
+        }
+        for cap in [None, Some(3.0)] {
+            let name = format!("token_logprobs {rows:?} of {d} to {v}, cap {cap:?}");
+            cases.push(Case::random(&name, &shapes, logprobs(targets.clone(), cap)));
+        }
+    }
+    cases
+}
+
+/// Random labels; every `gap`-th row has none.
+fn targets(n: usize, v: usize, gap: usize) -> Tensor {
+    let random = Philox::new(3, 0);
+    let id = |i: usize| {
+        if i % gap == gap - 1 { -100 } else { (random.block(i as u64)[0] as usize % v) as i32 }
+    };
+    Tensor::from_ids(&(0..n).map(id).collect::<Vec<_>>(), [n]).unwrap()
+}
+
+fn loss(targets: Tensor, options: CrossEntropy) -> Pair {
+    let ids = targets.ids().to_vec();
+    Pair::one(
+        move |x| x[0].linear_cross_entropy(&x[1], &targets, options),
+        move |x| reference::loss(&x[0], &x[1], &ids, options),
+    )
+}
+
+fn logprobs(targets: Tensor, cap: Option<f32>) -> Pair {
+    let ids = targets.ids().to_vec();
+    Pair::one(
+        move |x| x[0].token_logprobs(&x[1], &targets, cap),
+        move |x| reference::logprobs(&x[0], &x[1], &ids, cap),
+    )
+}
+
+fn random(shape: [usize; 2], stream: u64) -> Tensor {
+    let mut x = Tensor::zeros(shape).unwrap();
+    Philox::new(5, stream).fill_normal(x.data_mut(), 1.0);
+    x
+}
+
+fn near(a: &[f32], b: &[f32]) {
+    let scale = b.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() <= 1e-6 * scale, "{a} against {b}");
+    }
+}
+
+#[test]
+fn many_chunks_give_what_one_chunk_gives() {
+    let (x, w, targets) = (random([50, 12], 0), random([37, 12], 1), targets(50, 37, 99));
+    let rows = Labelled::find("test", &targets, 37).unwrap();
+    let factors: Vec<f32> = (0..50).map(|i| i as f32 / 50.0 - 0.3).collect();
+    let pass = |chunk_rows: usize| {
+        let mut head = Head::new(&x, &w, &rows, 0.01, Some(4.0));
+        head.chunk_rows = chunk_rows;
+        let (mut losses, mut dx, mut dw) = (vec![0.0; 50], vec![0.0; 600], vec![1.0; 37 * 12]);
+        let mut forward = losses.clone();
+        head.forward(&mut forward).unwrap();
+        let weight_grad = Some(WeightGrad { dw: &mut dw, accumulate: true });
+        let factors = Factors::PerRow(&factors);
+        head.forward_backward(&mut losses, &factors, Some(&mut dx), weight_grad).unwrap();
+        assert_eq!(losses, forward);
+        (losses, dx, dw)
+    };
+    let one = pass(50);
+    for chunk_rows in [1, 7, 25, 49] {
+        let many = pass(chunk_rows);
+        near(&many.0, &one.0);
+        near(&many.1, &one.1);
+        near(&many.2, &one.2);
+    }
+}
+
+#[test]
+fn only_what_is_wanted_gets_a_gradient_and_the_loss_is_the_same() {
+    let (x, w, targets) = (random([20, 12], 0), random([37, 12], 1), targets(20, 37, 4));
+    let run = |x: &Tensor, w: &Tensor| {
+        let loss = x.linear_cross_entropy(w, &targets, PLAIN).unwrap();
+        let value = loss.item().unwrap();
+        loss.backward().unwrap();
+        (value, x.grad().map(|g| g.to_vec()), w.grad().map(|g| g.to_vec()))
+    };
+    let (value, dx, dw) = run(&x.trainable(), &w.trainable());
+    assert_eq!(run(&x.trainable(), &w), (value, dx, None));
+    assert_eq!(run(&x, &w.trainable()), (value, None, dw));
+    let silent = no_grad(|| x.trainable().linear_cross_entropy(&w, &targets, PLAIN)).unwrap();
+    assert_eq!((silent.item().unwrap(), silent.wants_grad()), (value, false));
+}
+
+#[test]
+fn no_label_at_all_gives_zero_and_zero_gradients() {
+    let (x, w) = (random([4, 3], 0).trainable(), random([5, 3], 1).trainable());
+    let targets = Tensor::from_ids(&[-100; 4], [4]).unwrap();
+    let options = CrossEntropy { normalizer: 0.0, ..PLAIN };
+    let loss = x.linear_cross_entropy(&w, &targets, options).unwrap();
+    assert_eq!(loss.item().unwrap(), 0.0);
+    loss.backward().unwrap();
+    assert_eq!(x.grad().unwrap().to_vec(), [0.0; 12]);
+    assert_eq!(w.grad().unwrap().to_vec(), [0.0; 15]);
+}
+
+#[test]
+fn a_certain_prediction_has_a_small_loss_with_all_its_digits() {
+    let x = Tensor::from_slice(&[1.0], [1, 1]).unwrap();
+    let w = Tensor::from_slice(&[100.0, 90.0], [2, 1]).unwrap();
+    let targets = Tensor::from_ids(&[0], [1]).unwrap();
+    let loss = x.linear_cross_entropy(&w, &targets, PLAIN).unwrap().item().unwrap();
+    let want = (-10.0f64).exp().ln_1p();
+    // The sum 1 + e^−10 is rounded to f32: half a unit in the last place of 1.
+    assert!((f64::from(loss) - want).abs() < 1e-7, "{loss} against {want}");
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    let (x, w) = (random([2, 3], 0), random([5, 3], 1));
+    let ids = |ids: &[i32]| Tensor::from_ids(ids, [ids.len()]).unwrap();
+    for bad in [5, -1, -99] {
+        let error = x.linear_cross_entropy(&w, &ids(&[0, bad]), PLAIN).unwrap_err();
+        let Error::Index { index, position, limit, .. } = error else { panic!("{error}") };
+        assert_eq!((index, position, limit), (bad.into(), 1, 5));
+        assert!(x.token_logprobs(&w, &ids(&[bad, 0]), None).is_err());
+    }
+    let good = ids(&[0, 4]);
+    assert!(x.linear_cross_entropy(&w, &ids(&[0]), PLAIN).is_err());
+    assert!(x.linear_cross_entropy(&random([5, 4], 1), &good, PLAIN).is_err());
+    assert!(x.linear_cross_entropy(&w, &w, PLAIN).is_err());
+    for options in [
+        CrossEntropy { normalizer: 0.0, ..PLAIN },
+        CrossEntropy { normalizer: f32::NAN, ..PLAIN },
+        CrossEntropy { softcap: Some(0.0), ..PLAIN },
+    ] {
+        let error = x.linear_cross_entropy(&w, &good, options).unwrap_err();
+        assert!(matches!(error, Error::Argument { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_second_backward_is_an_error() {
+    let (x, w) = (random([2, 3], 0).trainable(), random([5, 3], 1));
+    let targets = Tensor::from_ids(&[0, 1], [2]).unwrap();
+    let loss = x.linear_cross_entropy(&w, &targets, PLAIN).unwrap();
+    loss.clone().backward().unwrap();
+    assert!(matches!(loss.backward(), Err(Error::Argument { name: "graph", .. })));
+}

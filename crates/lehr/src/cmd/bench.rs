@@ -1,0 +1,28 @@
+//! `lehr bench`
+
+mod step;
+mod system;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Measure speed.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Training steps: forward, loss, backward, AdamW
+    Step(step::Args),
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    match &args.what {
+        What::Step(args) => step::run(args),
+    }
+}

@@ -1,0 +1,217 @@
+//! `lehr bench step`: the training step of `tools/bench/torch_bench.py`, same model, same work.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, Tokens};
+use lehr_tensor::{Philox, Tensor, threads};
+use lehr_train::recipe::OptimizerConfig;
+use lehr_train::{AdamW, Optimizer, machine_gflops};
+use serde_json::json;
+
+use super::system;
+
+/// Training steps: forward, loss, backward, AdamW.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Size of model and batch
+    #[arg(long, value_enum, default_value_t = Size::Small)]
+    config: Size,
+    /// Family
+    #[arg(long, value_enum, default_value_t = Arch::Gpt)]
+    arch: Arch,
+    /// Timed steps
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    /// Untimed steps before
+    #[arg(long, default_value_t = 2)]
+    warmup: usize,
+    /// Number of threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object with the keys of tools/bench/torch_bench.py
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Size {
+    /// 4 blocks of 256, 8 rows of 256 tokens, 8,192 ids
+    Tiny,
+    /// 6 blocks of 384, 4 rows of 512 tokens, 16,384 ids
+    Small,
+    /// GPT-2 124M, 1 row of 1,024 tokens
+    Gpt2,
+    /// GPT-2 124M, 4 rows of 64 tokens
+    #[value(name = "gpt2_64")]
+    Gpt2With64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Arch {
+    /// LayerNorm, learned positions, GELU
+    Gpt,
+    /// RMSNorm, RoPE, SwiGLU, grouped-query attention
+    Llama,
+}
+
+struct Shape {
+    layers: usize,
+    width: usize,
+    heads: usize,
+    vocab: usize,
+    t: usize,
+    b: usize,
+}
+
+impl Size {
+    fn shape(self) -> Shape {
+        let of = |layers, width, heads, vocab, t, b| Shape { layers, width, heads, vocab, t, b };
+        match self {
+            Self::Tiny => of(4, 256, 4, 8192, 256, 8),
+            Self::Small => of(6, 384, 6, 16_384, 512, 4),
+            Self::Gpt2 => of(12, 768, 12, 50_304, 1024, 1),
+            Self::Gpt2With64 => of(12, 768, 12, 50_304, 64, 4),
+        }
+    }
+}
+
+fn config(arch: Arch, s: &Shape) -> Config {
+    match arch {
+        Arch::Gpt => Config::Gpt2(Gpt2Config {
+            vocab_size: s.vocab,
+            n_positions: s.t,
+            n_embd: s.width,
+            n_layer: s.layers,
+            n_head: s.heads,
+            n_inner: None,
+            activation_function: "gelu_new".to_owned(),
+            layer_norm_epsilon: 1e-5,
+            initializer_range: 0.02,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
+            tie_word_embeddings: true,
+            bos_token_id: None,
+            eos_token_id: None,
+        }),
+        Arch::Llama => Config::Llama(LlamaConfig {
+            vocab_size: s.vocab,
+            hidden_size: s.width,
+            intermediate_size: (8 * s.width / 3).next_multiple_of(64),
+            num_hidden_layers: s.layers,
+            num_attention_heads: s.heads,
+            num_key_value_heads: Some(if s.heads % 3 == 0 { s.heads / 3 } else { s.heads / 2 }),
+            head_dim: None,
+            max_position_embeddings: s.t,
+            rms_norm_eps: 1e-5,
+            initializer_range: 0.02,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            mlp_bias: false,
+            hidden_act: "silu".to_owned(),
+            rope_theta: Some(10_000.0),
+            rope_scaling: None,
+            rope_parameters: None,
+            bos_token_id: None,
+            eos_token_id: None,
+        }),
+    }
+}
+
+/// Eight fixed batches of random tokens, as the peer has them.
+fn batches(s: &Shape) -> Result<Vec<(Tokens, Tensor)>> {
+    let stream = Philox::new(0, 0);
+    let n = s.b * s.t;
+    (0..8)
+        .map(|index| {
+            let id = |i: usize| stream.block((index * (n + 1) + i) as u64)[0] as usize % s.vocab;
+            let row: Vec<i32> = (0..=n).map(|i| id(i) as i32).collect();
+            let targets = Tensor::from_ids(&row[1..], [s.b, s.t])?;
+            Ok((Tokens::new(&row[..n], s.b, 0)?, targets))
+        })
+        .collect()
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let process_start = Instant::now();
+    args.threads.into_iter().for_each(threads::set_n_threads);
+    let shape = args.config.shape();
+    let model = Model::new(config(args.arch, &shape), 1337)?;
+    let rule = OptimizerConfig::Adamw {
+        lr: 3e-4,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        clip_norm: 0.0,
+    };
+    let mut optimizer = AdamW::new(&rule, model.params())?;
+    let batches = batches(&shape)?;
+    let n_tokens = shape.b * shape.t;
+    let mut step = |i: usize| -> Result<f32> {
+        let (tokens, targets) = &batches[i % batches.len()];
+        let loss = model.loss(tokens, targets, n_tokens as f32)?;
+        let value = loss.item()?;
+        loss.backward()?;
+        optimizer.step(model.params(), 3e-4, 1.0)?;
+        model.params().clear_grads();
+        Ok(value)
+    };
+    let loss_first = step(0)?;
+    let first_step_s = process_start.elapsed().as_secs_f64();
+    for i in 1..args.warmup {
+        step(i)?;
+    }
+    let (wall, cpu) = (Instant::now(), system::cpu_seconds());
+    let (mut times, mut loss_last) = (Vec::new(), loss_first);
+    for i in 0..args.steps.max(1) {
+        let start = Instant::now();
+        loss_last = step(i)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let busy_cores = (system::cpu_seconds() - cpu) / wall.elapsed().as_secs_f64();
+    times.sort_by(f64::total_cmp);
+    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
+    let flops = model.flops_per_step(shape.b, shape.t);
+    let gflops = flops / median / 1e9;
+    let name = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
+        v().map(|v| v.get_name().to_owned()).unwrap_or_default()
+    };
+    let config_name = name(&|| args.config.to_possible_value());
+    let arch_name = name(&|| args.arch.to_possible_value());
+    let tok_s = n_tokens as f64 / median;
+    let peak_rss_mb = system::peak_rss_mb();
+    if args.json {
+        println!(
+            "{}",
+            json!({
+                "peer": "lehr", "version": env!("CARGO_PKG_VERSION"), "config": config_name,
+                "arch": arch_name, "mode": "eager", "threads": threads::n_threads(), "fused": 1,
+                "fwd_only": false, "params": model.params().n_values(), "B": shape.b, "T": shape.t,
+                "steps": times.len(), "first_step_s": round(first_step_s, 2),
+                "ms_median": round(median * 1e3, 1), "ms_min": round(times[0] * 1e3, 1),
+                "ms_max": round(times[times.len() - 1] * 1e3, 1), "tok_s": round(tok_s, 1),
+                "gflops": round(gflops, 1), "flop_per_step": flops,
+                "peak_rss_mb": peak_rss_mb.round(), "busy_cores": round(busy_cores, 2),
+                "loss_first": loss_first, "loss_last": loss_last,
+            })
+        );
+    } else {
+        let peak = machine_gflops();
+        println!(
+            "{config_name} {arch_name}: {:.1} ms per step, {tok_s:.0} tokens/s, {gflops:.0} GFLOP/s \
+             ({:.0}% of the {peak:.0} of matrix products), {peak_rss_mb:.0} MB, first step after \
+             {first_step_s:.2} s, loss {loss_first:.4} to {loss_last:.4}",
+            median * 1e3,
+            100.0 * gflops / peak
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}

@@ -1,0 +1,91 @@
+//! `lehr chat`
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use lehr_infer::{ChatSession, Finish, Loaded};
+use lehr_tensor::threads;
+use serde_json::json;
+
+use super::sampling::SamplingArgs;
+use crate::ui;
+
+/// Talk to a model.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory, checkpoint or Hugging Face folder
+    model: PathBuf,
+    /// Instructions for the whole conversation
+    #[arg(long)]
+    system: Option<String>,
+    /// Ask this one question and end
+    #[arg(short, long)]
+    prompt: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Number of threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object per answer
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    args.threads.into_iter().for_each(threads::set_n_threads);
+    let mut sampler = args.sampling.sampler()?;
+    let limits = args.sampling.limits(512);
+    let loaded = Loaded::open(&args.model)?;
+    let mut session = ChatSession::new(&loaded.model, &loaded.tokenizer, args.system.as_deref())?;
+    let mut answer = |session: &mut ChatSession<'_>, text: &str| -> Result<()> {
+        let mut on_text = |piece: &str| {
+            if args.json {
+                return ControlFlow::Continue(());
+            }
+            print!("{piece}");
+            let flushed = std::io::stdout().flush().is_ok();
+            if flushed && !ui::stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let out = session.answer(text, &mut sampler, &limits, &mut on_text)?;
+        if args.json {
+            let finish = format!("{:?}", out.finish).to_lowercase();
+            println!("{}", json!({ "question": text, "answer": out.text, "finish": finish }));
+        } else {
+            println!();
+            if out.finish == Finish::Length {
+                eprintln!("(cut at the limit of tokens; raise it with -n)");
+            }
+        }
+        Ok(())
+    };
+    if let Some(prompt) = &args.prompt {
+        answer(&mut session, prompt)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let interactive = std::io::stdin().is_terminal();
+    if interactive && !args.json {
+        println!("{}: type a message, or Ctrl-D to end", loaded.dir.display());
+    }
+    let mut forgotten = 0;
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        if interactive && !args.json {
+            print!("> ");
+            std::io::stdout().flush()?;
+        }
+        let Some(line) = lines.next() else { break };
+        let line = line.context("reading a message")?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        answer(&mut session, line.trim())?;
+        if session.n_forgotten() > forgotten {
+            forgotten = session.n_forgotten();
+            eprintln!("(the context is full: the {forgotten} oldest messages are forgotten)");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

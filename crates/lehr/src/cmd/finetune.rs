@@ -1,0 +1,68 @@
+//! `lehr finetune`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use lehr_data::{DatasetKind, guess_kind};
+use lehr_train::{Recipe, RunDir, fit_finetune};
+
+use super::train::Common;
+use crate::fail::Hinted;
+
+/// Fine-tune a model on conversations, labelled texts or more text.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Model to start from: a run directory, a checkpoint or a Hugging Face folder
+    #[arg(long)]
+    model: Option<std::path::PathBuf>,
+    /// What the data is [default: guessed from its fields]
+    #[arg(long)]
+    kind: Option<Kind>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// Documents: next-token prediction goes on
+    Text,
+    /// Conversations: the assistant's words are learnt
+    Chat,
+    /// Labelled texts: the label is learnt
+    Labelled,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let common = &args.common;
+    common.apply_threads();
+    if let Some(dir) = &common.resume {
+        return common.run(&RunDir::load_recipe(dir)?, "finetune");
+    }
+    if let Some(path) = &common.recipe {
+        let quoted = |p: &std::path::PathBuf| format!("{:?}", p.display().to_string());
+        let mut sets = Vec::new();
+        sets.extend(common.data.iter().map(|d| format!("data.path={}", quoted(d))));
+        sets.extend(common.out.iter().map(|d| format!("run.dir={}", quoted(d))));
+        sets.extend(args.model.iter().map(|m| format!("model.path={}", quoted(m))));
+        return common.run(&Recipe::load(path, &sets)?, "finetune");
+    }
+    let (Some(model), Some(data)) = (&args.model, &common.data) else {
+        return Err(Hinted::new(
+            "fine-tuning needs a model and data, or a recipe",
+            "lehr finetune --model runs/base --data my.jsonl",
+        ));
+    };
+    let kind = match args.kind {
+        Some(Kind::Text) => DatasetKind::Text,
+        Some(Kind::Chat) => DatasetKind::Chat,
+        Some(Kind::Labelled) => DatasetKind::Labelled,
+        None => guess_kind(data)?,
+    };
+    let out = common.out_dir(data, "-finetuned");
+    let fitted = fit_finetune(model, data, kind, &out, common.seed)?;
+    if !common.json && !common.dry_run {
+        fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
+    }
+    common.run(&fitted.recipe, "finetune")
+}

@@ -1,0 +1,74 @@
+//! `lehr generate`
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use lehr_infer::{Generator, Loaded};
+use lehr_tensor::threads;
+use serde_json::json;
+
+use super::sampling::SamplingArgs;
+
+/// Continue a text.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory, checkpoint or Hugging Face folder
+    model: PathBuf,
+    /// Text to continue
+    #[arg(short, long)]
+    prompt: String,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Number of threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object instead of the text as it comes
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    args.threads.into_iter().for_each(threads::set_n_threads);
+    let mut sampler = args.sampling.sampler()?;
+    let mut limits = args.sampling.limits(256);
+    let loaded = Loaded::open(&args.model)?;
+    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
+    limits.stop_ids.extend(tokenizer.end_of_document().ok());
+    let prompt = tokenizer.encode(&args.prompt)?;
+    let capacity = prompt.len() + limits.max_tokens.unwrap_or(0) + 1;
+    let mut generator = Generator::new(model, tokenizer, capacity)?;
+    if !args.json {
+        print!("{}", args.prompt);
+    }
+    let mut on_text = |text: &str| {
+        if args.json {
+            return ControlFlow::Continue(());
+        }
+        print!("{text}");
+        match std::io::stdout().flush() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    };
+    let start = Instant::now();
+    let out = generator.generate(&prompt, &mut sampler, &limits, &mut on_text)?;
+    let seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        let finish = format!("{:?}", out.finish).to_lowercase();
+        let tokens_per_s = out.ids.len() as f64 / seconds;
+        println!(
+            "{}",
+            json!({
+                "prompt": args.prompt, "text": out.text, "ids": out.ids, "finish": finish,
+                "prompt_tokens": prompt.len(), "tokens_per_s": tokens_per_s,
+            })
+        );
+    } else {
+        println!();
+    }
+    Ok(ExitCode::SUCCESS)
+}

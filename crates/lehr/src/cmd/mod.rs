@@ -1,0 +1,12 @@
+//! One file per subcommand.
+
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod classify;
+pub(crate) mod finetune;
+pub(crate) mod generate;
+pub(crate) mod pretrain;
+pub(crate) mod quickstart;
+mod sampling;
+mod train;
+pub(crate) mod verify;

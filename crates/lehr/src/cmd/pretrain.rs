@@ -1,0 +1,58 @@
+//! `lehr pretrain`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lehr_train::{Budget, Recipe, RunDir, fit_pretrain, machine_gflops};
+
+use super::train::Common;
+use crate::fail::Hinted;
+
+/// Pre-train a model on text.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Minutes of training to fit the model and the number of steps to
+    #[arg(long, default_value_t = 5.0)]
+    minutes: f64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let common = &args.common;
+    common.apply_threads();
+    if let Some(dir) = &common.resume {
+        return common.run(&RunDir::load_recipe(dir)?, "pretrain");
+    }
+    if let Some(path) = &common.recipe {
+        let mut sets = Vec::new();
+        sets.extend(common.data.iter().map(|d| format!("data.path={:?}", d.display().to_string())));
+        sets.extend(common.out.iter().map(|d| format!("run.dir={:?}", d.display().to_string())));
+        return common.run(&Recipe::load(path, &sets)?, "pretrain");
+    }
+    let Some(data) = &common.data else {
+        return Err(Hinted::new(
+            "nothing to learn from: neither a recipe nor --data was given",
+            "lehr pretrain --data my.txt, or lehr pretrain configs/small.toml",
+        ));
+    };
+    if !(args.minutes > 0.0 && args.minutes.is_finite()) {
+        let found = format!("--minutes is {}, expected more than 0", args.minutes);
+        return Err(Hinted::new(found, "as in --minutes 5"));
+    }
+    let out = common.out_dir(data, "");
+    // A run that is there is continued: its recipe was fitted when it began.
+    if out.join("recipe.toml").is_file() {
+        let recipe = RunDir::load_recipe(&out)?;
+        if recipe.data.path == data.display().to_string() && common.sets.is_empty() {
+            println!("continuing the run in {}", out.display());
+            return common.run(&recipe, "pretrain");
+        }
+    }
+    let budget = Budget { seconds: args.minutes * 60.0, gflops: machine_gflops() };
+    let fitted = fit_pretrain(data, &out, common.seed, budget)?;
+    if !common.json && !common.dry_run {
+        fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
+    }
+    common.run(&fitted.recipe, "pretrain")
+}

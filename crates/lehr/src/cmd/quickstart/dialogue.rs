@@ -1,0 +1,97 @@
+//! Stage 3: answers to short questions, English and Chinese.
+
+use anyhow::Result;
+use lehr_data::{Conversation, LoaderOptions, SftLoader, read_conversations};
+use lehr_model::Model;
+use lehr_tokenizer::Tokenizer;
+use lehr_tokenizer::chat::ChatTemplate;
+use lehr_train::recipe::{ModelConfig, ObjectiveKind, TokenizerConfig};
+use lehr_train::{LanguageModel, Quiet, RunDir, Task, evaluate, write_report};
+
+use super::corpus::{LANGUAGES, dialogue};
+use super::plan::{LEN, Plan, SEEDS};
+use super::{Quickstart, Stage, pretraining};
+use crate::ui::stop_on_ctrl_c;
+
+/// Rows of a batch.
+const ROWS: usize = 8;
+
+pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
+    quickstart.say("\n== 3. dialogue, English and Chinese");
+    let tokenizer = pretraining::base(quickstart)?.tokenizer;
+    for seed in SEEDS {
+        for pretrained in [false, true] {
+            let name = if pretrained { "pretrained" } else { "scratch" };
+            let key = format!("dialogue/bits_per_byte/{name}/{seed}");
+            if quickstart.results.get(&key).is_some() {
+                continue;
+            }
+            let Some(bits) = measure(quickstart, pretrained, seed, &tokenizer)? else {
+                return Ok(Stage::Interrupted);
+            };
+            quickstart.say(&format!("{name:10} seed {seed}: {bits:.3} bits per byte of test answers"));
+            quickstart.results.put(&key, bits)?;
+        }
+    }
+    Ok(Stage::Done)
+}
+
+fn conversations(quickstart: &Quickstart, split: &str) -> Result<Vec<Conversation>> {
+    let mut all = Vec::new();
+    for language in LANGUAGES {
+        all.extend(read_conversations(dialogue(&quickstart.dir("data"), language, split))?);
+    }
+    Ok(all)
+}
+
+/// Fine-tunes one variant; gives the bits per byte of the test answers, `None` if interrupted.
+fn measure(
+    quickstart: &Quickstart,
+    pretrained: bool,
+    seed: u64,
+    tokenizer: &Tokenizer,
+) -> Result<Option<f64>> {
+    let steps = quickstart.plan.dialogue_steps;
+    let (dir, data) = (quickstart.dir("chat"), quickstart.dir("data").join("dialog"));
+    let mut recipe = Plan::recipe(&dir, &data, ObjectiveKind::Chat, steps);
+    recipe.run.seed = seed;
+    recipe.tokenizer = TokenizerConfig::Model;
+    recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
+    recipe.optimizer = Plan::adamw(if pretrained { 2e-3 } else { 3e-3 });
+    recipe.train.rows = ROWS;
+    recipe.eval.every_steps = 0;
+    recipe.checkpoint.every_steps = 0;
+    recipe.sample.every_steps = 0;
+    recipe.sample.prompts =
+        ["What is AI?", "Who are you?", "Tell me a joke", "什么是ai", "你是谁", "你会死吗"]
+            .map(str::to_owned)
+            .to_vec();
+    let model = match pretrained {
+        true => pretraining::base(quickstart)?.model,
+        false => Model::new(pretraining::base(quickstart)?.model.config().clone(), seed)?,
+    };
+    let loader = |split: &str, options| -> Result<SftLoader> {
+        let all = conversations(quickstart, split)?;
+        Ok(SftLoader::new(&all, tokenizer, ChatTemplate::default(), options)?)
+    };
+    let held_out = LoaderOptions::sequential(ROWS, LEN);
+    let task = Task {
+        objective: Box::new(LanguageModel::new(model, tokenizer.clone(), true)),
+        train: Box::new(loader("train", LoaderOptions::shuffled(ROWS, LEN, seed))?),
+        validation: Box::new(loader("dev", held_out)?),
+    };
+    // One of the models is kept to chat with.
+    let kept = (pretrained && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
+    if kept.is_none() {
+        recipe.sample.prompts.clear();
+    }
+    let outcome = lehr_train::run(&recipe, &task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
+    if !outcome.finished {
+        return Ok(None);
+    }
+    if let Some(run) = &kept {
+        write_report(run, &recipe)?;
+    }
+    let test = evaluate(task.objective.as_ref(), &loader("test", held_out)?, 0)?;
+    Ok(Some(test.bits_per_byte.unwrap_or(f64::NAN)))
+}

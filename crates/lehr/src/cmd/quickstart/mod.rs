@@ -1,0 +1,96 @@
+//! `lehr quickstart`: the whole story on bundled text, in minutes.
+//!
+//! Text → tokenizer → pre-training → fine-tuning for sentiment and dialogue → evaluation on
+//! held-out tests, against the same network without pre-training and against simple baselines. All
+//! steps are decided in a plan that is saved first, so an interrupted quickstart continues.
+
+mod corpus;
+mod dialogue;
+mod plan;
+mod pretraining;
+mod report;
+mod results;
+mod sentiment;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use lehr_tensor::threads;
+
+use crate::fail::Hinted;
+use crate::ui;
+use plan::Plan;
+use results::Results;
+
+/// Pre-train, fine-tune, compare and chat on bundled text, in minutes.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where everything is written
+    #[arg(long, default_value = "runs/quickstart")]
+    out: PathBuf,
+    /// About how long it may take on this machine
+    #[arg(long, default_value_t = plan::SECONDS)]
+    seconds: f64,
+    /// Number of threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object with the results at the end, nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the stages share.
+struct Quickstart {
+    out: PathBuf,
+    plan: Plan,
+    results: Results,
+    json: bool,
+}
+
+impl Quickstart {
+    fn say(&self, text: &str) {
+        if !self.json {
+            println!("{text}");
+        }
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.out.join(name)
+    }
+}
+
+/// Whether a stage ran to its end or was interrupted.
+#[derive(PartialEq, Eq)]
+enum Stage {
+    Done,
+    Interrupted,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if !(args.seconds.is_finite() && args.seconds >= 10.0) {
+        let found = format!("--seconds is {}, expected 10 or more", args.seconds);
+        return Err(Hinted::new(found, format!("the default is {}", plan::SECONDS)));
+    }
+    args.threads.into_iter().for_each(threads::set_n_threads);
+    ui::stop_on_ctrl_c();
+    let start = Instant::now();
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("creating {}", args.out.display()))?;
+    let plan = Plan::load_or_make(&args.out.join("plan.json"), args.seconds)?;
+    let results = Results::open(&args.out.join("results.jsonl"))?;
+    let mut quickstart = Quickstart { out: args.out.clone(), plan, results, json: args.json };
+    quickstart.say(&quickstart.plan.to_string());
+    let stages: [fn(&mut Quickstart) -> Result<Stage>; 4] =
+        [corpus::write, pretraining::run, sentiment::run, dialogue::run];
+    for stage in stages {
+        if stage(&mut quickstart)? == Stage::Interrupted || ui::stopped() {
+            println!("interrupted; all is saved in {}", args.out.display());
+            println!("continue with: lehr quickstart --out {}", args.out.display());
+            return Ok(ExitCode::from(130));
+        }
+    }
+    report::finish(&mut quickstart, start.elapsed().as_secs_f64())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,153 @@
+//! How much of everything: fitted to the machine once, then kept.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use lehr_model::io::write_file;
+use lehr_train::machine_gflops;
+use lehr_train::recipe::{
+    CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, Recipe,
+    RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
+};
+use serde::{Deserialize, Serialize};
+
+/// The default of `--seconds`.
+pub(super) const SECONDS: f64 = 300.0;
+/// Matrix products of the machine the step counts below were chosen on, in GFLOP/s.
+const GFLOPS: f64 = 400.0;
+
+/// Tokens of a row.
+pub(super) const LEN: usize = 128;
+/// Rows of a batch in pre-training.
+const ROWS: usize = 16;
+/// Labels per language when labels are few.
+pub(super) const FEW: usize = 200;
+/// Seeds of every comparison.
+pub(super) const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// The decisions of a quickstart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Plan {
+    /// Asked for.
+    pub(super) seconds: f64,
+    /// Measured.
+    pub(super) gflops: f64,
+    /// Bytes taken of each book.
+    pub(super) book_bytes: usize,
+    /// Steps of pre-training.
+    pub(super) pretrain_steps: u64,
+    /// Steps of fine-tuning for sentiment with all labels.
+    pub(super) sentiment_steps: u64,
+    /// The same with few labels.
+    pub(super) few_steps: u64,
+    /// Steps of fine-tuning for dialogue.
+    pub(super) dialogue_steps: u64,
+}
+
+impl Plan {
+    /// The plan in `path`, or a new one for this machine.
+    pub(super) fn load_or_make(path: &Path, seconds: f64) -> Result<Self> {
+        if let Ok(text) = std::fs::read_to_string(path) {
+            return serde_json::from_str(&text)
+                .with_context(|| format!("reading the plan {}", path.display()));
+        }
+        let plan = Self::fit(seconds, machine_gflops());
+        let text = serde_json::to_string_pretty(&plan)? + "\n";
+        write_file(path, text.as_bytes())?;
+        Ok(plan)
+    }
+
+    /// All steps grow with what the machine can do in the given time.
+    fn fit(seconds: f64, gflops: f64) -> Self {
+        let scale = seconds / SECONDS * gflops / GFLOPS;
+        let steps = |n: f64, least: u64| ((n * scale) as u64).max(least);
+        Self {
+            seconds,
+            gflops,
+            book_bytes: 450_000,
+            pretrain_steps: steps(1000.0, 10),
+            sentiment_steps: steps(260.0, 6),
+            few_steps: steps(60.0, 6),
+            dialogue_steps: steps(160.0, 6),
+        }
+    }
+
+    /// The network of all stages.
+    pub(super) fn model() -> ModelConfig {
+        ModelConfig::Llama {
+            n_layers: 4,
+            hidden_size: 192,
+            n_heads: 6,
+            n_kv_heads: 2,
+            mlp_size: 512,
+            context: 256,
+            tie_embeddings: true,
+            init_std: 0.02,
+        }
+    }
+
+    /// A recipe with the settings all stages share.
+    pub(super) fn recipe(dir: &Path, data: &Path, objective: ObjectiveKind, steps: u64) -> Recipe {
+        Recipe {
+            run: RunConfig { dir: dir.display().to_string(), seed: 1 },
+            data: DataConfig {
+                path: data.display().to_string(),
+                validation_path: String::new(),
+                validation_fraction: 0.02,
+                document_bytes: 1024,
+                text_field: "text".into(),
+                label_field: "label".into(),
+            },
+            tokenizer: TokenizerConfig::Train { vocab_size: 4096, pattern: "gpt4".into() },
+            model: Self::model(),
+            objective,
+            optimizer: Self::adamw(3e-3),
+            schedule: Self::cosine(steps),
+            train: TrainConfig { steps, rows: ROWS, len: LEN, accumulation: 1 },
+            eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
+            sample: SampleConfig {
+                every_steps: (steps / 2).max(1),
+                prompts: vec!["The ".into(), "这家酒店".into(), "却说曹操".into()],
+                max_tokens: 40,
+                temperature: 0.7,
+            },
+            checkpoint: CheckpointConfig { every_steps: (steps / 10).max(1), keep: 1 },
+        }
+    }
+
+    pub(super) fn adamw(lr: f32) -> OptimizerConfig {
+        OptimizerConfig::Adamw {
+            lr,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
+    }
+
+    /// A tenth of warm-up, then down to nothing.
+    pub(super) fn cosine(steps: u64) -> ScheduleConfig {
+        ScheduleConfig::Cosine { warmup_steps: (steps / 10).max(1), min_ratio: 0.0 }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "plan for about {:.0} s at {:.0} GFLOP/s: {} steps of pre-training; {} seeds of \
+             fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with and \
+             without pre-training; {} steps of dialogue",
+            self.seconds,
+            self.gflops,
+            self.pretrain_steps,
+            SEEDS.len(),
+            self.sentiment_steps,
+            self.few_steps,
+            self.dialogue_steps
+        )
+    }
+}

@@ -1,0 +1,42 @@
+//! Stage 1: a language model from random weights.
+
+use anyhow::Result;
+use lehr_infer::Loaded;
+use lehr_train::recipe::ObjectiveKind;
+use lehr_train::{Quiet, RunDir, machine_gflops, prepare, write_report};
+
+use super::plan::Plan;
+use super::{Quickstart, Stage};
+use crate::ui::{Show, Style, stop_on_ctrl_c};
+
+/// Trains tokenizer and model in `base/`.
+pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
+    let (dir, corpus) = (quickstart.dir("base"), quickstart.dir("corpus"));
+    let steps = quickstart.plan.pretrain_steps;
+    if quickstart.results.get("pretrain/bits_per_byte").is_some() {
+        return Ok(Stage::Done);
+    }
+    quickstart.say("\n== 1. pre-training");
+    let recipe = Plan::recipe(&dir, &corpus, ObjectiveKind::NextToken, steps);
+    let run = RunDir::open(&recipe)?;
+    let task = prepare(&recipe, &run.cache(), &mut |text| quickstart.say(text))?;
+    let (mut show, mut quiet) = (Show::new(Style::Human, machine_gflops()), Quiet);
+    let observer: &mut dyn lehr_train::Observer =
+        if quickstart.json { &mut quiet } else { &mut show };
+    let outcome = lehr_train::run(&recipe, &task, Some(&run), observer, stop_on_ctrl_c())?;
+    if !outcome.finished {
+        return Ok(Stage::Interrupted);
+    }
+    write_report(&run, &recipe)?;
+    let results = &mut quickstart.results;
+    results.put("pretrain/seconds", outcome.state.elapsed_s)?;
+    if let Some(bits) = outcome.evaluation.and_then(|e| e.bits_per_byte) {
+        results.put("pretrain/bits_per_byte", bits)?;
+    }
+    Ok(Stage::Done)
+}
+
+/// The pre-trained model and its tokenizer.
+pub(super) fn base(quickstart: &Quickstart) -> Result<Loaded> {
+    Ok(Loaded::open(&quickstart.dir("base"))?)
+}

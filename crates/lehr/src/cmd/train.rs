@@ -1,0 +1,114 @@
+//! What `pretrain` and `finetune` share: running a recipe in its directory.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lehr_tensor::threads;
+use lehr_train::{Recipe, RunDir, machine_gflops, prepare, write_report};
+use serde_json::json;
+
+use crate::ui::{Show, Style, say_interrupted, stop_on_ctrl_c};
+
+/// Arguments of every command that trains.
+#[derive(clap::Args)]
+pub(crate) struct Common {
+    /// A recipe file (TOML); without one, a recipe is fitted to data and machine
+    pub(crate) recipe: Option<std::path::PathBuf>,
+    /// File or folder to learn from: .txt .md .jsonl .json .csv .tsv, also .gz and .zst
+    #[arg(long)]
+    pub(crate) data: Option<std::path::PathBuf>,
+    /// Run directory [default: runs/NAME after the data]
+    #[arg(long)]
+    pub(crate) out: Option<std::path::PathBuf>,
+    /// Continue the run in this directory
+    #[arg(long, conflicts_with_all = ["recipe", "data", "out"])]
+    pub(crate) resume: Option<std::path::PathBuf>,
+    /// Override a setting of the recipe, as in --set optimizer.lr=3e-4 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+    /// Seed of weights, order and samples
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Number of threads [default: all cores]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Only show the recipe that would be run
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print one JSON object per event
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Common {
+    /// The run directory: as asked, or `runs/` and the name of the data.
+    pub(crate) fn out_dir(&self, data: &std::path::Path, suffix: &str) -> std::path::PathBuf {
+        self.out.clone().unwrap_or_else(|| {
+            let stem = data.file_stem().unwrap_or_default().to_string_lossy();
+            let stem = stem.split('.').next().unwrap_or_default();
+            let name = if stem.is_empty() { "data" } else { stem };
+            std::path::PathBuf::from("runs").join(format!("{name}{suffix}"))
+        })
+    }
+
+    pub(crate) fn style(&self) -> Style {
+        if self.json { Style::Json } else { Style::Human }
+    }
+
+    pub(crate) fn apply_threads(&self) {
+        if let Some(n) = self.threads {
+            threads::set_n_threads(n);
+        }
+    }
+
+    /// Runs `recipe`, given or fitted, with the overrides applied.
+    pub(crate) fn run(&self, recipe: &Recipe, command: &str) -> Result<ExitCode> {
+        let recipe = recipe.with_overrides(&self.sets)?;
+        if self.dry_run {
+            print!("{}", recipe.to_toml());
+            return Ok(ExitCode::SUCCESS);
+        }
+        run_recipe(&recipe, self.style(), command)
+    }
+}
+
+/// Prepares and runs a recipe, writes the report and says what comes next.
+pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result<ExitCode> {
+    let stop = stop_on_ctrl_c();
+    let dir = RunDir::open(recipe)?;
+    let say = |text: &str| match style {
+        Style::Human => println!("{text}"),
+        Style::Json => println!("{}", json!({ "event": "note", "text": text })),
+    };
+    say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
+    let task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
+    let mut show = Show::new(style, machine_gflops());
+    let outcome = lehr_train::run(recipe, &task, Some(&dir), &mut show, stop)?;
+    if dir.metrics().is_file() {
+        write_report(&dir, recipe)?;
+    }
+    let steps = recipe.train.steps;
+    if !outcome.finished {
+        let resume = format!("lehr {command} --resume {}", dir.path().display());
+        say_interrupted(dir.path(), outcome.state.step, steps, &resume);
+        return Ok(ExitCode::from(130));
+    }
+    if style == Style::Human {
+        println!("done in {:.0} s; curves in {}", outcome.state.elapsed_s, dir.report().display());
+        println!("next: {}", next_command(recipe, &dir));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn next_command(recipe: &Recipe, dir: &RunDir) -> String {
+    use lehr_train::recipe::ObjectiveKind;
+    let path = dir.path().display();
+    match recipe.objective {
+        ObjectiveKind::NextToken => {
+            let prompt = recipe.sample.prompts.first().map_or("Once", String::as_str);
+            format!("lehr generate {path} -p {prompt:?}")
+        }
+        ObjectiveKind::Chat => format!("lehr chat {path}"),
+        ObjectiveKind::Classify => format!("lehr classify {path} -t \"some text\""),
+    }
+}

@@ -1,0 +1,40 @@
+//! `lehr verify`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lehr_infer::{Check, resolve_model_dir, verify};
+use serde_json::json;
+
+/// Compare a model with what its reference implementation computed.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory, checkpoint or Hugging Face folder
+    model: PathBuf,
+    /// File of the reference's results (input_ids, labels, logits, loss, grad.*, greedy)
+    golden: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let checks = verify(&resolve_model_dir(&args.model)?, &args.golden)?;
+    let passed = checks.iter().all(Check::passed);
+    if args.json {
+        let rows: Vec<_> = checks
+            .iter()
+            .map(|c| json!({ "item": c.item, "error": c.error, "limit": c.limit, "passed": c.passed() }))
+            .collect();
+        println!("{}", json!({ "passed": passed, "checks": rows }));
+    } else {
+        let width = checks.iter().map(|c| c.item.len()).max().unwrap_or(0);
+        for c in &checks {
+            let word = if c.passed() { "ok" } else { "FAILED" };
+            println!("{word:6}  {:width$}  error {:.2e}  limit {:.0e}", c.item, c.error, c.limit);
+        }
+        println!("{}", if passed { "all equal the reference" } else { "differs from the reference" });
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,56 @@
+//! The command line: one file per subcommand in `cmd/`.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "only the command line prints")]
+
+mod cmd;
+mod fail;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// One program for the whole life of a language model.
+#[derive(Parser)]
+#[command(name = "lehr", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pre-train, fine-tune, compare and chat on bundled text, in minutes
+    Quickstart(cmd::quickstart::Args),
+    /// Pre-train a model on text
+    Pretrain(cmd::pretrain::Args),
+    /// Fine-tune a model on conversations, labelled texts or more text
+    Finetune(cmd::finetune::Args),
+    /// Continue a text
+    Generate(cmd::generate::Args),
+    /// Talk to a model
+    Chat(cmd::chat::Args),
+    /// Label texts with a fine-tuned classifier
+    Classify(cmd::classify::Args),
+    /// Compare a model with what its reference implementation computed
+    Verify(cmd::verify::Args),
+    /// Measure speed
+    Bench(cmd::bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Quickstart(args) => cmd::quickstart::run(&args),
+        Command::Pretrain(args) => cmd::pretrain::run(&args),
+        Command::Finetune(args) => cmd::finetune::run(&args),
+        Command::Generate(args) => cmd::generate::run(&args),
+        Command::Chat(args) => cmd::chat::run(&args),
+        Command::Classify(args) => cmd::classify::run(&args),
+        Command::Verify(args) => cmd::verify::run(&args),
+        Command::Bench(args) => cmd::bench::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => fail::report(&error),
+    }
+}

@@ -1,0 +1,157 @@
+//! What a person sees while a run runs.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use lehr_train::{Event, Metrics, Observer};
+use serde_json::json;
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Makes Ctrl-C ask the run to stop after its present step; a second one ends the program at once.
+pub(crate) fn stop_on_ctrl_c() -> &'static AtomicBool {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        // Without a handler Ctrl-C ends the program, which loses no more than the steps since the
+        // last checkpoint.
+        let _ = ctrlc::set_handler(|| {
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("\nstopping after this step and saving (Ctrl-C again to stop at once)");
+        });
+    });
+    &STOP
+}
+
+/// Whether Ctrl-C was pressed.
+pub(crate) fn stopped() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+/// How to show the events of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A bar if someone is watching, else a line now and then.
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Shows a run.
+pub(crate) struct Show {
+    style: Style,
+    /// GFLOP/s of matrix products on this machine.
+    peak: f64,
+    bar: Option<ProgressBar>,
+    smoothed_loss: f64,
+}
+
+impl Show {
+    pub(crate) fn new(style: Style, peak: f64) -> Self {
+        Self { style, peak, bar: None, smoothed_loss: f64::NAN }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) if !bar.is_hidden() => bar.println(text),
+            _ => println!("{text}"),
+        }
+    }
+
+    fn start(&mut self, step: u64, steps: u64, n_params: usize) {
+        let from = if step > 0 { format!(", continued at step {step}") } else { String::new() };
+        println!("training {:.2} M parameters for {steps} steps{from}", n_params as f64 / 1e6);
+        if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(steps);
+            let template = "{bar:24} {pos}/{len} {msg} {eta} left";
+            bar.set_style(
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
+            bar.set_position(step);
+            bar.reset_eta();
+            self.bar = Some(bar);
+        }
+    }
+
+    fn step(&mut self, m: &Metrics, steps: u64) {
+        self.smoothed_loss = match self.smoothed_loss.is_nan() {
+            true => m.loss,
+            false => 0.9 * self.smoothed_loss + 0.1 * m.loss,
+        };
+        let text = format!(
+            "loss {:.3}  {:.0} tok/s  {:.0}% of peak",
+            self.smoothed_loss,
+            m.tokens_per_s,
+            100.0 * m.gflops / self.peak
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_message(text);
+            bar.set_position(m.step);
+            if m.step == steps {
+                bar.finish_and_clear();
+            }
+        } else if m.step == steps || m.step.is_multiple_of((steps / 20).max(1)) {
+            println!("step {}/{steps}  {text}", m.step);
+        }
+    }
+
+    fn json(event: &Event<'_>) {
+        let line = match event {
+            Event::Started { step, steps, n_params } => {
+                json!({ "event": "started", "step": step, "steps": steps, "params": n_params })
+            }
+            Event::Stepped { metrics, .. } => json!({ "event": "step", "metrics": metrics }),
+            Event::Evaluated { step, evaluation } => {
+                json!({ "event": "eval", "step": step, "eval": evaluation })
+            }
+            Event::Sampled { step, prompt, text } => {
+                json!({ "event": "sample", "step": step, "prompt": prompt, "text": text })
+            }
+            Event::Saved { path } => json!({ "event": "saved", "path": path }),
+            Event::Skipped { path, reason } => {
+                json!({ "event": "skipped", "path": path, "reason": reason })
+            }
+        };
+        println!("{line}");
+    }
+}
+
+impl Observer for Show {
+    fn event(&mut self, event: &Event<'_>) {
+        if self.style == Style::Json {
+            return Self::json(event);
+        }
+        match event {
+            Event::Started { step, steps, n_params } => self.start(*step, *steps, *n_params),
+            Event::Stepped { metrics, steps } => self.step(metrics, *steps),
+            Event::Evaluated { step, evaluation } => {
+                let mut text = format!("step {step}: held-out loss {:.4}", evaluation.loss);
+                if let Some(bits) = evaluation.bits_per_byte {
+                    text += &format!(", {bits:.4} bits per byte");
+                }
+                if let Some(accuracy) = evaluation.accuracy {
+                    text += &format!(", accuracy {:.1}%", 100.0 * accuracy);
+                }
+                self.line(&text);
+            }
+            Event::Sampled { prompt, text, .. } => {
+                let shown: String = text.replace('\n', " ⏎ ").chars().take(200).collect();
+                self.line(&format!("  sample: {prompt} → {shown}"));
+            }
+            Event::Saved { .. } => {}
+            Event::Skipped { path, reason } => {
+                self.line(&format!("warning: skipping {}: {reason}", path.display()));
+            }
+        }
+    }
+}
+
+/// Says how to continue an interrupted run.
+pub(crate) fn say_interrupted(dir: &Path, step: u64, steps: u64, command: &str) {
+    println!("interrupted after step {step} of {steps}; all is saved in {}", dir.display());
+    println!("continue with: {command}");
+}
