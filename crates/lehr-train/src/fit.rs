@@ -230,7 +230,15 @@ fn data_config(path: &Path, validation_fraction: f64) -> DataConfig {
 }
 
 fn adamw(lr: f32, weight_decay: f32) -> OptimizerConfig {
-    OptimizerConfig::Adamw { lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay, clip_norm: 1.0 }
+    OptimizerConfig::Adamw {
+        lr,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay,
+        clip_norm: 1.0,
+        embedding_lr_ratio: 1.0,
+    }
 }
 
 /// The first few words of a text, as a prompt.

@@ -32,7 +32,7 @@ pub use optim::{AdamW, Optimizer};
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;
 pub use report::write_report;
-pub use run::{Outcome, run};
+pub use run::{Outcome, run, run_with_storage};
 pub use rundir::RunDir;
 pub use schedule::learning_rate;
 pub use state::TrainState;

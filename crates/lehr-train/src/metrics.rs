@@ -45,17 +45,19 @@ pub(crate) fn append(path: &Path, line: &impl Serialize) -> Result<()> {
 
 /// Removes the lines beyond `step`, which a resumed run will write again, and a line a crash cut.
 pub(crate) fn truncate(path: &Path, step: u64) -> Result<()> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::io("reading", path)(e)),
     };
-    let keep = |line: &&str| {
-        let json = serde_json::from_str::<serde_json::Value>(line).ok();
+    // A line may be cut within a character, so lines are bytes until they are known to be whole.
+    let keep = |line: &&[u8]| {
+        let json = serde_json::from_slice::<serde_json::Value>(line).ok();
         json.and_then(|json| json.get("step")?.as_u64()).is_some_and(|s| s <= step)
     };
-    let kept: String = text.lines().filter(keep).flat_map(|line| [line, "\n"]).collect();
-    Ok(lehr_model::io::write_file(path, kept.as_bytes())?)
+    let kept: Vec<&[u8]> =
+        bytes.split(|byte| *byte == b'\n').filter(keep).flat_map(|line| [line, b"\n"]).collect();
+    Ok(lehr_model::io::write_file(path, &kept.concat())?)
 }
 
 /// Reads a metrics file; a line a crash cut is left out.

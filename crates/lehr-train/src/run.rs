@@ -7,7 +7,7 @@ use lehr_data::Batch;
 use lehr_tensor::inplace;
 use serde_json::json;
 
-use crate::checkpoint::{self, Disk};
+use crate::checkpoint::{self, Disk, Storage};
 use crate::observe::{Event, Observer};
 use crate::optim::{self, Optimizer};
 use crate::recipe::OptimizerConfig;
@@ -39,7 +39,22 @@ pub fn run(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    let mut session = Session::start(recipe, task, dir, observer)?;
+    run_with_storage(recipe, task, dir, &mut Disk, observer, stop)
+}
+
+/// [`run`] with its checkpoints written through `storage`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_storage(
+    recipe: &Recipe,
+    task: &Task,
+    dir: Option<&RunDir>,
+    storage: &mut dyn Storage,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    let mut session = Session::start(recipe, task, dir, storage, observer)?;
     let steps = recipe.train.steps;
     while session.state.step < steps && !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
@@ -86,6 +101,7 @@ struct Session<'a> {
     recipe: &'a Recipe,
     task: &'a Task,
     dir: Option<&'a RunDir>,
+    storage: &'a mut dyn Storage,
     observer: &'a mut dyn Observer,
     optimizer: Box<dyn Optimizer>,
     state: TrainState,
@@ -98,6 +114,7 @@ impl<'a> Session<'a> {
         recipe: &'a Recipe,
         task: &'a Task,
         dir: Option<&'a RunDir>,
+        storage: &'a mut dyn Storage,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
         let params = task.objective.model().params();
@@ -105,6 +122,7 @@ impl<'a> Session<'a> {
             recipe,
             task,
             dir,
+            storage,
             observer,
             optimizer: optim::build(&recipe.optimizer, params)?,
             state: TrainState::default(),
@@ -163,7 +181,7 @@ impl<'a> Session<'a> {
         let debug = self.dir.map(|dir| dir.path().join(format!("debug-step-{}", self.state.step)));
         if let Some(place) = &debug {
             let objective = self.task.objective.as_ref();
-            checkpoint::save_at(&mut Disk, place, objective, &*self.optimizer, &self.state)?;
+            checkpoint::save_at(self.storage, place, objective, &*self.optimizer, &self.state)?;
         }
         Err(Error::NotFinite { step: self.state.step, what, value, debug })
     }
@@ -258,7 +276,7 @@ impl<'a> Session<'a> {
         }
         let (objective, keep) = (self.task.objective.as_ref(), self.recipe.checkpoint.keep);
         let path =
-            checkpoint::save(&mut Disk, dir, objective, &*self.optimizer, &self.state, keep)?;
+            checkpoint::save(self.storage, dir, objective, &*self.optimizer, &self.state, keep)?;
         self.saved_step = Some(self.state.step);
         self.observer.event(&Event::Saved { path: &path });
         Ok(())

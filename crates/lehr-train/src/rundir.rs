@@ -22,10 +22,15 @@ impl RunDir {
         let dir = Self { path: recipe.dir() };
         let file = dir.recipe();
         match std::fs::read_to_string(&file) {
-            Ok(text) if Recipe::parse(&text, &file.display().to_string(), &[])? == *recipe => {
-                return Ok(dir);
+            Ok(text) => {
+                let mut there = Recipe::parse(&text, &file.display().to_string(), &[])?;
+                // The directory may have been moved, or be named in another way now.
+                there.run.dir.clone_from(&recipe.run.dir);
+                return match there == *recipe {
+                    true => Ok(dir),
+                    false => Err(Error::OtherRun { path: dir.path }),
+                };
             }
-            Ok(_) => return Err(Error::OtherRun { path: dir.path }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("reading", &file)(e)),
         }

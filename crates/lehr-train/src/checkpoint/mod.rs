@@ -16,6 +16,9 @@ pub use storage::{Disk, Storage};
 use crate::optim::Optimizer;
 use crate::{Error, Objective, Result, RunDir, TrainState};
 
+/// Version of the manifest written and read here.
+const VERSION: u32 = 1;
+
 /// What a checkpoint consists of, written last.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,10 +81,26 @@ pub fn save(
         return Ok(place);
     }
     save_at(storage, &place, objective, optimizer, state)?;
-    for (_, old) in list(run).into_iter().rev().skip(keep.max(1)) {
+    for old in superfluous(run, state.step, keep) {
         storage.remove_dir(&old).map_err(Error::io("removing", &old))?;
     }
     Ok(place)
+}
+
+/// What may go once the checkpoint of `step` is saved: all but the `keep` newest up to it, and what
+/// a crash left half written or half removed. Later checkpoints are damaged, or the run would have
+/// continued from them; they do not count, and are written anew when their step comes.
+fn superfluous(run: &RunDir, step: u64, keep: usize) -> Vec<PathBuf> {
+    let whole = list(run);
+    let old = whole.iter().rev().filter(|(s, _)| *s <= step).skip(keep.max(1));
+    let is_rest = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_partial = name.starts_with(".step-") && name.ends_with(".partial");
+        is_partial || (name.starts_with("step-") && !path.join("manifest.json").is_file())
+    };
+    let entries = std::fs::read_dir(run.checkpoints()).into_iter().flatten();
+    let rests = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_rest);
+    old.map(|(_, path)| path.clone()).chain(rests).collect()
 }
 
 /// Saves a checkpoint in the folder `place`, replacing one that is there.
@@ -106,7 +125,7 @@ pub fn save_at(
     let moments = TensorFile::new(optimizer.state(), &[]);
     writer.write("optimizer.safetensors", &mut moments.parts())?;
     writer.write_text("state.json", &to_json(state))?;
-    let manifest = Manifest { version: 1, files: std::mem::take(&mut writer.files) };
+    let manifest = Manifest { version: VERSION, files: std::mem::take(&mut writer.files) };
     writer.write_text("manifest.json", &to_json(&manifest))?;
     let storage = writer.storage;
     storage.sync_dir(&beside).map_err(Error::io("syncing", &beside))?;
@@ -149,6 +168,9 @@ pub fn verify(dir: &Path) -> Result<()> {
     let text = std::fs::read_to_string(&path).map_err(Error::io("reading", &path))?;
     let manifest: Manifest =
         serde_json::from_str(&text).map_err(|e| fault(format!("manifest.json: {e}")))?;
+    if manifest.version != VERSION {
+        return Err(fault(format!("its version is {}, expected {VERSION}", manifest.version)));
+    }
     for Entry { name, bytes, sha256 } in manifest.files {
         let path = dir.join(&name);
         let contents = std::fs::read(&path).map_err(Error::io("reading", &path))?;

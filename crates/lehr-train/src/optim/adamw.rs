@@ -38,9 +38,15 @@ impl AdamW {
     }
 }
 
+/// Whether the parameter is a lookup table of tokens or positions (perhaps also the tied head).
+fn is_embedding(name: &str) -> bool {
+    ["embed_tokens.weight", "wte.weight", "wpe.weight"].iter().any(|end| name.ends_with(end))
+}
+
 impl Optimizer for AdamW {
     fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()> {
-        let OptimizerConfig::Adamw { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let OptimizerConfig::Adamw { beta1, beta2, eps, weight_decay, embedding_lr_ratio, .. } =
+            self.config;
         self.n_updates += 1;
         let rule = inplace::AdamW {
             lr,
@@ -54,7 +60,11 @@ impl Optimizer for AdamW {
         for moments in &mut self.moments {
             let Some(param) = params.get(&moments.name) else { continue };
             let decays = param.shape().len() >= 2;
-            let rule = inplace::AdamW { weight_decay: if decays { weight_decay } else { 0.0 }, ..rule };
+            let rule = inplace::AdamW {
+                lr: if is_embedding(param.name()) { lr * embedding_lr_ratio } else { lr },
+                weight_decay: if decays { weight_decay } else { 0.0 },
+                ..rule
+            };
             let (m, v) = (moments.m.data_mut(), moments.v.data_mut());
             param.update(|value, grad| {
                 // A parameter the loss did not reach is left as it is.

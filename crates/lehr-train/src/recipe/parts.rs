@@ -125,6 +125,9 @@ pub enum OptimizerConfig {
         weight_decay: f32,
         /// The gradient's norm is clipped to this; 0 = never.
         clip_norm: f32,
+        /// Embedding tables learn this many times as fast: a row is touched by few tokens of a
+        /// batch, and a short run must move it far.
+        embedding_lr_ratio: f32,
     },
 }
 
@@ -220,12 +223,22 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     check(checkpoint.keep > 0, "checkpoint.keep", &checkpoint.keep, "at least 1");
     let t = sample.temperature;
     check(t.is_finite() && t >= 0.0, "sample.temperature", &t, "0 or more");
-    let OptimizerConfig::Adamw { lr, beta1, beta2, eps, weight_decay, clip_norm } = recipe.optimizer;
+    let OptimizerConfig::Adamw {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        clip_norm,
+        embedding_lr_ratio: ratio,
+    } = recipe.optimizer;
     check(lr.is_finite() && lr >= 0.0, "optimizer.lr", &lr, "0 or more");
     check((0.0..1.0).contains(&beta1), "optimizer.beta1", &beta1, "0 or more, below 1");
     check((0.0..1.0).contains(&beta2), "optimizer.beta2", &beta2, "0 or more, below 1");
     check(eps > 0.0, "optimizer.eps", &eps, "more than 0");
     check(weight_decay >= 0.0, "optimizer.weight_decay", &weight_decay, "0 or more");
+    let good = ratio.is_finite() && ratio >= 0.0;
+    check(good, "optimizer.embedding_lr_ratio", &ratio, "0 or more");
     check(clip_norm >= 0.0, "optimizer.clip_norm", &clip_norm, "0 or more");
     let (warmup, decay, min_ratio) = match recipe.schedule {
         ScheduleConfig::Cosine { warmup_steps, min_ratio } => (warmup_steps, 0, min_ratio),

@@ -27,6 +27,7 @@ fn example() -> Recipe {
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            embedding_lr_ratio: 1.0,
         },
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
         train: TrainConfig { steps: 10, rows: 2, len: 64, accumulation: 1 },

@@ -146,6 +146,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         eps: 1e-8,
         weight_decay: 0.1,
         clip_norm: 0.0,
+        embedding_lr_ratio: 1.0,
     };
     let mut optimizer = AdamW::new(&rule, model.params())?;
     let batches = batches(&shape)?;

@@ -125,6 +125,7 @@ impl Plan {
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            embedding_lr_ratio: 1.0,
         }
     }
 

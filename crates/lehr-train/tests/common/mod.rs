@@ -1,0 +1,213 @@
+//! What the tests of this crate share: small data, small models, and an observer that remembers.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lehr_tensor::Philox;
+use lehr_train::recipe::{
+    CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
+    RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
+};
+use lehr_train::{Event, Metrics, Observer, Recipe, RunDir, Task, prepare};
+
+const GLAD: [&str; 6] = ["clear", "bright", "even", "strong", "smooth", "lovely"];
+const SAD: [&str; 6] = ["cracked", "dull", "uneven", "brittle", "rough", "spoilt"];
+const THINGS: [&str; 8] = ["glass", "bowl", "lens", "pane", "lamp", "bottle", "vase", "rod"];
+
+/// A sentence of its own for each `index`, and whether it praises.
+fn sentence(index: u64) -> (String, bool) {
+    let draw = Philox::new(7, 1).block(index);
+    let glad = draw[0] % 2 == 0;
+    let word = |list: &[&'static str], n: u32| list[n as usize % list.len()];
+    let quality = if glad { word(&GLAD, draw[1]) } else { word(&SAD, draw[1]) };
+    let (thing, days) = (word(&THINGS, draw[2]), draw[3] % 90);
+    (format!("After {days} days in the lehr the {thing} came out {quality}."), glad)
+}
+
+/// Writes data for `objective` into `dir` and gives its path.
+pub(crate) fn write_data(dir: &Path, objective: ObjectiveKind) -> PathBuf {
+    let (name, text) = match objective {
+        ObjectiveKind::NextToken => ("text.txt", documents(240)),
+        ObjectiveKind::Chat => ("chat.jsonl", conversations(60)),
+        ObjectiveKind::Classify => ("labelled.jsonl", labelled(80)),
+    };
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn documents(n: u64) -> String {
+    let mut text = String::new();
+    for index in 0..n {
+        text += &sentence(index).0;
+        // Paragraphs of unequal length.
+        text += if index % 3 == 0 { "\n\n" } else { " " };
+    }
+    text
+}
+
+fn conversations(n: u64) -> String {
+    let mut lines = String::new();
+    for index in 0..n {
+        let (text, glad) = sentence(index);
+        // Answers of unequal length, so that micro-batches hold unequal numbers of targets.
+        let answer = if glad { "Good." } else { "It has to be melted and cooled again, slowly." };
+        let messages = serde_json::json!([
+            { "role": "user", "content": text },
+            { "role": "assistant", "content": answer },
+        ]);
+        writeln!(lines, "{}", serde_json::json!({ "messages": messages })).unwrap();
+    }
+    lines
+}
+
+fn labelled(n: u64) -> String {
+    let mut lines = String::new();
+    for index in 0..n {
+        let (text, glad) = sentence(index);
+        let label = if glad { "good" } else { "bad" };
+        writeln!(lines, "{}", serde_json::json!({ "text": text, "label": label })).unwrap();
+    }
+    lines
+}
+
+/// A GPT-2 of two blocks of `width`.
+pub(crate) fn gpt2(width: usize) -> ModelConfig {
+    ModelConfig::Gpt2 { n_layers: 2, hidden_size: width, n_heads: 4, context: 64, init_std: 0.05 }
+}
+
+/// A Llama of two blocks of `width`, with grouped heads.
+pub(crate) fn llama(width: usize) -> ModelConfig {
+    ModelConfig::Llama {
+        n_layers: 2,
+        hidden_size: width,
+        n_heads: 4,
+        n_kv_heads: 2,
+        mlp_size: 2 * width,
+        context: 64,
+        tie_embeddings: true,
+        init_std: 0.05,
+    }
+}
+
+/// A short run of `model` in `dir`, with data for `objective` beside it.
+pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -> Recipe {
+    let data = write_data(dir, objective);
+    Recipe {
+        run: RunConfig { dir: dir.join("run").display().to_string(), seed: 3 },
+        data: DataConfig {
+            path: data.display().to_string(),
+            validation_path: String::new(),
+            validation_fraction: 0.1,
+            document_bytes: 300,
+            text_field: "text".into(),
+            label_field: "label".into(),
+        },
+        tokenizer: TokenizerConfig::Train { vocab_size: 320, pattern: "gpt4".into() },
+        model,
+        objective,
+        optimizer: OptimizerConfig::Adamw {
+            lr: 3e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+            embedding_lr_ratio: 2.0,
+        },
+        schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
+        train: TrainConfig { steps: 6, rows: 4, len: 48, accumulation: 1 },
+        eval: EvalConfig { every_steps: 0, batches_max: 2 },
+        sample: SampleConfig {
+            every_steps: 0,
+            prompts: Vec::new(),
+            max_tokens: 8,
+            temperature: 0.8,
+        },
+        checkpoint: CheckpointConfig { every_steps: 2, keep: 2 },
+    }
+}
+
+/// Prepares a recipe; tokenizer and tokens are kept beside the data, for all runs of a test.
+pub(crate) fn prepared(recipe: &Recipe) -> Task {
+    let cache = Path::new(&recipe.data.path).with_file_name("cache");
+    prepare(recipe, &cache, &mut |_| ()).unwrap()
+}
+
+/// Remembers the events of a run and may ask it to stop.
+#[derive(Default)]
+pub(crate) struct Watch {
+    /// The step the run began at.
+    pub(crate) started: Option<u64>,
+    /// The numbers of each step.
+    pub(crate) steps: Vec<Metrics>,
+    /// Checkpoints that were passed over, and why.
+    pub(crate) skipped: Vec<(PathBuf, String)>,
+    /// Checkpoints that were written.
+    pub(crate) saved: Vec<PathBuf>,
+    /// After this step the run is asked to stop.
+    pub(crate) stop_after: Option<u64>,
+    pub(crate) stop: std::sync::Arc<AtomicBool>,
+}
+
+impl Watch {
+    pub(crate) fn losses(&self) -> Vec<f64> {
+        self.steps.iter().map(|m| m.loss).collect()
+    }
+}
+
+impl Observer for Watch {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Started { step, .. } => self.started = Some(*step),
+            Event::Stepped { metrics, .. } => {
+                self.steps.push(**metrics);
+                if self.stop_after == Some(metrics.step) {
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            Event::Skipped { path, reason } => {
+                self.skipped.push((path.to_path_buf(), (*reason).to_owned()));
+            }
+            Event::Saved { path } => self.saved.push(path.to_path_buf()),
+            Event::Evaluated { .. } | Event::Sampled { .. } => {}
+        }
+    }
+}
+
+/// Runs a recipe from scratch or from its checkpoints, as a new process would.
+pub(crate) fn run_watched(recipe: &Recipe, mut watch: Watch) -> (Task, Watch) {
+    let (task, dir) = (prepared(recipe), RunDir::open(recipe).unwrap());
+    let stop = std::sync::Arc::clone(&watch.stop);
+    lehr_train::run(recipe, &task, Some(&dir), &mut watch, &stop).unwrap();
+    (task, watch)
+}
+
+/// Runs a recipe without a directory.
+pub(crate) fn run_in_memory(recipe: &Recipe) -> (Task, Watch) {
+    let (task, mut watch) = (prepared(recipe), Watch::default());
+    let stop = std::sync::Arc::clone(&watch.stop);
+    lehr_train::run(recipe, &task, None, &mut watch, &stop).unwrap();
+    (task, watch)
+}
+
+/// The bits of all weights, by name.
+pub(crate) fn weights(task: &Task) -> Vec<(String, Vec<u32>)> {
+    let bits = |p: &lehr_tensor::Param| {
+        let values = p.tensor().to_vec();
+        (p.name().to_owned(), values.into_iter().map(f32::to_bits).collect())
+    };
+    task.objective.model().params().params().iter().map(bits).collect()
+}
+
+/// The files of a run's checkpoint that say all about its weights and moments.
+pub(crate) fn checkpoint_bytes(recipe: &Recipe, step: u64) -> [Vec<u8>; 2] {
+    let dir = recipe.dir().join(format!("checkpoints/step-{step}"));
+    ["model.safetensors", "optimizer.safetensors"].map(|name| {
+        let path = dir.join(name);
+        std::fs::read(&path).unwrap_or_else(|e| panic!("reading {}: {e}", path.display()))
+    })
+}
