@@ -87,7 +87,12 @@ impl Error {
             }
             Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),
-            _ => None,
+            Self::Sampling { name, expected, .. } => {
+                Some(format!("give --{} {expected}", name.replace('_', "-")))
+            }
+            Self::Golden { .. } => Some(
+                "the file must hold what the reference computed with this very model".to_owned(),
+            ),
         }
     }
 }

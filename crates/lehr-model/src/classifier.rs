@@ -45,8 +45,10 @@ impl Classifier {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let json = io::read_json(&path)?;
-        let labels = labels_of(&json).ok_or_else(|| {
-            Error::format(&path, "id2label is missing: this is not a classifier")
+        let labels = labels_of(&json).ok_or_else(|| Error::Format {
+            path,
+            reason: "id2label is missing: this is not a classifier".to_owned(),
+            hint: Some("make one: lehr finetune --model MODEL --data labelled.jsonl".to_owned()),
         })?;
         let checkpoint = Checkpoint::open(dir)?;
         let model = Model::from_checkpoint(Config::from_json(&json)?, &checkpoint)?;

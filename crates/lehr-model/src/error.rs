@@ -1,5 +1,6 @@
 //! What can go wrong with models and their files.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
@@ -54,17 +55,34 @@ pub enum Error {
     },
 }
 
+/// What can be done about a file that could not be read or written.
+fn io_hint(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "free some space; the file that was there before is untouched"
+        }
+        ErrorKind::NotFound => "check the path; a model is a folder with config.json and weights",
+        _ => "check that the path is right and may be read and written",
+    }
+}
+
 impl Error {
     /// What the user can do about it, if the error knows.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Tensor(error) => error.hint(),
-            Self::Format { hint, .. } => hint.clone(),
+            Self::Format { hint, .. } => Some(hint.clone().unwrap_or_else(|| {
+                "the file may be damaged or of another model: copy or download it again".to_owned()
+            })),
+            Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
+            Self::Config { .. } => Some(
+                "correct it where the model is described: config.json, or [model] of the recipe"
+                    .to_owned(),
+            ),
             Self::TooLong { .. } => {
                 Some("shorten the prompt, or use a model with a longer context".to_owned())
             }
-            _ => None,
         }
     }
 

@@ -1,5 +1,9 @@
 //! Counter-based randomness: the n-th number of a stream costs the same as the first.
 
+use std::f32::consts::TAU;
+
+use crate::threads;
+
 /// Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 ///
 /// A stream is named by `(seed, stream)`; its blocks are numbered. Any block can be computed at
@@ -45,21 +49,28 @@ impl Philox {
         (word >> 8) as f32 * (1.0 / 16_777_216.0)
     }
 
-    /// Fills `out` with normal numbers of mean 0 and the given standard deviation (Box-Muller).
+    /// Fills `out` with normal numbers of mean 0 and the given standard deviation (Box-Muller),
+    /// in parallel: number i comes from block i / 4 whatever thread draws it.
     pub fn fill_normal(&self, out: &mut [f32], std: f32) {
-        for (block, chunk) in out.chunks_mut(4).enumerate() {
-            let words = self.block(block as u64);
-            for (pair, values) in chunk.chunks_mut(2).enumerate() {
-                // The radius wants (0, 1]: adding one avoids ln(0).
-                let u = (f64::from(words[2 * pair]) + 1.0) / 4_294_967_296.0;
-                let angle = f64::from(words[2 * pair + 1]) / 4_294_967_296.0 * std::f64::consts::TAU;
-                let radius = (-2.0 * u.ln()).sqrt() * f64::from(std);
-                values[0] = (radius * angle.cos()) as f32;
-                if let Some(second) = values.get_mut(1) {
-                    *second = (radius * angle.sin()) as f32;
+        /// Numbers per task, a multiple of the four of a block.
+        const CHUNK: usize = 1 << 16;
+        threads::run_chunks(out, CHUNK, |index, out| {
+            let first = (index * CHUNK / 4) as u64;
+            for (block, chunk) in out.chunks_mut(4).enumerate() {
+                let words = self.block(first + block as u64);
+                for (pair, values) in chunk.chunks_mut(2).enumerate() {
+                    // The radius wants (0, 1]: adding one avoids ln(0).
+                    let u = (words[2 * pair] as f32 + 1.0) * (1.0 / 4_294_967_296.0);
+                    let angle = words[2 * pair + 1] as f32 * (TAU / 4_294_967_296.0);
+                    let radius = (-2.0 * u.ln()).max(0.0).sqrt() * std;
+                    let (sin, cos) = angle.sin_cos();
+                    values[0] = radius * cos;
+                    if let Some(second) = values.get_mut(1) {
+                        *second = radius * sin;
+                    }
                 }
             }
-        }
+        });
     }
 
     /// Fills `out` with uniform numbers in `[-bound, bound)`.

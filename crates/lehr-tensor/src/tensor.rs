@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::autograd::Edge;
 use crate::cpu::buffer::{CpuBuffer, Element};
-use crate::{DType, Error, Result, Shape};
+use crate::{DType, Error, Result, Shape, threads};
 
 /// Where a tensor lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +46,8 @@ impl Tensor {
     /// If the arena is full.
     pub fn full(shape: impl Into<Shape>, value: f32) -> Result<Self> {
         let mut out = Self::uninit(shape, DType::F32)?;
-        out.data_mut().fill(value);
+        // In parallel, because the first touch of a page costs more than its filling.
+        threads::run_chunks(out.data_mut(), 1 << 18, |_, chunk| chunk.fill(value));
         Ok(out)
     }
 

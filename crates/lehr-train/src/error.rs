@@ -1,5 +1,6 @@
 //! What can go wrong in training.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
@@ -78,6 +79,17 @@ pub enum Error {
     },
 }
 
+/// What can be done about a file that could not be read or written.
+fn io_hint(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "free some space; what was saved before is whole, and the same command continues from it"
+        }
+        ErrorKind::NotFound => "check the path",
+        _ => "check that the path is right and may be read and written",
+    }
+}
+
 impl Error {
     /// What the user can do about it, if the error knows.
     #[must_use]
@@ -88,12 +100,17 @@ impl Error {
             Self::Data(error) => error.hint(),
             Self::Tokenizer(error) => error.hint(),
             Self::Infer(error) => error.hint(),
-            Self::Recipe { hint, .. } => hint.clone(),
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Some(
-                "free some space; what was saved before is whole, and the same command continues \
-                 from it"
-                    .to_owned(),
+            Self::Recipe { hint, .. } => Some(hint.clone().unwrap_or_else(|| {
+                "a recipe names every setting; `lehr pretrain --data FILE --dry-run` prints a whole one"
+                    .to_owned()
+            })),
+            Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
+            Self::Setting { .. } => Some(
+                "change it in the recipe, or for one run with --set section.key=value".to_owned(),
             ),
+            Self::Checkpoint { .. } => {
+                Some("use an older checkpoint; --resume finds the newest whole one".to_owned())
+            }
             Self::OtherRun { .. } => Some(
                 "choose another directory with --out, or remove this one; to continue the run that \
                  is there: --resume"
@@ -104,7 +121,6 @@ impl Error {
                 let advice = "lower optimizer.lr, lengthen schedule.warmup_steps or clip harder";
                 Some(format!("{advice}{}", saved.unwrap_or_default()))
             }
-            _ => None,
         }
     }
 

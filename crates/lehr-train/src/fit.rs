@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::time::Instant;
 
-use lehr_data::{DatasetKind, LabelledFields, ReadOptions, read_conversations, read_documents,
-    read_labelled};
+use lehr_data::{
+    Conversation, DatasetKind, LabelledFields, ReadOptions, read_conversations, read_documents,
+    read_labelled,
+};
 use lehr_infer::Loaded;
 use lehr_tensor::gemm::{Matrix, gemm};
+use lehr_tokenizer::chat::Role;
 
 use crate::recipe::{
     CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
@@ -169,8 +172,8 @@ pub fn fit_finetune(
         }
         DatasetKind::Chat => {
             let all = read_conversations(data)?;
-            let prompts = vec![all[0].messages[0].content.clone()];
-            let whole = |c: lehr_data::Conversation| {
+            let prompts = first_question(&all, &loaded)?;
+            let whole = |c: Conversation| {
                 c.messages.into_iter().map(|m| m.content).collect::<Vec<_>>().join("\n")
             };
             (ObjectiveKind::Chat, all.into_iter().map(whole).collect(), prompts)
@@ -239,6 +242,17 @@ fn adamw(lr: f32, weight_decay: f32) -> OptimizerConfig {
         clip_norm: 1.0,
         embedding_lr_ratio: 1.0,
     }
+}
+
+/// The first question that leaves room for an answer, as a prompt; none if there is none.
+fn first_question(all: &[Conversation], loaded: &Loaded) -> Result<Vec<String>> {
+    let messages = all.iter().flat_map(|conversation| &conversation.messages);
+    for message in messages.filter(|m| m.role == Role::User) {
+        if 2 * loaded.tokenizer.encode(&message.content)?.len() < loaded.model.spec().max_positions {
+            return Ok(vec![message.content.clone()]);
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// The first few words of a text, as a prompt.

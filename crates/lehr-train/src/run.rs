@@ -129,10 +129,19 @@ impl<'a> Session<'a> {
             saved_step: None,
             evaluation: None,
         };
+        session.check_prompts()?;
         session.resume()?;
         let (step, steps, n_params) = (session.state.step, recipe.train.steps, params.n_values());
         session.observer.event(&Event::Started { step, steps, n_params });
         Ok(session)
+    }
+
+    /// Refuses at once the prompts that would end the run at its first sample.
+    fn check_prompts(&self) -> Result<()> {
+        let config = &self.recipe.sample;
+        config.prompts.iter().try_for_each(|prompt| {
+            self.task.objective.sample(prompt, 0, config.temperature, 0).map(drop)
+        })
     }
 
     /// Takes up the newest checkpoint that is whole.

@@ -26,10 +26,20 @@ impl RunDir {
                 let mut there = Recipe::parse(&text, &file.display().to_string(), &[])?;
                 // The directory may have been moved, or be named in another way now.
                 there.run.dir.clone_from(&recipe.run.dir);
-                return match there == *recipe {
-                    true => Ok(dir),
-                    false => Err(Error::OtherRun { path: dir.path }),
-                };
+                if there == *recipe {
+                    return Ok(dir);
+                }
+                if dir.has_begun() {
+                    return Err(Error::OtherRun { path: dir.path });
+                }
+                // An attempt that failed before its first step has nothing to lose, and a cache
+                // that belongs to its recipe.
+                match std::fs::remove_dir_all(dir.cache()) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io("removing", &dir.cache())(e));
+                    }
+                    _ => {}
+                }
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("reading", &file)(e)),
@@ -37,6 +47,12 @@ impl RunDir {
         std::fs::create_dir_all(dir.checkpoints()).map_err(Error::io("creating", &dir.path))?;
         write_file(&file, recipe.to_toml().as_bytes())?;
         Ok(dir)
+    }
+
+    /// Whether a step was made or something saved.
+    fn has_begun(&self) -> bool {
+        let checkpoints = std::fs::read_dir(self.checkpoints());
+        self.metrics().exists() || checkpoints.is_ok_and(|mut entries| entries.next().is_some())
     }
 
     /// The recipe of an existing run.

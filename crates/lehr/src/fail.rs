@@ -42,6 +42,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<Hinted>() {
             return Some(e.hint.clone());
         }
+        if cause.is::<std::io::Error>() {
+            return Some("check that the path is right and may be read and written".to_owned());
+        }
         cause.downcast_ref::<lehr_tensor::Error>().and_then(lehr_tensor::Error::hint)
     })
 }

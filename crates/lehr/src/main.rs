@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand in `cmd/`.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "only the command line prints")]
-
+#[macro_use]
+mod out;
 mod cmd;
 mod fail;
 mod ui;
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => cmd::verify::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
     };
-    match result {
+    match result.and_then(|code| out::check().map(|()| code)) {
         Ok(code) => code,
         Err(error) => fail::report(&error),
     }

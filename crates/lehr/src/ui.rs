@@ -151,7 +151,14 @@ impl Observer for Show {
 }
 
 /// Says how to continue an interrupted run.
-pub(crate) fn say_interrupted(dir: &Path, step: u64, steps: u64, command: &str) {
+pub(crate) fn say_interrupted(style: Style, dir: &Path, step: u64, steps: u64, command: &str) {
+    if style == Style::Json {
+        let event = json!({
+            "event": "interrupted", "step": step, "steps": steps, "path": dir, "continue": command,
+        });
+        println!("{event}");
+        return;
+    }
     println!("interrupted after step {step} of {steps}; all is saved in {}", dir.display());
     println!("continue with: {command}");
 }

@@ -160,7 +160,7 @@ impl Checkpoint {
 }
 
 fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.is_file() {
+    if std::fs::metadata(path).map_err(Error::io("opening", path))?.is_file() {
         return Ok(vec![path.to_owned()]);
     }
     let single = path.join("model.safetensors");

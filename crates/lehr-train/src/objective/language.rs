@@ -63,8 +63,8 @@ impl Objective for LanguageModel {
         }
         limits.stop_ids.extend(self.tokenizer.end_of_document().ok());
         let ids = self.tokenizer.encode(prompt)?;
-        let mut generator =
-            Generator::new(&self.model, &self.tokenizer, ids.len() + max_tokens + 1)?;
+        let capacity = ids.len().saturating_add(max_tokens).saturating_add(1);
+        let mut generator = Generator::new(&self.model, &self.tokenizer, capacity)?;
         Ok(Some(generator.generate(&ids, &mut sampler, &limits, &mut ignore)?.text))
     }
 

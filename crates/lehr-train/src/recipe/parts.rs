@@ -221,6 +221,9 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     check(train.len > 0, "train.len", &train.len, "at least 1");
     check(train.accumulation > 0, "train.accumulation", &train.accumulation, "at least 1");
     check(checkpoint.keep > 0, "checkpoint.keep", &checkpoint.keep, "at least 1");
+    if let Some(index) = sample.prompts.iter().position(String::is_empty) {
+        check(false, "sample.prompts", &format!("empty at {index}"), "texts to continue");
+    }
     let t = sample.temperature;
     check(t.is_finite() && t >= 0.0, "sample.temperature", &t, "0 or more");
     let OptimizerConfig::Adamw {

@@ -40,11 +40,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return common.run(&RunDir::load_recipe(dir)?, "finetune");
     }
     if let Some(path) = &common.recipe {
-        let quoted = |p: &std::path::PathBuf| format!("{:?}", p.display().to_string());
-        let mut sets = Vec::new();
-        sets.extend(common.data.iter().map(|d| format!("data.path={}", quoted(d))));
-        sets.extend(common.out.iter().map(|d| format!("run.dir={}", quoted(d))));
-        sets.extend(args.model.iter().map(|m| format!("model.path={}", quoted(m))));
+        let mut sets = common.file_sets();
+        let model = args.model.iter().map(|m| format!("model.path={:?}", m.display().to_string()));
+        sets.extend(model);
         return common.run(&Recipe::load(path, &sets)?, "finetune");
     }
     let (Some(model), Some(data)) = (&args.model, &common.data) else {
@@ -60,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => guess_kind(data)?,
     };
     let out = common.out_dir(data, "-finetuned");
-    let fitted = fit_finetune(model, data, kind, &out, common.seed)?;
+    let fitted = fit_finetune(model, data, kind, &out, common.seed.unwrap_or(1))?;
     if !common.json && !common.dry_run {
         fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
     }

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     limits.stop_ids.extend(tokenizer.end_of_document().ok());
     let prompt = tokenizer.encode(&args.prompt)?;
-    let capacity = prompt.len() + limits.max_tokens.unwrap_or(0) + 1;
+    let capacity = prompt.len().saturating_add(limits.max_tokens.unwrap_or(0)).saturating_add(1);
     let mut generator = Generator::new(model, tokenizer, capacity)?;
     if !args.json {
         print!("{}", args.prompt);

@@ -25,15 +25,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return common.run(&RunDir::load_recipe(dir)?, "pretrain");
     }
     if let Some(path) = &common.recipe {
-        let mut sets = Vec::new();
-        sets.extend(common.data.iter().map(|d| format!("data.path={:?}", d.display().to_string())));
-        sets.extend(common.out.iter().map(|d| format!("run.dir={:?}", d.display().to_string())));
-        return common.run(&Recipe::load(path, &sets)?, "pretrain");
+        return common.run(&Recipe::load(path, &common.file_sets())?, "pretrain");
     }
     let Some(data) = &common.data else {
         return Err(Hinted::new(
             "nothing to learn from: neither a recipe nor --data was given",
-            "lehr pretrain --data my.txt, or lehr pretrain configs/small.toml",
+            "lehr pretrain --data my.txt, or lehr pretrain configs/tiny-llama.toml",
         ));
     };
     if !(args.minutes > 0.0 && args.minutes.is_finite()) {
@@ -44,13 +41,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // A run that is there is continued: its recipe was fitted when it began.
     if out.join("recipe.toml").is_file() {
         let recipe = RunDir::load_recipe(&out)?;
-        if recipe.data.path == data.display().to_string() && common.sets.is_empty() {
-            println!("continuing the run in {}", out.display());
+        let is_same = recipe.data.path == data.display().to_string()
+            && common.seed.is_none_or(|seed| seed == recipe.run.seed);
+        if is_same && common.sets.is_empty() {
+            if !common.json && !common.dry_run {
+                println!("continuing the run in {}", out.display());
+            }
             return common.run(&recipe, "pretrain");
         }
     }
     let budget = Budget { seconds: args.minutes * 60.0, gflops: machine_gflops() };
-    let fitted = fit_pretrain(data, &out, common.seed, budget)?;
+    let fitted = fit_pretrain(data, &out, common.seed.unwrap_or(1), budget)?;
     if !common.json && !common.dry_run {
         fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
     }

@@ -26,9 +26,9 @@ pub(crate) struct Common {
     /// Override a setting of the recipe, as in --set optimizer.lr=3e-4 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
-    /// Seed of weights, order and samples
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
+    /// Seed of weights, order and samples [default: the recipe's, or 1]
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) seed: Option<u64>,
     /// Number of threads [default: all cores]
     #[arg(long)]
     pub(crate) threads: Option<usize>,
@@ -49,6 +49,15 @@ impl Common {
             let name = if stem.is_empty() { "data" } else { stem };
             std::path::PathBuf::from("runs").join(format!("{name}{suffix}"))
         })
+    }
+
+    /// Overrides of a recipe file that have arguments of their own.
+    pub(crate) fn file_sets(&self) -> Vec<String> {
+        let mut sets = Vec::new();
+        sets.extend(self.data.iter().map(|d| format!("data.path={:?}", d.display().to_string())));
+        sets.extend(self.out.iter().map(|d| format!("run.dir={:?}", d.display().to_string())));
+        sets.extend(self.seed.map(|seed| format!("run.seed={seed}")));
+        sets
     }
 
     pub(crate) fn style(&self) -> Style {
@@ -90,7 +99,7 @@ pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result
     let steps = recipe.train.steps;
     if !outcome.finished {
         let resume = format!("lehr {command} --resume {}", dir.path().display());
-        say_interrupted(dir.path(), outcome.state.step, steps, &resume);
+        say_interrupted(style, dir.path(), outcome.state.step, steps, &resume);
         return Ok(ExitCode::from(130));
     }
     if style == Style::Human {

@@ -57,7 +57,7 @@ fn measure(
     recipe.run.seed = seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
-    recipe.optimizer = Plan::adamw(if pretrained { 2e-3 } else { 3e-3 });
+    recipe.optimizer = Plan::adamw(4e-4, 15.0);
     recipe.train.rows = ROWS;
     recipe.eval.every_steps = 0;
     recipe.checkpoint.every_steps = 0;

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use lehr_tensor::threads;
+use serde_json::json;
 
 use crate::fail::Hinted;
 use crate::ui;
@@ -86,8 +87,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         [corpus::write, pretraining::run, sentiment::run, dialogue::run];
     for stage in stages {
         if stage(&mut quickstart)? == Stage::Interrupted || ui::stopped() {
-            println!("interrupted; all is saved in {}", args.out.display());
-            println!("continue with: lehr quickstart --out {}", args.out.display());
+            quickstart.say(&format!("interrupted; all is saved in {}", args.out.display()));
+            let command = format!("lehr quickstart --out {}", args.out.display());
+            quickstart.say(&format!("continue with: {command}"));
+            if args.json {
+                println!("{}", json!({ "interrupted": true, "continue": command }));
+            }
             return Ok(ExitCode::from(130));
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lehr_model::io::write_file;
 use lehr_train::machine_gflops;
 use lehr_train::recipe::{
@@ -11,6 +11,8 @@ use lehr_train::recipe::{
     RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::fail::Hinted;
 
 /// The default of `--seconds`.
 pub(super) const SECONDS: f64 = 300.0;
@@ -20,7 +22,7 @@ const GFLOPS: f64 = 400.0;
 /// Tokens of a row.
 pub(super) const LEN: usize = 128;
 /// Rows of a batch in pre-training.
-const ROWS: usize = 16;
+const ROWS: usize = 4;
 /// Labels per language when labels are few.
 pub(super) const FEW: usize = 200;
 /// Seeds of every comparison.
@@ -50,8 +52,10 @@ impl Plan {
     /// The plan in `path`, or a new one for this machine.
     pub(super) fn load_or_make(path: &Path, seconds: f64) -> Result<Self> {
         if let Ok(text) = std::fs::read_to_string(path) {
-            return serde_json::from_str(&text)
-                .with_context(|| format!("reading the plan {}", path.display()));
+            return serde_json::from_str(&text).map_err(|e| {
+                let found = format!("reading the plan {}: {e}", path.display());
+                Hinted::new(found, "remove the folder to begin anew, or put the plan right")
+            });
         }
         let plan = Self::fit(seconds, machine_gflops());
         let text = serde_json::to_string_pretty(&plan)? + "\n";
@@ -66,11 +70,11 @@ impl Plan {
         Self {
             seconds,
             gflops,
-            book_bytes: 450_000,
-            pretrain_steps: steps(1000.0, 10),
-            sentiment_steps: steps(260.0, 6),
-            few_steps: steps(60.0, 6),
-            dialogue_steps: steps(160.0, 6),
+            book_bytes: 220_000,
+            pretrain_steps: steps(2800.0, 20),
+            sentiment_steps: steps(500.0, 10),
+            few_steps: steps(160.0, 10),
+            dialogue_steps: steps(200.0, 10),
         }
     }
 
@@ -103,7 +107,7 @@ impl Plan {
             tokenizer: TokenizerConfig::Train { vocab_size: 4096, pattern: "gpt4".into() },
             model: Self::model(),
             objective,
-            optimizer: Self::adamw(3e-3),
+            optimizer: Self::adamw(4e-4, 15.0),
             schedule: Self::cosine(steps),
             train: TrainConfig { steps, rows: ROWS, len: LEN, accumulation: 1 },
             eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
@@ -117,15 +121,17 @@ impl Plan {
         }
     }
 
-    pub(super) fn adamw(lr: f32) -> OptimizerConfig {
+    /// AdamW for short runs on small batches: a long memory of the second moment, and embeddings
+    /// that learn `embedding_lr_ratio` times as fast as the rest.
+    pub(super) fn adamw(lr: f32, embedding_lr_ratio: f32) -> OptimizerConfig {
         OptimizerConfig::Adamw {
             lr,
             beta1: 0.9,
-            beta2: 0.95,
+            beta2: 0.99,
             eps: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-            embedding_lr_ratio: 1.0,
+            weight_decay: 0.0,
+            clip_norm: 2.0,
+            embedding_lr_ratio,
         }
     }
 

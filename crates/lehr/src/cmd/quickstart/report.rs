@@ -1,7 +1,7 @@
 //! The end: a table, `report.html`, and what to do next.
 
 use anyhow::{Context, Result};
-use lehr_eval::metrics::{mean_interval, paired_difference};
+use lehr_eval::metrics::{Estimate, mean_interval, paired_difference};
 use lehr_eval::report::{Curve, Report};
 use lehr_model::io::write_file;
 use lehr_train::{RunDir, read_metrics};
@@ -60,7 +60,7 @@ fn table(results: &Results) -> Result<Vec<[String; 6]>> {
                 words,
                 format!("{:.1}", mean_interval(&scratch)?),
                 format!("{:.1}", mean_interval(&pretrained)?),
-                format!("{:+.1}", paired_difference(&pretrained, &scratch)?),
+                signed(&paired_difference(&pretrained, &scratch)?, 1),
             ]);
         }
     }
@@ -72,11 +72,17 @@ fn table(results: &Results) -> Result<Vec<[String; 6]>> {
         String::new(),
         format!("{:.3}", mean_interval(&scratch)?),
         format!("{:.3}", mean_interval(&pretrained)?),
-        format!("{:+.3}", paired_difference(&pretrained, &scratch)?),
+        signed(&paired_difference(&pretrained, &scratch)?, 3),
     ]);
     // The number of seeds is in the heading.
     let short = |cell: String| cell.replace(&format!(" (n = {})", SEEDS.len()), "");
     Ok(rows.into_iter().map(|row| row.map(short)).collect())
+}
+
+/// A difference with its sign.
+fn signed(difference: &Estimate, digits: usize) -> String {
+    let plus = if difference.mean > 0.0 { "+" } else { "" };
+    format!("{plus}{difference:.digits$}")
 }
 
 fn print_table(rows: &[[String; 6]]) {

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use lehr_model::io::write_file;
 use serde_json::{Value, json};
 
 /// Named numbers.
@@ -21,7 +22,11 @@ impl Results {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
         };
-        // A line that a crash cut is measured again.
+        // A line that a crash cut is measured again, on a line of its own.
+        let end = text.rfind('\n').map_or(0, |at| at + 1);
+        if end < text.len() {
+            write_file(path, &text.as_bytes()[..end])?;
+        }
         let entry = |line: &str| {
             let json: Value = serde_json::from_str(line).ok()?;
             Some((json.get("name")?.as_str()?.to_owned(), json.get("value")?.as_f64()?))

@@ -1,0 +1,49 @@
+//! Printing that cannot panic.
+//!
+//! Whoever reads our output may stop reading, and a disk may be full. The macros of this file stand
+//! in for those of the standard library, which panic then: a run goes on, and [`check`] tells at the
+//! end what was lost.
+
+use std::fmt::Arguments;
+use std::io::{self, ErrorKind, Write};
+use std::sync::OnceLock;
+
+/// The first failure of standard output.
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+
+pub(crate) fn print(text: Arguments<'_>) {
+    let mut out = io::stdout().lock();
+    if let Err(error) = out.write_fmt(text) {
+        let _ = FAILURE.set(error);
+    }
+}
+
+pub(crate) fn print_error(text: Arguments<'_>) {
+    // There is nobody left to tell.
+    let _ = io::stderr().lock().write_fmt(text);
+}
+
+/// Brings out what is still held back; an error if output was lost that someone waits for.
+pub(crate) fn check() -> anyhow::Result<()> {
+    let flushed = io::stdout().flush();
+    match FAILURE.get().or(flushed.as_ref().err()) {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(crate::fail::Hinted::new(
+            format!("writing to standard output: {error}"),
+            "some output is lost; free some space or write elsewhere, and run the command again",
+        )),
+        _ => Ok(()),
+    }
+}
+
+macro_rules! print {
+    ($($part:tt)*) => { $crate::out::print(format_args!($($part)*)) };
+}
+
+macro_rules! println {
+    () => { $crate::out::print(format_args!("\n")) };
+    ($($part:tt)*) => { $crate::out::print(format_args!("{}\n", format_args!($($part)*))) };
+}
+
+macro_rules! eprintln {
+    ($($part:tt)*) => { $crate::out::print_error(format_args!("{}\n", format_args!($($part)*))) };
+}

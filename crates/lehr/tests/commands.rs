@@ -1,0 +1,248 @@
+//! Every command on small models: what is printed, and what can be done with what is left.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use common::{
+    copy_folder, finish, json_lines, lehr, model_goldens, newest_checkpoint, pretrain, run, succeeds,
+    weights_and_moments, write_chat, write_labelled, write_text,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with the pre-trained model `base`; tests only read it.
+fn shared() -> &'static Path {
+    static SHARED: OnceLock<TempDir> = OnceLock::new();
+    let scratch = SHARED.get_or_init(|| {
+        let scratch = tempfile::tempdir().unwrap();
+        pretrain(scratch.path(), "base", &["sample.prompts=[\"After\"]"]);
+        scratch
+    });
+    scratch.path()
+}
+
+fn one_json(out: &str) -> Value {
+    let [one] = &json_lines(out)[..] else { panic!("expected one line: {out}") };
+    one.clone()
+}
+
+#[test]
+fn every_golden_model_is_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    for golden in model_goldens() {
+        let (model, file) = (golden.display().to_string(), golden.join("golden.safetensors"));
+        let file = file.display().to_string();
+        let said = succeeds(dir.path(), &["verify", &model, &file]);
+        assert!(said.contains("all equal the reference") && !said.contains("FAILED"), "{said}");
+        let json = one_json(&succeeds(dir.path(), &["verify", &model, &file, "--json"]));
+        assert_eq!(json["passed"], true);
+        let checks = json["checks"].as_array().unwrap();
+        for item in ["logits", "loss", "greedy", "cached"] {
+            assert!(checks.iter().any(|c| c["item"] == item), "{model}: no {item}");
+        }
+        assert!(checks.iter().filter(|c| c["item"].as_str().unwrap().starts_with("grad.")).count() > 10);
+    }
+}
+
+#[test]
+fn a_changed_weight_does_not_verify() {
+    let scratch = tempfile::tempdir().unwrap();
+    for golden in model_goldens() {
+        let copy = scratch.path().join(golden.file_name().unwrap());
+        copy_folder(&golden, &copy);
+        let weights = copy.join("model.safetensors");
+        let mut bytes = fs::read(&weights).unwrap();
+        // The last number of the file: its sign.
+        *bytes.last_mut().unwrap() ^= 0x80;
+        fs::write(&weights, bytes).unwrap();
+        let (model, file) = (copy.display().to_string(), copy.join("golden.safetensors"));
+        let ran = run(scratch.path(), &["verify", &model, &file.display().to_string(), "--json"]);
+        assert_eq!(ran.code, Some(1), "{ran:#?}");
+        assert_eq!(one_json(&ran.out)["passed"], false);
+    }
+}
+
+#[test]
+fn a_fitted_run_leaves_a_recipe_that_runs_again_to_the_same_bits() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 300);
+    // Nothing but data and time: the whole recipe is fitted.
+    let said = succeeds(dir, &["pretrain", "--data", "text.txt", "--minutes", "0.0005"]);
+    assert!(said.contains("fitted: ") && said.contains("next: lehr generate runs/text"), "{said}");
+    let run = dir.join("runs/text");
+    for name in ["recipe.toml", "metrics.jsonl", "samples.jsonl", "report.html"] {
+        assert!(fs::metadata(run.join(name)).unwrap().len() > 0, "{name}");
+    }
+    let report = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(report.contains("Loss") && report.contains("<svg"), "the report has no curves");
+    succeeds(dir, &["pretrain", "runs/text/recipe.toml", "--out", "again"]);
+    assert!(weights_and_moments(&dir.join("again")) == weights_and_moments(&run));
+    // The same command again finds the run finished.
+    let before = weights_and_moments(&run);
+    let said = succeeds(dir, &["pretrain", "--data", "text.txt"]);
+    assert!(said.contains("continuing the run in runs/text"), "{said}");
+    assert!(weights_and_moments(&run) == before);
+    succeeds(dir, &["pretrain", "runs/text/recipe.toml", "--out", "seed", "--seed", "7"]);
+    assert!(weights_and_moments(&dir.join("seed")) != before, "the seed was ignored");
+}
+
+#[test]
+fn a_dry_run_prints_the_recipe_and_writes_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 100);
+    let args = ["pretrain", "--data", "text.txt", "--dry-run", "--set", "optimizer.lr=0.125"];
+    let recipe = succeeds(dir, &args);
+    assert!(recipe.contains("lr = 0.125") && recipe.contains("[schedule]"), "{recipe}");
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
+}
+
+#[test]
+fn events_of_a_run_are_json_if_asked_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 300);
+    let mut args = common::pretrain_args("out", 4, &["sample.prompts=[\"After\"]", "eval.every_steps=2"]);
+    args.push("--json".to_owned());
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let events = json_lines(&succeeds(dir, &args));
+    let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
+    let found = ["started", "step", "eval", "sample", "saved"].map(count);
+    assert_eq!(found, [1, 4, 2, 1, 1]);
+    let losses = events.iter().filter_map(|e| e["metrics"]["loss"].as_f64());
+    assert!(losses.clone().count() == 4 && losses.clone().all(|l| l > 0.0 && l < 10.0));
+    assert_eq!(json_lines(&fs::read_to_string(dir.join("out/metrics.jsonl")).unwrap()).len(), 4);
+}
+
+#[test]
+fn generation_is_the_same_for_the_same_seed() {
+    let dir = shared();
+    let generate = |more: &[&str]| {
+        let args = [&["generate", "base", "-p", "After 7 days", "-n", "12"], more].concat();
+        succeeds(dir, &args)
+    };
+    let greedy = generate(&["--greedy"]);
+    assert!(greedy.starts_with("After 7 days") && greedy.ends_with('\n'), "{greedy:?}");
+    assert_eq!(generate(&["--greedy"]), greedy);
+    assert_eq!(generate(&["--greedy", "--threads", "1"]), greedy);
+    let hot = ["--temperature", "1.5", "--top-p", "1", "--seed", "1"];
+    assert_eq!(generate(&hot), generate(&hot));
+    let seeds = ["2", "3", "4"].map(|seed| generate(&[&hot[..5], &[seed]].concat()));
+    assert!(seeds.iter().any(|text| *text != generate(&hot)), "the seed changes nothing");
+    let json = one_json(&generate(&["--json", "--greedy"]));
+    assert_eq!(format!("After 7 days{}\n", json["text"].as_str().unwrap()), greedy);
+    assert_eq!(json["finish"], "length");
+    assert_eq!(json["ids"].as_array().unwrap().len(), 12);
+    assert!(json["prompt_tokens"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_model_is_found_by_its_run_and_by_its_checkpoint() {
+    let dir = shared();
+    let checkpoint = newest_checkpoint(&dir.join("base")).display().to_string();
+    let generate = |model: &str| succeeds(dir, &["generate", model, "-p", "The", "--greedy", "-n", "8"]);
+    assert_eq!(generate(&checkpoint), generate("base"));
+    assert_eq!(generate("base/"), generate("base"));
+}
+
+#[test]
+fn conversations_are_learnt_and_chat_answers_every_line() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_chat(dir, 40);
+    let base = shared().join("base").display().to_string();
+    let args = ["finetune", "--model", &base, "--data", "chat.jsonl", "--out", "chat"];
+    let said = succeeds(dir, &[&args[..], &["--set", "train.steps=3", "--set", "schedule.warmup_steps=1"]].concat());
+    assert!(said.contains("next: lehr chat chat"), "{said}");
+    let chat = |more: &[&str], input: &str| {
+        let mut command = lehr(dir);
+        command.args(["chat", "chat", "-n", "5", "--greedy"]).args(more);
+        let ran = finish(command, input.as_bytes());
+        assert_eq!(ran.code, Some(0), "{ran:#?}");
+        ran
+    };
+    let questions = "Who are you?\n\nIs the glass clear?\nGoodbye\n";
+    let answers = json_lines(&chat(&["--json"], questions).out);
+    let asked: Vec<_> = answers.iter().map(|a| a["question"].as_str().unwrap()).collect();
+    assert_eq!(asked, ["Who are you?", "Is the glass clear?", "Goodbye"]);
+    assert!(answers.iter().all(|a| a["answer"].is_string() && a["finish"].is_string()));
+    // For people: the answers alone, each with a line break at its end.
+    let shown = chat(&[], questions).out;
+    let text: String = answers.iter().map(|a| format!("{}\n", a["answer"].as_str().unwrap())).collect();
+    assert_eq!(shown, text);
+    let one = one_json(&chat(&["--json", "-p", "Who are you?"], "").out);
+    assert_eq!(one["answer"], answers[0]["answer"]);
+    // More turns than the context of 64 tokens holds.
+    let long = chat(&[], &"How did the lens come out?\n".repeat(12));
+    assert!(long.err.contains("oldest messages are forgotten"), "{long:#?}");
+}
+
+#[test]
+fn labels_are_learnt_and_classify_gives_them_with_probabilities() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_labelled(dir, 60);
+    let base = shared().join("base").display().to_string();
+    let args = ["finetune", "--model", &base, "--data", "labelled.jsonl", "--out", "labels"];
+    let sets = ["--set", "train.steps=60", "--set", "schedule.warmup_steps=6", "--set", "optimizer.lr=0.02"];
+    let said = succeeds(dir, &[&args[..], &sets].concat());
+    assert!(said.contains("accuracy") && said.contains("next: lehr classify labels"), "{said}");
+    let mut command = lehr(dir);
+    command.args(["classify", "labels", "--json"]);
+    let lines = "the glass came out lovely.\nthe glass came out cracked.\n";
+    let ran = finish(command, lines.as_bytes());
+    let found = json_lines(&ran.out);
+    assert_eq!(found.len(), 2, "{ran:#?}");
+    for answer in &found {
+        let all = answer["probabilities"].as_object().unwrap();
+        assert_eq!(all.len(), 2);
+        let sum: f64 = all.values().map(|p| p.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{answer}");
+        let label = answer["label"].as_str().unwrap();
+        assert!(all.values().all(|p| p.as_f64() <= all[label].as_f64()), "{answer}");
+    }
+    assert_eq!([&found[0]["label"], &found[1]["label"]], ["good", "bad"]);
+    let shown = succeeds(dir, &["classify", "labels", "-t", "it came out cracked.", "-t", "lovely"]);
+    assert!(shown.starts_with("bad\t") && shown.lines().count() == 2, "{shown}");
+    let long = run(dir, &["classify", "labels", "-t", &"glass 1234 ".repeat(60)]);
+    assert!(long.code == Some(0) && long.err.contains("its end is cut"), "{long:#?}");
+}
+
+#[test]
+fn more_text_continues_a_model() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 200);
+    let base = shared().join("base").display().to_string();
+    let args = ["finetune", "--model", &base, "--data", "text.txt", "--set", "train.steps=3"];
+    let args = [&args[..], &["--set", "schedule.warmup_steps=1", "--json"]].concat();
+    let events = json_lines(&succeeds(dir, &args));
+    let first = events.iter().find_map(|e| e["metrics"]["loss"].as_f64()).unwrap();
+    // A new model of 300 ids begins near ln 300 = 5.7.
+    assert!(first < 5.65, "it began at {first}, as a new model would");
+    assert!(dir.join("runs/text-finetuned/recipe.toml").is_file());
+}
+
+#[test]
+fn the_training_benchmark_has_the_keys_of_its_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["bench", "step", "--config", "tiny", "--steps", "1", "--warmup", "1", "--json"];
+    for arch in ["gpt", "llama"] {
+        let json = one_json(&succeeds(dir.path(), &[&args[..], &["--arch", arch]].concat()));
+        let number = |key: &str| json[key].as_f64().unwrap_or_else(|| panic!("no {key}: {json}"));
+        for key in ["ms_median", "ms_min", "ms_max", "tok_s", "gflops", "first_step_s", "peak_rss_mb"] {
+            assert!(number(key) > 0.0, "{key} is {}", number(key));
+        }
+        assert_eq!((number("B"), number("T"), number("steps")), (8.0, 256.0, 1.0));
+        assert!(number("params") > 5e6 && number("flop_per_step") > 1e10);
+        let first = number("loss_first");
+        assert!((8.5..9.6).contains(&first), "the first loss is {first}, expected about ln 8192");
+        assert_eq!((json["peer"].as_str(), json["arch"].as_str()), (Some("lehr"), Some(arch)));
+        let (busy, threads) = (number("busy_cores"), number("threads"));
+        assert!(busy >= 0.0 && threads >= 1.0);
+    }
+}
