@@ -11,6 +11,6 @@ mod verify;
 pub use chat::ChatSession;
 pub use error::{Error, Result};
 pub use generate::{Finish, Generated, Generator, Limits};
-pub use load::{Loaded, resolve_model_dir};
+pub use load::{Loaded, check_vocabulary, resolve_model_dir};
 pub use sample::{Sampler, Sampling};
 pub use verify::{Check, verify};

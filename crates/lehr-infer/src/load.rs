@@ -31,7 +31,11 @@ impl Loaded {
     }
 }
 
-fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer, model: &Model) -> Result<()> {
+/// Checks that every id of the tokenizer has a row in the model's embedding.
+///
+/// # Errors
+/// If there are more ids than rows: they are of two models.
+pub fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer, model: &Model) -> Result<()> {
     // A model may have unused rows (padding to a round number), never too few.
     let (tokenizer, model) = (tokenizer.vocab_size(), model.spec().vocab_size);
     if tokenizer <= model {

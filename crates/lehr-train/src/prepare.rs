@@ -7,7 +7,7 @@ use lehr_data::{
     PretrainLoader, ReadOptions, SftLoader, read_conversations, read_documents, read_labelled,
     split_by_text, split_documents, tokenize_cached,
 };
-use lehr_infer::{Loaded, resolve_model_dir};
+use lehr_infer::{Loaded, check_vocabulary, resolve_model_dir};
 use lehr_model::{Classifier, Config, Gpt2Config, LlamaConfig, Model};
 use lehr_tokenizer::chat::ChatTemplate;
 use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
@@ -138,7 +138,11 @@ fn prepare_classify(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<T
     let continued = match &recipe.model {
         ModelConfig::Load { path } => {
             let dir = resolve_model_dir(Path::new(path))?;
-            Classifier::is_classifier(&dir).then(|| Classifier::load(&dir)).transpose()?
+            let found = Classifier::is_classifier(&dir).then(|| Classifier::load(&dir)).transpose()?;
+            if let Some(classifier) = &found {
+                check_vocabulary(&dir, &tokenizer, classifier.model())?;
+            }
+            found
         }
         _ => None,
     };
@@ -229,7 +233,7 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     let vocab_size = tokenizer.vocab_size();
     let end = tokenizer.end_of_document().ok();
     let config = match &recipe.model {
-        ModelConfig::Load { path } => return load_model(path, vocab_size),
+        ModelConfig::Load { path } => return load_model(path, tokenizer),
         ModelConfig::Llama {
             n_layers,
             hidden_size,
@@ -282,16 +286,8 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     Ok(Model::new(config, recipe.run.seed)?)
 }
 
-fn load_model(path: &str, vocab_size: usize) -> Result<Model> {
+fn load_model(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
     let loaded = Loaded::open(Path::new(path))?;
-    let found = loaded.model.spec().vocab_size;
-    if vocab_size > found {
-        return Err(lehr_infer::Error::Vocabulary {
-            path: loaded.dir,
-            tokenizer: vocab_size,
-            model: found,
-        }
-        .into());
-    }
+    check_vocabulary(&loaded.dir, tokenizer, &loaded.model)?;
     Ok(loaded.model)
 }

@@ -46,7 +46,7 @@ fn spawn(dir: &Path, out: &str, more: &[&str]) -> Child {
 
 /// The bytes of weights and moments of an undisturbed run, and its losses by step.
 fn undisturbed(dir: &Path) -> ([Vec<u8>; 2], Vec<(u64, f64)>) {
-    let ran = run(dir, &["pretrain", "recipe.toml", "--out", "whole"]);
+    let ran = run(dir, &["pretrain", "recipe.toml", "--out", "whole", "--threads", "2"]);
     assert_eq!(ran.code, Some(0), "{ran:#?}");
     (weights_and_moments(&dir.join("whole")), losses(&dir.join("whole")))
 }

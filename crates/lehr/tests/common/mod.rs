@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 pub(crate) fn lehr(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lehr"));
     command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Several tests run at once, each with processes of its own.
+    command.env("LEHR_THREADS", "1");
     command
 }
 

@@ -72,7 +72,7 @@ impl Plan {
             gflops,
             book_bytes: 220_000,
             pretrain_steps: steps(2800.0, 20),
-            sentiment_steps: steps(500.0, 10),
+            sentiment_steps: steps(400.0, 10),
             few_steps: steps(160.0, 10),
             dialogue_steps: steps(200.0, 10),
         }
