@@ -1,5 +1,7 @@
 //! The checks find what they are for.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! The bundled files are those of `data/`, and unpacking is safe to repeat.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! The baseline on the bundled reviews. Texts are few, because tests are not optimised.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::PathBuf;
 
 use lehr_eval::Result;

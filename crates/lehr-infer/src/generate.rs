@@ -167,7 +167,8 @@ impl<'a> StopText<'a> {
     /// Takes new text; gives what may be shown, and whether a stop text came.
     fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
-        let found = self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s)).min();
+        let found =
+            self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s)).min();
         let free = match found {
             Some(at) => at,
             None => self.held.len() - self.longest_beginning(),

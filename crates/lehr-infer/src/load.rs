@@ -24,7 +24,7 @@ impl Loaded {
     /// If there is no model, or its parts do not belong together.
     pub fn open(path: &Path) -> Result<Self> {
         let dir = resolve_model_dir(path)?;
-        let tokenizer = Tokenizer::from_file(&dir.join("tokenizer.json"))?;
+        let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
         let model = Model::load(&dir)?;
         check_vocabulary(&dir, &tokenizer, &model)?;
         Ok(Self { model, tokenizer, dir })
@@ -70,9 +70,7 @@ pub fn resolve_model_dir(path: &Path) -> Result<PathBuf> {
     let newest = std::fs::read_dir(&checkpoints).ok().and_then(|dir| dir.filter_map(step).max());
     match newest {
         Some((_, dir)) => Ok(dir),
-        None if checkpoints.is_dir() => {
-            Err(none("the run has no whole checkpoint yet".to_owned()))
-        }
+        None if checkpoints.is_dir() => Err(none("the run has no whole checkpoint yet".to_owned())),
         None => Err(none("found neither config.json nor checkpoints/".to_owned())),
     }
 }

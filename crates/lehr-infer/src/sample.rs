@@ -85,9 +85,8 @@ impl Sampler {
         }
         // Most likely first; ties by id, so that the order is one.
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let falling = |a: &u32, b: &u32| {
-            logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
-        };
+        let falling =
+            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         if s.top_k > 0 && s.top_k < order.len() {
             order.select_nth_unstable_by(s.top_k - 1, falling);
             order.truncate(s.top_k);

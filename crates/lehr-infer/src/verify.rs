@@ -74,7 +74,10 @@ fn check_loss_and_gradients(
 ) -> Result<Vec<Check>> {
     let labels = golden.ids("labels")?;
     if labels.shape() != tokens.ids.shape() {
-        return Err(fault(format!("labels have shape {}, expected that of input_ids", labels.shape())));
+        return Err(fault(format!(
+            "labels have shape {}, expected that of input_ids",
+            labels.shape()
+        )));
     }
     let targets = next_token_targets(&labels)?;
     let n_labels = targets.ids().iter().filter(|l| **l >= 0).count();
@@ -118,7 +121,10 @@ fn check_greedy(
     let want = golden.ids("greedy")?;
     let want = want.ids();
     if want.len() <= PROMPT {
-        return Err(fault(format!("greedy has {} tokens, expected more than {PROMPT}", want.len())));
+        return Err(fault(format!(
+            "greedy has {} tokens, expected more than {PROMPT}",
+            want.len()
+        )));
     }
     let mut cache = KvCache::new(&model.spec(), 1, want.len())?;
     let mut text = want[..PROMPT].to_vec();
@@ -136,7 +142,8 @@ fn check_greedy(
         new = Tokens::new(&[*expected], 1, text.len())?;
         text.push(*expected);
     }
-    let greedy = Check { item: "greedy".to_owned(), error: f64::from(n_different as u32), limit: 0.0 };
+    let greedy =
+        Check { item: "greedy".to_owned(), error: f64::from(n_different as u32), limit: 0.0 };
     Ok(vec![greedy, Check { item: "cached".to_owned(), error: cached_error, limit: LOGITS }])
 }
 

@@ -132,7 +132,8 @@ impl Classifier {
             Config::Llama(_) => "LlamaForSequenceClassification",
         };
         let ids = self.labels.iter().enumerate();
-        let id2label: Value = ids.clone().map(|(i, l)| (i.to_string(), Value::from(&**l))).collect();
+        let id2label: Value =
+            ids.clone().map(|(i, l)| (i.to_string(), Value::from(&**l))).collect();
         let label2id: Value = ids.map(|(i, l)| (l.clone(), Value::from(i))).collect();
         json["architectures"] = vec![class].into();
         json["id2label"] = id2label;

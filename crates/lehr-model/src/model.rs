@@ -43,7 +43,9 @@ impl Model {
         let load = |name: &str, shape: Shape| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n));
             match known {
-                Some(known) => checkpoint.tensor(&known, shape).map(Some).map_err(|e| e.to_string()),
+                Some(known) => {
+                    checkpoint.tensor(&known, shape).map(Some).map_err(|e| e.to_string())
+                }
                 None => Err(checkpoint.missing(name)),
             }
         };
@@ -152,9 +154,8 @@ impl Model {
     #[must_use]
     pub fn flops_per_step(&self, batch: usize, t: usize) -> f64 {
         let spec = self.spec();
-        let is_matrix = |p: &&lehr_tensor::Param| {
-            p.shape().len() == 2 && !p.name().ends_with("wpe.weight")
-        };
+        let is_matrix =
+            |p: &&lehr_tensor::Param| p.shape().len() == 2 && !p.name().ends_with("wpe.weight");
         let mut n: usize =
             self.params.params().iter().filter(is_matrix).map(|p| p.shape().n_elements()).sum();
         if self.params.get("lm_head.weight").is_some() {

@@ -3,6 +3,8 @@
 //! `tests/golden/<case>` holds tiny models with random weights and what Hugging Face transformers
 //! computed with them; `tools/golden/models.py` makes them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use lehr_model::io::Checkpoint;

@@ -12,8 +12,15 @@ fn main() {
     let all = threads::n_threads();
     println!("{}; GFLOP/s with 1 and {all} threads", isa());
     let shapes = [
-        (2048, 2048, 2048), (2048, 256, 1024), (2048, 384, 1536), (2048, 1536, 384),
-        (1024, 768, 3072), (1024, 3072, 768), (256, 768, 768), (256, 768, 3072), (256, 768, 50304),
+        (2048, 2048, 2048),
+        (2048, 256, 1024),
+        (2048, 384, 1536),
+        (2048, 1536, 384),
+        (1024, 768, 3072),
+        (1024, 3072, 768),
+        (256, 768, 768),
+        (256, 768, 3072),
+        (256, 768, 50304),
         (1024, 384, 16384),
     ];
     for (m, k, n) in shapes {
@@ -28,9 +35,33 @@ fn main() {
                 for _ in 0..5 {
                     let start = Instant::now();
                     match which {
-                        0 => gemm((m, n, k), Matrix::rows(&x, k), Matrix::transposed(&w, k), &mut y, n, false, None),
-                        1 => gemm((m, k, n), Matrix::rows(&dy, n), Matrix::rows(&w, k), &mut dx, k, false, None),
-                        _ => gemm((n, k, m), Matrix::transposed(&dy, n), Matrix::rows(&x, k), &mut dw, k, false, None),
+                        0 => gemm(
+                            (m, n, k),
+                            Matrix::rows(&x, k),
+                            Matrix::transposed(&w, k),
+                            &mut y,
+                            n,
+                            false,
+                            None,
+                        ),
+                        1 => gemm(
+                            (m, k, n),
+                            Matrix::rows(&dy, n),
+                            Matrix::rows(&w, k),
+                            &mut dx,
+                            k,
+                            false,
+                            None,
+                        ),
+                        _ => gemm(
+                            (n, k, m),
+                            Matrix::transposed(&dy, n),
+                            Matrix::rows(&x, k),
+                            &mut dw,
+                            k,
+                            false,
+                            None,
+                        ),
                     }
                     .expect("memory for panels");
                     best = best.min(start.elapsed().as_secs_f64());

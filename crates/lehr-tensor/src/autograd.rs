@@ -132,7 +132,12 @@ impl Tensor {
     pub fn backward_with(self, grad: Self) -> Result<()> {
         if grad.shape() != self.shape() {
             let rule = "a gradient has the shape of its tensor";
-            return Err(Error::Shape { op: "backward", lhs: grad.shape(), rhs: self.shape(), rule });
+            return Err(Error::Shape {
+                op: "backward",
+                lhs: grad.shape(),
+                rhs: self.shape(),
+                rule,
+            });
         }
         let Some(root) = self.edge.clone() else { return Ok(()) };
         drop(self);
@@ -189,11 +194,7 @@ pub(crate) fn record<O: Op, const N: usize>(
 }
 
 /// [`record`] for ops of one output.
-pub(crate) fn record1<O: Op>(
-    inputs: &[&Tensor],
-    output: Tensor,
-    op: impl FnOnce() -> O,
-) -> Tensor {
+pub(crate) fn record1<O: Op>(inputs: &[&Tensor], output: Tensor, op: impl FnOnce() -> O) -> Tensor {
     let [output] = record(inputs, [output], op);
     output
 }

@@ -33,7 +33,7 @@ pub use cpu::simd::{Isa, available_isas, isa, set_isa};
 pub use cpu::threads;
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use params::{Init, Param, ParamBuilder, ParamStore, Source};
+pub use params::{Init, Load, Param, ParamBuilder, ParamStore, Source};
 pub use random::Philox;
 pub use shape::Shape;
 pub use tensor::{Device, Tensor};

@@ -172,6 +172,9 @@ impl ParamStore {
     }
 }
 
+/// Reads a parameter by name and shape; `Ok(None)` = start as new, an error is text to be shown.
+pub type Load<'a> = dyn Fn(&str, Shape) -> std::result::Result<Option<Tensor>, String> + 'a;
+
 /// Where the values of new parameters come from.
 pub enum Source<'a> {
     /// Random, each parameter from its own stream named by its path, so that adding a layer does
@@ -180,10 +183,10 @@ pub enum Source<'a> {
         /// Seed of all streams.
         seed: u64,
     },
-    /// A function from name and shape to values: a checkpoint. `Ok(None)` = start as new.
+    /// A checkpoint.
     Load {
-        /// The reader. Its error is text to be shown.
-        load: &'a dyn Fn(&str, Shape) -> std::result::Result<Option<Tensor>, String>,
+        /// The reader.
+        load: &'a Load<'a>,
         /// Seed for the parameters the reader does not have.
         seed: u64,
     },

@@ -1,6 +1,8 @@
 //! Attention's memory grows with T, not with T². Alone in its file: the arena's counters belong
 //! to the process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::{Result, Tensor, arena, threads};
 

@@ -99,7 +99,8 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
     let bytes_per_token = 1.3 + (vocab_size as f64 / 512.0).log2() * 0.45;
     let text_tokens = bytes as f64 / bytes_per_token;
     let flops = budget.seconds * budget.gflops * 1e9 * EFFICIENCY;
-    let tokens_for = |size| (flops / (6.0 * matmul_weights(size, vocab_size))).min(8.0 * text_tokens);
+    let tokens_for =
+        |size| (flops / (6.0 * matmul_weights(size, vocab_size))).min(8.0 * text_tokens);
     let fits = |size: &&(usize, usize, usize, usize, usize)| {
         tokens_for(**size) >= TOKENS_PER_WEIGHT * matmul_weights(**size, vocab_size)
     };
@@ -261,7 +262,8 @@ fn adamw(lr: f32, embedding_lr_ratio: f32) -> OptimizerConfig {
 fn first_question(all: &[Conversation], loaded: &Loaded) -> Result<Vec<String>> {
     let messages = all.iter().flat_map(|conversation| &conversation.messages);
     for message in messages.filter(|m| m.role == Role::User) {
-        if 2 * loaded.tokenizer.encode(&message.content)?.len() < loaded.model.spec().max_positions {
+        if 2 * loaded.tokenizer.encode(&message.content)?.len() < loaded.model.spec().max_positions
+        {
             return Ok(vec![message.content.clone()]);
         }
     }
@@ -270,7 +272,8 @@ fn first_question(all: &[Conversation], loaded: &Loaded) -> Result<Vec<String>> 
 
 /// The first few words of a text, as a prompt.
 fn first_words(text: &str) -> String {
-    let mut prompt: String = text.trim_start().lines().next().unwrap_or("").chars().take(24).collect();
+    let mut prompt: String =
+        text.trim_start().lines().next().unwrap_or("").chars().take(24).collect();
     if prompt.chars().count() == 24
         && let Some(end) = prompt.rfind(' ')
     {

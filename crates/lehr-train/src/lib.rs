@@ -18,8 +18,8 @@ mod optim;
 mod prepare;
 pub mod recipe;
 mod report;
-mod rundir;
 mod run;
+mod rundir;
 mod schedule;
 mod state;
 

@@ -50,10 +50,8 @@ fn options(recipe: &Recipe) -> (LoaderOptions, LoaderOptions) {
 
 fn prepare_next_token(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     let data = &recipe.data;
-    let read = ReadOptions {
-        text_field: data.text_field.clone(),
-        document_bytes: data.document_bytes,
-    };
+    let read =
+        ReadOptions { text_field: data.text_field.clone(), document_bytes: data.document_bytes };
     let documents = read_documents(&data.path, &read)?;
     let (train, validation) = match data.validation_path.is_empty() {
         true => split_documents(documents, data.validation_fraction, recipe.run.seed)?,
@@ -138,7 +136,8 @@ fn prepare_classify(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<T
     let continued = match &recipe.model {
         ModelConfig::Load { path } => {
             let dir = resolve_model_dir(Path::new(path))?;
-            let found = Classifier::is_classifier(&dir).then(|| Classifier::load(&dir)).transpose()?;
+            let found =
+                Classifier::is_classifier(&dir).then(|| Classifier::load(&dir)).transpose()?;
             if let Some(classifier) = &found {
                 check_vocabulary(&dir, &tokenizer, classifier.model())?;
             }

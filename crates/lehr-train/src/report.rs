@@ -34,10 +34,8 @@ fn curves(report: &mut Report, metrics: &[Metrics]) {
         name: name.to_owned(),
         points: points(value),
     };
-    let loss = [
-        curve("training", &|m| Some(m.loss)),
-        curve("held out", &|m| m.eval.map(|e| e.loss)),
-    ];
+    let loss =
+        [curve("training", &|m| Some(m.loss)), curve("held out", &|m| m.eval.map(|e| e.loss))];
     report.curves("Loss", "step", "nats per label", &loss, false);
     let bits = curve("held out", &|m| m.eval.and_then(|e| e.bits_per_byte));
     if !bits.points.is_empty() {

@@ -1,5 +1,7 @@
 //! AdamW against ten steps of PyTorch's, and against itself on any slice and any number of threads.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -73,7 +75,10 @@ fn ten_steps_equal_those_of_pytorch_with_every_instruction_set() {
                 let g = golden.values(&format!("g{step}.{tensor}"));
                 adamw(&mut p, &g, &mut m, &mut v, golden.rule(step));
                 let error = error(&p, &golden.values(&format!("p{step}.{tensor}")));
-                assert!(error <= 4.0, "{isa}: tensor {tensor} is off by {error} ulp at step {step}");
+                assert!(
+                    error <= 4.0,
+                    "{isa}: tensor {tensor} is off by {error} ulp at step {step}"
+                );
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Whatever moment a crash picks while a checkpoint is saved, the run goes on from the newest whole
 //! one and ends with the bits of the undisturbed run; damaged checkpoints are passed over.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;

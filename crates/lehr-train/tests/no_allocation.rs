@@ -1,6 +1,8 @@
 //! From the second step on, training asks the system for no memory. The arena is one per process,
 //! so this is the only test of its file.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::atomic::AtomicBool;

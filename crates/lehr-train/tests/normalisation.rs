@@ -1,6 +1,8 @@
 //! A step's gradient is that of its labels, however they are cut into micro-batches and shared
 //! among threads.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::Mutex;
@@ -21,9 +23,11 @@ fn with_micro_batches(recipe: &Recipe, rows: usize, accumulation: u64) -> Recipe
     Recipe { train, ..recipe.clone() }
 }
 
+type Named = Vec<(String, Vec<f32>)>;
+
 /// Loss, gradients and the number of labels of each micro-batch of step `step`, as the loop
 /// computes them.
-fn gradients(recipe: &Recipe, step: u64) -> (f64, Vec<(String, Vec<f32>)>, Vec<usize>) {
+fn gradients(recipe: &Recipe, step: u64) -> (f64, Named, Vec<usize>) {
     let task = prepared(recipe);
     let n = recipe.train.accumulation;
     let batches: Vec<_> = (0..n).map(|i| task.train.batch(step * n + i).unwrap()).collect();
@@ -38,7 +42,7 @@ fn gradients(recipe: &Recipe, step: u64) -> (f64, Vec<(String, Vec<f32>)>, Vec<u
     (loss, named_gradients(&task), n_targets)
 }
 
-fn named_gradients(task: &Task) -> Vec<(String, Vec<f32>)> {
+fn named_gradients(task: &Task) -> Named {
     let params = task.objective.model().params().params();
     let grad = |p: &lehr_tensor::Param| Some((p.name().to_owned(), p.grad()?.to_vec()));
     params.iter().filter_map(grad).collect()
@@ -55,9 +59,10 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn gradients_do_not_depend_on_micro_batches() {
     let _alone = ALONE.lock().unwrap();
-    for (model, objective) in [gpt2(32), llama(32)].into_iter().flat_map(|m: ModelConfig| {
-        OBJECTIVES.map(|objective| (m.clone(), objective))
-    }) {
+    for (model, objective) in [gpt2(32), llama(32)]
+        .into_iter()
+        .flat_map(|m: ModelConfig| OBJECTIVES.map(|objective| (m.clone(), objective)))
+    {
         let scratch = tempfile::tempdir().unwrap();
         let recipe = recipe(scratch.path(), model, objective);
         for step in [0, 3] {
@@ -68,13 +73,20 @@ fn gradients_do_not_depend_on_micro_batches() {
                 assert_eq!(parts.2.iter().sum::<usize>(), whole.2[0], "{objective:?}: labels");
                 if rows == 2 {
                     // With equal parts a mean of means would be right by luck.
-                    assert!(parts.2.iter().any(|n| *n != parts.2[0]), "{objective:?}: {:?}", parts.2);
+                    assert!(
+                        parts.2.iter().any(|n| *n != parts.2[0]),
+                        "{objective:?}: {:?}",
+                        parts.2
+                    );
                 }
                 assert!((parts.0 / whole.0 - 1.0).abs() < 1e-6, "{} and {}", parts.0, whole.0);
                 for ((name, part), (whole_name, whole)) in parts.1.iter().zip(&whole.1) {
                     assert_eq!(name, whole_name);
                     let error = distance(part, whole);
-                    assert!(error < 1e-5, "{objective:?} {rows}x{accumulation} {name}: {error:.1e}");
+                    assert!(
+                        error < 1e-5,
+                        "{objective:?} {rows}x{accumulation} {name}: {error:.1e}"
+                    );
                 }
             }
         }

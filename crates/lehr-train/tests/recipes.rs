@@ -1,5 +1,7 @@
 //! The recipes that come with the program.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use lehr_train::Recipe;

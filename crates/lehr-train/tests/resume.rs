@@ -1,5 +1,7 @@
 //! A run that was interrupted after any step and continued is the undisturbed run, bit for bit.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{Watch, checkpoint_bytes, gpt2, llama, recipe, run_watched};
@@ -38,8 +40,7 @@ fn check_every_step(model: ModelConfig, objective: ObjectiveKind) {
     assert_eq!(written_losses(&whole).len() as u64, steps);
     for k in 1..steps {
         let parts = with_dir(&recipe, &format!("stopped-{k}"));
-        let (_, first) =
-            run_watched(&parts, Watch { stop_after: Some(k), ..Watch::default() });
+        let (_, first) = run_watched(&parts, Watch { stop_after: Some(k), ..Watch::default() });
         assert_eq!(first.steps.len() as u64, k);
         let (_, second) = run_watched(&parts, Watch::default());
         assert_eq!(second.started, Some(k));

@@ -57,7 +57,7 @@ pub(crate) struct Hinted {
 }
 
 impl Hinted {
-    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    pub(crate) fn error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
         Self { message: message.into(), hint: hint.into() }.into()
     }
 }
@@ -72,7 +72,8 @@ impl std::error::Error for Hinted {}
 
 /// Whoever reads our output may stop reading.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|c| c.downcast_ref::<std::io::Error>()).any(|e| {
-        e.kind() == std::io::ErrorKind::BrokenPipe
-    })
+    error
+        .chain()
+        .filter_map(|c| c.downcast_ref::<std::io::Error>())
+        .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -27,7 +27,7 @@ pub(crate) fn print_error(text: Arguments<'_>) {
 pub(crate) fn check() -> anyhow::Result<()> {
     let flushed = io::stdout().flush();
     match FAILURE.get().or(flushed.as_ref().err()) {
-        Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(crate::fail::Hinted::new(
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(crate::fail::Hinted::error(
             format!("writing to standard output: {error}"),
             "some output is lost; free some space or write elsewhere, and run the command again",
         )),

@@ -69,7 +69,8 @@ impl Show {
             let bar = ProgressBar::new(steps);
             let template = "{bar:24} {pos}/{len} {msg} {eta} left";
             bar.set_style(
-                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
             bar.set_position(step);
             bar.reset_eta();

@@ -1,5 +1,7 @@
 //! Every command on small models: what is printed, and what can be done with what is left.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;
@@ -7,8 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use common::{
-    copy_folder, finish, json_lines, lehr, model_goldens, newest_checkpoint, pretrain, run, succeeds,
-    weights_and_moments, write_chat, write_labelled, write_text,
+    copy_folder, finish, json_lines, lehr, model_goldens, newest_checkpoint, pretrain, run,
+    succeeds, weights_and_moments, write_chat, write_labelled, write_text,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -43,7 +45,9 @@ fn every_golden_model_is_verified() {
         for item in ["logits", "loss", "greedy", "cached"] {
             assert!(checks.iter().any(|c| c["item"] == item), "{model}: no {item}");
         }
-        assert!(checks.iter().filter(|c| c["item"].as_str().unwrap().starts_with("grad.")).count() > 10);
+        assert!(
+            checks.iter().filter(|c| c["item"].as_str().unwrap().starts_with("grad.")).count() > 10
+        );
     }
 }
 
@@ -106,7 +110,8 @@ fn events_of_a_run_are_json_if_asked_for() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
     write_text(dir, 300);
-    let mut args = common::pretrain_args("out", 4, &["sample.prompts=[\"After\"]", "eval.every_steps=2"]);
+    let mut args =
+        common::pretrain_args("out", 4, &["sample.prompts=[\"After\"]", "eval.every_steps=2"]);
     args.push("--json".to_owned());
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let events = json_lines(&succeeds(dir, &args));
@@ -144,7 +149,8 @@ fn generation_is_the_same_for_the_same_seed() {
 fn a_model_is_found_by_its_run_and_by_its_checkpoint() {
     let dir = shared();
     let checkpoint = newest_checkpoint(&dir.join("base")).display().to_string();
-    let generate = |model: &str| succeeds(dir, &["generate", model, "-p", "The", "--greedy", "-n", "8"]);
+    let generate =
+        |model: &str| succeeds(dir, &["generate", model, "-p", "The", "--greedy", "-n", "8"]);
     assert_eq!(generate(&checkpoint), generate("base"));
     assert_eq!(generate("base/"), generate("base"));
 }
@@ -156,7 +162,10 @@ fn conversations_are_learnt_and_chat_answers_every_line() {
     write_chat(dir, 40);
     let base = shared().join("base").display().to_string();
     let args = ["finetune", "--model", &base, "--data", "chat.jsonl", "--out", "chat"];
-    let said = succeeds(dir, &[&args[..], &["--set", "train.steps=3", "--set", "schedule.warmup_steps=1"]].concat());
+    let said = succeeds(
+        dir,
+        &[&args[..], &["--set", "train.steps=3", "--set", "schedule.warmup_steps=1"]].concat(),
+    );
     assert!(said.contains("next: lehr chat chat"), "{said}");
     let chat = |more: &[&str], input: &str| {
         let mut command = lehr(dir);
@@ -172,7 +181,8 @@ fn conversations_are_learnt_and_chat_answers_every_line() {
     assert!(answers.iter().all(|a| a["answer"].is_string() && a["finish"].is_string()));
     // For people: the answers alone, each with a line break at its end.
     let shown = chat(&[], questions).out;
-    let text: String = answers.iter().map(|a| format!("{}\n", a["answer"].as_str().unwrap())).collect();
+    let text: String =
+        answers.iter().map(|a| format!("{}\n", a["answer"].as_str().unwrap())).collect();
     assert_eq!(shown, text);
     let one = one_json(&chat(&["--json", "-p", "Who are you?"], "").out);
     assert_eq!(one["answer"], answers[0]["answer"]);
@@ -188,7 +198,14 @@ fn labels_are_learnt_and_classify_gives_them_with_probabilities() {
     write_labelled(dir, 60);
     let base = shared().join("base").display().to_string();
     let args = ["finetune", "--model", &base, "--data", "labelled.jsonl", "--out", "labels"];
-    let sets = ["--set", "train.steps=60", "--set", "schedule.warmup_steps=6", "--set", "optimizer.lr=0.02"];
+    let sets = [
+        "--set",
+        "train.steps=60",
+        "--set",
+        "schedule.warmup_steps=6",
+        "--set",
+        "optimizer.lr=0.02",
+    ];
     let said = succeeds(dir, &[&args[..], &sets].concat());
     assert!(said.contains("accuracy") && said.contains("next: lehr classify labels"), "{said}");
     let mut command = lehr(dir);
@@ -206,7 +223,8 @@ fn labels_are_learnt_and_classify_gives_them_with_probabilities() {
         assert!(all.values().all(|p| p.as_f64() <= all[label].as_f64()), "{answer}");
     }
     assert_eq!([&found[0]["label"], &found[1]["label"]], ["good", "bad"]);
-    let shown = succeeds(dir, &["classify", "labels", "-t", "it came out cracked.", "-t", "lovely"]);
+    let shown =
+        succeeds(dir, &["classify", "labels", "-t", "it came out cracked.", "-t", "lovely"]);
     assert!(shown.starts_with("bad\t") && shown.lines().count() == 2, "{shown}");
     let long = run(dir, &["classify", "labels", "-t", &"glass 1234 ".repeat(60)]);
     assert!(long.code == Some(0) && long.err.contains("its end is cut"), "{long:#?}");
@@ -234,7 +252,9 @@ fn the_training_benchmark_has_the_keys_of_its_peer() {
     for arch in ["gpt", "llama"] {
         let json = one_json(&succeeds(dir.path(), &[&args[..], &["--arch", arch]].concat()));
         let number = |key: &str| json[key].as_f64().unwrap_or_else(|| panic!("no {key}: {json}"));
-        for key in ["ms_median", "ms_min", "ms_max", "tok_s", "gflops", "first_step_s", "peak_rss_mb"] {
+        for key in
+            ["ms_median", "ms_min", "ms_max", "tok_s", "gflops", "first_step_s", "peak_rss_mb"]
+        {
             assert!(number(key) > 0.0, "{key} is {}", number(key));
         }
         assert_eq!((number("B"), number("T"), number("steps")), (8.0, 256.0, 1.0));

@@ -1,5 +1,6 @@
 //! What can go wrong is told: exit code 1, the thing by its name, a hint, and nothing lost.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(unix)]
 
 mod common;
@@ -10,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use common::{
-    TINY, check_failure, copy_folder, fails, finish, lehr, model_goldens, newest_checkpoint, pretrain,
-    pretrain_args, run, snapshot, succeeds, weights_and_moments, write, write_chat, write_labelled,
-    write_text,
+    TINY, check_failure, copy_folder, fails, finish, lehr, model_goldens, newest_checkpoint,
+    pretrain, pretrain_args, run, snapshot, succeeds, weights_and_moments, write, write_chat,
+    write_labelled, write_text,
 };
 use tempfile::TempDir;
 
@@ -102,7 +103,11 @@ fn missing_files_and_folders_are_named() {
     for command in ["generate", "chat"] {
         fails(dir, &[command, "nowhere", "-p", "x"], &["nowhere", "no such file or folder"]);
         fails(dir, &[command, "file.txt", "-p", "x"], &["file.txt", "it is a file"]);
-        fails(dir, &[command, "empty", "-p", "x"], &["empty", "neither config.json nor checkpoints"]);
+        fails(
+            dir,
+            &[command, "empty", "-p", "x"],
+            &["empty", "neither config.json nor checkpoints"],
+        );
     }
     fails(dir, &["classify", "nowhere", "-t", "x"], &["nowhere"]);
     fails(dir, &["verify", "nowhere", "file.txt"], &["nowhere"]);
@@ -200,7 +205,11 @@ fn labels_and_conversations_that_do_not_fit_are_named() {
         "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\"}]}\n",
         &["role.jsonl", "line 1", "found role assistant, expected user"],
     );
-    refused("one.jsonl", &"{\"text\":\"a\",\"label\":\"x\"}\n".repeat(3), &["found \"x\"", "at least two"]);
+    refused(
+        "one.jsonl",
+        &"{\"text\":\"a\",\"label\":\"x\"}\n".repeat(3),
+        &["found \"x\"", "at least two"],
+    );
     write(dir, "few.jsonl", "{\"text\":\"a\",\"label\":\"x\"}\n");
     fails(dir, &args("few.jsonl"), &["1 labelled texts, too few"]);
     write_labelled(dir, 40);
@@ -212,7 +221,11 @@ fn labels_and_conversations_that_do_not_fit_are_named() {
     write_text(dir, 50);
     let kind = [&args("text.txt")[..], &["--kind", "chat"]].concat();
     fails(dir, &kind, &["text.txt", ".jsonl"]);
-    fails(dir, &[&args("labelled.jsonl")[..], &["--kind", "chat"]].concat(), &["labelled.jsonl", "messages"]);
+    fails(
+        dir,
+        &[&args("labelled.jsonl")[..], &["--kind", "chat"]].concat(),
+        &["labelled.jsonl", "messages"],
+    );
 }
 
 #[test]
@@ -274,7 +287,11 @@ fn a_tokenizer_of_another_model_is_refused() {
     let labels = dir.join("labels");
     copy_folder(&newest_checkpoint(&shared().join("labels")), &labels);
     fs::copy(&tokenizer, labels.join("tokenizer.json")).unwrap();
-    fails(dir, &["classify", "labels", "-t", "lovely glass"], &["labels", "the model's vocabulary 300"]);
+    fails(
+        dir,
+        &["classify", "labels", "-t", "lovely glass"],
+        &["labels", "the model's vocabulary 300"],
+    );
 }
 
 #[test]

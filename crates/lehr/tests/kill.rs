@@ -1,6 +1,7 @@
 //! Real processes that are killed or interrupted at random moments and resumed: the final weights
 //! and moments are those of the undisturbed run, byte for byte.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(unix)]
 
 mod common;
@@ -84,7 +85,8 @@ fn a_run_killed_twenty_times_ends_with_the_bytes_of_the_undisturbed_one() {
     let run = dir.join("killed");
     assert!(weights_and_moments(&run) == want.0, "weights or moments differ");
     assert_eq!(losses(&run), want.1, "the written losses differ");
-    let left: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+    let left: Vec<_> =
+        fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(left.len(), 2, "something is left behind: {left:?}");
 }
 

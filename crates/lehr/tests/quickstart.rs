@@ -1,6 +1,7 @@
 //! `lehr quickstart`, interrupted and continued. Its plan is made small, and most of its
 //! measurements are there already, as if it had come far before: all of it takes minutes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(unix)]
 
 mod common;
@@ -27,9 +28,12 @@ fn earlier_results() -> BTreeMap<String, f64> {
         put(format!("sentiment/{language}/all/bag_of_words"));
         for seed in 1..=3 {
             put(format!("sentiment/{language}/few/bag_of_words/{seed}"));
-            for (labels, start) in
-                [("few", "scratch"), ("few", "pretrained"), ("all", "scratch"), ("all", "pretrained")]
-            {
+            for (labels, start) in [
+                ("few", "scratch"),
+                ("few", "pretrained"),
+                ("all", "scratch"),
+                ("all", "pretrained"),
+            ] {
                 if (labels, start, seed) != ("all", "pretrained", 1) {
                     put(format!("sentiment/{language}/{labels}/{start}/{seed}"));
                 }
@@ -85,7 +89,8 @@ fn an_interrupted_quickstart_continues_to_its_report() {
 
     let said = succeeds(dir, &["quickstart", "--out", "q"]);
     assert!(said.contains(", continued at step "), "{said}");
-    for part in ["sentiment en, 200 labels", "sentiment zh, all labels", "dialogue: bits per byte"] {
+    for part in ["sentiment en, 200 labels", "sentiment zh, all labels", "dialogue: bits per byte"]
+    {
         assert!(said.contains(part), "the table lacks {part:?}: {said}");
     }
     let results = read_results(&out);
@@ -100,7 +105,10 @@ fn an_interrupted_quickstart_continues_to_its_report() {
         "dialogue/bits_per_byte/pretrained/1",
         "seconds",
     ] {
-        assert!(results.get(name).is_some_and(|v| v.is_finite() && *v > 0.0), "{name}: {results:?}");
+        assert!(
+            results.get(name).is_some_and(|v| v.is_finite() && *v > 0.0),
+            "{name}: {results:?}"
+        );
     }
     let report = fs::read_to_string(out.join("report.html")).unwrap();
     for part in ["Pre-training", "Continuations", "Answers", "sentiment en"] {
@@ -111,7 +119,8 @@ fn an_interrupted_quickstart_continues_to_its_report() {
     use_the_models(dir);
 
     // Asked again, it repeats no measurement.
-    let (base, again) = (snapshot(&out.join("base")), run(dir, &["quickstart", "--out", "q", "--json"]));
+    let (base, again) =
+        (snapshot(&out.join("base")), run(dir, &["quickstart", "--out", "q", "--json"]));
     assert_eq!(again.code, Some(0), "{again:#?}");
     let [all] = &common::json_lines(&again.out)[..] else { panic!("{again:#?}") };
     assert_eq!(all["results"]["pretrain/bits_per_byte"], results["pretrain/bits_per_byte"]);

@@ -119,7 +119,7 @@ impl LlamaConfig {
         }
         let kv_heads = self.n_kv_heads();
         divides("num_key_value_heads", kv_heads, "num_attention_heads", self.num_attention_heads)?;
-        if self.spec().head_dim % 2 != 0 {
+        if !self.spec().head_dim.is_multiple_of(2) {
             return Err(Error::config("head_dim", self.spec().head_dim, "an even number"));
         }
         self.activation()?;
@@ -218,8 +218,7 @@ struct Block {
 
 impl Block {
     fn build(config: &LlamaConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
-        let (d, f, std) =
-            (config.hidden_size, config.intermediate_size, config.initializer_range);
+        let (d, f, std) = (config.hidden_size, config.intermediate_size, config.initializer_range);
         let spec = config.spec();
         let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
         // Each block adds twice to the residual stream; its variance at the end stays that of one.

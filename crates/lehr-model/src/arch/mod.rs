@@ -8,8 +8,8 @@ mod llama;
 mod tokens;
 
 pub use gpt2::{Gpt2, Gpt2Config};
-pub use llama::{Llama, LlamaConfig, RopeScaling};
 use lehr_tensor::{ParamBuilder, Tensor};
+pub use llama::{Llama, LlamaConfig, RopeScaling};
 use serde_json::Value;
 pub use tokens::Tokens;
 
@@ -55,6 +55,7 @@ pub trait CausalLm: Send + Sync {
 
 /// The configuration of any family, as its `config.json`.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one per model")]
 pub enum Config {
     /// GPT-2.
     Gpt2(Gpt2Config),
@@ -136,7 +137,11 @@ impl Config {
 
 fn parse<T: serde::de::DeserializeOwned>(json: &Value) -> Result<T> {
     T::deserialize(json).map_err(|e| {
-        Error::config("config.json", e, "the settings of this model type as transformers writes them")
+        Error::config(
+            "config.json",
+            e,
+            "the settings of this model type as transformers writes them",
+        )
     })
 }
 

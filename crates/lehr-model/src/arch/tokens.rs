@@ -47,8 +47,7 @@ impl Tokens {
             true => Some(Tensor::from_ids(segment_starts, shape)?),
             false => None,
         };
-        let (ids, positions) =
-            (Tensor::from_ids(ids, shape)?, Tensor::from_ids(positions, shape)?);
+        let (ids, positions) = (Tensor::from_ids(ids, shape)?, Tensor::from_ids(positions, shape)?);
         Ok(Self { ids, positions, segment_starts })
     }
 

@@ -34,7 +34,8 @@ impl Checkpoint {
     /// # Errors
     /// If there is none or one is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut checkpoint = Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new() };
+        let mut checkpoint =
+            Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new() };
         for file in weight_files(path)? {
             checkpoint.add(file)?;
         }
@@ -91,12 +92,18 @@ impl Checkpoint {
         let mut out = Tensor::uninit(shape, lehr_tensor::DType::F32)?;
         let values = out.data_mut().iter_mut();
         match info.dtype {
-            Dtype::F32 => values.zip(bytes.as_chunks().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b)),
+            Dtype::F32 => {
+                values.zip(bytes.as_chunks().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b));
+            }
             Dtype::F16 => {
-                values.zip(bytes.as_chunks().0).for_each(|(v, b)| *v = f16::from_le_bytes(*b).to_f32());
+                values
+                    .zip(bytes.as_chunks().0)
+                    .for_each(|(v, b)| *v = f16::from_le_bytes(*b).to_f32());
             }
             Dtype::BF16 => {
-                values.zip(bytes.as_chunks().0).for_each(|(v, b)| *v = bf16::from_le_bytes(*b).to_f32());
+                values
+                    .zip(bytes.as_chunks().0)
+                    .for_each(|(v, b)| *v = bf16::from_le_bytes(*b).to_f32());
             }
             other => {
                 let reason = format!("`{name}` holds {other:?}, expected F32, F16 or BF16");
@@ -113,9 +120,12 @@ impl Checkpoint {
     pub fn ids(&self, name: &str) -> Result<Tensor> {
         let (path, info, bytes) = self.entry(name)?;
         let values: Option<Vec<i32>> = match info.dtype {
-            Dtype::I64 => {
-                bytes.as_chunks().0.iter().map(|b| i32::try_from(i64::from_le_bytes(*b)).ok()).collect()
-            }
+            Dtype::I64 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| i32::try_from(i64::from_le_bytes(*b)).ok())
+                .collect(),
             Dtype::I32 => {
                 Some(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
             }
@@ -188,4 +198,3 @@ fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     }
     Ok(names.into_iter().map(|name| path.join(name)).collect())
 }
-

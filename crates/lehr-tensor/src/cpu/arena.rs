@@ -170,7 +170,8 @@ fn limit_bytes() -> usize {
         return ((gib * GIB) as usize).next_multiple_of(ALIGN);
     }
     let total_kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        text.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok())
+        text.lines()
+            .find_map(|l| l.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok())
     });
     total_kib.map_or(16 << 30, |kib: usize| kib * 1024)
 }

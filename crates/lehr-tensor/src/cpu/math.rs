@@ -54,7 +54,9 @@ mod tests {
 
     #[test]
     fn exp_of_no_number_is_no_number_and_of_minus_infinity_next_to_nothing() {
-        for out in [dispatch(Exps(&[f32::NAN, f32::NEG_INFINITY])), Exps(&[f32::NAN, -1e30]).run(Scalar)] {
+        for out in
+            [dispatch(Exps(&[f32::NAN, f32::NEG_INFINITY])), Exps(&[f32::NAN, -1e30]).run(Scalar)]
+        {
             assert!(out[0].is_nan() && out[1] < 1.2e-38);
         }
     }

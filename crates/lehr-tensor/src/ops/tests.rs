@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::testing::{Case, hold_settings, relative_error};
-use crate::{available_isas, autograd, isa, set_isa, threads};
+use crate::{autograd, available_isas, isa, set_isa, threads};
 
 fn doubles(values: &[f32]) -> impl Iterator<Item = f64> {
     values.iter().map(|v| f64::from(*v))
@@ -131,7 +131,8 @@ fn every_op_has_a_case_with_a_gradient() {
         }
     }
     // This file names the pattern it looks for.
-    declared.retain(|name| name.chars().all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c)));
+    declared
+        .retain(|name| name.chars().all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c)));
     autograd::visited::start();
     for case in super::all_cases() {
         let (outputs, _) = case.run(None);

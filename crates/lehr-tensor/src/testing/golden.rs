@@ -53,13 +53,16 @@ pub(crate) fn golden_cases(op: &str, pair: impl Fn(&Params, usize) -> Pair) -> V
         .into_iter()
         .map(|(name, values)| {
             let list = |kind: &str| numbered(&file, &name, kind);
-            let inputs: Vec<_> =
-                list("in").iter().map(|t| Tensor::from_slice(&floats(t), t.shape()).unwrap()).collect();
-            let ids =
-                list("ids").iter().map(|t| Tensor::from_ids(&ints(t), t.shape()).unwrap()).collect();
+            let inputs: Vec<_> = list("in")
+                .iter()
+                .map(|t| Tensor::from_slice(&floats(t), t.shape()).unwrap())
+                .collect();
+            let ids = list("ids")
+                .iter()
+                .map(|t| Tensor::from_ids(&ints(t), t.shape()).unwrap())
+                .collect();
             let all = |kind| list(kind).iter().map(floats).collect();
-            let golden =
-                Golden { outputs: all("out"), cotangents: all("cot"), grads: all("grad") };
+            let golden = Golden { outputs: all("out"), cotangents: all("cot"), grads: all("grad") };
             let pair = pair(&Params { values, ids }, inputs.len());
             Case {
                 name: format!("golden {op} {name}"),

@@ -2,7 +2,7 @@
 
 mod golden;
 
-pub(crate) use golden::{Params, golden_cases};
+pub(crate) use golden::golden_cases;
 
 use crate::{Philox, Result, Tensor};
 

@@ -6,8 +6,8 @@ mod language;
 pub use classify::Classify;
 pub use language::LanguageModel;
 use lehr_data::{Batch, Loader};
-use lehr_model::{Model, Tokens};
 use lehr_model::io::TensorFile;
+use lehr_model::{Model, Tokens};
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -38,8 +38,13 @@ pub trait Objective {
     ///
     /// # Errors
     /// If the prompt does not fit the model or memory runs out.
-    fn sample(&self, prompt: &str, max_tokens: usize, temperature: f32, seed: u64)
-    -> Result<Option<String>>;
+    fn sample(
+        &self,
+        prompt: &str,
+        max_tokens: usize,
+        temperature: f32,
+        seed: u64,
+    ) -> Result<Option<String>>;
 
     /// The `config.json` of a checkpoint.
     fn config_json(&self) -> serde_json::Value;

@@ -83,11 +83,7 @@ impl Optimizer for AdamW {
         self.moments.iter().flat_map(both).collect()
     }
 
-    fn restore(
-        &mut self,
-        step: u64,
-        load: &dyn Fn(&str, Shape) -> Result<Tensor>,
-    ) -> Result<()> {
+    fn restore(&mut self, step: u64, load: &dyn Fn(&str, Shape) -> Result<Tensor>) -> Result<()> {
         for moments in &mut self.moments {
             moments.m = load(&format!("m.{}", moments.name), moments.m.shape())?;
             moments.v = load(&format!("v.{}", moments.name), moments.v.shape())?;

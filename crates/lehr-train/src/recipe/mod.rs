@@ -57,12 +57,16 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::load`].
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
-        let fault = |reason: String, hint| Error::Recipe { origin: origin.to_owned(), reason, hint };
+        let fault =
+            |reason: String, hint| Error::Recipe { origin: origin.to_owned(), reason, hint };
         let mut table: toml::Table =
             toml::from_str(text).map_err(|e| fault(e.to_string().trim_end().to_owned(), None))?;
         for item in overrides {
             merge::set(&mut table, item).map_err(|reason| {
-                fault(reason, Some("write --set section.key=value, as in --set optimizer.lr=3e-4".into()))
+                fault(
+                    reason,
+                    Some("write --set section.key=value, as in --set optimizer.lr=3e-4".into()),
+                )
             })?;
         }
         // Back to text, so that an error shows the line with the override in it.

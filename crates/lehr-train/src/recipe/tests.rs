@@ -50,7 +50,8 @@ fn a_recipe_written_and_read_is_the_same() {
 
 #[test]
 fn overrides_change_numbers_texts_and_kinds() {
-    let sets = ["optimizer.lr=1", "run.dir=runs/y", "train.steps=7", "sample.prompts=[\"a\", \"b\"]"];
+    let sets =
+        ["optimizer.lr=1", "run.dir=runs/y", "train.steps=7", "sample.prompts=[\"a\", \"b\"]"];
     let sets: Vec<_> = sets.iter().map(|s| (*s).to_owned()).collect();
     let recipe = example().with_overrides(&sets).unwrap();
     let OptimizerConfig::Adamw { lr, .. } = recipe.optimizer;

@@ -20,7 +20,7 @@ const THINGS: [&str; 8] = ["glass", "bowl", "lens", "pane", "lamp", "bottle", "v
 /// A sentence of its own for each `index`, and whether it praises.
 fn sentence(index: u64) -> (String, bool) {
     let draw = Philox::new(7, 1).block(index);
-    let glad = draw[0] % 2 == 0;
+    let glad = draw[0].is_multiple_of(2);
     let word = |list: &[&'static str], n: u32| list[n as usize % list.len()];
     let quality = if glad { word(&GLAD, draw[1]) } else { word(&SAD, draw[1]) };
     let (thing, days) = (word(&THINGS, draw[2]), draw[3] % 90);

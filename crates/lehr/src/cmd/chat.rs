@@ -47,7 +47,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             }
             print!("{piece}");
             let flushed = std::io::stdout().flush().is_ok();
-            if flushed && !ui::stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if flushed && !ui::stopped() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
         let out = session.answer(text, &mut sampler, &limits, &mut on_text)?;
         if args.json {

@@ -48,13 +48,16 @@ fn label(classifier: &Classifier, tokenizer: &Tokenizer, text: &str, json: bool)
     ids.truncate(limit - 1);
     ids.push(tokenizer.end_of_document()?);
     if is_cut {
-        eprintln!("warning: the text is longer than the model's context of {limit}; its end is cut");
+        eprintln!(
+            "warning: the text is longer than the model's context of {limit}; its end is cut"
+        );
     }
     let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
     let end = Tensor::from_ids(&[ids.len() as i32 - 1], [1])?;
     let tokens = Tokens::new(&ids, 1, 0)?;
-    let probabilities =
-        no_grad(|| -> Result<Vec<f32>> { Ok(classifier.logits(&tokens, &end)?.softmax()?.to_vec()) })?;
+    let probabilities = no_grad(|| -> Result<Vec<f32>> {
+        Ok(classifier.logits(&tokens, &end)?.softmax()?.to_vec())
+    })?;
     let mut ranked: Vec<_> = classifier.labels().iter().zip(&probabilities).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(a.1));
     if json {

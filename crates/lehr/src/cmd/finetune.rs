@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return common.run(&Recipe::load(path, &sets)?, "finetune");
     }
     let (Some(model), Some(data)) = (&args.model, &common.data) else {
-        return Err(Hinted::new(
+        return Err(Hinted::error(
             "fine-tuning needs a model and data, or a recipe",
             "lehr finetune --model runs/base --data my.jsonl",
         ));

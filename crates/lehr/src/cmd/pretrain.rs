@@ -28,14 +28,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return common.run(&Recipe::load(path, &common.file_sets())?, "pretrain");
     }
     let Some(data) = &common.data else {
-        return Err(Hinted::new(
+        return Err(Hinted::error(
             "nothing to learn from: neither a recipe nor --data was given",
             "lehr pretrain --data my.txt, or lehr pretrain configs/tiny-llama.toml",
         ));
     };
     if !(args.minutes > 0.0 && args.minutes.is_finite()) {
         let found = format!("--minutes is {}, expected more than 0", args.minutes);
-        return Err(Hinted::new(found, "as in --minutes 5"));
+        return Err(Hinted::error(found, "as in --minutes 5"));
     }
     let out = common.out_dir(data, "");
     // A run that is there is continued: its recipe was fitted when it began.

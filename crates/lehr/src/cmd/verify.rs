@@ -34,7 +34,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let word = if c.passed() { "ok" } else { "FAILED" };
             println!("{word:6}  {:width$}  error {:.2e}  limit {:.0e}", c.item, c.error, c.limit);
         }
-        println!("{}", if passed { "all equal the reference" } else { "differs from the reference" });
+        println!(
+            "{}",
+            if passed { "all equal the reference" } else { "differs from the reference" }
+        );
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

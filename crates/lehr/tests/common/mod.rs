@@ -95,7 +95,8 @@ impl Draws {
     /// A number below `n`.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         // Knuth's MMIX generator; its upper bits are the good ones.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 
@@ -178,8 +179,10 @@ pub(crate) const TINY: [&str; 14] = [
 /// `pretrain --data text.txt --out OUT` with a tiny recipe of `steps` steps and more overrides.
 pub(crate) fn pretrain_args(out: &str, steps: u64, sets: &[&str]) -> Vec<String> {
     let steps = [format!("train.steps={steps}"), format!("checkpoint.every_steps={steps}")];
-    let sets = TINY.iter().copied().chain(steps.iter().map(String::as_str)).chain(sets.iter().copied());
-    let mut args: Vec<String> = ["pretrain", "--data", "text.txt", "--out", out].map(str::to_owned).into();
+    let sets =
+        TINY.iter().copied().chain(steps.iter().map(String::as_str)).chain(sets.iter().copied());
+    let mut args: Vec<String> =
+        ["pretrain", "--data", "text.txt", "--out", out].map(str::to_owned).into();
     args.extend(sets.flat_map(|set| ["--set".to_owned(), set.to_owned()]));
     args
 }

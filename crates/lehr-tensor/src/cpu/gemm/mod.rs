@@ -166,13 +166,19 @@ impl Job<'_> {
                 for panel in task * GROUP..n_a.min((task + 1) * GROUP) {
                     // SAFETY: panels do not overlap.
                     let dst = unsafe { a_dst.slice(panel * MR * A_PITCH, MR * A_PITCH) };
-                    simd::dispatch_on(self.isa, pack::PackA { job: self, block, first: panel * MR, mr: MR, dst });
+                    simd::dispatch_on(
+                        self.isa,
+                        pack::PackA { job: self, block, first: panel * MR, mr: MR, dst },
+                    );
                 }
             } else if let Some(b_dst) = b_dst {
                 for panel in task * GROUP..n_b.min((task + 1) * GROUP) {
                     // SAFETY: panels do not overlap.
                     let dst = unsafe { b_dst.slice(panel * nr * block.kc, nr * block.kc) };
-                    simd::dispatch_on(self.isa, pack::PackB { job: self, block, first: panel * nr, nr, dst });
+                    simd::dispatch_on(
+                        self.isa,
+                        pack::PackB { job: self, block, first: panel * nr, nr, dst },
+                    );
                 }
             }
         });
@@ -192,15 +198,18 @@ impl Job<'_> {
         let tasks_a = n_a.div_ceil(group_a);
         threads::run(tasks_a * n_b.div_ceil(group_b), |task| {
             let (ta, tb) = (task % tasks_a, task / tasks_a);
-            simd::dispatch_on(self.isa, tile::Tiles::<MR, NV> {
-                job: self,
-                block,
-                a,
-                b,
-                c,
-                a_panels: ta * group_a..n_a.min((ta + 1) * group_a),
-                b_panels: tb * group_b..n_b.min((tb + 1) * group_b),
-            });
+            simd::dispatch_on(
+                self.isa,
+                tile::Tiles::<MR, NV> {
+                    job: self,
+                    block,
+                    a,
+                    b,
+                    c,
+                    a_panels: ta * group_a..n_a.min((ta + 1) * group_a),
+                    b_panels: tb * group_b..n_b.min((tb + 1) * group_b),
+                },
+            );
         });
     }
 }

@@ -55,11 +55,8 @@ impl Kernel for PackB<'_> {
         let cols = nr.min(block.nc - first);
         let src = &job.b.data[offset(&job.b, block.k0, block.j0 + first)..];
         // Seen from the panel, the columns of B are the "rows" of its transpose.
-        let b = Matrix {
-            data: job.b.data,
-            row_stride: job.b.col_stride,
-            col_stride: job.b.row_stride,
-        };
+        let b =
+            Matrix { data: job.b.data, row_stride: job.b.col_stride, col_stride: job.b.row_stride };
         if b.row_stride == 1 {
             return copy_steps(s, src, &b, (cols, nr), block.kc, dst);
         }

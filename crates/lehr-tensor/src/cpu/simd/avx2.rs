@@ -57,7 +57,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_n(self, dst: *mut f32, v: Self::V, n: usize) {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { if n == 8 { _mm256_storeu_ps(dst, v) } else { _mm256_maskstore_ps(dst, mask(n), v) } }
+        unsafe {
+            if n == 8 { _mm256_storeu_ps(dst, v) } else { _mm256_maskstore_ps(dst, mask(n), v) }
+        }
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -107,10 +109,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn pow2(self, a: Self::V) -> Self::V {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { 
+        unsafe {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-         }
+        }
     }
     #[inline(always)]
     fn select_gt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
@@ -120,29 +122,37 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sum(self, a: Self::V) -> f32 {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { 
+        unsafe {
             let half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
             _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
-         }
+        }
     }
     #[inline(always)]
     fn hmax(self, a: Self::V) -> f32 {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { 
+        unsafe {
             let half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
             _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
-         }
+        }
     }
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        src_stride: usize,
+        dst: *mut f32,
+        dst_stride: usize,
+    ) {
         // SAFETY: both blocks of eight strided rows are the caller's.
         unsafe {
             let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(src.add(i * src_stride)));
             // Pairs of rows, then quadruples, then the two 128-bit halves.
-            let lo: [__m256; 4] = std::array::from_fn(|i| _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]));
-            let hi: [__m256; 4] = std::array::from_fn(|i| _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+            let lo: [__m256; 4] =
+                std::array::from_fn(|i| _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]));
+            let hi: [__m256; 4] =
+                std::array::from_fn(|i| _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
             let mut quad = [_mm256_setzero_ps(); 8];
             for g in 0..2 {
                 quad[4 * g] = _mm256_shuffle_ps::<0x44>(lo[2 * g], lo[2 * g + 1]);

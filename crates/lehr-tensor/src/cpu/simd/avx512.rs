@@ -50,7 +50,9 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_n(self, dst: *mut f32, v: Self::V, n: usize) {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { if n == 16 { _mm512_storeu_ps(dst, v) } else { _mm512_mask_storeu_ps(dst, mask(n), v) } }
+        unsafe {
+            if n == 16 { _mm512_storeu_ps(dst, v) } else { _mm512_mask_storeu_ps(dst, mask(n), v) }
+        }
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -100,10 +102,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn pow2(self, a: Self::V) -> Self::V {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { 
+        unsafe {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
-         }
+        }
     }
     #[inline(always)]
     fn select_gt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
@@ -121,7 +123,13 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        src_stride: usize,
+        dst: *mut f32,
+        dst_stride: usize,
+    ) {
         // SAFETY: both blocks of sixteen strided rows are the caller's.
         unsafe {
             let mut r: [__m512; 16] =

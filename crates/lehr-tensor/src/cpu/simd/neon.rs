@@ -39,20 +39,20 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_n(self, src: *const f32, n: usize) -> Self::V {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { 
+        unsafe {
             let mut lanes = [0.0f32; 4];
             std::ptr::copy_nonoverlapping(src, lanes.as_mut_ptr(), n.min(4));
             vld1q_f32(lanes.as_ptr())
-         }
+        }
     }
     #[inline(always)]
     unsafe fn store_n(self, dst: *mut f32, v: Self::V, n: usize) {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { 
+        unsafe {
             let mut lanes = [0.0f32; 4];
             vst1q_f32(lanes.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), dst, n.min(4));
-         }
+        }
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -102,10 +102,10 @@ impl Simd for Neon {
     #[inline(always)]
     fn pow2(self, a: Self::V) -> Self::V {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe { 
+        unsafe {
             let biased = vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127));
             vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
-         }
+        }
     }
     #[inline(always)]
     fn select_gt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
@@ -123,7 +123,13 @@ impl Simd for Neon {
         unsafe { vmaxvq_f32(a) }
     }
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        src_stride: usize,
+        dst: *mut f32,
+        dst_stride: usize,
+    ) {
         // SAFETY: both blocks of four strided rows are the caller's.
         unsafe {
             let r: [float32x4_t; 4] = std::array::from_fn(|i| vld1q_f32(src.add(i * src_stride)));

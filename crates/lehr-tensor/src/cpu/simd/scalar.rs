@@ -105,7 +105,13 @@ impl Simd for Scalar {
         a[0].max(a[1]).max(a[2].max(a[3]))
     }
     #[inline(always)]
-    unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        src_stride: usize,
+        dst: *mut f32,
+        dst_stride: usize,
+    ) {
         for i in 0..LANES {
             for j in 0..LANES {
                 // SAFETY: both blocks of `LANES` strided rows are the caller's.

@@ -102,7 +102,11 @@ fn config(arch: Arch, s: &Shape) -> Config {
             intermediate_size: (8 * s.width / 3).next_multiple_of(64),
             num_hidden_layers: s.layers,
             num_attention_heads: s.heads,
-            num_key_value_heads: Some(if s.heads % 3 == 0 { s.heads / 3 } else { s.heads / 2 }),
+            num_key_value_heads: Some(if s.heads.is_multiple_of(3) {
+                s.heads / 3
+            } else {
+                s.heads / 2
+            }),
             head_dim: None,
             max_position_embeddings: s.t,
             rms_norm_eps: 1e-5,

@@ -23,7 +23,7 @@ pub(super) fn write(quickstart: &mut Quickstart) -> Result<Stage> {
         let text = lehr_demo::read(file.path)?;
         let end = text.floor_char_boundary(quickstart.plan.book_bytes.min(text.len()));
         n_bytes += end;
-        write_file(&corpus.join(name), text[..end].as_bytes())?;
+        write_file(&corpus.join(name), &text.as_bytes()[..end])?;
     }
     let mut lines = String::new();
     let mut add = |text: &str| {
@@ -38,7 +38,8 @@ pub(super) fn write(quickstart: &mut Quickstart) -> Result<Stage> {
         }
     }
     write_file(&corpus.join("reviews_and_dialogues.jsonl"), lines.as_bytes())?;
-    quickstart.say(&format!("corpus: {:.1} MB of books, reviews and dialogues", n_bytes as f64 / 1e6));
+    quickstart
+        .say(&format!("corpus: {:.1} MB of books, reviews and dialogues", n_bytes as f64 / 1e6));
     Ok(Stage::Done)
 }
 

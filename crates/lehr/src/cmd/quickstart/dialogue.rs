@@ -29,7 +29,8 @@ pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
             let Some(bits) = measure(quickstart, pretrained, seed, &tokenizer)? else {
                 return Ok(Stage::Interrupted);
             };
-            quickstart.say(&format!("{name:10} seed {seed}: {bits:.3} bits per byte of test answers"));
+            quickstart
+                .say(&format!("{name:10} seed {seed}: {bits:.3} bits per byte of test answers"));
             quickstart.results.put(&key, bits)?;
         }
     }
@@ -60,7 +61,7 @@ fn measure(
     // Chosen on the development sets for each start: embeddings that are already learnt need less.
     recipe.optimizer = match pretrained {
         true => Plan::adamw(5e-4, 4.0),
-        false => Plan::adamw(4e-4, 15.0),
+        false => Plan::adamw(1e-3, 6.0),
     };
     recipe.train.rows = ROWS;
     recipe.eval.every_steps = 0;

@@ -72,7 +72,7 @@ enum Stage {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if !(args.seconds.is_finite() && args.seconds >= 10.0) {
         let found = format!("--seconds is {}, expected 10 or more", args.seconds);
-        return Err(Hinted::new(found, format!("the default is {}", plan::SECONDS)));
+        return Err(Hinted::error(found, format!("the default is {}", plan::SECONDS)));
     }
     args.threads.into_iter().for_each(threads::set_n_threads);
     ui::stop_on_ctrl_c();

@@ -26,7 +26,9 @@ pub(super) fn finish(quickstart: &mut Quickstart, seconds: f64) -> Result<()> {
     print_table(&rows);
     let out = quickstart.out.display();
     let bits = quickstart.results.get("pretrain/bits_per_byte").unwrap_or(f64::NAN);
-    println!("\npre-training reached {bits:.3} bits per byte of held-out text; {seconds:.0} s in all");
+    println!(
+        "\npre-training reached {bits:.3} bits per byte of held-out text; {seconds:.0} s in all"
+    );
     println!("curves, table and samples: {out}/report.html\n");
     println!("next:");
     println!("  lehr chat {out}/chat");
@@ -44,7 +46,8 @@ const HEADER: [&str; 6] =
 fn table(results: &Results) -> Result<Vec<[String; 6]>> {
     let mut rows = Vec::new();
     for language in LANGUAGES {
-        for (labels, title) in [("few", format!("{FEW} labels")), ("all", "all labels".to_owned())] {
+        for (labels, title) in [("few", format!("{FEW} labels")), ("all", "all labels".to_owned())]
+        {
             let key = |name: &str| format!("sentiment/{language}/{labels}/{name}");
             let percent = |v: Vec<f64>| v.into_iter().map(|v| 100.0 * v).collect::<Vec<_>>();
             let start = |name: &str| percent(results.seeds(&key(name)));

@@ -72,7 +72,8 @@ pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
                 if quickstart.results.get(&last).is_some() {
                     continue;
                 }
-                if measure(quickstart, variant, &reviews, &labels, &tokenizer)? == Stage::Interrupted
+                if measure(quickstart, variant, &reviews, &labels, &tokenizer)?
+                    == Stage::Interrupted
                 {
                     return Ok(Stage::Interrupted);
                 }
@@ -145,7 +146,8 @@ fn measure(
         validation: Box::new(ClassLoader::new(&dev, labels, tokenizer, held_out)?),
     };
     // One of the classifiers is kept for use.
-    let kept = (pretrained && !few && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
+    let kept =
+        (pretrained && !few && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
     let outcome = lehr_train::run(&recipe, &task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
     if !outcome.finished {
         return Ok(Stage::Interrupted);
