@@ -2,9 +2,10 @@
 //!
 //! Blocks are taken first-fit in address order and merge when they are freed. A training step
 //! frees all it took except parameters and optimiser state, so every step starts from the same
-//! free list and repeats the same addresses: from the second step on nothing is asked of the
-//! system ([`Stats::n_growths`] stands still), and gradients reuse the room of activations that
-//! backward has consumed.
+//! free list; steps of equal shapes repeat the same addresses, and from the second on nothing is
+//! asked of the system ([`Stats::n_growths`] stands still). Where the number of labels changes from
+//! batch to batch, so do the buffers of the loss, and the mark may still creep up by a few per
+//! cent. Gradients reuse the room of activations that backward has consumed.
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
