@@ -84,7 +84,7 @@ fn matmul_weights(size: (usize, usize, usize, usize, usize), vocab_size: usize) 
 /// A recipe for pre-training on `data` within `budget`.
 ///
 /// The vocabulary grows with the text; the model is the largest of a ladder that still sees
-/// [`TOKENS_PER_WEIGHT`] within the budget and reads the text at most eight times. Short runs take
+/// one token per weight within the budget and reads the text at most eight times. Short runs take
 /// small batches: they need the steps more than the smooth gradient.
 ///
 /// # Errors
