@@ -41,14 +41,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prompt = tokenizer.encode(&args.prompt)?;
     let capacity = prompt.len().saturating_add(limits.max_tokens.unwrap_or(0)).saturating_add(1);
     let mut generator = Generator::new(model, tokenizer, capacity)?;
-    if !args.json {
-        print!("{}", args.prompt);
-    }
+    // The prompt is shown with the first new text: an error comes alone.
+    let mut shown = Some(&args.prompt);
     let mut on_text = |text: &str| {
         if args.json {
             return ControlFlow::Continue(());
         }
-        print!("{text}");
+        print!("{}{text}", shown.take().map_or("", String::as_str));
         match std::io::stdout().flush() {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
@@ -68,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             })
         );
     } else {
-        println!();
+        println!("{}", shown.map_or("", String::as_str));
     }
     Ok(ExitCode::SUCCESS)
 }
