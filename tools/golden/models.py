@@ -193,6 +193,73 @@ def configs():
             attention_probs_dropout_prob=0,
         ),
     )
+    # What the families' smallest models leave out: odd numbers of heads, biases, windows in some blocks, stretched RoPE.
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+    yield (
+        "llama-yarn-biases",
+        T.LlamaConfig(
+            vocab_size=97,
+            hidden_size=40,
+            intermediate_size=72,
+            num_hidden_layers=2,
+            num_attention_heads=5,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=128,
+            rope_parameters=yarn | {"truncate": False, "beta_fast": 16, "mscale": 0.7, "mscale_all_dim": 1.4},
+            attention_bias=True,
+            mlp_bias=True,
+            hidden_act="gelu_pytorch_tanh",
+            bos_token_id=0,
+            eos_token_id=1,
+        ),
+    )
+    yield (
+        "qwen3-windows",
+        T.Qwen3Config(
+            vocab_size=97,
+            hidden_size=36,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=3,
+            head_dim=10,
+            max_position_embeddings=128,
+            rope_parameters=yarn | {"attention_factor": 1.3},
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            bos_token_id=0,
+            eos_token_id=1,
+        ),
+    )
+    yield (
+        "gemma3-mixed",
+        T.Gemma3TextConfig(
+            vocab_size=97,
+            hidden_size=33,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            head_dim=16,
+            query_pre_attn_scalar=20,
+            sliding_window=6,
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+            rope_parameters={
+                "full_attention": yarn,
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.5},
+            },
+            attention_bias=True,
+            final_logit_softcapping=3.0,
+            tie_word_embeddings=False,
+            max_position_embeddings=128,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        ),
+    )
 
 
 def build(config, name, seed):
@@ -221,6 +288,14 @@ def batch(name, vocabulary):
     return ids, labels
 
 
+@torch.no_grad()
+def greedy(model, ids):
+    """`ids` and 20 more tokens, without a cache and without a stop."""
+    for _ in range(20):
+        ids = torch.cat((ids, model(input_ids=ids).logits[:, -1:].argmax(-1)), 1)
+    return ids
+
+
 def compute(model, name):
     """Everything golden.safetensors holds."""
     ids, labels = batch(name, model.config.vocab_size)
@@ -232,8 +307,7 @@ def compute(model, name):
         encoded = model.bert(input_ids=ids, attention_mask=mask, token_type_ids=torch.zeros_like(ids))
         golden["hidden"] = encoded.last_hidden_state
     else:
-        settings = dict(do_sample=False, max_new_tokens=20, min_new_tokens=20, pad_token_id=2)
-        golden["greedy"] = model.generate(ids[:1, :10], attention_mask=mask[:1, :10], **settings)[0]
+        golden["greedy"] = greedy(model, ids[:1, :10])[0]
     golden |= {f"grad.{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {key: tensor.detach().clone().contiguous() for key, tensor in golden.items()}
 

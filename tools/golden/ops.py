@@ -374,50 +374,56 @@ def with_ignored(draw, n, vocabulary, ignored):
 
 @op
 def linear_cross_entropy():
-    # name, rows, width, vocabulary, ignored rows, coefficient of the z-loss, normaliser (None = labelled rows)
+    # name, rows, width, vocabulary, ignored rows, coefficient of the z-loss, normaliser (None = labelled rows), bias
     table = [
-        ("one", 1, 1, 1, [], 0.0, None),
-        ("all_labelled_7x5_of_33", 7, 5, 33, [], 0.0, None),
-        ("some_ignored_9x7_of_130", 9, 7, 130, [0, 3, 8], 0.0, None),
-        ("all_ignored_5x7_of_11", 5, 7, 11, [0, 1, 2, 3, 4], 0.0, 1.0),
-        ("z_loss_6x5_of_33", 6, 5, 33, [2], 0.01, None),
-        ("normalizer_20_6x5_of_33", 6, 5, 33, [5], 0.0, 20.0),
+        ("one", 1, 1, 1, [], 0.0, None, False),
+        ("all_labelled_7x5_of_33", 7, 5, 33, [], 0.0, None, False),
+        ("some_ignored_9x7_of_130", 9, 7, 130, [0, 3, 8], 0.0, None, False),
+        ("all_ignored_5x7_of_11", 5, 7, 11, [0, 1, 2, 3, 4], 0.0, 1.0, False),
+        ("z_loss_6x5_of_33", 6, 5, 33, [2], 0.01, None, False),
+        ("normalizer_20_6x5_of_33", 6, 5, 33, [5], 0.0, 20.0, False),
+        ("bias_7x5_of_33", 7, 5, 33, [], 0.0, None, True),
+        ("bias_some_ignored_9x7_of_130", 9, 7, 130, [0, 3, 8], 0.0, None, True),
+        ("bias_z_loss_6x5_of_33", 6, 5, 33, [2], 0.01, 20.0, True),
     ]
-    for name, n, width, vocabulary, ignored, z, normalizer in table:
+    for name, n, width, vocabulary, ignored, z, normalizer, bias in table:
 
-        def build(d, n=n, width=width, vocabulary=vocabulary, ignored=ignored, z=z, normalizer=normalizer):
+        def build(d, n=n, width=width, vocabulary=vocabulary, ignored=ignored, z=z, normalizer=normalizer, bias=bias):
             targets = with_ignored(d, n, vocabulary, ignored)
             count = float(n - len(ignored)) if normalizer is None else normalizer
 
-            def function(x, w):
+            def function(x, w, b=None):
                 labelled = targets != -100
-                logits = x @ w.T
+                logits = F.linear(x, w, b)
                 lse = torch.logsumexp(logits, -1)
                 picked = logits.gather(1, targets.long().clamp(min=0)[:, None])[:, 0]
                 return ((lse - picked + f32(z) * lse**2) * labelled).sum() / count
 
             params = {"normalizer": count, "z_loss": z, "ignore_index": -100}
-            return Case(params, [d.normal(n, width), d.normal(vocabulary, width)], function, [targets])
+            inputs = [d.normal(n, width), d.normal(vocabulary, width)] + ([d.normal(vocabulary)] if bias else [])
+            return Case(params, inputs, function, [targets])
 
         yield name, build
 
 
 @op
 def token_logprobs():
-    for name, n, width, vocabulary, ignored in [
-        ("one_of_2", 1, 1, 2, []),
-        ("all_7x5_of_33", 7, 5, 33, []),
-        ("some_ignored_9x7_of_130", 9, 7, 130, [0, 4]),
+    for name, n, width, vocabulary, ignored, bias in [
+        ("one_of_2", 1, 1, 2, [], False),
+        ("all_7x5_of_33", 7, 5, 33, [], False),
+        ("some_ignored_9x7_of_130", 9, 7, 130, [0, 4], False),
+        ("bias_some_ignored_9x7_of_130", 9, 7, 130, [0, 4], True),
     ]:
 
-        def build(d, n=n, width=width, vocabulary=vocabulary, ignored=ignored):
+        def build(d, n=n, width=width, vocabulary=vocabulary, ignored=ignored, bias=bias):
             targets = with_ignored(d, n, vocabulary, ignored)
 
-            def function(x, w):
-                log_p = torch.log_softmax(x @ w.T, -1).gather(1, targets.long().clamp(min=0)[:, None])[:, 0]
-                return log_p * (targets != -100)
+            def function(x, w, b=None):
+                log_p = torch.log_softmax(F.linear(x, w, b), -1)
+                return log_p.gather(1, targets.long().clamp(min=0)[:, None])[:, 0] * (targets != -100)
 
-            return Case({"ignore_index": -100}, [d.normal(n, width), d.normal(vocabulary, width)], function, [targets])
+            inputs = [d.normal(n, width), d.normal(vocabulary, width)] + ([d.normal(vocabulary)] if bias else [])
+            return Case({"ignore_index": -100}, inputs, function, [targets])
 
         yield name, build
 

@@ -8,11 +8,11 @@ import struct
 
 import torch
 
-NAMES = {torch.float32: "F32", torch.int32: "I32"}
+NAMES = {torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
 
 
 def save(path, tensors, metadata):
-    """Writes `tensors` (name to f32 or int32 tensor, in that order) and `metadata` (text to text)."""
+    """Writes `tensors` (name to f32, int32 or uint8 tensor, in that order) and `metadata` (text to text)."""
     header, data = {"__metadata__": metadata}, bytearray()
     for name, tensor in tensors.items():
         blob = tensor.contiguous().numpy().tobytes()

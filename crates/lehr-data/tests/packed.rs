@@ -20,7 +20,7 @@ fn talks(answers: &[String]) -> Vec<Conversation> {
 }
 
 fn sft(talks: &[Conversation], options: LoaderOptions) -> SftLoader {
-    SftLoader::new(talks, &TOKENIZER, ChatTemplate::Lehr, options).unwrap()
+    SftLoader::new(talks, &TOKENIZER, &ChatTemplate::default(), options).unwrap()
 }
 
 /// The segments of a batch as lists of (token, target), padding left out.
@@ -184,7 +184,7 @@ fn long_conversations_are_cut_and_counted_and_those_without_an_answer_left_out()
     let error = SftLoader::new(
         &talks[2..],
         &TOKENIZER,
-        ChatTemplate::Lehr,
+        &ChatTemplate::default(),
         LoaderOptions::sequential(1, 20),
     );
     says(&error.unwrap_err(), &["none of 2 conversations", "within 20 tokens"]);

@@ -19,16 +19,22 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// A conversation that begins with an optional system message.
+    /// A conversation, written as `template` says, that begins with an optional system message.
     ///
     /// # Errors
-    /// If the tokenizer has no chat template or memory runs out.
-    pub fn new(model: &'a Model, tokenizer: &'a Tokenizer, system: Option<&str>) -> Result<Self> {
-        let template = ChatTemplate::default();
+    /// If the model is an encoder, the tokenizer lacks special tokens of the template or memory runs out.
+    pub fn new(
+        model: &'a Model,
+        tokenizer: &'a Tokenizer,
+        template: &ChatTemplate,
+        system: Option<&str>,
+    ) -> Result<Self> {
+        model.check_causal("talking")?;
+        let template = template.clone();
         // A model without the template's tokens is refused before the first word is typed.
         let stop_ids = template.stop_ids(tokenizer)?;
         let generator = Generator::new(model, tokenizer, model.spec().max_positions)?;
-        let system = system.map(|s| Message { role: Role::System, content: s.to_owned() });
+        let system = system.map(|text| Message::new(Role::System, text));
         let messages = system.into_iter().collect();
         Ok(Self { generator, tokenizer, template, stop_ids, messages, n_forgotten: 0 })
     }
@@ -58,12 +64,11 @@ impl<'a> ChatSession<'a> {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let before = (self.messages.clone(), self.n_forgotten);
-        self.messages.push(Message { role: Role::User, content: text.to_owned() });
+        self.messages.push(Message::new(Role::User, text));
         let answer = self.try_answer(sampler, limits, on_text);
         match &answer {
             Ok(answer) => {
-                let content = answer.text.clone();
-                self.messages.push(Message { role: Role::Assistant, content });
+                self.messages.push(Message::new(Role::Assistant, answer.text.clone()));
             }
             Err(_) => (self.messages, self.n_forgotten) = before,
         }
@@ -92,7 +97,7 @@ impl<'a> ChatSession<'a> {
             }
             self.messages.remove(first);
             self.n_forgotten += 1;
-            while self.messages[first].role == Role::Assistant {
+            while self.messages[first].role != Role::User {
                 self.messages.remove(first);
                 self.n_forgotten += 1;
             }

@@ -18,6 +18,16 @@ pub enum Error {
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] lehr_tokenizer::Error),
+    /// A file cannot be read.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// There is no model where one was named.
     #[error("opening model {}: {found}", path.display())]
     NoModel {
@@ -60,6 +70,14 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// A folder makes vectors of texts in a way that is not known.
+    #[error("reading how texts become vectors, {}: {reason}", path.display())]
+    Pooling {
+        /// The file that says so.
+        path: PathBuf,
+        /// What it says.
+        reason: String,
+    },
     /// A golden file lacks what it should hold.
     #[error("verifying against {}: {reason}", path.display())]
     Golden {
@@ -78,6 +96,7 @@ impl Error {
             Self::Tensor(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Tokenizer(error) => error.hint(),
+            Self::Io { .. } => Some("check that the file is there and may be read".to_owned()),
             Self::NoModel { .. } => Some(
                 "give a run directory (runs/…), one of its checkpoints, or a Hugging Face folder"
                     .to_owned(),
@@ -90,6 +109,10 @@ impl Error {
             Self::Sampling { name, expected, .. } => {
                 Some(format!("give --{} {expected}", name.replace('_', "-")))
             }
+            Self::Pooling { .. } => Some(
+                "use a model whose vectors are pooled over its hidden states, such as all-MiniLM-L6-v2"
+                    .to_owned(),
+            ),
             Self::Golden { .. } => Some(
                 "the file must hold what the reference computed with this very model".to_owned(),
             ),

@@ -7,7 +7,8 @@ use lehr_tokenizer::Tokenizer;
 
 use crate::{Error, Result, Sampler};
 
-/// Prompt tokens processed at once: bounds the memory of activations.
+/// Prompt tokens processed at once, but for a bidirectional context: bounds the memory of
+/// activations.
 const PREFILL_BLOCK: usize = 512;
 
 /// When generation ends.
@@ -19,6 +20,8 @@ pub struct Limits {
     pub stop: Vec<String>,
     /// Token ids that end the answer.
     pub stop_ids: Vec<u32>,
+    /// Report the log-probability of every new token, and so many of the most likely alternatives.
+    pub logprobs: Option<usize>,
 }
 
 /// Why generation ended.
@@ -43,6 +46,42 @@ pub struct Generated {
     pub text: String,
     /// Why it ended.
     pub finish: Finish,
+    /// One per new token, if [`Limits::logprobs`] asked for them.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// How likely the model found a token, before penalties, temperature and filters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// ln p of the token that was chosen.
+    pub logprob: f32,
+    /// The most likely tokens and their ln p, falling.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl TokenLogprob {
+    /// Of the token `id` chosen from `logits`, with the `n` most likely ones.
+    fn new(logits: &[f32], id: u32, n: usize) -> Self {
+        let by_value =
+            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let n = n.min(ids.len());
+        if n > 0 && n < ids.len() {
+            ids.select_nth_unstable_by(n, by_value);
+        }
+        ids.truncate(n);
+        ids.sort_unstable_by(by_value);
+        let normalizer = log_sum_exp(logits);
+        let top = ids.iter().map(|id| (*id, logits[*id as usize] - normalizer)).collect();
+        Self { logprob: logits[id as usize] - normalizer, top }
+    }
+}
+
+/// ln Σ exp(logit).
+fn log_sum_exp(logits: &[f32]) -> f32 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from((l - top).exp())).sum();
+    top + sum.ln() as f32
 }
 
 /// A model at work on one text: the tokens so far and their keys and values.
@@ -58,8 +97,9 @@ impl<'a> Generator<'a> {
     /// Prepares a cache of `capacity` positions, at most the model's context.
     ///
     /// # Errors
-    /// If there is not enough memory.
+    /// If the model is an encoder or there is not enough memory.
     pub fn new(model: &'a Model, tokenizer: &'a Tokenizer, capacity: usize) -> Result<Self> {
+        model.check_causal("generating text")?;
         let spec = model.spec();
         let cache = KvCache::new(&spec, 1, capacity.min(spec.max_positions))?;
         Ok(Self { model, tokenizer, cache, seen: Vec::new() })
@@ -87,16 +127,18 @@ impl<'a> Generator<'a> {
         let mut logits = self.prefill(&prompt)?;
         let mut stream = self.tokenizer.stream_decoder();
         let mut text = StopText::new(&limits.stop);
-        let mut ids = Vec::new();
+        let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
         let finish = loop {
             if limits.max_tokens.is_some_and(|max| ids.len() >= max) {
                 break Finish::Length;
             }
-            let id = sampler.pick(&mut logits, &self.seen);
+            let unchanged = limits.logprobs.map(|n| (logits.clone(), n));
+            let id = sampler.pick(&mut logits, &self.seen, prompt.len());
             if limits.stop_ids.contains(&id) {
                 break Finish::Stop;
             }
             ids.push(id);
+            logprobs.extend(unchanged.map(|(logits, n)| TokenLogprob::new(&logits, id, n)));
             let (piece, stopped) = text.push(&stream.push(id));
             if !piece.is_empty() && on_text(&piece).is_break() {
                 break Finish::Cancelled;
@@ -117,7 +159,7 @@ impl<'a> Generator<'a> {
                 let _ = on_text(&rest);
             }
         }
-        Ok(Generated { ids, text: text.released, finish })
+        Ok(Generated { ids, text: text.released, finish, logprobs })
     }
 
     /// Brings the cache to the end of `prompt` and returns the logits of the next token.
@@ -129,13 +171,16 @@ impl<'a> Generator<'a> {
             let (found, limit) = (prompt.len(), self.capacity());
             return Err(Error::PromptTooLong { found, limit });
         }
+        let undivided = self.model.undivided(prompt)?;
         let shared = self.seen.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token is always run: its logits are what is asked for.
-        let shared = shared.min(prompt.len() - 1);
-        self.cache.truncate(shared);
+        let shared = self.cache.truncate(shared.min(prompt.len() - 1));
         self.seen.truncate(shared);
-        let mut logits = Vec::new();
-        for block in prompt[shared..].chunks(PREFILL_BLOCK) {
+        // A context whose tokens see one another in both directions cannot be cut.
+        let new = &prompt[shared..];
+        let first = undivided.saturating_sub(shared).max(PREFILL_BLOCK).min(new.len());
+        let mut logits = self.advance(&new[..first])?;
+        for block in new[first..].chunks(PREFILL_BLOCK) {
             logits = self.advance(block)?;
         }
         Ok(logits)
@@ -211,6 +256,19 @@ mod tests {
         }
         shown.push(text.flush());
         (shown, false)
+    }
+
+    #[test]
+    fn logprobs_are_those_of_the_softmax() {
+        let logits = [1.0f32, 3.0, 2.0, -1.0];
+        let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        let want = |id: usize| (f64::from(logits[id]).exp() / total).ln();
+        let found = TokenLogprob::new(&logits, 3, 2);
+        assert!((f64::from(found.logprob) - want(3)).abs() < 1e-6);
+        assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
+        assert!((f64::from(found.top[1].1) - want(2)).abs() < 1e-6);
+        assert_eq!(TokenLogprob::new(&logits, 0, 9).top.len(), 4);
+        assert_eq!(TokenLogprob::new(&logits, 0, 0).top, []);
     }
 
     #[test]

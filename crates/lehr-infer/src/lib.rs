@@ -1,16 +1,24 @@
-//! Inference: sampling, generation with a KV cache, multi-turn chat, and the proof that a model
-//! computes what its reference computes.
+//! Inference: sampling, generation with a KV cache, multi-turn chat, vectors of texts, and the proof
+//! that a model computes what its reference computes.
 
 mod chat;
+mod embed;
 mod error;
 mod generate;
+mod inspect;
 mod load;
+mod pooling;
 mod sample;
 mod verify;
+mod vocabulary;
 
 pub use chat::ChatSession;
+pub use embed::{Embedder, Embeddings};
 pub use error::{Error, Result};
-pub use generate::{Finish, Generated, Generator, Limits};
-pub use load::{Loaded, check_vocabulary, resolve_model_dir};
+pub use generate::{Finish, Generated, Generator, Limits, TokenLogprob};
+pub use inspect::{Inspection, TokenizerFacts};
+pub use load::{Loaded, check_vocabulary, resolve_model_dir, template_of};
+pub use pooling::Pooling;
 pub use sample::{Sampler, Sampling};
 pub use verify::{Check, verify};
+pub use vocabulary::gguf_tokenizer;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lehr_model::Model;
 use lehr_tokenizer::Tokenizer;
+use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 
 use crate::{Error, Result};
 
@@ -29,6 +30,48 @@ impl Loaded {
         check_vocabulary(&dir, &tokenizer, &model)?;
         Ok(Self { model, tokenizer, dir })
     }
+
+    /// The model's chat template: its own, or the built-in one its special tokens tell of.
+    ///
+    /// # Errors
+    /// As [`template_of`].
+    pub fn template(&self) -> Result<ChatTemplate> {
+        template_of(&self.dir, &self.tokenizer)
+    }
+
+    /// The template a user asked for: the name of a built-in one, or a file that ends in `.jinja`. It is given the
+    /// special tokens of the model's files.
+    ///
+    /// # Errors
+    /// There is no template of that name, or the file cannot be read or is no template.
+    pub fn template_named(&self, name: &str) -> Result<ChatTemplate> {
+        let TemplateParts { special, eos_ids, .. } = template_parts(&self.dir)?;
+        if Path::new(name).extension().is_none_or(|ending| ending != "jinja") {
+            return Ok(ChatTemplate::by_name_with(name, special, eos_ids)?);
+        }
+        let unreadable = |source| Error::Io { action: "reading", path: name.into(), source };
+        let source = std::fs::read_to_string(name).map_err(unreadable)?;
+        Ok(ChatTemplate::from_jinja(name, &source, special, eos_ids)?)
+    }
+}
+
+/// The chat template of the model in the folder `dir`.
+///
+/// # Errors
+/// A file of the folder cannot be read or is damaged, or there is neither a template nor a known set of special tokens.
+pub fn template_of(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    Ok(ChatTemplate::for_model(tokenizer, &template_parts(dir)?)?)
+}
+
+fn template_parts(dir: &Path) -> Result<TemplateParts> {
+    TemplateParts::from_files(|name| {
+        let path = dir.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Io { action: "reading", path, source }),
+        }
+    })
 }
 
 /// Checks that every id of the tokenizer has a row in the model's embedding.

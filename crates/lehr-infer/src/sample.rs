@@ -10,6 +10,10 @@ pub struct Sampling {
     /// Logits of tokens already in the text are divided by this if positive, multiplied if
     /// negative (Keskar et al. 2019); 1 = off.
     pub repetition_penalty: f32,
+    /// Subtracted from the logit of a token once for every time it was generated; 0 = off.
+    pub frequency_penalty: f32,
+    /// Subtracted from the logits of all tokens that were generated; 0 = off.
+    pub presence_penalty: f32,
     /// Logits are divided by this; 0 = always the most likely token.
     pub temperature: f32,
     /// Keep the most likely `top_k`; 0 = all.
@@ -27,6 +31,8 @@ impl Sampling {
     /// Always the most likely token.
     pub const GREEDY: Self = Self {
         repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
         temperature: 0.0,
         top_k: 0,
         top_p: 1.0,
@@ -50,7 +56,11 @@ impl Sampling {
         let p = self.min_p;
         check("min_p", p, (0.0..=1.0).contains(&p), "0 to 1")?;
         let r = self.repetition_penalty;
-        check("repetition_penalty", r, r.is_finite() && r > 0.0, "more than 0")
+        check("repetition_penalty", r, r.is_finite() && r > 0.0, "more than 0")?;
+        let f = self.frequency_penalty;
+        check("frequency_penalty", f, f.is_finite(), "a number")?;
+        let p = self.presence_penalty;
+        check("presence_penalty", p, p.is_finite(), "a number")
     }
 }
 
@@ -71,69 +81,124 @@ impl Sampler {
         Ok(Self { sampling, n_drawn: 0 })
     }
 
-    /// Chooses from `logits [V]`; `history` are the tokens of the text so far. Ties go to the lower
-    /// id. Logits are changed.
+    /// Chooses from `logits [V]`. `text` are the tokens so far, of which those from `n_prompt` on
+    /// were generated. Ties go to the lower id. Logits are changed by penalties.
     ///
     /// # Panics
     /// If there are no logits.
-    pub fn pick(&mut self, logits: &mut [f32], history: &[i32]) -> u32 {
+    pub fn pick(&mut self, logits: &mut [f32], text: &[i32], n_prompt: usize) -> u32 {
         assert!(!logits.is_empty(), "a vocabulary has at least one token");
         let s = self.sampling;
-        penalise(logits, history, s.repetition_penalty);
+        repel_seen(logits, text, s.repetition_penalty);
+        let generated = &text[n_prompt.min(text.len())..];
+        repel_generated(logits, generated, s.frequency_penalty, s.presence_penalty);
+        let top = best(logits);
         if s.temperature == 0.0 || s.top_k == 1 {
-            return best(logits);
+            return top;
         }
-        // Most likely first; ties by id, so that the order is one.
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let falling =
-            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        if s.top_k > 0 && s.top_k < order.len() {
-            order.select_nth_unstable_by(s.top_k - 1, falling);
-            order.truncate(s.top_k);
+        let top = logits[top as usize];
+        let weight = |id: u32| f64::from(((logits[id as usize] - top) / s.temperature).exp());
+        let mut falling = Falling::new(logits, s.top_k);
+        let mut total: f64 = falling.ids.iter().map(|id| weight(*id)).sum();
+        let mut n_kept = falling.ids.len();
+        if s.top_p < 1.0 || s.min_p > 0.0 {
+            let (top_p, min_p) = (f64::from(s.top_p), f64::from(s.min_p));
+            (n_kept, total) =
+                keep((0..n_kept).map(|i| weight(falling.get(i))), total, top_p, min_p);
         }
-        order.sort_unstable_by(falling);
-        let top = f64::from(logits[order[0] as usize]);
-        let weight =
-            |id: &u32| ((f64::from(logits[*id as usize]) - top) / f64::from(s.temperature)).exp();
-        let weights: Vec<f64> = order.iter().map(weight).collect();
-        let kept = keep(&weights, f64::from(s.top_p), f64::from(s.min_p));
-        let total: f64 = weights[..kept].iter().sum();
         let draw = f64::from(Philox::new(s.seed, 0x5A4D).uniform(self.n_drawn)) * total;
         self.n_drawn += 1;
         let mut sum = 0.0;
-        for (id, weight) in order[..kept].iter().zip(&weights) {
-            sum += weight;
+        for i in 0..n_kept {
+            sum += weight(falling.get(i));
             if draw < sum {
-                return *id;
+                return falling.get(i);
             }
         }
-        order[kept - 1]
+        falling.get(n_kept - 1)
     }
 }
 
-/// How many of the falling `weights` (the first is 1) pass `top_p` and `min_p`; at least one.
-fn keep(weights: &[f64], top_p: f64, min_p: f64) -> usize {
-    let total: f64 = weights.iter().sum();
-    let mut sum = 0.0;
-    for (i, weight) in weights.iter().enumerate() {
-        if i > 0 && (*weight < min_p || (top_p < 1.0 && sum >= top_p * total)) {
-            return i;
+/// Ids from the most to the least likely, sorted as far as they are asked for: a draw from a
+/// vocabulary of 150,000 looks at few of them. Ties go by id, so that the order is one.
+struct Falling<'a> {
+    logits: &'a [f32],
+    ids: Vec<u32>,
+    n_sorted: usize,
+}
+
+impl<'a> Falling<'a> {
+    /// All ids, or the most likely `top_k`.
+    fn new(logits: &'a [f32], top_k: usize) -> Self {
+        let ids = (0..logits.len() as u32).collect();
+        let mut falling = Self { logits, ids, n_sorted: 0 };
+        if top_k > 0 && top_k < falling.ids.len() {
+            falling.sort_next(top_k);
+            falling.ids.truncate(top_k);
         }
+        falling
+    }
+
+    fn get(&mut self, index: usize) -> u32 {
+        /// So many are sorted at first; then as many again.
+        const FIRST: usize = 64;
+        while index >= self.n_sorted {
+            self.sort_next(self.n_sorted.max(FIRST));
+        }
+        self.ids[index]
+    }
+
+    fn sort_next(&mut self, n: usize) {
+        let logits = self.logits;
+        let falling =
+            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let rest = &mut self.ids[self.n_sorted..];
+        let n = n.min(rest.len());
+        if n < rest.len() {
+            rest.select_nth_unstable_by(n, falling);
+        }
+        rest[..n].sort_unstable_by(falling);
+        self.n_sorted += n;
+    }
+}
+
+/// How many of the falling `weights`, which sum to `total` and of which the first is 1, pass
+/// `top_p` and `min_p`, at least one, and their sum.
+fn keep(weights: impl Iterator<Item = f64>, total: f64, top_p: f64, min_p: f64) -> (usize, f64) {
+    let (mut n, mut sum) = (0, 0.0);
+    for weight in weights {
+        if n > 0 && (weight < min_p || (top_p < 1.0 && sum >= top_p * total)) {
+            break;
+        }
+        n += 1;
         sum += weight;
     }
-    weights.len()
+    (n, sum)
 }
 
-fn penalise(logits: &mut [f32], history: &[i32], penalty: f32) {
+fn repel_seen(logits: &mut [f32], text: &[i32], penalty: f32) {
     if penalty == 1.0 {
         return;
     }
-    let mut seen: Vec<i32> = history.to_vec();
-    seen.sort_unstable();
-    seen.dedup();
-    for id in seen {
-        if let Some(logit) = usize::try_from(id).ok().and_then(|id| logits.get_mut(id)) {
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    each_once(logits, text, |logit, _| {
+        *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    });
+}
+
+fn repel_generated(logits: &mut [f32], generated: &[i32], frequency: f32, presence: f32) {
+    if frequency == 0.0 && presence == 0.0 {
+        return;
+    }
+    each_once(logits, generated, |logit, times| *logit -= frequency * times as f32 + presence);
+}
+
+/// Calls `change` with the logit of each different token and how often it occurs.
+fn each_once(logits: &mut [f32], tokens: &[i32], change: impl Fn(&mut f32, usize)) {
+    let mut sorted: Vec<i32> = tokens.to_vec();
+    sorted.sort_unstable();
+    for same in sorted.chunk_by(|a, b| a == b) {
+        if let Some(logit) = usize::try_from(same[0]).ok().and_then(|id| logits.get_mut(id)) {
+            change(logit, same.len());
         }
     }
 }
@@ -156,7 +221,7 @@ mod tests {
 
     fn draw(sampling: Sampling, n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling).unwrap();
-        (0..n).map(|_| sampler.pick(&mut LOGITS.clone(), &[])).collect()
+        (0..n).map(|_| sampler.pick(&mut LOGITS.clone(), &[], 0)).collect()
     }
 
     #[test]
@@ -197,8 +262,48 @@ mod tests {
         let mut sampler =
             Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY }).unwrap();
         let mut logits = LOGITS;
-        assert_eq!(sampler.pick(&mut logits, &[1, 1, 3, 4]), 2);
+        assert_eq!(sampler.pick(&mut logits, &[1, 1, 3, 4], 4), 2);
         assert_eq!(logits, [1.0, 1.5, 2.0, 1.5, -2.0]);
+    }
+
+    #[test]
+    fn frequency_and_presence_count_generated_tokens() {
+        let sampling =
+            Sampling { frequency_penalty: 0.5, presence_penalty: 0.25, ..Sampling::GREEDY };
+        let mut logits = LOGITS;
+        // The prompt is 2 and 2; then 1 came twice and 3 once.
+        let next = Sampler::new(sampling).unwrap().pick(&mut logits, &[2, 2, 1, 3, 1], 2);
+        assert_eq!(logits, [1.0, 1.75, 2.0, 2.25, -1.0]);
+        assert_eq!(next, 3);
+    }
+
+    #[test]
+    fn a_large_vocabulary_is_drawn_as_if_it_were_sorted() {
+        let noise = Philox::new(5, 0);
+        let logits: Vec<f32> = (0..5000).map(|i| 8.0 * noise.uniform(i)).collect();
+        let mut sorted: Vec<u32> = (0..5000).collect();
+        sorted.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        let weight = |id: &u32| f64::from(logits[*id as usize]).exp();
+        let total: f64 = sorted.iter().map(weight).sum();
+        for (n, sampling) in [
+            (5000, Sampling { temperature: 1.0, ..Sampling::GREEDY }),
+            (1000, Sampling { temperature: 1.0, top_k: 1000, ..Sampling::GREEDY }),
+        ] {
+            let total = if n == 5000 { total } else { sorted[..n].iter().map(weight).sum() };
+            let mut sampler = Sampler::new(sampling).unwrap();
+            for draw in 0..200 {
+                let found = sampler.pick(&mut logits.clone(), &[], 0);
+                let mut left = f64::from(Philox::new(0, 0x5A4D).uniform(draw)) * total;
+                let mut weights = sorted.iter().map(|id| (*id, weight(id)));
+                let want = weights.find(|(_, w)| {
+                    left -= w;
+                    left < 1e-6 * total
+                });
+                let rank = |id| sorted.iter().position(|s| *s == id).unwrap();
+                // Sums in another order may differ in the last place: the neighbour is as good.
+                assert!(rank(found).abs_diff(rank(want.unwrap().0)) <= 1, "draw {draw}");
+            }
+        }
     }
 
     #[test]
@@ -209,6 +314,8 @@ mod tests {
             Sampling { top_p: 0.0, ..Sampling::GREEDY },
             Sampling { min_p: 1.5, ..Sampling::GREEDY },
             Sampling { repetition_penalty: 0.0, ..Sampling::GREEDY },
+            Sampling { presence_penalty: f32::NAN, ..Sampling::GREEDY },
+            Sampling { frequency_penalty: f32::INFINITY, ..Sampling::GREEDY },
         ] {
             assert!(Sampler::new(bad).is_err(), "{bad:?}");
         }

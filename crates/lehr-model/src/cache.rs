@@ -3,6 +3,7 @@
 use lehr_tensor::{Result, Tensor};
 
 use crate::Spec;
+use crate::arch::Prefix;
 
 /// The KV cache of a batch of sequences: per layer two tensors `[B, S, K, E]`, allocated once.
 ///
@@ -12,6 +13,8 @@ pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
+    /// How each row is divided, for models whose texts have a bidirectional context.
+    prefixes: Vec<Prefix>,
 }
 
 impl KvCache {
@@ -23,7 +26,7 @@ impl KvCache {
         let shape = [batch, capacity, spec.n_kv_heads, spec.head_dim];
         let layer = |_| Ok((Tensor::zeros(shape)?, Tensor::zeros(shape)?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, len: 0 })
+        Ok(Self { layers, capacity, len: 0, prefixes: Vec::new() })
     }
 
     /// Positions filled so far.
@@ -44,9 +47,24 @@ impl KvCache {
         self.capacity
     }
 
-    /// Forgets all positions from `len` on: the next tokens are written there.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+    /// Forgets all positions from `len` on and returns how many remain: the next tokens are
+    /// written there. Tokens of a bidirectional context have seen one another, so if not all of
+    /// them and the `<sop>` after them can stay, none does.
+    #[must_use = "more may be forgotten than was asked for"]
+    pub fn truncate(&mut self, len: usize) -> usize {
+        let whole = self.prefixes.iter().map(|prefix| prefix.len + 1).max().unwrap_or(0);
+        self.len = if len < whole { 0 } else { self.len.min(len) };
+        self.len
+    }
+
+    /// How each row is divided, as it was said last.
+    pub(crate) fn prefixes(&self) -> &[Prefix] {
+        &self.prefixes
+    }
+
+    /// Remembers how each row is divided.
+    pub(crate) fn set_prefixes(&mut self, prefixes: Vec<Prefix>) {
+        self.prefixes = prefixes;
     }
 
     /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's whole

@@ -2,21 +2,62 @@
 
 use std::path::Path;
 
-use lehr_tensor::ops::linear::WeightLayout;
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::{ParamBuilder, Shape, Source, Tensor, no_grad};
+use lehr_tensor::{Param, ParamBuilder, Shape, Source, Tensor, Weight, no_grad};
 use serde_json::Value;
 
 use crate::io::{self, Checkpoint};
 use crate::nn::Linear;
 use crate::{Config, Error, Model, Result, Tokens};
 
-/// A backbone and a linear head over the hidden state of each sequence's last token, as in
-/// `transformers`' `…ForSequenceClassification`.
+/// A backbone and a head that gives each sequence one logit per label, as in `transformers`'
+/// `…ForSequenceClassification`.
 pub struct Classifier {
     model: Model,
-    score: Linear,
+    head: Head,
     labels: Vec<String>,
+}
+
+/// How labels are read from hidden states.
+enum Head {
+    /// `score(h)` at the last token, which has seen the whole sequence.
+    Last { score: Linear },
+    /// `classifier(tanh(pooler(h)))` at an encoder's first token.
+    First { pooler: Linear, classifier: Linear },
+}
+
+impl Head {
+    fn build(model: &mut Model, n_labels: usize, source: &Source<'_>) -> Result<Self> {
+        const STD: f32 = 0.02;
+        let (is_causal, d) = (model.is_causal(), model.spec().hidden_size);
+        let known = |name: &str| model.params().get(&format!("bert.pooler.dense.{name}")).cloned();
+        let known = known("weight").zip(known("bias"));
+        let mut p = ParamBuilder::new(model.params_mut(), source);
+        if is_causal {
+            let size = (d, n_labels);
+            let score = Linear::build(&mut p.at("score"), OutIn, size, false, STD)?;
+            return Ok(Self::Last { score });
+        }
+        let pooler = match known {
+            Some((weight, bias)) => Linear::tied(Weight::Param(weight)).with_bias(bias),
+            None => {
+                let mut p = p.at("bert");
+                Linear::build(&mut p.at("pooler").at("dense"), OutIn, (d, d), true, STD)?
+            }
+        };
+        let size = (d, n_labels);
+        let classifier = Linear::build(&mut p.at("classifier"), OutIn, size, true, STD)?;
+        Ok(Self::First { pooler, classifier })
+    }
+
+    /// The layer that gives the logits.
+    fn output(&self) -> &Linear {
+        match self {
+            Self::Last { score } => score,
+            Self::First { classifier, .. } => classifier,
+        }
+    }
 }
 
 impl Classifier {
@@ -32,10 +73,8 @@ impl Classifier {
         if labels.len() < 2 {
             return Err(Error::config("labels", labels.len(), "at least two labels"));
         }
-        let size = (model.spec().hidden_size, labels.len());
-        let mut p = ParamBuilder::new(model.params_mut(), source);
-        let score = Linear::build(&mut p.at("score"), WeightLayout::OutIn, size, false, 0.02)?;
-        Ok(Self { model, score, labels })
+        let head = Head::build(&mut model, labels.len(), source)?;
+        Ok(Self { model, head, labels })
     }
 
     /// Loads a folder written by [`Classifier::save`] or by `transformers`.
@@ -55,16 +94,13 @@ impl Classifier {
         let load = |name: &str, shape: Shape| {
             checkpoint.tensor(name, shape).map(Some).map_err(|e| e.to_string())
         };
-        Self::with_source(model, labels, &Source::Load { load: &load, seed: 0 })
+        Self::with_source(model, labels, &Source::Load { load: &load, stored: None, seed: 0 })
     }
 
-    /// Whether the folder's `config.json` names labels.
+    /// Whether the folder's `config.json` names a classifier.
     #[must_use]
     pub fn is_classifier(dir: &Path) -> bool {
-        io::read_json(&dir.join("config.json")).is_ok_and(|json| {
-            let classes = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-            classes.is_some_and(|c| c.ends_with("ForSequenceClassification"))
-        })
+        io::read_json(&dir.join("config.json")).is_ok_and(|json| is_classifier(&json))
     }
 
     /// The backbone with all parameters, the head's included.
@@ -80,18 +116,27 @@ impl Classifier {
     }
 
     /// Logits `[n, n_labels]` of the sequences that end at the flat positions `ends` (i32 `[n]`)
-    /// of the token rows.
+    /// of the token rows. A row without segments is one sequence, padding behind it aside: an
+    /// encoder, which would see the padding, must be given it as segments of its own.
     ///
     /// # Errors
     /// If a position is outside of the rows or memory runs out.
     pub fn logits(&self, tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
-        Ok(self.score.forward(&self.pooled(tokens, ends)?)?)
+        Ok(self.head.output().forward(&self.pooled(tokens, ends)?)?)
     }
 
+    /// What the last layer is given, `[n, D]`.
     fn pooled(&self, tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
         let hidden = self.model.hidden(tokens)?;
         let rows = [hidden.shape().n_rows(), hidden.shape().last_dim()];
-        Ok(hidden.reshape(rows)?.gather_rows(ends)?)
+        let hidden = hidden.reshape(rows)?;
+        match &self.head {
+            Head::Last { .. } => Ok(hidden.gather_rows(ends)?),
+            Head::First { pooler, .. } => {
+                let first = hidden.gather_rows(&first_tokens(tokens, ends)?)?;
+                Ok(pooler.forward(&first)?.tanh()?)
+            }
+        }
     }
 
     /// The cross-entropy of the labels (i32 `[n]`), summed and divided by `normalizer`.
@@ -107,7 +152,11 @@ impl Classifier {
     ) -> Result<Tensor> {
         let options = CrossEntropy { normalizer, z_loss: 0.0, softcap: None };
         let pooled = self.pooled(tokens, ends)?;
-        Ok(pooled.linear_cross_entropy(&self.score.weight(), labels, options)?)
+        let (weight, bias) = (self.head.output().weight(), self.head.output().bias());
+        let Some(weight) = weight.param().map(Param::tensor) else {
+            return Err(Error::Stored { doing: "computing the loss" });
+        };
+        Ok(pooled.linear_cross_entropy(&weight, bias.as_ref(), labels, options)?)
     }
 
     /// The most likely label of each sequence.
@@ -127,10 +176,7 @@ impl Classifier {
     #[must_use]
     pub fn config_json(&self) -> Value {
         let mut json = self.model.config().to_json();
-        let class = match self.model.config() {
-            Config::Gpt2(_) => "GPT2ForSequenceClassification",
-            Config::Llama(_) => "LlamaForSequenceClassification",
-        };
+        let class = classifier_class(self.model.config().class());
         let ids = self.labels.iter().enumerate();
         let id2label: Value =
             ids.clone().map(|(i, l)| (i.to_string(), Value::from(&**l))).collect();
@@ -153,7 +199,39 @@ impl Classifier {
     }
 }
 
+/// The flat positions of the first tokens of the sequences that end at `ends`.
+fn first_tokens(tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
+    let (n, t) = (tokens.batch() * tokens.len(), tokens.len());
+    let start = |&end: &i32| match usize::try_from(end) {
+        Ok(end) if end < n => {
+            let within = tokens.segment_starts.as_ref().map_or(0, |starts| starts.ids()[end]);
+            (end - end % t) as i32 + within
+        }
+        // Refused, with its number, where rows are gathered.
+        _ => end,
+    };
+    let starts: Vec<i32> = ends.ids().iter().map(start).collect();
+    Ok(Tensor::from_ids(&starts, ends.shape())?)
+}
+
+/// `transformers`' class of the classifier on the backbone of a language model's class.
+fn classifier_class(class: &str) -> String {
+    let family = ["LMHeadModel", "ForCausalLM", "ForMaskedLM", "Model"]
+        .iter()
+        .find_map(|ending| class.strip_suffix(ending));
+    format!("{}ForSequenceClassification", family.unwrap_or(class))
+}
+
+fn is_classifier(json: &Value) -> bool {
+    let class = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+    class.is_some_and(|c| c.ends_with("ForSequenceClassification"))
+}
+
 fn labels_of(json: &Value) -> Option<Vec<String>> {
-    let map = json.get("id2label")?.as_object()?;
+    let Some(map) = json.get("id2label") else {
+        // `transformers` leaves the names out if there are two labels without names.
+        return is_classifier(json).then(|| vec!["LABEL_0".to_owned(), "LABEL_1".to_owned()]);
+    };
+    let map = map.as_object()?;
     (0..map.len()).map(|i| Some(map.get(&i.to_string())?.as_str()?.to_owned())).collect()
 }

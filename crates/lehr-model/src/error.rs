@@ -33,6 +33,12 @@ pub enum Error {
         /// What can be done about it.
         hint: Option<String>,
     },
+    /// Something needs weights in f32.
+    #[error("{doing}: the weights are used as they are stored, expected f32")]
+    Stored {
+        /// What was being done.
+        doing: &'static str,
+    },
     /// A setting of `config.json` or of a recipe's model has a value it cannot take.
     #[error("model configuration: {key} is {found}, expected {expected}")]
     Config {
@@ -43,6 +49,25 @@ pub enum Error {
         /// What was expected.
         expected: String,
     },
+    /// An encoder was asked for what only a decoder can do.
+    #[error(
+        "{doing}: the model is an encoder ({class}), which reads whole texts and predicts no next \
+         token"
+    )]
+    NotCausal {
+        /// What was being done.
+        doing: &'static str,
+        /// The model's class.
+        class: &'static str,
+    },
+    /// The weights hold no output projection.
+    #[error("{doing}: the weights of this {class} hold no language-model head")]
+    NoHead {
+        /// What was being done.
+        doing: &'static str,
+        /// The model's class.
+        class: &'static str,
+    },
     /// The input does not fit the model.
     #[error("{what} is {found}, but the model takes at most {limit}")]
     TooLong {
@@ -52,6 +77,14 @@ pub enum Error {
         found: usize,
         /// The model's limit.
         limit: usize,
+    },
+    /// A text lacks the tokens that say how the model is to read it.
+    #[error("reading the input: {reason}")]
+    Prompt {
+        /// What is wrong with it.
+        reason: String,
+        /// What can be done about it.
+        hint: String,
     },
 }
 
@@ -76,10 +109,22 @@ impl Error {
                 "the file may be damaged or of another model: copy or download it again".to_owned()
             })),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
+            Self::Stored { .. } => Some("load the model for training".to_owned()),
             Self::Config { .. } => Some(
                 "correct it where the model is described: config.json, or [model] of the recipe"
                     .to_owned(),
             ),
+            Self::NotCausal { .. } => Some(
+                "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` and, \
+                 fine-tuned on labelled texts, `lehr classify`"
+                    .to_owned(),
+            ),
+            Self::NoHead { .. } => Some(
+                "it can be used with `lehr embed`, or fine-tuned on labelled texts; for logits, \
+                 load weights that were published with their head"
+                    .to_owned(),
+            ),
+            Self::Prompt { hint, .. } => Some(hint.clone()),
             Self::TooLong { .. } => {
                 Some("shorten the prompt, or use a model with a longer context".to_owned())
             }

@@ -13,9 +13,15 @@ mod error;
 pub mod io;
 mod model;
 pub mod nn;
+mod outline;
 
-pub use arch::{CausalLm, Config, Gpt2Config, LlamaConfig, RopeScaling, Spec, Tokens};
+pub use arch::{
+    Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config, FrequencyDtype, Gemma3Config,
+    Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, LlamaConfig, MistralConfig, Qwen2Config,
+    Qwen3Config, RopeConfig, RopeScaling, RopeSettings, Spec, TextDivision, Tokens,
+};
 pub use cache::KvCache;
 pub use classifier::Classifier;
 pub use error::{Error, Result};
 pub use model::Model;
+pub use outline::{Outline, Parameter, Role, StoredTensor};

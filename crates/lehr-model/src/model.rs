@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::{ParamBuilder, ParamStore, Shape, Source, Tensor, no_grad};
+use lehr_tensor::{
+    LoadStored, Param, ParamBuilder, ParamStore, Shape, Source, StoredShape, Tensor, no_grad,
+};
 
-use crate::io::{self, Checkpoint};
-use crate::{CausalLm, Config, Error, KvCache, Result, Spec, Tokens};
+use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
+use crate::{Architecture, Config, Error, KvCache, Result, Spec, TextDivision, Tokens};
 
-/// A decoder of any family with its parameters.
+/// A model of any family with its parameters.
 pub struct Model {
     config: Config,
-    arch: Box<dyn CausalLm>,
+    arch: Box<dyn Architecture>,
     params: ParamStore,
 }
 
@@ -24,21 +26,54 @@ impl Model {
         Self::build(config, &Source::Init { seed }).map(|(model, _)| model)
     }
 
-    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` (or its sharded index).
+    /// Loads a Hugging Face folder, `config.json` and `model.safetensors` (or its sharded index); a
+    /// folder with `config.json` and the parts of a tensor-parallel checkpoint; or a GGUF file.
     ///
     /// # Errors
     /// If a file is missing, damaged or does not fit the configuration.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let config = Config::from_json(&io::read_json(&dir.join("config.json"))?)?;
-        let checkpoint = Checkpoint::open(dir)?;
-        Self::from_checkpoint(config, &checkpoint)
+    pub fn load(path: &Path) -> Result<Self> {
+        if let Some(shards) = Shards::open(path)? {
+            let config = Config::from_json(&io::read_json(&path.join("config.json"))?)?;
+            return Self::from_shards(config, &shards);
+        }
+        let source = ModelSource::open(path)?;
+        Self::from_checkpoint(Config::from_json(source.config())?, source.checkpoint())
     }
 
-    /// Builds the model of `config` with the weights of `checkpoint`.
+    fn from_shards(config: Config, shards: &Shards) -> Result<Self> {
+        let names = config.clone();
+        let load = |name: &str, shape: Shape| {
+            let merged = shards.tensor(name, shape, names.shard_rule(name));
+            merged.map(Some).map_err(|e| e.to_string())
+        };
+        let built = Self::build(config, &Source::Load { load: &load, stored: None, seed: 0 });
+        built.map(|(model, _)| model).map_err(|e| shards.explain(e))
+    }
+
+    /// Loads a model to be used, not trained, from the same places as [`Model::load`]: matrices of
+    /// 16 or fewer bits stay as they are stored, in the mapped file.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        if Shards::open(path)?.is_some() {
+            return Self::load(path);
+        }
+        let source = ModelSource::open(path)?;
+        let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
+        Self::from_weights(config, checkpoint, true)
+    }
+
+    /// Builds the model of `config` with the weights of `checkpoint`, all in f32.
     ///
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn from_checkpoint(config: Config, checkpoint: &Checkpoint) -> Result<Self> {
+        Self::from_weights(config, checkpoint, false)
+    }
+
+    fn from_weights(mut config: Config, checkpoint: &Checkpoint, as_stored: bool) -> Result<Self> {
+        config.fit_to(&|name| checkpoint.has(name));
         let names = config.clone();
         let load = |name: &str, shape: Shape| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n));
@@ -49,8 +84,13 @@ impl Model {
                 None => Err(checkpoint.missing(name)),
             }
         };
-        let built = Self::build(config, &Source::Load { load: &load, seed: 0 });
-        built.map(|(model, _)| model).map_err(|e| checkpoint.explain(e))
+        let find = |name: &str, shape: StoredShape| {
+            let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
+            checkpoint.matrix(&known, shape)
+        };
+        let stored = as_stored.then_some(&find as &LoadStored<'_>);
+        let source = Source::Load { load: &load, stored, seed: 0 };
+        Self::build(config, &source).map(|(model, _)| model).map_err(|e| checkpoint.explain(e))
     }
 
     pub(crate) fn build(config: Config, source: &Source<'_>) -> Result<(Self, Spec)> {
@@ -84,6 +124,30 @@ impl Model {
         &self.params
     }
 
+    /// Whether the model can continue a text; encoders cannot.
+    #[must_use]
+    pub fn is_causal(&self) -> bool {
+        self.arch.is_causal()
+    }
+
+    /// An error if the model cannot continue a text.
+    ///
+    /// # Errors
+    /// If it is an encoder; `doing` is what it was wanted for.
+    pub fn check_causal(&self, doing: &'static str) -> Result<()> {
+        match self.is_causal() {
+            true => Ok(()),
+            false => Err(Error::NotCausal { doing, class: self.config.class() }),
+        }
+    }
+
+    fn check_head(&self, doing: &'static str) -> Result<()> {
+        match self.arch.has_head() {
+            true => Ok(()),
+            false => Err(Error::NoHead { doing, class: self.config.class() }),
+        }
+    }
+
     /// Hidden states `[B, T, D]` after the last norm.
     ///
     /// # Errors
@@ -100,30 +164,62 @@ impl Model {
         self.arch.hidden(tokens, Some(cache))
     }
 
+    /// How many of a text's first tokens have to be run in one call, because they see one another
+    /// in both directions: 0 for causal models.
+    ///
+    /// # Errors
+    /// If the text lacks the tokens that say so.
+    pub fn undivided(&self, ids: &[i32]) -> Result<usize> {
+        self.arch.undivided(ids)
+    }
+
+    /// Positions and mask, if the model derives them from the ids.
+    ///
+    /// # Errors
+    /// If a text lacks the tokens that say so.
+    pub fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
+        self.arch.division(tokens)
+    }
+
     /// Logits `[.., V]` of hidden states `[.., D]`.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// If the model has no head or memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.arch.head().forward(hidden)?)
+        self.check_head("computing logits")?;
+        let logits = self.arch.head().forward(&self.arch.head_input(hidden)?)?;
+        Ok(match self.arch.logit_softcap() {
+            Some(cap) => logits.softcap(cap)?,
+            None => logits,
+        })
     }
 
     /// The language model's loss `[1]`: the cross-entropy of `targets` (i32 `[B, T]`, −100 = no
-    /// label) summed and divided by `normalizer`.
+    /// label) summed and divided by `normalizer`. Targets stand where they are predicted: for a
+    /// decoder one place before the token, for an encoder at the token's own place, which is masked.
     ///
     /// # Errors
-    /// If a target is outside of the vocabulary or memory runs out.
+    /// If the model has no head, a target is outside of the vocabulary or memory runs out.
     pub fn loss(&self, tokens: &Tokens, targets: &Tensor, normalizer: f32) -> Result<Tensor> {
+        self.check_head("computing the loss")?;
         let hidden = self.hidden(tokens)?;
-        let options = CrossEntropy { normalizer, z_loss: 0.0, softcap: None };
-        Ok(hidden.linear_cross_entropy(&self.arch.head().weight(), targets, options)?)
+        let softcap = self.arch.logit_softcap();
+        let options = CrossEntropy { normalizer, z_loss: 0.0, softcap };
+        let hidden = self.arch.head_input(&hidden)?;
+        let head = self.arch.head();
+        let Some(weight) = head.weight().param().map(Param::tensor) else {
+            return Err(Error::Stored { doing: "computing the loss" });
+        };
+        let bias = head.bias();
+        Ok(hidden.linear_cross_entropy(&weight, bias.as_ref(), targets, options)?)
     }
 
     /// Logits `[B, V]` of the token after the last one, with the cache advanced.
     ///
     /// # Errors
-    /// If the tokens do not fit the cache or memory runs out.
+    /// If the model is an encoder, the tokens do not fit the cache or memory runs out.
     pub fn next_logits(&self, tokens: &Tokens, cache: &mut KvCache) -> Result<Tensor> {
+        self.check_causal("predicting the next token")?;
         let (b, t) = (tokens.batch(), tokens.len());
         if tokens.is_empty() {
             return Err(Error::config("tokens", 0, "at least one token to continue from"));
@@ -137,33 +233,66 @@ impl Model {
         })
     }
 
-    /// Writes `config.json` and `model.safetensors` (f32) into `dir`, which `transformers` loads.
+    /// Bytes of weights that one generated token reads: all, but of a table of tokens that is not
+    /// also the head only a row.
+    #[must_use]
+    pub fn decode_bytes(&self) -> usize {
+        let bytes = |ends: &[&str]| -> usize {
+            let is_named = |name: &str| ends.iter().any(|end| name.ends_with(end));
+            let params = self.params.params().iter().filter(|p| is_named(p.name()));
+            let stored = self.params.stored().iter().filter(|(name, _)| is_named(name));
+            params.map(|p| 4 * p.shape().n_elements()).sum::<usize>()
+                + stored.map(|(_, w)| w.n_bytes()).sum::<usize>()
+        };
+        let has_own_head = bytes(&["lm_head.weight", "transformer.output_layer.weight"]) > 0;
+        let tables = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"];
+        self.params.n_bytes() - if has_own_head { bytes(&tables) } else { 0 }
+    }
+
+    /// Writes `config.json` and the weights in f32 into `dir`, which `transformers` loads.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
-        io::write_json(&dir.join("config.json"), &self.config.to_json())?;
-        let file = io::TensorFile::of_params(&self.params);
-        io::write_parts(&dir.join("model.safetensors"), file.parts())
+        self.save_as(dir, FloatFormat::F32)
+    }
+
+    /// [`Model::save`] in any float format: `model.safetensors`, or numbered files with an index if
+    /// the weights take more than 5 GB.
+    ///
+    /// # Errors
+    /// If a number does not fit the format or a file cannot be written.
+    pub fn save_as(&self, dir: &Path, format: FloatFormat) -> Result<()> {
+        if !self.params.stored().is_empty() {
+            return Err(Error::Stored { doing: "saving a model" });
+        }
+        io::write_folder(dir, self, self.config.to_json(), format)
     }
 
     /// Floating-point operations of one training step (forward and backward) over `batch` rows of
     /// `t` tokens: `6 N` per token for the `N` weights of matrix products (the head counted once)
-    /// plus causal attention, `6 L B T² H E`.
+    /// plus causal attention, `6 L B T² H E`, twice that where tokens see both sides.
     #[must_use]
     pub fn flops_per_step(&self, batch: usize, t: usize) -> f64 {
         let spec = self.spec();
-        let is_matrix =
-            |p: &&lehr_tensor::Param| p.shape().len() == 2 && !p.name().ends_with("wpe.weight");
+        let mut looked_up =
+            vec!["wpe.weight", "position_embeddings.weight", "token_type_embeddings.weight"];
+        if !self.arch.has_head() {
+            looked_up.push("word_embeddings.weight");
+        }
+        let is_matrix = |p: &&lehr_tensor::Param| {
+            p.shape().len() == 2 && !looked_up.iter().any(|end| p.name().ends_with(end))
+        };
         let mut n: usize =
             self.params.params().iter().filter(is_matrix).map(|p| p.shape().n_elements()).sum();
-        if self.params.get("lm_head.weight").is_some() {
+        let heads = ["lm_head.weight", "transformer.output_layer.weight"];
+        if heads.iter().any(|name| self.params.get(name).is_some()) {
             // An untied embedding is looked up, not multiplied.
             n -= spec.vocab_size * spec.hidden_size;
         }
         let (b, t) = (batch as f64, t as f64);
         let heads = (spec.n_heads * spec.head_dim) as f64;
-        6.0 * n as f64 * b * t + 6.0 * spec.n_layers as f64 * b * t * t * heads
+        let sides = if self.is_causal() { 1.0 } else { 2.0 };
+        6.0 * n as f64 * b * t + 6.0 * sides * spec.n_layers as f64 * b * t * t * heads
     }
 }

@@ -1,7 +1,7 @@
 //! Every family against its reference implementation: logits, loss, every gradient.
 //!
-//! `tests/golden/<case>` holds tiny models with random weights and what Hugging Face transformers
-//! computed with them; `tools/golden/models.py` makes them.
+//! `tests/golden/<case>` holds tiny models with random weights and what Hugging Face transformers,
+//! or the code published with the model, computed with them; `tools/golden/README.md` says how.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -31,8 +31,11 @@ fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).fold(0.0, |m, (a, b)| f32::max(m, (a - b).abs()))
 }
 
-/// Labels shifted by one: position t predicts label t + 1.
-fn targets(labels: &Tensor) -> Tensor {
+/// Labels where they are predicted: by a decoder at the place before, by an encoder at their own.
+fn targets(model: &Model, labels: &Tensor) -> Tensor {
+    if !model.is_causal() {
+        return labels.clone();
+    }
     let t = labels.shape()[1];
     let shift = |row: &[i32]| row[1..].iter().copied().chain([-100]).collect::<Vec<_>>();
     let shifted: Vec<i32> = labels.ids().chunks(t).flat_map(shift).collect();
@@ -46,7 +49,7 @@ fn logits_match_the_reference() {
         let logits = no_grad(|| model.logits(&model.hidden(&tokens).unwrap()).unwrap());
         let want = golden.tensor("logits", logits.shape()).unwrap();
         let error = max_abs_difference(logits.data(), want.data());
-        assert!(error <= 2e-5, "{}: logits are off by {error}", dir.display());
+        assert!(error <= 5e-5, "{}: logits are off by {error}", dir.display());
     }
 }
 
@@ -54,26 +57,66 @@ fn logits_match_the_reference() {
 fn loss_and_every_gradient_match_the_reference() {
     for dir in golden_dirs() {
         let (model, golden, tokens) = golden(&dir);
-        let targets = targets(&golden.ids("labels").unwrap());
+        let targets = targets(&model, &golden.ids("labels").unwrap());
         let n_labels = targets.ids().iter().filter(|l| **l >= 0).count();
         let loss = model.loss(&tokens, &targets, n_labels as f32).unwrap();
         let want = golden.tensor("loss", [].into()).unwrap().item().unwrap();
         let error = (loss.item().unwrap() - want).abs() / want;
         assert!(error <= 1e-6, "{}: the loss is off by {error}", dir.display());
         loss.backward().unwrap();
+        let square = |x: f32| f64::from(x).powi(2);
         let names: Vec<_> = golden.names().filter_map(|n| n.strip_prefix("grad.")).collect();
         assert!(names.len() > 10, "{}", dir.display());
-        for name in names {
+        let wants = names.iter().map(|name| {
             let param = model.params().get(name).unwrap_or_else(|| panic!("no parameter {name}"));
-            let grad = param.grad().unwrap_or_else(|| panic!("no gradient for {name}"));
-            let want = golden.tensor(&format!("grad.{name}"), grad.shape()).unwrap();
-            let square = |x: f32| f64::from(x).powi(2);
+            golden.tensor(&format!("grad.{name}"), param.shape()).unwrap()
+        });
+        let wants: Vec<_> = wants.collect();
+        let all: f64 = wants.iter().flat_map(|w| w.data()).map(|x| square(*x)).sum();
+        // Keys' biases cannot change a softmax: what the reference has for them is its rounding.
+        let smallest = 1e-10 * all;
+        for (name, want) in names.into_iter().zip(wants) {
+            let grad = model.params().get(name).unwrap().grad();
+            let grad = grad.unwrap_or_else(|| panic!("no gradient for {name}"));
             let difference: f64 =
                 grad.data().iter().zip(want.data()).map(|(a, b)| square(a - b)).sum();
             let norm: f64 = want.data().iter().map(|x| square(*x)).sum();
-            let error = (difference / norm).sqrt();
+            let error = (difference / norm.max(smallest)).sqrt();
             assert!(error <= 1e-4, "{}: {name} is off by {error:.1e}", dir.display());
         }
+    }
+}
+
+#[test]
+fn hidden_states_of_encoders_match_the_reference() {
+    let mut n_encoders = 0;
+    for dir in golden_dirs() {
+        let (model, golden, tokens) = golden(&dir);
+        if model.is_causal() {
+            continue;
+        }
+        n_encoders += 1;
+        let hidden = no_grad(|| model.hidden(&tokens).unwrap());
+        let want = golden.tensor("hidden", hidden.shape()).unwrap();
+        let error = max_abs_difference(hidden.data(), want.data());
+        assert!(error <= 2e-5, "{}: hidden states are off by {error}", dir.display());
+    }
+    assert!(n_encoders >= 1);
+}
+
+#[test]
+fn encoders_refuse_to_continue_a_text() {
+    for dir in golden_dirs() {
+        let (model, _, tokens) = golden(&dir);
+        if model.is_causal() {
+            continue;
+        }
+        let mut cache = KvCache::new(&model.spec(), tokens.batch(), tokens.len()).unwrap();
+        let error = model.next_logits(&tokens, &mut cache).unwrap_err();
+        assert!(error.to_string().contains("encoder (BertForMaskedLM)"), "{error}");
+        assert!(error.hint().unwrap().contains("lehr embed"));
+        assert!(model.hidden_cached(&tokens, &mut cache).is_err());
+        assert!(cache.is_empty());
     }
 }
 
@@ -81,6 +124,12 @@ fn loss_and_every_gradient_match_the_reference() {
 fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
     for dir in golden_dirs() {
         let (model, golden, _) = golden(&dir);
+        if !model.is_causal() {
+            continue;
+        }
+        if !golden.has("greedy") {
+            continue;
+        }
         let want = golden.ids("greedy").unwrap();
         let (prompt, expected) = want.ids().split_at(10);
         let mut cache = KvCache::new(&model.spec(), 1, want.ids().len()).unwrap();
@@ -103,14 +152,74 @@ fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
 }
 
 #[test]
+fn what_the_cache_holds_gives_the_logits_of_the_whole() {
+    for dir in golden_dirs() {
+        let (model, golden, tokens) = golden(&dir);
+        if !model.is_causal() {
+            continue;
+        }
+        let t = tokens.len();
+        let whole = no_grad(|| model.logits(&model.hidden(&tokens).unwrap()).unwrap());
+        let ids = golden.ids("input_ids").unwrap();
+        for (row, ids) in ids.ids().chunks(t).enumerate() {
+            let prompt = model.undivided(ids).unwrap().max(10);
+            let mut cache = KvCache::new(&model.spec(), 1, t).unwrap();
+            let mut next = Tokens::new(&ids[..prompt], 1, 0).unwrap();
+            // Two tokens at a time in the end, to have more than one new one.
+            for end in (prompt..t - 4).chain((t - 4..t).step_by(2)) {
+                let logits = model.next_logits(&next, &mut cache).unwrap();
+                let v = logits.data().len();
+                let want = &whole.data()[(row * t + cache.len() - 1) * v..][..v];
+                let error = max_abs_difference(logits.data(), want);
+                assert!(error <= 2e-5, "{}: cached is off full by {error}", dir.display());
+                let step = if end < t - 4 { 1 } else { 2 };
+                next = Tokens::new(&ids[end..end + step], 1, end).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn positions_and_masks_match_the_reference() {
+    let mut n_divided = 0;
+    for dir in golden_dirs() {
+        let (model, golden, tokens) = golden(&dir);
+        let (b, t) = (tokens.batch(), tokens.len());
+        assert_eq!(model.division(&tokens).unwrap().is_some(), golden.has("position_ids"));
+        let Some(division) = model.division(&tokens).unwrap() else {
+            continue;
+        };
+        n_divided += 1;
+        let want = golden.ids("position_ids").unwrap();
+        let n_streams = division.positions.len();
+        assert_eq!(*want.shape(), [b, n_streams, t]);
+        for (i, want) in want.ids().chunks(t).enumerate() {
+            let (row, stream) = (i / n_streams, i % n_streams);
+            let got = &division.positions[stream].ids()[row * t..(row + 1) * t];
+            assert_eq!(got, want, "{} row {row} stream {stream}", dir.display());
+        }
+        let intervals = division.mask.intervals(b, t, t).unwrap();
+        let blocked = golden.ids("attention_blocked").unwrap();
+        for (i, want) in blocked.ids().iter().enumerate() {
+            let (query, key) = (i / t, (i % t) as i32);
+            let (lo, hi) = (intervals.ids()[2 * query], intervals.ids()[2 * query + 1]);
+            assert_eq!(i32::from(key < lo || key >= hi), *want, "{} {query}", dir.display());
+        }
+    }
+    assert!(n_divided >= 2);
+}
+
+#[test]
 fn packed_sequences_equal_separate_ones() {
     for dir in golden_dirs() {
         let (model, golden, _) = golden(&dir);
         let ids = golden.ids("input_ids").unwrap();
-        let (a, b) = (&ids.ids()[..9], &ids.ids()[9..24]);
-        let positions: Vec<i32> = (0..9).chain(0..15).collect();
-        let starts: Vec<i32> = [0; 9].into_iter().chain([9; 15]).collect();
-        let packed = Tokens::packed(&ids.ids()[..24], &positions, &starts, (1, 24)).unwrap();
+        let t = ids.shape()[1];
+        // Of two rows, because a text may need tokens that divide it.
+        let (a, b) = (&ids.ids()[..16], &ids.ids()[t..t + 14]);
+        let positions: Vec<i32> = (0..16).chain(0..14).collect();
+        let starts: Vec<i32> = [0; 16].into_iter().chain([16; 14]).collect();
+        let packed = Tokens::packed(&[a, b].concat(), &positions, &starts, (1, 30)).unwrap();
         let hidden = |tokens: &Tokens| no_grad(|| model.hidden(tokens).unwrap().to_vec());
         let mut separate = hidden(&Tokens::new(a, 1, 0).unwrap());
         separate.extend(hidden(&Tokens::new(b, 1, 0).unwrap()));
@@ -138,15 +247,16 @@ fn a_saved_model_loads_to_the_same_bits() {
 fn damaged_folders_give_errors_that_name_the_fault() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
+    let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
     let says = |text: &str| {
         let error = Model::load(dir).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error.contains(text), "{error:?} does not say {text:?}");
     };
     says("config.json");
-    let mut config = Model::load(&golden_dirs()[1]).unwrap().config().to_json();
+    let mut config = Model::load(&llama).unwrap().config().to_json();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     says("found neither model.safetensors");
-    let whole = std::fs::read(golden_dirs()[1].join("model.safetensors")).unwrap();
+    let whole = std::fs::read(llama.join("model.safetensors")).unwrap();
     std::fs::write(dir.join("model.safetensors"), &whole[..whole.len() / 2]).unwrap();
     says("not a whole safetensors file");
     std::fs::write(dir.join("model.safetensors"), &whole).unwrap();

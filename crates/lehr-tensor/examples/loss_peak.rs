@@ -53,16 +53,22 @@ fn main() -> Result<()> {
         let targets = Tensor::from_ids(&ids, [n])?;
         let options = CrossEntropy { normalizer: n as f32, z_loss: 0.0, softcap: None };
         let products = products(&x, &w, (n, d, v))?;
-        let forward = best(3, || x.linear_cross_entropy(&w, &targets, options).map(drop))?;
+        let forward = best(3, || x.linear_cross_entropy(&w, None, &targets, options).map(drop))?;
         let both = best(5, || {
-            x.trainable().linear_cross_entropy(&w.trainable(), &targets, options)?.backward()
+            x.trainable().linear_cross_entropy(&w.trainable(), None, &targets, options)?.backward()
+        })?;
+        let bias = Tensor::zeros([v])?;
+        let with_bias = best(5, || {
+            let (w, bias) = (w.trainable(), bias.trainable());
+            x.trainable().linear_cross_entropy(&w, Some(&bias), &targets, options)?.backward()
         })?;
         let gflop = 6.0 * (n * d * v) as f64 / 1e9;
         println!(
-            "{n} x {d} to {v}: forward {:.0} ms; with gradients {:.0} ms, {:.0} GFLOP/s; \
+            "{n} x {d} to {v}: forward {:.0} ms; with gradients {:.0} ms ({:.0} ms with a bias), {:.0} GFLOP/s; \
              products alone {:.0} ms: {:.0} % of their speed",
             forward * 1e3,
             both * 1e3,
+            with_bias * 1e3,
             gflop / both,
             products * 1e3,
             100.0 * products / both,

@@ -30,6 +30,16 @@ pub(crate) struct Leaf {
     pub(crate) grad: Mutex<Option<Tensor>>,
 }
 
+/// Which parameter: the same for all clones of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ParamId(usize);
+
+impl ParamId {
+    pub(crate) fn of(leaf: &Arc<Leaf>) -> Self {
+        Self(Arc::as_ptr(leaf) as usize)
+    }
+}
+
 enum Kind {
     Leaf(Arc<Leaf>),
     Op(Box<dyn Op>),
@@ -125,11 +135,40 @@ impl Tensor {
         self.backward_with(one)
     }
 
+    /// [`Tensor::backward`] that calls `done` with each parameter as soon as its gradient is
+    /// complete, while backward goes on. If `done` updates the parameter and clears the gradient,
+    /// no two gradients need memory at once. It is not called for a parameter that something
+    /// outside of this graph still holds as a leaf.
+    ///
+    /// # Errors
+    /// As [`Tensor::backward`], and the first error of `done`, after which nothing more is computed.
+    pub fn backward_each<E: From<Error>>(
+        self,
+        mut done: impl FnMut(ParamId) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let one = Self::full(self.shape(), 1.0)?;
+        let mut failed = None;
+        self.walk(one, &mut |leaf| match done(ParamId::of(leaf)) {
+            Ok(()) => true,
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
     /// Runs backward with the given gradient of this tensor.
     ///
     /// # Errors
     /// If the shapes differ, or memory runs out.
     pub fn backward_with(self, grad: Self) -> Result<()> {
+        self.walk(grad, &mut |_| true)
+    }
+
+    /// Visits the nodes from the newest to the oldest. `on_leaf` sees every leaf whose gradient is
+    /// complete, and ends the walk with `false`.
+    fn walk(self, grad: Self, on_leaf: &mut dyn FnMut(&Arc<Leaf>) -> bool) -> Result<()> {
         if grad.shape() != self.shape() {
             let rule = "a gradient has the shape of its tensor";
             return Err(Error::Shape {
@@ -147,7 +186,18 @@ impl Tensor {
         while let Some((_, mut node)) = queue.pop_last() {
             let outputs: Vec<_> =
                 (0..node.n_outputs).map(|o| pending.grads.remove(&(node.id, o))).collect();
-            let Kind::Op(op) = &node.kind else { continue };
+            let op = match &node.kind {
+                Kind::Op(op) => op,
+                Kind::Leaf(leaf) => {
+                    let leaf = Arc::clone(leaf);
+                    drop(node);
+                    // Its parameter and this clone: no node is left that could add to it.
+                    if Arc::strong_count(&leaf) == 2 && !on_leaf(&leaf) {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
             #[cfg(test)]
             visited::note(op.name());
             op.backward(&mut Gradients { inputs: &node.inputs, outputs, pending: &mut pending })?;

@@ -20,20 +20,23 @@ mod error;
 pub mod inplace;
 pub mod ops;
 mod params;
+pub mod quant;
 mod random;
 mod shape;
 mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use autograd::{Gradients, Op, is_recording, no_grad};
+pub use autograd::{Gradients, Op, ParamId, is_recording, no_grad};
 pub use cpu::arena;
 pub use cpu::gemm;
 pub use cpu::simd::{Isa, available_isas, isa, set_isa};
 pub use cpu::threads;
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use params::{Init, Load, Param, ParamBuilder, ParamStore, Source};
+pub use params::{
+    Init, Load, LoadStored, Param, ParamBuilder, ParamStore, Source, StoredShape, Weight,
+};
 pub use random::Philox;
 pub use shape::Shape;
 pub use tensor::{Device, Tensor};

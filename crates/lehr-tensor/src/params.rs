@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::autograd::Leaf;
+use crate::autograd::{Leaf, ParamId};
+use crate::quant::QMatrix;
 use crate::{Error, Philox, Result, Shape, Tensor, is_recording};
 
 /// How a parameter without a checkpoint starts.
@@ -41,6 +42,12 @@ impl Param {
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.0.shape
+    }
+
+    /// Which parameter this is, in [`Tensor::backward_each`].
+    #[must_use]
+    pub fn id(&self) -> ParamId {
+        ParamId::of(&self.0.leaf)
     }
 
     /// The value as a tensor for the forward pass; a leaf of the graph if it is trained.
@@ -124,11 +131,42 @@ impl Param {
     }
 }
 
-/// The parameters of a model in the order they were built.
+/// The matrix of a layer: a parameter, or one that is used as it is stored.
+#[derive(Clone)]
+pub enum Weight {
+    /// In f32; it can be trained.
+    Param(Param),
+    /// In a stored form `[out, in]`; it stays as it is.
+    Stored(QMatrix),
+}
+
+impl Weight {
+    /// The parameter, if it is one.
+    #[must_use]
+    pub fn param(&self) -> Option<&Param> {
+        match self {
+            Self::Param(param) => Some(param),
+            Self::Stored(_) => None,
+        }
+    }
+
+    /// Bytes that its numbers take.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::Param(param) => 4 * param.shape().n_elements(),
+            Self::Stored(matrix) => matrix.n_bytes(),
+        }
+    }
+}
+
+/// The parameters of a model in the order they were built, and the matrices that are used as they
+/// are stored.
 #[derive(Clone, Default)]
 pub struct ParamStore {
     params: Vec<Param>,
     by_name: HashMap<String, usize>,
+    stored: Vec<(String, QMatrix)>,
 }
 
 impl ParamStore {
@@ -144,10 +182,25 @@ impl ParamStore {
         self.by_name.get(name).map(|i| &self.params[*i])
     }
 
-    /// Number of parameter values, tied weights counted once.
+    /// The matrices that are used as they are stored, in order: not among
+    /// [`params`](Self::params).
+    #[must_use]
+    pub fn stored(&self) -> &[(String, QMatrix)] {
+        &self.stored
+    }
+
+    /// Number of values, those of stored matrices included, tied weights counted once.
     #[must_use]
     pub fn n_values(&self) -> usize {
-        self.params.iter().map(|p| p.shape().n_elements()).sum()
+        let stored: usize = self.stored.iter().map(|(_, w)| w.rows() * w.cols()).sum();
+        stored + self.params.iter().map(|p| p.shape().n_elements()).sum::<usize>()
+    }
+
+    /// Bytes that the values take.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        let stored: usize = self.stored.iter().map(|(_, w)| w.n_bytes()).sum();
+        stored + self.params.iter().map(|p| 4 * p.shape().n_elements()).sum::<usize>()
     }
 
     /// Forgets all gradients.
@@ -175,6 +228,20 @@ impl ParamStore {
 /// Reads a parameter by name and shape; `Ok(None)` = start as new, an error is text to be shown.
 pub type Load<'a> = dyn Fn(&str, Shape) -> std::result::Result<Option<Tensor>, String> + 'a;
 
+/// Finds a matrix `[rows, cols]` in its stored form by name; `None` = load it as a parameter.
+pub type LoadStored<'a> = dyn Fn(&str, StoredShape) -> Option<QMatrix> + 'a;
+
+/// Which matrix is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredShape {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Whether the parameter of that name would be `[cols, rows]`.
+    pub transposed: bool,
+}
+
 /// Where the values of new parameters come from.
 pub enum Source<'a> {
     /// Random, each parameter from its own stream named by its path, so that adding a layer does
@@ -187,6 +254,8 @@ pub enum Source<'a> {
     Load {
         /// The reader.
         load: &'a Load<'a>,
+        /// Finds matrices that are used as they are stored; `None` = there are none.
+        stored: Option<&'a LoadStored<'a>>,
         /// Seed for the parameters the reader does not have.
         seed: u64,
     },
@@ -220,13 +289,36 @@ impl<'a> ParamBuilder<'a> {
         let (name, shape) = (self.join(name), shape.into());
         let value = match self.source {
             Source::Init { seed } => initial(*seed, &name, shape, init)?,
-            Source::Load { load, seed } => match load(&name, shape) {
+            Source::Load { load, seed, .. } => match load(&name, shape) {
                 Ok(Some(value)) => value,
                 Ok(None) => initial(*seed, &name, shape, init)?,
                 Err(reason) => return Err(Error::Source { name, shape, reason }),
             },
         };
         self.store.add(name, value)
+    }
+
+    /// Adds the matrix `name` of a layer: in its stored form if the source has it so, else as a
+    /// parameter of `shape`, `[out, in]` or, if `transposed`, `[in, out]`.
+    ///
+    /// # Errors
+    /// As [`ParamBuilder::param`].
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        transposed: bool,
+        init: Init,
+    ) -> Result<Weight> {
+        if let Source::Load { stored: Some(find), .. } = self.source {
+            let [rows, cols] = if transposed { [shape[1], shape[0]] } else { shape };
+            let path = self.join(name);
+            if let Some(matrix) = find(&path, StoredShape { rows, cols, transposed }) {
+                self.store.stored.push((path, matrix.clone()));
+                return Ok(Weight::Stored(matrix));
+            }
+        }
+        Ok(Weight::Param(self.param(name, shape, init)?))
     }
 
     fn join(&self, part: &str) -> String {

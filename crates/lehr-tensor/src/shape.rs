@@ -12,10 +12,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Number of elements: the product of the extents, 1 for a scalar.
+    /// Most dimensions there can be.
+    pub const RANK_MAX: usize = RANK_MAX;
+
+    /// Number of elements: the product of the extents, 1 for a scalar. The largest number if that
+    /// overflows, which no memory has room for.
     #[must_use]
     pub fn n_elements(&self) -> usize {
-        self.iter().product()
+        self.iter().fold(1, |n: usize, d| n.saturating_mul(*d))
     }
 
     /// The innermost extent, 1 for a scalar.
@@ -27,7 +31,7 @@ impl Shape {
     /// Number of rows when the innermost dimension is taken as the row: the product of the others.
     #[must_use]
     pub fn n_rows(&self) -> usize {
-        self[..self.rank.saturating_sub(1)].iter().product()
+        self[..self.rank.saturating_sub(1)].iter().fold(1, |n: usize, d| n.saturating_mul(*d))
     }
 
     /// The same shape with another innermost extent.
@@ -78,5 +82,17 @@ impl fmt::Display for Shape {
 impl fmt::Debug for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shape;
+
+    #[test]
+    fn a_product_that_overflows_is_more_than_any_memory() {
+        assert_eq!(Shape::from([usize::MAX, 2]).n_elements(), usize::MAX);
+        assert_eq!(Shape::from([1 << 32, 1 << 32, 7]).n_elements(), usize::MAX);
+        assert_eq!(Shape::from([usize::MAX, 2, 0]).n_elements(), 0);
     }
 }

@@ -1,9 +1,9 @@
-//! The exact bytes of every token, whichever of the three common alphabets wrote it.
+//! The exact bytes of every token, whichever decoder wrote them.
 //!
-//! A byte-level vocabulary writes each byte as one printable character (GPT-2's table); a
-//! SentencePiece vocabulary writes a space as `▁` and unknown bytes as `<0xAB>`; a WordPiece
-//! vocabulary marks the pieces that continue a word. The `decoder` section of tokenizer.json says
-//! which one it is.
+//! The `decoder` section of tokenizer.json is a chain of steps over the list of tokens. This module
+//! reads the chain once and applies it to one token at a time, so that every id has bytes of its
+//! own and a stream needs no look-back. Steps that only make sense over a whole text are kept as two
+//! facts: what is dropped at its very start, and whether a space at its very end is.
 
 use serde_json::Value;
 
@@ -11,75 +11,181 @@ use crate::{Error, Result};
 
 /// How token strings map to bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Alphabet {
+pub(crate) struct Alphabet {
+    steps: Vec<Step>,
+    /// How many spaces decoding drops at the very start of a text.
+    pub(crate) leading_spaces: usize,
+    /// Whether decoding drops one space at the very end of a text.
+    pub(crate) trailing_space: bool,
+}
+
+/// One step of the decoder, as it acts on a token in the middle of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
     /// One character per byte, GPT-2's table.
     ByteLevel,
-    /// Spaces written as `space`, bytes as `<0xAB>`.
-    SentencePiece { space: String, strip_first_space: bool },
+    /// `<0xAB>` stands for one byte.
+    ByteFallback,
+    Replace {
+        from: String,
+        to: String,
+    },
+    /// Drops up to so many of `content` at both ends of each token.
+    Strip {
+        content: char,
+        start: usize,
+        stop: usize,
+    },
     /// Words without their spaces; `prefix` marks the continuation of a word.
-    WordPiece { prefix: String, cleanup: bool },
+    WordPiece {
+        prefix: String,
+        cleanup: bool,
+    },
+    /// A space before each token.
+    Joined,
 }
 
 impl Alphabet {
-    /// Reads the `decoder` section of a tokenizer.json.
+    /// Reads the `decoder` section of a tokenizer.json. Without one, tokens are joined by spaces.
     pub(crate) fn from_decoder(decoder: &Value) -> Result<Self> {
-        let parts: Vec<&Value> = match decoder["decoders"].as_array() {
-            Some(parts) => parts.iter().collect(),
-            None => vec![decoder],
-        };
-        let find = |kind: &str| parts.iter().find(|part| part["type"] == kind).copied();
-        if find("ByteLevel").is_some() {
-            return Ok(Self::ByteLevel);
+        let mut alphabet = Self { steps: Vec::new(), leading_spaces: 0, trailing_space: false };
+        if decoder.is_null() {
+            alphabet.steps.push(Step::Joined);
+            alphabet.leading_spaces = 1;
+            return Ok(alphabet);
         }
-        if let Some(part) = find("Metaspace") {
-            return Ok(Self::SentencePiece {
-                space: text(part, "replacement", "▁"),
-                strip_first_space: part["prepend_scheme"] != "never",
-            });
+        let mut parts = Vec::new();
+        flatten(decoder, &mut parts);
+        let mut fused = false;
+        for part in parts {
+            alphabet.add(part, &mut fused)?;
         }
-        if let Some(part) = find("Replace") {
-            let strips = find("Strip").is_some_and(|strip| strip["start"].as_u64() >= Some(1));
-            return Ok(Self::SentencePiece {
-                space: text(&part["pattern"], "String", "▁"),
-                strip_first_space: strips,
-            });
-        }
-        if let Some(part) = find("WordPiece") {
-            return Ok(Self::WordPiece {
-                prefix: text(part, "prefix", "##"),
-                cleanup: part["cleanup"] == true,
-            });
-        }
-        let kinds: Vec<&str> = parts.iter().filter_map(|part| part["type"].as_str()).collect();
-        let found = if kinds.is_empty() { "missing".to_owned() } else { kinds.join(", ") };
-        Err(Error::Decoder { found })
+        Ok(alphabet)
     }
 
-    /// Whether decoding drops one space at the very start of a text.
-    pub(crate) fn strips_first_space(&self) -> bool {
-        match self {
-            Self::ByteLevel => false,
-            Self::SentencePiece { strip_first_space, .. } => *strip_first_space,
-            Self::WordPiece { .. } => true,
-        }
-    }
-
-    /// The bytes that `token` stands for in the middle of a text.
-    pub(crate) fn bytes(&self, token: &str) -> Vec<u8> {
-        match self {
-            Self::ByteLevel => byte_level(token).unwrap_or_else(|| token.as_bytes().to_vec()),
-            Self::SentencePiece { space, .. } => match escaped_byte(token) {
-                Some(byte) => vec![byte],
-                None => token.replace(space.as_str(), " ").into_bytes(),
-            },
-            Self::WordPiece { prefix, cleanup } => {
-                let piece = match token.strip_prefix(prefix.as_str()) {
-                    Some(rest) => rest.to_owned(),
-                    None => format!(" {token}"),
+    fn add(&mut self, part: &Value, fused: &mut bool) -> Result<()> {
+        let refuse = |found: String| Err(Error::Decoder { found });
+        let kind = part["type"].as_str().unwrap_or("without a type");
+        let size = |key: &str| usize::try_from(part[key].as_u64().unwrap_or(0)).unwrap_or(0);
+        match kind {
+            "Fuse" => *fused = true,
+            "ByteLevel" => {
+                self.steps.push(Step::ByteLevel);
+                *fused = true;
+            }
+            "ByteFallback" => self.steps.push(Step::ByteFallback),
+            "Metaspace" => {
+                let from = text(part, "replacement", "▁");
+                self.steps.push(Step::Replace { from, to: " ".to_owned() });
+                let never = part["prepend_scheme"] == "never"
+                    || (part["prepend_scheme"].is_null() && part["add_prefix_space"] == false);
+                self.leading_spaces = usize::from(!never);
+            }
+            "Replace" => {
+                let Some(from) = part["pattern"]["String"].as_str() else {
+                    return refuse("Replace with a regular expression".to_owned());
                 };
-                if *cleanup { clean(&piece).into_bytes() } else { piece.into_bytes() }
+                // Over the fused text a longer pattern could lie across tokens.
+                if *fused && from.chars().count() != 1 {
+                    return refuse(format!("Replace of {from:?} after Fuse"));
+                }
+                let to = text(part, "content", "");
+                self.steps.push(Step::Replace { from: from.to_owned(), to });
+            }
+            "Strip" => {
+                let content = text(part, "content", " ").chars().next().unwrap_or(' ');
+                let (start, stop) = (size("start"), size("stop"));
+                if !*fused {
+                    self.steps.push(Step::Strip { content, start, stop });
+                } else if content == ' ' && start <= 1 && stop <= 1 {
+                    self.leading_spaces = start;
+                    self.trailing_space = stop == 1;
+                } else {
+                    return refuse(format!("Strip of {content:?} by {start} and {stop}"));
+                }
+            }
+            "WordPiece" => {
+                let prefix = text(part, "prefix", "##");
+                let cleanup = part["cleanup"] == true;
+                self.steps.push(Step::WordPiece { prefix, cleanup });
+                self.leading_spaces = 1;
+            }
+            "BPEDecoder" => {
+                let from = text(part, "suffix", "</w>");
+                self.steps.push(Step::Replace { from, to: " ".to_owned() });
+                self.trailing_space = true;
+            }
+            other => return refuse(other.to_owned()),
+        }
+        Ok(())
+    }
+
+    /// The bytes that `token` stands for in the middle of a text. An `added` token of a byte-level
+    /// vocabulary is written as it is, not in GPT-2's table.
+    pub(crate) fn bytes(&self, token: &str, added: bool) -> Vec<u8> {
+        let mut text = token.to_owned();
+        for step in &self.steps {
+            match step {
+                Step::ByteLevel if added => return text.into_bytes(),
+                Step::ByteLevel => {
+                    return byte_level(&text).unwrap_or_else(|| text.into_bytes());
+                }
+                Step::ByteFallback => {
+                    if let Some(byte) = escaped_byte(&text) {
+                        return vec![byte];
+                    }
+                }
+                Step::Replace { from, to } => {
+                    if !from.is_empty() {
+                        text = text.replace(from.as_str(), to);
+                    }
+                }
+                Step::Strip { content, start, stop } => {
+                    text = strip(&text, *content, *start, *stop).to_owned();
+                }
+                Step::WordPiece { prefix, cleanup } => {
+                    let piece = match text.strip_prefix(prefix.as_str()) {
+                        Some(rest) if !prefix.is_empty() => rest.to_owned(),
+                        _ => format!(" {text}"),
+                    };
+                    text = if *cleanup { clean(&piece) } else { piece };
+                }
+                Step::Joined => text.insert(0, ' '),
             }
         }
+        text.into_bytes()
+    }
+
+    /// The character that would come back as a space, as SentencePiece's `▁` does.
+    pub(crate) fn space_mark(&self) -> Option<&str> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Replace { from, to } if to == " " && from.chars().count() == 1 => {
+                Some(from.as_str())
+            }
+            _ => None,
+        })
+    }
+
+    /// `bytes` as the start of a text: without the spaces that decoding drops there.
+    pub(crate) fn at_start<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let spaces = bytes.iter().take(self.leading_spaces).take_while(|&&b| b == b' ').count();
+        &bytes[spaces..]
+    }
+
+    /// `bytes` as the end of a text: without the space that decoding drops there.
+    pub(crate) fn at_end<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match bytes {
+            [rest @ .., b' '] if self.trailing_space => rest,
+            _ => bytes,
+        }
+    }
+}
+
+/// The members of nested `Sequence` decoders, in order.
+fn flatten<'a>(decoder: &'a Value, parts: &mut Vec<&'a Value>) {
+    match decoder["decoders"].as_array() {
+        Some(members) => members.iter().for_each(|member| flatten(member, parts)),
+        None => parts.push(decoder),
     }
 }
 
@@ -87,9 +193,25 @@ fn text(value: &Value, key: &str, default: &str) -> String {
     value[key].as_str().unwrap_or(default).to_owned()
 }
 
-/// Inverse of GPT-2's table; none if a character is outside it, as in an added token.
+fn strip(text: &str, content: char, start: usize, stop: usize) -> &str {
+    let mut text = text;
+    for _ in 0..start.min(text.len()) {
+        text = text.strip_prefix(content).unwrap_or(text);
+    }
+    for _ in 0..stop.min(text.len()) {
+        text = text.strip_suffix(content).unwrap_or(text);
+    }
+    text
+}
+
+/// Inverse of [`byte_level_text`]; none if a character is outside the table, as in an added token.
 fn byte_level(token: &str) -> Option<Vec<u8>> {
     token.chars().map(byte_of_char).collect()
+}
+
+/// `bytes` as GPT-2's byte-level vocabularies write them, one character per byte.
+pub(crate) fn byte_level_text(bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| char_of_byte(byte)).collect()
 }
 
 /// GPT-2's `bytes_to_unicode`, inverted: printable Latin-1 stands for itself, and the 68 other
@@ -106,7 +228,18 @@ fn byte_of_char(c: char) -> Option<u8> {
     }
 }
 
-fn escaped_byte(token: &str) -> Option<u8> {
+fn char_of_byte(byte: u8) -> char {
+    let code = match u32::from(byte) {
+        code @ 0..=0x20 => 0x100 + code,
+        code @ 0x7F..=0xA0 => 0x121 + code - 0x7F,
+        0xAD => 0x143,
+        code => code,
+    };
+    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The byte that `<0xAB>` stands for.
+pub(crate) fn escaped_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
@@ -138,38 +271,80 @@ mod tests {
         let mut bytes: Vec<u8> =
             (0..0x200).filter_map(char::from_u32).filter_map(byte_of_char).collect();
         bytes.sort_unstable();
-        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(bytes, all);
+        assert_eq!(byte_level(&byte_level_text(&all)), Some(all));
         assert_eq!(byte_of_char('Ġ'), Some(b' '));
         assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
     }
 
     #[test]
-    fn sentencepiece_decoders_are_recognised() {
+    fn sentencepiece_decoders_are_read() {
         let llama = json!({"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},
             {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
         let alphabet = Alphabet::from_decoder(&llama).unwrap();
-        assert!(alphabet.strips_first_space());
-        assert_eq!(alphabet.bytes("▁the"), b" the");
-        assert_eq!(alphabet.bytes("<0xE4>"), [0xE4]);
-        assert_eq!(alphabet.bytes("<0xE4F>"), b"<0xE4F>");
+        assert_eq!(alphabet.at_start(b"  the"), b" the");
+        assert_eq!(alphabet.bytes("▁the", false), b" the");
+        assert_eq!(alphabet.bytes("<0xE4>", false), [0xE4]);
+        assert_eq!(alphabet.bytes("<0xE4F>", false), b"<0xE4F>");
+        let gemma = json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}]});
+        assert_eq!(Alphabet::from_decoder(&gemma).unwrap().at_start(b" the"), b" the");
+        let t5 = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"});
+        let alphabet = Alphabet::from_decoder(&t5).unwrap();
+        assert_eq!(alphabet.at_start(b" the"), b"the");
+        assert_eq!(alphabet.bytes("<0xE4>", false), b"<0xE4>", "without ByteFallback it is text");
     }
 
     #[test]
     fn wordpiece_pieces_join_their_word() {
         let bert = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
         let alphabet = Alphabet::from_decoder(&bert).unwrap();
-        assert_eq!(alphabet.bytes("##ing"), b"ing");
-        assert_eq!(alphabet.bytes("go"), b" go");
-        assert_eq!(alphabet.bytes("."), b".");
+        assert_eq!(alphabet.bytes("##ing", false), b"ing");
+        assert_eq!(alphabet.bytes("go", false), b" go");
+        assert_eq!(alphabet.bytes(".", false), b".");
     }
 
     #[test]
-    fn an_unknown_decoder_is_named() {
-        let error = Alphabet::from_decoder(&json!({"type": "CTC"})).unwrap_err();
-        assert!(error.to_string().contains("decoder is CTC"), "{error}");
-        let error = Alphabet::from_decoder(&Value::Null).unwrap_err();
-        assert!(error.to_string().contains("missing"), "{error}");
+    fn end_of_word_suffixes_and_missing_decoders_are_spaces() {
+        let alphabet = Alphabet::from_decoder(&json!({"type": "BPEDecoder"})).unwrap();
+        assert_eq!(alphabet.bytes("end</w>", false), b"end ");
+        assert_eq!(alphabet.at_end(b"the end "), b"the end");
+        let alphabet = Alphabet::from_decoder(&Value::Null).unwrap();
+        assert_eq!(alphabet.bytes("word", false), b" word");
+        assert_eq!(alphabet.at_start(b" word word"), b"word word");
+    }
+
+    #[test]
+    fn added_tokens_of_byte_level_vocabularies_are_literal() {
+        let alphabet = Alphabet::from_decoder(&json!({"type": "ByteLevel"})).unwrap();
+        assert_eq!(alphabet.bytes("Ġé", true), "Ġé".as_bytes());
+        assert_eq!(alphabet.bytes("Ġé", false), [b' ', 0xE9]);
+    }
+
+    #[test]
+    fn strips_of_each_token_and_replacements_keep_their_order() {
+        let chain = json!({"type": "Sequence", "decoders": [
+            {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "<n>"}, "content": "\n"}]},
+            {"type": "Strip", "content": "_", "start": 2, "stop": 1}]});
+        let alphabet = Alphabet::from_decoder(&chain).unwrap();
+        assert_eq!(alphabet.bytes("___<n>__", false), b"_\n_");
+    }
+
+    #[test]
+    fn decoders_over_whole_texts_are_named() {
+        let late = json!({"type": "Sequence", "decoders": [{"type": "Fuse"},
+            {"type": "Replace", "pattern": {"String": "  "}, "content": " "}]});
+        let regex = json!({"type": "Replace", "pattern": {"Regex": "a"}, "content": "b"});
+        for (decoder, name) in
+            [(json!({"type": "CTC"}), "CTC"), (late, "after Fuse"), (regex, "regular expression")]
+        {
+            let error = Alphabet::from_decoder(&decoder).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong with a tokenizer, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -29,12 +29,30 @@ pub enum Error {
     },
     /// The tokenizer decodes in a way this crate does not know.
     #[error(
-        "reading tokenizer.json: the decoder is {found}, expected ByteLevel, a SentencePiece \
-         decoder (Metaspace, or Replace with ByteFallback) or WordPiece"
+        "reading tokenizer.json: the decoder is {found}, expected ByteLevel, Metaspace, Replace, \
+         ByteFallback, Fuse, Strip, WordPiece, BPEDecoder or a Sequence of these"
     )]
     Decoder {
         /// The decoder types found.
         found: String,
+    },
+    /// A vocabulary of another kind cannot be read.
+    #[error("reading {}{}: {reason}", article(.kind), at(.path))]
+    Import {
+        /// What kind of file it was taken for.
+        kind: &'static str,
+        /// The file, where there is one.
+        path: Option<PathBuf>,
+        /// What was found against what was expected.
+        reason: String,
+    },
+    /// A folder has no tokenizer.
+    #[error("looking for a tokenizer in {folder:?}: expected one of {}", .wanted.join(", "))]
+    NoTokenizer {
+        /// The folder.
+        folder: PathBuf,
+        /// Any of these would have served.
+        wanted: Vec<String>,
     },
     /// The encoder refused a text.
     #[error("encoding text that starts with {start:?}: {reason}")]
@@ -79,6 +97,24 @@ pub enum Error {
         /// Any of these would have served.
         wanted: Vec<String>,
     },
+    /// A chat template cannot be read, refuses a conversation, or cannot say what is to be learnt.
+    #[error("{action} the chat template {name:?}: {reason}")]
+    Template {
+        /// What was being done.
+        action: &'static str,
+        /// The template's name.
+        name: String,
+        /// What was found against what was expected.
+        reason: String,
+    },
+    /// There is no chat template of a name, or none that fits a tokenizer.
+    #[error("looking for a chat template: {found}, expected one of {}", .names.join(", "))]
+    NoTemplate {
+        /// What was found.
+        found: String,
+        /// The names there are.
+        names: Vec<&'static str>,
+    },
     /// A list of messages is not a conversation.
     #[error("rendering a conversation: message {index}: {reason}")]
     Conversation {
@@ -90,6 +126,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same error, of the file `path`, where it does not name one.
+    pub(crate) fn in_file(self, file: &Path) -> Self {
+        match self {
+            Self::Json { path: None, reason } => Self::Json { path: Some(file.into()), reason },
+            Self::Import { kind, path: None, reason } => {
+                Self::Import { kind, path: Some(file.into()), reason }
+            }
+            other => other,
+        }
+    }
+
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -105,6 +152,12 @@ impl Error {
                 "this tokenizer's ids cannot be turned back into exact bytes; use a model with a \
                  byte-level, SentencePiece or WordPiece tokenizer"
             }
+            Self::Import { .. } => {
+                "the file may be cut, or of another kind: lehr reads tokenizer.json, SentencePiece \
+                 models, tiktoken and tekken files, vocab.json with merges.txt, BERT's vocab.txt, \
+                 and the vocabularies of GGUF models"
+            }
+            Self::NoTokenizer { .. } => "copy the tokenizer's files beside the model",
             Self::Encode { .. } => {
                 "the vocabulary may lack an unknown token; a byte-level tokenizer encodes any text"
             }
@@ -118,13 +171,27 @@ impl Error {
                     wanted.join(" or ")
                 ));
             }
+            Self::Template { action: "reading", .. } => {
+                "expected a Jinja template as Hugging Face folders have it"
+            }
+            Self::Template { .. } => {
+                "another template can be named, or given as a file with the ending .jinja"
+            }
+            Self::NoTemplate { .. } => {
+                "name the template the model was trained with, or give its file with the ending .jinja"
+            }
             Self::Conversation { .. } => {
                 "a conversation is an optional system message first, then user and assistant in \
-                 turn, beginning with user"
+                 turn, beginning with user; results of tools follow the assistant that called them"
             }
         };
         Some(hint.to_owned())
     }
+}
+
+fn article(kind: &str) -> String {
+    let vowel = kind.starts_with(|c: char| "AEIOUaeiou".contains(c));
+    format!("{} {kind} file", if vowel { "an" } else { "a" })
 }
 
 fn at(path: &Option<PathBuf>) -> String {

@@ -1,7 +1,8 @@
 //! Text to token ids and back: training, encoding, decoding, chat rendering.
 //!
 //! The encoder and the trainer are Hugging Face's `tokenizers` crate, so a `tokenizer.json`
-//! gives the same ids here and there. On top of it this crate adds what a language-model program
+//! gives the same ids here and there, and so does every other kind of file that [`Tokenizer::open`]
+//! turns into one: SentencePiece, tiktoken, tekken, GPT-2's and BERT's. On top of it this crate adds what a language-model program
 //! needs: text that can never turn into a special token, exact bytes of every id, a decoder for
 //! streams that never splits a character, and one chat renderer for training and inference.
 //!
@@ -9,12 +10,20 @@
 
 mod alphabet;
 pub mod chat;
+mod check;
+mod encode;
 mod error;
+mod import;
+mod specials;
 mod stream;
+mod table;
 mod tokenizer;
 mod trainer;
 
+pub use encode::{EncodedPair, Framed};
 pub use error::{Error, Result};
+pub use import::{ChatGlm, TiktokenKind, TokenType, VocabParts};
+pub use specials::SpecialIds;
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
 pub use trainer::{DEFAULT_SPECIAL_TOKENS, Pattern, Trainer};

@@ -14,8 +14,8 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
-    pub(crate) fn new(tokenizer: Tokenizer) -> Self {
-        Self { tokenizer, pending: Vec::new(), at_start: true }
+    pub(crate) fn new(tokenizer: Tokenizer, at_start: bool) -> Self {
+        Self { tokenizer, pending: Vec::new(), at_start }
     }
 
     /// Takes the next id and returns the text that is now complete, often a whole word, sometimes
@@ -23,7 +23,7 @@ impl StreamDecoder {
     pub fn push(&mut self, id: u32) -> String {
         let mut bytes = self.tokenizer.bytes_of(id).unwrap_or_default();
         if self.at_start && !bytes.is_empty() {
-            bytes = self.tokenizer.without_first_space(bytes);
+            bytes = self.tokenizer.alphabet().at_start(bytes);
             self.at_start = false;
         }
         self.pending.extend_from_slice(bytes);
@@ -32,14 +32,17 @@ impl StreamDecoder {
 
     /// Ends the text: an unfinished character becomes U+FFFD.
     pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.pending).into_owned()
+        let rest = self.tokenizer.alphabet().at_end(&self.pending);
+        String::from_utf8_lossy(rest).into_owned()
     }
 
     fn take_whole_characters(&mut self) -> String {
+        // A space that decoding drops at the end of a text waits for what follows it.
+        let ready = self.tokenizer.alphabet().at_end(&self.pending).len();
         let mut text = String::new();
         let mut used = 0;
         loop {
-            let rest = &self.pending[used..];
+            let rest = &self.pending[used..ready];
             let (valid, bad) = match std::str::from_utf8(rest) {
                 Ok(_) => (rest.len(), None),
                 Err(error) => (error.valid_up_to(), error.error_len()),

@@ -1,4 +1,4 @@
-//! The tokenizer handle: loading, encoding, decoding.
+//! The tokenizer handle: loading, saving, decoding. Encoding is in `encode.rs`.
 
 use std::fmt;
 use std::path::Path;
@@ -8,23 +8,27 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::alphabet::Alphabet;
-use crate::{Error, Result, StreamDecoder};
-
-/// Bytes of text encoded at a time by [`Tokenizer::encode_batch`]: the encoder keeps about a
-/// hundred bytes of bookkeeping per token until a group is done.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// Unused ids that a vocabulary may have beyond its own size. Tables are as long as the largest id,
-/// so that a damaged file with one huge id would otherwise take all memory.
-const MAX_GAPS: usize = 1 << 16;
+use crate::check;
+use crate::encode::{Frame, Lookups, without_prefix};
+use crate::table::ByteTable;
+use crate::{Error, Result, SpecialIds, StreamDecoder};
 
 /// Names under which tokenizers keep the token that ends a document, most specific first.
-const END_OF_DOCUMENT: [&str; 6] =
-    ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[SEP]"];
+const END_OF_DOCUMENT: [&str; 8] = [
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|end▁of▁sentence|>",
+    "<｜end▁of▁sentence｜>",
+    "<eop>",
+    "[SEP]",
+];
 
 /// A trained tokenizer. Cloning is cheap: the vocabulary is shared.
 ///
-/// Nothing is ever added around a text: no begin or end token, no padding, no truncation.
+/// Nothing is added around a text or cut off it but by [`Tokenizer::encode_for_model`],
+/// [`Tokenizer::encode_framed`] and [`Tokenizer::encode_ended`], which say so.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
@@ -35,35 +39,28 @@ struct Inner {
     plain: HfTokenizer,
     /// Recognises special tokens in the text.
     special: HfTokenizer,
+    /// As `plain`, without the space that some tokenizers put before a text; made when needed.
+    continuing: OnceLock<HfTokenizer>,
+    alphabet: Alphabet,
     table: ByteTable,
-    strips_first_space: bool,
+    frame: Frame,
+    special_ids: SpecialIds,
+    lookups: Lookups,
+    high_bytes: OnceLock<Option<Vec<u32>>>,
     hash: OnceLock<String>,
 }
 
-/// The bytes of all tokens, end to end, and what each id is.
-struct ByteTable {
-    bytes: Vec<u8>,
-    /// `starts[id]..starts[id + 1]` are the bytes of `id`.
-    starts: Vec<usize>,
-    known: Vec<bool>,
-    special: Vec<bool>,
-}
-
 impl Tokenizer {
-    /// Loads a Hugging Face `tokenizer.json`.
+    /// Loads a Hugging Face `tokenizer.json`. [`open`](Self::open) reads other kinds too.
     ///
     /// # Errors
     /// The file cannot be read, is not a tokenizer, or has a decoder of an unknown kind.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file_error = |source| Error::File { action: "reading", path: path.into(), source };
-        let bytes = std::fs::read(path).map_err(file_error)?;
-        let json_error = |reason| Error::Json { path: Some(path.into()), reason };
-        let text = String::from_utf8(bytes).map_err(|error| json_error(error.to_string()))?;
-        Self::from_json(&text).map_err(|error| match error {
-            Error::Json { reason, .. } => json_error(reason),
-            other => other,
-        })
+        let bytes = read(path)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|error| Error::Json { path: None, reason: error.to_string() });
+        text.and_then(|text| Self::from_json(&text)).map_err(|error| error.in_file(path))
     }
 
     /// Reads the text of a `tokenizer.json`. Truncation and padding it may ask for are dropped.
@@ -71,12 +68,23 @@ impl Tokenizer {
     /// # Errors
     /// The text is not a tokenizer, or has a decoder of an unknown kind.
     pub fn from_json(json: &str) -> Result<Self> {
-        let tokenizer = HfTokenizer::from_bytes(json.as_bytes())
-            .map_err(|error| Error::Json { path: None, reason: error.to_string() })?;
-        Self::from_hf(tokenizer)
+        Self::from_json_with(json, |_| Ok(SpecialIds::default()))
     }
 
-    pub(crate) fn from_hf(mut tokenizer: HfTokenizer) -> Result<Self> {
+    /// As [`from_json`](Self::from_json); `adjust` may change the tokenizer and say what its special
+    /// tokens are for.
+    pub(crate) fn from_json_with(
+        json: &str,
+        adjust: impl FnOnce(&mut HfTokenizer) -> Result<SpecialIds>,
+    ) -> Result<Self> {
+        check::tokenizer_json(json)?;
+        let mut tokenizer = HfTokenizer::from_bytes(json.as_bytes())
+            .map_err(|error| Error::Json { path: None, reason: error.to_string() })?;
+        let special_ids = adjust(&mut tokenizer)?;
+        Self::from_hf(tokenizer, special_ids)
+    }
+
+    pub(crate) fn from_hf(mut tokenizer: HfTokenizer, special_ids: SpecialIds) -> Result<Self> {
         let json_error = |reason: String| Error::Json { path: None, reason };
         tokenizer.with_truncation(None).map_err(|error| json_error(error.to_string()))?;
         tokenizer.with_padding(None);
@@ -87,9 +95,20 @@ impl Tokenizer {
         let mut plain = tokenizer.clone();
         plain.set_encode_special_tokens(true);
         tokenizer.set_encode_special_tokens(false);
-        let strips_first_space = alphabet.strips_first_space();
-        let hash = OnceLock::new();
-        let inner = Inner { plain, special: tokenizer, table, strips_first_space, hash };
+        let find = |name: &str| tokenizer.token_to_id(name).filter(|&id| table.is_special(id));
+        let special_ids = special_ids.or_usual(find);
+        let inner = Inner {
+            frame: Frame::of(&plain),
+            lookups: Lookups::of(&plain, special_ids.unk),
+            plain,
+            special: tokenizer,
+            continuing: OnceLock::new(),
+            alphabet,
+            table,
+            special_ids,
+            high_bytes: OnceLock::new(),
+            hash: OnceLock::new(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -114,40 +133,7 @@ impl Tokenizer {
 
     /// Number of ids: the largest id plus one, special tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.inner.table.known.len()
-    }
-
-    /// Encodes text as plain text: what looks like a special token stays ordinary characters.
-    ///
-    /// # Errors
-    /// The vocabulary cannot express the text; a byte-level one can express any.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        encode(&self.inner.plain, text)
-    }
-
-    /// Encodes text in which the names of special tokens stand for the tokens. For text written by
-    /// the program itself, never for text of users.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode).
-    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
-        encode(&self.inner.special, text)
-    }
-
-    /// Encodes many texts as [`encode`](Self::encode) does, on all threads, in order.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode), for the first group of texts that fails.
-    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        let mut ids = Vec::with_capacity(texts.len());
-        for group in groups(texts, BATCH_BYTES) {
-            let encodings =
-                self.inner.plain.encode_batch_fast(group.to_vec(), false).map_err(|error| {
-                    Error::Encode { start: start_of(group[0]), reason: error.to_string() }
-                })?;
-            ids.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
-        }
-        Ok(ids)
+        self.inner.table.size()
     }
 
     /// The text of `ids`, special tokens included by name; bytes that are not UTF-8 become U+FFFD
@@ -160,7 +146,8 @@ impl Tokenizer {
     pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
         let bytes: Vec<u8> =
             ids.iter().filter_map(|&id| self.bytes_of(id)).flatten().copied().collect();
-        self.without_first_space(&bytes).to_vec()
+        let alphabet = self.alphabet();
+        alphabet.at_end(alphabet.at_start(&bytes)).to_vec()
     }
 
     /// The bytes of one id in the middle of a text; none for an id outside the vocabulary.
@@ -168,14 +155,18 @@ impl Tokenizer {
         self.bytes_of(id).map(<[u8]>::to_vec)
     }
 
+    /// The name of an id as the vocabulary writes it, as `Ġthe` or `▁the`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.special.id_to_token(id)
+    }
+
     /// The number of text bytes of each id, `[vocab_size]`; 0 for special tokens, which stand for
     /// no text. The weights of bits per byte.
     pub fn byte_lengths(&self) -> Vec<u32> {
-        let table = &self.inner.table;
-        let length = |id: usize| table.starts[id + 1] - table.starts[id];
-        let lengths = (0..table.known.len())
-            .map(|id| if table.special[id] { 0 } else { u32::try_from(length(id)).unwrap_or(0) });
-        lengths.collect()
+        let ids = 0..u32::try_from(self.vocab_size()).unwrap_or(u32::MAX);
+        let length = |id| self.bytes_of(id).map_or(0, <[u8]>::len);
+        ids.map(|id| if self.is_special(id) { 0 } else { u32::try_from(length(id)).unwrap_or(0) })
+            .collect()
     }
 
     /// The id of a special token, by name.
@@ -186,7 +177,32 @@ impl Tokenizer {
 
     /// Whether `id` is a special token.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.table.special.get(id as usize).copied().unwrap_or(false)
+        self.inner.table.is_special(id)
+    }
+
+    /// What the special tokens are for: as the files say, else by their usual names.
+    pub fn special_ids(&self) -> SpecialIds {
+        self.inner.special_ids
+    }
+
+    /// The ids that [`encode_for_model`](Self::encode_for_model) puts before a text.
+    pub fn prefix_ids(&self) -> &[u32] {
+        &self.inner.frame.before
+    }
+
+    /// The ids that [`encode_for_model`](Self::encode_for_model) puts after a text.
+    pub fn suffix_ids(&self) -> &[u32] {
+        &self.inner.frame.after
+    }
+
+    /// Whether the model was trained on texts that begin with a special token.
+    pub fn add_bos(&self) -> bool {
+        !self.prefix_ids().is_empty()
+    }
+
+    /// Whether the tokenizer puts a special token after a text.
+    pub fn add_eos(&self) -> bool {
+        !self.suffix_ids().is_empty()
     }
 
     /// The token that ends a document: `<|endoftext|>`, or the name other families give it.
@@ -194,17 +210,22 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer has none.
     pub fn end_of_document(&self) -> Result<u32> {
-        END_OF_DOCUMENT.iter().find_map(|name| self.special(name)).ok_or_else(|| {
-            Error::MissingSpecial {
-                action: "looking for the token that ends a document",
-                wanted: END_OF_DOCUMENT.map(str::to_owned).to_vec(),
-            }
+        let named = END_OF_DOCUMENT.iter().find_map(|name| self.special(name));
+        named.or(self.special_ids().eos).ok_or_else(|| Error::MissingSpecial {
+            action: "looking for the token that ends a document",
+            wanted: END_OF_DOCUMENT.map(str::to_owned).to_vec(),
         })
     }
 
     /// A decoder for ids that arrive one by one.
     pub fn stream_decoder(&self) -> StreamDecoder {
-        StreamDecoder::new(self.clone())
+        StreamDecoder::new(self.clone(), true)
+    }
+
+    /// A decoder for ids that continue a text, as those a model generates after a prompt: a space
+    /// at their start is kept, which at the start of a text some tokenizers drop.
+    pub fn continuing_decoder(&self) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), false)
     }
 
     /// SHA-256 of [`to_json`](Self::to_json), in hexadecimal. Token shards and checkpoints keep it
@@ -217,82 +238,60 @@ impl Tokenizer {
         self.inner.hash.get_or_init(compute).clone()
     }
 
-    pub(crate) fn bytes_of(&self, id: u32) -> Option<&[u8]> {
-        self.inner.table.get(id as usize)
+    /// The encoder that recognises special tokens.
+    pub(crate) fn hf(&self) -> &HfTokenizer {
+        &self.inner.special
     }
 
-    pub(crate) fn without_first_space<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
-        match bytes {
-            [b' ', rest @ ..] if self.inner.strips_first_space => rest,
-            _ => bytes,
-        }
+    /// Whether both are clones of one tokenizer.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
+
+    pub(crate) fn bytes_of(&self, id: u32) -> Option<&[u8]> {
+        self.inner.table.get(id)
+    }
+
+    pub(crate) fn alphabet(&self) -> &Alphabet {
+        &self.inner.alphabet
+    }
+
+    pub(crate) fn plain(&self) -> &HfTokenizer {
+        &self.inner.plain
+    }
+
+    pub(crate) fn recognising(&self) -> &HfTokenizer {
+        &self.inner.special
+    }
+
+    pub(crate) fn continuing(&self) -> &HfTokenizer {
+        self.inner.continuing.get_or_init(|| without_prefix(&self.inner.plain))
+    }
+
+    pub(crate) fn frame(&self) -> &Frame {
+        &self.inner.frame
+    }
+
+    pub(crate) fn lookups(&self) -> &Lookups {
+        &self.inner.lookups
+    }
+
+    /// The ids of the bytes from 0x80 on.
+    pub(crate) fn high_bytes(&self) -> Option<&[u32]> {
+        self.inner.high_bytes.get_or_init(|| self.inner.table.high_bytes()).as_deref()
+    }
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::File {
+        action: "reading",
+        path: path.into(),
+        source,
+    })
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
     }
-}
-
-impl ByteTable {
-    fn new(tokenizer: &HfTokenizer, alphabet: &Alphabet) -> Result<Self> {
-        let vocabulary = tokenizer.get_vocab(true);
-        let size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
-        if size > 2 * vocabulary.len() + MAX_GAPS {
-            let count = vocabulary.len();
-            let reason = format!("{count} tokens of which one has id {}", size - 1);
-            return Err(Error::Json { path: None, reason });
-        }
-        let mut tokens: Vec<Option<&str>> = vec![None; size];
-        for (token, &id) in &vocabulary {
-            tokens[id as usize] = Some(token);
-        }
-        let mut special = vec![false; size];
-        for (id, token) in tokenizer.get_added_tokens_decoder() {
-            special[id as usize] = token.special;
-        }
-        let mut bytes = Vec::new();
-        let mut starts = vec![0];
-        for token in &tokens {
-            bytes.extend(token.map(|token| alphabet.bytes(token)).unwrap_or_default());
-            starts.push(bytes.len());
-        }
-        Ok(Self { bytes, starts, known: tokens.iter().map(Option::is_some).collect(), special })
-    }
-
-    fn get(&self, id: usize) -> Option<&[u8]> {
-        let known = self.known.get(id).copied().unwrap_or(false);
-        known.then(|| &self.bytes[self.starts[id]..self.starts[id + 1]])
-    }
-}
-
-fn encode(tokenizer: &HfTokenizer, text: &str) -> Result<Vec<u32>> {
-    match tokenizer.encode_fast(text, false) {
-        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-        Err(error) => Err(Error::Encode { start: start_of(text), reason: error.to_string() }),
-    }
-}
-
-fn start_of(text: &str) -> String {
-    text.chars().take(40).collect()
-}
-
-/// Consecutive texts of about `bytes` bytes; a longer text is a group of its own.
-fn groups<'a, 'b>(
-    texts: &'a [&'b str],
-    bytes: usize,
-) -> impl Iterator<Item = &'a [&'b str]> + use<'a, 'b> {
-    let mut rest = texts;
-    std::iter::from_fn(move || {
-        let mut size = 0;
-        let fits = |text: &&&str| {
-            size += text.len();
-            size <= bytes
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (group, after) = rest.split_at(count);
-        rest = after;
-        (!group.is_empty()).then_some(group)
-    })
 }

@@ -13,7 +13,7 @@ use tokenizers::{
     SplitDelimiterBehavior, Tokenizer as HfTokenizer,
 };
 
-use crate::{Error, Result, Tokenizer};
+use crate::{Error, Result, SpecialIds, Tokenizer};
 
 /// The special tokens of a vocabulary trained here unless others are asked for, ids 0 to 4.
 pub const DEFAULT_SPECIAL_TOKENS: [&str; 5] =
@@ -99,7 +99,7 @@ impl Trainer {
         if !seen.into_inner() {
             return Err(Error::EmptyCorpus);
         }
-        Tokenizer::from_hf(tokenizer)
+        Tokenizer::from_hf(tokenizer, SpecialIds::default())
     }
 
     fn check(&self, pre_tokenizer: &PreTokenizerWrapper) -> Result<()> {

@@ -103,7 +103,7 @@ fn a_tokenizer_without_chat_tokens_is_refused() {
 #[test]
 fn generation_stops_at_the_end_of_the_turn_or_of_the_document() {
     let tokenizer = train(Pattern::Gpt4);
-    let stops = ChatTemplate::Lehr.stop_ids(&tokenizer).unwrap();
+    let stops = ChatTemplate::default().stop_ids(&tokenizer).unwrap();
     let names = [tokenizer.special("<|end|>"), tokenizer.special("<|endoftext|>")];
     assert_eq!(stops, names.map(Option::unwrap));
 }
@@ -113,5 +113,5 @@ fn messages_read_from_the_usual_json() {
     let json = r#"{"role": "assistant", "content": "hi"}"#;
     let message: Message = serde_json::from_str(json).unwrap();
     assert_eq!(message, Message::new(Role::Assistant, "hi"));
-    assert!(serde_json::from_str::<Message>(r#"{"role": "tool", "content": ""}"#).is_err());
+    assert!(serde_json::from_str::<Message>(r#"{"role": "robot", "content": ""}"#).is_err());
 }

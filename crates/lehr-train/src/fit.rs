@@ -177,6 +177,9 @@ pub fn fit_finetune(
 ) -> Result<Fitted> {
     let loaded = Loaded::open(model)?;
     let spec = loaded.model.spec();
+    if kind != DatasetKind::Labelled {
+        loaded.model.check_causal("training on the next token")?;
+    }
     let (objective, texts, prompts) = match kind {
         DatasetKind::Labelled => {
             let all = read_labelled(data, &LabelledFields::default())?;
@@ -206,7 +209,12 @@ pub fn fit_finetune(
     // Rows hold nearly all examples whole.
     let long = lengths[(lengths.len() - 1) * 98 / 100];
     let len = long.next_power_of_two().clamp(64, 512).min(spec.max_positions);
-    let epochs = if n_tokens < 2_000_000 { 4 } else { 2 };
+    // An encoder is published well trained and forgets it at the rates that suit our own models.
+    let (most_epochs, lr) = match loaded.model.is_causal() {
+        true => (4, (0.1 / spec.hidden_size as f64).min(5e-4)),
+        false => (3, (0.04 / spec.hidden_size as f64).min(5e-4)),
+    };
+    let epochs = if n_tokens < 2_000_000 { most_epochs } else { 2 };
     // Small sets take small batches, so that there are enough steps to learn from.
     let per_step = (n_tokens / 100).clamp(512, 8192);
     let rows = (per_step / len).max(1);
@@ -223,7 +231,7 @@ pub fn fit_finetune(
         tokenizer: TokenizerConfig::Model,
         model: ModelConfig::Load { path: model.display().to_string() },
         objective,
-        optimizer: adamw((0.1 / spec.hidden_size as f64).min(5e-4) as f32, 4.0),
+        optimizer: adamw(lr as f32, 4.0),
         schedule: ScheduleConfig::Cosine { warmup_steps: (steps / 10).max(1), min_ratio: 0.0 },
         train: TrainConfig { steps, rows, len, accumulation: 1 },
         eval: EvalConfig { every_steps: every, batches_max: 0 },
@@ -255,6 +263,7 @@ fn adamw(lr: f32, embedding_lr_ratio: f32) -> OptimizerConfig {
         weight_decay: 0.01,
         clip_norm: 2.0,
         embedding_lr_ratio,
+        in_backward: false,
     }
 }
 

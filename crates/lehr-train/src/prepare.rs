@@ -7,9 +7,9 @@ use lehr_data::{
     PretrainLoader, ReadOptions, SftLoader, read_conversations, read_documents, read_labelled,
     split_by_text, split_documents, tokenize_cached,
 };
-use lehr_infer::{Loaded, check_vocabulary, resolve_model_dir};
-use lehr_model::{Classifier, Config, Gpt2Config, LlamaConfig, Model};
-use lehr_tokenizer::chat::ChatTemplate;
+use lehr_infer::{Loaded, check_vocabulary, resolve_model_dir, template_of};
+use lehr_model::{Classifier, Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
+use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
 
 use crate::recipe::{DataConfig, ModelConfig, ObjectiveKind, TokenizerConfig};
@@ -80,8 +80,9 @@ fn prepare_next_token(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     ));
     let (train_options, validation_options) = options(recipe);
     let model = model(recipe, &tokenizer)?;
+    model.check_causal("training on the next token")?;
     Ok(Task {
-        objective: Box::new(LanguageModel::new(model, tokenizer, false)),
+        objective: Box::new(LanguageModel::new(model, tokenizer, None)),
         train: Box::new(PretrainLoader::new(train, train_options)?),
         validation: Box::new(PretrainLoader::new(validation, validation_options)?),
     })
@@ -105,8 +106,8 @@ fn prepare_chat(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task>
     let texts = || train.iter().flat_map(|c| c.messages.iter().map(|m| m.content.as_str()));
     let tokenizer = tokenizer(recipe, cache, texts, notes)?;
     let (train_options, validation_options) = options(recipe);
-    let template = ChatTemplate::default();
-    let train_loader = SftLoader::new(&train, &tokenizer, template, train_options)?;
+    let template = template(recipe, &tokenizer)?;
+    let train_loader = SftLoader::new(&train, &tokenizer, &template, train_options)?;
     notes(&format!(
         "data: {} conversations to learn from ({} cut at {} tokens, {} without an answer left \
          out), {} held out",
@@ -116,10 +117,11 @@ fn prepare_chat(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task>
         train_loader.dropped(),
         validation.len()
     ));
-    let validation = SftLoader::new(&validation, &tokenizer, template, validation_options)?;
+    let validation = SftLoader::new(&validation, &tokenizer, &template, validation_options)?;
     let model = model(recipe, &tokenizer)?;
+    model.check_causal("training on conversations")?;
     Ok(Task {
-        objective: Box::new(LanguageModel::new(model, tokenizer, true)),
+        objective: Box::new(LanguageModel::new(model, tokenizer, Some(template))),
         train: Box::new(train_loader),
         validation: Box::new(validation),
     })
@@ -227,6 +229,17 @@ fn tokenizer<'t, I: Iterator<Item = &'t str> + Send>(
     }
 }
 
+/// How conversations are written: as the loaded model does, if its tokenizer is kept; else as the
+/// tokenizer's special tokens tell.
+fn template(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    match (&recipe.tokenizer, &recipe.model) {
+        (TokenizerConfig::Model, ModelConfig::Load { path }) => {
+            Ok(template_of(&resolve_model_dir(Path::new(path))?, tokenizer)?)
+        }
+        _ => Ok(ChatTemplate::for_model(tokenizer, &TemplateParts::default())?),
+    }
+}
+
 /// The recipe's model, new or loaded, with a vocabulary that fits the tokenizer.
 fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     let vocab_size = tokenizer.vocab_size();
@@ -257,11 +270,10 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
             attention_bias: false,
             mlp_bias: false,
             hidden_act: "silu".to_owned(),
-            rope_theta: Some(10_000.0),
-            rope_scaling: None,
-            rope_parameters: None,
+            rope: RopeConfig::with_theta(10_000.0),
             bos_token_id: end,
             eos_token_id: end.map(Into::into),
+            pad_token_id: None,
         }),
         ModelConfig::Gpt2 { n_layers, hidden_size, n_heads, context, init_std } => {
             Config::Gpt2(Gpt2Config {

@@ -1,10 +1,11 @@
 //! The training loop.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use lehr_data::Batch;
-use lehr_tensor::inplace;
+use lehr_tensor::{Param, inplace};
 use serde_json::json;
 
 use crate::checkpoint::{self, Disk, Storage};
@@ -61,19 +62,14 @@ pub fn run_with_storage(
         let batches = session.next_batches()?;
         let n_targets: usize = batches.iter().map(|b| b.n_targets).sum();
 
-        // Forward and backward; dividing by the labels of the whole step makes the gradient
-        // independent of how the step is cut into micro-batches.
-        let mut loss = 0.0;
-        for batch in &batches {
-            let part = task.objective.loss(batch, n_targets.max(1) as f32)?;
-            loss += f64::from(part.item()?);
-            part.backward()?;
-        }
-
-        let grad_norm = session.grad_norm();
-        session.check_finite(loss, grad_norm)?;
+        // Dividing by the labels of the whole step makes the gradient independent of how the step
+        // is cut into micro-batches.
+        let normalizer = n_targets.max(1) as f32;
         let lr = session.learning_rate();
-        session.update(lr, grad_norm)?;
+        let (loss, grad_norm) = match session.updates_in_backward() {
+            false => session.step(&batches, normalizer, lr)?,
+            true => session.step_in_backward(&batches, normalizer, lr)?,
+        };
         let mut metrics = session.count(&batches, loss, grad_norm, lr, start);
 
         let step = session.state.step;
@@ -166,10 +162,71 @@ impl<'a> Session<'a> {
         (0..n).map(|i| Ok(self.task.train.batch(self.state.step * n + i)?)).collect()
     }
 
+    fn updates_in_backward(&self) -> bool {
+        let OptimizerConfig::Adamw { in_backward, .. } = self.recipe.optimizer;
+        in_backward
+    }
+
+    /// Forward and backward of all micro-batches, then one update by the clipped gradient. Returns
+    /// the loss and the gradient's norm before clipping.
+    fn step(&mut self, batches: &[Batch], normalizer: f32, lr: f32) -> Result<(f64, f64)> {
+        let mut loss = 0.0;
+        for batch in batches {
+            let part = self.task.objective.loss(batch, normalizer)?;
+            loss += f64::from(part.item()?);
+            part.backward()?;
+        }
+        let grad_norm = self.grad_norm();
+        self.check_finite(loss, grad_norm)?;
+        let OptimizerConfig::Adamw { clip_norm, .. } = self.recipe.optimizer;
+        let clips = clip_norm > 0.0 && grad_norm > f64::from(clip_norm);
+        let scale = if clips { (f64::from(clip_norm) / grad_norm) as f32 } else { 1.0 };
+        let params = self.task.objective.model().params();
+        self.optimizer.step(params, lr, scale)?;
+        params.clear_grads();
+        Ok((loss, grad_norm))
+    }
+
+    /// The same with every parameter updated as soon as backward has its gradient, which is then
+    /// forgotten: there is never room for the whole gradient, and so no clipping and one batch.
+    fn step_in_backward(
+        &mut self,
+        batches: &[Batch],
+        normalizer: f32,
+        lr: f32,
+    ) -> Result<(f64, f64)> {
+        let (mut loss, mut squares) = (0.0, 0.0);
+        for batch in batches {
+            let part = self.task.objective.loss(batch, normalizer)?;
+            loss += f64::from(part.item()?);
+            self.check_finite(loss, 0.0)?;
+            let params = self.task.objective.model().params();
+            self.optimizer.begin(lr, 1.0);
+            let mut update = |param: &Param| -> Result<()> {
+                let Some(grad) = param.grad() else { return Ok(()) };
+                let square = inplace::sum_of_squares(grad.data());
+                drop(grad);
+                squares += square;
+                if square.is_finite() {
+                    self.optimizer.update(param)?;
+                    param.clear_grad();
+                }
+                Ok(())
+            };
+            let by_id: HashMap<_, _> = params.params().iter().map(|p| (p.id(), p)).collect();
+            part.backward_each(|id| by_id.get(&id).map_or(Ok(()), |param| update(param)))?;
+            // What backward could not tell to be complete.
+            params.params().iter().try_for_each(update)?;
+            // A parameter whose gradient is no number was left as it is, with that gradient.
+            self.check_finite(loss, squares.sqrt())?;
+        }
+        Ok((loss, squares.sqrt()))
+    }
+
     /// The norm of the whole gradient.
     fn grad_norm(&self) -> f64 {
         let params = self.task.objective.model().params().params();
-        let squares = params.iter().filter_map(lehr_tensor::Param::grad);
+        let squares = params.iter().filter_map(Param::grad);
         squares.map(|g| inplace::sum_of_squares(g.data())).sum::<f64>().sqrt()
     }
 
@@ -196,22 +253,10 @@ impl<'a> Session<'a> {
     }
 
     fn first_bad_gradient(&self) -> String {
-        let bad = |p: &&lehr_tensor::Param| {
-            p.grad().is_some_and(|g| !inplace::sum_of_squares(g.data()).is_finite())
-        };
+        let bad =
+            |p: &&Param| p.grad().is_some_and(|g| !inplace::sum_of_squares(g.data()).is_finite());
         let params = self.task.objective.model().params().params();
         params.iter().find(bad).map_or_else(|| "all".to_owned(), |p| p.name().to_owned())
-    }
-
-    /// Clips and runs the optimiser, then forgets the gradients.
-    fn update(&mut self, lr: f32, grad_norm: f64) -> Result<()> {
-        let OptimizerConfig::Adamw { clip_norm, .. } = self.recipe.optimizer;
-        let clips = clip_norm > 0.0 && grad_norm > f64::from(clip_norm);
-        let scale = if clips { (f64::from(clip_norm) / grad_norm) as f32 } else { 1.0 };
-        let params = self.task.objective.model().params();
-        self.optimizer.step(params, lr, scale)?;
-        params.clear_grads();
-        Ok(())
     }
 
     /// Advances the state by one step and gathers its numbers.

@@ -144,7 +144,7 @@ fn store(golden: &Golden) -> ParamStore {
         Tensor::from_slice(&golden.values(key), shape).map(Some).map_err(|e| e.to_string())
     };
     let mut store = ParamStore::default();
-    let source = Source::Load { load: &load, seed: 0 };
+    let source = Source::Load { load: &load, stored: None, seed: 0 };
     let mut p = ParamBuilder::new(&mut store, &source);
     p.param("matrix", [5, 7], Init::Constant(0.0)).unwrap();
     p.param("vector", [33], Init::Constant(0.0)).unwrap();
@@ -186,6 +186,7 @@ fn matrices_decay_vectors_do_not_and_embeddings_learn_at_their_own_rate() {
         weight_decay: rule.weight_decay,
         clip_norm: 0.0,
         embedding_lr_ratio: 3.0,
+        in_backward: false,
     };
     let store = store(&golden);
     let mut optimizer = lehr_train::AdamW::new(&config, &store).unwrap();

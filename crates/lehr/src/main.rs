@@ -32,6 +32,10 @@ enum Command {
     Chat(cmd::chat::Args),
     /// Label texts with a fine-tuned classifier
     Classify(cmd::classify::Args),
+    /// Turn texts into vectors that tell what the texts are about
+    Embed(cmd::embed::Args),
+    /// Show what a model is: sizes, memory, tokenizer, files
+    Inspect(cmd::inspect::Args),
     /// Compare a model with what its reference implementation computed
     Verify(cmd::verify::Args),
     /// Measure speed
@@ -46,6 +50,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => cmd::generate::run(&args),
         Command::Chat(args) => cmd::chat::run(&args),
         Command::Classify(args) => cmd::classify::run(&args),
+        Command::Embed(args) => cmd::embed::run(&args),
+        Command::Inspect(args) => cmd::inspect::run(&args),
         Command::Verify(args) => cmd::verify::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
     };

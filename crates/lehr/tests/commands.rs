@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use common::{
-    copy_folder, finish, json_lines, lehr, model_goldens, newest_checkpoint, pretrain, run,
+    copy_folder, fails, finish, json_lines, lehr, model_goldens, newest_checkpoint, pretrain, run,
     succeeds, weights_and_moments, write_chat, write_labelled, write_text,
 };
 use serde_json::Value;
@@ -42,7 +42,9 @@ fn every_golden_model_is_verified() {
         let json = one_json(&succeeds(dir.path(), &["verify", &model, &file, "--json"]));
         assert_eq!(json["passed"], true);
         let checks = json["checks"].as_array().unwrap();
-        for item in ["logits", "loss", "greedy", "cached"] {
+        let encoder = golden.ends_with("bert");
+        let last = if encoder { vec!["hidden"] } else { vec!["greedy", "cached"] };
+        for item in [vec!["logits", "loss"], last].concat() {
             assert!(checks.iter().any(|c| c["item"] == item), "{model}: no {item}");
         }
         assert!(
@@ -228,6 +230,100 @@ fn labels_are_learnt_and_classify_gives_them_with_probabilities() {
     assert!(shown.starts_with("bad\t") && shown.lines().count() == 2, "{shown}");
     let long = run(dir, &["classify", "labels", "-t", &"glass 1234 ".repeat(60)]);
     assert!(long.code == Some(0) && long.err.contains("its end is cut"), "{long:#?}");
+}
+
+/// A tiny encoder in the files of sentence-transformers.
+fn encoder() -> String {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lehr-infer/tests/embedder");
+    dir.canonicalize().unwrap().display().to_string()
+}
+
+#[test]
+fn texts_become_vectors_in_every_form_of_output() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, model) = (scratch.path(), encoder());
+    let texts = ["the glass cools", "", "玻璃"];
+    let args: Vec<&str> = texts.iter().flat_map(|text| ["-t", text]).collect();
+    let embed = |more: &[&str]| succeeds(dir, &[&["embed", &model], more].concat());
+    let records = json_lines(&embed(&[&args[..], &["--json"]].concat()));
+    assert_eq!(records.len(), 3);
+    let vector = |record: &Value| -> Vec<f64> {
+        let numbers = record["embedding"].as_array().unwrap();
+        numbers.iter().map(|n| n.as_f64().unwrap()).collect()
+    };
+    for (record, text) in records.iter().zip(texts) {
+        assert_eq!(record["text"], text);
+        let length: f64 = vector(record).iter().map(|x| x * x).sum();
+        assert!(vector(record).len() == 32 && (length - 1.0).abs() < 1e-6);
+    }
+    // Lines of standard input.
+    let mut command = lehr(dir);
+    command.args(["embed", &model, "--json"]);
+    let ran = finish(command, "the glass cools\n\n玻璃\n".as_bytes());
+    assert_eq!(json_lines(&ran.out), records, "{ran:#?}");
+    // For people.
+    let shown = embed(&args);
+    let cosine = vector(&records[0]).into_iter().zip(vector(&records[2])).map(|(a, b)| a * b);
+    assert!(shown.contains(&format!("{:6.2}", cosine.sum::<f64>())), "{shown}");
+    assert!(shown.contains("32 numbers") && shown.lines().count() == 5, "{shown}");
+    assert_eq!(shown.matches("  1.00").count(), 3, "{shown}");
+    // Files: what is blank has no vector, what is there has its name.
+    fs::write(dir.join("in.jsonl"), "{\"text\":\"the glass cools\"}\n{\"text\":\" \"}\n").unwrap();
+    assert!(embed(&["--data", "in.jsonl", "--out", "v.jsonl"]).starts_with("1 vectors of 32"));
+    let written = one_json(&fs::read_to_string(dir.join("v.jsonl")).unwrap());
+    assert_eq!(written["embedding"], records[0]["embedding"]);
+    embed(&["--data", "in.jsonl", "--out", "v.safetensors", "--json"]);
+    let bytes = fs::read(dir.join("v.safetensors")).unwrap();
+    let header = String::from_utf8_lossy(&bytes);
+    assert!(header.contains("\"embeddings\"") && header.contains("in.jsonl:1"), "{header}");
+    let first = f32::from_le_bytes(*bytes[bytes.len() - 128..].first_chunk().unwrap());
+    assert_eq!(f64::from(first), vector(&records[0])[0]);
+    // A decoder gives vectors too, of its last token.
+    let shown = succeeds(shared(), &["embed", "base", "-t", "glass", "-t", ""]);
+    assert!(shown.contains("16 numbers, the last token"), "{shown}");
+    let cut =
+        run(dir, &["embed", &model, "-t", &"no ".repeat(30), "-t", "no", "--max-tokens", "9"]);
+    assert!(cut.err.contains("1 of 2 texts are longer than 9 tokens"), "{cut:#?}");
+}
+
+#[test]
+fn an_encoder_learns_labels_and_refuses_what_decoders_do() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, model) = (scratch.path(), encoder());
+    // Its tokens are letters, and it takes 40 of them.
+    let line = |i: usize| match i % 2 {
+        0 => format!("{{\"text\":\"lens {i} is lovely\",\"label\":\"good\"}}\n"),
+        _ => format!("{{\"text\":\"lens {i} is cracked\",\"label\":\"bad\"}}\n"),
+    };
+    fs::write(dir.join("labelled.jsonl"), (0..60).map(line).collect::<String>()).unwrap();
+    let args = ["finetune", "--model", &model, "--data", "labelled.jsonl", "--out", "labels"];
+    let sets = ["train.steps=60", "schedule.warmup_steps=6", "optimizer.lr=0.01"];
+    let sets: Vec<_> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
+    let said = succeeds(dir, &[&args[..], &sets].concat());
+    assert!(said.contains("accuracy") && said.contains("next: lehr classify labels"), "{said}");
+    let lines = succeeds(dir, &["classify", "labels", "-t", "lens is cracked", "-t", "lovely"]);
+    let labels: Vec<_> = lines.lines().map(|line| line.split('\t').next().unwrap()).collect();
+    assert_eq!(labels, ["bad", "good"]);
+    let config = fs::read_to_string(newest_checkpoint(&dir.join("labels")).join("config.json"));
+    assert!(config.unwrap().contains("BertForSequenceClassification"));
+    // The classifier is an encoder still, and can be trained further.
+    succeeds(dir, &["embed", "labels", "-t", "glass"]);
+    let more = ["finetune", "--model", "labels", "--data", "labelled.jsonl", "--out", "more"];
+    succeeds(
+        dir,
+        &[&more[..], &["--set", "train.steps=1", "--set", "schedule.warmup_steps=1"]].concat(),
+    );
+    write_text(dir, 40);
+    write_chat(dir, 20);
+    for args in [
+        &["generate", &model, "-p", "x"][..],
+        &["chat", &model, "-p", "x"],
+        &["finetune", "--model", &model, "--data", "text.txt", "--out", "out"],
+        &["finetune", "--model", &model, "--data", "chat.jsonl", "--out", "out"],
+    ] {
+        fails(dir, args, &["the model is an encoder (BertModel)", "lehr embed"]);
+    }
+    assert!(!dir.join("out").exists(), "a run was begun");
 }
 
 #[test]

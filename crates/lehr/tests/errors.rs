@@ -336,6 +336,22 @@ fn impossible_sampling_is_refused() {
 }
 
 #[test]
+fn what_embed_cannot_do_is_said() {
+    let dir = shared();
+    let many: Vec<&str> = (0..11).flat_map(|_| ["-t", "x"]).collect();
+    fails(dir, &[&["embed", "base"][..], &many].concat(), &["11 texts are too many", "--json"]);
+    fails(
+        dir,
+        &["embed", "base", "-t", "x", "--out", "v.csv"],
+        &["v.csv", ".safetensors or .jsonl"],
+    );
+    fails(dir, &["embed", "base"], &["there is no text", "-t TEXT"]);
+    fails(dir, &["embed", "base", "--data", "nothing.txt"], &["nothing.txt"]);
+    fails(dir, &["embed", "nothing", "-t", "x"], &["nothing", "no such file"]);
+    fails(dir, &["embed", "base", "-t", "x", "--out", "no/v.jsonl"], &["no/v.jsonl"]);
+}
+
+#[test]
 fn what_is_no_classifier_and_what_is_no_text_is_refused() {
     let dir = shared();
     fails(dir, &["classify", "base", "-t", "x"], &["not a classifier", "lehr finetune"]);
@@ -348,12 +364,22 @@ fn what_is_no_classifier_and_what_is_no_text_is_refused() {
 fn verify_refuses_what_does_not_belong_together() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
-    let goldens = model_goldens();
-    let [gpt2, llama] = [&goldens[0], &goldens[1]].map(|g| g.display().to_string());
+    let golden = |name: &str| {
+        let found = model_goldens().into_iter().find(|golden| golden.ends_with(name));
+        found.unwrap().display().to_string()
+    };
+    let [gpt2, llama, bert] = ["gpt2", "llama", "bert"].map(golden);
     let golden = format!("{gpt2}/golden.safetensors");
     fails(dir, &["verify", &llama, &golden], &["belongs to no parameter"]);
     let weights = format!("{llama}/model.safetensors");
     fails(dir, &["verify", &llama, &weights], &["model.safetensors", "`input_ids` is missing"]);
+    // A classifier's weights hold an encoder without the head that gives logits of tokens.
+    let classifier = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lehr-model/tests/classifier");
+    let classifier = classifier.display().to_string();
+    let file = |folder: &str| format!("{folder}/golden.safetensors");
+    let says = ["computing logits", "hold no language-model head"];
+    fails(dir, &["verify", &classifier, &file(&classifier)], &says);
+    fails(dir, &["verify", &classifier, &file(&bert)], &["input_ids has", "ids are 0..50"]);
     write(dir, "text.safetensors", "this is text, not tensors");
     fails(dir, &["verify", &llama, "text.safetensors"], &["text.safetensors"]);
 }

@@ -48,8 +48,9 @@ impl LabelSet {
 
 /// Batches of labelled texts, packed several to a row, each a segment of its own.
 ///
-/// A text ends with the end-of-document token, at which the class is read: its flat index is in
-/// `class_positions`. Rows are packed full, so that batches hold nearly equal numbers of tokens
+/// A text has the tokens around it that the tokenizer puts there, and ends with the end-of-document
+/// token, whose flat index is in `class_positions`: a decoder reads the class there, an encoder at
+/// the segment's first token. Rows are packed full, so that batches hold nearly equal numbers of tokens
 /// rather than of texts. Each example appears exactly once an epoch.
 #[derive(Debug, Clone)]
 pub struct ClassLoader {
@@ -87,19 +88,16 @@ impl ClassLoader {
         let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
         let mut truncated = 0;
         let mut encoded = Vec::with_capacity(examples.len());
-        for (index, mut ids) in tokenizer.encode_batch(&texts)?.into_iter().enumerate() {
+        for (index, framed) in tokenizer.encode_ended(&texts, options.len)?.into_iter().enumerate()
+        {
             let label = &examples[index].label;
             let class = labels.class(label).ok_or_else(|| Error::UnknownLabel {
                 index,
                 label: label.clone(),
                 known: labels.names.clone(),
             })?;
-            if ids.len() >= options.len {
-                ids.truncate(options.len - 1);
-                truncated += 1;
-            }
-            ids.push(end);
-            encoded.push(Example { ids, class });
+            truncated += usize::from(framed.is_cut);
+            encoded.push(Example { ids: framed.ids, class });
         }
         let lengths: Vec<usize> = encoded.iter().map(|example| example.ids.len()).collect();
         let packing = Packing::new(&lengths, options.len);

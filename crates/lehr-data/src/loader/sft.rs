@@ -37,7 +37,7 @@ impl SftLoader {
     pub fn new(
         conversations: &[Conversation],
         tokenizer: &Tokenizer,
-        template: ChatTemplate,
+        template: &ChatTemplate,
         options: LoaderOptions,
     ) -> Result<Self> {
         options.check()?;

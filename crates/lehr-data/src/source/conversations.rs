@@ -119,7 +119,7 @@ fn turns(record: &Record, list: &str, role: &str, content: &str) -> Result<Vec<M
                 "message {index} has role {role:?}, expected \"system\", \"user\" or \"assistant\""
             ))
         })?;
-        Ok(Message { role, content: text(content)? })
+        Ok(Message::new(role, text(content)?))
     };
     items.iter().enumerate().map(turn).collect()
 }

@@ -6,7 +6,7 @@ use lehr_tensor::ops::linear::WeightLayout::InOut;
 use lehr_tensor::{ParamBuilder, Tensor, no_grad};
 use serde::{Deserialize, Serialize};
 
-use super::{CausalLm, Spec, Tokens, check_room, divides, positive};
+use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
 use crate::nn::{Embedding, LayerNorm, Linear};
 use crate::{Error, KvCache, Result};
 
@@ -65,8 +65,11 @@ fn yes() -> bool {
     true
 }
 
-impl Gpt2Config {
-    pub(super) fn validate(&self) -> Result<()> {
+impl FamilyConfig for Gpt2Config {
+    const MODEL_TYPE: &'static str = "gpt2";
+    const CLASS: &'static str = "GPT2LMHeadModel";
+
+    fn validate(&self) -> Result<()> {
         positive("vocab_size", self.vocab_size)?;
         positive("n_positions", self.n_positions)?;
         positive("n_layer", self.n_layer)?;
@@ -75,6 +78,30 @@ impl Gpt2Config {
         self.activation().map(drop)
     }
 
+    fn spec(&self) -> Spec {
+        Spec {
+            n_layers: self.n_layer,
+            n_heads: self.n_head,
+            n_kv_heads: self.n_head,
+            head_dim: self.n_embd / self.n_head.max(1),
+            hidden_size: self.n_embd,
+            vocab_size: self.vocab_size,
+            max_positions: self.n_positions,
+        }
+    }
+
+    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+        Ok(Box::new(Gpt2::build(self, p)?))
+    }
+
+    fn checkpoint_names(&self, name: &str) -> Vec<String> {
+        // The first GPT-2 files lack the prefix.
+        let short = name.strip_prefix("transformer.").unwrap_or(name);
+        vec![name.to_owned(), short.to_owned()]
+    }
+}
+
+impl Gpt2Config {
     fn activation(&self) -> Result<Activation> {
         match self.activation_function.as_str() {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
@@ -84,18 +111,6 @@ impl Gpt2Config {
             other => {
                 Err(Error::config("activation_function", other, "gelu_new, gelu, relu or silu"))
             }
-        }
-    }
-
-    pub(super) fn spec(&self) -> Spec {
-        Spec {
-            n_layers: self.n_layer,
-            n_heads: self.n_head,
-            n_kv_heads: self.n_head,
-            head_dim: self.n_embd / self.n_head.max(1),
-            hidden_size: self.n_embd,
-            vocab_size: self.vocab_size,
-            max_positions: self.n_positions,
         }
     }
 }
@@ -183,7 +198,7 @@ pub struct Gpt2 {
 }
 
 impl Gpt2 {
-    pub(super) fn build(config: &Gpt2Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &Gpt2Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
         let (d, std) = (config.n_embd, config.initializer_range);
         let mut root = p.at("transformer");
         let wte = Embedding::build(&mut root.at("wte"), config.vocab_size, d, std)?;
@@ -226,7 +241,7 @@ impl Gpt2 {
     }
 }
 
-impl CausalLm for Gpt2 {
+impl Architecture for Gpt2 {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

@@ -77,4 +77,13 @@ impl Tokens {
             None => Mask::causal(),
         }
     }
+
+    /// The mask of an encoder: every token sees its whole segment.
+    #[must_use]
+    pub(crate) fn bidirectional_mask(&self) -> Mask {
+        match &self.segment_starts {
+            Some(starts) => Mask::bidirectional().with_segments(starts.clone()),
+            None => Mask::bidirectional(),
+        }
+    }
 }

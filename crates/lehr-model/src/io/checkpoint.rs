@@ -1,45 +1,119 @@
-//! Weights in safetensors files: one file, or several under an index.
+//! The weights of a model, wherever they lie: named tensors in mapped files.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use half::{bf16, f16};
-use lehr_tensor::{Shape, Tensor};
-use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use lehr_tensor::quant::{Owner, QMatrix, WeightFormat};
+use lehr_tensor::{Shape, StoredShape, Tensor};
+use memmap2::{Mmap, MmapMut};
 use serde_json::Value;
 
-use super::read_json;
-use crate::{Error, Result};
+use super::change::{Change, model_rows};
+use super::gguf::{self, Metadata};
+pub(crate) use super::strided::Strides;
+use super::{pickle, read_json, safetensors_file};
+use crate::{Error, Result, StoredTensor};
 
 /// The weights of a folder or file, read in place.
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<WeightFile>,
-    /// Tensor name to file and entry.
-    index: BTreeMap<String, (usize, TensorInfo)>,
+    /// Tensor name to where its numbers lie.
+    index: BTreeMap<String, Entry>,
+    /// What a GGUF file says about itself.
+    gguf: Option<GgufHead>,
 }
 
-struct WeightFile {
-    path: PathBuf,
-    map: Mmap,
-    /// Where the tensor data begins.
-    data_start: usize,
+struct GgufHead {
+    metadata: Metadata,
+    config: Value,
+}
+
+pub(crate) struct WeightFile {
+    pub(crate) path: PathBuf,
+    pub(crate) map: Arc<Mmap>,
+}
+
+/// One tensor of a file, as the file describes it. Whoever makes one has checked that the bytes lie
+/// within the file and are those of the shape.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// Which of the checkpoint's files.
+    pub(crate) file: usize,
+    pub(crate) dtype: FileDtype,
+    pub(crate) shape: Vec<usize>,
+    /// Where in the file its bytes begin.
+    pub(crate) offset: usize,
+    /// Up to where its bytes reach.
+    pub(crate) n_bytes: usize,
+    /// How the file's numbers differ from the tensor's. `shape` is the tensor's.
+    pub(crate) change: Change,
+    /// None: row-major, the last dimension contiguous.
+    pub(crate) strides: Option<Strides>,
+}
+
+/// What the numbers of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileDtype {
+    /// Weights.
+    Weights(WeightFormat),
+    F64,
+    I64,
+    I32,
+    /// Anything else, by the name the file gives it: it can be listed, not read.
+    Other(&'static str),
+}
+
+impl std::fmt::Display for FileDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Weights(format) => write!(f, "{format:?}"),
+            Self::Other(name) => f.write_str(name),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// Whether two shapes are the same but for extents of 1 in front, which GGUF files leave out.
+fn same_shape(a: &[usize], b: &[usize]) -> bool {
+    let short = |shape: &[usize]| shape.iter().take_while(|extent| **extent == 1).count();
+    a[short(a)..] == b[short(b)..]
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors` or `model.safetensors.index.json` of a folder, or one file.
+    /// Opens one file, or the weights of a folder: the first there is of `model.safetensors`,
+    /// `model.safetensors.index.json`, `pytorch_model.bin`, `pytorch_model.bin.index.json` and
+    /// `consolidated.00.pth`. What a file is, its contents say: safetensors, PyTorch or GGUF, of
+    /// which the tensors get the names of their family.
+    ///
+    /// Of a PyTorch file nothing is run. Weights are the outermost dict, or the one in it under
+    /// `state_dict`, `model_state_dict`, `model` or `module` if it has no tensors itself; dicts in
+    /// dicts are joined with dots.
     ///
     /// # Errors
     /// If there is none or one is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let mut checkpoint =
-            Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new() };
+            Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new(), gguf: None };
         for file in weight_files(path)? {
             checkpoint.add(file)?;
         }
         Ok(checkpoint)
+    }
+
+    /// Reads every tensor once, as floats or ids, and forgets it; how many could be read. What a
+    /// file claims is then known to be there.
+    #[must_use]
+    pub fn read_all(&self) -> usize {
+        let read = |name: &&str| {
+            let shape = self.shape(name).filter(|shape| shape.len() <= Shape::RANK_MAX);
+            let tensor = shape.is_some_and(|shape| self.tensor(name, shape.into()).is_ok());
+            tensor || self.ids(name).is_ok()
+        };
+        self.names().filter(read).count()
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
@@ -47,19 +121,92 @@ impl Checkpoint {
         // SAFETY: the map is read only; whoever changes the file under a running program changes
         // numbers, which are checked for range nowhere and for validity never: any bits are floats.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("mapping", &path))?;
-        let damaged = |e: safetensors::SafeTensorError| Error::Format {
-            path: path.clone(),
-            reason: format!("not a whole safetensors file ({} bytes): {e}", map.len()),
-            hint: Some("copy or download the file again: it may have been cut".to_owned()),
-        };
-        let (header_len, header): (usize, Metadata) =
-            SafeTensors::read_metadata(&map).map_err(damaged)?;
-        let data_start = 8 + header_len;
-        for (name, info) in header.tensors() {
-            self.index.insert(name, (self.files.len(), info.clone()));
+        self.add_mapped(path, map)
+    }
+
+    fn add_mapped(&mut self, path: PathBuf, map: Mmap) -> Result<()> {
+        let file = self.files.len();
+        if gguf::is_gguf(&map) {
+            let contents = gguf::open(&path, &map, file)?;
+            self.add_entries(&path, contents.entries)?;
+            self.gguf = Some(GgufHead { metadata: contents.metadata, config: contents.config });
+        } else {
+            let entries = match () {
+                // Some length of a header begins like a pickle, so this comes first.
+                () if safetensors_file::recognises(&map) => safetensors_file::entries,
+                () if pickle::recognises(&map) => pickle::entries,
+                () => return Err(unknown_format(&path, &map)),
+            };
+            self.index.extend(entries(&path, &map, file)?);
         }
-        self.files.push(WeightFile { path, map, data_start });
+        self.files.push(WeightFile { path, map: Arc::new(map) });
         Ok(())
+    }
+
+    fn add_entries(&mut self, path: &Path, entries: Vec<(String, Entry)>) -> Result<()> {
+        for (name, entry) in entries {
+            if !entry.change.fits(&entry.shape) {
+                let reason = format!("`{name}` has shape {:?}, no whole heads", entry.shape);
+                return Err(Error::format(path, reason));
+            }
+            if self.index.insert(name.clone(), entry).is_some() {
+                return Err(Error::format(path, format!("`{name}` is there twice")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the GGUF file says about itself, if it is one.
+    #[must_use]
+    pub fn gguf_metadata(&self) -> Option<&Metadata> {
+        self.gguf.as_ref().map(|gguf| &gguf.metadata)
+    }
+
+    /// The `config.json` of the model in a GGUF file, if it is one.
+    #[must_use]
+    pub fn gguf_config(&self) -> Option<&Value> {
+        self.gguf.as_ref().map(|gguf| &gguf.config)
+    }
+
+    /// A matrix of 16 or fewer bits as it lies in its file, for computing with it as it is; `None`
+    /// if there is none of that name and shape, or its numbers must be changed first.
+    #[must_use]
+    pub fn matrix(&self, name: &str, shape: StoredShape) -> Option<QMatrix> {
+        let entry = self.index.get(name)?;
+        let FileDtype::Weights(format) = entry.dtype else { return None };
+        let StoredShape { rows, cols, transposed } = shape;
+        let ours = if transposed { [cols, rows] } else { [rows, cols] };
+        if format == WeightFormat::F32 || entry.strides.is_some() || entry.shape != ours {
+            return None;
+        }
+        let file = &self.files[entry.file];
+        let range = entry.offset..entry.offset + entry.n_bytes;
+        let (owner, range): (Owner, _) = match entry.change {
+            Change::None if !transposed => (Arc::clone(&file.map) as Owner, range),
+            Change::Transposed if transposed => (Arc::clone(&file.map) as Owner, range),
+            // Whole rows move, so blocks stay as they are.
+            Change::InterleavedRows { heads } if !transposed => {
+                let moved = model_rows(&file.map[range], rows, heads);
+                let range = 0..moved.len();
+                (Arc::new(moved), range)
+            }
+            _ => return None,
+        };
+        QMatrix::new(format, rows, cols, owner, range, Vec::new()).ok()
+    }
+
+    /// One file of weights in memory; `path` is its name in errors.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut checkpoint =
+            Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new(), gguf: None };
+        let mut map = MmapMut::map_anon(bytes.len()).map_err(Error::io("mapping", path))?;
+        map.copy_from_slice(bytes);
+        let map = map.make_read_only().map_err(Error::io("mapping", path))?;
+        checkpoint.add_mapped(path.to_owned(), map)?;
+        Ok(checkpoint)
     }
 
     /// Whether there is a tensor of that name.
@@ -73,78 +220,92 @@ impl Checkpoint {
         self.index.keys().map(String::as_str)
     }
 
+    /// What lies in the files, by name.
+    pub fn stored(&self) -> impl Iterator<Item = StoredTensor> {
+        self.index.iter().map(|(name, entry)| StoredTensor {
+            name: name.clone(),
+            shape: entry.shape.clone(),
+            format: entry.dtype.to_string(),
+            n_bytes: entry.n_bytes as u64,
+        })
+    }
+
     /// The shape of a tensor.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.index.get(name).map(|(_, info)| info.shape.as_slice())
+        self.index.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// A float tensor (f32, f16 or bf16) as f32.
+    /// A float tensor in any weight format, as f32.
     ///
     /// # Errors
     /// If it is missing, has another shape or is not of floats.
     pub fn tensor(&self, name: &str, shape: Shape) -> Result<Tensor> {
-        let (path, info, bytes) = self.entry(name)?;
-        if info.shape != *shape {
-            let reason = format!("`{name}` has shape {:?}, the model expects {shape}", info.shape);
+        let (path, entry, bytes) = self.entry(name)?;
+        if !same_shape(&entry.shape, &shape) {
+            let reason = format!("`{name}` has shape {:?}, the model expects {shape}", entry.shape);
             return Err(Error::format(path, reason));
         }
         let mut out = Tensor::uninit(shape, lehr_tensor::DType::F32)?;
-        let values = out.data_mut().iter_mut();
-        match info.dtype {
-            Dtype::F32 => {
-                values.zip(bytes.as_chunks().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b));
+        match entry.dtype {
+            FileDtype::Weights(format) => {
+                entry.change.dequantize(format, &bytes, &entry.shape, out.data_mut());
             }
-            Dtype::F16 => {
-                values
-                    .zip(bytes.as_chunks().0)
-                    .for_each(|(v, b)| *v = f16::from_le_bytes(*b).to_f32());
-            }
-            Dtype::BF16 => {
-                values
-                    .zip(bytes.as_chunks().0)
-                    .for_each(|(v, b)| *v = bf16::from_le_bytes(*b).to_f32());
+            FileDtype::F64 => {
+                let values = out.data_mut().iter_mut().zip(bytes.as_chunks().0);
+                values.for_each(|(v, b)| *v = f64::from_le_bytes(*b) as f32);
             }
             other => {
-                let reason = format!("`{name}` holds {other:?}, expected F32, F16 or BF16");
+                let reason = format!("`{name}` holds {other}, expected floats in a known format");
                 return Err(Error::format(path, reason));
             }
         }
         Ok(out)
     }
 
-    /// An integer tensor (i64 or i32) as i32, in its own shape.
+    /// An integer tensor (i64, i32 or u8) as i32, in its own shape.
     ///
     /// # Errors
     /// If it is missing, not of integers or has values beyond i32.
     pub fn ids(&self, name: &str) -> Result<Tensor> {
-        let (path, info, bytes) = self.entry(name)?;
-        let values: Option<Vec<i32>> = match info.dtype {
-            Dtype::I64 => bytes
+        let (path, entry, bytes) = self.entry(name)?;
+        let values: Option<Vec<i32>> = match entry.dtype {
+            FileDtype::I64 => bytes
                 .as_chunks()
                 .0
                 .iter()
                 .map(|b| i32::try_from(i64::from_le_bytes(*b)).ok())
                 .collect(),
-            Dtype::I32 => {
+            FileDtype::I32 => {
                 Some(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
             }
+            FileDtype::Other("U8") => Some(bytes.iter().copied().map(i32::from).collect()),
             _ => None,
         };
         let Some(values) = values else {
-            let reason = format!("`{name}` holds {:?}, expected I64 or I32 ids", info.dtype);
+            let reason = format!("`{name}` holds {}, expected I64 or I32 ids", entry.dtype);
             return Err(Error::format(path, reason));
         };
-        Ok(Tensor::from_ids(&values, &info.shape)?)
+        if entry.shape.len() > Shape::RANK_MAX {
+            let (found, limit) = (entry.shape.len(), Shape::RANK_MAX);
+            let reason = format!("`{name}` has {found} dimensions, expected at most {limit}");
+            return Err(Error::format(path, reason));
+        }
+        Ok(Tensor::from_ids(&values, &entry.shape)?)
     }
 
-    fn entry(&self, name: &str) -> Result<(&Path, &TensorInfo, &[u8])> {
-        let Some((file, info)) = self.index.get(name) else {
+    /// A tensor's file, description and numbers in row-major order.
+    fn entry(&self, name: &str) -> Result<(&Path, &Entry, Cow<'_, [u8]>)> {
+        let Some(entry) = self.index.get(name) else {
             return Err(Error::format(&self.path, self.missing(name)));
         };
-        let file = &self.files[*file];
-        let (from, to) = info.data_offsets;
-        Ok((&file.path, info, &file.map[file.data_start + from..file.data_start + to]))
+        let file = &self.files[entry.file];
+        let bytes = &file.map[entry.offset..entry.offset + entry.n_bytes];
+        let bytes = match &entry.strides {
+            None => Cow::Borrowed(bytes),
+            Some(strides) => Cow::Owned(strides.gather(bytes, &entry.shape)),
+        };
+        Ok((&file.path, entry, bytes))
     }
 
     /// What to say about a tensor that is not there.
@@ -169,32 +330,61 @@ impl Checkpoint {
     }
 }
 
+fn unknown_format(path: &Path, bytes: &[u8]) -> Error {
+    let hint = match bytes.starts_with(b"version https://git-lfs") {
+        true => "it stands for a file in git-lfs: fetch that with `git lfs pull`",
+        false => "copy or download the file again: it may have been cut, or be something else",
+    };
+    let n = bytes.len();
+    Error::Format {
+        path: path.to_owned(),
+        reason: format!("not a whole safetensors file, nor one of PyTorch or GGUF ({n} bytes)"),
+        hint: Some(hint.to_owned()),
+    }
+}
+
 fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     if std::fs::metadata(path).map_err(Error::io("opening", path))?.is_file() {
         return Ok(vec![path.to_owned()]);
     }
-    let single = path.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
+    let there = |name: &str| Some(path.join(name)).filter(|path| path.is_file());
+    for name in ["model.safetensors", "pytorch_model.bin"] {
+        if let Some(single) = there(name) {
+            return Ok(vec![single]);
+        }
+        if let Some(index) = there(&format!("{name}.index.json")) {
+            return shards(path, &index);
+        }
     }
-    let index_path = path.join("model.safetensors.index.json");
-    if !index_path.is_file() {
-        return Err(Error::Format {
+    match (there("consolidated.00.pth"), there("consolidated.01.pth")) {
+        (Some(single), None) => Ok(vec![single]),
+        (Some(_), Some(_)) => Err(Error::Format {
             path: path.to_owned(),
-            reason: "found neither model.safetensors nor model.safetensors.index.json".to_owned(),
+            reason: "found consolidated.00.pth and more: every tensor is cut in parts".to_owned(),
+            hint: Some("use the model's Hugging Face folder, which has whole tensors".to_owned()),
+        }),
+        (None, _) => Err(Error::Format {
+            path: path.to_owned(),
+            reason: "found neither model.safetensors nor pytorch_model.bin (nor their \
+                     .index.json) nor consolidated.00.pth"
+                .to_owned(),
             hint: Some("give a run directory or a Hugging Face folder".to_owned()),
-        });
+        }),
     }
-    let json = read_json(&index_path)?;
+}
+
+/// The files that the index of a sharded model names.
+fn shards(path: &Path, index_path: &Path) -> Result<Vec<PathBuf>> {
+    let json = read_json(index_path)?;
     let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::format(&index_path, "`weight_map` is missing"));
+        return Err(Error::format(index_path, "`weight_map` is missing"));
     };
     let mut names: Vec<_> = map.values().filter_map(Value::as_str).collect();
     names.sort_unstable();
     names.dedup();
     // A name with a path in it would read files outside of the folder.
     if let Some(bad) = names.iter().find(|n| Path::new(n).file_name() != Some(n.as_ref())) {
-        return Err(Error::format(&index_path, format!("`{bad}` is not a plain file name")));
+        return Err(Error::format(index_path, format!("`{bad}` is not a plain file name")));
     }
     Ok(names.into_iter().map(|name| path.join(name)).collect())
 }

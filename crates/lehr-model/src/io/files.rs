@@ -39,19 +39,28 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// If it cannot be written; the old file is then untouched.
 pub fn write_parts<'a>(path: &Path, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+    write_stream(path, |out| {
+        let mut parts = parts;
+        parts.try_for_each(|part| out.write_all(part)).map_err(Error::io("writing", path))
+    })
+}
+
+/// [`write_file`] for contents that are made as they are written.
+///
+/// # Errors
+/// If they cannot be made or written; the old file is then untouched.
+pub fn write_stream(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let beside = path.with_file_name(name);
-    let write = || {
-        let mut file = File::create(&beside)?;
-        for part in parts {
-            file.write_all(part)?;
-        }
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
+    let whole = || {
+        let mut file = File::create(&beside).map_err(Error::io("writing", path))?;
+        write(&mut file)?;
+        file.sync_all()
+            .and_then(|()| std::fs::rename(&beside, path))
+            .map_err(Error::io("writing", path))
     };
-    write().map_err(|source| {
+    whole().inspect_err(|_| {
         let _ = std::fs::remove_file(&beside);
-        Error::io("writing", path)(source)
     })
 }

@@ -1,9 +1,21 @@
 //! Checkpoint files.
 
+mod change;
 mod checkpoint;
 mod files;
+mod folder;
+pub mod gguf;
+mod pickle;
+mod safetensors_file;
+mod shards;
+mod source;
+mod strided;
 mod tensor_file;
 
 pub use checkpoint::Checkpoint;
-pub use files::{read_json, write_file, write_json, write_parts};
+pub use files::{read_json, write_file, write_json, write_parts, write_stream};
+pub use folder::FloatFormat;
+pub(crate) use folder::write_folder;
+pub use shards::{ShardRule, Shards};
+pub use source::ModelSource;
 pub use tensor_file::TensorFile;

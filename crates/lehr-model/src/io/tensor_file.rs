@@ -1,6 +1,6 @@
 //! Writing safetensors without a second copy of the weights.
 
-use lehr_tensor::{ParamStore, Tensor};
+use lehr_tensor::{ParamStore, Shape, Tensor};
 use serde_json::{Map, Value, json};
 
 /// A safetensors file about to be written: the header, and the tensors it describes, in order.
@@ -16,24 +16,8 @@ impl TensorFile {
     /// Describes named float tensors; `metadata` is text for the reader.
     #[must_use]
     pub fn new(tensors: Vec<(String, Tensor)>, metadata: &[(&str, &str)]) -> Self {
-        let mut entries = Map::new();
-        let text: Map<_, _> =
-            metadata.iter().map(|(k, v)| ((*k).to_owned(), Value::from(*v))).collect();
-        entries.insert("__metadata__".to_owned(), text.into());
-        let mut offset = 0;
-        for (name, tensor) in &tensors {
-            let end = offset + 4 * tensor.shape().n_elements();
-            let entry = json!({
-                "dtype": "F32", "shape": tensor.shape().to_vec(), "data_offsets": [offset, end],
-            });
-            entries.insert(name.clone(), entry);
-            offset = end;
-        }
-        let mut text = Value::from(entries).to_string().into_bytes();
-        // The numbers begin at a multiple of 8, so that a reader can map them as they are.
-        text.resize(text.len().next_multiple_of(8), b' ');
-        let mut header = (text.len() as u64).to_le_bytes().to_vec();
-        header.extend(text);
+        let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()));
+        let header = safetensors_head(named, ("F32", 4), metadata);
         Self { header, tensors: tensors.into_iter().map(|(_, t)| t).collect() }
     }
 
@@ -50,4 +34,32 @@ impl TensorFile {
         let numbers = self.tensors.iter().map(|t| bytemuck::cast_slice(t.data()));
         std::iter::once(self.header.as_slice()).chain(numbers)
     }
+}
+
+/// Everything before the numbers of a safetensors file: tensors one after the other, all of one
+/// `dtype`, given by its name and its bytes per number.
+pub(crate) fn safetensors_head<'a>(
+    tensors: impl Iterator<Item = (&'a str, Shape)>,
+    (dtype, n_bytes): (&str, usize),
+    metadata: &[(&str, &str)],
+) -> Vec<u8> {
+    let mut entries = Map::new();
+    let text: Map<_, _> =
+        metadata.iter().map(|(k, v)| ((*k).to_owned(), Value::from(*v))).collect();
+    entries.insert("__metadata__".to_owned(), text.into());
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        let end = offset + n_bytes * shape.n_elements();
+        let entry = json!({
+            "dtype": dtype, "shape": shape.to_vec(), "data_offsets": [offset, end],
+        });
+        entries.insert(name.to_owned(), entry);
+        offset = end;
+    }
+    let mut text = Value::from(entries).to_string().into_bytes();
+    // The numbers begin at a multiple of 8, so that a reader can map them as they are.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut head = (text.len() as u64).to_le_bytes().to_vec();
+    head.extend(text);
+    head
 }

@@ -1,10 +1,10 @@
 //! The lookup table of tokens or positions.
 
-use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor};
+use lehr_tensor::{Init, ParamBuilder, Result, Tensor, Weight};
 
 /// A table `[V, D]` of which rows are picked.
 pub struct Embedding {
-    weight: Param,
+    weight: Weight,
 }
 
 impl Embedding {
@@ -13,12 +13,12 @@ impl Embedding {
     /// # Errors
     /// If the source of parameters fails.
     pub fn build(p: &mut ParamBuilder<'_>, rows: usize, width: usize, std: f32) -> Result<Self> {
-        Ok(Self { weight: p.param("weight", [rows, width], Init::Normal(std))? })
+        Ok(Self { weight: p.matrix("weight", [rows, width], false, Init::Normal(std))? })
     }
 
     /// The table, for a head tied to it.
     #[must_use]
-    pub fn weight(&self) -> Param {
+    pub fn weight(&self) -> Weight {
         self.weight.clone()
     }
 
@@ -27,6 +27,9 @@ impl Embedding {
     /// # Errors
     /// If an id is outside of the table.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        self.weight.tensor().embedding(ids)
+        match &self.weight {
+            Weight::Param(table) => table.tensor().embedding(ids),
+            Weight::Stored(table) => table.embedding(ids),
+        }
     }
 }

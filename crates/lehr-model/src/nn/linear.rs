@@ -1,16 +1,16 @@
 //! The affine layer, the only place a weight matrix is applied.
 
 use lehr_tensor::ops::linear::WeightLayout;
-use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor};
+use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor, Weight};
 
 use lehr_tensor::ops::activation::Activation;
 
 /// `y = x Wᵀ + bias`.
 ///
-/// Architectures know nothing of how the weight is stored or adapted: whatever replaces the dense
-/// weight later does so in here.
+/// Architectures know nothing of how the weight is stored or adapted: a weight in few bits is
+/// multiplied as it is, and whatever else replaces the dense weight later does so in here.
 pub struct Linear {
-    weight: Param,
+    weight: Weight,
     layout: WeightLayout,
     bias: Option<Param>,
 }
@@ -31,7 +31,8 @@ impl Linear {
             WeightLayout::OutIn => [n_out, n_in],
             WeightLayout::InOut => [n_in, n_out],
         };
-        let weight = p.param("weight", shape, Init::Normal(std))?;
+        let transposed = layout == WeightLayout::InOut;
+        let weight = p.matrix("weight", shape, transposed, Init::Normal(std))?;
         let bias = match bias {
             true => Some(p.param("bias", [n_out], Init::Constant(0.0))?),
             false => None,
@@ -41,14 +42,26 @@ impl Linear {
 
     /// A layer over an existing `[out, in]` matrix: a head tied to the embedding.
     #[must_use]
-    pub fn tied(weight: Param) -> Self {
+    pub fn tied(weight: Weight) -> Self {
         Self { weight, layout: WeightLayout::OutIn, bias: None }
     }
 
-    /// The weight as a tensor.
+    /// The same layer with `bias` `[out]`.
     #[must_use]
-    pub fn weight(&self) -> Tensor {
-        self.weight.tensor()
+    pub fn with_bias(self, bias: Param) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
+    /// The bias as a tensor, if there is one.
+    #[must_use]
+    pub fn bias(&self) -> Option<Tensor> {
+        self.bias.as_ref().map(Param::tensor)
+    }
+
+    /// The weight.
+    #[must_use]
+    pub fn weight(&self) -> &Weight {
+        &self.weight
     }
 
     /// `x [.., I]` to `[.., O]`.
@@ -56,8 +69,11 @@ impl Linear {
     /// # Errors
     /// If the width of `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(Param::tensor);
-        x.linear(&self.weight.tensor(), self.layout, bias.as_ref())
+        let bias = self.bias();
+        match &self.weight {
+            Weight::Param(w) => x.linear(&w.tensor(), self.layout, bias.as_ref()),
+            Weight::Stored(w) => x.linear_q(w, bias.as_ref()),
+        }
     }
 
     /// `forward(act(x))` without keeping `act(x)` for backward.
@@ -65,8 +81,11 @@ impl Linear {
     /// # Errors
     /// If the width of `x` does not fit.
     pub fn forward_activated(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(Param::tensor);
-        x.act_linear(act, &self.weight.tensor(), self.layout, bias.as_ref())
+        let bias = self.bias();
+        match &self.weight {
+            Weight::Param(w) => x.act_linear(act, &w.tensor(), self.layout, bias.as_ref()),
+            Weight::Stored(w) => x.activation(act)?.linear_q(w, bias.as_ref()),
+        }
     }
 
     /// `forward(act(gate) ⊙ up)` without keeping the product for backward.
@@ -74,7 +93,10 @@ impl Linear {
     /// # Errors
     /// If the widths do not fit.
     pub fn forward_gated(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(Param::tensor);
-        gate.gated_linear(up, act, &self.weight.tensor(), self.layout, bias.as_ref())
+        let bias = self.bias();
+        match &self.weight {
+            Weight::Param(w) => gate.gated_linear(up, act, &w.tensor(), self.layout, bias.as_ref()),
+            Weight::Stored(w) => gate.gated(up, act)?.linear_q(w, bias.as_ref()),
+        }
     }
 }

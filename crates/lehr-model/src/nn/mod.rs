@@ -2,8 +2,10 @@
 
 mod embedding;
 mod linear;
+mod mlp;
 mod norm;
 
 pub use embedding::Embedding;
 pub use linear::Linear;
+pub use mlp::GatedMlp;
 pub use norm::{LayerNorm, RmsNorm};

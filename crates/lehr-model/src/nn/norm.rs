@@ -2,10 +2,12 @@
 
 use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor};
 
-/// Root-mean-square normalisation with a learned scale.
+/// Root-mean-square normalisation with a learned scale: the weight, or one more than it.
 pub struct RmsNorm {
     weight: Param,
     eps: f32,
+    /// Added to the weight.
+    offset: f32,
 }
 
 impl RmsNorm {
@@ -14,7 +16,20 @@ impl RmsNorm {
     /// # Errors
     /// If the source of parameters fails.
     pub fn build(p: &mut ParamBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
-        Ok(Self { weight: p.param("weight", [width], Init::Constant(1.0))?, eps })
+        Self::with_offset(p, width, eps, 0.0)
+    }
+
+    /// A norm that scales by `1 + weight` (Gemma); the weight starts at 0.
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub fn build_one_plus(p: &mut ParamBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
+        Self::with_offset(p, width, eps, 1.0)
+    }
+
+    fn with_offset(p: &mut ParamBuilder<'_>, width: usize, eps: f32, offset: f32) -> Result<Self> {
+        let weight = p.param("weight", [width], Init::Constant(1.0 - offset))?;
+        Ok(Self { weight, eps, offset })
     }
 
     /// Normalises each row of `x [.., D]`.
@@ -22,7 +37,7 @@ impl RmsNorm {
     /// # Errors
     /// If the width does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.rms_norm(&self.weight.tensor(), self.eps, 0.0)
+        x.rms_norm(&self.weight.tensor(), self.eps, self.offset)
     }
 
     /// `(x + delta, norm(x + delta))` in one pass.
@@ -30,7 +45,7 @@ impl RmsNorm {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward_add(&self, x: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
-        x.add_rms_norm(delta, &self.weight.tensor(), self.eps, 0.0)
+        x.add_rms_norm(delta, &self.weight.tensor(), self.eps, self.offset)
     }
 }
 

@@ -63,7 +63,8 @@ unsafe impl Sync for Block {}
 impl Block {
     /// Takes `bytes` bytes (rounded up to whole cache lines). The contents are unspecified.
     pub(crate) fn take(bytes: usize) -> Result<Self> {
-        let bytes = bytes.max(1).next_multiple_of(ALIGN);
+        // What overflows is more than there is, as it stands.
+        let bytes = bytes.max(1).checked_next_multiple_of(ALIGN).unwrap_or(bytes);
         let Some(mut state) = lock() else {
             return Err(Error::OutOfMemory { asked_bytes: bytes, used_bytes: 0, limit_bytes: 0 });
         };
@@ -196,5 +197,6 @@ mod tests {
     #[test]
     fn an_impossible_request_is_an_error() {
         assert!(matches!(Block::take(1 << 60), Err(Error::OutOfMemory { .. })));
+        assert!(matches!(Block::take(usize::MAX), Err(Error::OutOfMemory { .. })));
     }
 }

@@ -32,7 +32,7 @@ impl Element for half::bf16 {
 impl CpuBuffer {
     /// Room for `len` elements with unspecified values.
     pub(crate) fn uninit(dtype: DType, len: usize) -> Result<Self> {
-        Ok(Self { block: Block::take(len * dtype.size())?, dtype, len })
+        Ok(Self { block: Block::take(len.saturating_mul(dtype.size()))?, dtype, len })
     }
 
     pub(crate) fn dtype(&self) -> DType {

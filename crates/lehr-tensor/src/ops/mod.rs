@@ -34,6 +34,7 @@ ops!(
     layer_norm,
     linear,
     linear_cross_entropy,
+    linear_q,
     rms_norm,
     rope,
     slice,

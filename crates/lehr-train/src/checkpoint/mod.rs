@@ -9,6 +9,7 @@ mod storage;
 use std::path::{Path, PathBuf};
 
 use lehr_model::io::{Checkpoint, TensorFile};
+use lehr_tokenizer::chat::ChatTemplate;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 pub use storage::{Disk, Storage};
@@ -121,6 +122,9 @@ pub fn save_at(
     let mut writer = Writer { storage, dir: beside.clone(), files: Vec::new() };
     writer.write_text("config.json", &format!("{:#}\n", objective.config_json()))?;
     writer.write_text("tokenizer.json", &objective.tokenizer().to_json())?;
+    for (name, text) in objective.template().map(ChatTemplate::files).unwrap_or_default() {
+        writer.write_text(name, &text)?;
+    }
     writer.write("model.safetensors", &mut objective.weights().parts())?;
     let moments = TensorFile::new(optimizer.state(), &[]);
     writer.write("optimizer.safetensors", &mut moments.parts())?;

@@ -8,6 +8,7 @@ use lehr_infer::{ChatSession, Generator, Limits, Sampler, Sampling};
 use lehr_model::Model;
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
+use lehr_tokenizer::chat::ChatTemplate;
 
 use super::{Objective, tokens_of};
 use crate::Result;
@@ -16,14 +17,14 @@ use crate::Result;
 pub struct LanguageModel {
     model: Model,
     tokenizer: Tokenizer,
-    chat: bool,
+    template: Option<ChatTemplate>,
 }
 
 impl LanguageModel {
-    /// Trains `model`; samples are answers if `chat`, else continuations.
+    /// Trains `model`; samples are answers if conversations have a `template`, else continuations.
     #[must_use]
-    pub fn new(model: Model, tokenizer: Tokenizer, chat: bool) -> Self {
-        Self { model, tokenizer, chat }
+    pub fn new(model: Model, tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
+        Self { model, tokenizer, template }
     }
 }
 
@@ -46,6 +47,10 @@ impl Objective for LanguageModel {
         &self.tokenizer
     }
 
+    fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
     fn sample(
         &self,
         prompt: &str,
@@ -57,8 +62,8 @@ impl Objective for LanguageModel {
         let mut sampler = Sampler::new(sampling)?;
         let mut limits = Limits { max_tokens: Some(max_tokens), ..Limits::default() };
         let mut ignore = |_: &str| ControlFlow::Continue(());
-        if self.chat {
-            let mut session = ChatSession::new(&self.model, &self.tokenizer, None)?;
+        if let Some(template) = &self.template {
+            let mut session = ChatSession::new(&self.model, &self.tokenizer, template, None)?;
             return Ok(Some(session.answer(prompt, &mut sampler, &limits, &mut ignore)?.text));
         }
         limits.stop_ids.extend(self.tokenizer.end_of_document().ok());

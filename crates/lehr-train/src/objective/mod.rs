@@ -10,6 +10,7 @@ use lehr_model::io::TensorFile;
 use lehr_model::{Model, Tokens};
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
+use lehr_tokenizer::chat::ChatTemplate;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -33,6 +34,11 @@ pub trait Objective {
 
     /// Its tokenizer.
     fn tokenizer(&self) -> &Tokenizer;
+
+    /// The template of conversations, for objectives that learn them.
+    fn template(&self) -> Option<&ChatTemplate> {
+        None
+    }
 
     /// A text generated after `prompt`, for objectives that make texts.
     ///

@@ -1,5 +1,7 @@
 //! AdamW with decay groups.
 
+use std::collections::HashMap;
+
 use lehr_tensor::{Param, ParamStore, Shape, Tensor, inplace};
 
 use super::Optimizer;
@@ -8,8 +10,12 @@ use crate::recipe::OptimizerConfig;
 
 /// AdamW. Parameters of two or more dimensions decay; norms and biases do not.
 pub struct AdamW {
-    config: OptimizerConfig,
+    /// The rule of the update that was begun, for a matrix.
+    rule: inplace::AdamW,
+    embedding_lr_ratio: f32,
     moments: Vec<Moments>,
+    /// Name of the parameter to its moments.
+    index: HashMap<String, usize>,
     n_updates: u64,
 }
 
@@ -25,16 +31,18 @@ impl AdamW {
     /// # Errors
     /// If there is no memory for it.
     pub fn new(config: &OptimizerConfig, params: &ParamStore) -> Result<Self> {
+        let OptimizerConfig::Adamw {
+            lr, beta1, beta2, eps, weight_decay, embedding_lr_ratio, ..
+        } = *config;
+        let rule = inplace::AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale: 1.0, step: 0 };
         let moments = |p: &Param| {
             let zeros = || Tensor::zeros(p.shape());
             Ok(Moments { name: p.name().to_owned(), m: zeros()?, v: zeros()? })
         };
         let trainable = params.params().iter().filter(|p| p.is_trainable());
-        Ok(Self {
-            config: *config,
-            moments: trainable.map(moments).collect::<Result<_>>()?,
-            n_updates: 0,
-        })
+        let moments: Vec<_> = trainable.map(moments).collect::<Result<_>>()?;
+        let index = moments.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
+        Ok(Self { rule, embedding_lr_ratio, moments, index, n_updates: 0 })
     }
 }
 
@@ -44,35 +52,27 @@ fn is_embedding(name: &str) -> bool {
 }
 
 impl Optimizer for AdamW {
-    fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()> {
-        let OptimizerConfig::Adamw { beta1, beta2, eps, weight_decay, embedding_lr_ratio, .. } =
-            self.config;
+    fn begin(&mut self, lr: f32, grad_scale: f32) {
         self.n_updates += 1;
-        let rule = inplace::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay: 0.0,
-            grad_scale,
-            step: self.n_updates,
+        (self.rule.lr, self.rule.grad_scale, self.rule.step) = (lr, grad_scale, self.n_updates);
+    }
+
+    fn update(&mut self, param: &Param) -> Result<()> {
+        let Some(moments) = self.index.get(param.name()).map(|i| &mut self.moments[*i]) else {
+            return Ok(());
         };
-        for moments in &mut self.moments {
-            let Some(param) = params.get(&moments.name) else { continue };
-            let decays = param.shape().len() >= 2;
-            let rule = inplace::AdamW {
-                lr: if is_embedding(param.name()) { lr * embedding_lr_ratio } else { lr },
-                weight_decay: if decays { weight_decay } else { 0.0 },
-                ..rule
-            };
-            let (m, v) = (moments.m.data_mut(), moments.v.data_mut());
-            param.update(|value, grad| {
-                // A parameter the loss did not reach is left as it is.
-                if let Some(grad) = grad {
-                    inplace::adamw(value, grad, m, v, rule);
-                }
-            })?;
-        }
+        let is_embedding = is_embedding(param.name());
+        let rule = inplace::AdamW {
+            lr: if is_embedding { self.rule.lr * self.embedding_lr_ratio } else { self.rule.lr },
+            weight_decay: if param.shape().len() >= 2 { self.rule.weight_decay } else { 0.0 },
+            ..self.rule
+        };
+        let (m, v) = (moments.m.data_mut(), moments.v.data_mut());
+        param.update(|value, grad| {
+            if let Some(grad) = grad {
+                inplace::adamw(value, grad, m, v, rule);
+            }
+        })?;
         Ok(())
     }
 

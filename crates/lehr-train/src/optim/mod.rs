@@ -3,18 +3,31 @@
 mod adamw;
 
 pub use adamw::AdamW;
-use lehr_tensor::{ParamStore, Tensor};
+use lehr_tensor::{Param, ParamStore, Tensor};
 
 use crate::Result;
 use crate::recipe::OptimizerConfig;
 
 /// Changes the parameters of a store by their gradients.
 pub trait Optimizer: Send {
-    /// One update with learning rate `lr`; gradients are multiplied by `grad_scale` first.
+    /// Begins an update with learning rate `lr`; gradients are multiplied by `grad_scale` first.
+    fn begin(&mut self, lr: f32, grad_scale: f32);
+
+    /// Changes one parameter by its gradient, as part of the update that was begun. A parameter
+    /// without a gradient, or without state, is left as it is.
+    ///
+    /// # Errors
+    /// If the parameter is still in use by a graph.
+    fn update(&mut self, param: &Param) -> Result<()>;
+
+    /// One whole update.
     ///
     /// # Errors
     /// If a parameter is still in use by a graph.
-    fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()>;
+    fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()> {
+        self.begin(lr, grad_scale);
+        params.params().iter().try_for_each(|param| self.update(param))
+    }
 
     /// The state as named tensors, for a checkpoint.
     fn state(&self) -> Vec<(String, Tensor)>;

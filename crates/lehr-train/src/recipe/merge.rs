@@ -33,6 +33,24 @@ pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// For "unknown field `x`" where an override changed the kind of the section that has `x`: removes
+/// it, as a setting of the kind before, and says so. What an override set itself stays an error.
+pub(super) fn drop_stale(table: &mut Table, message: &str, overrides: &[String]) -> bool {
+    let unknown = message.strip_prefix("unknown field `").and_then(|m| m.split_once('`'));
+    let Some((unknown, _)) = unknown else { return false };
+    let keys = || overrides.iter().filter_map(|o| Some(o.split_once('=')?.0.trim()));
+    for section in keys().filter_map(|key| key.strip_suffix(".kind")) {
+        let set = format!("{section}.{unknown}");
+        if keys().all(|key| key != set)
+            && let Some(Value::Table(section)) = table.get_mut(section)
+            && section.remove(unknown).is_some()
+        {
+            return true;
+        }
+    }
+    false
+}
+
 /// For "unknown field `x`, expected one of `a`, `b`": the nearest of those expected.
 pub(super) fn suggestion(message: &str) -> Option<String> {
     let (unknown, expected) = message.strip_prefix("unknown field `")?.split_once('`')?;

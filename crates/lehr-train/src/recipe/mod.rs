@@ -69,13 +69,18 @@ impl Recipe {
                 )
             })?;
         }
-        // Back to text, so that an error shows the line with the override in it.
-        let resolved = toml::to_string(&table).map_err(|e| fault(e.to_string(), None))?;
-        let source = if overrides.is_empty() { text } else { &resolved };
-        let recipe: Self = toml::from_str(source).map_err(|e| {
-            let hint = merge::suggestion(e.message());
-            fault(e.to_string().trim_end().to_owned(), hint)
-        })?;
+        let recipe: Self = loop {
+            // Back to text, so that an error shows the line with the override in it.
+            let resolved = toml::to_string(&table).map_err(|e| fault(e.to_string(), None))?;
+            match toml::from_str(if overrides.is_empty() { text } else { &resolved }) {
+                Ok(recipe) => break recipe,
+                Err(e) if merge::drop_stale(&mut table, e.message(), overrides) => {}
+                Err(e) => {
+                    let hint = merge::suggestion(e.message());
+                    return Err(fault(e.to_string().trim_end().to_owned(), hint));
+                }
+            }
+        };
         recipe.validate()?;
         Ok(recipe)
     }

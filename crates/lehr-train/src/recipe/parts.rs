@@ -128,6 +128,9 @@ pub enum OptimizerConfig {
         /// Embedding tables learn this many times as fast: a row is touched by few tokens of a
         /// batch, and a short run must move it far.
         embedding_lr_ratio: f32,
+        /// Each parameter is updated as soon as backward has its gradient, whose memory is then
+        /// free. It excludes clipping and accumulation, which need the whole gradient.
+        in_backward: bool,
     },
 }
 
@@ -234,6 +237,7 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
         weight_decay,
         clip_norm,
         embedding_lr_ratio: ratio,
+        in_backward,
     } = recipe.optimizer;
     check(lr.is_finite() && lr >= 0.0, "optimizer.lr", &lr, "0 or more");
     check((0.0..1.0).contains(&beta1), "optimizer.beta1", &beta1, "0 or more, below 1");
@@ -243,6 +247,9 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     let good = ratio.is_finite() && ratio >= 0.0;
     check(good, "optimizer.embedding_lr_ratio", &ratio, "0 or more");
     check(clip_norm >= 0.0, "optimizer.clip_norm", &clip_norm, "0 or more");
+    let whole = clip_norm > 0.0 || train.accumulation > 1;
+    let expected = "false, or optimizer.clip_norm = 0 and train.accumulation = 1";
+    check(!(in_backward && whole), "optimizer.in_backward", &in_backward, expected);
     let (warmup, decay, min_ratio) = match recipe.schedule {
         ScheduleConfig::Cosine { warmup_steps, min_ratio } => (warmup_steps, 0, min_ratio),
         ScheduleConfig::Wsd { warmup_steps, decay_steps, min_ratio } => {

@@ -28,6 +28,7 @@ fn example() -> Recipe {
             weight_decay: 0.1,
             clip_norm: 1.0,
             embedding_lr_ratio: 1.0,
+            in_backward: false,
         },
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
         train: TrainConfig { steps: 10, rows: 2, len: 64, accumulation: 1 },
@@ -57,6 +58,21 @@ fn overrides_change_numbers_texts_and_kinds() {
     let OptimizerConfig::Adamw { lr, .. } = recipe.optimizer;
     assert_eq!((lr, recipe.run.dir.as_str(), recipe.train.steps), (1.0, "runs/y", 7));
     assert_eq!(recipe.sample.prompts, ["a", "b"]);
+}
+
+#[test]
+fn a_changed_kind_leaves_the_settings_of_the_old_one_behind() {
+    let with = |sets: &[&str]| {
+        let sets: Vec<_> = sets.iter().map(|s| (*s).to_owned()).collect();
+        example().with_overrides(&sets)
+    };
+    let path = "tokenizer.path=tokenizer.json";
+    let recipe = with(&["tokenizer.kind=file", path]).unwrap();
+    assert_eq!(recipe.tokenizer, TokenizerConfig::File { path: "tokenizer.json".to_owned() });
+    let missing = with(&["tokenizer.kind=file"]).unwrap_err().to_string();
+    assert!(missing.contains("path"), "{missing}");
+    let typed = with(&["tokenizer.kind=file", path, "tokenizer.vocab_size=9"]).unwrap_err();
+    assert!(typed.to_string().contains("vocab_size"), "{typed}");
 }
 
 #[test]

@@ -117,6 +117,7 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
             weight_decay: 0.1,
             clip_norm: 1.0,
             embedding_lr_ratio: 2.0,
+            in_backward: false,
         },
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
         train: TrainConfig { steps: 6, rows: 4, len: 48, accumulation: 1 },

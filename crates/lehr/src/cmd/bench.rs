@@ -1,5 +1,6 @@
 //! `lehr bench`
 
+mod decode;
 mod step;
 mod system;
 
@@ -19,10 +20,13 @@ pub(crate) struct Args {
 enum What {
     /// Training steps: forward, loss, backward, AdamW
     Step(step::Args),
+    /// Reading a prompt and generating after it
+    Decode(decode::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Step(args) => step::run(args),
+        What::Decode(args) => decode::run(args),
     }
 }

@@ -21,6 +21,10 @@ pub(crate) struct Args {
     /// Instructions for the whole conversation
     #[arg(long)]
     system: Option<String>,
+    /// How conversations are written: a name (an unknown one lists them) or a file that ends in
+    /// .jinja [default: the model's own]
+    #[arg(long, value_name = "NAME|FILE.jinja")]
+    template: Option<String>,
     /// Ask this one question and end
     #[arg(short, long)]
     prompt: Option<String>,
@@ -39,7 +43,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut sampler = args.sampling.sampler()?;
     let limits = args.sampling.limits(512);
     let loaded = Loaded::open(&args.model)?;
-    let mut session = ChatSession::new(&loaded.model, &loaded.tokenizer, args.system.as_deref())?;
+    let template = match &args.template {
+        Some(name) => loaded.template_named(name)?,
+        None => loaded.template()?,
+    };
+    let system = args.system.as_deref();
+    let mut session = ChatSession::new(&loaded.model, &loaded.tokenizer, &template, system)?;
     let mut answer = |session: &mut ChatSession<'_>, text: &str| -> Result<()> {
         let mut on_text = |piece: &str| {
             if args.json {

@@ -43,16 +43,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 fn label(classifier: &Classifier, tokenizer: &Tokenizer, text: &str, json: bool) -> Result<()> {
     let limit = classifier.model().spec().max_positions;
-    let mut ids = tokenizer.encode(text)?;
-    let is_cut = ids.len() >= limit;
-    ids.truncate(limit - 1);
-    ids.push(tokenizer.end_of_document()?);
-    if is_cut {
+    let framed = tokenizer.encode_ended(&[text], limit)?.remove(0);
+    if framed.is_cut {
         eprintln!(
             "warning: the text is longer than the model's context of {limit}; its end is cut"
         );
     }
-    let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
+    let ids: Vec<i32> = framed.ids.into_iter().map(|id| id as i32).collect();
     let end = Tensor::from_ids(&[ids.len() as i32 - 1], [1])?;
     let tokens = Tokens::new(&ids, 1, 0)?;
     let probabilities = no_grad(|| -> Result<Vec<f32>> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use lehr_infer::{Generator, Loaded};
+use lehr_infer::{Generator, Loaded, TokenLogprob};
 use lehr_tensor::threads;
 use serde_json::json;
 
@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// Number of threads [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// With --json: the log-probability of each new token and of the N most likely ones
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<usize>,
     /// Print one JSON object instead of the text as it comes
     #[arg(long)]
     json: bool,
@@ -35,6 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.threads.into_iter().for_each(threads::set_n_threads);
     let mut sampler = args.sampling.sampler()?;
     let mut limits = args.sampling.limits(256);
+    limits.logprobs = args.logprobs;
     let loaded = Loaded::open(&args.model)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     limits.stop_ids.extend(tokenizer.end_of_document().ok());
@@ -59,13 +63,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         let finish = format!("{:?}", out.finish).to_lowercase();
         let tokens_per_s = out.ids.len() as f64 / seconds;
-        println!(
-            "{}",
-            json!({
-                "prompt": args.prompt, "text": out.text, "ids": out.ids, "finish": finish,
-                "prompt_tokens": prompt.len(), "tokens_per_s": tokens_per_s,
-            })
-        );
+        let mut object = json!({
+            "prompt": args.prompt, "text": out.text, "ids": out.ids, "finish": finish,
+            "prompt_tokens": prompt.len(), "tokens_per_s": tokens_per_s,
+        });
+        if args.logprobs.is_some() {
+            let token = |id: u32| tokenizer.decode(&[id]);
+            let top = |(id, p): &(u32, f32)| json!({ "id": id, "token": token(*id), "logprob": p });
+            let one = |(id, l): (&u32, &TokenLogprob)| {
+                let top: Vec<_> = l.top.iter().map(top).collect();
+                json!({ "id": id, "token": token(*id), "logprob": l.logprob, "top": top })
+            };
+            object["logprobs"] = out.ids.iter().zip(&out.logprobs).map(one).collect();
+        }
+        println!("{object}");
     } else {
         println!("{}", shown.map_or("", String::as_str));
     }

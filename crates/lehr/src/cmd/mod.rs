@@ -3,8 +3,10 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod classify;
+pub(crate) mod embed;
 pub(crate) mod finetune;
 pub(crate) mod generate;
+pub(crate) mod inspect;
 pub(crate) mod pretrain;
 pub(crate) mod quickstart;
 mod sampling;

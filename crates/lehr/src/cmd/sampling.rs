@@ -24,6 +24,12 @@ pub(crate) struct SamplingArgs {
     /// Divides the logits of tokens already in the text; 1 = off
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
+    /// Subtracted from the logit of a token for every time it was generated; 0 = off
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Subtracted from the logits of all tokens that were generated; 0 = off
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
     /// Seed of the draws
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -39,6 +45,8 @@ impl SamplingArgs {
     pub(crate) fn sampler(&self) -> Result<Sampler> {
         let sampling = Sampling {
             repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
             temperature: if self.greedy { 0.0 } else { self.temperature },
             top_k: self.top_k,
             top_p: self.top_p,
@@ -50,6 +58,6 @@ impl SamplingArgs {
 
     pub(crate) fn limits(&self, max_tokens: usize) -> Limits {
         let max_tokens = Some(self.max_tokens.unwrap_or(max_tokens));
-        Limits { max_tokens, stop: self.stop.clone(), stop_ids: Vec::new() }
+        Limits { max_tokens, stop: self.stop.clone(), ..Limits::default() }
     }
 }

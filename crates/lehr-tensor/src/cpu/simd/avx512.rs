@@ -12,7 +12,7 @@ impl Avx512 {
     /// # Safety
     /// The processor has AVX-512 F and DQ.
     #[inline(always)]
-    pub(super) unsafe fn new() -> Self {
+    pub(in crate::cpu::simd) unsafe fn new() -> Self {
         Self(())
     }
 }

@@ -46,8 +46,9 @@ impl Mask {
     }
 
     /// The first `lengths[b]` keys (of each segment, if there are segments) are seen by every
-    /// query, as in GLM and T5's prefix models. `lengths` is i32 `[B]`; what exceeds the keys is
-    /// cut off. A window still bounds from below. Bidirectional masks show these keys anyway.
+    /// query, as in GLM and T5's prefix models. `lengths` is i32 `[B]`, or `[B, Tk]` with the
+    /// length for the segment of each key; what exceeds the keys is cut off. A window still bounds
+    /// from below. Bidirectional masks show these keys anyway.
     #[must_use]
     pub fn with_prefix(self, lengths: Tensor) -> Self {
         Self { prefix: Some(lengths), ..self }
@@ -65,15 +66,17 @@ impl Mask {
         self.n_keys.unwrap_or(tk)
     }
 
-    /// The intervals of all queries as i32 `[B, Tq, 2]`; empty ones are `[0, 0)`.
-    pub(super) fn intervals(&self, batch: usize, tq: usize, tk: usize) -> Result<Tensor> {
+    /// The intervals `[lo, hi)` of all queries as i32 `[B, Tq, 2]`; empty ones are `[0, 0)`.
+    ///
+    /// # Errors
+    /// If the parts of the mask have other extents or impossible positions, or memory runs out.
+    pub fn intervals(&self, batch: usize, tq: usize, tk: usize) -> Result<Tensor> {
         self.check(batch, tk)?;
         let n_keys = self.n_keys(tk);
         let mut out = Tensor::uninit([batch, tq, 2], DType::I32)?;
         let bounds = out.elements_mut::<i32>();
         for b in 0..batch {
             let starts = self.segment_starts.as_ref().map(|s| &s.ids()[b * tk..][..n_keys]);
-            let prefix = self.prefix.as_ref().map_or(0, |lengths| i64::from(lengths.ids()[b]));
             // The end of the segment at hand, known because positions are visited from the last.
             let mut end = n_keys as i64;
             for i in (0..tq).rev() {
@@ -89,12 +92,19 @@ impl Mask {
                         (i64::from(starts[at]), end)
                     }
                 };
-                let (lo, hi) = self.interval(p, segment, prefix);
+                let (lo, hi) = self.interval(p, segment, self.prefix_len(b, p, tk));
                 bounds[2 * (b * tq + i)] = lo as i32;
                 bounds[2 * (b * tq + i) + 1] = hi as i32;
             }
         }
         Ok(out)
+    }
+
+    /// Length of the prefix for the query at position `p` of row `b`.
+    fn prefix_len(&self, b: usize, p: i64, tk: usize) -> i64 {
+        let Some(lengths) = &self.prefix else { return 0 };
+        let index = if lengths.shape().len() == 1 { b } else { b * tk + p.max(0) as usize };
+        lengths.ids().get(index).copied().map_or(0, i64::from)
     }
 
     /// The interval of the query at position `p` (negative if there are more queries than keys)
@@ -128,7 +138,8 @@ impl Mask {
             }
         }
         if let Some(lengths) = &self.prefix {
-            expect_ids("prefix lengths", lengths, &[batch])?;
+            let all: &[usize] = if lengths.shape().len() == 2 { &[batch, tk] } else { &[batch] };
+            expect_ids("prefix lengths", lengths, all)?;
             if let Some(position) = lengths.ids().iter().position(|&n| n < 0) {
                 let (index, limit) = (i64::from(lengths.ids()[position]), n_keys + 1);
                 return Err(Error::Index { op: OP, index, position, limit });

@@ -287,6 +287,23 @@ fn decoding_gives_the_last_rows_of_the_whole() {
 }
 
 #[test]
+fn each_segment_can_have_a_prefix_of_its_own() {
+    let ids = |v: &[i32], n: usize| Tensor::from_ids(v, [1, n]).unwrap();
+    // Three texts of 4, 1 and 5 tokens; the first 2, 0 and 3 of them are seen by all of the text.
+    let starts = ids(&[0, 0, 0, 0, 4, 5, 5, 5, 5, 5], 10);
+    let lengths = ids(&[2, 2, 2, 2, 0, 3, 3, 3, 3, 3], 10);
+    let mask = Mask::causal().with_segments(starts).with_prefix(lengths);
+    let found = mask.intervals(1, 10, 10).unwrap();
+    let want = [0, 2, 0, 2, 0, 3, 0, 4, 4, 5, 5, 8, 5, 8, 5, 8, 5, 9, 5, 10];
+    assert_eq!(found.ids(), want);
+    // Lengths by key without segments: the query's own counts.
+    let mask = Mask::causal().with_prefix(ids(&[0, 3, 3, 1], 4));
+    assert_eq!(mask.intervals(1, 4, 4).unwrap().ids(), [0, 1, 0, 3, 0, 3, 0, 4]);
+    assert_eq!(mask.intervals(1, 2, 4).unwrap().ids(), [0, 3, 0, 4]);
+    assert!(mask.intervals(1, 4, 5).is_err());
+}
+
+#[test]
 fn large_scores_stay_finite() {
     let (mut q, k) = (normal(&[1, 100, 1, 16], 0), normal(&[1, 100, 1, 16], 1));
     q.data_mut().iter_mut().for_each(|x| *x *= 1e4);

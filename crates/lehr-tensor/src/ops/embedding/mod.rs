@@ -32,11 +32,21 @@ impl Tensor {
 /// The rows `ids` of `table`, without a gradient.
 pub(super) fn take_rows(op: &'static str, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     table.expect_f32(op)?;
-    ids.expect_ids(op)?;
     let &[n_rows, d] = &*table.shape() else {
         let expected = "a table of two dimensions".to_owned();
         return Err(Error::Rank { op, found: table.shape(), expected });
     };
+    check_ids(op, ids, n_rows)?;
+    let mut dims = ids.shape().to_vec();
+    dims.push(d);
+    let mut y = Tensor::uninit(&dims, DType::F32)?;
+    cpu::gather(table.data(), ids.ids(), d, y.data_mut());
+    Ok(y)
+}
+
+/// An error unless `ids` are integers in `0..n_rows`, and rows picked by them a valid shape.
+pub(super) fn check_ids(op: &'static str, ids: &Tensor, n_rows: usize) -> Result<()> {
+    ids.expect_ids(op)?;
     if ids.shape().len() > 5 {
         let expected = "ids of at most 5 dimensions".to_owned();
         return Err(Error::Rank { op, found: ids.shape(), expected });
@@ -46,11 +56,7 @@ pub(super) fn take_rows(op: &'static str, table: &Tensor, ids: &Tensor) -> Resul
         let index = i64::from(ids.ids()[position]);
         return Err(Error::Index { op, index, position, limit: n_rows });
     }
-    let mut dims = ids.shape().to_vec();
-    dims.push(d);
-    let mut y = Tensor::uninit(&dims, DType::F32)?;
-    cpu::gather(table.data(), ids.ids(), d, y.data_mut());
-    Ok(y)
+    Ok(())
 }
 
 struct Embedding {

@@ -25,6 +25,7 @@ fn chunk_rows(n: usize, n_vocabulary: usize) -> usize {
 pub(super) struct Head<'a> {
     x: &'a [f32],
     weight: &'a [f32],
+    bias: Option<&'a [f32]>,
     labels: &'a [i32],
     n_vocabulary: usize,
     width: usize,
@@ -45,11 +46,20 @@ pub(super) struct WeightGrad<'a> {
     pub(super) accumulate: bool,
 }
 
+/// Where the gradients that are wanted go; those of `x` and the bias are overwritten.
+#[derive(Default)]
+pub(super) struct HeadGrads<'a> {
+    pub(super) dx: Option<&'a mut [f32]>,
+    pub(super) weight: Option<WeightGrad<'a>>,
+    pub(super) db: Option<&'a mut [f32]>,
+}
+
 impl<'a> Head<'a> {
     /// `x` holds the labelled rows only.
     pub(super) fn new(
         x: &'a Tensor,
         weight: &'a Tensor,
+        bias: Option<&'a Tensor>,
         rows: &'a Labelled,
         z_loss: f32,
         softcap: Option<f32>,
@@ -58,6 +68,7 @@ impl<'a> Head<'a> {
         Self {
             x: x.data(),
             weight: weight.data(),
+            bias: bias.map(Tensor::data),
             labels: rows.labels(),
             n_vocabulary,
             width,
@@ -80,11 +91,14 @@ impl<'a> Head<'a> {
         &self,
         losses: &mut [f32],
         factors: &Factors<'_>,
-        mut dx: Option<&mut [f32]>,
-        mut weight_grad: Option<WeightGrad<'_>>,
+        mut grads: HeadGrads<'_>,
     ) -> Result<()> {
-        if let Some(grad) = weight_grad.as_mut().filter(|g| losses.is_empty() && !g.accumulate) {
-            threads::run_chunks(grad.dw, crate::inplace::CHUNK, |_, dw| dw.fill(0.0));
+        if losses.is_empty() {
+            if let Some(grad) = grads.weight.filter(|grad| !grad.accumulate) {
+                threads::run_chunks(grad.dw, crate::inplace::CHUNK, |_, dw| dw.fill(0.0));
+            }
+            grads.db.into_iter().for_each(|db| db.fill(0.0));
+            return Ok(());
         }
         let (v, d) = (self.n_vocabulary, self.width);
         self.for_each_chunk(losses, |chunk, logits, losses| {
@@ -94,13 +108,16 @@ impl<'a> Head<'a> {
             };
             self.turn(logits, &self.labels[chunk.first..], losses, Some(&factors));
             let (size, range) = ((chunk.n, v, d), chunk.first * d..(chunk.first + chunk.n) * d);
-            if let Some(dx) = dx.as_deref_mut() {
+            if let Some(dx) = grads.dx.as_deref_mut() {
                 let dx = &mut dx[range.clone()];
                 linear::backward_input(size, logits, self.weight, OutIn, dx, false)?;
             }
-            if let Some(grad) = weight_grad.as_mut() {
+            if let Some(grad) = grads.weight.as_mut() {
                 let add = grad.accumulate || chunk.first > 0;
                 linear::backward_weight(size, logits, &self.x[range], OutIn, grad.dw, add)?;
+            }
+            if let Some(db) = grads.db.as_deref_mut() {
+                linear::column_sums(logits, db, chunk.first > 0);
             }
             Ok(())
         })
@@ -119,7 +136,7 @@ impl<'a> Head<'a> {
             let chunk = Chunk { first: index * self.chunk_rows, n: losses.len() };
             let logits = &mut logits.data_mut()[..chunk.n * v];
             let x = &self.x[chunk.first * d..(chunk.first + chunk.n) * d];
-            linear::forward((chunk.n, v, d), x, self.weight, OutIn, None, logits)?;
+            linear::forward((chunk.n, v, d), x, self.weight, OutIn, self.bias, logits)?;
             body(chunk, logits, losses)?;
         }
         Ok(())

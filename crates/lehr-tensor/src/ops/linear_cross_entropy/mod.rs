@@ -10,7 +10,7 @@ mod token_logprobs;
 
 use std::sync::{Mutex, PoisonError};
 
-use self::cpu::{Factors, Head, WeightGrad};
+use self::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use self::labels::Labelled;
 use super::softcap;
 use crate::autograd::{Gradients, Op, record1, records};
@@ -30,7 +30,7 @@ pub struct CrossEntropy {
 }
 
 impl Tensor {
-    /// Cross entropy of the logits `z = x Wᵀ` with the targets, without ever building `z`:
+    /// Cross entropy of the logits `z = x Wᵀ + bias` with the targets, without ever building `z`:
     /// `loss = Σ (lse − z_target + z_loss · lse²) / normalizer` over the labelled rows, with
     /// `lse = ln Σ e^z`.
     ///
@@ -38,14 +38,15 @@ impl Tensor {
     /// |---|---|
     /// | `self` | `[N, D]` or `[B, T, D]` |
     /// | `weight` | `[V, D]` |
+    /// | `bias` | `[V]` |
     /// | `targets` | `[N]` or `[B, T]`, i32; −100 = no label |
     /// | returns | `[1]` |
     ///
     /// Rows without a label cost nothing: the others are gathered first. They are taken in chunks
     /// whose logits fit in 64 MiB. If recorded, each chunk's logits turn in place into
-    /// `dz = ((1 + 2 z_loss lse) softmax − onehot) / normalizer`, from which `dx = dz W` and
-    /// `dW = dzᵀ x` follow at once: saved are `dx` (labelled rows) and `dW`, so backward computes
-    /// no product, and may run only once. With no labelled row the loss is 0.
+    /// `dz = ((1 + 2 z_loss lse) softmax − onehot) / normalizer`, from which `dx = dz W`,
+    /// `dW = dzᵀ x` and `dbias = Σ dz` follow at once: saved are those of the labelled rows, so
+    /// backward computes no product, and may run only once. With no labelled row the loss is 0.
     ///
     /// # Errors
     /// If shapes do not fit, a target is neither −100 nor in 0..V, the normaliser or the cap is
@@ -53,33 +54,42 @@ impl Tensor {
     pub fn linear_cross_entropy(
         &self,
         weight: &Self,
+        bias: Option<&Self>,
         targets: &Self,
         options: CrossEntropy,
     ) -> Result<Self> {
         const OP: &str = "linear_cross_entropy";
-        let rows = check(OP, self, weight, targets, options.softcap)?;
+        let rows = check(OP, self, (weight, bias), targets, options.softcap)?;
         if rows.len() > 0 && !(options.normalizer > 0.0 && options.normalizer.is_finite()) {
             let (name, value) = ("normalizer", options.normalizer.to_string());
             return Err(Error::Argument { op: OP, name, value, expected: "a positive number" });
         }
         let x = rows.gather(self)?;
-        let head = Head::new(&x, weight, &rows, options.z_loss, options.softcap);
+        let head = Head::new(&x, weight, bias, &rows, options.z_loss, options.softcap);
         let mut losses = Self::uninit([rows.len()], DType::F32)?;
-        if !records(&[self, weight]) {
+        let with_bias = [self, weight, bias.unwrap_or(weight)];
+        let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
+        if !records(inputs) {
             head.forward(losses.data_mut())?;
             return mean(&losses, options.normalizer);
         }
-        let mut dx = self.wants_grad().then(|| Self::uninit(x.shape(), DType::F32)).transpose()?;
-        let mut dw =
-            weight.wants_grad().then(|| Self::uninit(weight.shape(), DType::F32)).transpose()?;
-        let weight_grad = dw.as_mut().map(|dw| WeightGrad { dw: dw.data_mut(), accumulate: false });
-        let factors = Factors::Same(1.0 / options.normalizer);
-        let losses_out = losses.data_mut();
-        head.forward_backward(losses_out, &factors, dx.as_mut().map(Self::data_mut), weight_grad)?;
+        let room = |of: Option<&Self>, shape: Shape| {
+            let wanted = of.is_some_and(Self::wants_grad);
+            wanted.then(|| Self::uninit(shape, DType::F32)).transpose()
+        };
+        let mut dx = room(Some(self), x.shape())?;
+        let mut dw = room(Some(weight), weight.shape())?;
+        let mut db = room(bias, [weight.shape()[0]].into())?;
+        let grads = HeadGrads {
+            dx: dx.as_mut().map(Self::data_mut),
+            weight: dw.as_mut().map(|dw| WeightGrad { dw: dw.data_mut(), accumulate: false }),
+            db: db.as_mut().map(Self::data_mut),
+        };
+        head.forward_backward(losses.data_mut(), &Factors::Same(1.0 / options.normalizer), grads)?;
         let loss = mean(&losses, options.normalizer)?;
         let x_shape = self.shape();
-        let op = || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw })) };
-        Ok(record1(&[self, weight], loss, op))
+        let op = || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw, db })) };
+        Ok(record1(inputs, loss, op))
     }
 }
 
@@ -96,12 +106,13 @@ fn mean(losses: &Tensor, normalizer: f32) -> Result<Tensor> {
 fn check(
     op: &'static str,
     x: &Tensor,
-    weight: &Tensor,
+    (weight, bias): (&Tensor, Option<&Tensor>),
     targets: &Tensor,
     softcap: Option<f32>,
 ) -> Result<Labelled> {
     x.expect_f32(op)?;
     weight.expect_f32(op)?;
+    bias.map_or(Ok(()), |bias| bias.expect_f32(op))?;
     targets.expect_ids(op)?;
     super::expect_rank_min(op, x, 1)?;
     let &[n_vocabulary, width] = &*weight.shape() else {
@@ -112,6 +123,10 @@ fn check(
     if shape.last_dim() != width {
         let rule = "the last dimension of x must be the weight's width";
         return Err(Error::Shape { op, lhs: shape, rhs: weight.shape(), rule });
+    }
+    if let Some(bias) = bias.filter(|bias| *bias.shape() != [n_vocabulary]) {
+        let rule = "the bias must have one number per row of the weight";
+        return Err(Error::Shape { op, lhs: bias.shape(), rhs: weight.shape(), rule });
     }
     if *targets.shape() != shape[..shape.len() - 1] {
         let rule = "there must be one target per row of x";
@@ -127,6 +142,7 @@ fn check(
 struct Saved {
     dx: Option<Tensor>,
     dw: Option<Tensor>,
+    db: Option<Tensor>,
 }
 
 struct LinearCrossEntropy {
@@ -154,6 +170,10 @@ impl Op for LinearCrossEntropy {
         if let Some(mut dw) = saved.dw {
             scale(&mut dw, dy);
             grads.add(1, dw)?;
+        }
+        if let Some(mut db) = saved.db {
+            scale(&mut db, dy);
+            grads.add(2, db)?;
         }
         if let Some(mut dx) = saved.dx {
             scale(&mut dx, dy);

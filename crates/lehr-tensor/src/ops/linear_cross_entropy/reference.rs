@@ -1,16 +1,19 @@
 use super::CrossEntropy;
 use crate::testing::Array;
 
-/// For each row `lse` and the logit of its target; `None` without a label.
-fn rows(x: &Array, w: &Array, targets: &[i32], cap: Option<f32>) -> Vec<Option<(f64, f64)>> {
-    let d = x.last_dim();
+/// For each row `lse` and the logit of its target; `None` without a label. `head` is the weight and,
+/// if there is one, the bias.
+fn rows(x: &Array, head: &[Array], targets: &[i32], cap: Option<f32>) -> Vec<Option<(f64, f64)>> {
+    let (d, w) = (x.last_dim(), &head[0]);
     let row = |(r, target): (usize, &i32)| {
         if *target == -100 {
             return None;
         }
         let logits: Vec<f64> = (0..w.shape[0])
             .map(|v| {
-                let z: f64 = (0..d).map(|k| x.data[r * d + k] * w.data[v * d + k]).sum();
+                let bias = head.get(1).map_or(0.0, |bias| bias.data[v]);
+                let z: f64 =
+                    bias + (0..d).map(|k| x.data[r * d + k] * w.data[v * d + k]).sum::<f64>();
                 cap.map(f64::from).map_or(z, |c| c * (z / c).tanh())
             })
             .collect();
@@ -22,10 +25,10 @@ fn rows(x: &Array, w: &Array, targets: &[i32], cap: Option<f32>) -> Vec<Option<(
 }
 
 /// `Σ (lse − z_target + z_loss lse²) / normalizer` over labelled rows.
-pub(super) fn loss(x: &Array, w: &Array, targets: &[i32], options: CrossEntropy) -> Array {
+pub(super) fn loss(x: &Array, head: &[Array], targets: &[i32], options: CrossEntropy) -> Array {
     let term = |(lse, target): (f64, f64)| lse - target + f64::from(options.z_loss) * lse * lse;
     let terms: Vec<f64> =
-        rows(x, w, targets, options.softcap).into_iter().flatten().map(term).collect();
+        rows(x, head, targets, options.softcap).into_iter().flatten().map(term).collect();
     let loss = if terms.is_empty() {
         0.0
     } else {
@@ -35,10 +38,10 @@ pub(super) fn loss(x: &Array, w: &Array, targets: &[i32], options: CrossEntropy)
 }
 
 /// `z_target − lse` per row, 0 without a label.
-pub(super) fn logprobs(x: &Array, w: &Array, targets: &[i32], cap: Option<f32>) -> Array {
+pub(super) fn logprobs(x: &Array, head: &[Array], targets: &[i32], cap: Option<f32>) -> Array {
     let value = |row: Option<(f64, f64)>| row.map_or(0.0, |(lse, target)| target - lse);
     Array {
         shape: x.shape[..x.shape.len() - 1].to_vec(),
-        data: rows(x, w, targets, cap).into_iter().map(value).collect(),
+        data: rows(x, head, targets, cap).into_iter().map(value).collect(),
     }
 }

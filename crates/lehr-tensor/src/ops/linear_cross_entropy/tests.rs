@@ -1,4 +1,4 @@
-use super::cpu::{Factors, Head, WeightGrad};
+use super::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use super::labels::Labelled;
 use super::{CrossEntropy, reference};
 use crate::testing::{Case, Pair, golden_cases};
@@ -25,16 +25,21 @@ pub(crate) fn cases() -> Vec<Case> {
     ] {
         let n: usize = rows.iter().product();
         let targets = targets(n, v, gap).with_shape(rows.into());
-        let shapes = [[rows, &[d]].concat(), vec![v, d]];
+        let shapes = [[rows, &[d]].concat(), vec![v, d], vec![v]];
         let normalizer = n.max(1) as f32 - 0.5;
-        for (z_loss, softcap) in [(0.0, None), (0.01, None), (0.0, Some(2.0)), (0.003, Some(5.0))] {
-            let options = CrossEntropy { normalizer, z_loss, softcap };
-            let name = format!("{rows:?} of {d} to {v}, {options:?}");
-            cases.push(Case::random(&name, &shapes, loss(targets.clone(), options)));
-        }
-        for cap in [None, Some(3.0)] {
-            let name = format!("token_logprobs {rows:?} of {d} to {v}, cap {cap:?}");
-            cases.push(Case::random(&name, &shapes, logprobs(targets.clone(), cap)));
+        for (name, shapes) in [("", &shapes[..2]), (" with bias", &shapes)] {
+            let name = format!("{rows:?} of {d} to {v}{name}");
+            for (z_loss, softcap) in
+                [(0.0, None), (0.01, None), (0.0, Some(2.0)), (0.003, Some(5.0))]
+            {
+                let options = CrossEntropy { normalizer, z_loss, softcap };
+                let name = format!("{name}, {options:?}");
+                cases.push(Case::random(&name, shapes, loss(targets.clone(), options)));
+            }
+            for cap in [None, Some(3.0)] {
+                let name = format!("token_logprobs {name}, cap {cap:?}");
+                cases.push(Case::random(&name, shapes, logprobs(targets.clone(), cap)));
+            }
         }
     }
     cases
@@ -52,16 +57,16 @@ fn targets(n: usize, v: usize, gap: usize) -> Tensor {
 fn loss(targets: Tensor, options: CrossEntropy) -> Pair {
     let ids = targets.ids().to_vec();
     Pair::one(
-        move |x| x[0].linear_cross_entropy(&x[1], &targets, options),
-        move |x| reference::loss(&x[0], &x[1], &ids, options),
+        move |x| x[0].linear_cross_entropy(&x[1], x.get(2), &targets, options),
+        move |x| reference::loss(&x[0], &x[1..], &ids, options),
     )
 }
 
 fn logprobs(targets: Tensor, cap: Option<f32>) -> Pair {
     let ids = targets.ids().to_vec();
     Pair::one(
-        move |x| x[0].token_logprobs(&x[1], &targets, cap),
-        move |x| reference::logprobs(&x[0], &x[1], &ids, cap),
+        move |x| x[0].token_logprobs(&x[1], x.get(2), &targets, cap),
+        move |x| reference::logprobs(&x[0], &x[1..], &ids, cap),
     )
 }
 
@@ -81,55 +86,60 @@ fn near(a: &[f32], b: &[f32]) {
 #[test]
 fn many_chunks_give_what_one_chunk_gives() {
     let (x, w, targets) = (random([50, 12], 0), random([37, 12], 1), targets(50, 37, 99));
+    let bias = random([37, 1], 2);
     let rows = Labelled::find("test", &targets, 37).unwrap();
     let factors: Vec<f32> = (0..50).map(|i| i as f32 / 50.0 - 0.3).collect();
     let pass = |chunk_rows: usize| {
-        let mut head = Head::new(&x, &w, &rows, 0.01, Some(4.0));
+        let mut head = Head::new(&x, &w, Some(&bias), &rows, 0.01, Some(4.0));
         head.chunk_rows = chunk_rows;
         let (mut losses, mut dx, mut dw) = (vec![0.0; 50], vec![0.0; 600], vec![1.0; 37 * 12]);
-        let mut forward = losses.clone();
+        let (mut db, mut forward) = (vec![7.0; 37], losses.clone());
         head.forward(&mut forward).unwrap();
-        let weight_grad = Some(WeightGrad { dw: &mut dw, accumulate: true });
-        let factors = Factors::PerRow(&factors);
-        head.forward_backward(&mut losses, &factors, Some(&mut dx), weight_grad).unwrap();
+        let weight = Some(WeightGrad { dw: &mut dw, accumulate: true });
+        let grads = HeadGrads { dx: Some(&mut dx), weight, db: Some(&mut db) };
+        head.forward_backward(&mut losses, &Factors::PerRow(&factors), grads).unwrap();
         assert_eq!(losses, forward);
-        (losses, dx, dw)
+        [losses, dx, dw, db]
     };
     let one = pass(50);
     for chunk_rows in [1, 7, 25, 49] {
-        let many = pass(chunk_rows);
-        near(&many.0, &one.0);
-        near(&many.1, &one.1);
-        near(&many.2, &one.2);
+        pass(chunk_rows).iter().zip(&one).for_each(|(many, one)| near(many, one));
     }
 }
 
 #[test]
 fn only_what_is_wanted_gets_a_gradient_and_the_loss_is_the_same() {
-    let (x, w, targets) = (random([20, 12], 0), random([37, 12], 1), targets(20, 37, 4));
-    let run = |x: &Tensor, w: &Tensor| {
-        let loss = x.linear_cross_entropy(w, &targets, PLAIN).unwrap();
+    let inputs = [random([20, 12], 0), random([37, 12], 1), random([37, 1], 2)];
+    let [x, w, bias] = &inputs;
+    let (bias, targets) = (bias.reshape([37]).unwrap(), targets(20, 37, 4));
+    let run = |[x, w, bias]: [&Tensor; 3]| {
+        let loss = x.linear_cross_entropy(w, Some(bias), &targets, PLAIN).unwrap();
         let value = loss.item().unwrap();
         loss.backward().unwrap();
-        (value, x.grad().map(|g| g.to_vec()), w.grad().map(|g| g.to_vec()))
+        (value, [x, w, bias].map(|t| t.grad().map(|g| g.to_vec())))
     };
-    let (value, dx, dw) = run(&x.trainable(), &w.trainable());
-    assert_eq!(run(&x.trainable(), &w), (value, dx, None));
-    assert_eq!(run(&x, &w.trainable()), (value, None, dw));
-    let silent = no_grad(|| x.trainable().linear_cross_entropy(&w, &targets, PLAIN)).unwrap();
+    let (value, [dx, dw, db]) = run([&x.trainable(), &w.trainable(), &bias.trainable()]);
+    assert!(dx.is_some() && dw.is_some() && db.is_some());
+    assert_eq!(run([&x.trainable(), w, &bias]), (value, [dx, None, None]));
+    assert_eq!(run([x, &w.trainable(), &bias]), (value, [None, dw, None]));
+    assert_eq!(run([x, w, &bias.trainable()]), (value, [None, None, db]));
+    let silent = no_grad(|| x.trainable().linear_cross_entropy(w, Some(&bias), &targets, PLAIN));
+    let silent = silent.unwrap();
     assert_eq!((silent.item().unwrap(), silent.wants_grad()), (value, false));
 }
 
 #[test]
 fn no_label_at_all_gives_zero_and_zero_gradients() {
     let (x, w) = (random([4, 3], 0).trainable(), random([5, 3], 1).trainable());
+    let bias = Tensor::full([5], 1.0).unwrap().trainable();
     let targets = Tensor::from_ids(&[-100; 4], [4]).unwrap();
     let options = CrossEntropy { normalizer: 0.0, ..PLAIN };
-    let loss = x.linear_cross_entropy(&w, &targets, options).unwrap();
+    let loss = x.linear_cross_entropy(&w, Some(&bias), &targets, options).unwrap();
     assert_eq!(loss.item().unwrap(), 0.0);
     loss.backward().unwrap();
-    assert_eq!(x.grad().unwrap().to_vec(), [0.0; 12]);
-    assert_eq!(w.grad().unwrap().to_vec(), [0.0; 15]);
+    for (leaf, n) in [(&x, 12), (&w, 15), (&bias, 5)] {
+        assert_eq!(leaf.grad().unwrap().to_vec(), vec![0.0; n]);
+    }
 }
 
 #[test]
@@ -137,7 +147,7 @@ fn a_certain_prediction_has_a_small_loss_with_all_its_digits() {
     let x = Tensor::from_slice(&[1.0], [1, 1]).unwrap();
     let w = Tensor::from_slice(&[100.0, 90.0], [2, 1]).unwrap();
     let targets = Tensor::from_ids(&[0], [1]).unwrap();
-    let loss = x.linear_cross_entropy(&w, &targets, PLAIN).unwrap().item().unwrap();
+    let loss = x.linear_cross_entropy(&w, None, &targets, PLAIN).unwrap().item().unwrap();
     let want = (-10.0f64).exp().ln_1p();
     // The sum 1 + e^−10 is rounded to f32: half a unit in the last place of 1.
     assert!((f64::from(loss) - want).abs() < 1e-7, "{loss} against {want}");
@@ -148,21 +158,25 @@ fn bad_arguments_are_refused() {
     let (x, w) = (random([2, 3], 0), random([5, 3], 1));
     let ids = |ids: &[i32]| Tensor::from_ids(ids, [ids.len()]).unwrap();
     for bad in [5, -1, -99] {
-        let error = x.linear_cross_entropy(&w, &ids(&[0, bad]), PLAIN).unwrap_err();
+        let error = x.linear_cross_entropy(&w, None, &ids(&[0, bad]), PLAIN).unwrap_err();
         let Error::Index { index, position, limit, .. } = error else { panic!("{error}") };
         assert_eq!((index, position, limit), (bad.into(), 1, 5));
-        assert!(x.token_logprobs(&w, &ids(&[bad, 0]), None).is_err());
+        assert!(x.token_logprobs(&w, None, &ids(&[bad, 0]), None).is_err());
     }
     let good = ids(&[0, 4]);
-    assert!(x.linear_cross_entropy(&w, &ids(&[0]), PLAIN).is_err());
-    assert!(x.linear_cross_entropy(&random([5, 4], 1), &good, PLAIN).is_err());
-    assert!(x.linear_cross_entropy(&w, &w, PLAIN).is_err());
+    assert!(x.linear_cross_entropy(&w, None, &ids(&[0]), PLAIN).is_err());
+    assert!(x.linear_cross_entropy(&random([5, 4], 1), None, &good, PLAIN).is_err());
+    assert!(x.linear_cross_entropy(&w, None, &w, PLAIN).is_err());
+    for bias in [random([4, 1], 2).reshape([4]).unwrap(), random([5, 1], 2), ids(&[0; 5])] {
+        assert!(x.linear_cross_entropy(&w, Some(&bias), &good, PLAIN).is_err());
+        assert!(x.token_logprobs(&w, Some(&bias), &good, None).is_err());
+    }
     for options in [
         CrossEntropy { normalizer: 0.0, ..PLAIN },
         CrossEntropy { normalizer: f32::NAN, ..PLAIN },
         CrossEntropy { softcap: Some(0.0), ..PLAIN },
     ] {
-        let error = x.linear_cross_entropy(&w, &good, options).unwrap_err();
+        let error = x.linear_cross_entropy(&w, None, &good, options).unwrap_err();
         assert!(matches!(error, Error::Argument { .. }), "{error}");
     }
 }
@@ -171,7 +185,7 @@ fn bad_arguments_are_refused() {
 fn a_second_backward_is_an_error() {
     let (x, w) = (random([2, 3], 0).trainable(), random([5, 3], 1));
     let targets = Tensor::from_ids(&[0, 1], [2]).unwrap();
-    let loss = x.linear_cross_entropy(&w, &targets, PLAIN).unwrap();
+    let loss = x.linear_cross_entropy(&w, None, &targets, PLAIN).unwrap();
     loss.clone().backward().unwrap();
     assert!(matches!(loss.backward(), Err(Error::Argument { name: "graph", .. })));
 }

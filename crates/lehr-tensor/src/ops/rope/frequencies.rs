@@ -25,6 +25,13 @@ pub fn inverse_frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
     powers(theta, rotary_dim).map(|power| f(1.0 / power)).collect()
 }
 
+/// The frequencies rounded to 16-bit floats, as models keep them that store them in half precision
+/// (ChatGLM).
+#[must_use]
+pub fn rounded_to_f16(inv_freq: &[f64]) -> Vec<f64> {
+    inv_freq.iter().map(|w| half::f16::from_f64(*w).to_f64()).collect()
+}
+
 /// Position interpolation: `ω_i / factor`, which squeezes `factor` times the context into the
 /// angles the model knows.
 ///

@@ -1,11 +1,12 @@
 //! `lehr bench step`: the training step of `tools/bench/torch_bench.py`, same model, same work.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, Tokens};
+use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, RopeConfig, Tokens};
 use lehr_tensor::{Philox, Tensor, threads};
 use lehr_train::recipe::OptimizerConfig;
 use lehr_train::{AdamW, Optimizer, machine_gflops};
@@ -115,11 +116,10 @@ fn config(arch: Arch, s: &Shape) -> Config {
             attention_bias: false,
             mlp_bias: false,
             hidden_act: "silu".to_owned(),
-            rope_theta: Some(10_000.0),
-            rope_scaling: None,
-            rope_parameters: None,
+            rope: RopeConfig::with_theta(10_000.0),
             bos_token_id: None,
             eos_token_id: None,
+            pad_token_id: None,
         }),
     }
 }
@@ -151,17 +151,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         weight_decay: 0.1,
         clip_norm: 0.0,
         embedding_lr_ratio: 1.0,
+        in_backward: true,
     };
     let mut optimizer = AdamW::new(&rule, model.params())?;
     let batches = batches(&shape)?;
+    let by_id: HashMap<_, _> = model.params().params().iter().map(|p| (p.id(), p)).collect();
     let n_tokens = shape.b * shape.t;
     let mut step = |i: usize| -> Result<f32> {
         let (tokens, targets) = &batches[i % batches.len()];
         let loss = model.loss(tokens, targets, n_tokens as f32)?;
         let value = loss.item()?;
-        loss.backward()?;
-        optimizer.step(model.params(), 3e-4, 1.0)?;
-        model.params().clear_grads();
+        // Each weight is updated when its gradient is complete, as with `optimizer.in_backward`.
+        optimizer.begin(3e-4, 1.0);
+        loss.backward_each(|id| -> Result<()> {
+            if let Some(param) = by_id.get(&id) {
+                optimizer.update(param)?;
+                param.clear_grad();
+            }
+            Ok(())
+        })?;
         Ok(value)
     };
     let loss_first = step(0)?;

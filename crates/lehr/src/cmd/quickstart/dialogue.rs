@@ -77,11 +77,15 @@ fn measure(
     };
     let loader = |split: &str, options| -> Result<SftLoader> {
         let all = conversations(quickstart, split)?;
-        Ok(SftLoader::new(&all, tokenizer, ChatTemplate::default(), options)?)
+        Ok(SftLoader::new(&all, tokenizer, &ChatTemplate::default(), options)?)
     };
     let held_out = LoaderOptions::sequential(ROWS, LEN);
     let task = Task {
-        objective: Box::new(LanguageModel::new(model, tokenizer.clone(), true)),
+        objective: Box::new(LanguageModel::new(
+            model,
+            tokenizer.clone(),
+            Some(ChatTemplate::default()),
+        )),
         train: Box::new(loader("train", LoaderOptions::shuffled(ROWS, LEN, seed))?),
         validation: Box::new(loader("dev", held_out)?),
     };

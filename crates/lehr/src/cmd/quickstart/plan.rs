@@ -132,6 +132,7 @@ impl Plan {
             weight_decay: 0.0,
             clip_norm: 2.0,
             embedding_lr_ratio,
+            in_backward: false,
         }
     }
 

@@ -1,0 +1,226 @@
+//! Texts to vectors whose directions tell what the texts are about.
+
+use std::path::Path;
+
+use lehr_model::{Model, Tokens};
+use lehr_tensor::{Tensor, no_grad};
+use lehr_tokenizer::Tokenizer;
+
+use crate::pooling::{Pooling, Settings};
+use crate::{Error, Loaded, Result};
+
+/// Tokens computed at once: bounds the memory of activations.
+const BATCH_TOKENS: usize = 4096;
+/// Length of a row that texts are packed into, where none is longer.
+const ROW_TOKENS: usize = 512;
+
+/// A model that turns texts into vectors.
+///
+/// How is what the folder says in the files of sentence-transformers: `modules.json` (pooling),
+/// `sentence_bert_config.json` (longest text) and `config_sentence_transformers.json` (the prompt
+/// before each text). Where it says nothing, encoders give the mean of the hidden states and
+/// decoders that of the last token.
+pub struct Embedder {
+    model: Model,
+    tokenizer: Tokenizer,
+    pooling: Pooling,
+    prefix: String,
+    lower_case: bool,
+    max_tokens: usize,
+}
+
+/// Vectors of texts.
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    /// f32 `[n, D]` in the order of the texts, each of length 1.
+    pub vectors: Tensor,
+    /// Which texts were longer than the model takes; their ends are not in the vectors.
+    pub cut: Vec<usize>,
+}
+
+impl Embedder {
+    /// Opens a run directory, a checkpoint or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// If there is no model, its parts do not belong together, or it pools in an unknown way.
+    pub fn open(path: &Path) -> Result<Self> {
+        let Loaded { model, tokenizer, dir } = Loaded::open(path)?;
+        let settings = Settings::read(&dir)?;
+        let limit = model.spec().max_positions;
+        let by_kind = if model.is_causal() { Pooling::Last } else { Pooling::Mean };
+        Ok(Self {
+            pooling: settings.pooling.unwrap_or(by_kind),
+            prefix: settings.prefix,
+            lower_case: settings.lower_case,
+            max_tokens: settings.max_tokens.map_or(limit, |max| max.min(limit)),
+            model,
+            tokenizer,
+        })
+    }
+
+    /// The same with `prefix` before each text, in place of the folder's.
+    #[must_use]
+    pub fn with_prefix(self, prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..self }
+    }
+
+    /// The same with another pooling than the folder's.
+    #[must_use]
+    pub fn with_pooling(self, pooling: Pooling) -> Self {
+        Self { pooling, ..self }
+    }
+
+    /// The same with texts cut at `max_tokens`, at most the model's context.
+    #[must_use]
+    pub fn with_max_tokens(self, max_tokens: usize) -> Self {
+        let max_tokens = max_tokens.min(self.model.spec().max_positions);
+        Self { max_tokens, ..self }
+    }
+
+    /// Numbers of a vector, D.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.model.spec().hidden_size
+    }
+
+    /// How vectors are pooled.
+    #[must_use]
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
+    /// Tokens at which texts are cut, those around the text included.
+    #[must_use]
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// The vectors of `texts`.
+    ///
+    /// Texts of like length are packed several to a row, each a segment of its own, so that nearly
+    /// no time goes into padding. A vector does not depend on the other texts (beyond rounding).
+    ///
+    /// # Errors
+    /// If a text cannot be encoded or memory runs out.
+    pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Embeddings> {
+        let (ids, cut) = self.encode(texts)?;
+        let d = self.dim();
+        let mut vectors = Tensor::zeros([texts.len(), d])?;
+        let mut by_length: Vec<usize> = (0..ids.len()).collect();
+        by_length.sort_by_key(|&text| std::cmp::Reverse(ids[text].len()));
+        let mut rest = &by_length[..];
+        while !rest.is_empty() {
+            let batch = Packed::fill(&mut rest, &ids, self.model.spec().max_positions);
+            let tokens = batch.tokens(&ids)?;
+            let hidden = no_grad(|| self.model.hidden(&tokens))?;
+            for place in &batch.places {
+                let start = (place.row * batch.len() + place.start) * d;
+                let states = &hidden.data()[start..start + ids[place.text].len() * d];
+                let vector = &mut vectors.data_mut()[place.text * d..(place.text + 1) * d];
+                pool(self.pooling, states, vector);
+            }
+        }
+        Ok(Embeddings { vectors, cut })
+    }
+
+    /// The tokens of each text, at least one, and the numbers of those that were cut.
+    fn encode<T: AsRef<str>>(&self, texts: &[T]) -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
+        let whole = |text: &T| {
+            let text = format!("{}{}", self.prefix, text.as_ref());
+            let text = text.trim();
+            if self.lower_case { text.to_lowercase() } else { text.to_owned() }
+        };
+        let texts: Vec<String> = texts.iter().map(whole).collect();
+        let views: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let framed = self.tokenizer.encode_framed(&views, self.max_tokens)?;
+        let cut = (0..framed.len()).filter(|&text| framed[text].is_cut).collect();
+        let mut ids: Vec<Vec<u32>> = framed.into_iter().map(|framed| framed.ids).collect();
+        for ids in ids.iter_mut().filter(|ids| ids.is_empty()) {
+            // An empty text of a tokenizer that puts nothing around texts.
+            ids.push(self.tokenizer.end_of_document()?);
+        }
+        let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
+        match longest <= self.max_tokens {
+            true => Ok((ids, cut)),
+            false => Err(Error::PromptTooLong { found: longest, limit: self.max_tokens }),
+        }
+    }
+}
+
+/// Where a text lies in a batch.
+struct Place {
+    text: usize,
+    row: usize,
+    start: usize,
+}
+
+/// A batch of rows full of texts.
+struct Packed {
+    places: Vec<Place>,
+    /// Tokens in each row so far.
+    filled: Vec<usize>,
+}
+
+impl Packed {
+    /// Takes texts from `rest`, longest first, until no row has room for the next.
+    fn fill(rest: &mut &[usize], ids: &[Vec<u32>], max_positions: usize) -> Self {
+        let room = ids[rest[0]].len().max(ROW_TOKENS.min(max_positions));
+        let n_rows = (BATCH_TOKENS / room).max(1);
+        let mut packed = Self { places: Vec::new(), filled: Vec::new() };
+        while let [text, others @ ..] = *rest {
+            let length = ids[*text].len();
+            let row = match packed.filled.iter().position(|filled| filled + length <= room) {
+                Some(row) => row,
+                None if packed.filled.len() < n_rows => {
+                    packed.filled.push(0);
+                    packed.filled.len() - 1
+                }
+                None => break,
+            };
+            packed.places.push(Place { text: *text, row, start: packed.filled[row] });
+            packed.filled[row] += length;
+            *rest = others;
+        }
+        packed
+    }
+
+    /// Length of the rows, T.
+    fn len(&self) -> usize {
+        self.filled.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The rows; each token of padding is a segment of its own.
+    fn tokens(&self, ids: &[Vec<u32>]) -> Result<Tokens> {
+        let (rows, len) = (self.filled.len(), self.len());
+        let (mut tokens, mut positions) = (vec![0; rows * len], vec![0; rows * len]);
+        let mut starts: Vec<i32> = (0..rows * len).map(|i| (i % len) as i32).collect();
+        for place in &self.places {
+            let first = place.row * len + place.start;
+            for (t, id) in ids[place.text].iter().enumerate() {
+                tokens[first + t] = *id as i32;
+                positions[first + t] = t as i32;
+                starts[first + t] = place.start as i32;
+            }
+        }
+        Ok(Tokens::packed(&tokens, &positions, &starts, (rows, len))?)
+    }
+}
+
+/// One vector of length 1 from the states `[T, D]` of a text, T ≥ 1.
+fn pool(pooling: Pooling, states: &[f32], vector: &mut [f32]) {
+    let d = vector.len();
+    let mut sum = vec![0.0f64; d];
+    let add = |state: &[f32]| {
+        sum.iter_mut().zip(state).for_each(|(sum, x)| *sum += f64::from(*x));
+    };
+    match pooling {
+        // The length of the sum does not matter.
+        Pooling::Mean => states.chunks_exact(d).for_each(add),
+        Pooling::First => states.chunks_exact(d).take(1).for_each(add),
+        Pooling::Last => states.chunks_exact(d).next_back().into_iter().for_each(add),
+    }
+    let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+    // A vector of zeros has no direction and stays as it is.
+    let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+    vector.iter_mut().zip(&sum).for_each(|(v, sum)| *v = (sum * scale) as f32);
+}

@@ -1,0 +1,109 @@
+//! How a folder says that vectors of texts are made: the files of sentence-transformers.
+
+use std::path::Path;
+
+use lehr_model::io::read_json;
+
+use crate::{Error, Result};
+
+/// How one vector comes from the hidden states of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// That of the first token, `[CLS]`.
+    First,
+    /// That of the last token, which has seen all of a decoder's text.
+    Last,
+}
+
+/// What the files say.
+pub(crate) struct Settings {
+    /// How vectors are pooled; `None` = the folder does not say.
+    pub(crate) pooling: Option<Pooling>,
+    /// Longest text in tokens, those around it included.
+    pub(crate) max_tokens: Option<usize>,
+    /// Put before each text.
+    pub(crate) prefix: String,
+    /// Whether texts are written in small letters first.
+    pub(crate) lower_case: bool,
+}
+
+impl Settings {
+    /// Reads `modules.json` and the files it names, where they exist.
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
+        let mut settings =
+            Self { pooling: None, max_tokens: None, prefix: String::new(), lower_case: false };
+        let path = dir.join("sentence_bert_config.json");
+        if path.is_file() {
+            let json = read_json(&path)?;
+            let max = json.get("max_seq_length").and_then(|v| v.as_u64());
+            settings.max_tokens = max.and_then(|max| usize::try_from(max).ok());
+            settings.lower_case = json.get("do_lower_case").is_some_and(|v| *v == true);
+        }
+        let path = dir.join("config_sentence_transformers.json");
+        if path.is_file() {
+            let json = read_json(&path)?;
+            let name = json.get("default_prompt_name").and_then(|v| v.as_str());
+            let prompt = name.and_then(|name| json.get("prompts")?.get(name)?.as_str());
+            settings.prefix = prompt.unwrap_or_default().to_owned();
+        }
+        let path = dir.join("modules.json");
+        if path.is_file() {
+            settings.read_modules(dir, &path)?;
+        }
+        Ok(settings)
+    }
+
+    fn read_modules(&mut self, dir: &Path, path: &Path) -> Result<()> {
+        let fault = |reason: String| Error::Pooling { path: path.to_owned(), reason };
+        let json = read_json(path)?;
+        let modules = json.as_array().ok_or_else(|| fault("expected a list".to_owned()))?;
+        for module in modules {
+            let kind = module.get("type").and_then(|v| v.as_str()).unwrap_or("missing");
+            match kind.rsplit('.').next().unwrap_or(kind) {
+                // All vectors are given the length 1.
+                "Transformer" | "Normalize" => {}
+                "Pooling" => {
+                    let folder = module.get("path").and_then(|v| v.as_str()).unwrap_or_default();
+                    // A name with a path in it would read files outside of the folder.
+                    if Path::new(folder).file_name() != Some(folder.as_ref()) {
+                        return Err(fault(format!("`{folder}` is not a plain folder name")));
+                    }
+                    let path = dir.join(folder).join("config.json");
+                    self.pooling = Some(pooling(&path)?);
+                }
+                other => {
+                    let known = "Transformer, Pooling and Normalize";
+                    return Err(fault(format!("the module {other} is not known, only {known}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the `config.json` of a pooling module.
+fn pooling(path: &Path) -> Result<Pooling> {
+    let json = read_json(path)?;
+    let modes: Vec<String> = match json.get("pooling_mode").and_then(|v| v.as_str()) {
+        Some(mode) => vec![mode.to_owned()],
+        None => {
+            let flags = json.as_object().into_iter().flatten().filter(|(_, on)| **on == true);
+            flags.filter_map(|(name, _)| Some(name.strip_prefix("pooling_mode_")?.into())).collect()
+        }
+    };
+    match modes.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        // The sum over √n has the direction of the mean.
+        ["mean" | "mean_tokens" | "mean_sqrt_len_tokens"] => Ok(Pooling::Mean),
+        ["cls" | "cls_token"] => Ok(Pooling::First),
+        ["lasttoken"] => Ok(Pooling::Last),
+        _ => Err(Error::Pooling {
+            path: path.to_owned(),
+            reason: format!(
+                "the pooling is {}, expected one of mean, cls and lasttoken",
+                if modes.is_empty() { "missing".to_owned() } else { modes.join(" and ") }
+            ),
+        }),
+    }
+}

@@ -1,0 +1,340 @@
+//! BERT (Devlin et al. 2018): an encoder. Learned positions, attention to both sides, LayerNorm
+//! after each sub-layer, a GELU MLP; the masked-language-model head is a transform and the word
+//! embedding with a bias. Weights are `[out, in]`.
+
+use lehr_tensor::ops::activation::Activation;
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
+use lehr_tensor::{Init, ParamBuilder, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
+use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::{Error, KvCache, Result};
+
+/// The settings of a BERT `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BertConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Longest text.
+    pub max_position_embeddings: usize,
+    /// Kinds of segments a text may have. All tokens are of the first.
+    #[serde(default = "default_types")]
+    pub type_vocab_size: usize,
+    /// The MLP's activation: `gelu`, `gelu_new`, `relu` or `silu`.
+    #[serde(default = "default_activation")]
+    pub hidden_act: String,
+    /// Added to the variance in every norm.
+    #[serde(default = "default_eps")]
+    pub layer_norm_eps: f32,
+    /// Standard deviation of new weights.
+    #[serde(default = "default_std")]
+    pub initializer_range: f32,
+    /// How positions are told; only `absolute`, a learned table, is known.
+    #[serde(default = "default_positions")]
+    pub position_embedding_type: String,
+    /// Whether attention is causal, as in decoders made of BERT; only `false` is known.
+    #[serde(default)]
+    pub is_decoder: bool,
+    /// Whether the head is the word embedding.
+    #[serde(default = "yes")]
+    pub tie_word_embeddings: bool,
+    /// The token of padding.
+    #[serde(default)]
+    pub pad_token_id: Option<u32>,
+    /// The class in `transformers`, which says what lies on the encoder.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    architectures: Vec<String>,
+    /// What lies on the encoder according to the weights, which know better.
+    #[serde(skip)]
+    found: Option<Parts>,
+}
+
+/// What lies on the encoder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Parts {
+    /// The masked-language-model head, `cls.predictions`.
+    head: bool,
+    /// The layer between the first token and a classifier, `bert.pooler`.
+    pooler: bool,
+}
+
+fn default_types() -> usize {
+    2
+}
+fn default_activation() -> String {
+    "gelu".to_owned()
+}
+fn default_eps() -> f32 {
+    1e-12
+}
+fn default_std() -> f32 {
+    0.02
+}
+fn default_positions() -> String {
+    "absolute".to_owned()
+}
+fn yes() -> bool {
+    true
+}
+
+/// Without the head.
+const ENCODER: &str = "BertModel";
+
+impl FamilyConfig for BertConfig {
+    const MODEL_TYPE: &'static str = "bert";
+    const CLASS: &'static str = "BertForMaskedLM";
+
+    fn validate(&self) -> Result<()> {
+        for (key, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("type_vocab_size", self.type_vocab_size),
+        ] {
+            positive(key, value)?;
+        }
+        let heads = self.num_attention_heads;
+        divides("num_attention_heads", heads, "hidden_size", self.hidden_size)?;
+        if self.position_embedding_type != "absolute" {
+            let found = &self.position_embedding_type;
+            return Err(Error::config("position_embedding_type", found, "absolute"));
+        }
+        if self.is_decoder {
+            return Err(Error::config("is_decoder", true, "false: an encoder"));
+        }
+        self.activation().map(drop)
+    }
+
+    fn spec(&self) -> Spec {
+        Spec {
+            n_layers: self.num_hidden_layers,
+            n_heads: self.num_attention_heads,
+            n_kv_heads: self.num_attention_heads,
+            head_dim: self.hidden_size / self.num_attention_heads.max(1),
+            hidden_size: self.hidden_size,
+            vocab_size: self.vocab_size,
+            max_positions: self.max_position_embeddings,
+        }
+    }
+
+    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+        Ok(Box::new(Bert::build(self, p)?))
+    }
+
+    fn checkpoint_names(&self, name: &str) -> Vec<String> {
+        // The encoder alone is published without the prefix; the first files name norms otherwise.
+        let mut names = vec![name.to_owned()];
+        names.extend(name.strip_prefix("bert.").map(str::to_owned));
+        if name == "cls.predictions.bias" {
+            names.push("cls.predictions.decoder.bias".to_owned());
+        }
+        let old = |name: &String| {
+            let name = name.replace("LayerNorm.weight", "LayerNorm.gamma");
+            name.replace("LayerNorm.bias", "LayerNorm.beta")
+        };
+        let old: Vec<_> = names.iter().map(old).filter(|old| !names.contains(old)).collect();
+        names.extend(old);
+        names
+    }
+
+    fn fit_to(&mut self, has: &dyn Fn(&str) -> bool) {
+        let any = |name: &str| self.checkpoint_names(name).iter().any(|name| has(name));
+        let head = any("cls.predictions.transform.dense.weight");
+        self.found = Some(Parts { head, pooler: any("bert.pooler.dense.weight") });
+    }
+
+    fn class(&self) -> &'static str {
+        if self.parts().head { Self::CLASS } else { ENCODER }
+    }
+}
+
+impl BertConfig {
+    fn activation(&self) -> Result<Activation> {
+        match self.hidden_act.as_str() {
+            "gelu" => Ok(Activation::GeluErf),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+            "relu" => Ok(Activation::Relu),
+            "silu" | "swish" => Ok(Activation::Silu),
+            other => Err(Error::config("hidden_act", other, "gelu, gelu_new, relu or silu")),
+        }
+    }
+
+    fn parts(&self) -> Parts {
+        let by_class = || {
+            let class = self.architectures.first().map_or(Self::CLASS, String::as_str);
+            let head = ["ForMaskedLM", "ForPreTraining"].iter().any(|end| class.ends_with(end));
+            Parts { head, pooler: !class.ends_with("ForMaskedLM") }
+        };
+        self.found.unwrap_or_else(by_class)
+    }
+}
+
+struct Block {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: LayerNorm,
+}
+
+impl Block {
+    fn build(config: &BertConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
+        let (d, inner) = (config.hidden_size, config.intermediate_size);
+        let (eps, std) = (config.layer_norm_eps, config.initializer_range);
+        let linear = |mut p: ParamBuilder<'_>, size| Linear::build(&mut p, OutIn, size, true, std);
+        let mut attention = p.at("attention");
+        Ok(Self {
+            query: linear(attention.at("self").at("query"), (d, d))?,
+            key: linear(attention.at("self").at("key"), (d, d))?,
+            value: linear(attention.at("self").at("value"), (d, d))?,
+            attention_output: linear(attention.at("output").at("dense"), (d, d))?,
+            attention_norm: LayerNorm::build(&mut attention.at("output").at("LayerNorm"), d, eps)?,
+            intermediate: linear(p.at("intermediate").at("dense"), (d, inner))?,
+            output: linear(p.at("output").at("dense"), (inner, d))?,
+            output_norm: LayerNorm::build(&mut p.at("output").at("LayerNorm"), d, eps)?,
+        })
+    }
+
+    fn attention(&self, x: &Tensor, tokens: &Tokens, spec: &Spec) -> Result<Tensor> {
+        let heads = [tokens.batch(), tokens.len(), spec.n_heads, spec.head_dim];
+        let q = self.query.forward(x)?.reshape(heads)?;
+        let k = self.key.forward(x)?.reshape(heads)?;
+        let v = self.value.forward(x)?.reshape(heads)?;
+        let scale = 1.0 / (spec.head_dim as f32).sqrt();
+        let a = q.attention(&k, &v, &tokens.bidirectional_mask(), scale)?;
+        Ok(self.attention_output.forward(&a.reshape(x.shape())?)?)
+    }
+}
+
+/// The layers between the hidden states and the word embedding as a head.
+struct Transform {
+    dense: Linear,
+    norm: LayerNorm,
+}
+
+/// The BERT encoder.
+pub struct Bert {
+    config: BertConfig,
+    activation: Activation,
+    words: Embedding,
+    positions: Embedding,
+    token_types: Embedding,
+    norm: LayerNorm,
+    blocks: Vec<Block>,
+    transform: Option<Transform>,
+    head: Linear,
+}
+
+impl Bert {
+    fn build(config: &BertConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let (d, std) = (config.hidden_size, config.initializer_range);
+        let (eps, parts) = (config.layer_norm_eps, config.parts());
+        let mut root = p.at("bert");
+        let mut table =
+            |name, rows| Embedding::build(&mut root.at("embeddings").at(name), rows, d, std);
+        let words = table("word_embeddings", config.vocab_size)?;
+        let positions = table("position_embeddings", config.max_position_embeddings)?;
+        let token_types = table("token_type_embeddings", config.type_vocab_size)?;
+        let norm = LayerNorm::build(&mut root.at("embeddings").at("LayerNorm"), d, eps)?;
+        let mut blocks = Vec::new();
+        for index in 0..config.num_hidden_layers {
+            blocks.push(Block::build(config, root.at("encoder").at("layer").at(index))?);
+        }
+        if parts.pooler {
+            // Only classifiers use it: they find it among the parameters.
+            Linear::build(&mut root.at("pooler").at("dense"), OutIn, (d, d), true, std)?;
+        }
+        let (mut head, mut transform) = (Linear::tied(words.weight()), None);
+        if parts.head {
+            let mut cls = p.at("cls");
+            let mut predictions = cls.at("predictions");
+            if !config.tie_word_embeddings {
+                let size = (d, config.vocab_size);
+                head = Linear::build(&mut predictions.at("decoder"), OutIn, size, false, std)?;
+            }
+            let bias = predictions.param("bias", [config.vocab_size], Init::Constant(0.0))?;
+            head = head.with_bias(bias);
+            let mut p = predictions.at("transform");
+            let dense = Linear::build(&mut p.at("dense"), OutIn, (d, d), true, std)?;
+            transform =
+                Some(Transform { dense, norm: LayerNorm::build(&mut p.at("LayerNorm"), d, eps)? });
+        }
+        let (config, activation) = (config.clone(), config.activation()?);
+        Ok(Self {
+            config,
+            activation,
+            words,
+            positions,
+            token_types,
+            norm,
+            blocks,
+            transform,
+            head,
+        })
+    }
+
+    fn embed(&self, tokens: &Tokens) -> Result<Tensor> {
+        let types = Tensor::from_ids(&vec![0; tokens.ids.ids().len()], tokens.ids.shape())?;
+        let x = self.words.forward(&tokens.ids)?.add(&self.token_types.forward(&types)?)?;
+        Ok(self.norm.forward_add(&x, &self.positions.forward(&tokens.positions)?)?.1)
+    }
+}
+
+impl Architecture for Bert {
+    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        if cache.is_some() {
+            let class = self.config.class();
+            return Err(Error::NotCausal { doing: "continuing a text", class });
+        }
+        let spec = self.spec();
+        check_room(tokens, None, &spec)?;
+        let mut x = self.embed(tokens)?;
+        for block in &self.blocks {
+            let a = block.attention(&x, tokens, &spec)?;
+            x = block.attention_norm.forward_add(&x, &a)?.1;
+            let up = block.intermediate.forward(&x)?;
+            let m = block.output.forward_activated(&up, self.activation)?;
+            x = block.output_norm.forward_add(&x, &m)?.1;
+        }
+        Ok(x)
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn head_input(&self, hidden: &Tensor) -> Result<Tensor> {
+        match &self.transform {
+            Some(Transform { dense, norm }) => {
+                Ok(norm.forward(&dense.forward(hidden)?.activation(self.activation)?)?)
+            }
+            None => Ok(hidden.clone()),
+        }
+    }
+
+    fn has_head(&self) -> bool {
+        self.transform.is_some()
+    }
+
+    fn is_causal(&self) -> bool {
+        false
+    }
+
+    fn spec(&self) -> Spec {
+        self.config.spec()
+    }
+}

@@ -1,0 +1,370 @@
+//! ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B as THUDM published them (2023, 2024): RMSNorm before each
+//! sub-layer, RoPE on adjacent pairs of the first half of each head, grouped-query attention with
+//! one matrix for q, k and v, a SwiGLU MLP with one matrix for gate and up. Weights are
+//! `[out, in]`.
+
+use lehr_tensor::ops::activation::Activation;
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
+use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
+use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::chatglm::only_plain;
+use super::{
+    Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive, residual_std,
+};
+use crate::nn::{Embedding, LayerNorm, Linear, RmsNorm};
+use crate::{Error, KvCache, Result};
+
+/// The settings of a ChatGLM2 `config.json`; what a file leaves out is as in the published code.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatGlm2Config {
+    /// Number of token ids, with padding.
+    pub padded_vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub ffn_hidden_size: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Width of a head.
+    #[serde(default = "default_kv_channels")]
+    pub kv_channels: usize,
+    /// Whether query heads share key-value heads. If not, `query_key_value` gives q, k and v head
+    /// by head instead of all q, all k, all v.
+    #[serde(default)]
+    pub multi_query_attention: bool,
+    /// Key-value heads, if they are shared.
+    #[serde(default = "one")]
+    pub multi_query_group_num: usize,
+    /// Longest context.
+    #[serde(default = "default_length")]
+    pub seq_length: usize,
+    /// Added to the mean square or variance in every norm.
+    #[serde(default = "default_eps")]
+    pub layernorm_epsilon: f32,
+    /// Whether norms are `RMSNorm`, else `LayerNorm`.
+    #[serde(default = "yes")]
+    pub rmsnorm: bool,
+    /// Whether the residual is what comes out of a norm, not what goes in.
+    #[serde(default)]
+    pub apply_residual_connection_post_layernorm: bool,
+    /// Whether there is a norm after the last block.
+    #[serde(default = "yes")]
+    pub post_layer_norm: bool,
+    /// Whether all projections have biases.
+    #[serde(default)]
+    pub add_bias_linear: bool,
+    /// Whether `query_key_value` has a bias in any case.
+    #[serde(default)]
+    pub add_qkv_bias: bool,
+    /// Multiplies the base 10000 of the rotary frequencies.
+    #[serde(default = "one_f64")]
+    pub rope_ratio: f64,
+    /// Whether the head is the embedding.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of new weights.
+    #[serde(default = "default_std")]
+    pub initializer_range: f32,
+    /// First token of a text.
+    #[serde(default)]
+    pub bos_token_id: Option<u32>,
+    /// Last token of a text, or several of which any ends it.
+    #[serde(default)]
+    pub eos_token_id: Option<Value>,
+    /// Padding.
+    #[serde(default)]
+    pub pad_token_id: Option<u32>,
+    /// Virtual tokens of a P-tuned checkpoint, which cannot be read yet.
+    #[serde(default, skip_serializing)]
+    pre_seq_len: Option<usize>,
+    /// Bits of a quantised checkpoint, which cannot be read yet.
+    #[serde(default, skip_serializing)]
+    quantization_bit: Option<usize>,
+}
+
+fn default_kv_channels() -> usize {
+    128
+}
+fn default_length() -> usize {
+    2048
+}
+fn default_eps() -> f32 {
+    1e-5
+}
+fn default_std() -> f32 {
+    0.02
+}
+fn one() -> usize {
+    1
+}
+fn one_f64() -> f64 {
+    1.0
+}
+fn yes() -> bool {
+    true
+}
+
+impl FamilyConfig for ChatGlm2Config {
+    const MODEL_TYPE: &'static str = "chatglm";
+    const CLASS: &'static str = "ChatGLMModel";
+
+    fn recognises(json: &Value) -> bool {
+        // ChatGLM-6B has the same model type.
+        json.get("model_type").and_then(Value::as_str) == Some(Self::MODEL_TYPE)
+            && json.get("padded_vocab_size").is_some()
+    }
+
+    fn validate(&self) -> Result<()> {
+        for (key, value) in [
+            ("padded_vocab_size", self.padded_vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("ffn_hidden_size", self.ffn_hidden_size),
+            ("num_layers", self.num_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("kv_channels", self.kv_channels),
+            ("seq_length", self.seq_length),
+        ] {
+            positive(key, value)?;
+        }
+        let (groups, heads) = (self.spec().n_kv_heads, self.num_attention_heads);
+        divides("multi_query_group_num", groups, "num_attention_heads", heads)?;
+        if !self.kv_channels.is_multiple_of(4) {
+            return Err(Error::config("kv_channels", self.kv_channels, "a multiple of 4"));
+        }
+        if !(self.rope_ratio.is_finite() && self.rope_ratio > 0.0) {
+            return Err(Error::config("rope_ratio", self.rope_ratio, "a positive number"));
+        }
+        only_plain(self.pre_seq_len, self.quantization_bit)
+    }
+
+    fn spec(&self) -> Spec {
+        let n_heads = self.num_attention_heads;
+        Spec {
+            n_layers: self.num_layers,
+            n_heads,
+            n_kv_heads: if self.multi_query_attention {
+                self.multi_query_group_num
+            } else {
+                n_heads
+            },
+            head_dim: self.kv_channels,
+            hidden_size: self.hidden_size,
+            vocab_size: self.padded_vocab_size,
+            max_positions: self.seq_length,
+        }
+    }
+
+    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+        Ok(Box::new(ChatGlm2::build(self, p)?))
+    }
+}
+
+impl ChatGlm2Config {
+    fn inverse_frequencies(&self) -> Vec<f64> {
+        // The checkpoint has them as 16-bit floats too, but the published code computes them anew.
+        frequencies::inverse_frequencies(10_000.0 * self.rope_ratio, self.kv_channels / 2)
+    }
+}
+
+/// The kind of norm that the settings ask for.
+enum Norm {
+    Rms(RmsNorm),
+    Layer(LayerNorm),
+}
+
+impl Norm {
+    fn build(config: &ChatGlm2Config, mut p: ParamBuilder<'_>) -> Result<Self> {
+        let (d, eps) = (config.hidden_size, config.layernorm_epsilon);
+        Ok(match config.rmsnorm {
+            true => Self::Rms(RmsNorm::build(&mut p, d, eps)?),
+            false => Self::Layer(LayerNorm::build(&mut p, d, eps)?),
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Rms(norm) => norm.forward(x)?,
+            Self::Layer(norm) => norm.forward(x)?,
+        })
+    }
+
+    /// `(x + delta, norm(x + delta))`.
+    fn forward_add(&self, x: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok(match self {
+            Self::Rms(norm) => norm.forward_add(x, delta)?,
+            Self::Layer(norm) => norm.forward_add(x, delta)?,
+        })
+    }
+}
+
+struct Block {
+    input_layernorm: Norm,
+    query_key_value: Linear,
+    dense: Linear,
+    post_attention_layernorm: Norm,
+    dense_h_to_4h: Linear,
+    dense_4h_to_h: Linear,
+}
+
+impl Block {
+    fn build(config: &ChatGlm2Config, mut p: ParamBuilder<'_>) -> Result<Self> {
+        let (d, f, std) = (config.hidden_size, config.ffn_hidden_size, config.initializer_range);
+        let (spec, bias) = (config.spec(), config.add_bias_linear);
+        let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
+        let residual_std = residual_std(std, spec.n_layers);
+        let input_layernorm = Norm::build(config, p.at("input_layernorm"))?;
+        let mut attn = p.at("self_attention");
+        let (qkv_bias, wide) = (bias || config.add_qkv_bias, (d, q + 2 * kv));
+        let query_key_value =
+            Linear::build(&mut attn.at("query_key_value"), OutIn, wide, qkv_bias, std)?;
+        let dense = Linear::build(&mut attn.at("dense"), OutIn, (q, d), bias, residual_std)?;
+        let post_attention_layernorm = Norm::build(config, p.at("post_attention_layernorm"))?;
+        let mut mlp = p.at("mlp");
+        let mut linear = |name, size, std| Linear::build(&mut mlp.at(name), OutIn, size, bias, std);
+        Ok(Self {
+            input_layernorm,
+            query_key_value,
+            dense,
+            post_attention_layernorm,
+            dense_h_to_4h: linear("dense_h_to_4h", (d, 2 * f), std)?,
+            dense_4h_to_h: linear("dense_4h_to_h", (f, d), residual_std)?,
+        })
+    }
+
+    /// q `[B, T, H, E]`, k and v `[B, T, K, E]`, not yet rotated.
+    fn split(&self, h: &Tensor, spec: &Spec, grouped: bool) -> Result<[Tensor; 3]> {
+        let (b, t, e) = (h.shape()[0], h.shape()[1], spec.head_dim);
+        let qkv = self.query_key_value.forward(h)?;
+        if grouped {
+            // The heads of q, then those of k, then those of v.
+            let (n, k) = (spec.n_heads, spec.n_kv_heads);
+            let qkv = qkv.reshape([b, t, n + 2 * k, e])?;
+            let part = |from: usize, to: usize| qkv.slice(2, from..to);
+            return Ok([part(0, n)?, part(n, n + k)?, part(n + k, n + 2 * k)?]);
+        }
+        let qkv = qkv.reshape([b, t, spec.n_heads, 3 * e])?;
+        let part = |i: usize| qkv.slice(3, i * e..(i + 1) * e);
+        Ok([part(0)?, part(1)?, part(2)?])
+    }
+
+    fn attention(
+        &self,
+        h: &Tensor,
+        tokens: &Tokens,
+        rope: &RopeTable,
+        (config, layer): (&ChatGlm2Config, usize),
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let spec = config.spec();
+        let (b, t, e) = (h.shape()[0], h.shape()[1], spec.head_dim);
+        let [q, k, v] = self.split(h, &spec, config.multi_query_attention)?;
+        let (q, k) = (q.rope(rope)?, k.rope(rope)?);
+        let (mask, scale) = (tokens.causal_mask(), 1.0 / (e as f32).sqrt());
+        let a = match cache {
+            None => q.attention(&k, &v, &mask, scale)?,
+            Some(cache) => {
+                let (k, v) = cache.write(layer, &k, &v);
+                q.attention(&k, &v, &mask.with_n_keys(cache.len() + t), scale)?
+            }
+        };
+        Ok(self.dense.forward(&a.reshape([b, t, spec.n_heads * e])?)?)
+    }
+
+    fn mlp(&self, h: &Tensor) -> Result<Tensor> {
+        let both = self.dense_h_to_4h.forward(h)?;
+        let f = both.shape()[2] / 2;
+        let (gate, up) = (both.slice(2, 0..f)?, both.slice(2, f..2 * f)?);
+        Ok(self.dense_4h_to_h.forward_gated(&gate, &up, Activation::Silu)?)
+    }
+}
+
+/// The ChatGLM2 decoder.
+pub struct ChatGlm2 {
+    config: ChatGlm2Config,
+    inv_freq: Vec<f64>,
+    word_embeddings: Embedding,
+    blocks: Vec<Block>,
+    final_layernorm: Option<Norm>,
+    head: Linear,
+}
+
+impl ChatGlm2 {
+    fn build(config: &ChatGlm2Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let (d, vocab, std) =
+            (config.hidden_size, config.padded_vocab_size, config.initializer_range);
+        let mut root = p.at("transformer");
+        let mut embedding = root.at("embedding");
+        let word_embeddings =
+            Embedding::build(&mut embedding.at("word_embeddings"), vocab, d, std)?;
+        let mut encoder = root.at("encoder");
+        let mut blocks = Vec::new();
+        for index in 0..config.num_layers {
+            blocks.push(Block::build(config, encoder.at("layers").at(index))?);
+        }
+        let final_layernorm = match config.post_layer_norm {
+            true => Some(Norm::build(config, encoder.at("final_layernorm"))?),
+            false => None,
+        };
+        let head = match config.tie_word_embeddings {
+            true => Linear::tied(word_embeddings.weight()),
+            false => Linear::build(&mut root.at("output_layer"), OutIn, (d, vocab), false, std)?,
+        };
+        let inv_freq = config.inverse_frequencies();
+        let config = config.clone();
+        Ok(Self { config, inv_freq, word_embeddings, blocks, final_layernorm, head })
+    }
+
+    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let config = &self.config;
+        check_room(tokens, cache.as_deref(), &self.spec())?;
+        let layout = RopeLayout::AdjacentPairs;
+        let rope = RopeTable::new(&tokens.positions, &self.inv_freq, layout, 1.0)?;
+        // What is carried on from a norm's input x and output h.
+        let residual =
+            |x: &Tensor, h: &Tensor| match config.apply_residual_connection_post_layernorm {
+                true => h.clone(),
+                false => x.clone(),
+            };
+        let mut x = self.word_embeddings.forward(&tokens.ids)?;
+        let mut h = self.blocks[0].input_layernorm.forward(&x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let a = block.attention(&h, tokens, &rope, (config, i), cache.as_deref_mut())?;
+            (x, h) = block.post_attention_layernorm.forward_add(&residual(&x, &h), &a)?;
+            let m = block.mlp(&h)?;
+            let next_norm = self.blocks.get(i + 1).map(|next| &next.input_layernorm);
+            (x, h) = match next_norm.or(self.final_layernorm.as_ref()) {
+                Some(norm) => norm.forward_add(&residual(&x, &h), &m)?,
+                None => {
+                    let x = residual(&x, &h).add(&m)?;
+                    (x.clone(), x)
+                }
+            };
+        }
+        if let Some(cache) = cache {
+            cache.advance(tokens.len());
+        }
+        Ok(h)
+    }
+}
+
+impl Architecture for ChatGlm2 {
+    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        match cache {
+            None => self.forward(tokens, None),
+            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
+        }
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn spec(&self) -> Spec {
+        self.config.spec()
+    }
+}

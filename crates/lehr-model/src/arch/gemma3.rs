@@ -1,0 +1,393 @@
+//! The text models of Gemma 3 (Gemma team 2025, <https://arxiv.org/abs/2503.19786>): norms before and
+//! after each sub-layer that scale by `1 + weight`, normed queries and keys, blocks with a window
+//! and blocks without that rotate by frequencies of their own, a GeGLU MLP, embeddings times √D.
+//! Weights are `[out, in]`.
+
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
+use lehr_tensor::ops::rope::RopeTable;
+use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::heads::{self, FULL, Heads, SLIDING, check_windows};
+use super::rope::Rope;
+use super::{
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
+    check_spec, parse, positive, residual_std, with_and_without_prefix,
+};
+use crate::nn::{Embedding, GatedMlp, Linear, RmsNorm};
+use crate::{Error, KvCache, Result};
+
+/// The settings of a Gemma 3 `config.json`; what a file leaves out is as in transformers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gemma3Config {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key-value heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head, whatever the width of the residual stream.
+    pub head_dim: usize,
+    /// Longest context.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f32,
+    /// Standard deviation of new weights.
+    pub initializer_range: f32,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether the attention's projections have biases.
+    pub attention_bias: bool,
+    /// The MLP's activation.
+    pub hidden_activation: String,
+    /// Scores are divided by the root of this.
+    pub query_pre_attn_scalar: usize,
+    /// How many tokens are seen through a window, the token itself among them.
+    pub sliding_window: Option<usize>,
+    /// The kind of each block; `None` means what `sliding_window_pattern` says.
+    pub layer_types: Option<Vec<String>>,
+    /// Every block of this number has no window, the others have one; `None` means 6.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sliding_window_pattern: Option<usize>,
+    /// The cap `c` of logits that are `c tanh(logit / c)`.
+    pub final_logit_softcapping: Option<f32>,
+    /// A cap of the scores: there is none in this family's models.
+    pub attn_logit_softcapping: Option<f32>,
+    /// Whether tokens see what follows them: not in language models.
+    pub use_bidirectional_attention: Option<bool>,
+    /// How heads are rotated, in blocks without a window if not said of both kinds.
+    #[serde(flatten)]
+    pub rope: RopeConfig,
+    /// Base of the frequencies in blocks with a window (transformers 4).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_local_base_freq: Option<f64>,
+    /// First token of a text.
+    pub bos_token_id: Option<u32>,
+    /// Last token of a text, or several of which any ends it.
+    pub eos_token_id: Option<Value>,
+    /// What fills short rows of a batch.
+    pub pad_token_id: Option<i64>,
+}
+
+impl Default for Gemma3Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: 262_208,
+            hidden_size: 2304,
+            intermediate_size: 9216,
+            num_hidden_layers: 26,
+            num_attention_heads: 8,
+            num_key_value_heads: 4,
+            head_dim: 256,
+            max_position_embeddings: 131_072,
+            rms_norm_eps: 1e-6,
+            initializer_range: 0.02,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            hidden_activation: "gelu_pytorch_tanh".to_owned(),
+            query_pre_attn_scalar: 256,
+            sliding_window: Some(4096),
+            layer_types: None,
+            sliding_window_pattern: None,
+            final_logit_softcapping: None,
+            attn_logit_softcapping: None,
+            use_bidirectional_attention: None,
+            rope: RopeConfig::default(),
+            rope_local_base_freq: None,
+            bos_token_id: Some(2),
+            eos_token_id: Some(1.into()),
+            pad_token_id: Some(0),
+        }
+    }
+}
+
+impl FamilyConfig for Gemma3Config {
+    const MODEL_TYPE: &'static str = "gemma3_text";
+    const CLASS: &'static str = "Gemma3ForCausalLM";
+
+    fn recognises(json: &Value) -> bool {
+        let model_type = json.get("model_type").and_then(Value::as_str);
+        [Some(Self::MODEL_TYPE), Some(WITH_IMAGES)].contains(&model_type)
+    }
+
+    fn read(json: &Value) -> Result<Self> {
+        let mut json = json.clone();
+        if json.get("model_type").and_then(Value::as_str) == Some(WITH_IMAGES) {
+            json = text_config(&json)?;
+        }
+        // What transformers 4.53 and later write beside `layer_types`.
+        if let Some(pattern) = json.get("_sliding_window_pattern").cloned()
+            && let Some(map) = json.as_object_mut()
+        {
+            map.entry("sliding_window_pattern").or_insert(pattern);
+        }
+        parse(&json)
+    }
+
+    fn validate(&self) -> Result<()> {
+        check_spec(&self.spec(), self.intermediate_size)?;
+        if let Some(cap) = self.attn_logit_softcapping {
+            return Err(Error::config("attn_logit_softcapping", cap, "null: no cap of scores"));
+        }
+        if self.use_bidirectional_attention == Some(true) {
+            return Err(Error::config("use_bidirectional_attention", true, "false"));
+        }
+        if let Some(cap) = self.final_logit_softcapping.filter(|cap| *cap <= 0.0) {
+            return Err(Error::config("final_logit_softcapping", cap, "a positive number"));
+        }
+        positive("query_pre_attn_scalar", self.query_pre_attn_scalar)?;
+        positive("sliding_window_pattern", self.pattern())?;
+        check_windows(self.layer_types.as_deref(), self.num_hidden_layers, self.sliding_window)?;
+        self.window(0)?;
+        activation("hidden_activation", &self.hidden_activation)?;
+        for layer_type in [FULL, SLIDING] {
+            Rope::new(&self.rope(layer_type)?, self.head_dim)?;
+        }
+        Ok(())
+    }
+
+    fn spec(&self) -> Spec {
+        Spec {
+            n_layers: self.num_hidden_layers,
+            n_heads: self.num_attention_heads,
+            n_kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            hidden_size: self.hidden_size,
+            vocab_size: self.vocab_size,
+            max_positions: self.max_position_embeddings,
+        }
+    }
+
+    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+        Ok(Box::new(Gemma3::build(self, p)?))
+    }
+
+    fn checkpoint_names(&self, name: &str) -> Vec<String> {
+        // With images: as published, and as transformers 5 names them in memory.
+        let inner = name.strip_prefix("model.").map(|rest| format!("model.language_model.{rest}"));
+        let with_images = inner.into_iter().chain([format!("language_model.{name}")]);
+        with_and_without_prefix(name).into_iter().chain(with_images).collect()
+    }
+}
+
+/// The `model_type` of the models with images, which hold a text model.
+const WITH_IMAGES: &str = "gemma3";
+
+/// The text model's settings in the file of a model with images.
+fn text_config(json: &Value) -> Result<Value> {
+    let Some(text) = json.get("text_config").filter(|text| text.is_object()) else {
+        return Err(Error::config("text_config", "missing", "the settings of the text model"));
+    };
+    let mut text = text.clone();
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"] {
+        if let Some(value) = json.get(key).filter(|value| !value.is_null()) {
+            text[key] = value.clone();
+        }
+    }
+    Ok(text)
+}
+
+impl Gemma3Config {
+    fn pattern(&self) -> usize {
+        self.sliding_window_pattern.unwrap_or(6)
+    }
+
+    /// The window of a block; blocks without one rotate by other frequencies.
+    fn window(&self, layer: usize) -> Result<Option<usize>> {
+        let kind = if (layer + 1).is_multiple_of(self.pattern()) { FULL } else { SLIDING };
+        match &self.layer_types {
+            Some(layer_types) => heads::window(layer_types, layer, self.sliding_window),
+            None => heads::window(&[kind.to_owned()], 0, self.sliding_window),
+        }
+    }
+
+    /// Base and scaling of the rotary frequencies in blocks of a kind: `full_attention` or
+    /// `sliding_attention`.
+    ///
+    /// # Errors
+    /// If the kind of scaling is not known or lacks a number.
+    pub fn rope(&self, layer_type: &str) -> Result<RopeSettings> {
+        self.rope.check_whole_head()?;
+        let both = self.rope.rope_parameters.clone().unwrap_or_default();
+        if !both.is_empty() && !both.contains_key(FULL) && !both.contains_key(SLIDING) {
+            let expected = "one map each in full_attention and sliding_attention";
+            return Err(Error::config("rope_parameters", "one map for all blocks", expected));
+        }
+        let mut parameters = match both.get(layer_type) {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(map)) => map.clone(),
+            Some(other) => {
+                return Err(Error::config("rope_parameters", other, "a map by kind of block"));
+            }
+        };
+        // The reference looks for this key beside the maps and not in them.
+        parameters.remove("truncate");
+        parameters.extend(both.get("truncate").map(|t| ("truncate".to_owned(), t.clone())));
+        let theta = if layer_type == FULL {
+            parameters.extend(self.rope.rope_scaling.clone().unwrap_or_default());
+            self.rope.rope_theta.unwrap_or(1_000_000.0)
+        } else {
+            self.rope_local_base_freq.unwrap_or(10_000.0)
+        };
+        RopeSettings::read(&parameters, theta, self.max_position_embeddings)
+    }
+}
+
+struct Block {
+    heads: Heads,
+    windowed: bool,
+    input_layernorm: RmsNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: RmsNorm,
+    k_norm: RmsNorm,
+    post_attention_layernorm: RmsNorm,
+    pre_feedforward_layernorm: RmsNorm,
+    mlp: GatedMlp,
+    post_feedforward_layernorm: RmsNorm,
+}
+
+impl Block {
+    fn build(config: &Gemma3Config, index: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+        let (d, e, std) = (config.hidden_size, config.head_dim, config.initializer_range);
+        let (spec, window) = (config.spec(), config.window(index)?);
+        let (q, kv) = (spec.n_heads * e, spec.n_kv_heads * e);
+        let out_std = residual_std(std, spec.n_layers);
+        let norm = |mut p: ParamBuilder<'_>, width| {
+            RmsNorm::build_one_plus(&mut p, width, config.rms_norm_eps)
+        };
+        let input_layernorm = norm(p.at("input_layernorm"), d)?;
+        let mut attn = p.at("self_attn");
+        let mut project = |name, size, std| {
+            Linear::build(&mut attn.at(name), OutIn, size, config.attention_bias, std)
+        };
+        Ok(Self {
+            heads: Heads::new(&spec, index)
+                .with_scale_of(config.query_pre_attn_scalar as f64)
+                .with_window(window),
+            windowed: window.is_some(),
+            input_layernorm,
+            q_proj: project("q_proj", (d, q), std)?,
+            k_proj: project("k_proj", (d, kv), std)?,
+            v_proj: project("v_proj", (d, kv), std)?,
+            o_proj: project("o_proj", (q, d), out_std)?,
+            q_norm: norm(attn.at("q_norm"), e)?,
+            k_norm: norm(attn.at("k_norm"), e)?,
+            post_attention_layernorm: norm(p.at("post_attention_layernorm"), d)?,
+            pre_feedforward_layernorm: norm(p.at("pre_feedforward_layernorm"), d)?,
+            mlp: GatedMlp::build(
+                &mut p.at("mlp"),
+                (d, config.intermediate_size),
+                false,
+                activation("hidden_activation", &config.hidden_activation)?,
+                (std, out_std),
+            )?,
+            post_feedforward_layernorm: norm(p.at("post_feedforward_layernorm"), d)?,
+        })
+    }
+
+    fn attention(
+        &self,
+        h: &Tensor,
+        tokens: &Tokens,
+        rope: &RopeTable,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let q = self.heads.queries(&self.q_proj.forward(h)?)?;
+        let k = self.heads.keys(&self.k_proj.forward(h)?)?;
+        let (q, k) = (self.q_norm.forward(&q)?.rope(rope)?, self.k_norm.forward(&k)?.rope(rope)?);
+        let v = self.heads.keys(&self.v_proj.forward(h)?)?;
+        let a = self.heads.attend(&q, (&k, &v), tokens, cache)?;
+        Ok(self.o_proj.forward(&a)?)
+    }
+}
+
+/// The Gemma 3 decoder.
+pub struct Gemma3 {
+    spec: Spec,
+    /// Of blocks without a window.
+    global_rope: Rope,
+    /// Of blocks with one.
+    local_rope: Rope,
+    softcap: Option<f32>,
+    embed_tokens: Embedding,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: Linear,
+}
+
+impl Gemma3 {
+    fn build(config: &Gemma3Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let spec = config.spec();
+        let (d, v, std) = (spec.hidden_size, spec.vocab_size, config.initializer_range);
+        let mut root = p.at("model");
+        let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), v, d, std)?;
+        let mut blocks = Vec::new();
+        for index in 0..spec.n_layers {
+            blocks.push(Block::build(config, index, root.at("layers").at(index))?);
+        }
+        let norm = RmsNorm::build_one_plus(&mut root.at("norm"), d, config.rms_norm_eps)?;
+        let head = match config.tie_word_embeddings {
+            true => Linear::tied(embed_tokens.weight()),
+            false => Linear::build(&mut p.at("lm_head"), OutIn, (d, v), false, std)?,
+        };
+        let global_rope = Rope::new(&config.rope(FULL)?, spec.head_dim)?;
+        let local_rope = Rope::new(&config.rope(SLIDING)?, spec.head_dim)?;
+        let softcap = config.final_logit_softcapping;
+        Ok(Self { spec, global_rope, local_rope, softcap, embed_tokens, blocks, norm, head })
+    }
+
+    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.spec)?;
+        let global = self.global_rope.table(&tokens.positions)?;
+        let local = self.local_rope.table(&tokens.positions)?;
+        // The reference rounds √D to the precision it computes in, here f32.
+        let scale = (self.spec.hidden_size as f64).sqrt() as f32;
+        let mut x = self.embed_tokens.forward(&tokens.ids)?.scale(scale)?;
+        let mut h = self.blocks[0].input_layernorm.forward(&x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let rope = if block.windowed { &local } else { &global };
+            let a = block.attention(&h, tokens, rope, cache.as_deref_mut())?;
+            let a = block.post_attention_layernorm.forward(&a)?;
+            (x, h) = block.pre_feedforward_layernorm.forward_add(&x, &a)?;
+            let m = block.post_feedforward_layernorm.forward(&block.mlp.forward(&h)?)?;
+            let next_norm = self.blocks.get(i + 1).map_or(&self.norm, |next| &next.input_layernorm);
+            (x, h) = next_norm.forward_add(&x, &m)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(tokens.len());
+        }
+        Ok(h)
+    }
+}
+
+impl Architecture for Gemma3 {
+    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        match cache {
+            None => self.forward(tokens, None),
+            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
+        }
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn logit_softcap(&self) -> Option<f32> {
+        self.softcap
+    }
+
+    fn spec(&self) -> Spec {
+        self.spec
+    }
+}

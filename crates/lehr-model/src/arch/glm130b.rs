@@ -1,0 +1,303 @@
+//! GLM-130B (Zeng et al. 2022, <https://arxiv.org/abs/2210.02414>): LayerNorm whose output is also
+//! the residual ("DeepNorm"), a context that all tokens see, RoPE over the whole head, a GeGLU MLP,
+//! the head tied to the embedding. Weights are `[out, in]`.
+//!
+//! With `u = LN(x)`, a sub-layer gives `x' = α u + f(u)`, as in ChatGLM-6B.
+
+use lehr_tensor::ops::activation::Activation;
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
+use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
+use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use serde::{Deserialize, Serialize};
+
+use super::chatglm::PerHeadAttention;
+use super::prefix::{MaskToken, PrefixRule};
+use super::{
+    Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
+};
+use crate::io::ShardRule;
+use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::{Error, KvCache, Result};
+
+/// The settings of GLM-130B. Its checkpoint comes without a `config.json`; this form is lehr's own,
+/// with the names of ChatGLM-6B's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Glm130bConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP, of each of its two halves.
+    pub inner_hidden_size: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Longest context.
+    pub max_sequence_length: usize,
+    /// Added to the variance in every norm.
+    #[serde(default = "default_eps")]
+    pub layernorm_epsilon: f32,
+    /// α, by which the residual is multiplied; absent means √(2 · `num_layers`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deepnorm_alpha: Option<f64>,
+    /// Standard deviation of new embeddings and of `query_key_value`.
+    #[serde(default = "default_std")]
+    pub initializer_range: f32,
+    /// `[MASK]`.
+    #[serde(default = "default_mask")]
+    pub mask_token_id: u32,
+    /// `[gMASK]`.
+    #[serde(default = "default_gmask")]
+    pub gmask_token_id: u32,
+    /// `[sMASK]`.
+    #[serde(default = "default_smask")]
+    pub smask_token_id: u32,
+    /// `<sop>`: ends the context.
+    #[serde(default = "default_sop")]
+    pub sop_token_id: u32,
+    /// `<eop>`: ends the answer.
+    #[serde(default = "default_eop")]
+    pub eop_token_id: u32,
+    /// `eod`: ends the document, and the answer.
+    #[serde(default = "default_eod")]
+    pub eod_token_id: u32,
+}
+
+// The published model.
+fn default_eps() -> f32 {
+    1e-5
+}
+fn default_std() -> f32 {
+    0.0052
+}
+fn default_mask() -> u32 {
+    150_000
+}
+fn default_gmask() -> u32 {
+    150_001
+}
+fn default_smask() -> u32 {
+    150_002
+}
+fn default_eod() -> u32 {
+    150_003
+}
+fn default_sop() -> u32 {
+    150_004
+}
+fn default_eop() -> u32 {
+    150_005
+}
+
+impl FamilyConfig for Glm130bConfig {
+    const MODEL_TYPE: &'static str = "glm130b";
+    const CLASS: &'static str = "GLM130B";
+
+    fn validate(&self) -> Result<()> {
+        for (key, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("inner_hidden_size", self.inner_hidden_size),
+            ("num_layers", self.num_layers),
+            ("max_sequence_length", self.max_sequence_length),
+        ] {
+            positive(key, value)?;
+        }
+        divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)?;
+        if !self.spec().head_dim.is_multiple_of(2) {
+            let expected = "hidden_size divided by an even number, the width of a head";
+            return Err(Error::config("num_attention_heads", self.num_attention_heads, expected));
+        }
+        if !(self.alpha().is_finite() && self.alpha() > 0.0) {
+            return Err(Error::config("deepnorm_alpha", self.alpha(), "a positive number"));
+        }
+        for (key, id) in [
+            ("mask_token_id", self.mask_token_id),
+            ("gmask_token_id", self.gmask_token_id),
+            ("smask_token_id", self.smask_token_id),
+            ("sop_token_id", self.sop_token_id),
+        ] {
+            if id as usize >= self.vocab_size {
+                return Err(Error::config(key, id, format!("below {}", self.vocab_size)));
+            }
+        }
+        Ok(())
+    }
+
+    fn spec(&self) -> Spec {
+        Spec {
+            n_layers: self.num_layers,
+            n_heads: self.num_attention_heads,
+            n_kv_heads: self.num_attention_heads,
+            head_dim: self.hidden_size / self.num_attention_heads.max(1),
+            hidden_size: self.hidden_size,
+            vocab_size: self.vocab_size,
+            max_positions: self.max_sequence_length,
+        }
+    }
+
+    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+        Ok(Box::new(Glm130b::build(self, p)?))
+    }
+
+    /// The checkpoint is published as 8 parts, cut for tensor parallelism as Megatron does.
+    fn shard_rule(&self, name: &str) -> ShardRule {
+        let ends = |end: &str| name.ends_with(end);
+        if ends("word_embeddings.weight") || name.contains(".query_key_value.") {
+            // Rows of the vocabulary; whole heads, each with its q, k and v.
+            return ShardRule::Rows;
+        }
+        if name.contains(".dense_h_to_4h.") {
+            // Each part has its piece of both halves.
+            return ShardRule::RowsOfHalves;
+        }
+        if ends(".dense.weight") || ends(".dense_4h_to_h.weight") {
+            return ShardRule::Columns;
+        }
+        ShardRule::Replicated
+    }
+}
+
+impl Glm130bConfig {
+    fn alpha(&self) -> f32 {
+        self.deepnorm_alpha.unwrap_or((2.0 * self.num_layers as f64).sqrt()) as f32
+    }
+
+    /// A piece for `[MASK]` or `[sMASK]` stands at the mask token's position, what follows
+    /// `[gMASK]` counts on.
+    fn prefix_rule(&self) -> PrefixRule {
+        let mask = |name, id, freezes| MaskToken { name, id, freezes };
+        PrefixRule {
+            sop: self.sop_token_id,
+            masks: vec![
+                mask("[MASK]", self.mask_token_id, true),
+                mask("[sMASK]", self.smask_token_id, true),
+                mask("[gMASK]", self.gmask_token_id, false),
+            ],
+        }
+    }
+
+    /// Xavier's standard deviation times DeepNorm's gain β = 1/√(2 · `num_layers`).
+    fn deepnorm_std(&self, n_in: usize, n_out: usize) -> f32 {
+        let xavier = (2.0 / (n_in + n_out) as f32).sqrt();
+        xavier / (2.0 * self.num_layers as f32).sqrt()
+    }
+}
+
+struct Block {
+    input_layernorm: LayerNorm,
+    attention: PerHeadAttention,
+    post_attention_layernorm: LayerNorm,
+    dense_h_to_4h: Linear,
+    dense_4h_to_h: Linear,
+}
+
+impl Block {
+    fn build(config: &Glm130bConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
+        let (d, f, eps) = (config.hidden_size, config.inner_hidden_size, config.layernorm_epsilon);
+        let std = |n_in, n_out| config.deepnorm_std(n_in, n_out);
+        let input_layernorm = LayerNorm::build(&mut p.at("input_layernorm"), d, eps)?;
+        let attention_std = (config.initializer_range, std(d, d));
+        let attention = PerHeadAttention::build(p.at("attention"), d, attention_std)?;
+        let post_attention_layernorm =
+            LayerNorm::build(&mut p.at("post_attention_layernorm"), d, eps)?;
+        let mut mlp = p.at("mlp");
+        let mut linear = |name, size, std| Linear::build(&mut mlp.at(name), OutIn, size, true, std);
+        let dense_h_to_4h = linear("dense_h_to_4h", (d, 2 * f), std(d, f))?;
+        let dense_4h_to_h = linear("dense_4h_to_h", (f, d), std(f, d))?;
+        Ok(Self {
+            input_layernorm,
+            attention,
+            post_attention_layernorm,
+            dense_h_to_4h,
+            dense_4h_to_h,
+        })
+    }
+
+    /// `W (x1 ⊙ GELU(x2)) + b`: the second half is the gate.
+    fn mlp(&self, h: &Tensor) -> Result<Tensor> {
+        let both = self.dense_h_to_4h.forward(h)?;
+        let f = both.shape()[2] / 2;
+        let (linear, gate) = (both.slice(2, 0..f)?, both.slice(2, f..2 * f)?);
+        Ok(self.dense_4h_to_h.forward_gated(&gate, &linear, Activation::GeluErf)?)
+    }
+}
+
+/// The GLM-130B decoder.
+pub struct Glm130b {
+    config: Glm130bConfig,
+    rule: PrefixRule,
+    inv_freq: Vec<f64>,
+    word_embeddings: Embedding,
+    blocks: Vec<Block>,
+    final_layernorm: LayerNorm,
+    head: Linear,
+}
+
+impl Glm130b {
+    fn build(config: &Glm130bConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let (d, std) = (config.hidden_size, config.initializer_range);
+        let mut root = p.at("transformer");
+        let word_embeddings =
+            Embedding::build(&mut root.at("word_embeddings"), config.vocab_size, d, std)?;
+        let mut blocks = Vec::new();
+        for index in 0..config.num_layers {
+            blocks.push(Block::build(config, root.at("layers").at(index))?);
+        }
+        let final_layernorm =
+            LayerNorm::build(&mut root.at("final_layernorm"), d, config.layernorm_epsilon)?;
+        let head = Linear::tied(word_embeddings.weight());
+        let inv_freq = frequencies::inverse_frequencies(10_000.0, config.spec().head_dim);
+        let (config, rule) = (config.clone(), config.prefix_rule());
+        Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
+    }
+
+    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.spec())?;
+        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
+        let rope = RopeTable::new(&text.positions, &self.inv_freq, RopeLayout::HalfSplit, 1.0)?;
+        let (alpha, n_heads) = (self.config.alpha(), self.config.num_attention_heads);
+        let x = self.word_embeddings.forward(&tokens.ids)?;
+        let mut u = self.blocks[0].input_layernorm.forward(&x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let cache = cache.as_deref_mut();
+            let a = block.attention.forward(&u, &text.mask, &rope, (n_heads, i), cache)?;
+            (_, u) = block.post_attention_layernorm.forward_add(&u.scale(alpha)?, &a)?;
+            let m = block.mlp(&u)?;
+            let next_norm =
+                self.blocks.get(i + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
+            (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(tokens.len());
+        }
+        Ok(u)
+    }
+}
+
+impl Architecture for Glm130b {
+    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        match cache {
+            None => self.forward(tokens, None),
+            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
+        }
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn undivided(&self, ids: &[i32]) -> Result<usize> {
+        self.rule.undivided(ids)
+    }
+
+    fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
+        let text = self.rule.divide(tokens, None)?;
+        Ok(Some(TextDivision { positions: vec![text.positions], mask: text.mask }))
+    }
+
+    fn spec(&self) -> Spec {
+        self.config.spec()
+    }
+}

@@ -1,0 +1,272 @@
+//! Qwen 2 and 2.5 (Yang et al. 2024, <https://arxiv.org/abs/2407.10671>): Llama's block with biases
+//! on queries, keys and values, and perhaps a sliding window in the upper blocks. Weights are
+//! `[out, in]`.
+
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
+use lehr_tensor::ops::rope::RopeTable;
+use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::heads::{self, Heads, check_windows};
+use super::rope::Rope;
+use super::{
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
+    check_spec, residual_std, with_and_without_prefix,
+};
+use crate::nn::{Embedding, GatedMlp, Linear, RmsNorm};
+use crate::{KvCache, Result};
+
+/// The settings of a Qwen2 `config.json`; what a file leaves out is as in transformers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Qwen2Config {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key-value heads; `None` means as many as query heads.
+    pub num_key_value_heads: Option<usize>,
+    /// Width of a head; `None` means `hidden_size / num_attention_heads`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Longest context.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f32,
+    /// Standard deviation of new weights.
+    pub initializer_range: f32,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether any block has a window.
+    pub use_sliding_window: bool,
+    /// How many tokens are seen through the window, the token itself among them.
+    pub sliding_window: Option<usize>,
+    /// Blocks below this have no window.
+    pub max_window_layers: usize,
+    /// The kind of each block; `None` means what `max_window_layers` says.
+    pub layer_types: Option<Vec<String>>,
+    /// The MLP's activation.
+    pub hidden_act: String,
+    /// How heads are rotated.
+    #[serde(flatten)]
+    pub rope: RopeConfig,
+    /// First token of a text.
+    pub bos_token_id: Option<u32>,
+    /// Last token of a text, or several of which any ends it.
+    pub eos_token_id: Option<Value>,
+    /// What fills short rows of a batch.
+    pub pad_token_id: Option<i64>,
+}
+
+impl Default for Qwen2Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: 151_936,
+            hidden_size: 4096,
+            intermediate_size: 22_016,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: Some(32),
+            head_dim: None,
+            max_position_embeddings: 32_768,
+            rms_norm_eps: 1e-6,
+            initializer_range: 0.02,
+            tie_word_embeddings: false,
+            use_sliding_window: false,
+            sliding_window: Some(4096),
+            max_window_layers: 28,
+            layer_types: None,
+            hidden_act: "silu".to_owned(),
+            rope: RopeConfig::default(),
+            bos_token_id: None,
+            eos_token_id: None,
+            pad_token_id: None,
+        }
+    }
+}
+
+impl FamilyConfig for Qwen2Config {
+    const MODEL_TYPE: &'static str = "qwen2";
+    const CLASS: &'static str = "Qwen2ForCausalLM";
+
+    fn validate(&self) -> Result<()> {
+        check_spec(&self.spec(), self.intermediate_size)?;
+        check_windows(self.layer_types.as_deref(), self.num_hidden_layers, self.view())?;
+        activation("hidden_act", &self.hidden_act)?;
+        Rope::new(&self.rope()?, self.spec().head_dim).map(drop)
+    }
+
+    fn spec(&self) -> Spec {
+        let n_heads = self.num_attention_heads;
+        Spec {
+            n_layers: self.num_hidden_layers,
+            n_heads,
+            n_kv_heads: self.num_key_value_heads.unwrap_or(n_heads),
+            head_dim: self.head_dim.unwrap_or(self.hidden_size / n_heads.max(1)),
+            hidden_size: self.hidden_size,
+            vocab_size: self.vocab_size,
+            max_positions: self.max_position_embeddings,
+        }
+    }
+
+    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+        Ok(Box::new(Qwen2::build(self, p)?))
+    }
+
+    fn checkpoint_names(&self, name: &str) -> Vec<String> {
+        with_and_without_prefix(name)
+    }
+}
+
+impl Qwen2Config {
+    /// Base and scaling of the rotary frequencies, from wherever this file says them.
+    ///
+    /// # Errors
+    /// If the kind of scaling is not known or lacks a number.
+    pub fn rope(&self) -> Result<RopeSettings> {
+        self.rope.settings(self.max_position_embeddings)
+    }
+
+    /// The width of the windows there are.
+    fn view(&self) -> Option<usize> {
+        self.sliding_window.filter(|_| self.use_sliding_window)
+    }
+
+    fn window(&self, layer: usize) -> Result<Option<usize>> {
+        match &self.layer_types {
+            Some(layer_types) => heads::window(layer_types, layer, self.view()),
+            None => Ok(self.view().filter(|_| layer >= self.max_window_layers)),
+        }
+    }
+}
+
+struct Block {
+    heads: Heads,
+    input_layernorm: RmsNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    post_attention_layernorm: RmsNorm,
+    mlp: GatedMlp,
+}
+
+impl Block {
+    fn build(config: &Qwen2Config, index: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+        let (d, eps) = (config.hidden_size, config.rms_norm_eps);
+        let spec = config.spec();
+        let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
+        let std = config.initializer_range;
+        let out_std = residual_std(std, spec.n_layers);
+        let input_layernorm = RmsNorm::build(&mut p.at("input_layernorm"), d, eps)?;
+        let mut attn = p.at("self_attn");
+        let mut project =
+            |name, size, bias, std| Linear::build(&mut attn.at(name), OutIn, size, bias, std);
+        Ok(Self {
+            heads: Heads::new(&spec, index).with_window(config.window(index)?),
+            input_layernorm,
+            q_proj: project("q_proj", (d, q), true, std)?,
+            k_proj: project("k_proj", (d, kv), true, std)?,
+            v_proj: project("v_proj", (d, kv), true, std)?,
+            o_proj: project("o_proj", (q, d), false, out_std)?,
+            post_attention_layernorm: RmsNorm::build(
+                &mut p.at("post_attention_layernorm"),
+                d,
+                eps,
+            )?,
+            mlp: GatedMlp::build(
+                &mut p.at("mlp"),
+                (d, config.intermediate_size),
+                false,
+                activation("hidden_act", &config.hidden_act)?,
+                (std, out_std),
+            )?,
+        })
+    }
+
+    fn attention(
+        &self,
+        h: &Tensor,
+        tokens: &Tokens,
+        rope: &RopeTable,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let q = self.heads.queries(&self.q_proj.forward(h)?)?.rope(rope)?;
+        let k = self.heads.keys(&self.k_proj.forward(h)?)?.rope(rope)?;
+        let v = self.heads.keys(&self.v_proj.forward(h)?)?;
+        let a = self.heads.attend(&q, (&k, &v), tokens, cache)?;
+        Ok(self.o_proj.forward(&a)?)
+    }
+}
+
+/// The Qwen2 decoder.
+pub struct Qwen2 {
+    spec: Spec,
+    rope: Rope,
+    embed_tokens: Embedding,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: Linear,
+}
+
+impl Qwen2 {
+    fn build(config: &Qwen2Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let spec = config.spec();
+        let (d, v, std) = (spec.hidden_size, spec.vocab_size, config.initializer_range);
+        let mut root = p.at("model");
+        let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), v, d, std)?;
+        let mut blocks = Vec::new();
+        for index in 0..spec.n_layers {
+            blocks.push(Block::build(config, index, root.at("layers").at(index))?);
+        }
+        let norm = RmsNorm::build(&mut root.at("norm"), d, config.rms_norm_eps)?;
+        let head = match config.tie_word_embeddings {
+            true => Linear::tied(embed_tokens.weight()),
+            false => Linear::build(&mut p.at("lm_head"), OutIn, (d, v), false, std)?,
+        };
+        let rope = Rope::new(&config.rope()?, spec.head_dim)?;
+        Ok(Self { spec, rope, embed_tokens, blocks, norm, head })
+    }
+
+    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.spec)?;
+        let rope = self.rope.table(&tokens.positions)?;
+        let mut x = self.embed_tokens.forward(&tokens.ids)?;
+        let mut h = self.blocks[0].input_layernorm.forward(&x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let a = block.attention(&h, tokens, &rope, cache.as_deref_mut())?;
+            (x, h) = block.post_attention_layernorm.forward_add(&x, &a)?;
+            let m = block.mlp.forward(&h)?;
+            let next_norm = self.blocks.get(i + 1).map_or(&self.norm, |next| &next.input_layernorm);
+            (x, h) = next_norm.forward_add(&x, &m)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(tokens.len());
+        }
+        Ok(h)
+    }
+}
+
+impl Architecture for Qwen2 {
+    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        match cache {
+            None => self.forward(tokens, None),
+            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
+        }
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn spec(&self) -> Spec {
+        self.spec
+    }
+}

@@ -1,0 +1,185 @@
+//! A model written as a GGUF file.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lehr_tensor::quant::WeightFormat;
+
+use super::family::{self, Family};
+use super::file_type::{FileType, Traits};
+use super::metadata::Metadata;
+use super::names::{Heads, Kind};
+use super::writer::{self, Planned};
+use crate::io::change::{file_rows, transpose};
+use crate::io::files::write_stream;
+use crate::{Error, Model, Result};
+
+/// The version of the block formats, which `general.quantization_version` says.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// What a GGUF file says beyond the weights.
+#[derive(Clone, Debug)]
+pub struct GgufOptions<'a> {
+    /// The model's name, `general.name`.
+    pub name: &'a str,
+    /// The formats of the weights.
+    pub file_type: FileType,
+    /// The tokenizer, `tokenizer.*`; if it is empty, the file has none.
+    pub tokenizer: Metadata,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GgufSummary {
+    /// Size of the file.
+    pub n_bytes: u64,
+    /// How many tensors each format has.
+    pub formats: BTreeMap<String, usize>,
+    /// Parameters that GGUF has no place for.
+    pub left_out: Vec<String>,
+}
+
+/// One tensor and where its numbers come from.
+struct Tensor<'a> {
+    plan: Planned,
+    values: Cow<'a, [f32]>,
+    kind: Kind,
+}
+
+/// Writes `model` as a GGUF file that llama.cpp loads, piece by piece, beside its place first.
+///
+/// # Errors
+/// If GGUF has no place for the family or one of its settings, a number does not fit the format, or
+/// the file cannot be written.
+pub fn write_gguf(path: &Path, model: &Model, options: &GgufOptions<'_>) -> Result<GgufSummary> {
+    let config = model.config().to_json();
+    let family = family::of_config(&config)?;
+    let mut keys = family.describe(&config)?;
+    let heads = keys.heads()?;
+    let values: Vec<_> = model.params().params().iter().map(|p| (p.name(), p.tensor())).collect();
+    let mut left_out = Vec::new();
+    let mut tensors = Vec::new();
+    for (name, factors) in std::mem::take(&mut keys.tensors) {
+        let plan = Planned { name, shape: vec![factors.len()], format: WeightFormat::F32 };
+        tensors.push(Tensor { plan, values: factors.into(), kind: Kind::Same });
+    }
+    for (name, value) in &values {
+        match plan(family, name, &value.shape())? {
+            Some((plan, kind)) => tensors.push(Tensor { plan, values: value.data().into(), kind }),
+            None => left_out.push((*name).to_owned()),
+        }
+    }
+    choose_formats(&mut tensors, options.file_type, model);
+    let metadata = finish(keys.metadata, options, model.spec().vocab_size);
+    let plans: Vec<_> = tensors.iter().map(|t| &t.plan).collect();
+    let head = writer::head(&metadata, &plans);
+    let n_bytes = plans.iter().map(|p| p.n_bytes() + writer::n_padding(p.n_bytes()));
+    let n_bytes = (head.len() + n_bytes.sum::<usize>()) as u64;
+    let mut formats = BTreeMap::new();
+    plans.iter().for_each(|p| *formats.entry(p.format.to_string()).or_default() += 1);
+    write_stream(path, |out| {
+        let fault = || Error::io("writing", path);
+        out.write_all(&head).map_err(fault())?;
+        tensors.iter().try_for_each(|tensor| {
+            let bytes = tensor.bytes(path, heads)?;
+            out.write_all(&bytes).map_err(fault())?;
+            out.write_all(&vec![0; writer::n_padding(bytes.len())]).map_err(fault())
+        })
+    })?;
+    Ok(GgufSummary { n_bytes, formats, left_out })
+}
+
+/// Name and shape of a parameter in the file; `None` if it is one that is left out.
+fn plan(family: &Family, name: &str, shape: &[usize]) -> Result<Option<(Planned, Kind)>> {
+    if family.left_out.iter().any(|start| name.starts_with(start)) {
+        return Ok(None);
+    }
+    let Some((ggml, kind)) = family.layout.to_ggml(name) else {
+        return Err(Error::config(name, "a parameter", "one that GGUF has a name for"));
+    };
+    let mut shape = shape.to_vec();
+    if kind == Kind::Transposed && shape.len() == 2 {
+        shape.reverse();
+    }
+    Ok(Some((Planned { name: ggml, shape, format: WeightFormat::F32 }, kind)))
+}
+
+fn choose_formats(tensors: &mut [Tensor<'_>], file_type: FileType, model: &Model) {
+    let spec = model.spec();
+    let traits = Traits {
+        n_blocks: spec.n_layers,
+        is_tied: !tensors.iter().any(|t| t.plan.name == "output.weight"),
+        is_70b: spec.n_layers == 80 && spec.n_kv_heads < spec.n_heads,
+    };
+    for Tensor { plan, .. } in tensors {
+        plan.format = file_type.format_of(&plan.name, &plan.shape, traits);
+    }
+}
+
+fn finish(mut metadata: Metadata, options: &GgufOptions<'_>, vocab_size: usize) -> Metadata {
+    metadata.set("general.name", options.name);
+    metadata.set("general.file_type", options.file_type.id());
+    metadata.set("general.quantization_version", QUANTIZATION_VERSION);
+    for (key, value) in options.tokenizer.entries() {
+        metadata.set(key.clone(), value.clone());
+    }
+    if metadata.get("tokenizer.ggml.model").is_none() {
+        // llama.cpp then takes the number of tokens from the architecture's own key.
+        metadata.set("tokenizer.ggml.model", "no_vocab");
+        let arch = metadata.string("general.architecture").ok().flatten().map(str::to_owned);
+        let key = format!("{}.vocab_size", arch.unwrap_or_default());
+        metadata.set(key, vocab_size as u32);
+    }
+    metadata
+}
+
+impl Tensor<'_> {
+    /// The tensor's bytes in the file.
+    fn bytes(&self, path: &Path, heads: Heads) -> Result<Vec<u8>> {
+        let values = self.changed(heads);
+        let format = self.plan.format;
+        self.check(path, &values)?;
+        let mut bytes = vec![0; self.plan.n_bytes()];
+        format.quantize(&values, &mut bytes);
+        Ok(bytes)
+    }
+
+    /// The numbers as files have them.
+    fn changed(&self, heads: Heads) -> Cow<'_, [f32]> {
+        let (values, rows) = (&self.values, self.plan.shape[0]);
+        match self.kind {
+            Kind::QueryRows => file_rows(values, rows, heads.query).into(),
+            Kind::KeyRows => file_rows(values, rows, heads.key).into(),
+            Kind::PlusOne => values.iter().map(|v| v + 1.0).collect::<Vec<_>>().into(),
+            Kind::Transposed if self.plan.shape.len() == 2 => {
+                let mut out = vec![0.0; values.len()];
+                // The plan has the file's shape: its rows are our columns.
+                transpose(values, rows, &mut out);
+                out.into()
+            }
+            Kind::Same | Kind::Transposed => Cow::Borrowed(values),
+        }
+    }
+
+    /// An error if a number does not fit the format.
+    fn check(&self, path: &Path, values: &[f32]) -> Result<()> {
+        /// The largest number of f16, which is also the format of the scales of blocks.
+        const F16_MAX: f32 = 65504.0;
+        let Planned { name, format, .. } = &self.plan;
+        let limit = match format {
+            WeightFormat::F32 | WeightFormat::BF16 => f32::MAX,
+            _ => F16_MAX,
+        };
+        let Some(bad) = values.iter().find(|v| v.is_nan() || v.abs() > limit) else {
+            return Ok(());
+        };
+        Err(Error::Format {
+            path: path.to_owned(),
+            reason: format!("writing `{name}`: {bad} does not fit {format}"),
+            hint: Some(
+                "write it in bf16 or f32, or repair the model if it is not finite".to_owned(),
+            ),
+        })
+    }
+}

@@ -1,0 +1,122 @@
+//! Metadata in the making, from a `config.json`.
+
+use serde_json::Value as Json;
+
+use super::settings::ROPE_FACTORS;
+use crate::io::gguf::metadata::{Metadata, Value};
+use crate::io::gguf::names::Heads;
+use crate::{Error, Result};
+
+/// The metadata of one model, as it is gathered.
+pub(in crate::io::gguf) struct Keys<'a> {
+    arch: &'static str,
+    config: &'a Json,
+    /// Pairs so far.
+    pub(in crate::io::gguf) metadata: Metadata,
+    /// Tensors that a file has and the model not.
+    pub(in crate::io::gguf) tensors: Vec<(String, Vec<f32>)>,
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(arch: &'static str, config: &'a Json) -> Self {
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", arch);
+        metadata.set("general.type", "model");
+        Self { arch, config, metadata, tensors: Vec::new() }
+    }
+
+    pub(super) fn config(&self) -> &'a Json {
+        self.config
+    }
+
+    /// Sets a key of the architecture.
+    pub(super) fn set(&mut self, name: &str, value: impl Into<Value>) {
+        self.metadata.set(format!("{}.{name}", self.arch), value);
+    }
+
+    /// Adds the divisors of rotary frequencies.
+    pub(super) fn set_rope_factors(&mut self, factors: Vec<f32>) {
+        self.tensors.push((ROPE_FACTORS.to_owned(), factors));
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Json> {
+        self.config.get(key).filter(|value| !value.is_null())
+    }
+
+    fn typed<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&'a Json) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| Error::config(key, value, expected))
+    }
+
+    /// An integer of the configuration; files have 32 bits for it.
+    pub(super) fn integer(&self, key: &str) -> Result<Option<u32>> {
+        self.typed(key, "an integer below 2^32", |value| value.as_u64()?.try_into().ok())
+    }
+
+    /// An integer the configuration must have.
+    pub(super) fn need_integer(&self, key: &str) -> Result<u32> {
+        self.integer(key)?.ok_or_else(|| Error::config(key, "missing", "an integer"))
+    }
+
+    /// A float of the configuration.
+    pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a number", Json::as_f64)
+    }
+
+    /// A text of the configuration.
+    pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>> {
+        self.typed(key, "a text", Json::as_str)
+    }
+
+    /// Copies integers: names in the file and in the configuration.
+    pub(super) fn copy_integers(&mut self, names: &[(&str, &str)]) -> Result<()> {
+        for (ggml, ours) in names {
+            let value = self.need_integer(ours)?;
+            self.set(ggml, value);
+        }
+        Ok(())
+    }
+
+    /// Copies a float.
+    pub(super) fn copy_float(&mut self, ggml: &str, ours: &str) -> Result<()> {
+        let value = self.float(ours)?;
+        let value = value.ok_or_else(|| Error::config(ours, "missing", "a number"))?;
+        self.set(ggml, value as f32);
+        Ok(())
+    }
+
+    /// An error unless the configuration has one of these texts: files have no place to say it.
+    pub(super) fn require(&self, key: &str, known: &[&str]) -> Result<()> {
+        match self.string(key)? {
+            Some(found) if !known.contains(&found) => {
+                let expected = format!("{}, as all {} files have it", known[0], self.arch);
+                Err(Error::config(key, found, expected))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An error unless a switch has the value that all files of the architecture stand for.
+    pub(super) fn require_switch(&self, key: &str, expected: bool) -> Result<()> {
+        match self.get(key).and_then(Json::as_bool) {
+            Some(found) if found != expected => {
+                let expected = format!("{expected}, as all {} files have it", self.arch);
+                Err(Error::config(key, found, expected))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Query and key heads.
+    pub(in crate::io::gguf) fn heads(&self) -> Result<Heads> {
+        let get = |name: &str| self.metadata.integer(&format!("{}.{name}", self.arch));
+        let query = get("attention.head_count")?.unwrap_or(1);
+        let key = get("attention.head_count_kv")?.unwrap_or(query);
+        Ok(Heads { query: query as usize, key: key as usize })
+    }
+}

@@ -1,0 +1,122 @@
+//! The settings of one architecture in a file.
+
+use crate::io::gguf::metadata::Metadata;
+use crate::io::gguf::names::Heads;
+use crate::io::gguf::reader::Header;
+use crate::{Error, Result};
+
+/// The tensor with the divisors of rotary frequencies.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// The metadata under the name of the file's architecture.
+pub(in crate::io::gguf) struct Settings<'a> {
+    pub(in crate::io::gguf) header: &'a Header,
+    pub(super) arch: &'a str,
+    /// By what the rotary frequencies are divided, if the file holds that.
+    pub(super) rope_factors: Option<Vec<f32>>,
+}
+
+impl<'a> Settings<'a> {
+    /// Of the whole file in `bytes`.
+    pub(in crate::io::gguf) fn new(header: &'a Header, bytes: &[u8]) -> Result<Self> {
+        let arch = header.metadata.string("general.architecture")?;
+        let missing = || Error::config("general.architecture", "missing", "a name");
+        let factors = header.tensors.iter().find(|t| t.name == ROPE_FACTORS).map(|t| {
+            let floats = t.floats(bytes);
+            floats.ok_or_else(|| Error::config(ROPE_FACTORS, format!("{:?}", t.dtype), "floats"))
+        });
+        Ok(Self { header, arch: arch.ok_or_else(missing)?, rope_factors: factors.transpose()? })
+    }
+
+    fn metadata(&self) -> &'a Metadata {
+        &self.header.metadata
+    }
+
+    pub(super) fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch)
+    }
+
+    /// An integer the file may have.
+    pub(super) fn integer(&self, name: &str) -> Result<Option<u64>> {
+        self.metadata().integer(&self.key(name))
+    }
+
+    /// An integer the file must have.
+    pub(super) fn need_integer(&self, name: &str) -> Result<u64> {
+        let value = self.integer(name)?;
+        value.ok_or_else(|| Error::config(&self.key(name), "missing", "an integer"))
+    }
+
+    /// A float the file may have.
+    pub(super) fn float(&self, name: &str) -> Result<Option<f64>> {
+        self.metadata().float(&self.key(name))
+    }
+
+    /// A float the file must have.
+    pub(super) fn need_float(&self, name: &str) -> Result<f64> {
+        let value = self.float(name)?;
+        value.ok_or_else(|| Error::config(&self.key(name), "missing", "a float"))
+    }
+
+    /// A text the file may have.
+    pub(super) fn string(&self, name: &str) -> Result<Option<&'a str>> {
+        self.metadata().string(&self.key(name))
+    }
+
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
+        self.header.tensors.iter().any(|t| t.name == name)
+    }
+
+    /// Rows of a matrix.
+    pub(super) fn n_rows(&self, name: &str) -> Result<usize> {
+        let tensor = self.header.tensors.iter().find(|t| t.name == name);
+        match tensor.map(|t| t.shape.as_slice()) {
+            // Extents of 1 in front are left out.
+            Some([_]) => Ok(1),
+            Some([rows, _]) => Ok(*rows),
+            Some(other) => Err(Error::config(name, format!("{other:?}"), "a matrix")),
+            None => Err(Error::config(name, "missing", "a matrix")),
+        }
+    }
+
+    /// Rows of the embedding: models have more than their tokenizer has tokens.
+    pub(super) fn vocab_size(&self) -> Result<usize> {
+        self.n_rows("token_embd.weight")
+    }
+
+    /// An error if blocks have several MLPs of which tokens choose.
+    pub(super) fn refuse_experts(&self) -> Result<()> {
+        match self.integer("expert_count")? {
+            None | Some(0) => Ok(()),
+            Some(n) => Err(Error::config(&self.key("expert_count"), n, "0: a dense model")),
+        }
+    }
+
+    /// Query and key heads.
+    pub(in crate::io::gguf) fn heads(&self) -> Result<Heads> {
+        let query = self.need_integer("attention.head_count")?;
+        let key = self.integer("attention.head_count_kv")?.unwrap_or(query);
+        let size = |key: &str, value: u64| match usize::try_from(value) {
+            Ok(value) if value > 0 => Ok(value),
+            _ => Err(Error::config(&self.key(key), value, "at least 1")),
+        };
+        Ok(Heads {
+            query: size("attention.head_count", query)?,
+            key: size("attention.head_count_kv", key)?,
+        })
+    }
+
+    /// Width of a head.
+    pub(super) fn head_dim(&self) -> Result<u64> {
+        let width = self.need_integer("embedding_length")?;
+        let heads = self.heads()?.query as u64;
+        let head_dim = self.integer("attention.key_length")?.unwrap_or(width / heads);
+        match self.integer("attention.value_length")? {
+            Some(value) if value != head_dim => {
+                let expected = format!("the width of keys, {head_dim}");
+                Err(Error::config(&self.key("attention.value_length"), value, expected))
+            }
+            _ => Ok(head_dim),
+        }
+    }
+}

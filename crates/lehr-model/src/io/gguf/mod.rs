@@ -1,0 +1,89 @@
+//! GGUF, the files of llama.cpp: metadata, tokenizer and weights in one.
+//!
+//! Reading presents the tensors under the names and shapes of our families, as if the file were a
+//! Hugging Face folder: what conversion to GGUF did to the numbers is undone as they are read.
+//! [`write_gguf`] does it.
+
+mod export;
+mod family;
+mod file_type;
+mod metadata;
+mod names;
+mod reader;
+mod writer;
+
+use std::path::Path;
+
+pub use export::{GgufOptions, GgufSummary, write_gguf};
+pub use file_type::FileType;
+pub use metadata::{Array, Metadata, Value};
+use serde_json::Value as Json;
+
+use super::change::Change;
+use super::checkpoint::{Entry, FileDtype};
+use crate::Result;
+use reader::{GgmlType, TensorInfo};
+
+/// What a GGUF file holds besides numbers.
+pub(crate) struct Contents {
+    pub(crate) metadata: Metadata,
+    /// As a `config.json`.
+    pub(crate) config: Json,
+    /// Its tensors under the names of the family.
+    pub(crate) entries: Vec<(String, Entry)>,
+}
+
+/// Whether a file is GGUF, by its first bytes.
+pub(crate) fn is_gguf(bytes: &[u8]) -> bool {
+    bytes.starts_with(reader::MAGIC)
+}
+
+/// Reads the key-value pairs of a whole file, whichever family it is of.
+///
+/// # Errors
+/// If the bytes are not a GGUF file.
+pub fn read_metadata(path: &Path, bytes: &[u8]) -> Result<Metadata> {
+    Ok(reader::read(path, bytes)?.metadata)
+}
+
+/// Reads the head of a whole file, which is number `file` of its checkpoint.
+pub(crate) fn open(path: &Path, bytes: &[u8], file: usize) -> Result<Contents> {
+    let header = reader::read(path, bytes)?;
+    let settings = family::Settings::new(&header, bytes)?;
+    let family = family::of_file(&settings)?;
+    let (config, layout) = (family.config_json(&settings)?, &family.layout);
+    let heads = settings.heads()?;
+    let mut entries = Vec::new();
+    for tensor in &header.tensors {
+        // What no family has keeps its name: it can be listed.
+        let (name, kind) =
+            layout.to_ours(&tensor.name).unwrap_or((tensor.name.clone(), names::Kind::Same));
+        entries.push((name, entry(tensor, file, kind.change(heads, tensor.shape.len()))));
+    }
+    Ok(Contents { metadata: header.metadata, config, entries })
+}
+
+fn entry(tensor: &TensorInfo, file: usize, change: Change) -> Entry {
+    let dtype = match tensor.dtype {
+        GgmlType::Weights(format) => FileDtype::Weights(format),
+        GgmlType::I32 => FileDtype::I32,
+        GgmlType::I64 => FileDtype::I64,
+        // No file has such; it would have to be changed back as f32 is.
+        GgmlType::F64 if change != Change::None => FileDtype::Other("F64"),
+        GgmlType::F64 => FileDtype::F64,
+        GgmlType::Other(name) => FileDtype::Other(name),
+    };
+    let mut shape = tensor.shape.clone();
+    if change == Change::Transposed {
+        shape.reverse();
+    }
+    Entry {
+        file,
+        dtype,
+        shape,
+        offset: tensor.offset,
+        n_bytes: tensor.n_bytes,
+        change,
+        strides: None,
+    }
+}

@@ -1,0 +1,99 @@
+//! The format before PyTorch 1.6: pickles in a row, then the numbers.
+//!
+//! A magic number, a version, facts about the machine, the object, the keys of its storages; then
+//! for each key, in that order, its number of elements (i64) and the elements.
+
+use std::collections::HashMap;
+
+use super::machine::{Unpickled, unpickle};
+use super::tensor::{View, storages};
+use super::value::Value;
+use super::{Fault, state_dict};
+use crate::io::checkpoint::Entry;
+
+/// `0x1950a86a20f9469cfc6c`.
+const MAGIC: [u8; 10] = [0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19];
+const VERSION: i64 = 1001;
+
+pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>, Fault> {
+    let mut at = 0;
+    let mut next = |what: &str| {
+        let unpickled = unpickle(&bytes[at..]).map_err(|fault| fault.within(what))?;
+        let len = unpickled.len;
+        at += len;
+        Ok((unpickled, len, at))
+    };
+    let (magic, ..) = next("the magic number")?;
+    if *magic.heap.get(magic.root) != Value::Long(&MAGIC) {
+        return Err(Fault::hinted(
+            "it is a pickle without the magic number of torch.save",
+            "save the weights with torch.save(model.state_dict(), PATH)",
+        ));
+    }
+    let (version, ..) = next("the version")?;
+    if *version.heap.get(version.root) != Value::Int(VERSION) {
+        return Err(Fault::new(format!("its version is not {VERSION}")));
+    }
+    let (machine, ..) = next("the facts about the machine")?;
+    check_byte_order(&machine)?;
+    let (object, len, _) = next("the object")?;
+    let (keys, _, end) = next("the keys of the storages")?;
+    let found = state_dict::tensors(&object.heap, object.root, len)?;
+    let places = places(bytes, end, &keys, &storages(&object.heap)?)?;
+    let place = |key: &str| places.get(key).copied();
+    let entry = |(name, view): (String, View<'_>)| {
+        let place = place(view.key);
+        view.named_entry(name, file, place)
+    };
+    found.into_iter().map(entry).collect()
+}
+
+/// An error unless the numbers are little-endian.
+fn check_byte_order(machine: &Unpickled<'_>) -> Result<(), Fault> {
+    let Value::Dict(facts) = machine.heap.get(machine.root) else {
+        return Err(Fault::new("the facts about the machine are no dict"));
+    };
+    let fact = facts.iter().find(|(key, _)| machine.heap.str(*key) == Some("little_endian"));
+    match fact.map(|(_, value)| machine.heap.get(*value)) {
+        Some(Value::Bool(true)) => Ok(()),
+        Some(Value::Bool(false)) => Err(Fault::hinted(
+            "its numbers are not little-endian",
+            "load and save it with PyTorch on a little-endian machine (x86-64, ARM)",
+        )),
+        _ => Err(Fault::new("it does not say whether its numbers are little-endian")),
+    }
+}
+
+/// Where the numbers of each storage lie, from byte `at` on: first byte and length.
+fn places<'a>(
+    bytes: &[u8],
+    mut at: usize,
+    keys: &Unpickled<'a>,
+    sizes: &HashMap<&str, usize>,
+) -> Result<HashMap<&'a str, (usize, usize)>, Fault> {
+    let Some(ids) = keys.heap.sequence(keys.root) else {
+        return Err(Fault::new("the keys of the storages are no list"));
+    };
+    let mut places = HashMap::new();
+    for id in ids {
+        let Some(key) = keys.heap.str(*id) else {
+            return Err(Fault::new("the key of a storage is no text"));
+        };
+        let Some(element) = sizes.get(key) else {
+            return Err(Fault::new(format!("the object has no storage {key}")));
+        };
+        let rest = bytes.get(at..).unwrap_or_default();
+        let Some((count, numbers)) = rest.split_first_chunk() else {
+            return Err(Fault::cut(8, rest.len()));
+        };
+        let count = u64::from_le_bytes(*count);
+        let wanted = count.saturating_mul(*element as u64);
+        let len = usize::try_from(wanted).ok().filter(|len| *len <= numbers.len());
+        let Some(len) = len else {
+            return Err(Fault::cut(wanted, numbers.len()).within(format_args!("storage {key}")));
+        };
+        places.insert(key, (at + 8, len));
+        at += 8 + len;
+    }
+    Ok(places)
+}

@@ -1,0 +1,357 @@
+//! The unpickling machine: opcodes to plain values.
+//!
+//! Python's pickle is a program for a stack machine, some of whose opcodes call any function of any
+//! module. This machine has no function to call: a class or function is its name, and a call is a
+//! value that says what would have been called with what. Opcodes: `pickletools` of CPython. Of
+//! protocols 0 and 1 there is only what writers of protocols 2 to 5 use too.
+
+use std::collections::HashMap;
+
+use super::Fault;
+use super::value::{Call, Heap, Id, Value};
+
+/// A pickle longer than this is refused: a model's is some megabytes, the numbers lie outside.
+const MAX_BYTES: usize = 1 << 26;
+
+/// What one pickle describes.
+pub(super) struct Unpickled<'a> {
+    pub(super) heap: Heap<'a>,
+    pub(super) root: Id,
+    /// Bytes of the pickle: another may follow.
+    pub(super) len: usize,
+}
+
+/// Runs the pickle that `bytes` begins with.
+pub(super) fn unpickle(bytes: &[u8]) -> Result<Unpickled<'_>, Fault> {
+    let mut machine = Machine {
+        bytes: &bytes[..bytes.len().min(MAX_BYTES)],
+        at: 0,
+        heap: Heap::default(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
+    let mut start = 0;
+    let run = |machine: &mut Machine<'_>, start: &mut usize| {
+        machine.check_protocol()?;
+        loop {
+            *start = machine.at;
+            let opcode = machine.byte()?;
+            if opcode == b'.' {
+                return machine.pop();
+            }
+            machine.step(opcode)?;
+        }
+    };
+    match run(&mut machine, &mut start) {
+        Ok(root) => Ok(Unpickled { root, len: machine.at, heap: machine.heap }),
+        Err(fault) => Err(fault.within(format_args!("at byte {start} of the pickle"))),
+    }
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    heap: Heap<'a>,
+    stack: Vec<Id>,
+    /// Heights of the stack at which something was begun; below the last one nothing is taken.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+impl<'a> Machine<'a> {
+    fn check_protocol(&mut self) -> Result<(), Fault> {
+        match (self.byte()?, self.byte()?) {
+            (0x80, 2..=5) => Ok(()),
+            (0x80, version) => {
+                Err(Fault::new(format!("pickle protocol {version}, expected 2 to 5")))
+            }
+            _ => Err(Fault::new("not a pickle of protocol 2 to 5")),
+        }
+    }
+
+    fn step(&mut self, opcode: u8) -> Result<(), Fault> {
+        match opcode {
+            b'(' => self.marks.push(self.stack.len()),
+            b'0' => match self.stack.len() == self.floor() {
+                true => drop(self.take_to_mark()?),
+                false => drop(self.pop()?),
+            },
+            b'1' => drop(self.take_to_mark()?),
+            b'2' => self.stack.push(self.top()?),
+            b'q' | b'r' | 0x94 => self.put(opcode)?,
+            b'h' | b'j' => self.recall(opcode)?,
+            b'N' | b'G' | 0x88 | 0x89 | b'J' | b'K' | b'M' | b'I' | 0x8a | 0x8b => {
+                self.number(opcode)?;
+            }
+            b'X' | b'T' | b'U' | b'B' | b'C' | 0x8c..=0x8e | 0x96 => self.text(opcode)?,
+            b')' | b't' | 0x85..=0x87 | b']' | b'l' | 0x8f | 0x91 | b'}' | b'd' => {
+                self.container(opcode)?;
+            }
+            b'a' | b'e' | 0x90 | b's' | b'u' => self.fill(opcode)?,
+            b'c' | 0x93 => self.global(opcode)?,
+            b'R' | 0x81 | 0x92 | b'b' | b'Q' => self.object(opcode)?,
+            // A frame says how much to read ahead, which matters to nobody who has the whole file.
+            0x95 => drop(self.take(8)?),
+            other => return Err(unknown(other)),
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, opcode: u8) -> Result<(), Fault> {
+        let value = match opcode {
+            b'N' => Value::Plain,
+            b'G' => {
+                self.take(8)?;
+                Value::Plain
+            }
+            0x88 | 0x89 => Value::Bool(opcode == 0x88),
+            b'J' => Value::Int(i64::from(i32::from_le_bytes(self.array()?))),
+            b'K' => Value::Int(i64::from(self.byte()?)),
+            b'M' => Value::Int(i64::from(u16::from_le_bytes(self.array()?))),
+            b'I' => match self.line()? {
+                "00" => Value::Bool(false),
+                "01" => Value::Bool(true),
+                text => Value::Int(
+                    text.parse().map_err(|_| Fault::new(format!("{text:?} is no number")))?,
+                ),
+            },
+            _ => {
+                let len = match opcode {
+                    0x8a => u64::from(self.byte()?),
+                    _ => u64::from(u32::from_le_bytes(self.array()?)),
+                };
+                let digits = self.take(len)?;
+                match digits.len() {
+                    0 => Value::Int(0),
+                    1..=8 => {
+                        let negative = digits.last().is_some_and(|d| d & 0x80 != 0);
+                        let mut wide = [if negative { 0xFF } else { 0 }; 8];
+                        wide[..digits.len()].copy_from_slice(digits);
+                        Value::Int(i64::from_le_bytes(wide))
+                    }
+                    _ => Value::Long(digits),
+                }
+            }
+        };
+        self.push(value)
+    }
+
+    fn text(&mut self, opcode: u8) -> Result<(), Fault> {
+        let len = match opcode {
+            b'U' | b'C' | 0x8c => u64::from(self.byte()?),
+            0x8d | 0x8e | 0x96 => u64::from_le_bytes(self.array()?),
+            _ => u64::from(u32::from_le_bytes(self.array()?)),
+        };
+        let bytes = self.take(len)?;
+        let value = match (opcode, std::str::from_utf8(bytes)) {
+            // Text of Python 2 is bytes; names are plain ASCII.
+            (b'X' | 0x8c | 0x8d | b'T' | b'U', Ok(text)) => Value::Str(text),
+            (b'X' | 0x8c | 0x8d, Err(_)) => return Err(Fault::new("a text is not UTF-8")),
+            _ => Value::Bytes(bytes),
+        };
+        self.push(value)
+    }
+
+    fn container(&mut self, opcode: u8) -> Result<(), Fault> {
+        let value = match opcode {
+            b')' => Value::Tuple(Vec::new()),
+            b't' => Value::Tuple(self.take_to_mark()?),
+            0x85..=0x87 => {
+                let mut items = vec![0; usize::from(opcode - 0x84)];
+                for item in items.iter_mut().rev() {
+                    *item = self.pop()?;
+                }
+                Value::Tuple(items)
+            }
+            b']' | 0x8f => Value::List(Vec::new()),
+            b'l' | 0x91 => Value::List(self.take_to_mark()?),
+            b'}' => Value::Dict(Vec::new()),
+            _ => {
+                let items = self.take_to_mark()?;
+                Value::Dict(self.pairs(&items)?)
+            }
+        };
+        self.push(value)
+    }
+
+    /// Adds to a list, set or dict that is there already.
+    fn fill(&mut self, opcode: u8) -> Result<(), Fault> {
+        let items = match opcode {
+            b'a' => vec![self.pop()?],
+            b's' => {
+                let value = self.pop()?;
+                vec![self.pop()?, value]
+            }
+            _ => self.take_to_mark()?,
+        };
+        let target = self.top()?;
+        if matches!(opcode, b's' | b'u') {
+            let new = self.pairs(&items)?;
+            match self.heap.get_mut(target) {
+                Value::Dict(pairs) => pairs.extend(new),
+                Value::Call(call) => call.pairs.extend(new),
+                _ => return Err(Fault::new("pairs for what is no dict")),
+            }
+        } else {
+            match self.heap.get_mut(target) {
+                Value::List(list) => list.extend(items),
+                // A list of a class of its own: of no use to a tensor.
+                Value::Call(_) => {}
+                _ => return Err(Fault::new("items for what is no list")),
+            }
+        }
+        Ok(())
+    }
+
+    fn pairs(&mut self, items: &[Id]) -> Result<Vec<(Id, Id)>, Fault> {
+        let (pairs, []) = items.as_chunks() else {
+            return Err(Fault::new("a key without a value"));
+        };
+        self.heap.n_pairs += pairs.len();
+        Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())
+    }
+
+    fn global(&mut self, opcode: u8) -> Result<(), Fault> {
+        let (module, name) = if opcode == b'c' {
+            let (module, name) = (self.line()?, self.line()?);
+            (module, self.heap.add(Value::Str(name))?)
+        } else {
+            let (name, module) = (self.pop()?, self.pop()?);
+            match (self.heap.str(module), self.heap.str(name)) {
+                (Some(module), Some(_)) => (module, name),
+                _ => return Err(Fault::new("the name of a global is no text")),
+            }
+        };
+        self.push(Value::Global(module, name))
+    }
+
+    /// What Python would call a function for.
+    fn object(&mut self, opcode: u8) -> Result<(), Fault> {
+        match opcode {
+            // The state of an object: attributes, of which no tensor needs one.
+            b'b' => {
+                self.pop()?;
+                self.top().map(drop)
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.push(Value::Persistent(id))
+            }
+            _ => {
+                if opcode == 0x92 {
+                    // Arguments by name.
+                    self.pop()?;
+                }
+                let (args, callable) = (self.pop()?, self.pop()?);
+                self.push(Value::Call(Box::new(Call { callable, args, pairs: Vec::new() })))
+            }
+        }
+    }
+
+    fn put(&mut self, opcode: u8) -> Result<(), Fault> {
+        let key = match opcode {
+            b'q' => u32::from(self.byte()?),
+            b'r' => u32::from_le_bytes(self.array()?),
+            // Never more than the pickle has bytes.
+            _ => self.memo.len() as u32,
+        };
+        let value = self.top()?;
+        self.memo.insert(key, value);
+        Ok(())
+    }
+
+    fn recall(&mut self, opcode: u8) -> Result<(), Fault> {
+        let key = match opcode {
+            b'h' => u32::from(self.byte()?),
+            _ => u32::from_le_bytes(self.array()?),
+        };
+        let Some(value) = self.memo.get(&key) else {
+            return Err(Fault::new(format!("value {key} is used before it is there")));
+        };
+        self.stack.push(*value);
+        Ok(())
+    }
+
+    fn push(&mut self, value: Value<'a>) -> Result<(), Fault> {
+        let id = self.heap.add(value)?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn top(&self) -> Result<Id, Fault> {
+        match self.stack.last() {
+            Some(id) if self.stack.len() > self.floor() => Ok(*id),
+            _ => Err(Fault::new("the stack is empty")),
+        }
+    }
+
+    fn pop(&mut self) -> Result<Id, Fault> {
+        let id = self.top()?;
+        self.stack.pop();
+        Ok(id)
+    }
+
+    /// What lies above the last mark, and forgets the mark.
+    fn take_to_mark(&mut self) -> Result<Vec<Id>, Fault> {
+        let Some(mark) = self.marks.pop() else {
+            return Err(Fault::new("there is no mark on the stack"));
+        };
+        // `split_off` would give the whole stack's capacity away.
+        let items = self.stack[mark..].to_vec();
+        self.stack.truncate(mark);
+        Ok(items)
+    }
+
+    fn byte(&mut self) -> Result<u8, Fault> {
+        self.array().map(|[byte]| byte)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let bytes = self.take(N as u64)?;
+        bytes.first_chunk().copied().ok_or_else(|| Fault::cut(N as u64, bytes.len()))
+    }
+
+    fn take(&mut self, len: u64) -> Result<&'a [u8], Fault> {
+        let rest = &self.bytes[self.at..];
+        match usize::try_from(len).ok().and_then(|len| rest.get(..len)) {
+            Some(bytes) => {
+                self.at += bytes.len();
+                Ok(bytes)
+            }
+            None => Err(Fault::cut(len, rest.len())),
+        }
+    }
+
+    /// Text up to the end of the line.
+    fn line(&mut self) -> Result<&'a str, Fault> {
+        let rest = &self.bytes[self.at..];
+        let end = rest.iter().position(|b| *b == b'\n');
+        let end = end.ok_or_else(|| Fault::cut(rest.len() as u64 + 1, rest.len()))?;
+        self.at += end + 1;
+        std::str::from_utf8(&rest[..end]).map_err(|_| Fault::new("a name is not UTF-8"))
+    }
+}
+
+fn unknown(opcode: u8) -> Fault {
+    let name = match opcode {
+        b'i' => "INST",
+        b'o' => "OBJ",
+        0x82..=0x84 => "EXT",
+        b'P' => "PERSID",
+        b'L' => "LONG",
+        b'F' => "FLOAT",
+        b'S' => "STRING",
+        b'V' => "UNICODE",
+        b'p' => "PUT",
+        b'g' => "GET",
+        0x97 | 0x98 => "BUFFER",
+        0x80 => "PROTO",
+        _ => return Fault::new(format!("{opcode:#04x} is no opcode")),
+    };
+    Fault::new(format!("the opcode {name}, which no file of PyTorch has"))
+}

@@ -1,0 +1,70 @@
+//! Published GGUF files against what their reference computed. The files are large, so the tests
+//! run when an environment variable names them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+
+use lehr_model::io::ModelSource;
+use lehr_model::{KvCache, Model, Tokens};
+use serde_json::Value;
+
+fn ids(value: &Value) -> Vec<i32> {
+    value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as i32).collect()
+}
+
+/// `LEHR_SMOLLM2_GGUF` names SmolLM2-135M-Instruct in Q4_1 and `LEHR_SMOLLM2_REFERENCE` a JSON file
+/// with prompts, their ids, the ten largest logits of the next token and a greedy continuation, as
+/// an independent f32 implementation computed them from the same file.
+#[test]
+#[ignore = "needs LEHR_SMOLLM2_GGUF and LEHR_SMOLLM2_REFERENCE"]
+fn smollm2_computes_what_its_reference_computes() {
+    let path = |key: &str| PathBuf::from(std::env::var_os(key).expect(key));
+    let model = Model::load(&path("LEHR_SMOLLM2_GGUF")).unwrap();
+    let reference = std::fs::read_to_string(path("LEHR_SMOLLM2_REFERENCE")).unwrap();
+    let reference: Value = serde_json::from_str(&reference).unwrap();
+    for (name, case) in reference.as_object().unwrap() {
+        let (prompt, greedy) = (ids(&case["ids"]), ids(&case["greedy"]));
+        let capacity = prompt.len() + greedy.len();
+        let mut cache = KvCache::new(&model.spec(), 1, capacity).unwrap();
+        let mut logits =
+            model.next_logits(&Tokens::new(&prompt, 1, 0).unwrap(), &mut cache).unwrap();
+        let mut worst = 0.0f64;
+        for pair in case["top10"].as_array().unwrap() {
+            let id = pair[0].as_u64().unwrap() as usize;
+            worst = worst.max((f64::from(logits.data()[id]) - pair[1].as_f64().unwrap()).abs());
+        }
+        println!("{name}: logits are off by at most {worst:.1e}");
+        assert!(worst < 1e-3, "{name}: logits are off by {worst}");
+        for (i, expected) in greedy.iter().enumerate() {
+            let row = logits.data();
+            let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as i32;
+            assert_eq!(best, *expected, "{name} at token {i}");
+            let next = Tokens::new(&[best], 1, prompt.len() + i).unwrap();
+            if i + 1 < greedy.len() {
+                logits = model.next_logits(&next, &mut cache).unwrap();
+            }
+        }
+    }
+}
+
+/// `LEHR_GEMMA3_GGUF` names a Gemma 3 in any format. Its text after a plain prompt must be English,
+/// which no wrong rotation, norm or window leaves it.
+#[test]
+#[ignore = "needs LEHR_GEMMA3_GGUF"]
+fn gemma3_knows_what_follows() {
+    let path = PathBuf::from(std::env::var_os("LEHR_GEMMA3_GGUF").expect("LEHR_GEMMA3_GGUF"));
+    let source = ModelSource::open(&path).unwrap();
+    let tokens = source.gguf_metadata().unwrap().strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    let id = |text: &str| tokens.iter().position(|token| token == text).unwrap() as i32;
+    let model = Model::load(&path).unwrap();
+    let prompt: Vec<i32> = ["<bos>", "The", "▁capital", "▁of", "▁France", "▁is"].map(id).to_vec();
+    let mut cache = KvCache::new(&model.spec(), 1, prompt.len()).unwrap();
+    let logits = model.next_logits(&Tokens::new(&prompt, 1, 0).unwrap(), &mut cache).unwrap();
+    let row = logits.data();
+    let mut best: Vec<usize> = (0..row.len()).collect();
+    best.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+    let best: Vec<_> = best[..5].iter().map(|id| (tokens[*id].as_str(), row[*id])).collect();
+    println!("{best:?}");
+    assert!(best.iter().any(|(token, _)| *token == "▁Paris"), "{best:?}");
+}

@@ -1,0 +1,134 @@
+//! The affine map of the last dimension with a weight in a stored form.
+
+mod cpu;
+#[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::autograd::{Gradients, Op, record, record1};
+use crate::ops::linear::cpu::column_sums;
+use crate::quant::QMatrix;
+use crate::{DType, Error, Result, Shape, Tensor};
+
+impl Tensor {
+    /// `y = x Wᵀ + bias` over the last dimension, for a weight in a stored form.
+    ///
+    /// | name | shape |
+    /// |---|---|
+    /// | `self` | `[.., I]` |
+    /// | `w` | `[O, I]` |
+    /// | `bias` | `[O]` |
+    /// | returns | `[.., O]` |
+    ///
+    /// With [`Activations::Int8`](crate::quant::Activations) `x` is rounded to 8 bits for each 32
+    /// numbers, unless the weight is of floats or NF4; with `F32` the result is that of the numbers
+    /// the weight stands for.
+    ///
+    /// `dx = dy W`, in f32 whatever the activations were, and `dbias = Σ dy`; the weight has no
+    /// gradient. Saves nothing but a share in the weight.
+    ///
+    /// # Errors
+    /// If shapes do not fit or memory runs out.
+    pub fn linear_q(&self, w: &QMatrix, bias: Option<&Self>) -> Result<Self> {
+        check(self, w, bias)?;
+        let mut y = Self::uninit(self.shape().with_last_dim(w.rows()), DType::F32)?;
+        if self.shape().n_elements() == 0 || w.rows() == 0 {
+            // No inputs: the sums are empty.
+            for row in y.data_mut().chunks_mut(w.rows().max(1)) {
+                match bias {
+                    Some(bias) => row.copy_from_slice(bias.data()),
+                    None => row.fill(0.0),
+                }
+            }
+        } else {
+            cpu::forward(w, self.data(), bias.map(Self::data), y.data_mut())?;
+        }
+        let op = || LinearQ { w: w.clone(), x: self.shape() };
+        Ok(match bias {
+            Some(bias) => {
+                let [y] = record(&[self, bias], [y], op);
+                y
+            }
+            None => record1(&[self], y, op),
+        })
+    }
+}
+
+fn check(x: &Tensor, w: &QMatrix, bias: Option<&Tensor>) -> Result<()> {
+    let op = "linear_q";
+    x.expect_f32(op)?;
+    super::expect_rank_min(op, x, 1)?;
+    let weight = Shape::from([w.rows(), w.cols()]);
+    if x.shape().last_dim() != w.cols() {
+        let rule = "the last dimension of x must be the weight's input width";
+        return Err(Error::Shape { op, lhs: x.shape(), rhs: weight, rule });
+    }
+    if let Some(bias) = bias {
+        bias.expect_f32(op)?;
+        if *bias.shape() != [w.rows()] {
+            let rule = "the bias must have one number per output";
+            return Err(Error::Shape { op, lhs: bias.shape(), rhs: weight, rule });
+        }
+    }
+    Ok(())
+}
+
+struct LinearQ {
+    w: QMatrix,
+    x: Shape,
+}
+
+impl Op for LinearQ {
+    fn name(&self) -> &'static str {
+        "linear_q"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        grads.write(0, self.x, |dx, accumulate| {
+            if dy.data().is_empty() || dx.is_empty() {
+                if !accumulate {
+                    dx.fill(0.0);
+                }
+                return Ok(());
+            }
+            cpu::backward(&self.w, dy.data(), dx, accumulate)
+        })?;
+        if grads.n_inputs() < 2 {
+            return Ok(());
+        }
+        grads.write(1, [self.w.rows()].into(), |db, accumulate| {
+            column_sums(dy.data(), db, accumulate);
+            Ok(())
+        })
+    }
+}
+
+impl QMatrix {
+    /// `y[.., :] = self[ids[..], :]`: rows of a table in a stored form, as f32. There is no
+    /// gradient.
+    ///
+    /// | name | shape |
+    /// |---|---|
+    /// | `self` | `[V, D]` |
+    /// | `ids` | `[..]`, i32 in `0..V` |
+    /// | returns | `[.., D]` |
+    ///
+    /// # Errors
+    /// If an id is out of range or not an integer, or memory runs out.
+    pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        let op = "embedding";
+        super::embedding::check_ids(op, ids, self.rows())?;
+        let mut dims = ids.shape().to_vec();
+        dims.push(self.cols());
+        let mut y = Tensor::uninit(&dims, DType::F32)?;
+        if self.cols() > 0 {
+            for (row, id) in y.data_mut().chunks_exact_mut(self.cols()).zip(ids.ids()) {
+                let id = *id as usize;
+                self.dequantize_rows(id..id + 1, row);
+            }
+        }
+        Ok(y)
+    }
+}

@@ -1,0 +1,145 @@
+//! Codecs against the `gguf` Python package (`tools/golden/quant.py`), and their errors.
+
+use safetensors::SafeTensors;
+
+use super::WeightFormat::{self, F32};
+use crate::{Philox, available_isas, isa, set_isa, threads};
+
+fn golden() -> Vec<u8> {
+    let path = format!("{}/tests/golden/quant.safetensors", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(&path).unwrap_or_else(|e| panic!("reading {path}: {e}"))
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn dequantized_blocks_have_the_bits_of_gguf() {
+    let _held = crate::testing::hold_settings();
+    let before = isa();
+    let file = golden();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    for format in WeightFormat::ALL.into_iter().filter(|f| *f != F32) {
+        let blocks = file.tensor(&format!("{format}.blocks")).unwrap();
+        let want = floats(file.tensor(&format!("{format}.values")).unwrap().data());
+        assert!(want.len() >= 256, "{format}: golden blocks");
+        for which in available_isas() {
+            set_isa(which).unwrap();
+            let mut got = vec![f32::NAN; want.len()];
+            format.dequantize(blocks.data(), &mut got);
+            assert_eq!(bits(&got), bits(&want), "{format} with {which}");
+        }
+    }
+    set_isa(before).unwrap();
+}
+
+#[test]
+fn simple_formats_quantize_to_the_bytes_of_gguf() {
+    let file = golden();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let x = floats(file.tensor("x").unwrap().data());
+    let mut n_checked = 0;
+    for format in WeightFormat::ALL {
+        let Ok(want) = file.tensor(&format!("{format}.quantized")) else { continue };
+        let mut got = vec![0xA5; format.n_bytes(x.len())];
+        format.quantize(&x, &mut got);
+        assert_eq!(got, want.data(), "{format}");
+        n_checked += 1;
+    }
+    assert_eq!(n_checked, 7, "F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0");
+}
+
+pub(super) fn normal(n: usize) -> Vec<f32> {
+    let mut x = vec![0.0; n];
+    Philox::new(5, 5).fill_normal(&mut x, 0.02);
+    x
+}
+
+pub(super) fn relative_rms(x: &[f32], y: &[f32]) -> f64 {
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let error: f64 = x.iter().zip(y).map(|(x, y)| square(x - y)).sum();
+    (error / x.iter().map(|x| square(*x)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn normal_numbers_come_back_with_the_documented_error() {
+    let x = normal(1 << 17);
+    for format in WeightFormat::ALL {
+        let mut bytes = vec![0xA5; format.n_bytes(x.len())];
+        format.quantize(&x, &mut bytes);
+        let mut y = vec![f32::NAN; x.len()];
+        format.dequantize(&bytes, &mut y);
+        let (error, documented) = (relative_rms(&x, &y), f64::from(format.relative_error()));
+        let near =
+            if format == F32 { error == 0.0 } else { (error / documented - 1.0).abs() < 0.03 };
+        assert!(near, "{format}: error {error:.6}, documented {documented:.6}");
+    }
+}
+
+#[test]
+fn threads_and_instruction_sets_change_no_byte() {
+    let _held = crate::testing::hold_settings();
+    let (isa_before, threads_before) = (isa(), threads::n_threads());
+    let x = normal(50 * 1024);
+    for format in WeightFormat::ALL {
+        let mut results = Vec::new();
+        for which in available_isas() {
+            set_isa(which).unwrap();
+            for n in [1, 3] {
+                threads::set_n_threads(n);
+                let mut bytes = vec![0; format.n_bytes(x.len())];
+                format.quantize(&x, &mut bytes);
+                results.push(bytes);
+            }
+        }
+        assert!(results.iter().all(|r| *r == results[0]), "{format}");
+    }
+    set_isa(isa_before).unwrap();
+    threads::set_n_threads(threads_before);
+}
+
+/// Zeros, one number, equal numbers, all of one sign, huge and tiny ones: the error stays within
+/// one step of the coarsest format, and nothing becomes NaN.
+#[test]
+fn blocks_at_the_edges_survive() {
+    let ramp = |i: usize| (i as f32 - 100.0) * 0.01;
+    let blocks: [(&str, &dyn Fn(usize) -> f32); 8] = [
+        ("zeros", &|_| 0.0),
+        ("one", &|i| if i == 77 { -3.0 } else { 0.0 }),
+        ("equal", &|_| 0.7),
+        ("equal negative", &|_| -0.7),
+        ("positive", &|i| ramp(i) + 5.0),
+        ("negative", &|i| ramp(i) - 5.0),
+        ("huge", &|i| ramp(i) * 1e4),
+        ("tiny", &|i| ramp(i) * 1e-4),
+    ];
+    for (name, at) in blocks {
+        let x: Vec<f32> = (0..256).map(at).collect();
+        let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        for format in WeightFormat::ALL {
+            let mut bytes = vec![0xA5; format.n_bytes(256)];
+            format.quantize(&x, &mut bytes);
+            let mut y = vec![f32::NAN; 256];
+            format.dequantize(&bytes, &mut y);
+            for (x, y) in x.iter().zip(&y) {
+                assert!((x - y).abs() <= 0.34 * largest, "{name} in {format}: {x} became {y}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ids_and_sizes_are_those_of_gguf() {
+    for format in WeightFormat::ALL {
+        assert_eq!(WeightFormat::from_ggml_id(format.ggml_id()), Some(format));
+        let n = format.block_len();
+        assert_eq!((format.n_bytes(0), format.n_bytes(3 * n)), (0, 3 * format.block_bytes()));
+    }
+    assert_eq!(WeightFormat::from_ggml_id(4), None);
+    assert_eq!(WeightFormat::Q4_K.to_string(), "Q4_K");
+}

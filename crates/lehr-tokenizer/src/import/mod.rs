@@ -1,0 +1,17 @@
+//! Tokenizers of every kind the field keeps in files, turned into one kind.
+
+mod assemble;
+mod bpe;
+mod chatglm;
+mod folder;
+mod patterns;
+mod protobuf;
+mod sentencepiece;
+mod tekken;
+mod tiktoken;
+mod vocab_parts;
+mod wordpiece;
+
+pub use chatglm::ChatGlm;
+pub use tiktoken::TiktokenKind;
+pub use vocab_parts::{TokenType, VocabParts};

@@ -1,0 +1,87 @@
+//! Which special token has which task.
+
+use serde_json::Value;
+
+/// The ids of special tokens by what they are for; none where a tokenizer has no such token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct SpecialIds {
+    /// Begins a text.
+    pub bos: Option<u32>,
+    /// Ends a text.
+    pub eos: Option<u32>,
+    /// Stands for what the vocabulary cannot express.
+    pub unk: Option<u32>,
+    /// Separates two texts.
+    pub sep: Option<u32>,
+    /// Fills a batch.
+    pub pad: Option<u32>,
+    /// Stands for the whole text in a classifier.
+    pub cls: Option<u32>,
+    /// Stands for what a model is to fill in.
+    pub mask: Option<u32>,
+    /// Ends a turn of a conversation.
+    pub eot: Option<u32>,
+}
+
+/// Names under which tokenizers keep these tokens, most specific first, for files that do not say.
+const BOS: &[&str] =
+    &["<|begin_of_text|>", "<bos>", "<s>", "<｜begin▁of▁sentence｜>", "<sop>", "<|startoftext|>"];
+const EOS: &[&str] = &[
+    "<|end_of_text|>",
+    "<eos>",
+    "</s>",
+    "<｜end▁of▁sentence｜>",
+    "<eop>",
+    "<|endoftext|>",
+    "<|im_end|>",
+];
+const EOT: &[&str] = &["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|eot|>", "<|end|>", "<eop>"];
+
+impl SpecialIds {
+    /// Fills what is missing from the usual names, where `find` knows them.
+    pub(crate) fn or_usual(mut self, find: impl Fn(&str) -> Option<u32>) -> Self {
+        let first = |names: &[&str]| names.iter().find_map(|name| find(name));
+        self.bos = self.bos.or_else(|| first(BOS));
+        self.eos = self.eos.or_else(|| first(EOS));
+        self.unk = self.unk.or_else(|| first(&["<unk>", "[UNK]", "<|unk|>"]));
+        self.sep = self.sep.or_else(|| first(&["[SEP]", "<sep>"]));
+        self.pad = self.pad.or_else(|| first(&["<pad>", "[PAD]", "<|pad|>", "<|endoftext|>"]));
+        self.cls = self.cls.or_else(|| first(&["[CLS]", "<cls>"]));
+        self.mask = self.mask.or_else(|| first(&["[MASK]", "<mask>"]));
+        self.eot = self.eot.or_else(|| first(EOT));
+        self
+    }
+
+    /// Reads the names in a `tokenizer_config.json` or `special_tokens_map.json`.
+    pub(crate) fn from_config(config: &Value, find: impl Fn(&str) -> Option<u32>) -> Self {
+        let id = |key: &str| {
+            let value = &config[key];
+            find(value.as_str().or_else(|| value["content"].as_str())?)
+        };
+        Self {
+            bos: id("bos_token"),
+            eos: id("eos_token"),
+            unk: id("unk_token"),
+            sep: id("sep_token"),
+            pad: id("pad_token"),
+            cls: id("cls_token"),
+            mask: id("mask_token"),
+            eot: id("eot_token"),
+        }
+    }
+
+    /// `self`, and where it has nothing, `other`.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            bos: self.bos.or(other.bos),
+            eos: self.eos.or(other.eos),
+            unk: self.unk.or(other.unk),
+            sep: self.sep.or(other.sep),
+            pad: self.pad.or(other.pad),
+            cls: self.cls.or(other.cls),
+            mask: self.mask.or(other.mask),
+            eot: self.eot.or(other.eot),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! A GGUF file, and every tensor it claims to have.
+
+#![no_main]
+
+use lehr_model::io::Checkpoint;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    if let Ok(checkpoint) = Checkpoint::from_bytes("fuzz.gguf".as_ref(), bytes) {
+        let _ = checkpoint.read_all();
+    }
+});
