@@ -39,13 +39,17 @@ pub struct Embeddings {
 }
 
 impl Embedder {
-    /// Opens a run directory, a checkpoint or a Hugging Face folder.
+    /// Opens a run directory, a checkpoint, a Hugging Face folder or a GGUF file.
     ///
     /// # Errors
     /// If there is no model, its parts do not belong together, or it pools in an unknown way.
     pub fn open(path: &Path) -> Result<Self> {
-        let Loaded { model, tokenizer, dir } = Loaded::open(path)?;
-        let settings = Settings::read(&dir)?;
+        let loaded = Loaded::open(path)?;
+        let settings = match loaded.metadata() {
+            Some(metadata) => Settings::of_gguf(metadata)?,
+            None => Settings::read(&loaded.path)?,
+        };
+        let Loaded { model, tokenizer, .. } = loaded;
         let limit = model.spec().max_positions;
         let by_kind = if model.is_causal() { Pooling::Last } else { Pooling::Mean };
         Ok(Self {

@@ -86,6 +86,25 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is something where a model was to be written.
+    #[error("converting to {}: there is something already", path.display())]
+    TargetExists {
+        /// The place.
+        path: PathBuf,
+    },
+    /// A converted model does not compute what its source does.
+    #[error(
+        "converting a model: the copy {} differs from the source: relative error {:.3e}, \
+         expected at most {:.0e}{}",
+        path.display(), proof.error, proof.limit,
+        if proof.same_ids == Some(false) { ", and its tokenizer gives other ids" } else { "" }
+    )]
+    Unproven {
+        /// What was written.
+        path: PathBuf,
+        /// How it differs.
+        proof: Box<crate::convert::Proof>,
+    },
 }
 
 impl Error {
@@ -98,12 +117,21 @@ impl Error {
             Self::Tokenizer(error) => error.hint(),
             Self::Io { .. } => Some("check that the file is there and may be read".to_owned()),
             Self::NoModel { .. } => Some(
-                "give a run directory (runs/…), one of its checkpoints, or a Hugging Face folder"
+                "give a run directory (runs/…), one of its checkpoints, a Hugging Face folder or a \
+                 GGUF file"
                     .to_owned(),
             ),
             Self::Vocabulary { .. } => {
                 Some("tokenizer.json and config.json must be of one model".to_owned())
             }
+            Self::TargetExists { .. } => {
+                Some("remove it first, or give another place with --to".to_owned())
+            }
+            Self::Unproven { .. } => Some(
+                "the copy is left where it was written, to be looked at; choose a format with \
+                 more bits, or report the model's family and format"
+                    .to_owned(),
+            ),
             Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),
             Self::Sampling { name, expected, .. } => {

@@ -6,7 +6,7 @@ use lehr_model::io::{Checkpoint, ModelSource, read_json};
 use lehr_model::{Config, Outline, StoredTensor};
 use lehr_tokenizer::Tokenizer;
 
-use crate::{Result, resolve_model_dir};
+use crate::{Result, resolve_model};
 
 /// Files that may hold a tokenizer, beside `tokenizer.json`.
 const OTHER_TOKENIZERS: [&str; 4] = ["tokenizer.model", "vocab.txt", "vocab.json", "merges.txt"];
@@ -50,7 +50,7 @@ impl Inspection {
         if path.is_file() {
             return Self::of_file(path);
         }
-        let dir = resolve_model_dir(path)?;
+        let dir = resolve_model(path)?;
         let source = ModelSource::open(&dir)?;
         let mut found = Self::empty(&dir, source.checkpoint());
         found.understand(Config::from_json(source.config()), source.checkpoint());

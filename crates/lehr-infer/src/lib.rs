@@ -2,6 +2,7 @@
 //! that a model computes what its reference computes.
 
 mod chat;
+pub mod convert;
 mod embed;
 mod error;
 mod generate;
@@ -17,7 +18,7 @@ pub use embed::{Embedder, Embeddings};
 pub use error::{Error, Result};
 pub use generate::{Finish, Generated, Generator, Limits, TokenLogprob};
 pub use inspect::{Inspection, TokenizerFacts};
-pub use load::{Loaded, check_vocabulary, resolve_model_dir, template_of};
+pub use load::{Loaded, check_vocabulary, resolve_model, template_of, tokenizer_of};
 pub use pooling::Pooling;
 pub use sample::{Sampler, Sampling};
 pub use verify::{Check, verify};

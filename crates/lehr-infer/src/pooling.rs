@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lehr_model::io::gguf::Metadata;
 use lehr_model::io::read_json;
 
 use crate::{Error, Result};
@@ -30,6 +31,18 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// What a GGUF file says: `{architecture}.pooling_type`, 1 = mean, 2 = first, 3 = last.
+    pub(crate) fn of_gguf(metadata: &Metadata) -> Result<Self> {
+        let arch = metadata.string("general.architecture")?.unwrap_or_default();
+        let pooling = match metadata.integer(&format!("{arch}.pooling_type"))? {
+            Some(1) => Some(Pooling::Mean),
+            Some(2) => Some(Pooling::First),
+            Some(3) => Some(Pooling::Last),
+            _ => None,
+        };
+        Ok(Self { pooling, max_tokens: None, prefix: String::new(), lower_case: false })
+    }
+
     /// Reads `modules.json` and the files it names, where they exist.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let mut settings =

@@ -1,6 +1,7 @@
-//! The tokenizer inside a GGUF file.
+//! The tokenizer and the chat template inside a GGUF file.
 
-use lehr_model::io::gguf::Metadata;
+use lehr_model::io::gguf::{Array, Metadata, Value};
+use lehr_tokenizer::chat::TemplateParts;
 use lehr_tokenizer::{SpecialIds, TokenType, Tokenizer, VocabParts};
 
 use crate::Result;
@@ -14,11 +15,7 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
     let texts = |key: &str| metadata.strings(&format!("tokenizer.ggml.{key}"));
     let flag = |key: &str| metadata.boolean(&format!("tokenizer.ggml.{key}"));
     let integers = |key: &str| metadata.integers(&format!("tokenizer.ggml.{key}"));
-    let id = |key: &str| -> Result<Option<u32>> {
-        let id = metadata.integer(&format!("tokenizer.ggml.{key}_token_id"))?;
-        // Some files have −1, or its bits, for a token they lack.
-        Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX))
-    };
+    let id = |key: &str| token_id(metadata, key);
     let mut special_ids = SpecialIds::default();
     special_ids.bos = id("bos")?;
     special_ids.eos = id("eos")?;
@@ -52,4 +49,92 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
         strip_accents: flag("normalizer.strip_accents")?,
     };
     Ok(parts.build()?)
+}
+
+/// What the metadata of a GGUF file says about the chat template.
+///
+/// # Errors
+/// If a key has another type than GGUF gives it.
+pub(crate) fn gguf_template_parts(metadata: &Metadata) -> Result<TemplateParts> {
+    let mut parts = TemplateParts::default();
+    parts.jinja = metadata.string("tokenizer.chat_template")?.map(str::to_owned);
+    parts.family = metadata.string("general.architecture")?.map(str::to_owned);
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let names = [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")];
+    for (key, name) in names {
+        let id = token_id(metadata, key)?;
+        if let Some(token) = id.and_then(|id| tokens.get(id as usize)) {
+            parts.special.insert(format!("{name}_token"), token.as_str().into());
+        }
+    }
+    for key in ["eos", "eot", "eom"] {
+        parts.eos_ids.extend(token_id(metadata, key)?);
+    }
+    Ok(parts)
+}
+
+/// `tokenizer.ggml.{key}_token_id`.
+fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
+    let id = metadata.integer(&format!("tokenizer.ggml.{key}_token_id"))?;
+    // Some files have −1, or its bits, for a token they lack.
+    Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX))
+}
+
+/// The metadata of a GGUF file that describe `tokenizer`, with a name for each of `vocab_size` rows.
+///
+/// # Errors
+/// As [`VocabParts::of`].
+pub(crate) fn gguf_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<Metadata> {
+    let parts = VocabParts::of(tokenizer, vocab_size)?;
+    let mut metadata = Metadata::default();
+    let mut set = |key: &str, value: Value| {
+        metadata.set(format!("tokenizer.ggml.{key}"), value);
+    };
+    set("model", parts.model.as_str().into());
+    if let Some(pre) = parts.pre {
+        set("pre", pre.as_str().into());
+    }
+    let types: Vec<i32> = parts.token_types.iter().map(|kind| kind.number()).collect();
+    set("tokens", Array::String(parts.tokens).into());
+    if !parts.scores.is_empty() {
+        set("scores", Array::F32(parts.scores).into());
+    }
+    set("token_type", Array::I32(types).into());
+    if !parts.merges.is_empty() {
+        set("merges", Array::String(parts.merges).into());
+    }
+    let ids = parts.special_ids;
+    let named = [
+        ("bos", ids.bos),
+        ("eos", ids.eos),
+        ("unknown", ids.unk),
+        ("seperator", ids.sep),
+        ("padding", ids.pad),
+        ("cls", ids.cls),
+        ("mask", ids.mask),
+        ("eot", ids.eot),
+    ];
+    for (key, id) in named {
+        if let Some(id) = id {
+            set(&format!("{key}_token_id"), id.into());
+        }
+    }
+    let flags = [
+        ("add_bos_token", parts.add_bos),
+        ("add_eos_token", parts.add_eos),
+        ("add_sep_token", parts.add_sep),
+        ("add_space_prefix", parts.add_space_prefix),
+        ("remove_extra_whitespaces", parts.remove_extra_whitespaces),
+        ("normalizer.lowercase", parts.lowercase),
+        ("normalizer.strip_accents", parts.strip_accents),
+    ];
+    for (key, flag) in flags {
+        if let Some(flag) = flag {
+            set(key, flag.into());
+        }
+    }
+    if !parts.precompiled_charsmap.is_empty() {
+        set("precompiled_charsmap", Array::U8(parts.precompiled_charsmap).into());
+    }
+    Ok(metadata)
 }

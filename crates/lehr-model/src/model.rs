@@ -36,7 +36,14 @@ impl Model {
             let config = Config::from_json(&io::read_json(&path.join("config.json"))?)?;
             return Self::from_shards(config, &shards);
         }
-        let source = ModelSource::open(path)?;
+        Self::load_source(&ModelSource::open(path)?)
+    }
+
+    /// [`Model::load`] of files that are open.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_source(source: &ModelSource) -> Result<Self> {
         Self::from_checkpoint(Config::from_json(source.config())?, source.checkpoint())
     }
 
@@ -59,7 +66,14 @@ impl Model {
         if Shards::open(path)?.is_some() {
             return Self::load(path);
         }
-        let source = ModelSource::open(path)?;
+        Self::open_source(&ModelSource::open(path)?)
+    }
+
+    /// [`Model::open`] of files that are open.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn open_source(source: &ModelSource) -> Result<Self> {
         let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
         Self::from_weights(config, checkpoint, true)
     }

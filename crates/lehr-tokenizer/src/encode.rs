@@ -81,6 +81,21 @@ impl Tokenizer {
         Ok([&frame.before, self.encode(text)?.as_slice(), &frame.after].concat())
     }
 
+    /// Encodes plain text that a model is to continue: as [`encode_for_model`](Self::encode_for_model)
+    /// without the token that would end it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let frame = self.frame();
+        let ends = [self.special_ids().eos, self.special_ids().sep];
+        let after = match frame.after.split_last() {
+            Some((last, rest)) if ends.contains(&Some(*last)) => rest,
+            _ => &frame.after,
+        };
+        Ok([&frame.before, self.encode(text)?.as_slice(), after].concat())
+    }
+
     /// Encodes two plain texts as a model for pairs sees them, as `[CLS] first [SEP] second [SEP]`.
     ///
     /// # Errors

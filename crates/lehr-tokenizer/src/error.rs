@@ -46,6 +46,12 @@ pub enum Error {
         /// What was found against what was expected.
         reason: String,
     },
+    /// A vocabulary cannot be written as another kind.
+    #[error("writing the tokenizer as a GGUF vocabulary: {reason}")]
+    Export {
+        /// What was found against what was expected.
+        reason: String,
+    },
     /// A folder has no tokenizer.
     #[error("looking for a tokenizer in {folder:?}: expected one of {}", .wanted.join(", "))]
     NoTokenizer {
@@ -157,6 +163,7 @@ impl Error {
                  models, tiktoken and tekken files, vocab.json with merges.txt, BERT's vocab.txt, \
                  and the vocabularies of GGUF models"
             }
+            Self::Export { .. } => "convert to a folder instead: it keeps tokenizer.json as it is",
             Self::NoTokenizer { .. } => "copy the tokenizer's files beside the model",
             Self::Encode { .. } => {
                 "the vocabulary may lack an unknown token; a byte-level tokenizer encodes any text"

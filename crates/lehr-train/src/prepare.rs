@@ -7,7 +7,7 @@ use lehr_data::{
     PretrainLoader, ReadOptions, SftLoader, read_conversations, read_documents, read_labelled,
     split_by_text, split_documents, tokenize_cached,
 };
-use lehr_infer::{Loaded, check_vocabulary, resolve_model_dir, template_of};
+use lehr_infer::{Loaded, check_vocabulary, resolve_model, template_of, tokenizer_of};
 use lehr_model::{Classifier, Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
@@ -137,7 +137,7 @@ fn prepare_classify(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<T
     // A classifier that is trained further keeps its labels and their order.
     let continued = match &recipe.model {
         ModelConfig::Load { path } => {
-            let dir = resolve_model_dir(Path::new(path))?;
+            let dir = resolve_model(Path::new(path))?;
             let found =
                 Classifier::is_classifier(&dir).then(|| Classifier::load(&dir)).transpose()?;
             if let Some(classifier) = &found {
@@ -208,8 +208,7 @@ fn tokenizer<'t, I: Iterator<Item = &'t str> + Send>(
                 let faults = "tokenizer.kind is model, but no model is loaded".to_owned();
                 return Err(Error::Setting { faults });
             };
-            let dir = resolve_model_dir(Path::new(path))?;
-            Ok(Tokenizer::from_file(dir.join("tokenizer.json"))?)
+            Ok(tokenizer_of(&resolve_model(Path::new(path))?)?)
         }
         TokenizerConfig::Train { vocab_size, pattern } => {
             let kept = cache.join("tokenizer.json");
@@ -234,7 +233,7 @@ fn tokenizer<'t, I: Iterator<Item = &'t str> + Send>(
 fn template(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     match (&recipe.tokenizer, &recipe.model) {
         (TokenizerConfig::Model, ModelConfig::Load { path }) => {
-            Ok(template_of(&resolve_model_dir(Path::new(path))?, tokenizer)?)
+            Ok(template_of(&resolve_model(Path::new(path))?, tokenizer)?)
         }
         _ => Ok(ChatTemplate::for_model(tokenizer, &TemplateParts::default())?),
     }
@@ -298,7 +297,7 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
 }
 
 fn load_model(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
-    let loaded = Loaded::open(Path::new(path))?;
-    check_vocabulary(&loaded.dir, tokenizer, &loaded.model)?;
+    let loaded = Loaded::open_in_f32(Path::new(path))?;
+    check_vocabulary(&loaded.path, tokenizer, &loaded.model)?;
     Ok(loaded.model)
 }

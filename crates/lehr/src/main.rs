@@ -36,6 +36,8 @@ enum Command {
     Embed(cmd::embed::Args),
     /// Show what a model is: sizes, memory, tokenizer, files
     Inspect(cmd::inspect::Args),
+    /// Write a model in another format, with a proof that the copy computes the same
+    Convert(cmd::convert::Args),
     /// Compare a model with what its reference implementation computed
     Verify(cmd::verify::Args),
     /// Measure speed
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Classify(args) => cmd::classify::run(&args),
         Command::Embed(args) => cmd::embed::run(&args),
         Command::Inspect(args) => cmd::inspect::run(&args),
+        Command::Convert(args) => cmd::convert::run(&args),
         Command::Verify(args) => cmd::verify::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
     };

@@ -42,8 +42,13 @@ fn every_golden_model_is_verified() {
         let json = one_json(&succeeds(dir.path(), &["verify", &model, &file, "--json"]));
         assert_eq!(json["passed"], true);
         let checks = json["checks"].as_array().unwrap();
-        let encoder = golden.ends_with("bert");
-        let last = if encoder { vec!["hidden"] } else { vec!["greedy", "cached"] };
+        // The references of these have no continuation: an encoder cannot, and the published code of
+        // the others is too old to run its own.
+        let last = match golden.file_name().unwrap().to_str().unwrap() {
+            "bert" => vec!["hidden"],
+            "chatglm-6b" | "chatglm2-6b" => vec!["cached"],
+            _ => vec!["greedy", "cached"],
+        };
         for item in [vec!["logits", "loss"], last].concat() {
             assert!(checks.iter().any(|c| c["item"] == item), "{model}: no {item}");
         }
@@ -61,8 +66,10 @@ fn a_changed_weight_does_not_verify() {
         copy_folder(&golden, &copy);
         let weights = copy.join("model.safetensors");
         let mut bytes = fs::read(&weights).unwrap();
-        // The last number of the file: its sign.
-        *bytes.last_mut().unwrap() ^= 0x80;
+        // The signs of the last quarter of the file's numbers: some models do not use every one.
+        let n = bytes.len() / 16 * 4;
+        let start = bytes.len() - n;
+        bytes[start..].chunks_exact_mut(4).for_each(|number| number[3] ^= 0x80);
         fs::write(&weights, bytes).unwrap();
         let (model, file) = (copy.display().to_string(), copy.join("golden.safetensors"));
         let ran = run(scratch.path(), &["verify", &model, &file.display().to_string(), "--json"]);

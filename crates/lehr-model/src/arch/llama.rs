@@ -90,11 +90,11 @@ impl FamilyConfig for LlamaConfig {
     const CLASS: &'static str = "LlamaForCausalLM";
 
     fn validate(&self) -> Result<()> {
-        check_spec(&self.spec(), self.intermediate_size)?;
         if self.head_dim.is_none() {
             let heads = self.num_attention_heads;
             divides("num_attention_heads", heads, "hidden_size", self.hidden_size)?;
         }
+        check_spec(&self.spec(), self.intermediate_size)?;
         activation("hidden_act", &self.hidden_act)?;
         Rope::new(&self.rope()?, self.spec().head_dim).map(drop)
     }

@@ -9,6 +9,7 @@ mod protobuf;
 mod sentencepiece;
 mod tekken;
 mod tiktoken;
+mod vocab_export;
 mod vocab_parts;
 mod wordpiece;
 

@@ -32,6 +32,34 @@ pub(super) struct Splitting {
     pub(super) add_bos: bool,
 }
 
+/// Names that stand for a splitting without further effects in llama.cpp, best known first.
+const NAMES: [&str; 16] = [
+    "gpt-2",
+    "llama-bpe",
+    "dbrx",
+    "qwen2",
+    "smollm",
+    "tekken",
+    "gpt-4o",
+    "qwen35",
+    "glm4",
+    "deepseek-v3",
+    "deepseek-llm",
+    "deepseek-coder",
+    "falcon",
+    "bloom",
+    "viking",
+    "default",
+];
+
+/// The name of `tokenizer.ggml.pre` for texts that are cut by `patterns` in turn.
+pub(super) fn name_of(patterns: &[String], ignore_merges: bool) -> Option<&'static str> {
+    let fits = |name: &&str| {
+        by_name(name).is_some_and(|s| s.patterns == patterns && s.ignore_merges == ignore_merges)
+    };
+    NAMES.into_iter().find(fits)
+}
+
 /// The splitting that `tokenizer.ggml.pre` names; none for an unknown name.
 pub(super) fn by_name(pre: &str) -> Option<Splitting> {
     let patterns: &'static [&'static str] = match pre {

@@ -30,6 +30,18 @@ pub enum TokenType {
 }
 
 impl TokenType {
+    /// Its number.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
+
     /// The type of this number; none if there is no such type.
     pub fn from_number(number: i32) -> Option<Self> {
         Some(match number {

@@ -16,7 +16,7 @@ use crate::ui;
 /// Talk to a model.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory, checkpoint or Hugging Face folder
+    /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
     /// Instructions for the whole conversation
     #[arg(long)]
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut sampler = args.sampling.sampler()?;
     let limits = args.sampling.limits(512);
     let loaded = Loaded::open(&args.model)?;
+    loaded.model.check_causal("talking")?;
     let template = match &args.template {
         Some(name) => loaded.template_named(name)?,
         None => loaded.template()?,
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let interactive = std::io::stdin().is_terminal();
     if interactive && !args.json {
-        println!("{}: type a message, or Ctrl-D to end", loaded.dir.display());
+        println!("{}: type a message, or Ctrl-D to end", loaded.path.display());
     }
     let mut forgotten = 0;
     let mut lines = std::io::stdin().lock().lines();

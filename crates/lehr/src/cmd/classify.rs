@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use lehr_infer::{check_vocabulary, resolve_model_dir};
+use lehr_infer::{check_vocabulary, resolve_model};
 use lehr_model::{Classifier, Tokens};
 use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let dir = resolve_model_dir(&args.model)?;
+    let dir = resolve_model(&args.model)?;
     let classifier = Classifier::load(&dir)?;
     let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
     check_vocabulary(&dir, &tokenizer, classifier.model())?;

@@ -16,7 +16,7 @@ use super::sampling::SamplingArgs;
 /// Continue a text.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory, checkpoint or Hugging Face folder
+    /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
     /// Text to continue
     #[arg(short, long)]
@@ -41,8 +41,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     limits.logprobs = args.logprobs;
     let loaded = Loaded::open(&args.model)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
-    limits.stop_ids.extend(tokenizer.end_of_document().ok());
-    let prompt = tokenizer.encode(&args.prompt)?;
+    limits.stop_ids.extend(loaded.end_ids()?);
+    let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let capacity = prompt.len().saturating_add(limits.max_tokens.unwrap_or(0)).saturating_add(1);
     let mut generator = Generator::new(model, tokenizer, capacity)?;
     // The prompt is shown with the first new text: an error comes alone.

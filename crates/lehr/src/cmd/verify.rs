@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_infer::{Check, resolve_model_dir, verify};
+use lehr_infer::{Check, resolve_model, verify};
 use serde_json::json;
 
 /// Compare a model with what its reference implementation computed.
@@ -20,7 +20,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let checks = verify(&resolve_model_dir(&args.model)?, &args.golden)?;
+    let checks = verify(&resolve_model(&args.model)?, &args.golden)?;
     let passed = checks.iter().all(Check::passed);
     if args.json {
         let rows: Vec<_> = checks

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use lehr_infer::resolve_model_dir;
+use lehr_infer::resolve_model;
 use lehr_model::{KvCache, Model, Tokens};
 use lehr_tensor::{Philox, threads};
 use serde_json::json;
@@ -46,9 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let start = Instant::now();
-    let path =
-        if args.model.is_file() { args.model.clone() } else { resolve_model_dir(&args.model)? };
-    let model = Model::open(&path)?;
+    let model = Model::open(&resolve_model(&args.model)?)?;
     model.check_causal("measuring generation")?;
     let load_s = start.elapsed().as_secs_f64();
     let capacity = args.prompt + args.new;
