@@ -1,0 +1,406 @@
+//! A model written in another format, with the proof that the copy computes the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lehr_model::io::gguf::{FileType, GgufOptions, Metadata, write_gguf};
+use lehr_model::io::{FloatFormat, ModelSource, read_json};
+use lehr_model::{Model, Tokens};
+use lehr_tensor::{Tensor, no_grad};
+use lehr_tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+use crate::vocabulary::{gguf_template_parts, gguf_tokenizer, gguf_vocabulary};
+use crate::{Error, Result, resolve_model, tokenizer_of};
+
+/// Tokens of the sample that are compared, at most.
+const SAMPLE_TOKENS: usize = 256;
+
+/// The text on which source and copy are compared unless another is given.
+pub const SAMPLE: &str = "The committee met on the 4th of March 1998 to decide whether the old \
+bridge, built in 1874, could carry the new tram line. \"It has carried everything else,\" said the \
+engineer, and laid her drawings on the table.\n\n会议于下午三点开始，讨论了桥梁的修复计划和预算。\
+工程师认为，只要更换两根横梁，这座桥还可以再用五十年。\n\ndef mean(values):\n    return \
+sum(values) / len(values)\n\nLe vieux pont fut rouvert en juin; 12,5 % moins cher que prévu.";
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A Hugging Face folder with weights in this format.
+    Folder(FloatFormat),
+    /// A GGUF file.
+    Gguf(FileType),
+}
+
+impl Target {
+    /// The format's name, as it is typed.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Folder(format) => format.name(),
+            Self::Gguf(file_type) => file_type.name(),
+        }
+    }
+
+    /// The largest relative error of logits, see [`Proof::error`], that the rounding of this format
+    /// may cause. What trained models show is a third of it or less.
+    #[must_use]
+    pub fn limit(self) -> f64 {
+        match self {
+            Self::Folder(FloatFormat::F32) | Self::Gguf(FileType::F32) => 1e-6,
+            Self::Folder(FloatFormat::F16) | Self::Gguf(FileType::F16) => 0.01,
+            Self::Folder(FloatFormat::BF16) | Self::Gguf(FileType::BF16) => 0.06,
+            Self::Gguf(FileType::Q8_0) => 0.06,
+            Self::Gguf(FileType::Q6_K) => 0.15,
+            Self::Gguf(FileType::Q5_K_M) => 0.3,
+            Self::Gguf(FileType::Q4_K_M) => 0.5,
+            Self::Gguf(FileType::Q4_0) => 0.6,
+        }
+    }
+}
+
+/// How the copy differs from the source.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    /// Tokens of the sample.
+    pub n_tokens: usize,
+    /// ‖b − a‖ / ‖a‖ over the logits `[T, V]` (or hidden states) `a` of the source and `b` of the
+    /// copy, each row less its mean, which a softmax does not see.
+    pub error: f64,
+    /// The largest error that passes.
+    pub limit: f64,
+    /// Mean of Σ p ln(p / q) over the sample's positions, in nats; none for hidden states.
+    pub kl: Option<f64>,
+    /// Share of positions at which both find the same token most likely.
+    pub top1: Option<f64>,
+    /// Whether the tokenizer of the copy gives the sample the same ids; none without a tokenizer.
+    pub same_ids: Option<bool>,
+}
+
+impl Proof {
+    /// Whether the copy computes what the source does, as closely as its format can.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.error <= self.limit && self.same_ids != Some(false)
+    }
+}
+
+/// What was written, and how it compares.
+#[derive(Clone, Debug)]
+pub struct Conversion {
+    /// Bytes of the file, or of the folder's files.
+    pub n_bytes: u64,
+    /// Number of tensors by format.
+    pub formats: BTreeMap<String, usize>,
+    /// Parameters that the format has no place for.
+    pub left_out: Vec<String>,
+    /// The comparison.
+    pub proof: Proof,
+}
+
+/// Writes the model `source` to `target` in another format, opens what was written, and compares
+/// both on `sample`. What is written lies beside its place until it has passed.
+///
+/// # Errors
+/// If the source cannot be read, the target is there already, the format has no place for the
+/// family, its tokenizer or a number, or the disk is full; [`Error::Unproven`] if the copy differs
+/// by more than the format explains.
+pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Result<Conversion> {
+    let source = resolve_model(source)?;
+    if target.exists() {
+        return Err(Error::TargetExists { path: target.to_owned() });
+    }
+    let tokenizer = optional_tokenizer(&source)?;
+    let model = Model::load(&source)?;
+    if let Some(tokenizer) = &tokenizer {
+        crate::check_vocabulary(&source, tokenizer, &model)?;
+    }
+    let ids = sample_ids(&model, tokenizer.as_ref(), sample)?;
+    let want = outputs(&model, &ids)?;
+    let beside = beside(target);
+    remove(&beside)?;
+    let written = Written { source: &source, model: &model, tokenizer: tokenizer.as_ref() };
+    let (formats, left_out) = match format {
+        Target::Folder(format) => written.folder(&beside, format)?,
+        Target::Gguf(file_type) => written.gguf(&beside, file_type, target)?,
+    };
+    drop(model);
+    let copy = Model::load(&beside)?;
+    let got = outputs(&copy, &ids)?;
+    let mut proof = compare(&want, &got, format.limit());
+    proof.same_ids = match &tokenizer {
+        Some(tokenizer) => {
+            let copied = tokenizer_of(&beside)?;
+            Some(copied.encode_prompt(sample)? == tokenizer.encode_prompt(sample)?)
+        }
+        None => None,
+    };
+    drop(copy);
+    if !proof.passed() {
+        return Err(Error::Unproven { path: beside, proof: Box::new(proof) });
+    }
+    fs::rename(&beside, target).map_err(io("renaming", &beside))?;
+    Ok(Conversion { n_bytes: size(target)?, formats, left_out, proof })
+}
+
+/// A model of which a copy is written.
+struct Written<'a> {
+    source: &'a Path,
+    model: &'a Model,
+    tokenizer: Option<&'a Tokenizer>,
+}
+
+type Formats = (BTreeMap<String, usize>, Vec<String>);
+
+impl Written<'_> {
+    fn gguf(&self, file: &Path, file_type: FileType, target: &Path) -> Result<Formats> {
+        let name = self.source.file_stem().or(target.file_stem()).unwrap_or_default();
+        let options = GgufOptions {
+            name: &name.to_string_lossy(),
+            file_type,
+            tokenizer: self.gguf_tokenizer()?,
+        };
+        let summary = write_gguf(file, self.model, &options)?;
+        Ok((summary.formats, summary.left_out))
+    }
+
+    /// The tokenizer's keys: of a GGUF file its own, which say more than we read.
+    fn gguf_tokenizer(&self) -> Result<Metadata> {
+        let Some(tokenizer) = self.tokenizer else { return Ok(Metadata::default()) };
+        if self.source.is_file() {
+            let source = ModelSource::open(self.source)?;
+            let mut kept = Metadata::default();
+            for (key, value) in source.gguf_metadata().into_iter().flat_map(Metadata::entries) {
+                if key.starts_with("tokenizer.") {
+                    kept.set(key.clone(), value.clone());
+                }
+            }
+            return Ok(kept);
+        }
+        let mut metadata = gguf_vocabulary(tokenizer, self.model.spec().vocab_size)?;
+        let parts = crate::load::folder_template_parts(self.source)?;
+        if let Some(template) = &parts.jinja {
+            metadata.set("tokenizer.chat_template", template.as_str());
+        }
+        Ok(metadata)
+    }
+
+    fn folder(&self, dir: &Path, format: FloatFormat) -> Result<Formats> {
+        fs::create_dir_all(dir).map_err(io("creating", dir))?;
+        self.model.save_as(dir, format)?;
+        if let Some(tokenizer) = self.tokenizer {
+            tokenizer.save(dir.join("tokenizer.json"))?;
+        }
+        if self.source.is_dir() {
+            self.copy_texts(dir)?;
+        } else {
+            self.write_texts(dir)?;
+        }
+        let n = self.model.params().params().len();
+        Ok((BTreeMap::from([(format.name().to_uppercase(), n)]), Vec::new()))
+    }
+
+    /// The small files beside the weights of a folder.
+    fn copy_texts(&self, dir: &Path) -> Result<()> {
+        const FILES: [&str; 7] = [
+            "generation_config.json",
+            "special_tokens_map.json",
+            "chat_template.jinja",
+            "chat_template.json",
+            "modules.json",
+            "sentence_bert_config.json",
+            "config_sentence_transformers.json",
+        ];
+        let pooling = Path::new("1_Pooling").join("config.json");
+        for name in FILES.iter().map(Path::new).chain([pooling.as_path()]) {
+            let (from, to) = (self.source.join(name), dir.join(name));
+            if from.is_file() {
+                let parent = to.parent().unwrap_or(dir);
+                fs::create_dir_all(parent).map_err(io("creating", parent))?;
+                fs::copy(&from, &to).map_err(io("copying", &from))?;
+            }
+        }
+        let path = self.source.join("tokenizer_config.json");
+        let mut config = if path.is_file() { read_json(&path)? } else { json!({}) };
+        // Only tokenizer.json is sure to be there, which this class reads.
+        if config.get("tokenizer_class").is_none() || !self.source.join("tokenizer.json").is_file()
+        {
+            config["tokenizer_class"] = "PreTrainedTokenizerFast".into();
+            if let Some(config) = config.as_object_mut() {
+                config.shift_remove("auto_map");
+            }
+        }
+        self.write_tokenizer_config(dir, config)
+    }
+
+    /// The small files of a folder, from what a GGUF file says.
+    fn write_texts(&self, dir: &Path) -> Result<()> {
+        let source = ModelSource::open(self.source)?;
+        let metadata = source.gguf_metadata().cloned().unwrap_or_default();
+        let parts = gguf_template_parts(&metadata)?;
+        let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+        for (key, token) in &parts.special {
+            config[key] = token.clone();
+        }
+        self.write_tokenizer_config(dir, config)?;
+        if let Some(template) = &parts.jinja {
+            write_text(&dir.join("chat_template.jinja"), template)?;
+        }
+        let ids = self.tokenizer.map(Tokenizer::special_ids).unwrap_or_default();
+        let mut generation = json!({});
+        if let Some(bos) = ids.bos {
+            generation["bos_token_id"] = bos.into();
+        }
+        match &parts.eos_ids[..] {
+            [] => {}
+            [one] => generation["eos_token_id"] = (*one).into(),
+            several => generation["eos_token_id"] = several.into(),
+        }
+        write_text(&dir.join("generation_config.json"), &format!("{generation:#}\n"))
+    }
+
+    fn write_tokenizer_config(&self, dir: &Path, config: Value) -> Result<()> {
+        match self.tokenizer {
+            Some(_) => write_text(&dir.join("tokenizer_config.json"), &format!("{config:#}\n")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The tokenizer, if the model has one.
+fn optional_tokenizer(source: &Path) -> Result<Option<Tokenizer>> {
+    if source.is_file() {
+        let opened = ModelSource::open(source)?;
+        let metadata = opened.gguf_metadata().cloned().unwrap_or_default();
+        let is_there = metadata.get("tokenizer.ggml.tokens").is_some();
+        return is_there.then(|| gguf_tokenizer(&metadata)).transpose();
+    }
+    match tokenizer_of(source) {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(Error::Tokenizer(lehr_tokenizer::Error::NoTokenizer { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The sample's ids, cut to what the model takes; without a tokenizer, ids from all over the
+/// vocabulary.
+fn sample_ids(model: &Model, tokenizer: Option<&Tokenizer>, sample: &str) -> Result<Vec<i32>> {
+    let spec = model.spec();
+    let limit = spec.max_positions.min(SAMPLE_TOKENS);
+    let mut ids: Vec<i32> = match tokenizer {
+        Some(tokenizer) => tokenizer.encode_prompt(sample)?.into_iter().map(|i| i as i32).collect(),
+        // Steps of a number that shares no factor with the vocabulary visit different ids.
+        None => (0..limit).map(|i| (i * 7919 % spec.vocab_size) as i32).collect(),
+    };
+    // What has to be at the end of a prompt stays there.
+    if ids.len() > limit {
+        let n_after = tokenizer.map_or(0, |t| t.suffix_ids().len()).min(limit);
+        let after = ids.split_off(ids.len() - n_after);
+        ids.truncate(limit - n_after);
+        ids.extend(after);
+    }
+    if ids.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    Ok(ids)
+}
+
+/// Logits `[T, V]`, or hidden states `[T, D]` of a model without a head.
+fn outputs(model: &Model, ids: &[i32]) -> Result<Output> {
+    no_grad(|| {
+        let hidden = model.hidden(&Tokens::new(ids, 1, 0)?)?;
+        match model.logits(&hidden) {
+            Ok(logits) => Ok(Output { rows: logits, are_logits: true }),
+            Err(lehr_model::Error::NoHead { .. }) => Ok(Output { rows: hidden, are_logits: false }),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+struct Output {
+    rows: Tensor,
+    are_logits: bool,
+}
+
+fn compare(want: &Output, got: &Output, limit: f64) -> Proof {
+    let width = want.rows.shape().last().copied().unwrap_or(1);
+    let (a, b) = (want.rows.data(), got.rows.data());
+    let (mut square, mut total, mut kl, mut same) = (0.0, 0.0, 0.0, 0usize);
+    for (a, b) in a.chunks(width).zip(b.chunks(width)) {
+        let mean = |row: &[f32]| row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+        let (mean_a, mean_b) = (mean(a), mean(b));
+        for (a, b) in a.iter().zip(b) {
+            let (a, b) = (f64::from(*a) - mean_a, f64::from(*b) - mean_b);
+            square += (b - a).powi(2);
+            total += a * a;
+        }
+        kl += divergence(a, b);
+        same += usize::from(largest(a) == largest(b));
+    }
+    let n = a.len() / width;
+    Proof {
+        n_tokens: n,
+        // No number passes as an error.
+        error: if square.is_finite() { (square / total.max(1e-30)).sqrt() } else { f64::INFINITY },
+        limit,
+        kl: want.are_logits.then_some(kl / n as f64),
+        top1: want.are_logits.then_some(same as f64 / n as f64),
+        same_ids: None,
+    }
+}
+
+fn largest(row: &[f32]) -> usize {
+    row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i)
+}
+
+/// Σ p ln(p / q) of two rows of logits.
+fn divergence(a: &[f32], b: &[f32]) -> f64 {
+    let normalizer = |row: &[f32]| {
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();
+        f64::from(top) + sum.ln()
+    };
+    let (za, zb) = (normalizer(a), normalizer(b));
+    let term = |(a, b): (&f32, &f32)| {
+        let (p, q) = (f64::from(*a) - za, f64::from(*b) - zb);
+        p.exp() * (p - q)
+    };
+    a.iter().zip(b).map(term).sum()
+}
+
+/// Where a file or folder lies until it is whole.
+fn beside(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.partial"))
+}
+
+/// Removes what an interrupted conversion left.
+fn remove(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path).map_err(io("removing", path)),
+        Ok(_) => fs::remove_file(path).map_err(io("removing", path)),
+        Err(_) => Ok(()),
+    }
+}
+
+fn size(path: &Path) -> Result<u64> {
+    let metadata = fs::metadata(path).map_err(io("reading", path))?;
+    if metadata.is_file() {
+        return Ok(metadata.len());
+    }
+    let mut total = 0;
+    for entry in fs::read_dir(path).map_err(io("reading", path))? {
+        total += size(&entry.map_err(io("reading", path))?.path())?;
+    }
+    Ok(total)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(io("writing", path))
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::Io { action, path, source }
+}

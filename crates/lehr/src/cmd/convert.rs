@@ -1,0 +1,127 @@
+//! `lehr convert`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use lehr_infer::convert::{Conversion, Proof, SAMPLE, Target, convert};
+use lehr_model::io::FloatFormat;
+use lehr_model::io::gguf::FileType;
+use lehr_tensor::threads;
+use serde_json::json;
+
+use crate::fail::Hinted;
+
+/// Write a model in another format, and prove that the copy computes the same.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory, checkpoint, Hugging Face folder or GGUF file
+    model: PathBuf,
+    /// Where to: a GGUF file if the name ends in .gguf, else a Hugging Face folder
+    #[arg(long)]
+    to: PathBuf,
+    /// Format of the weights. Folders: f32, f16, bf16 [default: bf16].
+    /// GGUF: also q8_0, q6_k, q5_k_m, q4_k_m, q4_0 [default: f16]
+    #[arg(long)]
+    format: Option<String>,
+    /// Text file on which source and copy are compared [default: a few built-in sentences]
+    #[arg(long, value_name = "FILE")]
+    sample: Option<PathBuf>,
+    /// Number of threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    args.threads.into_iter().for_each(threads::set_n_threads);
+    let target = target(&args.to, args.format.as_deref())?;
+    let sample = match &args.sample {
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("reading the sample {}", path.display()))?,
+        None => SAMPLE.to_owned(),
+    };
+    let start = Instant::now();
+    let done = convert(&args.model, &args.to, target, &sample)?;
+    let seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        println!("{}", to_json(&done, target, seconds));
+    } else {
+        show(&done, args, target, seconds);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is to be written, from the name of the place and the format that was asked for.
+fn target(to: &Path, format: Option<&str>) -> Result<Target> {
+    let is_gguf = to.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    let asked = format.map(str::to_lowercase);
+    let floats = [FloatFormat::F32, FloatFormat::F16, FloatFormat::BF16];
+    let found = if is_gguf {
+        let name = asked.as_deref().unwrap_or("f16");
+        FileType::ALL.into_iter().find(|f| f.name() == name).map(Target::Gguf)
+    } else {
+        let name = asked.as_deref().unwrap_or("bf16");
+        floats.into_iter().find(|f| f.name() == name).map(Target::Folder)
+    };
+    found.ok_or_else(|| {
+        let found = format.unwrap_or_default();
+        let known: Vec<_> = match is_gguf {
+            true => FileType::ALL.map(FileType::name).to_vec(),
+            false => floats.map(FloatFormat::name).to_vec(),
+        };
+        let place = if is_gguf { "a GGUF file" } else { "a folder" };
+        Hinted::error(
+            format!("convert: --format is {found}, expected for {place} {}", known.join(", ")),
+            "quantised formats need a name that ends in .gguf",
+        )
+    })
+}
+
+fn show(done: &Conversion, args: &Args, target: Target, seconds: f64) {
+    let formats: Vec<_> = done.formats.iter().map(|(name, n)| format!("{n} of {name}")).collect();
+    println!(
+        "{}: {:.1} MB, tensors: {}, {seconds:.1} s",
+        args.to.display(),
+        done.n_bytes as f64 / 1e6,
+        formats.join(", "),
+    );
+    if !done.left_out.is_empty() {
+        println!("left out, GGUF has no place for them: {}", done.left_out.join(", "));
+    }
+    println!("proof, on {}: {}", tokens(&done.proof), figures(&done.proof, target));
+}
+
+fn tokens(proof: &Proof) -> String {
+    format!("{} tokens, read again from what was written", proof.n_tokens)
+}
+
+fn figures(proof: &Proof, target: Target) -> String {
+    let what = if proof.kl.is_some() { "logits" } else { "hidden states" };
+    let mut text = format!(
+        "relative error of {what} {:.2e} (limit for {} {})",
+        proof.error,
+        target.name(),
+        proof.limit
+    );
+    if let (Some(kl), Some(top1)) = (proof.kl, proof.top1) {
+        text += &format!(", KL divergence {kl:.2e} nats, same first choice {:.1} %", 100.0 * top1);
+    }
+    match proof.same_ids {
+        Some(_) => text + ", the tokenizer gives the same ids",
+        None => text + "; there is no tokenizer to compare",
+    }
+}
+
+fn to_json(done: &Conversion, target: Target, seconds: f64) -> serde_json::Value {
+    let Conversion { n_bytes, formats, left_out, proof } = done;
+    json!({
+        "format": target.name(), "bytes": n_bytes, "tensors": formats, "left_out": left_out,
+        "seconds": seconds, "sample_tokens": proof.n_tokens, "error": proof.error,
+        "limit": proof.limit, "kl": proof.kl, "top1": proof.top1, "same_ids": proof.same_ids,
+        "passed": proof.passed(),
+    })
+}
