@@ -66,7 +66,8 @@ pub(super) fn of_file(file: &Settings<'_>) -> Result<&'static Family> {
 pub(super) fn of_config(config: &Json) -> Result<&'static Family> {
     FAMILIES.iter().find(|family| (family.writes)(config)).copied().ok_or_else(|| {
         let found = model_type(config).unwrap_or("missing");
-        let known: Vec<_> = FAMILIES.iter().map(|family| family.arch).collect();
+        let mut known: Vec<_> = FAMILIES.iter().map(|family| family.arch).collect();
+        known.dedup();
         let expected = format!("a family that GGUF has: {}", known.join(", "));
         Error::config("model_type", found, expected)
     })
