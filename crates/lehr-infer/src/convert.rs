@@ -231,7 +231,7 @@ impl Written<'_> {
                 config.shift_remove("auto_map");
             }
         }
-        self.write_tokenizer_config(dir, config)
+        self.write_tokenizer_config(dir, &config)
     }
 
     /// The small files of a folder, from what a GGUF file says.
@@ -243,7 +243,7 @@ impl Written<'_> {
         for (key, token) in &parts.special {
             config[key] = token.clone();
         }
-        self.write_tokenizer_config(dir, config)?;
+        self.write_tokenizer_config(dir, &config)?;
         if let Some(template) = &parts.jinja {
             write_text(&dir.join("chat_template.jinja"), template)?;
         }
@@ -260,7 +260,7 @@ impl Written<'_> {
         write_text(&dir.join("generation_config.json"), &format!("{generation:#}\n"))
     }
 
-    fn write_tokenizer_config(&self, dir: &Path, config: Value) -> Result<()> {
+    fn write_tokenizer_config(&self, dir: &Path, config: &Value) -> Result<()> {
         match self.tokenizer {
             Some(_) => write_text(&dir.join("tokenizer_config.json"), &format!("{config:#}\n")),
             None => Ok(()),

@@ -56,9 +56,11 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
 /// # Errors
 /// If a key has another type than GGUF gives it.
 pub(crate) fn gguf_template_parts(metadata: &Metadata) -> Result<TemplateParts> {
-    let mut parts = TemplateParts::default();
-    parts.jinja = metadata.string("tokenizer.chat_template")?.map(str::to_owned);
-    parts.family = metadata.string("general.architecture")?.map(str::to_owned);
+    let mut parts = TemplateParts {
+        jinja: metadata.string("tokenizer.chat_template")?.map(str::to_owned),
+        family: metadata.string("general.architecture")?.map(str::to_owned),
+        ..TemplateParts::default()
+    };
     let tokens = metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
     let names = [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")];
     for (key, name) in names {

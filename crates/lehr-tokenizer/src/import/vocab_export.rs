@@ -227,7 +227,7 @@ mod tests {
         for pattern in [Pattern::Gpt2, Pattern::Gpt4] {
             let mut trainer = Trainer::new(320);
             trainer.pattern = pattern;
-            let tokenizer = trainer.train([text; 4].into_iter()).unwrap();
+            let tokenizer = trainer.train([text; 4]).unwrap();
             // Two rows more than ids.
             let parts = VocabParts::of(&tokenizer, tokenizer.vocab_size() + 2).unwrap();
             assert_eq!(parts.tokens.len(), tokenizer.vocab_size() + 2);
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_cut_without_a_name_is_an_error() {
-        let tokenizer = Trainer::new(300).train(["a b c"; 3].into_iter()).unwrap();
+        let tokenizer = Trainer::new(300).train(["a b c"; 3]).unwrap();
         let mut json: Value = serde_json::from_str(&tokenizer.to_json()).unwrap();
         json["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": "x+"}, "behavior": "Isolated", "invert": false},
