@@ -1,5 +1,8 @@
 //! `lehr convert`: copies in other formats, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![cfg(unix)]
+
 mod common;
 
 use std::fs;
