@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lehr_model::{Model, Tokens};
+use lehr_model::{Model, Tokens, Weights};
 use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 
@@ -44,7 +44,7 @@ impl Embedder {
     /// # Errors
     /// If there is no model, its parts do not belong together, or it pools in an unknown way.
     pub fn open(path: &Path) -> Result<Self> {
-        let loaded = Loaded::open(path)?;
+        let loaded = Loaded::open(path, Weights::AsStored)?;
         let settings = match loaded.metadata() {
             Some(metadata) => Settings::of_gguf(metadata)?,
             None => Settings::read(&loaded.path)?,

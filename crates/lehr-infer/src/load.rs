@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use lehr_model::Model;
 use lehr_model::io::ModelSource;
 use lehr_model::io::gguf::Metadata;
+use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 
@@ -26,20 +26,21 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens a run directory, a checkpoint, a Hugging Face folder or a GGUF file to be used:
-    /// matrices of 16 or fewer bits stay as they are stored, in the mapped file.
+    /// Opens a run directory, a checkpoint, a Hugging Face folder or a GGUF file to be used, its
+    /// matrices kept as `weights` says.
     ///
     /// # Errors
     /// If there is no model, or its parts do not belong together.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::new(path, Model::open, Model::open_source)
+    pub fn open(path: &Path, weights: Weights) -> Result<Self> {
+        let of_folder = |path: &Path| Model::open(path, weights);
+        Self::new(path, of_folder, |source| Model::open_source(source, weights))
     }
 
-    /// The same with all weights in f32: to be trained, or compared.
+    /// The same with all weights as parameters: to be trained.
     ///
     /// # Errors
     /// As [`Loaded::open`].
-    pub fn open_in_f32(path: &Path) -> Result<Self> {
+    pub fn open_to_train(path: &Path) -> Result<Self> {
         Self::new(path, Model::load, Model::load_source)
     }
 

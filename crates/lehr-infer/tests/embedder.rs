@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lehr_infer::{Embedder, Embeddings, Generator, Loaded, Pooling};
+use lehr_model::Weights;
 use lehr_model::io::{Checkpoint, read_json};
 
 fn folder() -> PathBuf {
@@ -138,7 +139,7 @@ fn without_the_files_of_sentence_transformers_an_encoder_gives_the_mean() {
 
 #[test]
 fn an_encoder_generates_nothing() {
-    let Loaded { model, tokenizer, .. } = Loaded::open(&folder()).unwrap();
+    let Loaded { model, tokenizer, .. } = Loaded::open(&folder(), Weights::AsStored).unwrap();
     let error = Generator::new(&model, &tokenizer, 10).err().unwrap();
     assert!(error.to_string().contains("encoder (BertModel)"), "{error}");
     assert!(error.hint().unwrap().contains("lehr embed"));

@@ -14,6 +14,7 @@ pub mod io;
 mod model;
 pub mod nn;
 mod outline;
+mod weights;
 
 pub use arch::{
     Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config, FrequencyDtype, Gemma3Config,
@@ -25,3 +26,4 @@ pub use classifier::Classifier;
 pub use error::{Error, Result};
 pub use model::Model;
 pub use outline::{Outline, Parameter, Role, StoredTensor};
+pub use weights::Weights;

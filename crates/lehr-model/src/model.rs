@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
+use lehr_tensor::quant::{MatrixFormat, QMatrix};
 use lehr_tensor::{
     LoadStored, Param, ParamBuilder, ParamStore, Shape, Source, StoredShape, Tensor, no_grad,
 };
 
 use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
-use crate::{Architecture, Config, Error, KvCache, Result, Spec, TextDivision, Tokens};
+use crate::{Architecture, Config, Error, KvCache, Result, Spec, TextDivision, Tokens, Weights};
 
 /// A model of any family with its parameters.
 pub struct Model {
@@ -57,25 +58,25 @@ impl Model {
         built.map(|(model, _)| model).map_err(|e| shards.explain(e))
     }
 
-    /// Loads a model to be used, not trained, from the same places as [`Model::load`]: matrices of
-    /// 16 or fewer bits stay as they are stored, in the mapped file.
+    /// Loads a model to be used, not trained, from the same places as [`Model::load`], its matrices
+    /// kept as `weights` says. Parts of a tensor-parallel checkpoint are merged in f32.
     ///
     /// # Errors
     /// As [`Model::load`].
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, weights: Weights) -> Result<Self> {
         if Shards::open(path)?.is_some() {
             return Self::load(path);
         }
-        Self::open_source(&ModelSource::open(path)?)
+        Self::open_source(&ModelSource::open(path)?, weights)
     }
 
     /// [`Model::open`] of files that are open.
     ///
     /// # Errors
     /// As [`Model::load`].
-    pub fn open_source(source: &ModelSource) -> Result<Self> {
+    pub fn open_source(source: &ModelSource, weights: Weights) -> Result<Self> {
         let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
-        Self::from_weights(config, checkpoint, true)
+        Self::from_weights(config, checkpoint, weights)
     }
 
     /// Builds the model of `config` with the weights of `checkpoint`, all in f32.
@@ -83,10 +84,10 @@ impl Model {
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn from_checkpoint(config: Config, checkpoint: &Checkpoint) -> Result<Self> {
-        Self::from_weights(config, checkpoint, false)
+        Self::from_weights(config, checkpoint, Weights::F32)
     }
 
-    fn from_weights(mut config: Config, checkpoint: &Checkpoint, as_stored: bool) -> Result<Self> {
+    fn from_weights(mut config: Config, checkpoint: &Checkpoint, weights: Weights) -> Result<Self> {
         config.fit_to(&|name| checkpoint.has(name));
         let names = config.clone();
         let load = |name: &str, shape: Shape| {
@@ -100,9 +101,15 @@ impl Model {
         };
         let find = |name: &str, shape: StoredShape| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
-            checkpoint.matrix(&known, shape)
+            match weights {
+                Weights::AsStored => checkpoint.matrix(&known, shape),
+                Weights::In(format) if !is_table(name) => {
+                    rounded(checkpoint, &known, shape, format)
+                }
+                _ => None,
+            }
         };
-        let stored = as_stored.then_some(&find as &LoadStored<'_>);
+        let stored = (weights != Weights::F32).then_some(&find as &LoadStored<'_>);
         let source = Source::Load { load: &load, stored, seed: 0 };
         Self::build(config, &source).map(|(model, _)| model).map_err(|e| checkpoint.explain(e))
     }
@@ -258,9 +265,8 @@ impl Model {
             params.map(|p| 4 * p.shape().n_elements()).sum::<usize>()
                 + stored.map(|(_, w)| w.n_bytes()).sum::<usize>()
         };
-        let has_own_head = bytes(&["lm_head.weight", "transformer.output_layer.weight"]) > 0;
-        let tables = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"];
-        self.params.n_bytes() - if has_own_head { bytes(&tables) } else { 0 }
+        let has_own_head = bytes(&HEADS) > 0;
+        self.params.n_bytes() - if has_own_head { bytes(&TABLES) } else { 0 }
     }
 
     /// Writes `config.json` and the weights in f32 into `dir`, which `transformers` loads.
@@ -299,8 +305,7 @@ impl Model {
         };
         let mut n: usize =
             self.params.params().iter().filter(is_matrix).map(|p| p.shape().n_elements()).sum();
-        let heads = ["lm_head.weight", "transformer.output_layer.weight"];
-        if heads.iter().any(|name| self.params.get(name).is_some()) {
+        if HEADS.iter().any(|name| self.params.get(name).is_some()) {
             // An untied embedding is looked up, not multiplied.
             n -= spec.vocab_size * spec.hidden_size;
         }
@@ -309,4 +314,38 @@ impl Model {
         let sides = if self.is_causal() { 1.0 } else { 2.0 };
         6.0 * n as f64 * b * t + 6.0 * sides * spec.n_layers as f64 * b * t * t * heads
     }
+}
+
+/// Matrices with a row for each token: heads and embeddings.
+const HEADS: [&str; 2] = ["lm_head.weight", "transformer.output_layer.weight"];
+const TABLES: [&str; 3] = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"];
+
+fn is_table(name: &str) -> bool {
+    HEADS.iter().chain(&TABLES).any(|end| name.ends_with(end))
+}
+
+/// A matrix of the checkpoint in another format; `None` if its rows are not whole blocks.
+fn rounded(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: StoredShape,
+    format: MatrixFormat,
+) -> Option<QMatrix> {
+    let StoredShape { rows, cols, transposed } = shape;
+    let there = if transposed { [cols, rows] } else { [rows, cols] };
+    let values = checkpoint.tensor(name, there.into()).ok()?;
+    let values = values.data();
+    // What is not finite is for the one to report that reads the matrix in f32.
+    if !values.iter().all(|v| v.is_finite()) {
+        return None;
+    }
+    let turned: Vec<f32>;
+    let values = if transposed {
+        let column = |i: usize| (0..cols).map(move |j| j * rows + i);
+        turned = (0..rows).flat_map(column).map(|at| values[at]).collect();
+        &turned
+    } else {
+        values
+    };
+    QMatrix::from_f32(values, rows, cols, format).ok()
 }

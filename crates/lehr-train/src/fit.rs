@@ -8,6 +8,7 @@ use lehr_data::{
     read_labelled,
 };
 use lehr_infer::Loaded;
+use lehr_model::Weights;
 use lehr_tensor::gemm::{Matrix, gemm};
 use lehr_tokenizer::chat::Role;
 
@@ -175,7 +176,7 @@ pub fn fit_finetune(
     out: &Path,
     seed: u64,
 ) -> Result<Fitted> {
-    let loaded = Loaded::open(model)?;
+    let loaded = Loaded::open(model, Weights::AsStored)?;
     let spec = loaded.model.spec();
     if kind != DatasetKind::Labelled {
         loaded.model.check_causal("training on the next token")?;

@@ -297,7 +297,7 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
 }
 
 fn load_model(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
-    let loaded = Loaded::open_in_f32(Path::new(path))?;
+    let loaded = Loaded::open_to_train(Path::new(path))?;
     check_vocabulary(&loaded.path, tokenizer, &loaded.model)?;
     Ok(loaded.model)
 }

@@ -34,6 +34,8 @@ enum Command {
     Classify(cmd::classify::Args),
     /// Turn texts into vectors that tell what the texts are about
     Embed(cmd::embed::Args),
+    /// Measure how well a model predicts a text
+    Eval(cmd::eval::Args),
     /// Show what a model is: sizes, memory, tokenizer, files
     Inspect(cmd::inspect::Args),
     /// Write a model in another format, with a proof that the copy computes the same
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => cmd::chat::run(&args),
         Command::Classify(args) => cmd::classify::run(&args),
         Command::Embed(args) => cmd::embed::run(&args),
+        Command::Eval(args) => cmd::eval::run(&args),
         Command::Inspect(args) => cmd::inspect::run(&args),
         Command::Convert(args) => cmd::convert::run(&args),
         Command::Verify(args) => cmd::verify::run(&args),

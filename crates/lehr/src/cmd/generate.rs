@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_infer::{Generator, Loaded, TokenLogprob};
+use lehr_model::Weights;
 use lehr_tensor::threads;
 use serde_json::json;
 
@@ -23,6 +24,10 @@ pub(crate) struct Args {
     prompt: String,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k, q5_k,
+    /// q4_k, q4_0, int4, int4-row, nf4
+    #[arg(long, value_name = "FORMAT", default_value = "stored")]
+    weights: Weights,
     /// Number of threads [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
@@ -39,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut sampler = args.sampling.sampler()?;
     let mut limits = args.sampling.limits(256);
     limits.logprobs = args.logprobs;
-    let loaded = Loaded::open(&args.model)?;
+    let loaded = Loaded::open(&args.model, args.weights)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     limits.stop_ids.extend(loaded.end_ids()?);
     let prompt = tokenizer.encode_prompt(&args.prompt)?;

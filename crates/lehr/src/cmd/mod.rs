@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod classify;
 pub(crate) mod convert;
 pub(crate) mod embed;
+pub(crate) mod eval;
 pub(crate) mod finetune;
 pub(crate) mod generate;
 pub(crate) mod inspect;

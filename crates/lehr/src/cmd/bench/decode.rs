@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_infer::resolve_model;
-use lehr_model::{KvCache, Model, Tokens};
+use lehr_model::{KvCache, Model, Tokens, Weights};
 use lehr_tensor::{Philox, threads};
 use serde_json::json;
 
@@ -29,6 +29,10 @@ pub(crate) struct Args {
     /// Runs; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k, q5_k,
+    /// q4_k, q4_0, int4, int4-row, nf4
+    #[arg(long, value_name = "FORMAT", default_value = "stored")]
+    weights: Weights,
     /// Number of threads [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
@@ -46,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let start = Instant::now();
-    let model = Model::open(&resolve_model(&args.model)?)?;
+    let model = Model::open(&resolve_model(&args.model)?, args.weights)?;
     model.check_causal("measuring generation")?;
     let load_s = start.elapsed().as_secs_f64();
     let capacity = args.prompt + args.new;

@@ -38,5 +38,5 @@ pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
 
 /// The pre-trained model and its tokenizer.
 pub(super) fn base(quickstart: &Quickstart) -> Result<Loaded> {
-    Ok(Loaded::open(&quickstart.dir("base"))?)
+    Ok(Loaded::open_to_train(&quickstart.dir("base"))?)
 }
