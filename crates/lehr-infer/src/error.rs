@@ -70,7 +70,7 @@ pub enum Error {
     /// Windows over a text that cannot be.
     #[error(
         "scoring a text: windows of {window} tokens, each {stride} after the one before, expected \
-         at least 3 and at most the model's context of {context}, and steps of 1 to a window"
+         at least 3 and at most the model's context of {context}, and steps of at least 1, shorter than a window"
     )]
     Windows {
         /// Tokens in a window.

@@ -178,7 +178,8 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
         return Err(none("there is no such file or folder".to_owned()));
     }
     if path.is_file() {
-        let expected = "a file that is not GGUF, expected a folder with config.json or a GGUF file";
+        let expected =
+            "it is a file that is not GGUF, expected a folder with config.json or a GGUF file";
         return match is_gguf(path) {
             true => Ok(path.to_owned()),
             false => Err(none(expected.to_owned())),

@@ -77,7 +77,8 @@ pub fn perplexity(
     let before: Vec<i32> = tokenizer.prefix_ids().iter().map(|id| *id as i32).collect();
     let context = model.spec().max_positions;
     let n_before = before.len();
-    if window > context || window < n_before + 2 || stride == 0 || stride + n_before > window {
+    if window > context || window < n_before + 2 || stride == 0 || stride + n_before.max(1) > window
+    {
         return Err(Error::Windows { window, stride, context });
     }
     let ids = tokenizer.encode(text)?;

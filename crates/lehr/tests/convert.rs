@@ -91,7 +91,7 @@ fn what_cannot_be_converted_is_refused_and_nothing_is_lost() {
     let unknown = ["convert", &base, "--to", "x.gguf", "--format", "q9"];
     fails(dir, &unknown, &["--format is q9", "q4_k_m"]);
     fails(dir, &["convert", "nowhere", "--to", "x.gguf"], &["nowhere", "no such file"]);
-    fails(dir, &["convert", "there.gguf", "--to", "x.gguf"], &["a file that is not GGUF"]);
+    fails(dir, &["convert", "there.gguf", "--to", "x.gguf"], &["it is a file that is not GGUF"]);
     fs::write(dir.join("binary"), [0xff, 0xfe]).unwrap();
     let sample = ["convert", &base, "--to", "x.gguf", "--sample", "binary"];
     fails(dir, &sample, &["reading the sample binary"]);

@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use common::{
-    TINY, check_failure, copy_folder, fails, finish, lehr, model_goldens, newest_checkpoint,
-    pretrain, pretrain_args, run, snapshot, succeeds, weights_and_moments, write, write_chat,
-    write_labelled, write_text,
+    TINY, check_failure, copy_folder, fails, finish, json_lines, lehr, model_goldens,
+    newest_checkpoint, pretrain, pretrain_args, run, snapshot, succeeds, weights_and_moments,
+    write, write_chat, write_labelled, write_text,
 };
 use tempfile::TempDir;
 
@@ -264,7 +264,7 @@ fn damaged_models_are_refused_with_the_file_and_the_fault() {
     cut(&model_copy(dir, "words").join("tokenizer.json"), 2000);
     refused("words", &["words/tokenizer.json"]);
     fs::remove_file(model_copy(dir, "wordless").join("tokenizer.json")).unwrap();
-    refused("wordless", &["wordless/tokenizer.json"]);
+    refused("wordless", &["wordless", "tokenizer.json"]);
     cut(&model_copy(dir, "config").join("config.json"), 30);
     refused("config", &["config/config.json", "not JSON"]);
     let copy = model_copy(dir, "family");
@@ -314,6 +314,12 @@ fn prompts_that_do_not_fit_are_refused() {
     fails(dir, &["generate", "base", "-p", &long], &["the prompt has", "context is 64"]);
     fails(dir, &["generate", "base", "-p", ""], &["the prompt is empty"]);
     fails(dir, &["chat", "base", "-p", &long], &["the prompt has", "context is 64"]);
+    // A line that does not fit is told, and the conversation goes on.
+    let mut chat = lehr(dir);
+    chat.args(["chat", "base", "--json", "-n", "3", "--temperature", "0"]);
+    let ran = finish(chat, format!("{long}\nglass\n").as_bytes());
+    assert_eq!((ran.code, json_lines(&ran.out).len()), (Some(1), 1), "{ran:#?}");
+    assert!(ran.err.contains("the prompt has"), "{ran:#?}");
     // The largest number of new tokens is no number to add to.
     succeeds(dir, &["generate", "base", "-p", "x", "-n", &u64::MAX.to_string()]);
 }

@@ -12,7 +12,7 @@ use lehr_tensor::threads;
 use serde_json::json;
 
 use super::sampling::SamplingArgs;
-use crate::ui;
+use crate::{fail, ui};
 
 /// Talk to a model.
 #[derive(clap::Args)]
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if interactive && !args.json {
         println!("{}: type a message, or Ctrl-D to end", loaded.path.display());
     }
-    let mut forgotten = 0;
+    let (mut forgotten, mut code) = (0, ExitCode::SUCCESS);
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if interactive && !args.json {
@@ -100,11 +100,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         if line.trim().is_empty() {
             continue;
         }
-        answer(&mut session, line.trim())?;
+        // A message that does not fit ends neither the conversation nor what was said before.
+        match answer(&mut session, line.trim()) {
+            Err(error) if is_too_long(&error) => {
+                fail::report(&error);
+                code = ExitCode::FAILURE;
+            }
+            result => result?,
+        }
         if session.n_forgotten() > forgotten {
             forgotten = session.n_forgotten();
             eprintln!("(the context is full: the {forgotten} oldest messages are forgotten)");
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
+}
+
+fn is_too_long(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(lehr_infer::Error::PromptTooLong { .. }))
 }

@@ -11,6 +11,8 @@ use lehr_model::Weights;
 use lehr_tensor::threads;
 use serde_json::json;
 
+use crate::fail::Hinted;
+
 /// Measure how well a model predicts a text: perplexity and bits per byte.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,7 +43,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.threads.into_iter().for_each(threads::set_n_threads);
     let path = args.data.display();
     let bytes = std::fs::read(&args.data).with_context(|| format!("reading {path}"))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{path} is not UTF-8"))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let reason = format!("reading {path}: byte {at} is not UTF-8");
+        Hinted::error(reason, "convert the text to UTF-8 first, for instance with iconv")
+    })?;
     let loaded = Loaded::open(&args.model, args.weights)?;
     let fitted = Windows::of_context(loaded.model.spec().max_positions);
     let window = args.window.unwrap_or(fitted.window);
