@@ -16,9 +16,10 @@ use crate::cpu::simd::{self, Isa, Scalar, Simd};
 use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Result};
 
-/// Length of K handled by one pass of the register tile: a panel of B then fits the first-level
-/// cache (256 × 32 × 4 bytes = 32 KiB).
-const KC: usize = 256;
+/// Longest part of K handled by one pass of the register tile. A pass reads and writes all of C,
+/// which costs more than that panels of A and B (at most 60 and 64 KiB) come from the second-level
+/// cache: docs/experiments.md has the measurement.
+const KC: usize = 512;
 /// Distance of the rows of a packed panel of A. The odd number of cache lines keeps the rows from
 /// falling on one cache set.
 const A_PITCH: usize = KC + 16;
@@ -57,7 +58,7 @@ impl<'a> Matrix<'a> {
 /// `C = A B (+ bias)` or, if `accumulate`, `C += A B`.
 ///
 /// A is `[m, k]`, B `[k, n]`, C `[m, n]` row-major with rows `c_stride` apart, bias `[n]`.
-/// Sums are kept in f32, in chunks of 256 along K.
+/// Sums are kept in f32, in chunks of at most 512 along K.
 ///
 /// # Errors
 /// If there is no memory for the packed panels.
@@ -126,13 +127,15 @@ impl Job<'_> {
         let nr = NV * S::LANES;
         let a_rows = self.m.min(MC).next_multiple_of(MR);
         let b_cols = self.n.min(NC).next_multiple_of(nr);
+        // Passes of about equal length: a short last one would update C for little work.
+        let kc_max = self.k.div_ceil(self.k.div_ceil(KC)).next_multiple_of(16).min(KC);
         let mut a_pack = CpuBuffer::uninit(DType::F32, a_rows * A_PITCH)?;
-        let mut b_pack = CpuBuffer::uninit(DType::F32, b_cols * self.k.min(KC))?;
+        let mut b_pack = CpuBuffer::uninit(DType::F32, b_cols * kc_max.min(self.k))?;
         let c = SharedMut::new(c);
         for j0 in (0..self.n).step_by(NC) {
             let nc = NC.min(self.n - j0);
-            for k0 in (0..self.k).step_by(KC) {
-                let kc = KC.min(self.k - k0);
+            for k0 in (0..self.k).step_by(kc_max) {
+                let kc = kc_max.min(self.k - k0);
                 for i0 in (0..self.m).step_by(MC) {
                     let mc = MC.min(self.m - i0);
                     let block = Block { i0, j0, k0, mc, nc, kc };

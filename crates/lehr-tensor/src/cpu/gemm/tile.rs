@@ -104,6 +104,13 @@ unsafe fn tile<
     mut b: *const f32,
     out: &Out<'_>,
 ) {
+    // The rows of C lie far apart and are not in the cache: they arrive while the sums are made.
+    for i in 0..MR.min(out.rows) {
+        for v in 0..=NV {
+            let at = (v * S::LANES).min(NV * S::LANES - 1);
+            s.prefetch(out.c.wrapping_add(i * out.stride + at));
+        }
+    }
     let mut acc = [[s.splat(0.0); NV]; MR];
     for _ in 0..kc {
         let mut bv = [s.splat(0.0); NV];

@@ -35,6 +35,11 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
 
     #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
         unsafe { _mm256_set1_ps(x) }

@@ -116,6 +116,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
 
     fn splat(self, x: f32) -> Self::V;
+    /// Asks for the cache line at `at`, which will be needed soon. Any address will do.
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        let _ = at;
+    }
     /// Reads `LANES` floats.
     unsafe fn load(self, src: *const f32) -> Self::V;
     /// Writes `LANES` floats.
