@@ -4,8 +4,8 @@
 
 The folder is `vendor/llama.cpp/models/templates` of the source distribution of llama-cpp-python 0.3.36 (MIT). Each
 template renders each conversation below with jinja2 as transformers sets it up. In place of a text the golden file has
-`{"refused": reason}` where the template calls raise_exception, and null where Python itself fails. `templates.json.gz` holds templates, conversations and texts, `ids.json` the ids that
-transformers gives to some of them with small tokenizers trained here, which lie beside it.
+`{"refused": reason}` where the template calls raise_exception, and null where Python itself fails. `templates.json.gz` holds
+templates, conversations and texts.
 """
 
 import gzip
@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 
 from jinja2.exceptions import TemplateError
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils as utils
 
 WEATHER = {

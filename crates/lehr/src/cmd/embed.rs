@@ -18,7 +18,7 @@ use crate::fail::Hinted;
 /// Turn texts into vectors that tell what the texts are about.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory, checkpoint or Hugging Face folder
+    /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
     /// Text (repeatable) [default: each line of standard input]
     #[arg(short, long, conflicts_with = "data")]

@@ -10,7 +10,7 @@ use serde_json::json;
 /// Compare a model with what its reference implementation computed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory, checkpoint or Hugging Face folder
+    /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
     /// File of the reference's results (input_ids, labels, logits, loss, grad.*, greedy)
     golden: PathBuf,

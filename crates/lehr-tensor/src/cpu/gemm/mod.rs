@@ -24,9 +24,9 @@ const KC: usize = 512;
 /// falling on one cache set.
 const A_PITCH: usize = KC + 16;
 /// Columns of C handled by one packing of B.
-const NC: usize = 4096;
+const NC: usize = 2048;
 /// Rows of C handled by one packing of A.
-const MC: usize = 4032;
+const MC: usize = 2016;
 
 /// A matrix in memory: element (i, j) stands at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]

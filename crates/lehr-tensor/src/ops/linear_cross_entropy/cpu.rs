@@ -10,8 +10,8 @@ use crate::{DType, Result, Tensor};
 
 use super::labels::Labelled;
 
-/// Largest number of logits in one chunk: 64 MiB.
-const LOGITS_MAX: usize = 1 << 24;
+/// Largest number of logits in one chunk: 32 MiB.
+const LOGITS_MAX: usize = 1 << 23;
 /// Fewest rows in a chunk: each chunk reads the weight twice and adds to all of its gradient.
 const ROWS_MIN: usize = 64;
 
@@ -266,6 +266,6 @@ mod tests {
             assert!(rows >= 1 && (rows * v <= LOGITS_MAX || rows <= ROWS_MIN), "{n} {v}: {rows}");
             assert!(rows >= ROWS_MIN.min(n) / 2, "{n} {v}: {rows}");
         }
-        assert_eq!(chunk_rows(2048, 16_384), 1024);
+        assert_eq!(chunk_rows(2048, 16_384), 512);
     }
 }

@@ -8,6 +8,7 @@ use crate::io::gguf::names::{Layout, same};
 
 pub(super) const FAMILY: Family = Family {
     arch: "bert",
+    title: "BERT",
     marker: None,
     writes: |config| model_type(config) == Some("bert"),
     layout: Layout {

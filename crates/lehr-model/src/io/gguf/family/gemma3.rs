@@ -9,6 +9,7 @@ use crate::{Error, Result};
 
 pub(super) const FAMILY: Family = Family {
     arch: "gemma3",
+    title: "Gemma 3",
     marker: None,
     writes: |config| model_type(config) == Some("gemma3_text"),
     layout: Layout {

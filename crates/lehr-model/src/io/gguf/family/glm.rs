@@ -11,6 +11,7 @@ use crate::{Error, Result};
 
 pub(super) const CHATGLM2: Family = Family {
     arch: "chatglm",
+    title: "ChatGLM2 and 3",
     marker: Some("blk.0.attn_qkv.weight"),
     // ChatGLM-6B has the same type; GGUF has no architecture for it.
     writes: |config| {
@@ -39,6 +40,7 @@ pub(super) const CHATGLM2: Family = Family {
 
 pub(super) const GLM: Family = Family {
     arch: "chatglm",
+    title: "GLM-4 (glm)",
     marker: None,
     writes: |config| model_type(config) == Some("glm"),
     layout: Layout {
@@ -62,6 +64,7 @@ pub(super) const GLM: Family = Family {
 
 pub(super) const GLM4: Family = Family {
     arch: "glm4",
+    title: "GLM-4-0414 (glm4)",
     marker: None,
     writes: |config| model_type(config) == Some("glm4"),
     layout: Layout {

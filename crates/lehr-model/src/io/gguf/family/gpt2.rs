@@ -9,6 +9,7 @@ use crate::io::gguf::names::{Layout, rule, same};
 
 pub(super) const FAMILY: Family = Family {
     arch: "gpt2",
+    title: "GPT-2",
     marker: None,
     writes: |config| model_type(config) == Some("gpt2"),
     layout: Layout {

@@ -12,6 +12,7 @@ use crate::io::gguf::names::{Layout, Rule, rule, same};
 
 pub(super) const FAMILY: Family = Family {
     arch: "llama",
+    title: "Llama, Mistral",
     marker: None,
     writes: |config| matches!(model_type(config), Some("llama" | "mistral")),
     layout: Layout {

@@ -25,6 +25,8 @@ use crate::{Error, Result};
 pub(super) struct Family {
     /// `general.architecture`.
     arch: &'static str,
+    /// What people call it.
+    title: &'static str,
     /// A tensor without which a file of this architecture is of another family.
     marker: Option<&'static str>,
     /// Whether models with this `config.json` are written as this family.
@@ -66,9 +68,10 @@ pub(super) fn of_file(file: &Settings<'_>) -> Result<&'static Family> {
 pub(super) fn of_config(config: &Json) -> Result<&'static Family> {
     FAMILIES.iter().find(|family| (family.writes)(config)).copied().ok_or_else(|| {
         let found = model_type(config).unwrap_or("missing");
-        let mut known: Vec<_> = FAMILIES.iter().map(|family| family.arch).collect();
-        known.dedup();
-        let expected = format!("a family that GGUF has: {}", known.join(", "));
+        let known: Vec<_> = FAMILIES.iter().map(|family| family.title).collect();
+        let known = known.join(", ");
+        let expected =
+            format!("a family that GGUF has ({known}); a Hugging Face folder takes every family");
         Error::config("model_type", found, expected)
     })
 }

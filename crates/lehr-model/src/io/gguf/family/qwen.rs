@@ -8,6 +8,7 @@ use crate::io::gguf::names::{Layout, same};
 
 pub(super) const QWEN2: Family = Family {
     arch: "qwen2",
+    title: "Qwen2",
     marker: None,
     writes: |config| model_type(config) == Some("qwen2"),
     layout: LAYOUT,
@@ -18,6 +19,7 @@ pub(super) const QWEN2: Family = Family {
 
 pub(super) const QWEN3: Family = Family {
     arch: "qwen3",
+    title: "Qwen3",
     marker: None,
     writes: |config| model_type(config) == Some("qwen3"),
     layout: LAYOUT,
