@@ -10,7 +10,9 @@ mod avx2;
 mod avx512;
 mod scalar;
 
-use super::{Isa, isa};
+#[cfg(target_arch = "x86_64")]
+use super::Isa;
+use super::isa;
 
 /// Vectors of 64 bytes `B`, of 16 integers `I`, of 16 floats `F` and of 4 floats `Q`. A value of an
 /// implementing type is proof that the processor has the instruction set.
