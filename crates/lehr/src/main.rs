@@ -47,7 +47,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let result = cmd::compute::check_environment().and_then(|()| run(command));
+    match result.and_then(|code| out::check().map(|()| code)) {
+        Ok(code) => code,
+        Err(error) => fail::report(&error),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Quickstart(args) => cmd::quickstart::run(&args),
         Command::Pretrain(args) => cmd::pretrain::run(&args),
         Command::Finetune(args) => cmd::finetune::run(&args),
@@ -60,9 +69,5 @@ fn main() -> ExitCode {
         Command::Convert(args) => cmd::convert::run(&args),
         Command::Verify(args) => cmd::verify::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
-    };
-    match result.and_then(|code| out::check().map(|()| code)) {
-        Ok(code) => code,
-        Err(error) => fail::report(&error),
     }
 }

@@ -476,3 +476,22 @@ fn a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before() {
     succeeds(dir, &args);
     succeeds(dir, &["generate", "more", "-p", "x", "-n", "2"]);
 }
+
+#[test]
+fn settings_of_the_engine_are_not_passed_over() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (key, value, expected) in [
+        ("LEHR_ISA", "avx9", "scalar"),
+        ("LEHR_THREADS", "0", "at least 1"),
+        ("LEHR_MEMORY_GB", "much", "gibibytes"),
+    ] {
+        let mut command = lehr(scratch.path());
+        command.args(["inspect", "nowhere"]).env(key, value);
+        let ran = finish(command, b"");
+        check_failure(&ran, &[key, value, expected, "unset"]);
+    }
+    let ran = run(scratch.path(), &["inspect", "nowhere"]);
+    check_failure(&ran, &["nowhere"]);
+    let ran = run(scratch.path(), &["eval", "x", "--data", "y", "--threads", "0"]);
+    assert!(ran.code == Some(2) && ran.err.contains("--threads"), "{ran:#?}");
+}

@@ -7,10 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lehr_infer::{ChatSession, Finish, Loaded};
-use lehr_model::Weights;
-use lehr_tensor::threads;
 use serde_json::json;
 
+use super::compute::UseArgs;
 use super::sampling::SamplingArgs;
 use crate::{fail, ui};
 
@@ -31,23 +30,18 @@ pub(crate) struct Args {
     prompt: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k, q5_k,
-    /// q4_k, q4_0, int4, int4-row, nf4
-    #[arg(long, value_name = "FORMAT", default_value = "stored")]
-    weights: Weights,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: UseArgs,
     /// Print one JSON object per answer
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.compute.threads.apply();
     let mut sampler = args.sampling.sampler()?;
     let limits = args.sampling.limits(512);
-    let loaded = Loaded::open(&args.model, args.weights)?;
+    let loaded = Loaded::open(&args.model, args.compute.weights)?;
     loaded.model.check_causal("talking")?;
     let template = match &args.template {
         Some(name) => loaded.template_named(name)?,

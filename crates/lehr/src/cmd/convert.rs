@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use lehr_infer::convert::{Conversion, Proof, SAMPLE, Target, convert};
 use lehr_model::io::FloatFormat;
 use lehr_model::io::gguf::FileType;
-use lehr_tensor::threads;
 use serde_json::json;
 
+use super::compute::ThreadArgs;
 use crate::fail::Hinted;
 
 /// Write a model in another format, and prove that the copy computes the same.
@@ -28,16 +28,15 @@ pub(crate) struct Args {
     /// Text file on which source and copy are compared [default: a few built-in sentences]
     #[arg(long, value_name = "FILE")]
     sample: Option<PathBuf>,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.threads.apply();
     let target = target(&args.to, args.format.as_deref())?;
     let sample = match &args.sample {
         Some(path) => std::fs::read_to_string(path)

@@ -10,9 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lehr_data::{ReadOptions, read_documents};
 use lehr_infer::{Embedder, Pooling};
 use lehr_model::io::{TensorFile, write_file, write_parts};
-use lehr_tensor::{Tensor, threads};
+use lehr_tensor::Tensor;
 use serde_json::{Value, json};
 
+use super::compute::ThreadArgs;
 use crate::fail::Hinted;
 
 /// Turn texts into vectors that tell what the texts are about.
@@ -39,9 +40,8 @@ pub(crate) struct Args {
     /// Cut texts at this many tokens [default: what the model takes]
     #[arg(long)]
     max_tokens: Option<usize>,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Print one JSON object per text
     #[arg(long)]
     json: bool,
@@ -80,7 +80,7 @@ enum Output<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.threads.apply();
     let ending = args.out.as_deref().map(|out| (out, out.extension().and_then(|e| e.to_str())));
     let output = match ending {
         Some((out, Some("safetensors"))) => Output::Safetensors(out),

@@ -7,10 +7,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lehr_infer::{Loaded, Windows, perplexity};
-use lehr_model::Weights;
-use lehr_tensor::threads;
 use serde_json::json;
 
+use super::compute::UseArgs;
 use crate::fail::Hinted;
 
 /// Measure how well a model predicts a text: perplexity and bits per byte.
@@ -27,20 +26,15 @@ pub(crate) struct Args {
     /// How many tokens later the next window begins [default: half a window]
     #[arg(long)]
     stride: Option<usize>,
-    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k, q5_k,
-    /// q4_k, q4_0, int4, int4-row, nf4
-    #[arg(long, value_name = "FORMAT", default_value = "stored")]
-    weights: Weights,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: UseArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.compute.threads.apply();
     let path = args.data.display();
     let bytes = std::fs::read(&args.data).with_context(|| format!("reading {path}"))?;
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -48,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let reason = format!("reading {path}: byte {at} is not UTF-8");
         Hinted::error(reason, "convert the text to UTF-8 first, for instance with iconv")
     })?;
-    let loaded = Loaded::open(&args.model, args.weights)?;
+    let loaded = Loaded::open(&args.model, args.compute.weights)?;
     let fitted = Windows::of_context(loaded.model.spec().max_positions);
     let window = args.window.unwrap_or(fitted.window);
     let windows = Windows { window, stride: args.stride.unwrap_or(window.div_ceil(2)) };

@@ -35,7 +35,7 @@ enum Kind {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
-    common.apply_threads();
+    common.threads.apply();
     if let Some(dir) = &common.resume {
         return common.run(&RunDir::load_recipe(dir)?, "finetune");
     }

@@ -8,10 +8,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_infer::{Generator, Loaded, TokenLogprob};
-use lehr_model::Weights;
-use lehr_tensor::threads;
 use serde_json::json;
 
+use super::compute::UseArgs;
 use super::sampling::SamplingArgs;
 
 /// Continue a text.
@@ -24,13 +23,8 @@ pub(crate) struct Args {
     prompt: String,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k, q5_k,
-    /// q4_k, q4_0, int4, int4-row, nf4
-    #[arg(long, value_name = "FORMAT", default_value = "stored")]
-    weights: Weights,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: UseArgs,
     /// With --json: the log-probability of each new token and of the N most likely ones
     #[arg(long, value_name = "N", requires = "json")]
     logprobs: Option<usize>,
@@ -40,11 +34,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.compute.threads.apply();
     let mut sampler = args.sampling.sampler()?;
     let mut limits = args.sampling.limits(256);
     limits.logprobs = args.logprobs;
-    let loaded = Loaded::open(&args.model, args.weights)?;
+    let loaded = Loaded::open(&args.model, args.compute.weights)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     limits.stop_ids.extend(loaded.end_ids()?);
     let prompt = tokenizer.encode_prompt(&args.prompt)?;

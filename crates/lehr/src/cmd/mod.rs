@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod classify;
+pub(crate) mod compute;
 pub(crate) mod convert;
 pub(crate) mod embed;
 pub(crate) mod eval;

@@ -20,7 +20,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
-    common.apply_threads();
+    common.threads.apply();
     if let Some(dir) = &common.resume {
         return common.run(&RunDir::load_recipe(dir)?, "pretrain");
     }

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_tensor::threads;
 use lehr_train::{Recipe, RunDir, machine_gflops, prepare, write_report};
 use serde_json::json;
 
+use super::compute::ThreadArgs;
 use crate::ui::{Show, Style, say_interrupted, stop_on_ctrl_c};
 
 /// Arguments of every command that trains.
@@ -29,9 +29,8 @@ pub(crate) struct Common {
     /// Seed of weights, order and samples [default: the recipe's, or 1]
     #[arg(long, conflicts_with = "resume")]
     pub(crate) seed: Option<u64>,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
     /// Only show the recipe that would be run
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -62,12 +61,6 @@ impl Common {
 
     pub(crate) fn style(&self) -> Style {
         if self.json { Style::Json } else { Style::Human }
-    }
-
-    pub(crate) fn apply_threads(&self) {
-        if let Some(n) = self.threads {
-            threads::set_n_threads(n);
-        }
     }
 
     /// Runs `recipe`, given or fitted, with the overrides applied.

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_infer::resolve_model;
-use lehr_model::{KvCache, Model, Tokens, Weights};
+use lehr_model::{KvCache, Model, Tokens};
 use lehr_tensor::{Philox, threads};
 use serde_json::json;
 
 use super::system;
+use crate::cmd::compute::UseArgs;
 use crate::fail::Hinted;
 
 /// Tokens of the prompt that are read at once, as in generation.
@@ -29,20 +30,15 @@ pub(crate) struct Args {
     /// Runs; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k, q5_k,
-    /// q4_k, q4_0, int4, int4-row, nf4
-    #[arg(long, value_name = "FORMAT", default_value = "stored")]
-    weights: Weights,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: UseArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.compute.threads.apply();
     if args.prompt == 0 || args.new == 0 || args.rounds == 0 {
         return Err(Hinted::error(
             "bench decode: --prompt, --new and --rounds are at least 1",
@@ -50,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let start = Instant::now();
-    let model = Model::open(&resolve_model(&args.model)?, args.weights)?;
+    let model = Model::open(&resolve_model(&args.model)?, args.compute.weights)?;
     model.check_causal("measuring generation")?;
     let load_s = start.elapsed().as_secs_f64();
     let capacity = args.prompt + args.new;

@@ -13,6 +13,7 @@ use lehr_train::{AdamW, Optimizer, machine_gflops};
 use serde_json::json;
 
 use super::system;
+use crate::cmd::compute::ThreadArgs;
 
 /// Training steps: forward, loss, backward, AdamW.
 #[derive(clap::Args)]
@@ -29,9 +30,8 @@ pub(crate) struct Args {
     /// Untimed steps before
     #[arg(long, default_value_t = 2)]
     warmup: usize,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Print one JSON object with the keys of tools/bench/torch_bench.py
     #[arg(long)]
     json: bool,
@@ -140,7 +140,7 @@ fn batches(s: &Shape) -> Result<Vec<(Tokens, Tensor)>> {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let process_start = Instant::now();
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.threads.apply();
     let shape = args.config.shape();
     let model = Model::new(config(args.arch, &shape), 1337)?;
     let rule = OptimizerConfig::Adamw {

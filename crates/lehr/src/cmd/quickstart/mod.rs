@@ -17,9 +17,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lehr_tensor::threads;
 use serde_json::json;
 
+use crate::cmd::compute::ThreadArgs;
 use crate::fail::Hinted;
 use crate::ui;
 use plan::Plan;
@@ -34,9 +34,8 @@ pub(crate) struct Args {
     /// About how long it may take on this machine
     #[arg(long, default_value_t = plan::SECONDS)]
     seconds: f64,
-    /// Number of threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Print one JSON object with the results at the end, nothing else
     #[arg(long)]
     json: bool,
@@ -74,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let found = format!("--seconds is {}, expected 10 or more", args.seconds);
         return Err(Hinted::error(found, format!("the default is {}", plan::SECONDS)));
     }
-    args.threads.into_iter().for_each(threads::set_n_threads);
+    args.threads.apply();
     ui::stop_on_ctrl_c();
     let start = Instant::now();
     std::fs::create_dir_all(&args.out)
