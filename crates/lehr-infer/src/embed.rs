@@ -99,6 +99,12 @@ impl Embedder {
         self.max_tokens
     }
 
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// The vectors of `texts`.
     ///
     /// Texts of like length are packed several to a row, each a segment of its own, so that nearly
@@ -116,7 +122,7 @@ impl Embedder {
         while !rest.is_empty() {
             let batch = Packed::fill(&mut rest, &ids, self.model.spec().max_positions);
             let tokens = batch.tokens(&ids)?;
-            let hidden = no_grad(|| self.model.hidden(&tokens))?;
+            let hidden = no_grad(|| self.model.hidden(&tokens))?.to_host()?;
             for place in &batch.places {
                 let start = (place.row * batch.len() + place.start) * d;
                 let states = &hidden.data()[start..start + ids[place.text].len() * d];

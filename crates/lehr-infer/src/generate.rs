@@ -101,7 +101,7 @@ impl<'a> Generator<'a> {
     pub fn new(model: &'a Model, tokenizer: &'a Tokenizer, capacity: usize) -> Result<Self> {
         model.check_causal("generating text")?;
         let spec = model.spec();
-        let cache = KvCache::new(&spec, 1, capacity.min(spec.max_positions))?;
+        let cache = model.cache(1, capacity.min(spec.max_positions))?;
         Ok(Self { model, tokenizer, cache, seen: Vec::new() })
     }
 
@@ -189,7 +189,7 @@ impl<'a> Generator<'a> {
     /// Runs new tokens and returns the logits after the last.
     fn advance(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
         let tokens = Tokens::new(ids, 1, self.seen.len())?;
-        let logits = self.model.next_logits(&tokens, &mut self.cache)?;
+        let logits = self.model.next_logits(&tokens, &mut self.cache)?.to_host()?;
         self.seen.extend_from_slice(ids);
         // Rows beyond the tokenizer's ids are padding of the embedding.
         Ok(logits.data()[..self.tokenizer.vocab_size().min(logits.data().len())].to_vec())

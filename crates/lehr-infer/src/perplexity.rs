@@ -115,7 +115,7 @@ fn nll_of_last(loaded: &Loaded, ids: &[i32], n: usize) -> Result<f64> {
     for block in positions.chunks(LOGIT_ROWS) {
         let rows: Vec<i32> = block.iter().map(|at| at - 1).collect();
         let rows = hidden.gather_rows(&Tensor::from_ids(&rows, [block.len()])?)?;
-        let logits = model.logits(&rows)?;
+        let logits = model.logits(&rows)?.to_host()?;
         let width = logits.shape()[1];
         for (row, at) in logits.data().chunks(width).zip(block) {
             nll += negative_log(row, ids[*at as usize] as usize);

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use lehr_model::io::Checkpoint;
-use lehr_model::{KvCache, Model, Tokens};
-use lehr_tensor::{Shape, Tensor, no_grad};
+use lehr_model::{Model, Tokens};
+use lehr_tensor::{DType, Device, Shape, Tensor, no_grad};
 
 use crate::{Error, Result};
 
@@ -43,12 +43,18 @@ const SMALLEST_GRAD: f64 = 1e-5;
 /// continuation), as `tools/golden/models.py` writes it. Also compares cached with full generation.
 /// For models that derive them from the ids, also `position_ids` `[B, streams, T]` and
 /// `attention_blocked` `[B, 1, T, T]` (1 = not seen).
-/// Of these `logits` must be there; for an encoder without a head, `hidden` stands for it.
+/// Of these `logits` must be there; for an encoder without a head, `hidden` stands for it. The model computes on the given device in the
+/// given type; the limits are those of f32.
 ///
 /// # Errors
 /// If the model or the golden file cannot be read or do not belong together.
-pub fn verify(model_dir: &Path, golden_path: &Path) -> Result<Vec<Check>> {
+pub fn verify(
+    model_dir: &Path,
+    golden_path: &Path,
+    (device, dtype): (Device, DType),
+) -> Result<Vec<Check>> {
     let model = Model::load(model_dir)?;
+    model.to_device(device, dtype)?;
     let golden = Checkpoint::open(golden_path)?;
     let fault = |reason: String| Error::Golden { path: golden_path.to_owned(), reason };
     let ids = golden.ids("input_ids")?;
@@ -80,14 +86,14 @@ pub fn verify(model_dir: &Path, golden_path: &Path) -> Result<Vec<Check>> {
 }
 
 fn check_hidden(model: &Model, golden: &Checkpoint, tokens: &Tokens) -> Result<Check> {
-    let hidden = no_grad(|| model.hidden(tokens))?;
+    let hidden = no_grad(|| model.hidden(tokens))?.to_host()?;
     let want = golden.tensor("hidden", hidden.shape())?;
     let error = max_abs_difference(hidden.data(), want.data());
     Ok(Check { item: "hidden".to_owned(), error, limit: LOGITS })
 }
 
 fn check_logits(model: &Model, golden: &Checkpoint, tokens: &Tokens) -> Result<Check> {
-    let logits = no_grad(|| model.logits(&model.hidden(tokens)?))?;
+    let logits = no_grad(|| model.logits(&model.hidden(tokens)?))?.to_host()?;
     let want = golden.tensor("logits", logits.shape())?;
     let error = max_abs_difference(logits.data(), want.data());
     Ok(Check { item: "logits".to_owned(), error, limit: LOGITS })
@@ -142,14 +148,14 @@ fn check_division(
 fn check_cached(model: &Model, tokens: &Tokens) -> Result<Check> {
     let t = tokens.len();
     let ids = &tokens.ids.ids()[..t];
-    let whole = no_grad(|| model.logits(&model.hidden(&Tokens::new(ids, 1, 0)?)?))?;
+    let whole = no_grad(|| model.logits(&model.hidden(&Tokens::new(ids, 1, 0)?)?))?.to_host()?;
     let v = whole.shape().last_dim();
     let prompt = model.undivided(ids)?.clamp(1, t);
-    let mut cache = KvCache::new(&model.spec(), 1, t)?;
+    let mut cache = model.cache(1, t)?;
     let mut new = Tokens::new(&ids[..prompt], 1, 0)?;
     let mut error = 0.0f64;
     for end in prompt..=t {
-        let cached = model.next_logits(&new, &mut cache)?;
+        let cached = model.next_logits(&new, &mut cache)?.to_host()?;
         error = error.max(max_abs_difference(cached.data(), &whole.data()[(end - 1) * v..end * v]));
         if let Some(id) = ids.get(end) {
             new = Tokens::new(&[*id], 1, end)?;
@@ -190,7 +196,7 @@ fn check_loss_and_gradients(
     let all = grads.iter().map(|(_, _, want)| norm(want.data()).powi(2)).sum::<f64>().sqrt();
     for (item, param, want) in grads {
         let zeros = Tensor::zeros(param.shape())?;
-        let grad = param.grad().unwrap_or(zeros);
+        let grad = param.grad().unwrap_or(zeros).to_host()?;
         let error = relative_distance(grad.data(), want.data(), SMALLEST_GRAD * all);
         checks.push(Check { item: item.to_owned(), error, limit: GRAD });
     }
@@ -223,13 +229,14 @@ fn check_greedy(
             want.len()
         )));
     }
-    let mut cache = KvCache::new(&model.spec(), 1, want.len())?;
+    let mut cache = model.cache(1, want.len())?;
     let mut text = want[..PROMPT].to_vec();
     let mut new = Tokens::new(&text, 1, 0)?;
     let (mut n_different, mut cached_error) = (0, 0.0f64);
     for expected in &want[PROMPT..] {
-        let cached = model.next_logits(&new, &mut cache)?;
-        let full = no_grad(|| model.logits(&model.hidden(&Tokens::new(&text, 1, 0)?)?))?;
+        let cached = model.next_logits(&new, &mut cache)?.to_host()?;
+        let full =
+            no_grad(|| model.logits(&model.hidden(&Tokens::new(&text, 1, 0)?)?))?.to_host()?;
         let last = &full.data()[full.data().len() - cached.data().len()..];
         cached_error = cached_error.max(max_abs_difference(cached.data(), last));
         let by_value = |a: &usize, b: &usize| last[*a].total_cmp(&last[*b]);

@@ -1,6 +1,6 @@
 //! Keys and values of the tokens seen so far.
 
-use lehr_tensor::{Result, Tensor};
+use lehr_tensor::{DType, Device, Result, Tensor, inplace};
 
 use crate::Spec;
 use crate::arch::Prefix;
@@ -18,13 +18,20 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` positions of `batch` sequences.
+    /// Room for `capacity` positions of `batch` sequences, where and in what a model computes; see
+    /// [`Model::cache`](crate::Model::cache).
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn new(spec: &Spec, batch: usize, capacity: usize) -> Result<Self> {
+    pub fn new(
+        spec: &Spec,
+        (device, dtype): (Device, DType),
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
         let shape = [batch, capacity, spec.n_kv_heads, spec.head_dim];
-        let layer = |_| Ok((Tensor::zeros(shape)?, Tensor::zeros(shape)?));
+        let zeros = || Tensor::zeros_on(device, shape, dtype);
+        let layer = |_| Ok((zeros()?, zeros()?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
         Ok(Self { layers, capacity, len: 0, prefixes: Vec::new() })
     }
@@ -70,22 +77,22 @@ impl KvCache {
     /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's whole
     /// tensors, of which `len() + T` positions are valid.
     ///
+    /// # Errors
+    /// If the shapes or devices do not fit.
+    ///
     /// # Panics
     /// If there is no room: the model checks before the first layer.
-    pub(crate) fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+    pub(crate) fn write(
+        &mut self,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let (k_all, v_all) = &mut self.layers[layer];
-        let (batch, t) = (k.shape()[0], k.shape()[1]);
-        let width = k.shape()[2] * k.shape()[3];
-        assert!(self.len + t <= self.capacity, "the cache has room for the new tokens");
-        for (all, new) in [(&mut *k_all, k), (&mut *v_all, v)] {
-            let all = all.data_mut();
-            for b in 0..batch {
-                let to = (b * self.capacity + self.len) * width;
-                let from = &new.data()[b * t * width..(b + 1) * t * width];
-                all[to..to + t * width].copy_from_slice(from);
-            }
-        }
-        (k_all.clone(), v_all.clone())
+        assert!(self.len + k.shape()[1] <= self.capacity, "the cache has room for the new tokens");
+        inplace::write_positions(k_all, k, self.len)?;
+        inplace::write_positions(v_all, v, self.len)?;
+        Ok((k_all.clone(), v_all.clone()))
     }
 
     /// Counts `t` positions as filled, after all layers have written them.

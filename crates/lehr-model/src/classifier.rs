@@ -169,7 +169,7 @@ impl Classifier {
             let by_value = |a: &usize, b: &usize| row[*a].total_cmp(&row[*b]);
             (0..row.len()).max_by(by_value).unwrap_or(0)
         };
-        Ok(logits.data().chunks(self.labels.len()).map(best).collect())
+        Ok(logits.to_host()?.data().chunks(self.labels.len()).map(best).collect())
     }
 
     /// The `config.json`: the backbone's, with the labels.
@@ -194,7 +194,7 @@ impl Classifier {
     pub fn save(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
         io::write_json(&dir.join("config.json"), &self.config_json())?;
-        let file = io::TensorFile::of_params(self.model.params());
+        let file = io::TensorFile::of_params(self.model.params())?;
         io::write_parts(&dir.join("model.safetensors"), file.parts())
     }
 }

@@ -9,6 +9,7 @@
 pub mod arch;
 mod cache;
 mod classifier;
+mod compute;
 mod error;
 pub mod io;
 mod model;
@@ -23,6 +24,7 @@ pub use arch::{
 };
 pub use cache::KvCache;
 pub use classifier::Classifier;
+pub use compute::{Compute, DTypeChoice, DeviceChoice};
 pub use error::{Error, Result};
 pub use model::Model;
 pub use outline::{Outline, Parameter, Role, StoredTensor};

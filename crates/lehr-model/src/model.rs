@@ -5,7 +5,8 @@ use std::path::Path;
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::quant::{MatrixFormat, QMatrix};
 use lehr_tensor::{
-    LoadStored, Param, ParamBuilder, ParamStore, Shape, Source, StoredShape, Tensor, no_grad,
+    DType, Device, LoadStored, Param, ParamBuilder, ParamStore, Shape, Source, StoredShape, Tensor,
+    no_grad,
 };
 
 use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
@@ -125,6 +126,29 @@ impl Model {
     /// Adds parameters that are not the backbone's: heads.
     pub(crate) fn params_mut(&mut self) -> &mut ParamStore {
         &mut self.params
+    }
+
+    /// Moves it to `device`, where it computes in `dtype`: f32, or on a GPU also bf16 or f16, with parameters kept in f32 beside.
+    /// Matrices that are used as they are stored stay in their form.
+    ///
+    /// # Errors
+    /// If memory runs out, the device fails, or it cannot compute in `dtype`.
+    pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
+        Ok(self.params.to_device(device, dtype)?)
+    }
+
+    /// Where it lives and what it computes in.
+    #[must_use]
+    pub fn compute(&self) -> (Device, DType) {
+        self.params.compute()
+    }
+
+    /// A cache of keys and values of `capacity` positions of `batch` sequences.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
+        Ok(KvCache::new(&self.spec(), self.compute(), batch, capacity)?)
     }
 
     /// Its configuration.

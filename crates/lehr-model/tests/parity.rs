@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use lehr_model::io::Checkpoint;
-use lehr_model::{Config, KvCache, Model, Tokens};
+use lehr_model::{Config, Model, Tokens};
 use lehr_tensor::{Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
@@ -111,7 +111,7 @@ fn encoders_refuse_to_continue_a_text() {
         if model.is_causal() {
             continue;
         }
-        let mut cache = KvCache::new(&model.spec(), tokens.batch(), tokens.len()).unwrap();
+        let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
         let error = model.next_logits(&tokens, &mut cache).unwrap_err();
         assert!(error.to_string().contains("encoder (BertForMaskedLM)"), "{error}");
         assert!(error.hint().unwrap().contains("lehr embed"));
@@ -132,7 +132,7 @@ fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
         }
         let want = golden.ids("greedy").unwrap();
         let (prompt, expected) = want.ids().split_at(10);
-        let mut cache = KvCache::new(&model.spec(), 1, want.ids().len()).unwrap();
+        let mut cache = model.cache(1, want.ids().len()).unwrap();
         let mut next = Tokens::new(prompt, 1, 0).unwrap();
         for (i, expected) in expected.iter().enumerate() {
             let logits = model.next_logits(&next, &mut cache).unwrap();
@@ -163,7 +163,7 @@ fn what_the_cache_holds_gives_the_logits_of_the_whole() {
         let ids = golden.ids("input_ids").unwrap();
         for (row, ids) in ids.ids().chunks(t).enumerate() {
             let prompt = model.undivided(ids).unwrap().max(10);
-            let mut cache = KvCache::new(&model.spec(), 1, t).unwrap();
+            let mut cache = model.cache(1, t).unwrap();
             let mut next = Tokens::new(&ids[..prompt], 1, 0).unwrap();
             // Two tokens at a time in the end, to have more than one new one.
             for end in (prompt..t - 4).chain((t - 4..t).step_by(2)) {

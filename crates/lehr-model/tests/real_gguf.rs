@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 
 use lehr_model::io::ModelSource;
-use lehr_model::{KvCache, Model, Tokens};
+use lehr_model::{Model, Tokens};
 use serde_json::Value;
 
 fn ids(value: &Value) -> Vec<i32> {
@@ -30,7 +30,7 @@ fn smollm2_computes_what_its_reference_computes() {
     for (name, case) in reference.as_object().unwrap() {
         let (prompt, greedy) = (ids(&case["ids"]), ids(&case["greedy"]));
         let capacity = prompt.len() + greedy.len();
-        let mut cache = KvCache::new(&model.spec(), 1, capacity).unwrap();
+        let mut cache = model.cache(1, capacity).unwrap();
         let mut logits =
             model.next_logits(&Tokens::new(&prompt, 1, 0).unwrap(), &mut cache).unwrap();
         let mut worst = 0.0f64;
@@ -61,7 +61,7 @@ fn gemma3_knows_what_follows() {
     let id = |text: &str| tokens.iter().position(|token| token == text).unwrap() as i32;
     let model = Model::load(&path).unwrap();
     let prompt: Vec<i32> = ["<bos>", "The", "▁capital", "▁of", "▁France", "▁is"].map(id).to_vec();
-    let mut cache = KvCache::new(&model.spec(), 1, prompt.len()).unwrap();
+    let mut cache = model.cache(1, prompt.len()).unwrap();
     let logits = model.next_logits(&Tokens::new(&prompt, 1, 0).unwrap(), &mut cache).unwrap();
     let row = logits.data();
     let mut best: Vec<usize> = (0..row.len()).collect();

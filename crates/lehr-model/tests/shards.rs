@@ -58,7 +58,7 @@ fn split(dir: &Path, n: usize) {
             let shape = Shape::from(whole.shape(name).unwrap());
             (name.to_owned(), part(name, &whole.tensor(name, shape).unwrap(), rank, n))
         };
-        let file = TensorFile::new(whole.names().map(tensor).collect(), &[]);
+        let file = TensorFile::new(whole.names().map(tensor).collect(), &[]).unwrap();
         write_parts(&part_path(dir, rank), file.parts()).unwrap();
     }
 }
@@ -133,7 +133,7 @@ fn rules_put_numbers_where_they_belong() {
     for (rank, values) in [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]].iter().enumerate() {
         let x = Tensor::from_slice(values, [2, 2]).unwrap();
         let y = Tensor::from_slice(values, [4]).unwrap();
-        let file = TensorFile::new(vec![("x".to_owned(), x), ("y".to_owned(), y)], &[]);
+        let file = TensorFile::new(vec![("x".to_owned(), x), ("y".to_owned(), y)], &[]).unwrap();
         write_parts(&part_path(scratch.path(), rank), file.parts()).unwrap();
     }
     let shards = Shards::open(scratch.path()).unwrap().unwrap();

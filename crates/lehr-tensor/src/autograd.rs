@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{DType, Error, Result, Shape, Tensor};
+use crate::{DType, Error, Result, Shape, Tensor, inplace};
 
 /// One differentiable function with its saved values.
 ///
@@ -131,8 +131,8 @@ impl Tensor {
             let (op, found) = ("backward", self.shape());
             return Err(Error::Rank { op, found, expected: "one element (a loss)".into() });
         }
-        let one = Self::full(self.shape(), 1.0)?;
-        self.backward_with(one)
+        let one = self.ones_like()?;
+        self.walk(one, true, &mut |_| true)
     }
 
     /// [`Tensor::backward`] that calls `done` with each parameter as soon as its gradient is
@@ -146,9 +146,9 @@ impl Tensor {
         self,
         mut done: impl FnMut(ParamId) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let one = Self::full(self.shape(), 1.0)?;
+        let one = self.ones_like()?;
         let mut failed = None;
-        self.walk(one, &mut |leaf| match done(ParamId::of(leaf)) {
+        self.walk(one, true, &mut |leaf| match done(ParamId::of(leaf)) {
             Ok(()) => true,
             Err(error) => {
                 failed = Some(error);
@@ -158,17 +158,27 @@ impl Tensor {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Ones of this tensor's shape, element type and device: the gradient of a loss with respect to itself.
+    fn ones_like(&self) -> Result<Self> {
+        Self::full(self.shape(), 1.0)?.cast(self.dtype())?.to_device(self.device())
+    }
+
     /// Runs backward with the given gradient of this tensor.
     ///
     /// # Errors
     /// If the shapes differ, or memory runs out.
     pub fn backward_with(self, grad: Self) -> Result<()> {
-        self.walk(grad, &mut |_| true)
+        self.walk(grad, false, &mut |_| true)
     }
 
     /// Visits the nodes from the newest to the oldest. `on_leaf` sees every leaf whose gradient is
-    /// complete, and ends the walk with `false`.
-    fn walk(self, grad: Self, on_leaf: &mut dyn FnMut(&Arc<Leaf>) -> bool) -> Result<()> {
+    /// complete, and ends the walk with `false`. `is_one` says that `grad` is all ones.
+    fn walk(
+        self,
+        grad: Self,
+        is_one: bool,
+        on_leaf: &mut dyn FnMut(&Arc<Leaf>) -> bool,
+    ) -> Result<()> {
         if grad.shape() != self.shape() {
             let rule = "a gradient has the shape of its tensor";
             return Err(Error::Shape {
@@ -182,6 +192,7 @@ impl Tensor {
         drop(self);
         let mut pending = Pending::default();
         pending.add(&root, grad)?;
+        let seed = is_one.then_some(root.node.id);
         let mut queue = BTreeMap::from([(root.node.id, root.node)]);
         while let Some((_, mut node)) = queue.pop_last() {
             let outputs: Vec<_> =
@@ -198,9 +209,13 @@ impl Tensor {
                     continue;
                 }
             };
-            #[cfg(test)]
-            visited::note(op.name());
-            op.backward(&mut Gradients { inputs: &node.inputs, outputs, pending: &mut pending })?;
+            // A node that nothing depends on is only taken apart.
+            if outputs.iter().any(Option::is_some) {
+                #[cfg(test)]
+                visited::note(op.name());
+                let (inputs, is_seed) = (&node.inputs[..], seed == Some(node.id));
+                op.backward(&mut Gradients { inputs, outputs, is_seed, pending: &mut pending })?;
+            }
             // The node dies here unless the caller still holds a tensor of it.
             match Arc::get_mut(&mut node) {
                 Some(unique) => {
@@ -282,6 +297,8 @@ impl Pending {
 
     fn add(&mut self, edge: &Edge, grad: Tensor) -> Result<()> {
         let sum = match self.take(edge) {
+            // Leaves gather in f32, whatever their consumers compute in.
+            None if edge.is_leaf() => grad.to_f32()?.detach(),
             None => grad,
             Some(sum) => add_into(sum, &grad)?,
         };
@@ -290,18 +307,25 @@ impl Pending {
     }
 }
 
+impl Edge {
+    fn is_leaf(&self) -> bool {
+        matches!(self.node.kind, Kind::Leaf(_))
+    }
+}
+
 /// `sum + grad`, in the storage of `sum` if nobody else sees it.
 fn add_into(sum: Tensor, grad: &Tensor) -> Result<Tensor> {
     let mut sum = unshared(sum)?;
-    crate::inplace::add_assign(sum.data_mut(), grad.data());
+    if sum.is_cuda() {
+        inplace::cuda::add_assign(&mut sum, grad)?;
+    } else {
+        inplace::add_assign(sum.data_mut(), grad.data());
+    }
     Ok(sum)
 }
 
-fn unshared(tensor: Tensor) -> Result<Tensor> {
-    if tensor.is_unique() {
-        return Ok(tensor);
-    }
-    Tensor::from_slice(tensor.data(), tensor.shape())
+pub(crate) fn unshared(tensor: Tensor) -> Result<Tensor> {
+    if tensor.is_unique() { Ok(tensor) } else { tensor.duplicate() }
 }
 
 /// What an op sees during backward: gradients of its outputs in, gradients of its inputs out.
@@ -309,6 +333,7 @@ fn unshared(tensor: Tensor) -> Result<Tensor> {
 pub struct Gradients<'a> {
     inputs: &'a [Option<Edge>],
     outputs: Vec<Option<Tensor>>,
+    is_seed: bool,
     pending: &'a mut Pending,
 }
 
@@ -324,6 +349,12 @@ impl Gradients<'_> {
     /// If it was taken before: a node is visited only if its gradient exists.
     pub fn only_output(&mut self) -> Tensor {
         self.output(0).expect("a node of one output is visited because its gradient exists")
+    }
+
+    /// Whether backward began here, so that the gradient of the output is known to be 1.
+    #[must_use]
+    pub fn is_seed(&self) -> bool {
+        self.is_seed
     }
 
     /// Number of inputs the op was recorded with.
@@ -370,6 +401,70 @@ impl Gradients<'_> {
             None => Tensor::uninit(shape, DType::F32)?,
         };
         body(sum.data_mut(), accumulate)?;
+        self.pending.put(edge, sum);
+        Ok(())
+    }
+
+    /// [`Gradients::write`] on any device: `body(dst, accumulate)` is given a tensor of the shape, element type and device of
+    /// `like`, the input or one like it.
+    ///
+    /// # Errors
+    /// Those of `body`, or if memory runs out.
+    pub fn write_like(
+        &mut self,
+        index: usize,
+        like: &Tensor,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        self.write_as(index, (like.shape(), like), like.dtype(), body)
+    }
+
+    /// [`Gradients::write_like`] for a parameter: `dst` is in f32, whatever the parameter is computed with.
+    ///
+    /// # Errors
+    /// Those of `body`, or if memory runs out.
+    pub fn write_param(
+        &mut self,
+        index: usize,
+        like: &Tensor,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        self.write_as(index, (like.shape(), like), DType::F32, body)
+    }
+
+    /// [`Gradients::write_param`] for a parameter of that shape, of the element type and on the device of `beside`.
+    pub(crate) fn write_param_shaped(
+        &mut self,
+        index: usize,
+        shape: Shape,
+        beside: &Tensor,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        self.write_as(index, (shape, beside), DType::F32, body)
+    }
+
+    fn write_as(
+        &mut self,
+        index: usize,
+        (shape, like): (Shape, &Tensor),
+        dtype: DType,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        let Some(edge) = &self.inputs[index] else { return Ok(()) };
+        let kept = if edge.is_leaf() { DType::F32 } else { like.dtype() };
+        let room = || Tensor::uninit_on(like.device(), shape, dtype);
+        if kept != dtype {
+            let mut grad = room()?;
+            body(&mut grad, false)?;
+            return self.pending.add(edge, grad.cast(kept)?.detach());
+        }
+        let sum = self.pending.take(edge);
+        let accumulate = sum.is_some();
+        let mut sum = match sum {
+            Some(sum) => unshared(sum)?,
+            None => room()?,
+        };
+        body(&mut sum, accumulate)?;
         self.pending.put(edge, sum);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What can go wrong in the engine.
 
-use crate::{DType, Shape};
+use crate::{DType, Device, Shape};
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -67,7 +67,7 @@ pub enum Error {
     },
     /// The arena has no room left.
     #[error(
-        "allocating {asked_bytes} bytes: {used_bytes} of {limit_bytes} bytes are in use on the CPU"
+        "allocating {asked_bytes} bytes: {used_bytes} of {limit_bytes} bytes are in use on {device}"
     )]
     OutOfMemory {
         /// Size of the failed request.
@@ -76,6 +76,36 @@ pub enum Error {
         used_bytes: usize,
         /// The arena's limit.
         limit_bytes: usize,
+        /// Whose memory it is.
+        device: Device,
+    },
+    /// Operands live in different memories.
+    #[error("{op}: found an operand on {found} beside one on {expected}")]
+    Device {
+        /// The operation.
+        op: &'static str,
+        /// Where the odd one is.
+        found: Device,
+        /// Where it should be.
+        expected: Device,
+    },
+    /// The operation has no kernel for this device.
+    #[error("{op}: there is no kernel for {device}")]
+    NoKernel {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: Device,
+    },
+    /// A GPU, its driver or one of its libraries failed.
+    #[error("{doing}: {reason}")]
+    Cuda {
+        /// What was being done.
+        doing: String,
+        /// What the driver or the compiler said.
+        reason: String,
+        /// What may help.
+        hint: Option<String>,
     },
     /// A parameter was changed while a graph still needs its value.
     #[error("updating `{name}`: its value is still in use by a recorded graph or a clone")]
@@ -114,6 +144,12 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Cuda { hint, .. } => hint.clone(),
+            Self::OutOfMemory { device: Device::Cuda(_), .. } => Some(
+                "use a smaller batch, a shorter context or a smaller model; another program may \
+                 hold memory of the GPU: `nvidia-smi` shows it"
+                    .to_owned(),
+            ),
             Self::OutOfMemory { .. } => Some(
                 "use a smaller batch, a shorter context or a smaller model; \
                  LEHR_MEMORY_GB raises the limit"

@@ -15,8 +15,11 @@
 
 pub mod autograd;
 mod cpu;
+pub mod cuda;
+mod device;
 mod dtype;
 mod error;
+mod free_list;
 pub mod inplace;
 pub mod ops;
 mod params;
@@ -32,6 +35,7 @@ pub use cpu::arena;
 pub use cpu::gemm;
 pub use cpu::simd::{Isa, available_isas, isa, set_isa};
 pub use cpu::threads;
+pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use params::{
@@ -39,4 +43,4 @@ pub use params::{
 };
 pub use random::Philox;
 pub use shape::Shape;
-pub use tensor::{Device, Tensor};
+pub use tensor::Tensor;

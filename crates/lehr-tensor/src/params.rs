@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::autograd::{Leaf, ParamId};
 use crate::quant::QMatrix;
-use crate::{Error, Philox, Result, Shape, Tensor, is_recording};
+use crate::{DType, Device, Error, Philox, Result, Shape, Tensor, is_recording};
 
 /// How a parameter without a checkpoint starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +23,8 @@ struct Inner {
     name: String,
     shape: Shape,
     value: Mutex<Tensor>,
+    /// The value rounded to the type it is computed with, on a GPU: kept beside the f32 value and written with it.
+    shadow: Mutex<Option<Tensor>>,
     leaf: Arc<Leaf>,
     trainable: AtomicBool,
 }
@@ -50,10 +52,20 @@ impl Param {
         ParamId::of(&self.0.leaf)
     }
 
-    /// The value as a tensor for the forward pass; a leaf of the graph if it is trained.
+    /// The value as a tensor for the forward pass, in the type it is computed with; a leaf of the graph if it is trained.
     #[must_use]
     pub fn tensor(&self) -> Tensor {
-        let value = self.value().clone();
+        let shadow = self.shadow().clone();
+        self.as_leaf(shadow.unwrap_or_else(|| self.value().clone()))
+    }
+
+    /// [`Param::tensor`] in f32, whatever it is computed with: the scales and shifts of norms.
+    #[must_use]
+    pub fn tensor_f32(&self) -> Tensor {
+        self.as_leaf(self.value().clone())
+    }
+
+    fn as_leaf(&self, value: Tensor) -> Tensor {
         if is_recording() && self.is_trainable() {
             return value.as_leaf(Arc::clone(&self.0.leaf));
         }
@@ -62,6 +74,54 @@ impl Param {
 
     fn value(&self) -> MutexGuard<'_, Tensor> {
         self.0.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shadow(&self) -> MutexGuard<'_, Option<Tensor>> {
+        self.0.shadow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves it to `device`, where it is computed with in `dtype`: f32, or on a GPU also bf16 or f16, of which a copy is then kept.
+    /// Its gradient is forgotten.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
+        if !device.is_cuda() && dtype != DType::F32 {
+            return Err(Error::DType { op: "to_device", found: dtype, expected: DType::F32 });
+        }
+        self.clear_grad();
+        let mut value = self.value();
+        let moved = value.to_device(device)?;
+        *self.shadow() = match dtype {
+            DType::F32 => None,
+            _ => Some(moved.cast(dtype)?.detach()),
+        };
+        *value = moved;
+        Ok(())
+    }
+
+    /// The value and its copy, for a kernel that writes both.
+    pub(crate) fn parts_to_write(&self) -> Result<(Tensor, Option<Tensor>)> {
+        let (value, shadow) = (self.value(), self.shadow());
+        if value.is_unique() && shadow.as_ref().is_none_or(Tensor::is_unique) {
+            return Ok((value.clone(), shadow.clone()));
+        }
+        Err(Error::InUse { name: self.0.name.clone() })
+    }
+
+    /// Where it lives.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.value().device()
+    }
+
+    /// The value in f32 on the CPU.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn to_host(&self) -> Result<Tensor> {
+        let value = self.value().clone();
+        value.to_host()
     }
 
     fn grad_slot(&self) -> MutexGuard<'_, Option<Tensor>> {
@@ -100,7 +160,15 @@ impl Param {
             let rule = "a parameter keeps its shape";
             return Err(Error::Shape { op: "set", lhs: value.shape(), rhs: self.shape(), rule });
         }
-        *self.value() = Tensor::from_slice(value.data(), value.shape())?;
+        let (device, dtype) =
+            (self.device(), self.shadow().as_ref().map_or(DType::F32, Tensor::dtype));
+        // A copy of its own: `value` may go on being used by whoever gave it.
+        let moved =
+            if value.device() == device { value.duplicate()? } else { value.to_device(device)? };
+        if dtype != DType::F32 {
+            *self.shadow() = Some(moved.cast(dtype)?.detach());
+        }
+        *self.value() = moved;
         Ok(())
     }
 
@@ -116,18 +184,6 @@ impl Param {
         }
         let grad = self.grad_slot();
         Ok(body(value.data_mut(), grad.as_ref().map(Tensor::data)))
-    }
-
-    /// Lets `body` change the gradient in place, if there is one (clipping, averaging).
-    pub fn update_grad(&self, body: impl FnOnce(&mut [f32])) {
-        let mut slot = self.grad_slot();
-        if let Some(grad) = slot.as_mut().filter(|g| g.is_unique()) {
-            body(grad.data_mut());
-        } else if let Some(grad) = slot.take() {
-            let mut values = grad.to_vec();
-            body(&mut values);
-            *slot = Tensor::from_slice(&values, grad.shape()).ok();
-        }
     }
 }
 
@@ -203,6 +259,26 @@ impl ParamStore {
         stored + self.params.iter().map(|p| 4 * p.shape().n_elements()).sum::<usize>()
     }
 
+    /// Moves all parameters to `device`, where they are computed with in `dtype` ([`Param::to_device`]), and stored matrices, in
+    /// their form.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
+        self.params.iter().try_for_each(|param| param.to_device(device, dtype))?;
+        self.stored.iter().try_for_each(|(_, matrix)| matrix.to_device(device, dtype))
+    }
+
+    /// Where the parameters live and what they are computed with; the CPU and f32 if there are none.
+    #[must_use]
+    pub fn compute(&self) -> (Device, DType) {
+        let of = |param: &Param| {
+            let shadow = param.shadow().as_ref().map(Tensor::dtype);
+            (param.device(), shadow.unwrap_or(DType::F32))
+        };
+        self.params.first().map_or((Device::Cpu, DType::F32), of)
+    }
+
     /// Forgets all gradients.
     pub fn clear_grads(&self) {
         self.params.iter().for_each(Param::clear_grad);
@@ -217,6 +293,7 @@ impl ParamStore {
             name,
             shape: value.shape(),
             value: Mutex::new(value),
+            shadow: Mutex::default(),
             leaf: Arc::default(),
             trainable: AtomicBool::new(true),
         }));

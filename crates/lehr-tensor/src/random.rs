@@ -22,6 +22,11 @@ impl Philox {
         Self { key: [seed as u32, (seed >> 32) as u32], stream }
     }
 
+    /// Seed and stream.
+    pub(crate) fn name(&self) -> (u64, u64) {
+        (u64::from(self.key[0]) | u64::from(self.key[1]) << 32, self.stream)
+    }
+
     /// The four random words of block `index`.
     #[must_use]
     pub fn block(&self, index: u64) -> [u32; 4] {

@@ -5,19 +5,14 @@ use std::sync::Arc;
 
 use crate::autograd::Edge;
 use crate::cpu::buffer::{CpuBuffer, Element};
-use crate::{DType, Error, Result, Shape, threads};
-
-/// Where a tensor lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Device {
-    /// Main memory and the processor's cores.
-    Cpu,
-}
+use crate::cuda::{Cuda, CudaBuffer};
+use crate::{DType, Device, Error, Result, Shape, threads};
 
 /// The memory behind a tensor, one arm per device.
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
     Cpu(Arc<CpuBuffer>),
+    Cuda(Arc<CudaBuffer>),
 }
 
 /// A contiguous row-major array. Clones share storage; values are never changed in place while
@@ -38,6 +33,52 @@ impl Tensor {
         let shape = shape.into();
         let buffer = CpuBuffer::uninit(dtype, shape.n_elements())?;
         Ok(Self { shape, storage: Storage::Cpu(Arc::new(buffer)), edge: None })
+    }
+
+    /// [`Tensor::uninit`] on any device.
+    ///
+    /// # Errors
+    /// If the device's arena is full, or the device cannot be used.
+    pub fn uninit_on(device: Device, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        let Device::Cuda(ordinal) = device else { return Self::uninit(shape, dtype) };
+        let shape = shape.into();
+        let buffer = CudaBuffer::uninit(ordinal, dtype, shape.n_elements())?;
+        Ok(Self { shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
+    }
+
+    /// A tensor of zeros on any device.
+    ///
+    /// # Errors
+    /// As [`Tensor::uninit_on`].
+    pub fn zeros_on(device: Device, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        let mut out = Self::uninit_on(device, shape, dtype)?;
+        out.fill_zero()?;
+        Ok(out)
+    }
+
+    /// A tensor of unspecified values beside this one: same device, same element type.
+    pub(crate) fn like(&self, shape: impl Into<Shape>) -> Result<Self> {
+        Self::uninit_on(self.device(), shape, self.dtype())
+    }
+
+    /// A tensor of unspecified f32 values beside this one: statistics, gradients of parameters.
+    pub(crate) fn like_f32(&self, shape: impl Into<Shape>) -> Result<Self> {
+        Self::uninit_on(self.device(), shape, DType::F32)
+    }
+
+    /// Sets all values to 0.
+    pub(crate) fn fill_zero(&mut self) -> Result<()> {
+        match &mut self.storage {
+            Storage::Cuda(buffer) => {
+                let bytes = buffer.n_bytes();
+                Cuda::get(buffer.ordinal())?.set(buffer.ptr(), 0, bytes)
+            }
+            Storage::Cpu(buffer) => {
+                let buffer = Arc::get_mut(buffer).expect("only an unshared tensor is written");
+                buffer.bytes_mut().fill(0);
+                Ok(())
+            }
+        }
     }
 
     /// A float tensor filled with one value.
@@ -75,6 +116,16 @@ impl Tensor {
         Self::from_elements("from_ids", values, shape.into())
     }
 
+    /// An integer tensor with the given bytes, and zeros up to a whole word: bytes on their way to a GPU.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let words = bytes.len().div_ceil(4);
+        let mut buffer = CpuBuffer::uninit(DType::I32, words)?;
+        let (whole, rest) = buffer.bytes_mut().split_at_mut(bytes.len());
+        whole.copy_from_slice(bytes);
+        rest.fill(0);
+        Ok(Self { shape: [words].into(), storage: Storage::Cpu(Arc::new(buffer)), edge: None })
+    }
+
     fn from_elements<T: Element>(op: &'static str, values: &[T], shape: Shape) -> Result<Self> {
         if values.len() != shape.n_elements() {
             return Err(Error::Rank {
@@ -97,15 +148,73 @@ impl Tensor {
     /// The element type.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        let Storage::Cpu(buffer) = &self.storage;
-        buffer.dtype()
+        match &self.storage {
+            Storage::Cpu(buffer) => buffer.dtype(),
+            Storage::Cuda(buffer) => buffer.dtype(),
+        }
     }
 
     /// Where it lives.
     #[must_use]
     pub fn device(&self) -> Device {
-        let Storage::Cpu(_) = &self.storage;
-        Device::Cpu
+        match &self.storage {
+            Storage::Cpu(_) => Device::Cpu,
+            Storage::Cuda(buffer) => Device::Cuda(buffer.ordinal()),
+        }
+    }
+
+    /// Whether it lives on a GPU.
+    pub(crate) fn is_cuda(&self) -> bool {
+        matches!(self.storage, Storage::Cuda(_))
+    }
+
+    /// The GPU it lives on.
+    pub(crate) fn cuda(&self) -> Result<&'static Cuda> {
+        match &self.storage {
+            Storage::Cuda(buffer) => Cuda::get(buffer.ordinal()),
+            Storage::Cpu(_) => {
+                Err(Error::NoKernel { op: "a kernel for GPUs", device: Device::Cpu })
+            }
+        }
+    }
+
+    /// Its address on its GPU. What is on the CPU has none, and kernels then fail.
+    pub(crate) fn device_ptr(&self) -> u64 {
+        match &self.storage {
+            Storage::Cuda(buffer) => buffer.ptr(),
+            Storage::Cpu(_) => 0,
+        }
+    }
+
+    /// The same values on another device, without the graph behind them; itself if it is there already.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        if self.device() == device {
+            return Ok(self.detach());
+        }
+        match (&self.storage, device) {
+            (Storage::Cpu(buffer), Device::Cuda(ordinal)) => {
+                let buffer = CudaBuffer::upload(ordinal, buffer.dtype(), buffer.bytes())?;
+                Ok(Self { shape: self.shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
+            }
+            (Storage::Cuda(buffer), Device::Cpu) => {
+                let mut out = CpuBuffer::uninit(buffer.dtype(), self.shape.n_elements())?;
+                Cuda::get(buffer.ordinal())?.download(out.bytes_mut(), buffer.ptr())?;
+                Ok(Self { shape: self.shape, storage: Storage::Cpu(Arc::new(out)), edge: None })
+            }
+            _ => self.to_device(Device::Cpu)?.to_device(device),
+        }
+    }
+
+    /// The values on the CPU, floats as f32, without the graph behind them. It waits for a GPU.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn to_host(&self) -> Result<Self> {
+        let here = self.to_device(Device::Cpu)?;
+        if here.dtype() == DType::I32 { Ok(here) } else { Ok(here.to_f32()?.detach()) }
     }
 
     /// Whether backward will compute a gradient for it.
@@ -144,9 +253,13 @@ impl Tensor {
         self.elements()
     }
 
+    /// # Panics
+    /// If the values are not on the CPU: ops check devices at their boundary.
     pub(crate) fn elements<T: Element>(&self) -> &[T] {
-        let Storage::Cpu(buffer) = &self.storage;
-        buffer.as_slice()
+        match &self.storage {
+            Storage::Cpu(buffer) => buffer.as_slice(),
+            Storage::Cuda(_) => panic!("values on a GPU are read with to_host"),
+        }
     }
 
     /// The float values for writing.
@@ -158,14 +271,29 @@ impl Tensor {
     }
 
     pub(crate) fn elements_mut<T: Element>(&mut self) -> &mut [T] {
-        let Storage::Cpu(buffer) = &mut self.storage;
-        Arc::get_mut(buffer).expect("only an unshared tensor is written").as_mut_slice()
+        match &mut self.storage {
+            Storage::Cpu(buffer) => {
+                Arc::get_mut(buffer).expect("only an unshared tensor is written").as_mut_slice()
+            }
+            Storage::Cuda(_) => panic!("values on a GPU are written by kernels"),
+        }
+    }
+
+    /// Whether both have one storage.
+    pub(crate) fn shares_storage(&self, other: &Self) -> bool {
+        match (&self.storage, &other.storage) {
+            (Storage::Cpu(a), Storage::Cpu(b)) => Arc::ptr_eq(a, b),
+            (Storage::Cuda(a), Storage::Cuda(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
     }
 
     /// Whether no other tensor shares the storage, so that it may be written.
     pub(crate) fn is_unique(&self) -> bool {
-        let Storage::Cpu(buffer) = &self.storage;
-        Arc::strong_count(buffer) == 1
+        match &self.storage {
+            Storage::Cpu(buffer) => Arc::strong_count(buffer) == 1,
+            Storage::Cuda(buffer) => Arc::strong_count(buffer) == 1,
+        }
     }
 
     /// A copy of the float values.
@@ -174,15 +302,41 @@ impl Tensor {
         self.data().to_vec()
     }
 
-    /// The only value of a one-element float tensor.
+    /// The only value of a one-element float tensor. It waits for a GPU.
     ///
     /// # Errors
     /// If there is more or less than one element.
     pub fn item(&self) -> Result<f32> {
+        if self.is_cuda() && self.shape.n_elements() == 1 {
+            return self.to_host()?.item();
+        }
+        if self.is_cuda() {
+            return Err(Error::Rank {
+                op: "item",
+                found: self.shape,
+                expected: "one element".into(),
+            });
+        }
         match self.data() {
             [value] => Ok(*value),
             _ => Err(Error::Rank { op: "item", found: self.shape, expected: "one element".into() }),
         }
+    }
+
+    /// A copy with storage of its own, without the graph behind it.
+    pub(crate) fn duplicate(&self) -> Result<Self> {
+        let mut out = self.like(self.shape)?;
+        match (&self.storage, &mut out.storage) {
+            (Storage::Cuda(from), Storage::Cuda(to)) => {
+                Cuda::get(from.ordinal())?.copy(to.ptr(), from.ptr(), from.n_bytes())?;
+            }
+            (Storage::Cpu(from), Storage::Cpu(to)) => {
+                let to = Arc::get_mut(to).expect("a new tensor is not shared");
+                to.bytes_mut().copy_from_slice(from.bytes());
+            }
+            _ => unreachable!("a tensor like another is on its device"),
+        }
+        Ok(out)
     }
 
     /// The same storage under another shape, without a gradient edge: ops build views from it.
@@ -191,9 +345,14 @@ impl Tensor {
         Self { shape, storage: self.storage.clone(), edge: None }
     }
 
-    /// An error unless the elements are f32.
-    pub(crate) fn expect_f32(&self, op: &'static str) -> Result<()> {
-        self.expect_dtype(op, DType::F32)
+    /// An error unless the elements are floats that kernels of the device compute with: f32 on the CPU; f32, bf16 or f16 on a
+    /// GPU.
+    pub(crate) fn expect_float(&self, op: &'static str) -> Result<()> {
+        match self.dtype() {
+            DType::F32 => Ok(()),
+            DType::BF16 | DType::F16 if self.is_cuda() => Ok(()),
+            found => Err(Error::DType { op, found, expected: DType::F32 }),
+        }
     }
 
     /// An error unless the elements are i32.
@@ -201,11 +360,25 @@ impl Tensor {
         self.expect_dtype(op, DType::I32)
     }
 
-    fn expect_dtype(&self, op: &'static str, expected: DType) -> Result<()> {
-        if self.dtype() == expected {
-            return Ok(());
+    pub(crate) fn expect_dtype(&self, op: &'static str, expected: DType) -> Result<()> {
+        match self.dtype() {
+            found if found == expected => Ok(()),
+            found => Err(Error::DType { op, found, expected }),
         }
-        Err(Error::DType { op, found: self.dtype(), expected })
+    }
+
+    /// An error unless it lives on `expected`.
+    pub(crate) fn expect_on(&self, op: &'static str, expected: Device) -> Result<()> {
+        match self.device() {
+            found if found == expected => Ok(()),
+            found => Err(Error::Device { op, found, expected }),
+        }
+    }
+
+    /// An error unless `other` has this tensor's device and element type.
+    pub(crate) fn expect_beside(&self, op: &'static str, other: &Self) -> Result<()> {
+        other.expect_on(op, self.device())?;
+        other.expect_dtype(op, self.dtype())
     }
 }
 

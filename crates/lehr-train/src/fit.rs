@@ -8,8 +8,9 @@ use lehr_data::{
     read_labelled,
 };
 use lehr_infer::Loaded;
-use lehr_model::Weights;
+use lehr_model::{Compute, DTypeChoice, DeviceChoice, Weights};
 use lehr_tensor::gemm::{Matrix, gemm};
+use lehr_tensor::{Device, cuda};
 use lehr_tokenizer::chat::Role;
 
 use crate::recipe::{
@@ -56,6 +57,18 @@ pub fn machine_gflops() -> f64 {
         best = best.min(start.elapsed().as_secs_f64());
     }
     2.0 * (m * n * k) as f64 / best / 1e9
+}
+
+/// GFLOP/s of the device that `device` and `dtype` come to, as far as a training step gets: [`machine_gflops`] on the CPU. On a GPU
+/// small models are far from the speed of large products, so a quarter of it is planned with.
+///
+/// # Errors
+/// If the device cannot be used.
+pub fn device_gflops(compute: &Compute) -> Result<f64> {
+    match compute.device {
+        Device::Cpu => Ok(machine_gflops()),
+        Device::Cuda(ordinal) => Ok(cuda::matmul_gflops(ordinal, compute.dtype)? / 4.0),
+    }
 }
 
 /// Tokens a model should at least see per weight of its matrix products. The compute-optimal ratio of
@@ -135,7 +148,12 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
     ];
     let every = (steps / 10).max(1);
     let recipe = Recipe {
-        run: RunConfig { dir: out.display().to_string(), seed },
+        run: RunConfig {
+            dir: out.display().to_string(),
+            seed,
+            device: DeviceChoice::Auto,
+            dtype: DTypeChoice::Auto,
+        },
         data: data_config(data, 0.05),
         tokenizer: TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() },
         model: ModelConfig::Llama {
@@ -227,7 +245,12 @@ pub fn fit_finetune(
     )];
     let every = (steps / 4).max(1);
     let recipe = Recipe {
-        run: RunConfig { dir: out.display().to_string(), seed },
+        run: RunConfig {
+            dir: out.display().to_string(),
+            seed,
+            device: DeviceChoice::Auto,
+            dtype: DTypeChoice::Auto,
+        },
         data: data_config(data, 0.1),
         tokenizer: TokenizerConfig::Model,
         model: ModelConfig::Load { path: model.display().to_string() },

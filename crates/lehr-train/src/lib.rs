@@ -24,7 +24,7 @@ mod schedule;
 mod state;
 
 pub use error::{Error, Result};
-pub use fit::{Budget, Fitted, fit_finetune, fit_pretrain, machine_gflops};
+pub use fit::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
 pub use metrics::{Metrics, read_metrics};
 pub use objective::{Classify, Evaluation, LanguageModel, Objective, evaluate};
 pub use observe::{Event, Observer, Quiet};

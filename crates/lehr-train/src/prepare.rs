@@ -8,7 +8,7 @@ use lehr_data::{
     split_by_text, split_documents, tokenize_cached,
 };
 use lehr_infer::{Loaded, check_vocabulary, resolve_model, template_of, tokenizer_of};
-use lehr_model::{Classifier, Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
+use lehr_model::{Classifier, Compute, Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
 
@@ -34,11 +34,19 @@ pub type Notes<'a> = &'a mut dyn FnMut(&str);
 /// # Errors
 /// If data, tokenizer or model are missing, damaged or do not fit one another.
 pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
-    match recipe.objective {
+    // First, because a device that cannot be used should not be found out after an hour of tokenizing.
+    let compute = Compute::choose(recipe.run.device, recipe.run.dtype)?;
+    compute.note.iter().for_each(|note| notes(note));
+    let task = match recipe.objective {
         ObjectiveKind::NextToken => prepare_next_token(recipe, cache, notes),
         ObjectiveKind::Chat => prepare_chat(recipe, cache, notes),
         ObjectiveKind::Classify => prepare_classify(recipe, cache, notes),
+    }?;
+    if compute.device.is_cuda() {
+        notes(&format!("computing on {} in {}", compute.device, compute.dtype));
     }
+    task.objective.model().to_device(compute.device, compute.dtype)?;
+    Ok(task)
 }
 
 /// The two loaders' options.

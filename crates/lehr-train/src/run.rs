@@ -170,13 +170,18 @@ impl<'a> Session<'a> {
     /// Forward and backward of all micro-batches, then one update by the clipped gradient. Returns
     /// the loss and the gradient's norm before clipping.
     fn step(&mut self, batches: &[Batch], normalizer: f32, lr: f32) -> Result<(f64, f64)> {
-        let mut loss = 0.0;
+        let mut parts = Vec::new();
         for batch in batches {
             let part = self.task.objective.loss(batch, normalizer)?;
-            loss += f64::from(part.item()?);
+            parts.push(part.detach());
             part.backward()?;
         }
-        let grad_norm = self.grad_norm();
+        // Only now does the host wait for a GPU: all of the step but the update has been launched.
+        let mut loss = 0.0;
+        for part in parts {
+            loss += f64::from(part.item()?);
+        }
+        let grad_norm = self.grad_norm()?;
         self.check_finite(loss, grad_norm)?;
         let OptimizerConfig::Adamw { clip_norm, .. } = self.recipe.optimizer;
         let clips = clip_norm > 0.0 && grad_norm > f64::from(clip_norm);
@@ -204,7 +209,7 @@ impl<'a> Session<'a> {
             self.optimizer.begin(lr, 1.0);
             let mut update = |param: &Param| -> Result<()> {
                 let Some(grad) = param.grad() else { return Ok(()) };
-                let square = inplace::sum_of_squares(grad.data());
+                let square = inplace::sum_of_squares_all(std::slice::from_ref(&grad))?;
                 drop(grad);
                 squares += square;
                 if square.is_finite() {
@@ -224,10 +229,10 @@ impl<'a> Session<'a> {
     }
 
     /// The norm of the whole gradient.
-    fn grad_norm(&self) -> f64 {
+    fn grad_norm(&self) -> Result<f64> {
         let params = self.task.objective.model().params().params();
-        let squares = params.iter().filter_map(Param::grad);
-        squares.map(|g| inplace::sum_of_squares(g.data())).sum::<f64>().sqrt()
+        let grads: Vec<_> = params.iter().filter_map(Param::grad).collect();
+        Ok(inplace::sum_of_squares_all(&grads)?.sqrt())
     }
 
     fn learning_rate(&self) -> f32 {
@@ -253,8 +258,8 @@ impl<'a> Session<'a> {
     }
 
     fn first_bad_gradient(&self) -> String {
-        let bad =
-            |p: &&Param| p.grad().is_some_and(|g| !inplace::sum_of_squares(g.data()).is_finite());
+        let is_finite = |grad| inplace::sum_of_squares_all(&[grad]).is_ok_and(f64::is_finite);
+        let bad = |p: &&Param| p.grad().is_some_and(|grad| !is_finite(grad));
         let params = self.task.objective.model().params().params();
         params.iter().find(bad).map_or_else(|| "all".to_owned(), |p| p.name().to_owned())
     }

@@ -26,6 +26,8 @@ impl RunDir {
                 let mut there = Recipe::parse(&text, &file.display().to_string(), &[])?;
                 // The directory may have been moved, or be named in another way now.
                 there.run.dir.clone_from(&recipe.run.dir);
+                // And a run may go on elsewhere: a checkpoint is the same for every device.
+                (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
                 if there == *recipe {
                     return Ok(dir);
                 }

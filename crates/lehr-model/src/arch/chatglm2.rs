@@ -268,7 +268,7 @@ impl Block {
         let a = match cache {
             None => q.attention(&k, &v, &mask, scale)?,
             Some(cache) => {
-                let (k, v) = cache.write(layer, &k, &v);
+                let (k, v) = cache.write(layer, &k, &v)?;
                 q.attention(&k, &v, &mask.with_n_keys(cache.len() + t), scale)?
             }
         };

@@ -61,7 +61,7 @@ impl Heads {
         let a = match cache {
             None => q.attention(k, v, &mask, self.scale)?,
             Some(cache) => {
-                let (k, v) = cache.write(self.layer, k, v);
+                let (k, v) = cache.write(self.layer, k, v)?;
                 q.attention(&k, &v, &mask.with_n_keys(cache.len() + t), self.scale)?
             }
         };

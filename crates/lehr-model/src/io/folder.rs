@@ -134,7 +134,7 @@ fn write_file(path: &Path, params: &[Param], format: FloatFormat) -> Result<()> 
         let fault = || Error::io("writing", path);
         out.write_all(&head).map_err(fault())?;
         params.iter().try_for_each(|param| {
-            let tensor = param.tensor();
+            let tensor = param.to_host()?;
             check_fits(path, param, tensor.data(), format)?;
             let mut bytes = vec![0; format.n_bytes(tensor.data().len())];
             format.weights().quantize(tensor.data(), &mut bytes);

@@ -1,6 +1,6 @@
 //! Writing safetensors without a second copy of the weights.
 
-use lehr_tensor::{ParamStore, Shape, Tensor};
+use lehr_tensor::{ParamStore, Result, Shape, Tensor};
 use serde_json::{Map, Value, json};
 
 /// A safetensors file about to be written: the header, and the tensors it describes, in order.
@@ -14,17 +14,22 @@ pub struct TensorFile {
 
 impl TensorFile {
     /// Describes named float tensors; `metadata` is text for the reader.
-    #[must_use]
-    pub fn new(tensors: Vec<(String, Tensor)>, metadata: &[(&str, &str)]) -> Self {
+    ///
+    /// # Errors
+    /// If a tensor cannot be brought from its device.
+    pub fn new(tensors: Vec<(String, Tensor)>, metadata: &[(&str, &str)]) -> Result<Self> {
         let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()));
         let header = safetensors_head(named, ("F32", 4), metadata);
-        Self { header, tensors: tensors.into_iter().map(|(_, t)| t).collect() }
+        let tensors = tensors.into_iter().map(|(_, t)| t.to_host()).collect::<Result<_>>()?;
+        Ok(Self { header, tensors })
     }
 
     /// Describes all parameters of a store under their names.
-    #[must_use]
-    pub fn of_params(params: &ParamStore) -> Self {
-        let named = |p: &lehr_tensor::Param| (p.name().to_owned(), p.tensor().detach());
+    ///
+    /// # Errors
+    /// If a parameter cannot be brought from its device.
+    pub fn of_params(params: &ParamStore) -> Result<Self> {
+        let named = |p: &lehr_tensor::Param| (p.name().to_owned(), p.tensor_f32().detach());
         Self::new(params.params().iter().map(named).collect(), &[("format", "pt")])
     }
 

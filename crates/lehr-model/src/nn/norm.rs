@@ -37,7 +37,7 @@ impl RmsNorm {
     /// # Errors
     /// If the width does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.rms_norm(&self.weight.tensor(), self.eps, self.offset)
+        x.rms_norm(&self.weight.tensor_f32(), self.eps, self.offset)
     }
 
     /// `(x + delta, norm(x + delta))` in one pass.
@@ -45,7 +45,7 @@ impl RmsNorm {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward_add(&self, x: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
-        x.add_rms_norm(delta, &self.weight.tensor(), self.eps, self.offset)
+        x.add_rms_norm(delta, &self.weight.tensor_f32(), self.eps, self.offset)
     }
 }
 
@@ -71,7 +71,7 @@ impl LayerNorm {
     /// # Errors
     /// If the width does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.layer_norm(&self.weight.tensor(), Some(&self.bias.tensor()), self.eps)
+        x.layer_norm(&self.weight.tensor_f32(), Some(&self.bias.tensor_f32()), self.eps)
     }
 
     /// `(x + delta, norm(x + delta))` in one pass.
@@ -79,7 +79,7 @@ impl LayerNorm {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward_add(&self, x: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (weight, bias) = (self.weight.tensor(), self.bias.tensor());
+        let (weight, bias) = (self.weight.tensor_f32(), self.bias.tensor_f32());
         x.add_layer_norm(delta, &weight, Some(&bias), self.eps)
     }
 }

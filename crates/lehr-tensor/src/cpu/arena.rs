@@ -7,38 +7,22 @@
 //! batch to batch, so do the buffers of the loss, and the mark may still creep up by a few per
 //! cent. Gradients reuse the room of activations that backward has consumed.
 
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions};
 
-use crate::{Error, Result};
+use crate::free_list::FreeList;
+use crate::{Device, Error, Result};
 
 /// Every block starts on a cache line, which is also the widest vector.
 const ALIGN: usize = 64;
 
-/// Counters of the arena, in bytes and calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Bytes in live blocks.
-    pub used_bytes: usize,
-    /// Largest `used_bytes` so far.
-    pub used_peak_bytes: usize,
-    /// End of the highest block so far: what the arena holds of the system's memory.
-    pub high_water_bytes: usize,
-    /// How often the high-water mark rose: the only time memory is asked of the system.
-    pub n_growths: u64,
-    /// How many blocks were handed out.
-    pub n_blocks: u64,
-}
+pub use crate::free_list::Stats;
 
 struct State {
     base: NonNull<u8>,
-    limit: usize,
-    /// Free blocks by offset; neighbours are always merged.
-    free: BTreeMap<usize, usize>,
-    stats: Stats,
+    list: FreeList,
     /// Keeps the reservation mapped for the life of the process.
     _range: MmapMut,
 }
@@ -63,31 +47,23 @@ unsafe impl Sync for Block {}
 impl Block {
     /// Takes `bytes` bytes (rounded up to whole cache lines). The contents are unspecified.
     pub(crate) fn take(bytes: usize) -> Result<Self> {
-        // What overflows is more than there is, as it stands.
-        let bytes = bytes.max(1).checked_next_multiple_of(ALIGN).unwrap_or(bytes);
         let Some(mut state) = lock() else {
-            return Err(Error::OutOfMemory { asked_bytes: bytes, used_bytes: 0, limit_bytes: 0 });
-        };
-        let Some((offset, room)) =
-            state.free.iter().find(|(_, room)| **room >= bytes).map(|(o, r)| (*o, *r))
-        else {
             return Err(Error::OutOfMemory {
                 asked_bytes: bytes,
-                used_bytes: state.stats.used_bytes,
-                limit_bytes: state.limit,
+                used_bytes: 0,
+                limit_bytes: 0,
+                device: Device::Cpu,
             });
         };
-        state.free.remove(&offset);
-        if room > bytes {
-            state.free.insert(offset + bytes, room - bytes);
-        }
-        state.stats.n_blocks += 1;
-        state.stats.used_bytes += bytes;
-        state.stats.used_peak_bytes = state.stats.used_peak_bytes.max(state.stats.used_bytes);
-        if offset + bytes > state.stats.high_water_bytes {
-            state.stats.high_water_bytes = offset + bytes;
-            state.stats.n_growths += 1;
-        }
+        let bytes = state.list.rounded(bytes);
+        let Some(offset) = state.list.take(bytes) else {
+            return Err(Error::OutOfMemory {
+                asked_bytes: bytes,
+                used_bytes: state.list.stats.used_bytes,
+                limit_bytes: state.list.limit,
+                device: Device::Cpu,
+            });
+        };
         // SAFETY: `offset + bytes` lies within the reservation, whose base is not null.
         let ptr = unsafe { state.base.add(offset) };
         Ok(Self { ptr, bytes })
@@ -102,33 +78,21 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         let Some(mut state) = lock() else { return };
-        state.stats.used_bytes -= self.bytes;
-        let mut offset = self.ptr.as_ptr() as usize - state.base.as_ptr() as usize;
-        let mut bytes = self.bytes;
-        if let Some((&before, &room)) = state.free.range(..offset).next_back()
-            && before + room == offset
-        {
-            state.free.remove(&before);
-            offset = before;
-            bytes += room;
-        }
-        if let Some(room) = state.free.remove(&(offset + bytes)) {
-            bytes += room;
-        }
-        state.free.insert(offset, bytes);
+        let offset = self.ptr.as_ptr() as usize - state.base.as_ptr() as usize;
+        state.list.give(offset, self.bytes);
     }
 }
 
 /// The arena's counters at this moment.
 #[must_use]
 pub fn stats() -> Stats {
-    lock().map(|state| state.stats).unwrap_or_default()
+    lock().map(|state| state.list.stats).unwrap_or_default()
 }
 
 /// Starts the peak counter anew from what is in use now.
 pub fn reset_peak() {
     if let Some(mut state) = lock() {
-        state.stats.used_peak_bytes = state.stats.used_bytes;
+        state.list.stats.used_peak_bytes = state.list.stats.used_bytes;
     }
 }
 
@@ -143,8 +107,7 @@ fn reserve() -> Option<State> {
         if let Ok(mut range) = MmapOptions::new().len(limit).no_reserve_swap().map_anon() {
             advise_huge_pages(&range);
             let base = NonNull::new(range.as_mut_ptr())?;
-            let free = BTreeMap::from([(0, limit)]);
-            return Some(State { base, limit, free, stats: Stats::default(), _range: range });
+            return Some(State { base, list: FreeList::new(limit, ALIGN), _range: range });
         }
         // A system that counts reservations as use may refuse; half is better than nothing.
         limit /= 2;

@@ -51,4 +51,16 @@ impl CpuBuffer {
         // SAFETY: as above, and `&mut self` makes the access unique.
         unsafe { std::slice::from_raw_parts_mut(self.block.ptr().cast(), self.len) }
     }
+
+    /// The elements as they lie in memory.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: as above; any byte is a valid u8.
+        unsafe { std::slice::from_raw_parts(self.block.ptr(), self.len * self.dtype.size()) }
+    }
+
+    /// The same for writing. Every bit pattern is a valid element.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` makes the access unique.
+        unsafe { std::slice::from_raw_parts_mut(self.block.ptr(), self.len * self.dtype.size()) }
+    }
 }

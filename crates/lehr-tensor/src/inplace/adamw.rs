@@ -1,8 +1,9 @@
 //! The AdamW update, fused: one pass over parameter, gradient and both moments.
 
-use super::CHUNK;
+use super::{CHUNK, cuda};
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
+use crate::{Param, Result, Tensor};
 
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,72 @@ pub struct AdamW {
     pub step: u64,
 }
 
+impl AdamW {
+    /// `lr / (1 − β₁ᵗ)` and `1 / √(1 − β₂ᵗ)`.
+    pub(super) fn corrections(&self) -> (f32, f32) {
+        let correction = |beta: f32| 1.0 - f64::from(beta).powf(self.step as f64);
+        let step_size = (f64::from(self.lr) / correction(self.beta1)) as f32;
+        (step_size, (1.0 / correction(self.beta2).sqrt()) as f32)
+    }
+}
+
+/// A parameter with its moments, and how its update differs from that of others.
+pub struct AdamWItem<'a> {
+    /// The parameter. Without a gradient it is left as it is.
+    pub param: &'a Param,
+    /// First moment, on the parameter's device.
+    pub m: &'a mut Tensor,
+    /// Second moment.
+    pub v: &'a mut Tensor,
+    /// The learning rate is multiplied by this.
+    pub lr_scale: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+}
+
+/// [`adamw`] of many parameters, on whichever device they are: on a GPU one launch for all.
+///
+/// # Errors
+/// If a parameter is still in use by a graph, or a device fails.
+pub fn adamw_params(items: &mut [AdamWItem<'_>], rule: AdamW) -> Result<()> {
+    if items.first().is_some_and(|item| item.m.is_cuda()) {
+        return on_cuda(items, rule);
+    }
+    for item in items {
+        let rule = AdamW { lr: rule.lr * item.lr_scale, weight_decay: item.weight_decay, ..rule };
+        let (m, v) = (item.m.data_mut(), item.v.data_mut());
+        item.param.update(|value, grad| {
+            if let Some(grad) = grad {
+                adamw(value, grad, m, v, rule);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn on_cuda(items: &[AdamWItem<'_>], rule: AdamW) -> Result<()> {
+    let mut parts = Vec::new();
+    for item in items {
+        if let Some(grad) = item.param.grad() {
+            let (value, shadow) = item.param.parts_to_write()?;
+            parts.push((item, value, shadow, grad));
+        }
+    }
+    let all: Vec<_> = parts
+        .iter()
+        .map(|(item, param, shadow, grad)| cuda::Item {
+            param,
+            shadow: shadow.as_ref(),
+            grad,
+            m: item.m,
+            v: item.v,
+            lr_scale: item.lr_scale,
+            weight_decay: item.weight_decay,
+        })
+        .collect();
+    cuda::adamw_all(&all, rule)
+}
+
 /// Updates `param` and the moments `m`, `v` in place:
 ///
 /// `p ← p (1 − lr λ); m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²;
@@ -36,9 +103,7 @@ pub struct AdamW {
 pub fn adamw(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], rule: AdamW) {
     let n = param.len();
     assert!(grad.len() == n && m.len() == n && v.len() == n, "adamw: slices of one length");
-    let correction = |beta: f32| 1.0 - f64::from(beta).powf(rule.step as f64);
-    let step_size = (f64::from(rule.lr) / correction(rule.beta1)) as f32;
-    let v_scale = (1.0 / correction(rule.beta2).sqrt()) as f32;
+    let (step_size, v_scale) = rule.corrections();
     let (m, v) = (SharedMut::new(m), SharedMut::new(v));
     threads::run_chunks(param, CHUNK, |index, param| {
         let (start, len) = (index * CHUNK, param.len());

@@ -2,15 +2,78 @@
 
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
+use crate::{Error, Result, Tensor};
 
 mod adamw;
+pub(crate) mod cuda;
 mod norm;
 
-pub use adamw::{AdamW, adamw};
+pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{scale, sum_of_squares};
 
 /// Numbers per task of elementwise kernels: 64 KiB, half of a second-level cache for two streams.
 pub(crate) const CHUNK: usize = 1 << 14;
+
+/// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys or values.
+///
+/// # Errors
+/// If the extents do not fit, or the two differ in element type or device.
+///
+/// # Panics
+/// If `all` is shared and on the CPU.
+pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> {
+    const OP: &str = "write_positions";
+    all.expect_beside(OP, new)?;
+    let (to, from) = (all.shape(), new.shape());
+    let fits = to.len() == from.len()
+        && to.len() >= 2
+        && to[0] == from[0]
+        && to[2..] == from[2..]
+        && at + from[1] <= to[1];
+    if !fits {
+        let rule = "the new positions must fit behind the old ones";
+        return Err(Error::Shape { op: OP, lhs: to, rhs: from, rule });
+    }
+    let width: usize = to[2..].iter().product();
+    let (len, stride, offset) = (from[1] * width, to[1] * width, at * width);
+    if all.is_cuda() {
+        return cuda::write_blocks(all, new, (from[0], len), offset, stride);
+    }
+    let all = all.data_mut();
+    for (row, new) in new.data().chunks_exact(len.max(1)).enumerate() {
+        all[row * stride + offset..][..len].copy_from_slice(new);
+    }
+    Ok(())
+}
+
+/// `Σ x²` over all elements of f32 tensors that live on one device. It waits for a GPU.
+///
+/// # Errors
+/// If a device fails.
+pub fn sum_of_squares_all(tensors: &[Tensor]) -> Result<f64> {
+    if tensors.first().is_some_and(Tensor::is_cuda) {
+        return cuda::sum_of_squares(tensors);
+    }
+    Ok(tensors.iter().map(|t| sum_of_squares(t.data())).sum())
+}
+
+/// The index of the largest value of each row of `x [.., D]`, `[rows]`: the first of equals; NaN never wins.
+///
+/// # Errors
+/// If memory runs out or a device fails.
+pub fn argmax(x: &Tensor) -> Result<Tensor> {
+    x.expect_float("argmax")?;
+    if x.is_cuda() {
+        return cuda::argmax(x);
+    }
+    let best = |row: &[f32]| {
+        let better =
+            |best: usize, i: usize| if row[i] > row[best] || row[best].is_nan() { i } else { best };
+        (1..row.len()).fold(0, better) as i32
+    };
+    let ids: Vec<i32> = x.data().chunks(x.shape().last_dim().max(1)).map(best).collect();
+    Tensor::from_ids(&ids, [ids.len()])
+}
 
 /// `dst += src`.
 pub(crate) fn add_assign(dst: &mut [f32], src: &[f32]) {

@@ -43,10 +43,28 @@ ops!(
     thin,
 );
 
+mod rows_cuda;
+
+/// Room for the gradient that the two terms of a residual addition share, if one of them (inputs 0 and 1) wants it: that of the
+/// sum, if nobody else sees it, else a new tensor.
+fn total_room(
+    x: &Tensor,
+    d_sum: Option<&Tensor>,
+    grads: &crate::Gradients<'_>,
+) -> Result<Option<Tensor>> {
+    if !grads.wants(0) && !grads.wants(1) {
+        return Ok(None);
+    }
+    match d_sum {
+        Some(d_sum) if d_sum.is_unique() => Ok(Some(d_sum.clone())),
+        _ => x.like(x.shape()).map(Some),
+    }
+}
+
 /// An error unless both shapes are the same.
 fn expect_same(op: &'static str, lhs: &Tensor, rhs: &Tensor) -> Result<()> {
-    lhs.expect_f32(op)?;
-    rhs.expect_f32(op)?;
+    lhs.expect_float(op)?;
+    lhs.expect_beside(op, rhs)?;
     if lhs.shape() == rhs.shape() {
         return Ok(());
     }
@@ -55,7 +73,8 @@ fn expect_same(op: &'static str, lhs: &Tensor, rhs: &Tensor) -> Result<()> {
 
 /// An error unless `vector` is `[D]` for rows of width D.
 fn expect_vector(op: &'static str, x: &Tensor, vector: &Tensor) -> Result<()> {
-    vector.expect_f32(op)?;
+    vector.expect_dtype(op, crate::DType::F32)?;
+    vector.expect_on(op, x.device())?;
     if *vector.shape() == [x.shape().last_dim()] {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::testing::{Case, hold_settings, relative_error};
-use crate::{autograd, available_isas, isa, set_isa, threads};
+use crate::{DType, Device, autograd, available_isas, isa, set_isa, threads};
 
 fn doubles(values: &[f32]) -> impl Iterator<Item = f64> {
     values.iter().map(|v| f64::from(*v))
@@ -163,4 +163,68 @@ fn a_second_backward_doubles_the_gradients() {
             check(&case, &format!("doubled gradient {i}"), &got, &twice, case.tolerance.grad);
         }
     }
+}
+
+/// How far a result on a GPU may be off, by element type: a few roundings of the largest magnitude.
+fn tolerance_on_gpu(case: &Case, dtype: DType) -> (f64, f64) {
+    let (output, grad): (f64, f64) = match dtype {
+        DType::F32 => (0.0, 0.0),
+        DType::BF16 => (1.2e-2, 2.4e-2),
+        // Where a cap saturates, the slope is the small difference of numbers rounded to 11 bits.
+        _ => (2e-3, 1e-2),
+    };
+    // A cast to 16 bits has a gradient of 16 bits there.
+    let grad = if case.tolerance.grad == 0.0 { 4e-3 } else { grad };
+    // The gradients it is compared with have errors of their own.
+    (case.tolerance.output.max(output), grad.max(2.0 * case.tolerance.grad))
+}
+
+/// One case on GPU 0: outputs against the reference in f64 and gradients against those of the CPU, from the same rounded inputs;
+/// twice, for the same bits.
+fn check_on_gpu(case: Case, dtype: DType) {
+    let device = Device::Cuda(0);
+    let round = |x: f32| {
+        let x = crate::Tensor::from_slice(&[x], [1]).unwrap();
+        x.cast(dtype).unwrap().to_f32().unwrap().data()[0]
+    };
+    let case = case.map_inputs(round);
+    let (outputs, _) = case.run_on(device, dtype, None);
+    let (output_tolerance, grad_tolerance) = tolerance_on_gpu(&case, dtype);
+    for (i, (got, want)) in outputs.iter().zip(&case.reference()).enumerate() {
+        assert_eq!(*got.shape(), want.shape, "{}: shape of output {i}", case.name);
+        check(&case, &format!("output {i}"), got.data(), &want.data, output_tolerance);
+    }
+    let mut cotangents = case.cotangents(&outputs);
+    cotangents.iter_mut().flatten().for_each(|c| *c = round(*c));
+    let (_, want) = case.run(Some(&cotangents));
+    let (_, got) = case.run_on(device, dtype, Some(&cotangents));
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let want: Vec<_> = doubles(want).collect();
+        check(&case, &format!("gradient {i}"), got, &want, grad_tolerance);
+    }
+    let (again_outputs, again) = case.run_on(device, dtype, Some(&cotangents));
+    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for (a, b) in outputs.iter().zip(&again_outputs) {
+        assert_eq!(bits(a.data()), bits(b.data()), "{}: bits of outputs differ", case.name);
+    }
+    for (a, b) in got.iter().zip(&again) {
+        assert_eq!(bits(a), bits(b), "{}: bits of gradients differ", case.name);
+    }
+}
+
+/// Every case in f32, bf16 and f16 on GPU 0, which is an emulated one unless `LEHR_CUDA=driver`.
+#[test]
+fn gpu_matches_reference_and_cpu_and_repeats_its_bits() {
+    let mut failures = Vec::new();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for case in super::all_cases() {
+            let name = case.name.clone();
+            let run = std::panic::AssertUnwindSafe(|| check_on_gpu(case, dtype));
+            if let Err(panic) = std::panic::catch_unwind(run) {
+                let said = panic.downcast_ref::<String>().map_or("?", String::as_str);
+                failures.push(format!("{dtype}, {name}: {said}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::WeightFormat;
 use super::scaled::{Code, NF4_GROUP};
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
-use crate::{Error, Result};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// How the numbers of a [`QMatrix`] are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +166,17 @@ pub struct QMatrix {
     owner: Owner,
     range: Range<usize>,
     scales: Arc<[f32]>,
+    /// A copy on a GPU, shared by all clones.
+    on_gpu: Arc<Mutex<Option<Arc<OnGpu>>>>,
+}
+
+/// Codes and scales on a GPU, and what products with them compute in.
+pub(crate) struct OnGpu {
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+    /// The bytes, as whole words.
+    pub(crate) codes: Tensor,
+    pub(crate) scales: Tensor,
 }
 
 impl QMatrix {
@@ -202,7 +213,8 @@ impl QMatrix {
             return Err(argument("number of scales", value, "one for each row or group"));
         }
         let activations = Activations::Int8;
-        Ok(Self { rows, cols, format, activations, owner, range, scales: scales.into() })
+        let (scales, on_gpu) = (scales.into(), Arc::default());
+        Ok(Self { rows, cols, format, activations, owner, range, scales, on_gpu })
     }
 
     /// Stores `values`, `[rows, cols]` row-major, in parallel. For finite numbers only: others
@@ -246,6 +258,29 @@ impl QMatrix {
         }
         let n = bytes.len();
         Self::new(format, rows, cols, Arc::new(bytes), 0..n, scales)
+    }
+
+    /// Copies codes and scales to a GPU, where products with activations of `dtype` then are; or forgets the copy, for the CPU.
+    ///
+    /// # Errors
+    /// If the device's memory runs out or it fails.
+    pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
+        let mut on_gpu = self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        *on_gpu = match device {
+            Device::Cpu => None,
+            Device::Cuda(_) => {
+                let codes = Tensor::from_bytes(self.bytes())?.to_device(device)?;
+                let scales =
+                    Tensor::from_slice(&self.scales, [self.scales.len()])?.to_device(device)?;
+                Some(Arc::new(OnGpu { device, dtype, codes, scales }))
+            }
+        };
+        Ok(())
+    }
+
+    /// The copy on a GPU, if there is one.
+    pub(crate) fn on_gpu(&self) -> Option<Arc<OnGpu>> {
+        self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The same matrix whose products see activations in another way.

@@ -50,6 +50,7 @@ mod tests;
 
 pub(crate) use codec::f16_to_f32;
 pub use format::WeightFormat;
+pub(crate) use matrix::OnGpu;
 pub use matrix::{Activations, MatrixFormat, Owner, QMatrix, Scaling};
 pub(crate) use scaled::NF4_GROUP;
 pub(crate) use tables::{IQ4, NF4};

@@ -4,7 +4,7 @@ mod golden;
 
 pub(crate) use golden::golden_cases;
 
-use crate::{Philox, Result, Tensor};
+use crate::{DType, Device, Philox, Result, Tensor};
 
 /// Held by tests that change, or depend on, the instruction set or the number of threads, which
 /// all tests of the process share.
@@ -149,20 +149,42 @@ impl Case {
 
     /// Outputs of the op, and the gradients of its inputs for the given output gradients.
     pub(crate) fn run(&self, cotangents: Option<&[Vec<f32>]>) -> (Vec<Tensor>, Vec<Vec<f32>>) {
-        let inputs: Vec<_> = self.inputs.iter().map(Tensor::trainable).collect();
+        self.run_on(Device::Cpu, DType::F32, cotangents)
+    }
+
+    /// [`Case::run`] on a device with float inputs in `dtype`; results are on the CPU.
+    pub(crate) fn run_on(
+        &self,
+        device: Device,
+        dtype: DType,
+        cotangents: Option<&[Vec<f32>]>,
+    ) -> (Vec<Tensor>, Vec<Vec<f32>>) {
+        let there = |x: &Tensor| x.cast(dtype).unwrap().to_device(device).unwrap();
+        let inputs: Vec<_> = self.inputs.iter().map(|x| there(x).trainable()).collect();
         let outputs = (self.pair.fast)(&inputs).unwrap();
-        let Some(cotangents) = cotangents else { return (outputs, Vec::new()) };
-        let mut loss = Tensor::zeros([1]).unwrap();
+        let here = |y: &Tensor| y.to_host().unwrap();
+        let Some(cotangents) = cotangents else {
+            return (outputs.iter().map(here).collect(), Vec::new());
+        };
+        let mut loss: Option<Tensor> = None;
         for (y, c) in outputs.iter().zip(cotangents) {
             let c = Tensor::from_slice(c, y.shape()).unwrap();
-            loss = loss.add(&y.mul(&c).unwrap().sum().unwrap()).unwrap();
+            let c = c.cast(y.dtype()).unwrap().to_device(device).unwrap();
+            let part = y.mul(&c).unwrap().to_f32().unwrap().sum().unwrap();
+            loss = Some(match loss {
+                Some(loss) => loss.add(&part).unwrap(),
+                None => part,
+            });
         }
-        loss.backward().unwrap();
+        if let Some(loss) = loss {
+            loss.backward().unwrap();
+        }
         let grads = inputs.iter().map(|x| match x.grad() {
-            Some(grad) => grad.to_vec(),
+            Some(grad) => grad.to_host().unwrap().to_vec(),
             None => vec![0.0; x.shape().n_elements()],
         });
-        (outputs, grads.collect())
+        let grads = grads.collect();
+        (outputs.iter().map(here).collect(), grads)
     }
 
     /// Random output gradients of the right sizes.

@@ -125,8 +125,8 @@ pub fn save_at(
     for (name, text) in objective.template().map(ChatTemplate::files).unwrap_or_default() {
         writer.write_text(name, &text)?;
     }
-    writer.write("model.safetensors", &mut objective.weights().parts())?;
-    let moments = TensorFile::new(optimizer.state(), &[]);
+    writer.write("model.safetensors", &mut objective.weights()?.parts())?;
+    let moments = TensorFile::new(optimizer.state(), &[])?;
     writer.write("optimizer.safetensors", &mut moments.parts())?;
     writer.write_text("state.json", &to_json(state))?;
     let manifest = Manifest { version: VERSION, files: std::mem::take(&mut writer.files) };

@@ -56,8 +56,11 @@ pub trait Objective {
     fn config_json(&self) -> serde_json::Value;
 
     /// The weights of a checkpoint.
-    fn weights(&self) -> TensorFile {
-        TensorFile::of_params(self.model().params())
+    ///
+    /// # Errors
+    /// If a parameter cannot be brought from its device.
+    fn weights(&self) -> Result<TensorFile> {
+        Ok(TensorFile::of_params(self.model().params())?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lehr_tensor::{Param, ParamStore, Shape, Tensor, inplace};
+use lehr_tensor::{DType, Param, ParamStore, Shape, Tensor, inplace};
 
 use super::Optimizer;
 use crate::Result;
@@ -36,13 +36,27 @@ impl AdamW {
         } = *config;
         let rule = inplace::AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale: 1.0, step: 0 };
         let moments = |p: &Param| {
-            let zeros = || Tensor::zeros(p.shape());
+            let zeros = || Tensor::zeros_on(p.device(), p.shape(), DType::F32);
             Ok(Moments { name: p.name().to_owned(), m: zeros()?, v: zeros()? })
         };
         let trainable = params.params().iter().filter(|p| p.is_trainable());
         let moments: Vec<_> = trainable.map(moments).collect::<Result<_>>()?;
         let index = moments.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
         Ok(Self { rule, embedding_lr_ratio, moments, index, n_updates: 0 })
+    }
+}
+
+impl Moments {
+    /// The parameter with these moments: matrices decay, tables may learn faster.
+    fn item<'a>(
+        &'a mut self,
+        param: &'a Param,
+        rule: &inplace::AdamW,
+        embedding_lr_ratio: f32,
+    ) -> inplace::AdamWItem<'a> {
+        let lr_scale = if is_embedding(param.name()) { embedding_lr_ratio } else { 1.0 };
+        let weight_decay = if param.shape().len() >= 2 { rule.weight_decay } else { 0.0 };
+        inplace::AdamWItem { param, m: &mut self.m, v: &mut self.v, lr_scale, weight_decay }
     }
 }
 
@@ -61,19 +75,23 @@ impl Optimizer for AdamW {
         let Some(moments) = self.index.get(param.name()).map(|i| &mut self.moments[*i]) else {
             return Ok(());
         };
-        let is_embedding = is_embedding(param.name());
-        let rule = inplace::AdamW {
-            lr: if is_embedding { self.rule.lr * self.embedding_lr_ratio } else { self.rule.lr },
-            weight_decay: if param.shape().len() >= 2 { self.rule.weight_decay } else { 0.0 },
-            ..self.rule
+        let item = moments.item(param, &self.rule, self.embedding_lr_ratio);
+        Ok(inplace::adamw_params(&mut [item], self.rule)?)
+    }
+
+    /// All parameters at once, which on a GPU is one launch.
+    fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()> {
+        self.begin(lr, grad_scale);
+        let by_name: HashMap<&str, &Param> =
+            params.params().iter().map(|p| (p.name(), p)).collect();
+        let (rule, ratio) = (self.rule, self.embedding_lr_ratio);
+        let item = |moments| {
+            let moments: &mut Moments = moments;
+            let param = by_name.get(moments.name.as_str())?;
+            Some(moments.item(param, &rule, ratio))
         };
-        let (m, v) = (moments.m.data_mut(), moments.v.data_mut());
-        param.update(|value, grad| {
-            if let Some(grad) = grad {
-                inplace::adamw(value, grad, m, v, rule);
-            }
-        })?;
-        Ok(())
+        let mut items: Vec<_> = self.moments.iter_mut().filter_map(item).collect();
+        Ok(inplace::adamw_params(&mut items, rule)?)
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {
@@ -85,8 +103,11 @@ impl Optimizer for AdamW {
 
     fn restore(&mut self, step: u64, load: &dyn Fn(&str, Shape) -> Result<Tensor>) -> Result<()> {
         for moments in &mut self.moments {
-            moments.m = load(&format!("m.{}", moments.name), moments.m.shape())?;
-            moments.v = load(&format!("v.{}", moments.name), moments.v.shape())?;
+            let device = moments.m.device();
+            moments.m =
+                load(&format!("m.{}", moments.name), moments.m.shape())?.to_device(device)?;
+            moments.v =
+                load(&format!("v.{}", moments.name), moments.v.shape())?.to_device(device)?;
         }
         self.n_updates = step;
         Ok(())

@@ -1,5 +1,6 @@
 //! The sections of a recipe.
 
+use lehr_model::{DTypeChoice, DeviceChoice};
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
@@ -12,6 +13,10 @@ pub struct RunConfig {
     pub dir: String,
     /// Seed of weights, order and samples.
     pub seed: u64,
+    /// Where: `auto` (a GPU if one can be used), `cpu`, `cuda` or `cuda:N`.
+    pub device: DeviceChoice,
+    /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32` or `bf16`.
+    pub dtype: DTypeChoice,
 }
 
 /// `[data]`
@@ -214,6 +219,8 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     };
     let Recipe { run, data, train, sample, checkpoint, .. } = recipe;
     check(!run.dir.is_empty(), "run.dir", &"empty", "a folder");
+    let trains = run.dtype != DTypeChoice::F16;
+    check(trains, "run.dtype", &run.dtype, "auto, f32 or bf16, whose range gradients fit in");
     check(!data.path.is_empty(), "data.path", &"empty", "a file or folder");
     let fraction = data.validation_fraction;
     let split = data.validation_path.is_empty();

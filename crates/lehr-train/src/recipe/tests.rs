@@ -1,8 +1,14 @@
 use super::*;
+use lehr_model::{DTypeChoice, DeviceChoice};
 
 fn example() -> Recipe {
     Recipe {
-        run: RunConfig { dir: "runs/x".into(), seed: 1 },
+        run: RunConfig {
+            dir: "runs/x".into(),
+            seed: 1,
+            device: DeviceChoice::Cpu,
+            dtype: DTypeChoice::F32,
+        },
         data: DataConfig {
             path: "a.txt".into(),
             validation_path: String::new(),

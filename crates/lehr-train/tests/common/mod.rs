@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use lehr_model::{DTypeChoice, DeviceChoice};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,7 +98,12 @@ pub(crate) fn llama(width: usize) -> ModelConfig {
 pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -> Recipe {
     let data = write_data(dir, objective);
     Recipe {
-        run: RunConfig { dir: dir.join("run").display().to_string(), seed: 3 },
+        run: RunConfig {
+            dir: dir.join("run").display().to_string(),
+            seed: 3,
+            device: DeviceChoice::Cpu,
+            dtype: DTypeChoice::F32,
+        },
         data: DataConfig {
             path: data.display().to_string(),
             validation_path: String::new(),

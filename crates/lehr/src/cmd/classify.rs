@@ -4,6 +4,7 @@ use std::io::BufRead;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::compute::DeviceArgs;
 use anyhow::{Context, Result};
 use lehr_infer::{check_vocabulary, resolve_model};
 use lehr_model::{Classifier, Tokens};
@@ -19,6 +20,8 @@ pub(crate) struct Args {
     /// Text to label (repeatable) [default: each line of standard input]
     #[arg(short, long)]
     text: Vec<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print one JSON object per text
     #[arg(long)]
     json: bool,
@@ -27,6 +30,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let dir = resolve_model(&args.model)?;
     let classifier = Classifier::load(&dir)?;
+    args.device.place(classifier.model())?;
     let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
     check_vocabulary(&dir, &tokenizer, classifier.model())?;
     let label = |text: &str| label(&classifier, &tokenizer, text, args.json);
@@ -53,7 +57,7 @@ fn label(classifier: &Classifier, tokenizer: &Tokenizer, text: &str, json: bool)
     let end = Tensor::from_ids(&[ids.len() as i32 - 1], [1])?;
     let tokens = Tokens::new(&ids, 1, 0)?;
     let probabilities = no_grad(|| -> Result<Vec<f32>> {
-        Ok(classifier.logits(&tokens, &end)?.softmax()?.to_vec())
+        Ok(classifier.logits(&tokens, &end)?.softmax()?.to_host()?.to_vec())
     })?;
     let mut ranked: Vec<_> = classifier.labels().iter().zip(&probabilities).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(a.1));

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use anyhow::Result;
-use lehr_model::Weights;
+use lehr_model::{Compute, DTypeChoice, DeviceChoice, Model, Weights};
 use lehr_tensor::{available_isas, threads};
 
 use crate::fail::Hinted;
@@ -25,6 +25,34 @@ impl ThreadArgs {
     }
 }
 
+/// Where a command computes.
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// auto (a GPU if one can be used), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: DeviceChoice,
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16, f16
+    #[arg(long, default_value = "auto")]
+    pub(crate) dtype: DTypeChoice,
+}
+
+impl DeviceArgs {
+    /// The device and its type; says on standard error why a GPU is not used.
+    pub(crate) fn choose(&self) -> Result<Compute> {
+        let compute = Compute::choose(self.device, self.dtype)?;
+        if let Some(note) = &compute.note {
+            eprintln!("note: {note}");
+        }
+        Ok(compute)
+    }
+
+    /// Moves a model there.
+    pub(crate) fn place(&self, model: &Model) -> Result<()> {
+        let compute = self.choose()?;
+        Ok(model.to_device(compute.device, compute.dtype)?)
+    }
+}
+
 /// What a command that only uses a model does with its weights.
 #[derive(clap::Args)]
 pub(crate) struct UseArgs {
@@ -32,6 +60,8 @@ pub(crate) struct UseArgs {
     /// q4_k, q4_0, int4, int4-row, nf4
     #[arg(long, value_name = "FORMAT", default_value = "stored")]
     pub(crate) weights: Weights,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
 }

@@ -13,7 +13,7 @@ use lehr_model::io::{TensorFile, write_file, write_parts};
 use lehr_tensor::Tensor;
 use serde_json::{Value, json};
 
-use super::compute::ThreadArgs;
+use super::compute::{DeviceArgs, ThreadArgs};
 use crate::fail::Hinted;
 
 /// Turn texts into vectors that tell what the texts are about.
@@ -40,6 +40,8 @@ pub(crate) struct Args {
     /// Cut texts at this many tokens [default: what the model takes]
     #[arg(long)]
     max_tokens: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object per text
@@ -116,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             // Documents of white space only have no vector: the rows are named.
             let ids = json!(texts.iter().map(|text| &text.id).collect::<Vec<_>>()).to_string();
             let metadata = [("ids", ids.as_str())];
-            let file = TensorFile::new(vec![("embeddings".to_owned(), vectors)], &metadata);
+            let file = TensorFile::new(vec![("embeddings".to_owned(), vectors)], &metadata)?;
             write_parts(out, file.parts())?;
         }
         Output::JsonLinesFile(out) => {
@@ -138,6 +140,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 fn embedder(args: &Args) -> Result<Embedder> {
     let mut embedder = Embedder::open(&args.model)?;
+    args.device.place(embedder.model())?;
     if let Some(prefix) = &args.prefix {
         embedder = embedder.with_prefix(prefix);
     }

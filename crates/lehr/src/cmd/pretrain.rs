@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_train::{Budget, Recipe, RunDir, fit_pretrain, machine_gflops};
+use lehr_train::{Budget, Recipe, RunDir, device_gflops, fit_pretrain};
 
 use super::train::Common;
 use crate::fail::Hinted;
@@ -50,7 +50,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             return common.run(&recipe, "pretrain");
         }
     }
-    let budget = Budget { seconds: args.minutes * 60.0, gflops: machine_gflops() };
+    let budget =
+        Budget { seconds: args.minutes * 60.0, gflops: device_gflops(&common.compute()?)? };
     let fitted = fit_pretrain(data, &out, common.seed.unwrap_or(1), budget)?;
     if !common.json && !common.dry_run {
         fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));

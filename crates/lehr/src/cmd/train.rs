@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_train::{Recipe, RunDir, machine_gflops, prepare, write_report};
+use lehr_model::{Compute, DTypeChoice, DeviceChoice};
+use lehr_train::{Recipe, RunDir, device_gflops, prepare, write_report};
 use serde_json::json;
 
 use super::compute::ThreadArgs;
@@ -29,6 +30,12 @@ pub(crate) struct Common {
     /// Seed of weights, order and samples [default: the recipe's, or 1]
     #[arg(long, conflicts_with = "resume")]
     pub(crate) seed: Option<u64>,
+    /// auto (a GPU if one can be used), cpu, cuda or cuda:N [default: the recipe's, or auto]
+    #[arg(long)]
+    pub(crate) device: Option<DeviceChoice>,
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16 [default: the recipe's, or auto]
+    #[arg(long)]
+    pub(crate) dtype: Option<DTypeChoice>,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     /// Only show the recipe that would be run
@@ -59,13 +66,25 @@ impl Common {
         sets
     }
 
+    /// Overrides of where a run computes: also one that is continued may go on elsewhere.
+    fn compute_sets(&self) -> Vec<String> {
+        let device = self.device.map(|device| format!("run.device={:?}", device.to_string()));
+        let dtype = self.dtype.map(|dtype| format!("run.dtype={:?}", dtype.to_string()));
+        device.into_iter().chain(dtype).collect()
+    }
+
+    /// Where a run that is fitted will compute.
+    pub(crate) fn compute(&self) -> Result<Compute> {
+        Ok(Compute::choose(self.device.unwrap_or_default(), self.dtype.unwrap_or_default())?)
+    }
+
     pub(crate) fn style(&self) -> Style {
         if self.json { Style::Json } else { Style::Human }
     }
 
     /// Runs `recipe`, given or fitted, with the overrides applied.
     pub(crate) fn run(&self, recipe: &Recipe, command: &str) -> Result<ExitCode> {
-        let recipe = recipe.with_overrides(&self.sets)?;
+        let recipe = recipe.with_overrides(&[self.compute_sets(), self.sets.clone()].concat())?;
         if self.dry_run {
             print!("{}", recipe.to_toml());
             return Ok(ExitCode::SUCCESS);
@@ -84,7 +103,8 @@ pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result
     };
     say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
     let task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
-    let mut show = Show::new(style, machine_gflops());
+    let (device, dtype) = task.objective.model().compute();
+    let mut show = Show::new(style, device_gflops(&Compute { device, dtype, note: None })?);
     let outcome = lehr_train::run(recipe, &task, Some(&dir), &mut show, stop)?;
     if dir.metrics().is_file() {
         write_report(&dir, recipe)?;

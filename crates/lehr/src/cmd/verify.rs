@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use lehr_infer::{Check, resolve_model, verify};
+use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use serde_json::json;
 
 /// Compare a model with what its reference implementation computed.
@@ -14,13 +15,21 @@ pub(crate) struct Args {
     model: PathBuf,
     /// File of the reference's results (input_ids, labels, logits, loss, grad.*, greedy)
     golden: PathBuf,
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
+    /// Type of activations, f32 or on a GPU bf16 and f16: the limits are those of f32
+    #[arg(long, default_value = "f32")]
+    dtype: DTypeChoice,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let checks = verify(&resolve_model(&args.model)?, &args.golden)?;
+    let compute = Compute::choose(args.device, args.dtype)?;
+    let place = (compute.device, compute.dtype);
+    let checks = verify(&resolve_model(&args.model)?, &args.golden, place)?;
     let passed = checks.iter().all(Check::passed);
     if args.json {
         let rows: Vec<_> = checks

@@ -57,7 +57,12 @@ pub fn write_gguf(path: &Path, model: &Model, options: &GgufOptions<'_>) -> Resu
     let family = family::of_config(&config)?;
     let mut keys = family.describe(&config)?;
     let heads = keys.heads()?;
-    let values: Vec<_> = model.params().params().iter().map(|p| (p.name(), p.tensor())).collect();
+    let values: Vec<_> = model
+        .params()
+        .params()
+        .iter()
+        .map(|p| Ok((p.name(), p.to_host()?)))
+        .collect::<Result<_>>()?;
     let mut left_out = Vec::new();
     let mut tensors = Vec::new();
     for (name, factors) in std::mem::take(&mut keys.tensors) {

@@ -34,11 +34,10 @@ impl Tensor {
     ) -> Result<Self> {
         let (n_out, n_in) = linear::check("act_linear", self, weight, layout, bias)?;
         let size = (self.shape().n_rows(), n_out, n_in);
-        let mut y = Self::uninit(self.shape().with_last_dim(n_out), DType::F32)?;
-        let mut h = Self::uninit(self.shape(), DType::F32)?;
-        activation::cpu::forward(activation, self.data(), h.data_mut());
-        let bias_values = bias.map(Self::data);
-        linear::cpu::forward(size, h.data(), weight.data(), layout, bias_values, y.data_mut())?;
+        let mut y = self.like(self.shape().with_last_dim(n_out))?;
+        let mut h = self.like(self.shape())?;
+        activation::forward(activation, self, &mut h)?;
+        linear::forward(size, &h, weight, layout, bias, &mut y)?;
         drop(h);
         let op = || {
             let (x, weight) = (self.detach(), weight.detach());
@@ -67,6 +66,9 @@ impl Op for ActLinear {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            return self.backward_cuda(&dy, grads);
+        }
         let x = self.x.data();
         let mut h = Tensor::uninit(self.x.shape(), DType::F32)?;
         if grads.wants(0) {
@@ -80,5 +82,21 @@ impl Op for ActLinear {
             activation::cpu::forward(self.activation, x, h.data_mut());
         }
         linear::cpu::backward_params(self.size, &dy, h.data(), &self.weight, self.layout, grads, 1)
+    }
+}
+
+impl ActLinear {
+    fn backward_cuda(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        let (weight, layout) = (&self.weight, self.layout);
+        let mut h = self.x.like(self.x.shape())?;
+        if grads.wants(0) {
+            let mut dx = self.x.like(self.x.shape())?;
+            linear::cuda::backward_input(self.size, dy, weight, layout, &mut h, false)?;
+            activation::cuda::backward_and_value(self.activation, &self.x, &mut h, &mut dx)?;
+            grads.add(0, dx)?;
+        } else if grads.wants(1) {
+            activation::cuda::forward(self.activation, &self.x, &mut h)?;
+        }
+        linear::cuda::backward_params(self.size, dy, &h, weight, layout, grads, 1)
     }
 }

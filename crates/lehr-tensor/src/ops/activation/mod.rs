@@ -1,6 +1,7 @@
 //! Activation functions, element by element.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 pub(crate) mod curve;
 #[cfg(test)]
 pub(crate) mod reference;
@@ -8,7 +9,7 @@ pub(crate) mod reference;
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record1};
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// The activation functions of feed-forward layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +81,9 @@ impl Tensor {
     /// # Errors
     /// If the elements are not f32 or memory runs out.
     pub fn activation(&self, activation: Activation) -> Result<Self> {
-        self.expect_f32("activation")?;
-        let mut y = Self::uninit(self.shape(), DType::F32)?;
-        cpu::forward(activation, self.data(), y.data_mut());
+        self.expect_float("activation")?;
+        let mut y = self.like(self.shape())?;
+        forward(activation, self, &mut y)?;
         Ok(record1(&[self], y, || Activate { x: self.detach(), activation }))
     }
 
@@ -119,6 +120,15 @@ impl Tensor {
     }
 }
 
+/// `y = f(x)`, on the device of `x`.
+pub(super) fn forward(activation: Activation, x: &Tensor, y: &mut Tensor) -> Result<()> {
+    if x.is_cuda() {
+        return cuda::forward(activation, x, y);
+    }
+    cpu::forward(activation, x.data(), y.data_mut());
+    Ok(())
+}
+
 struct Activate {
     x: Tensor,
     activation: Activation,
@@ -131,6 +141,11 @@ impl Op for Activate {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            return grads.write_like(0, &self.x, |dx, accumulate| {
+                cuda::backward(self.activation, &self.x, &dy, dx, accumulate)
+            });
+        }
         grads.write(0, self.x.shape(), |dx, accumulate| {
             cpu::backward(self.activation, self.x.data(), dy.data(), dx, accumulate);
             Ok(())

@@ -34,14 +34,20 @@ impl Tensor {
         offset: f32,
     ) -> Result<(Self, Self)> {
         const OP: &str = "add_rms_norm";
+        let weight = &weight.to_f32()?;
         super::expect_same(OP, self, delta)?;
         super::expect_vector(OP, self, weight)?;
-        let mut sum = Self::uninit(self.shape(), DType::F32)?;
-        let mut normed = Self::uninit(self.shape(), DType::F32)?;
-        let mut rstd = Self::uninit([self.shape().n_rows()], DType::F32)?;
-        let scale = cpu::Scale { weight: weight.data(), eps, offset };
-        let out = (sum.data_mut(), normed.data_mut());
-        cpu::forward_rms(self.data(), delta.data(), scale, out, rstd.data_mut());
+        let mut sum = self.like(self.shape())?;
+        let mut normed = self.like(self.shape())?;
+        let mut rstd = self.like_f32([self.shape().n_rows()])?;
+        if self.is_cuda() {
+            let out = (&mut sum, &mut normed, &mut rstd);
+            rms_norm::cuda::add_forward((self, delta, weight), (eps, offset), out)?;
+        } else {
+            let scale = cpu::Scale { weight: weight.data(), eps, offset };
+            let out = (sum.data_mut(), normed.data_mut());
+            cpu::forward_rms(self.data(), delta.data(), scale, out, rstd.data_mut());
+        }
         let inputs = [self, delta, weight];
         if !records(&inputs) {
             return Ok((sum, normed));
@@ -73,18 +79,25 @@ impl Tensor {
         eps: f32,
     ) -> Result<(Self, Self)> {
         const OP: &str = "add_layer_norm";
+        let (weight, bias) = (&weight.to_f32()?, bias.map(Self::to_f32).transpose()?);
+        let bias = bias.as_ref();
         super::expect_same(OP, self, delta)?;
         super::expect_vector(OP, self, weight)?;
         if let Some(bias) = bias {
             super::expect_vector(OP, self, bias)?;
         }
-        let mut sum = Self::uninit(self.shape(), DType::F32)?;
-        let mut normed = Self::uninit(self.shape(), DType::F32)?;
-        let mut stats = Stats::uninit(self.shape().n_rows())?;
-        let affine = Affine { weight: weight.data(), bias: bias.map(Self::data), eps };
-        let out = (sum.data_mut(), normed.data_mut());
-        let rows = (stats.mean.data_mut(), stats.rstd.data_mut());
-        cpu::forward_layer(self.data(), delta.data(), affine, out, rows);
+        let mut sum = self.like(self.shape())?;
+        let mut normed = self.like(self.shape())?;
+        let mut stats = Stats::uninit(self)?;
+        if self.is_cuda() {
+            let out = (&mut sum, &mut normed, &mut stats);
+            layer_norm::cuda::add_forward((self, delta), (weight, bias), eps, out)?;
+        } else {
+            let affine = Affine { weight: weight.data(), bias: bias.map(Self::data), eps };
+            let out = (sum.data_mut(), normed.data_mut());
+            let rows = (stats.mean.data_mut(), stats.rstd.data_mut());
+            cpu::forward_layer(self.data(), delta.data(), affine, out, rows);
+        }
         let with_bias = [self, delta, weight, bias.unwrap_or(weight)];
         let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..3] };
         if !records(inputs) {
@@ -111,6 +124,11 @@ impl Op for AddRmsNorm {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let (d_sum, d_normed) = (grads.output(0), grads.output(1));
+        if self.sum.is_cuda() {
+            let Self { sum: x, weight, rstd, offset } = self;
+            let saved = rms_norm::cuda::Saved { x, weight, rstd, offset: *offset };
+            return share_sum(grads, d_sum, d_normed, |d_sum, dy, grads| saved.backward_sum(d_sum, dy, grads));
+        }
         let (sum, weight, rstd) = (self.sum.data(), self.weight.data(), self.rstd.data());
         backward_sum(grads, &self.sum, d_sum, d_normed.as_ref(), |dy, dx, accumulate| {
             let offset = self.offset;
@@ -137,6 +155,11 @@ impl Op for AddLayerNorm {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let (d_sum, d_normed) = (grads.output(0), grads.output(1));
+        if self.sum.is_cuda() {
+            let Self { sum: x, weight, stats } = self;
+            let saved = layer_norm::cuda::Saved { x, weight, stats };
+            return share_sum(grads, d_sum, d_normed, |d_sum, dy, grads| saved.backward_sum(d_sum, dy, grads));
+        }
         let (sum, weight, rows) = (self.sum.data(), self.weight.data(), self.stats.rows());
         backward_sum(grads, &self.sum, d_sum, d_normed.as_ref(), |dy, dx, accumulate| {
             layer_norm::cpu::backward_input(sum, weight, rows, dy, dx, accumulate);
@@ -144,6 +167,23 @@ impl Op for AddLayerNorm {
         let Some(d_normed) = d_normed else { return Ok(()) };
         layer_norm::backward_affine(grads, 2, weight.len(), sum, rows, d_normed.data())
     }
+}
+
+/// [`backward_sum`] on a GPU: `through(d_sum, d_normed, grads)` gives the gradient of the sum with what comes through the
+/// normalisation, in one pass.
+fn share_sum(
+    grads: &mut Gradients<'_>,
+    d_sum: Option<Tensor>,
+    d_normed: Option<Tensor>,
+    through: impl FnOnce(Option<Tensor>, &Tensor, &mut Gradients<'_>) -> Result<Option<Tensor>>,
+) -> Result<()> {
+    let total = match d_normed {
+        Some(d_normed) => through(d_sum, &d_normed, grads)?,
+        None => d_sum,
+    };
+    let Some(total) = total else { return Ok(()) };
+    grads.add(0, total.clone())?;
+    grads.add(1, total)
 }
 
 /// Gives both terms of the sum their one gradient. `through(dy, dx, accumulate)` is the backward

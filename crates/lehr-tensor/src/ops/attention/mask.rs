@@ -1,6 +1,8 @@
 //! Which keys each query sees.
 
-use crate::{DType, Error, Result, Tensor};
+use std::cell::RefCell;
+
+use crate::{DType, Device, Error, Result, Tensor};
 
 const OP: &str = "attention";
 
@@ -16,6 +18,15 @@ pub struct Mask {
     segment_starts: Option<Tensor>,
     prefix: Option<Tensor>,
     n_keys: Option<usize>,
+}
+
+/// A mask that a kernel works out by itself.
+#[derive(Clone, Copy)]
+pub(super) struct Rule {
+    pub(super) causal: bool,
+    /// 0 = none.
+    pub(super) window: i32,
+    pub(super) n_keys: i32,
 }
 
 impl Mask {
@@ -64,6 +75,61 @@ impl Mask {
     /// Number of keys that hold values.
     pub(super) fn n_keys(&self, tk: usize) -> usize {
         self.n_keys.unwrap_or(tk)
+    }
+
+    /// Whether it takes more than a [`Rule`] to say what is seen.
+    pub(super) fn has_intervals(&self) -> bool {
+        self.segment_starts.is_some() || self.prefix.is_some()
+    }
+
+    /// The rule of a mask without segments and prefixes, checked.
+    pub(super) fn rule(&self, batch: usize, tk: usize) -> Result<Rule> {
+        self.check(batch, tk)?;
+        // A window beyond all keys is none.
+        let window = self.window.and_then(|w| i32::try_from(w).ok()).unwrap_or(0);
+        Ok(Rule { causal: self.causal, window, n_keys: self.n_keys(tk) as i32 })
+    }
+
+    /// [`Mask::intervals`] on a GPU. All layers of a model ask for the same ones in turn: the last are kept.
+    pub(super) fn intervals_on(
+        &self,
+        device: Device,
+        batch: usize,
+        tq: usize,
+        tk: usize,
+    ) -> Result<Tensor> {
+        type Known = (Mask, Device, [usize; 3], Tensor);
+        thread_local! {
+            static LAST: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
+        }
+        /// Masks of one model at most: causal and windowed, two of each.
+        const KEPT: usize = 4;
+        let size = [batch, tq, tk];
+        let is_known = |(mask, d, s, _): &&Known| mask.is_same(self) && *d == device && *s == size;
+        let known = LAST.with_borrow(|last| last.iter().find(is_known).map(|known| known.3.clone()));
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let intervals = self.intervals(batch, tq, tk)?.to_device(device)?;
+        LAST.with_borrow_mut(|last| {
+            last.truncate(KEPT - 1);
+            last.insert(0, (self.clone(), device, size, intervals.clone()));
+        });
+        Ok(intervals)
+    }
+
+    /// Whether both are made of the same tensors and numbers.
+    fn is_same(&self, other: &Self) -> bool {
+        let same = |a: &Option<Tensor>, b: &Option<Tensor>| match (a, b) {
+            (Some(a), Some(b)) => a.shares_storage(b) && a.shape() == b.shape(),
+            (None, None) => true,
+            _ => false,
+        };
+        self.causal == other.causal
+            && self.window == other.window
+            && self.n_keys == other.n_keys
+            && same(&self.segment_starts, &other.segment_starts)
+            && same(&self.prefix, &other.prefix)
     }
 
     /// The intervals `[lo, hi)` of all queries as i32 `[B, Tq, 2]`; empty ones are `[0, 0)`.

@@ -1,6 +1,7 @@
 //! Softmax attention with shared key-value heads and interval masks.
 
 mod cpu;
+pub(crate) mod cuda;
 mod mask;
 #[cfg(test)]
 mod reference;
@@ -43,7 +44,7 @@ impl Tensor {
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(self.shape());
         Ok(match saved {
-            Some(saved) => record1(&[self, k, v], out, || saved),
+            Some(saved) => saved.record(&[self, k, v], out),
             None => out,
         })
     }
@@ -69,7 +70,7 @@ impl Tensor {
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(shape);
         Ok(match saved {
-            Some(saved) => record1(&[self], out, || saved),
+            Some(saved) => saved.record(&[self], out),
             None => out,
         })
     }
@@ -85,13 +86,14 @@ fn check_scale(scale: f32) -> Result<()> {
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Size> {
     for x in [q, k, v] {
-        x.expect_f32(OP)?;
+        x.expect_float(OP)?;
         if x.shape().len() != 4 {
             let expected = "four dimensions: batch, time, heads, head width".to_owned();
             return Err(Error::Rank { op: OP, found: x.shape(), expected });
         }
     }
     super::expect_same(OP, k, v)?;
+    q.expect_beside(OP, k)?;
     let (qs, ks) = (q.shape(), k.shape());
     if qs[0] != ks[0] || qs[3] != ks[3] {
         let rule = "batch and head width of queries and keys must be equal";
@@ -105,7 +107,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Size> {
 }
 
 fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Size> {
-    qkv.expect_f32(OP)?;
+    qkv.expect_float(OP)?;
     if n_kv_heads == 0 || n_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) {
         let (value, expected) = (n_kv_heads.to_string(), "a divisor of the number of query heads");
         return Err(Error::Argument { op: OP, name: "n_kv_heads", value, expected });
@@ -141,6 +143,14 @@ enum Inputs {
 }
 
 impl Inputs {
+    /// The tensor that holds the queries.
+    fn first(&self) -> &Tensor {
+        match self {
+            Self::Separate { q, .. } => q,
+            Self::Packed { qkv } => qkv,
+        }
+    }
+
     /// Where q, k and v lie.
     fn heads(&self, size: Size) -> [Heads<'_>; 3] {
         let Size { n_heads, n_kv_heads, width, .. } = size;
@@ -177,7 +187,11 @@ fn forward(
     mask: &Mask,
     scale: f32,
     wanted: bool,
-) -> Result<(Tensor, Option<Attention>)> {
+) -> Result<(Tensor, Option<Saved>)> {
+    let q = inputs.first();
+    if q.is_cuda() {
+        return forward_cuda(inputs, size, mask, scale, wanted);
+    }
     let intervals = mask.intervals(size.batch, size.tq, size.tk)?;
     let n_keys = mask.n_keys(size.tk);
     let Size { batch, tq, n_heads, width, .. } = size;
@@ -190,7 +204,82 @@ fn forward(
     let mut lse = Tensor::uninit([batch, n_heads, tq], DType::F32)?;
     cpu::forward(&problem, out.data_mut(), Some(lse.data_mut()))?;
     let saved = Attention { inputs, size, scale, intervals, n_keys, out: out.clone(), lse };
-    Ok((out, Some(saved)))
+    Ok((out, Some(Saved::Cpu(saved))))
+}
+
+/// [`forward`] on a GPU.
+fn forward_cuda(
+    inputs: Inputs,
+    size: Size,
+    mask: &Mask,
+    scale: f32,
+    wanted: bool,
+) -> Result<(Tensor, Option<Saved>)> {
+    let Size { batch, tq, n_heads, width, .. } = size;
+    let q = inputs.first();
+    let seen = cuda::Seen::of(mask, size, q)?;
+    let mut out = q.like([batch, tq, n_heads, width])?;
+    if !wanted {
+        cuda::forward(&inputs, size, &seen, scale, &mut out, None)?;
+        return Ok((out, None));
+    }
+    let mut lse = q.like_f32([batch, n_heads, tq])?;
+    cuda::forward(&inputs, size, &seen, scale, &mut out, Some(&mut lse))?;
+    let saved = CudaAttention { inputs, size, scale, seen, out: out.clone(), lse };
+    Ok((out, Some(Saved::Cuda(saved))))
+}
+
+/// What backward needs, by device.
+enum Saved {
+    Cpu(Attention),
+    Cuda(CudaAttention),
+}
+
+impl Saved {
+    fn record(self, inputs: &[&Tensor], out: Tensor) -> Tensor {
+        match self {
+            Self::Cpu(op) => record1(inputs, out, || op),
+            Self::Cuda(op) => record1(inputs, out, || op),
+        }
+    }
+}
+
+/// [`Attention`] on a GPU.
+struct CudaAttention {
+    inputs: Inputs,
+    size: Size,
+    scale: f32,
+    seen: cuda::Seen,
+    out: Tensor,
+    lse: Tensor,
+}
+
+impl Op for CudaAttention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        let Self { inputs, size, scale, seen, out, lse } = self;
+        let saved = cuda::Saved { inputs, size: *size, seen, scale: *scale, out, lse };
+        match inputs {
+            Inputs::Packed { qkv } => grads.write_like(0, qkv, |dqkv, accumulate| {
+                saved.backward(&dy, &[Some(dqkv)], accumulate)
+            }),
+            Inputs::Separate { q, k, v } => {
+                let room = |(i, x): (usize, &Tensor)| grads.wants(i).then(|| x.like(x.shape())).transpose();
+                let [dq, dk, dv] = [room((0, q))?, room((1, k))?, room((2, v))?];
+                saved.backward(&dy, &[dq.as_ref(), dk.as_ref(), dv.as_ref()], false)?;
+                for (i, grad) in [dq, dk, dv].into_iter().enumerate() {
+                    if let Some(grad) = grad {
+                        grads.add(i, grad)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 struct Attention {

@@ -1,6 +1,7 @@
 //! Changes of the element type.
 
 mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -31,7 +32,12 @@ impl Tensor {
         if self.dtype() == dtype {
             return Ok(self.clone());
         }
-        let mut y = Self::uninit(self.shape(), dtype)?;
+        let mut y = Self::uninit_on(self.device(), self.shape(), dtype)?;
+        if self.is_cuda() {
+            cuda::cast(self, &mut y)?;
+            let from = self.dtype();
+            return Ok(record1(&[self], y, || CastOnGpu { from }));
+        }
         match (self.dtype(), dtype) {
             (DType::F32, DType::F16) => cpu::narrow::<f16>(self.elements(), y.elements_mut()),
             (DType::F32, _) => cpu::narrow::<bf16>(self.elements(), y.elements_mut()),
@@ -62,5 +68,21 @@ impl Op for Cast {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         grads.add(0, dy)
+    }
+}
+
+/// On a GPU gradients have the type of their values, but for those of parameters.
+struct CastOnGpu {
+    from: DType,
+}
+
+impl Op for CastOnGpu {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = grads.only_output();
+        grads.add(0, dy.cast(self.from)?.detach())
     }
 }

@@ -7,7 +7,8 @@ mod reference;
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record1};
-use crate::{DType, Error, Result, Shape, Tensor};
+use super::thin;
+use crate::{Error, Result, Shape, Tensor};
 use cpu::{Blocks, copy};
 
 impl Tensor {
@@ -24,12 +25,16 @@ impl Tensor {
     /// If there are no parts, shapes do not fit or memory runs out.
     pub fn concat(parts: &[&Self], dim: usize) -> Result<Self> {
         let shape = check(parts, dim)?;
-        let mut y = Self::uninit(shape, DType::F32)?;
+        let mut y = parts[0].like(shape)?;
         let mut offset = 0;
         for part in parts {
             let (n, len) = blocks(&part.shape(), dim);
             let to = Blocks { offset, stride: blocks(&shape, dim).1 };
-            copy((n, len), part.data(), Blocks::packed(len), y.data_mut(), to, false);
+            if y.is_cuda() {
+                thin::cuda::copy_blocks((n, len), part, Blocks::packed(len), &mut y, to, false)?;
+            } else {
+                copy((n, len), part.data(), Blocks::packed(len), y.data_mut(), to, false);
+            }
             offset += len;
         }
         let op = || Concat { parts: parts.iter().map(|p| p.shape()).collect(), dim };
@@ -47,7 +52,8 @@ fn check(parts: &[&Tensor], dim: usize) -> Result<Shape> {
     let mut dims = first.shape().to_vec();
     dims[dim] = 0;
     for part in parts {
-        part.expect_f32(OP)?;
+        part.expect_float(OP)?;
+        first.expect_beside(OP, part)?;
         let shape = part.shape();
         let fits = shape.len() == dims.len()
             && (0..dims.len()).all(|i| i == dim || shape[i] == first.shape()[i]);
@@ -81,6 +87,16 @@ impl Op for Concat {
         let mut offset = 0;
         for (i, shape) in self.parts.iter().enumerate() {
             let (n, len) = blocks(shape, self.dim);
+            if dy.is_cuda() {
+                if grads.wants(i) {
+                    let mut dx = dy.like(*shape)?;
+                    let from = Blocks { offset, stride };
+                    thin::cuda::copy_blocks((n, len), &dy, from, &mut dx, Blocks::packed(len), false)?;
+                    grads.add(i, dx)?;
+                }
+                offset += len;
+                continue;
+            }
             grads.write(i, *shape, |dx, accumulate| {
                 let from = Blocks { offset, stride };
                 copy((n, len), dy.data(), from, dx, Blocks::packed(len), accumulate);

@@ -1,13 +1,14 @@
 //! Random zeros, for regularisation.
 
 mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record1};
-use crate::{DType, Error, Philox, Result, Tensor};
+use crate::{Error, Philox, Result, Tensor};
 
 impl Tensor {
     /// Sets each value to 0 with probability `p` and multiplies the others by `1 / (1 − p)`, so
@@ -22,7 +23,7 @@ impl Tensor {
     /// If `p` is not in `0..1` or memory runs out.
     pub fn dropout(&self, p: f32, rng: &Philox) -> Result<Self> {
         const OP: &str = "dropout";
-        self.expect_f32(OP)?;
+        self.expect_float(OP)?;
         if !(0.0..1.0).contains(&p) {
             let value = p.to_string();
             return Err(Error::Argument { op: OP, name: "p", value, expected: "0 <= p < 1" });
@@ -30,8 +31,11 @@ impl Tensor {
         if p == 0.0 {
             return Ok(self.clone());
         }
-        let mut y = Self::uninit(self.shape(), DType::F32)?;
-        cpu::apply(self.data(), p, *rng, y.data_mut(), false);
+        let mut y = self.like(self.shape())?;
+        match self.is_cuda() {
+            true => cuda::apply(self, p, *rng, &mut y, false)?,
+            false => cpu::apply(self.data(), p, *rng, y.data_mut(), false),
+        }
         Ok(record1(&[self], y, || Dropout { p, rng: *rng }))
     }
 }
@@ -48,6 +52,11 @@ impl Op for Dropout {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            return grads.write_like(0, &dy, |dx, accumulate| {
+                cuda::apply(&dy, self.p, self.rng, dx, accumulate)
+            });
+        }
         grads.write(0, dy.shape(), |dx, accumulate| {
             cpu::apply(dy.data(), self.p, self.rng, dx, accumulate);
             Ok(())

@@ -1,6 +1,7 @@
 //! Gated activations: one half of the features switches the other.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]
@@ -21,8 +22,8 @@ impl Tensor {
     /// If the shapes differ or memory runs out.
     pub fn gated(&self, up: &Self, activation: Activation) -> Result<Self> {
         super::expect_same("gated", self, up)?;
-        let mut y = Self::uninit(self.shape(), DType::F32)?;
-        cpu::forward(activation, self.data(), up.data(), y.data_mut());
+        let mut y = self.like(self.shape())?;
+        forward(activation, self, up, &mut y)?;
         let op = || Gated { gate: self.detach(), up: up.detach(), activation };
         Ok(record1(&[self, up], y, op))
     }
@@ -44,6 +45,15 @@ impl Tensor {
     }
 }
 
+/// `y = f(gate) · up`, on the device of `gate`.
+pub(super) fn forward(activation: Activation, gate: &Tensor, up: &Tensor, y: &mut Tensor) -> Result<()> {
+    if gate.is_cuda() {
+        return cuda::forward(activation, gate, up, y);
+    }
+    cpu::forward(activation, gate.data(), up.data(), y.data_mut());
+    Ok(())
+}
+
 struct Gated {
     gate: Tensor,
     up: Tensor,
@@ -57,6 +67,12 @@ impl Op for Gated {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            let (mut dgate, mut dup) = (self.gate.like(self.gate.shape())?, self.up.like(self.up.shape())?);
+            cuda::backward(self.activation, &self.gate, &self.up, &dy, &mut dgate, &mut dup)?;
+            grads.add(0, dgate)?;
+            return grads.add(1, dup);
+        }
         let (gate, up) = (self.gate.data(), self.up.data());
         let mut dgate = Tensor::uninit(self.gate.shape(), DType::F32)?;
         let mut dup = Tensor::uninit(self.gate.shape(), DType::F32)?;

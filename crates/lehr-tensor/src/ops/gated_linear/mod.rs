@@ -40,11 +40,10 @@ impl Tensor {
         super::expect_same("gated_linear", self, up)?;
         let (n_out, n_in) = linear::check("gated_linear", self, weight, layout, bias)?;
         let size = (self.shape().n_rows(), n_out, n_in);
-        let mut y = Self::uninit(self.shape().with_last_dim(n_out), DType::F32)?;
-        let mut h = Self::uninit(self.shape(), DType::F32)?;
-        gated::cpu::forward(activation, self.data(), up.data(), h.data_mut());
-        let bias_values = bias.map(Self::data);
-        linear::cpu::forward(size, h.data(), weight.data(), layout, bias_values, y.data_mut())?;
+        let mut y = self.like(self.shape().with_last_dim(n_out))?;
+        let mut h = self.like(self.shape())?;
+        gated::forward(activation, self, up, &mut h)?;
+        linear::forward(size, &h, weight, layout, bias, &mut y)?;
         drop(h);
         let op = || {
             let (gate, up, weight) = (self.detach(), up.detach(), weight.detach());
@@ -74,6 +73,9 @@ impl Op for GatedLinear {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            return self.backward_cuda(&dy, grads);
+        }
         let (gate, up, shape) = (self.gate.data(), self.up.data(), self.gate.shape());
         let mut h = Tensor::uninit(shape, DType::F32)?;
         if grads.wants(0) || grads.wants(1) {
@@ -89,5 +91,22 @@ impl Op for GatedLinear {
             gated::cpu::forward(self.activation, gate, up, h.data_mut());
         }
         linear::cpu::backward_params(self.size, &dy, h.data(), &self.weight, self.layout, grads, 2)
+    }
+}
+
+impl GatedLinear {
+    fn backward_cuda(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        let (gate, up, weight, layout) = (&self.gate, &self.up, &self.weight, self.layout);
+        let mut h = gate.like(gate.shape())?;
+        if grads.wants(0) || grads.wants(1) {
+            linear::cuda::backward_input(self.size, dy, weight, layout, &mut h, false)?;
+            let (mut dgate, mut dup) = (gate.like(gate.shape())?, gate.like(gate.shape())?);
+            gated::cuda::backward_and_value(self.activation, gate, up, &mut h, &mut dgate, &mut dup)?;
+            grads.add(0, dgate)?;
+            grads.add(1, dup)?;
+        } else if grads.wants(2) {
+            gated::cuda::forward(self.activation, gate, up, &mut h)?;
+        }
+        linear::cuda::backward_params(self.size, dy, &h, weight, layout, grads, 2)
     }
 }

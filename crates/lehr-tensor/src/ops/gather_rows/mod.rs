@@ -3,7 +3,7 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-use super::embedding::{cpu, take_rows};
+use super::embedding::{cpu, scatter_on_cuda, take_rows};
 use crate::autograd::{Gradients, Op, record1};
 use crate::{Error, Result, Shape, Tensor};
 
@@ -45,6 +45,9 @@ impl Op for GatherRows {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            return scatter_on_cuda(&dy, &self.ids, self.x, grads);
+        }
         grads.write(0, self.x, |dx, accumulate| {
             cpu::scatter_add(dy.data(), self.ids.ids(), self.x[1], dx, accumulate);
             Ok(())

@@ -1,6 +1,7 @@
 //! Layer normalisation.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]
@@ -30,16 +31,23 @@ impl Tensor {
     /// If `weight` or `bias` is not `[D]` or memory runs out.
     pub fn layer_norm(&self, weight: &Self, bias: Option<&Self>, eps: f32) -> Result<Self> {
         const OP: &str = "layer_norm";
-        self.expect_f32(OP)?;
+        self.expect_float(OP)?;
+        let weight = &weight.to_f32()?;
+        let bias = bias.map(Self::to_f32).transpose()?;
+        let bias = bias.as_ref();
         super::expect_vector(OP, self, weight)?;
         if let Some(bias) = bias {
             super::expect_vector(OP, self, bias)?;
         }
-        let mut y = Self::uninit(self.shape(), DType::F32)?;
-        let mut stats = Stats::uninit(self.shape().n_rows())?;
-        let affine = cpu::Affine { weight: weight.data(), bias: bias.map(Self::data), eps };
-        let (mean, rstd) = (stats.mean.data_mut(), stats.rstd.data_mut());
-        cpu::forward(self.data(), affine, y.data_mut(), mean, rstd);
+        let mut y = self.like(self.shape())?;
+        let mut stats = Stats::uninit(self)?;
+        if self.is_cuda() {
+            cuda::forward(self, (weight, bias), eps, &mut y, &mut stats)?;
+        } else {
+            let affine = cpu::Affine { weight: weight.data(), bias: bias.map(Self::data), eps };
+            let (mean, rstd) = (stats.mean.data_mut(), stats.rstd.data_mut());
+            cpu::forward(self.data(), affine, y.data_mut(), mean, rstd);
+        }
         let with_bias = [self, weight, bias.unwrap_or(weight)];
         let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
         if !records(inputs) {
@@ -57,9 +65,9 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    /// Room for the statistics of `n_rows` rows.
-    pub(crate) fn uninit(n_rows: usize) -> Result<Self> {
-        let vector = || Tensor::uninit([n_rows], DType::F32);
+    /// Room for the statistics of the rows of `x`.
+    pub(crate) fn uninit(x: &Tensor) -> Result<Self> {
+        let vector = || x.like_f32([x.shape().n_rows()]);
         Ok(Self { mean: vector()?, rstd: vector()? })
     }
 
@@ -81,6 +89,10 @@ impl Op for LayerNorm {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            let Self { x, weight, stats } = self;
+            return cuda::Saved { x, weight, stats }.backward(&dy, grads);
+        }
         let (x, weight, rows) = (self.x.data(), self.weight.data(), self.stats.rows());
         grads.write(0, self.x.shape(), |dx, accumulate| {
             cpu::backward_input(x, weight, rows, dy.data(), dx, accumulate);

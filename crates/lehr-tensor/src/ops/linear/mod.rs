@@ -1,13 +1,14 @@
 //! The affine map of the last dimension.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record1};
-use crate::{DType, Error, Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 /// How a weight matrix lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,15 +37,30 @@ impl Tensor {
     pub fn linear(&self, weight: &Self, layout: WeightLayout, bias: Option<&Self>) -> Result<Self> {
         let (n_out, n_in) = check("linear", self, weight, layout, bias)?;
         let shape = self.shape().with_last_dim(n_out);
-        let mut y = Self::uninit(shape, DType::F32)?;
+        let mut y = self.like(shape)?;
         let size = (self.shape().n_rows(), n_out, n_in);
-        cpu::forward(size, self.data(), weight.data(), layout, bias.map(Self::data), y.data_mut())?;
+        forward(size, self, weight, layout, bias, &mut y)?;
         let op = || Linear { x: self.detach(), weight: weight.detach(), layout, size };
         Ok(match bias {
             Some(bias) => record1(&[self, weight, bias], y, op),
             None => record1(&[self, weight], y, op),
         })
     }
+}
+
+/// The product, on the device of `x`.
+pub(crate) fn forward(
+    size: (usize, usize, usize),
+    x: &Tensor,
+    weight: &Tensor,
+    layout: WeightLayout,
+    bias: Option<&Tensor>,
+    y: &mut Tensor,
+) -> Result<()> {
+    if x.is_cuda() {
+        return cuda::forward(size, x, weight, layout, bias, y);
+    }
+    cpu::forward(size, x.data(), weight.data(), layout, bias.map(Tensor::data), y.data_mut())
 }
 
 pub(crate) fn check(
@@ -54,8 +70,8 @@ pub(crate) fn check(
     layout: WeightLayout,
     bias: Option<&Tensor>,
 ) -> Result<(usize, usize)> {
-    x.expect_f32(op)?;
-    weight.expect_f32(op)?;
+    x.expect_float(op)?;
+    x.expect_beside(op, weight)?;
     super::expect_rank_min(op, x, 1)?;
     let (n_out, n_in) = match (&*weight.shape(), layout) {
         (&[n_out, n_in], WeightLayout::OutIn) | (&[n_in, n_out], WeightLayout::InOut) => {
@@ -71,7 +87,7 @@ pub(crate) fn check(
         return Err(Error::Shape { op, lhs: x.shape(), rhs: weight.shape(), rule });
     }
     if let Some(bias) = bias {
-        bias.expect_f32(op)?;
+        x.expect_beside(op, bias)?;
     }
     if let Some(bias) = bias.filter(|b| *b.shape() != [n_out]) {
         let rule = "the bias must have one number per output";
@@ -95,6 +111,12 @@ impl Op for Linear {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            grads.write_like(0, &self.x, |dx, accumulate| {
+                cuda::backward_input(self.size, &dy, &self.weight, self.layout, dx, accumulate)
+            })?;
+            return cuda::backward_params(self.size, &dy, &self.x, &self.weight, self.layout, grads, 1);
+        }
         let (x, weight, size) = (self.x.data(), self.weight.data(), self.size);
         grads.write(0, self.x.shape(), |dx, accumulate| {
             cpu::backward_input(size, dy.data(), weight, self.layout, dx, accumulate)

@@ -3,7 +3,8 @@
 use crate::autograd::Gradients;
 use crate::cpu::threads;
 use crate::ops::rows_per_task;
-use crate::{DType, Error, Result, Shape, Tensor};
+use super::cuda;
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// The target of a row without a label.
 const NO_LABEL: i32 = -100;
@@ -50,12 +51,21 @@ impl Labelled {
         self.labels.ids()
     }
 
+    /// The labels on another device.
+    pub(super) fn labels_on(&self, device: Device) -> Result<Tensor> {
+        self.labels.to_device(device)
+    }
+
     /// The labelled rows of `x [.., D]` as `[n, D]`; the storage of `x` itself if that is all.
     pub(super) fn gather(&self, x: &Tensor) -> Result<Tensor> {
         let d = x.shape().last_dim();
         let shape = Shape::from([self.len(), d]);
         let Some(positions) = &self.positions else { return Ok(x.with_shape(shape)) };
-        let mut out = Tensor::uninit(shape, DType::F32)?;
+        let mut out = x.like(shape)?;
+        if x.is_cuda() {
+            cuda::gather(x, &positions.to_device(x.device())?, &mut out)?;
+            return Ok(out);
+        }
         let (x, positions, rows) = (x.data(), positions.ids(), rows_per_task(d));
         threads::run_chunks(out.data_mut(), rows * d, |index, out| {
             for (row, position) in out.chunks_exact_mut(d).zip(&positions[index * rows..]) {
@@ -80,6 +90,15 @@ impl Labelled {
             return grads.add(index, grad);
         };
         let d = shape.last_dim();
+        if rows.is_cuda() {
+            if !grads.wants(index) {
+                return Ok(());
+            }
+            let (positions, like) = (positions.to_device(rows.device())?, rows.like(shape)?);
+            return grads.write_like(index, &like, |dst, accumulate| {
+                cuda::scatter(&positions, &rows, d, dst, accumulate)
+            });
+        }
         grads.write(index, shape, |dst, accumulate| {
             scatter(positions.ids(), rows.data(), d, dst, accumulate);
             Ok(())
@@ -89,7 +108,11 @@ impl Labelled {
     /// The values of labelled rows `[n]` at their positions, 0 elsewhere.
     pub(super) fn scatter_values(&self, values: &Tensor, shape: Shape) -> Result<Tensor> {
         let Some(positions) = &self.positions else { return Ok(values.with_shape(shape)) };
-        let mut out = Tensor::uninit(shape, DType::F32)?;
+        let mut out = values.like(shape)?;
+        if values.is_cuda() {
+            cuda::scatter(&positions.to_device(values.device())?, values, 1, &mut out, false)?;
+            return Ok(out);
+        }
         scatter(positions.ids(), values.data(), 1, out.data_mut(), false);
         Ok(out)
     }

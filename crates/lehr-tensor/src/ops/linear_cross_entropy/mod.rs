@@ -1,6 +1,7 @@
 //! The loss over a vocabulary, from hidden states to one number, and its relatives.
 
 mod cpu;
+pub(crate) mod cuda;
 mod labels;
 #[cfg(test)]
 mod reference;
@@ -65,6 +66,9 @@ impl Tensor {
             return Err(Error::Argument { op: OP, name, value, expected: "a positive number" });
         }
         let x = rows.gather(self)?;
+        if self.is_cuda() {
+            return cuda_loss(self, (weight, bias), x, rows, options);
+        }
         let head = Head::new(&x, weight, bias, &rows, options.z_loss, options.softcap);
         let mut losses = Self::uninit([rows.len()], DType::F32)?;
         let with_bias = [self, weight, bias.unwrap_or(weight)];
@@ -93,6 +97,38 @@ impl Tensor {
     }
 }
 
+/// The loss on a GPU. The gradient of the weight is in f32, that of `x` has its type.
+fn cuda_loss(
+    full: &Tensor,
+    (weight, bias): (&Tensor, Option<&Tensor>),
+    x: Tensor,
+    rows: Labelled,
+    options: CrossEntropy,
+) -> Result<Tensor> {
+    let CrossEntropy { normalizer, z_loss, softcap } = options;
+    let mut losses = x.like_f32([rows.len()])?;
+    let head = cuda::Head { x: &x, weight, bias, rows: &rows, z_loss, softcap };
+    let with_bias = [full, weight, bias.unwrap_or(weight)];
+    let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
+    if !records(inputs) {
+        head.run(&mut losses, None, cuda::HeadGrads::default())?;
+        return cuda::mean(&losses, normalizer);
+    }
+    let room = |of: Option<&Tensor>, shape: Shape, dtype: DType| {
+        cuda::room(of.is_some_and(Tensor::wants_grad), x.device(), shape, dtype)
+    };
+    let mut dx = room(Some(full), x.shape(), x.dtype())?;
+    let mut dw = room(Some(weight), weight.shape(), DType::F32)?;
+    let mut db = room(bias, [weight.shape()[0]].into(), DType::F32)?;
+    let grads =
+        cuda::HeadGrads { dx: dx.as_mut(), dw: dw.as_mut().map(|dw| (dw, false)), db: db.as_mut() };
+    head.run(&mut losses, Some(&cuda::Factors::Same(1.0 / normalizer)), grads)?;
+    let loss = cuda::mean(&losses, normalizer)?;
+    let x_shape = full.shape();
+    let op = || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw, db })) };
+    Ok(record1(inputs, loss, op))
+}
+
 /// `Σ losses / normalizer`, summed in f64 in the order of the rows; 0 for no rows.
 fn mean(losses: &Tensor, normalizer: f32) -> Result<Tensor> {
     if losses.shape().n_elements() == 0 {
@@ -110,9 +146,9 @@ fn check(
     targets: &Tensor,
     softcap: Option<f32>,
 ) -> Result<Labelled> {
-    x.expect_f32(op)?;
-    weight.expect_f32(op)?;
-    bias.map_or(Ok(()), |bias| bias.expect_f32(op))?;
+    x.expect_float(op)?;
+    x.expect_beside(op, weight)?;
+    bias.map_or(Ok(()), |bias| x.expect_beside(op, bias))?;
     targets.expect_ids(op)?;
     super::expect_rank_min(op, x, 1)?;
     let &[n_vocabulary, width] = &*weight.shape() else {
@@ -157,7 +193,17 @@ impl Op for LinearCrossEntropy {
     }
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        let dy = grads.only_output().item()?;
+        // A loss that is differentiated itself has a gradient of 1: no need to wait for a GPU to hear of it.
+        let is_seed = grads.is_seed();
+        let dy = grads.only_output();
+        let factor = if is_seed || dy.is_cuda() { 1.0 } else { dy.item()? };
+        let scale = |grad: &mut Tensor| match dy.is_cuda() && !is_seed {
+            true => inplace::cuda::scale_by(grad, &dy),
+            false => {
+                scale(grad, factor);
+                Ok(())
+            }
+        };
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(saved) = saved else {
             return Err(Error::Argument {
@@ -168,15 +214,15 @@ impl Op for LinearCrossEntropy {
             });
         };
         if let Some(mut dw) = saved.dw {
-            scale(&mut dw, dy);
+            scale(&mut dw)?;
             grads.add(1, dw)?;
         }
         if let Some(mut db) = saved.db {
-            scale(&mut db, dy);
+            scale(&mut db)?;
             grads.add(2, db)?;
         }
         if let Some(mut dx) = saved.dx {
-            scale(&mut dx, dy);
+            scale(&mut dx)?;
             self.rows.add_scattered(grads, 0, dx, self.x_shape)?;
         }
         Ok(())

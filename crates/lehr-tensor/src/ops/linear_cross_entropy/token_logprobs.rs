@@ -3,7 +3,8 @@
 use super::check;
 use super::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use super::labels::Labelled;
-use crate::autograd::{Gradients, Op, record1, records};
+use super::cuda;
+use crate::autograd::{Gradients, Op, record1, records, unshared};
 use crate::{DType, Result, Shape, Tensor, inplace};
 
 impl Tensor {
@@ -33,6 +34,9 @@ impl Tensor {
     ) -> Result<Self> {
         let rows = check("token_logprobs", self, (weight, bias), targets, softcap)?;
         let x = rows.gather(self)?;
+        if self.is_cuda() {
+            return on_cuda(self, (weight, bias), x, rows, targets.shape(), softcap);
+        }
         let mut values = Self::uninit([rows.len()], DType::F32)?;
         let head = Head::new(&x, weight, bias, &rows, 0.0, softcap);
         head.forward(values.data_mut())?;
@@ -47,6 +51,27 @@ impl Tensor {
         let op = || TokenLogprobs { x, weight, bias, rows, x_shape, softcap };
         Ok(record1(inputs, y, op))
     }
+}
+
+fn on_cuda(
+    full: &Tensor,
+    (weight, bias): (&Tensor, Option<&Tensor>),
+    x: Tensor,
+    rows: Labelled,
+    shape: Shape,
+    softcap: Option<f32>,
+) -> Result<Tensor> {
+    let mut values = x.like_f32([rows.len()])?;
+    let head = cuda::Head { x: &x, weight, bias, rows: &rows, z_loss: 0.0, softcap };
+    head.run(&mut values, None, cuda::HeadGrads::default())?;
+    inplace::cuda::scale(&mut values, -1.0)?;
+    let y = rows.scatter_values(&values, shape)?;
+    drop(values);
+    let with_bias = [full, weight, bias.unwrap_or(weight)];
+    let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
+    let (x_shape, weight, bias) = (full.shape(), weight.detach(), bias.map(Tensor::detach));
+    let op = || TokenLogprobs { x, weight, bias, rows, x_shape, softcap };
+    Ok(record1(inputs, y, op))
 }
 
 struct TokenLogprobs {
@@ -67,6 +92,9 @@ impl Op for TokenLogprobs {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         // Log-probabilities are losses with the other sign.
         let mut factors = self.rows.gather_values(&grads.only_output())?;
+        if factors.is_cuda() {
+            return self.backward_cuda(factors, grads);
+        }
         if !factors.is_unique() {
             factors = Tensor::from_slice(factors.data(), factors.shape())?;
         }
@@ -100,6 +128,36 @@ impl Op for TokenLogprobs {
         }
         match dx {
             Some(dx) => self.rows.add_scattered(grads, 0, dx, self.x_shape),
+            None => Ok(()),
+        }
+    }
+}
+
+impl TokenLogprobs {
+    fn backward_cuda(&self, factors: Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        let Self { x, weight, bias, rows, softcap, .. } = self;
+        let mut factors = unshared(factors)?;
+        inplace::cuda::scale(&mut factors, -1.0)?;
+        let factors = cuda::Factors::PerRow(&factors);
+        let head = cuda::Head { x, weight, bias: bias.as_ref(), rows, z_loss: 0.0, softcap: *softcap };
+        let mut losses = x.like_f32([rows.len()])?;
+        let wants_bias = bias.is_some() && grads.wants(2);
+        let mut dx = cuda::room(grads.wants(0), x.device(), x.shape(), x.dtype())?;
+        let mut db = cuda::room(wants_bias, x.device(), [weight.shape()[0]].into(), DType::F32)?;
+        let wanted = cuda::HeadGrads { dx: dx.as_mut(), dw: None, db: db.as_mut() };
+        if grads.wants(1) {
+            grads.write_param(1, weight, |dw, accumulate| {
+                let wanted = cuda::HeadGrads { dw: Some((dw, accumulate)), ..wanted };
+                head.run(&mut losses, Some(&factors), wanted)
+            })?;
+        } else {
+            head.run(&mut losses, Some(&factors), wanted)?;
+        }
+        if let Some(db) = db {
+            grads.add(2, db)?;
+        }
+        match dx {
+            Some(dx) => rows.add_scattered(grads, 0, dx, self.x_shape),
             None => Ok(()),
         }
     }

@@ -1,12 +1,14 @@
 //! The affine map of the last dimension with a weight in a stored form.
 
 mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record, record1};
+use super::linear;
 use crate::ops::linear::cpu::column_sums;
 use crate::quant::QMatrix;
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -32,8 +34,10 @@ impl Tensor {
     /// If shapes do not fit or memory runs out.
     pub fn linear_q(&self, w: &QMatrix, bias: Option<&Self>) -> Result<Self> {
         check(self, w, bias)?;
-        let mut y = Self::uninit(self.shape().with_last_dim(w.rows()), DType::F32)?;
-        if self.shape().n_elements() == 0 || w.rows() == 0 {
+        let mut y = self.like(self.shape().with_last_dim(w.rows()))?;
+        if self.is_cuda() {
+            cuda::forward(w, self, bias, &mut y)?;
+        } else if self.shape().n_elements() == 0 || w.rows() == 0 {
             // No inputs: the sums are empty.
             for row in y.data_mut().chunks_mut(w.rows().max(1)) {
                 match bias {
@@ -57,7 +61,7 @@ impl Tensor {
 
 fn check(x: &Tensor, w: &QMatrix, bias: Option<&Tensor>) -> Result<()> {
     let op = "linear_q";
-    x.expect_f32(op)?;
+    x.expect_float(op)?;
     super::expect_rank_min(op, x, 1)?;
     let weight = Shape::from([w.rows(), w.cols()]);
     if x.shape().last_dim() != w.cols() {
@@ -65,7 +69,7 @@ fn check(x: &Tensor, w: &QMatrix, bias: Option<&Tensor>) -> Result<()> {
         return Err(Error::Shape { op, lhs: x.shape(), rhs: weight, rule });
     }
     if let Some(bias) = bias {
-        bias.expect_f32(op)?;
+        x.expect_beside(op, bias)?;
         if *bias.shape() != [w.rows()] {
             let rule = "the bias must have one number per output";
             return Err(Error::Shape { op, lhs: bias.shape(), rhs: weight, rule });
@@ -86,6 +90,9 @@ impl Op for LinearQ {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            return self.backward_cuda(&dy, grads);
+        }
         grads.write(0, self.x, |dx, accumulate| {
             if dy.data().is_empty() || dx.is_empty() {
                 if !accumulate {
@@ -101,6 +108,22 @@ impl Op for LinearQ {
         grads.write(1, [self.w.rows()].into(), |db, accumulate| {
             column_sums(dy.data(), db, accumulate);
             Ok(())
+        })
+    }
+}
+
+impl LinearQ {
+    fn backward_cuda(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        if grads.wants(0) {
+            let like = dy.like(self.x)?;
+            grads.write_like(0, &like, |dx, accumulate| cuda::backward(&self.w, dy, dx, accumulate))?;
+        }
+        if grads.n_inputs() < 2 || !grads.wants(1) {
+            return Ok(());
+        }
+        let (n, rows) = (dy.shape().n_rows(), self.w.rows());
+        grads.write_param_shaped(1, [rows].into(), dy, |db, accumulate| {
+            linear::cuda::column_sums(n, dy, rows, db, accumulate)
         })
     }
 }
@@ -122,6 +145,11 @@ impl QMatrix {
         super::embedding::check_ids(op, ids, self.rows())?;
         let mut dims = ids.shape().to_vec();
         dims.push(self.cols());
+        if let Some(copy) = self.on_gpu() {
+            let y = Tensor::uninit_on(copy.device, &dims, copy.dtype)?;
+            cuda::gather(self, &copy, ids, &y)?;
+            return Ok(y);
+        }
         let mut y = Tensor::uninit(&dims, DType::F32)?;
         if self.cols() > 0 {
             for (row, id) in y.data_mut().chunks_exact_mut(self.cols()).zip(ids.ids()) {

@@ -1,13 +1,14 @@
 //! Root-mean-square normalisation.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record1, records};
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 impl Tensor {
     /// Divides each row by its root mean square, then scales: `y = x · rstd · (weight + offset)`
@@ -27,12 +28,17 @@ impl Tensor {
     /// # Errors
     /// If `weight` is not `[D]` or memory runs out.
     pub fn rms_norm(&self, weight: &Self, eps: f32, offset: f32) -> Result<Self> {
-        self.expect_f32("rms_norm")?;
+        self.expect_float("rms_norm")?;
+        let weight = &weight.to_f32()?;
         super::expect_vector("rms_norm", self, weight)?;
-        let mut y = Self::uninit(self.shape(), DType::F32)?;
-        let mut rstd = Self::uninit([self.shape().n_rows()], DType::F32)?;
-        let (x, w) = (self.data(), weight.data());
-        cpu::forward(x, w, eps, offset, y.data_mut(), rstd.data_mut());
+        let mut y = self.like(self.shape())?;
+        let mut rstd = self.like_f32([self.shape().n_rows()])?;
+        if self.is_cuda() {
+            cuda::forward(self, weight, (eps, offset), &mut y, &mut rstd)?;
+        } else {
+            let (x, w) = (self.data(), weight.data());
+            cpu::forward(x, w, eps, offset, y.data_mut(), rstd.data_mut());
+        }
         if !records(&[self, weight]) {
             return Ok(y);
         }
@@ -55,6 +61,10 @@ impl Op for RmsNorm {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            let Self { x, weight, rstd, offset } = self;
+            return cuda::Saved { x, weight, rstd, offset: *offset }.backward(&dy, grads);
+        }
         let (x, weight, rstd) = (self.x.data(), self.weight.data(), self.rstd.data());
         grads.write(0, self.x.shape(), |dx, accumulate| {
             cpu::backward_input(x, weight, self.offset, rstd, dy.data(), dx, accumulate);

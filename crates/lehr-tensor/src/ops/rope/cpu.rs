@@ -1,7 +1,7 @@
 //! The rotation, forward and backward.
 
 use super::RopeTable;
-use super::table::{Pairs, RopeLayout};
+use super::table::{Angles, Pairs, RopeLayout};
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
 use crate::ops::rows_per_task;
@@ -10,6 +10,7 @@ use crate::ops::rows_per_task;
 pub(super) fn rotate(
     x: &[f32],
     table: &RopeTable,
+    angles: &Angles,
     n_heads: usize,
     width: usize,
     sign: f32,
@@ -17,11 +18,12 @@ pub(super) fn rotate(
     accumulate: bool,
 ) {
     let (row, half) = (n_heads * width, table.rotary_dim() / 2);
+    let (cos, sin) = (angles.cos.data(), angles.sin.data());
     let tokens = rows_per_task(row);
     threads::run_chunks(y, tokens * row, |index, y| {
         let start = index * tokens;
         let x = &x[start * row..][..y.len()];
-        let (cos, sin) = (&table.cos()[start * half..], &table.sin()[start * half..]);
+        let (cos, sin) = (&cos[start * half..], &sin[start * half..]);
         let pairs = table.pairs();
         dispatch(Rotate { x, cos, sin, pairs, half, row, width, sign, y, accumulate });
     });

@@ -1,6 +1,7 @@
 //! Rotary position embedding.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod frequencies;
 #[cfg(test)]
 mod reference;
@@ -11,7 +12,7 @@ pub(crate) mod tests;
 pub use table::{RopeLayout, RopeTable};
 
 use crate::autograd::{Gradients, Op, record1};
-use crate::{DType, Error, Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 impl Tensor {
     /// Rotates pairs of dimensions of each head by angles that grow with the token's position, so
@@ -32,11 +33,21 @@ impl Tensor {
     /// If the table is for another number of tokens or wider heads, or memory runs out.
     pub fn rope(&self, table: &RopeTable) -> Result<Self> {
         check(self, table)?;
-        let mut y = Self::uninit(self.shape(), DType::F32)?;
-        let (n_heads, width) = heads(self);
-        cpu::rotate(self.data(), table, n_heads, width, 1.0, y.data_mut(), false);
+        let mut y = self.like(self.shape())?;
+        rotate(self, table, 1.0, &mut y, false)?;
         Ok(record1(&[self], y, || Rope { table: table.clone() }))
     }
+}
+
+/// `y (+)=` the heads of `x` rotated by the table's angles times `sign`, on the device of `x`.
+fn rotate(x: &Tensor, table: &RopeTable, sign: f32, y: &mut Tensor, accumulate: bool) -> Result<()> {
+    let (n_heads, width) = heads(x);
+    if x.is_cuda() {
+        return cuda::rotate(x, table, (n_heads, width), sign, y, accumulate);
+    }
+    let angles = table.angles(x.device())?;
+    cpu::rotate(x.data(), table, &angles, n_heads, width, sign, y.data_mut(), accumulate);
+    Ok(())
 }
 
 /// Number and width of the heads.
@@ -47,7 +58,7 @@ fn heads(x: &Tensor) -> (usize, usize) {
 
 fn check(x: &Tensor, table: &RopeTable) -> Result<()> {
     const OP: &str = "rope";
-    x.expect_f32(OP)?;
+    x.expect_float(OP)?;
     let &[batch, time, _, width] = &*x.shape() else {
         let expected = "four dimensions [B, T, H, E]".to_owned();
         return Err(Error::Rank { op: OP, found: x.shape(), expected });
@@ -74,10 +85,6 @@ impl Op for Rope {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        let (n_heads, width) = heads(&dy);
-        grads.write(0, dy.shape(), |dx, accumulate| {
-            cpu::rotate(dy.data(), &self.table, n_heads, width, -1.0, dx, accumulate);
-            Ok(())
-        })
+        grads.write_like(0, &dy, |dx, accumulate| rotate(&dy, &self.table, -1.0, dx, accumulate))
     }
 }

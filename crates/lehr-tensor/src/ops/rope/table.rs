@@ -1,7 +1,10 @@
 //! Cosines and sines of all tokens and frequencies.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cuda;
 use crate::cpu::threads::{self, SharedMut};
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// Which two dimensions of a head form a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,15 +22,24 @@ pub(super) enum Pairs {
     TwoHalves,
 }
 
-/// Cosine and sine per token and frequency, computed once per forward pass and shared by all
-/// layers. Clones share the numbers.
+/// Cosine and sine per token and frequency, computed where and when they are first needed, and shared by all layers. Clones share
+/// the numbers.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
-    /// `[N, R/2]`.
-    cos: Tensor,
-    /// `[N, R/2]`.
-    sin: Tensor,
+    /// One or two streams of positions, on the CPU.
+    positions: Vec<Tensor>,
+    inv_freq: Arc<[f64]>,
+    amplitude: f64,
     pairs: Pairs,
+    /// What was computed so far, per device.
+    angles: Arc<Mutex<Vec<(Device, Angles)>>>,
+}
+
+/// Both `[N, R/2]`, f32.
+#[derive(Clone, Debug)]
+pub(super) struct Angles {
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
 }
 
 impl RopeTable {
@@ -83,38 +95,39 @@ impl RopeTable {
         for positions in positions {
             positions.expect_ids(OP)?;
         }
-        let positions: Vec<_> = positions.iter().map(|p| p.ids()).collect();
-        let (n_tokens, width) = (positions[0].len(), positions.len() * inv_freq.len());
-        let mut cos = Tensor::uninit([n_tokens, width], DType::F32)?;
-        let mut sin = Tensor::uninit([n_tokens, width], DType::F32)?;
-        let shared = SharedMut::new(sin.data_mut());
-        // A row costs microseconds, so a task needs only a few.
-        let rows = (1024 / width.max(1)).max(1);
-        threads::run_chunks(cos.data_mut(), rows * width, |index, cos| {
-            // SAFETY: tasks own disjoint rows.
-            let sin = unsafe { shared.slice(index * rows * width, cos.len()) };
-            for i in 0..cos.len() {
-                let (token, column) = (index * rows + i / width, i % width);
-                let position = positions[column / inv_freq.len()][token];
-                let angle = f64::from(position) * inv_freq[column % inv_freq.len()];
-                let (s, c) = angle.sin_cos();
-                cos[i] = (c * amplitude) as f32;
-                sin[i] = (s * amplitude) as f32;
-            }
-        });
-        Ok(Self { cos, sin, pairs })
+        Ok(Self {
+            positions: positions.iter().map(|p| p.detach()).collect(),
+            inv_freq: inv_freq.into(),
+            amplitude,
+            pairs,
+            angles: Arc::default(),
+        })
+    }
+
+    /// Cosines and sines on `device`.
+    pub(super) fn angles(&self, device: Device) -> Result<Angles> {
+        let mut known = self.angles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, angles)) = known.iter().find(|(d, _)| *d == device) {
+            return Ok(angles.clone());
+        }
+        let angles = match device {
+            Device::Cpu => angles(&self.positions, &self.inv_freq, self.amplitude)?,
+            Device::Cuda(_) => cuda::angles(&self.positions, &self.inv_freq, self.amplitude, device)?,
+        };
+        known.push((device, angles.clone()));
+        Ok(angles)
     }
 
     /// Number of tokens N = B·T.
     #[must_use]
     pub fn n_tokens(&self) -> usize {
-        self.cos.shape()[0]
+        self.positions[0].shape().n_elements()
     }
 
     /// Number R of rotated dimensions of a head.
     #[must_use]
     pub fn rotary_dim(&self) -> usize {
-        2 * self.cos.shape()[1]
+        2 * self.positions.len() * self.inv_freq.len()
     }
 
     /// Whether heads of this width can be rotated: the halves of a two-dimensional rotation are
@@ -129,16 +142,29 @@ impl RopeTable {
     pub(super) fn pairs(&self) -> Pairs {
         self.pairs
     }
+}
 
-    /// The cosines, `[N, R/2]`.
-    pub(crate) fn cos(&self) -> &[f32] {
-        self.cos.data()
-    }
-
-    /// The sines, `[N, R/2]`.
-    pub(crate) fn sin(&self) -> &[f32] {
-        self.sin.data()
-    }
+fn angles(positions: &[Tensor], inv_freq: &[f64], amplitude: f64) -> Result<Angles> {
+    let positions: Vec<_> = positions.iter().map(Tensor::ids).collect();
+    let (n_tokens, width) = (positions[0].len(), positions.len() * inv_freq.len());
+    let mut cos = Tensor::uninit([n_tokens, width], DType::F32)?;
+    let mut sin = Tensor::uninit([n_tokens, width], DType::F32)?;
+    let shared = SharedMut::new(sin.data_mut());
+    // A row costs microseconds, so a task needs only a few.
+    let rows = (1024 / width.max(1)).max(1);
+    threads::run_chunks(cos.data_mut(), rows * width, |index, cos| {
+        // SAFETY: tasks own disjoint rows.
+        let sin = unsafe { shared.slice(index * rows * width, cos.len()) };
+        for i in 0..cos.len() {
+            let (token, column) = (index * rows + i / width, i % width);
+            let position = positions[column / inv_freq.len()][token];
+            let angle = f64::from(position) * inv_freq[column % inv_freq.len()];
+            let (s, c) = angle.sin_cos();
+            cos[i] = (c * amplitude) as f32;
+            sin[i] = (s * amplitude) as f32;
+        }
+    });
+    Ok(Angles { cos, sin })
 }
 
 const OP: &str = "rope";

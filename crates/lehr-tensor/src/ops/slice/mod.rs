@@ -10,7 +10,8 @@ use std::ops::Range;
 use super::concat::blocks;
 use super::concat::cpu::{Blocks, clear, copy};
 use crate::autograd::{Gradients, Op, record1};
-use crate::{DType, Error, Result, Shape, Tensor};
+use super::thin;
+use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
     /// A copy of the part whose index along dimension `dim` lies in `range`.
@@ -26,7 +27,7 @@ impl Tensor {
     /// If the range is not within `0..N`, there is no such dimension or memory runs out.
     pub fn slice(&self, dim: usize, range: Range<usize>) -> Result<Self> {
         const OP: &str = "slice";
-        self.expect_f32(OP)?;
+        self.expect_float(OP)?;
         super::expect_rank_min(OP, self, dim + 1)?;
         if range.start > range.end || range.end > self.shape()[dim] {
             let value = format!("{range:?} of {} along dimension {dim}", self.shape());
@@ -35,10 +36,14 @@ impl Tensor {
         }
         let mut dims = self.shape().to_vec();
         dims[dim] = range.len();
-        let mut y = Self::uninit(&dims, DType::F32)?;
+        let mut y = self.like(&dims)?;
         let op = Slice { shape: self.shape(), dim, range };
         let (size, from) = op.blocks();
-        copy(size, self.data(), from, y.data_mut(), Blocks::packed(size.1), false);
+        if self.is_cuda() {
+            thin::cuda::copy_blocks(size, self, from, &mut y, Blocks::packed(size.1), false)?;
+        } else {
+            copy(size, self.data(), from, y.data_mut(), Blocks::packed(size.1), false);
+        }
         Ok(record1(&[self], y, || op))
     }
 }
@@ -67,6 +72,18 @@ impl Op for Slice {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         let ((n, len), at) = self.blocks();
+        if dy.is_cuda() {
+            if !grads.wants(0) {
+                return Ok(());
+            }
+            let like = dy.like(self.shape)?;
+            return grads.write_like(0, &like, |dx, accumulate| {
+                if !accumulate {
+                    dx.fill_zero()?;
+                }
+                thin::cuda::copy_blocks((n, len), &dy, Blocks::packed(len), dx, at, accumulate)
+            });
+        }
         grads.write(0, self.shape, |dx, accumulate| {
             if !accumulate {
                 let end = at.offset + len;

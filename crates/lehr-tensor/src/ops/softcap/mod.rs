@@ -1,13 +1,14 @@
 //! A smooth bound on logits.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record1};
-use crate::{DType, Error, Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 impl Tensor {
     /// `y = c tanh(x / c)`: the identity near 0, bounded by ±c.
@@ -19,10 +20,13 @@ impl Tensor {
     /// # Errors
     /// If `cap` is not a positive number, the elements are not f32, or memory runs out.
     pub fn softcap(&self, cap: f32) -> Result<Self> {
-        self.expect_f32("softcap")?;
+        self.expect_float("softcap")?;
         check("softcap", cap)?;
-        let mut y = Self::uninit(self.shape(), DType::F32)?;
-        cpu::forward(cap, self.data(), y.data_mut());
+        let mut y = self.like(self.shape())?;
+        match self.is_cuda() {
+            true => cuda::forward(cap, self, &mut y)?,
+            false => cpu::forward(cap, self.data(), y.data_mut()),
+        }
         let saved = y.detach();
         Ok(record1(&[self], y, || Softcap { y: saved, cap }))
     }
@@ -53,6 +57,11 @@ impl Op for Softcap {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            return grads.write_like(0, &self.y, |dx, accumulate| {
+                cuda::backward(self.cap, &self.y, &dy, dx, accumulate)
+            });
+        }
         grads.write(0, self.y.shape(), |dx, accumulate| {
             cpu::backward(self.cap, self.y.data(), dy.data(), dx, accumulate);
             Ok(())

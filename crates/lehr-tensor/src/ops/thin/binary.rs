@@ -1,5 +1,6 @@
 //! Elementwise ops of two tensors of one shape.
 
+use super::cuda::{self, Binary, Unary};
 use crate::autograd::{Gradients, Op, record1};
 use crate::inplace::CHUNK;
 use crate::{DType, Result, Tensor, threads};
@@ -11,7 +12,7 @@ impl Tensor {
     /// If the shapes differ or memory runs out.
     pub fn add(&self, rhs: &Self) -> Result<Self> {
         crate::ops::expect_same("add", self, rhs)?;
-        let y = zip(self, rhs, |a, b| a + b)?;
+        let y = zip(self, rhs, Binary::Add, |a, b| a + b)?;
         Ok(record1(&[self, rhs], y, || Add))
     }
 
@@ -21,7 +22,7 @@ impl Tensor {
     /// If the shapes differ or memory runs out.
     pub fn sub(&self, rhs: &Self) -> Result<Self> {
         crate::ops::expect_same("sub", self, rhs)?;
-        let y = zip(self, rhs, |a, b| a - b)?;
+        let y = zip(self, rhs, Binary::Sub, |a, b| a - b)?;
         Ok(record1(&[self, rhs], y, || Sub))
     }
 
@@ -31,7 +32,7 @@ impl Tensor {
     /// If the shapes differ or memory runs out.
     pub fn mul(&self, rhs: &Self) -> Result<Self> {
         crate::ops::expect_same("mul", self, rhs)?;
-        let y = zip(self, rhs, |a, b| a * b)?;
+        let y = zip(self, rhs, Binary::Mul, |a, b| a * b)?;
         Ok(record1(&[self, rhs], y, || Mul { lhs: self.detach(), rhs: rhs.detach() }))
     }
 
@@ -41,14 +42,24 @@ impl Tensor {
     /// If the shapes differ or memory runs out.
     pub fn div(&self, rhs: &Self) -> Result<Self> {
         crate::ops::expect_same("div", self, rhs)?;
-        let y = zip(self, rhs, |a, b| a / b)?;
+        let y = zip(self, rhs, Binary::Div, |a, b| a / b)?;
         let saved = y.detach();
         Ok(record1(&[self, rhs], y, || Div { rhs: rhs.detach(), y: saved }))
     }
 }
 
 /// `f(a, b)` for each pair of elements.
-pub(super) fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+///
+/// `op` is the same function on a GPU.
+pub(super) fn zip(
+    a: &Tensor,
+    b: &Tensor,
+    op: Binary,
+    f: impl Fn(f32, f32) -> f32 + Sync,
+) -> Result<Tensor> {
+    if a.is_cuda() {
+        return cuda::binary(op, a, b);
+    }
     let mut y = Tensor::uninit(a.shape(), DType::F32)?;
     let (a, b) = (a.data(), b.data());
     threads::run_chunks(y.data_mut(), CHUNK, |index, y| {
@@ -60,8 +71,15 @@ pub(super) fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) ->
     Ok(y)
 }
 
-/// `f(a)` for each element.
-pub(super) fn map(a: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
+/// `f(a)` for each element. `op` and its factor are the same function on a GPU.
+pub(super) fn map(
+    a: &Tensor,
+    (op, factor): (Unary, f32),
+    f: impl Fn(f32) -> f32 + Sync,
+) -> Result<Tensor> {
+    if a.is_cuda() {
+        return cuda::unary(op, a, factor);
+    }
     let mut y = Tensor::uninit(a.shape(), DType::F32)?;
     let a = a.data();
     threads::run_chunks(y.data_mut(), CHUNK, |index, y| {
@@ -96,7 +114,7 @@ impl Op for Sub {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         if grads.wants(1) {
-            grads.add(1, map(&dy, |dy| -dy)?)?;
+            grads.add(1, map(&dy, (Unary::Neg, 1.0), |dy| -dy)?)?;
         }
         grads.add(0, dy)
     }
@@ -115,10 +133,10 @@ impl Op for Mul {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         if grads.wants(0) {
-            grads.add(0, zip(&dy, &self.rhs, |dy, b| dy * b)?)?;
+            grads.add(0, zip(&dy, &self.rhs, Binary::Mul, |dy, b| dy * b)?)?;
         }
         if grads.wants(1) {
-            grads.add(1, zip(&dy, &self.lhs, |dy, a| dy * a)?)?;
+            grads.add(1, zip(&dy, &self.lhs, Binary::Mul, |dy, a| dy * a)?)?;
         }
         Ok(())
     }
@@ -136,9 +154,9 @@ impl Op for Div {
 
     /// `da = dy / b`, `db = −y · da`.
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        let da = zip(&grads.only_output(), &self.rhs, |dy, b| dy / b)?;
+        let da = zip(&grads.only_output(), &self.rhs, Binary::Div, |dy, b| dy / b)?;
         if grads.wants(1) {
-            grads.add(1, zip(&da, &self.y, |da, y| -y * da)?)?;
+            grads.add(1, zip(&da, &self.y, Binary::DivGrad, |da, y| -y * da)?)?;
         }
         grads.add(0, da)
     }

@@ -1,8 +1,9 @@
 //! Products of stacks of matrices.
 
+use crate::cuda::blas::{self, Operand};
 use crate::autograd::{Gradients, Op, record1};
 use crate::gemm::{Matrix, gemm};
-use crate::{DType, Error, Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 impl Tensor {
     /// `y = a b` for matrices `a [.., M, K]` and `b [.., K, N]` with the same leading dimensions.
@@ -13,8 +14,8 @@ impl Tensor {
     /// If the shapes do not fit or memory runs out.
     pub fn matmul(&self, rhs: &Self) -> Result<Self> {
         const OP: &str = "matmul";
-        self.expect_f32(OP)?;
-        rhs.expect_f32(OP)?;
+        self.expect_float(OP)?;
+        self.expect_beside(OP, rhs)?;
         crate::ops::expect_rank_min(OP, self, 2)?;
         crate::ops::expect_rank_min(OP, rhs, 2)?;
         let (lhs_shape, rhs_shape) = (self.shape(), rhs.shape());
@@ -26,8 +27,11 @@ impl Tensor {
         }
         let size =
             Size { batch: lead.iter().product(), m: lhs_dims[0], n: rhs_dims[1], k: lhs_dims[1] };
-        let mut y = Self::uninit(lhs_shape.with_last_dim(size.n), DType::F32)?;
-        size.forward(self.data(), rhs.data(), y.data_mut())?;
+        let mut y = self.like(lhs_shape.with_last_dim(size.n))?;
+        match self.is_cuda() {
+            true => size.forward_cuda(self, rhs, &mut y)?,
+            false => size.forward(self.data(), rhs.data(), y.data_mut())?,
+        }
         let op = || Matmul { lhs: self.detach(), rhs: rhs.detach(), size };
         Ok(record1(&[self, rhs], y, op))
     }
@@ -50,6 +54,41 @@ impl Size {
             gemm((m, n, k), Matrix::rows(a, k), Matrix::rows(b, n), y, n, false, None)?;
         }
         Ok(())
+    }
+
+    /// Where a stack of matrices `[rows, columns]`, or their transposes, lies on a GPU.
+    fn stack(x: &Tensor, (rows, columns): (usize, usize), transposed: bool) -> Operand {
+        let operand = match transposed {
+            true => Operand::transposed(x.device_ptr(), x.dtype(), columns),
+            false => Operand::rows(x.device_ptr(), x.dtype(), columns),
+        };
+        Operand { batch_stride: rows * columns, ..operand }
+    }
+
+    fn product(&self, size: (usize, usize, usize), [a, b, c]: [Operand; 3], x: &Tensor, add: bool) -> Result<()> {
+        let product = blas::Matmul { batch: self.batch, ..blas::Matmul::new(size, a, b, c) };
+        product.accumulate(add).run(x.cuda()?)
+    }
+
+    fn forward_cuda(&self, a: &Tensor, b: &Tensor, y: &mut Tensor) -> Result<()> {
+        let &Self { m, n, k, .. } = self;
+        let operands =
+            [Self::stack(a, (m, k), false), Self::stack(b, (k, n), false), Self::stack(y, (m, n), false)];
+        self.product((m, n, k), operands, a, false)
+    }
+
+    fn backward_lhs_cuda(&self, dy: &Tensor, b: &Tensor, da: &mut Tensor, add: bool) -> Result<()> {
+        let &Self { m, n, k, .. } = self;
+        let operands =
+            [Self::stack(dy, (m, n), false), Self::stack(b, (k, n), true), Self::stack(da, (m, k), false)];
+        self.product((m, k, n), operands, dy, add)
+    }
+
+    fn backward_rhs_cuda(&self, a: &Tensor, dy: &Tensor, db: &mut Tensor, add: bool) -> Result<()> {
+        let &Self { m, n, k, .. } = self;
+        let operands =
+            [Self::stack(a, (m, k), true), Self::stack(dy, (m, n), false), Self::stack(db, (k, n), false)];
+        self.product((k, n, m), operands, dy, add)
     }
 
     fn backward_lhs(&self, dy: &[f32], b: &[f32], da: &mut [f32], add: bool) -> Result<()> {
@@ -86,6 +125,11 @@ impl Op for Matmul {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
+        if dy.is_cuda() {
+            grads.write_like(0, &self.lhs, |da, add| self.size.backward_lhs_cuda(&dy, &self.rhs, da, add))?;
+            return grads
+                .write_like(1, &self.rhs, |db, add| self.size.backward_rhs_cuda(&self.lhs, &dy, db, add));
+        }
         grads.write(0, self.lhs.shape(), |da, accumulate| {
             self.size.backward_lhs(dy.data(), self.rhs.data(), da, accumulate)
         })?;

@@ -1,6 +1,7 @@
 //! Small composable ops, for glue and tests. What runs in every block of a model is a fat op.
 
 mod binary;
+pub(crate) mod cuda;
 mod matmul;
 mod reduce;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Reductions of a whole tensor to one number.
 
+use super::cuda;
 use crate::autograd::{Gradients, Op, record1};
 use crate::inplace::CHUNK;
 use crate::{Error, Result, Shape, Tensor, threads};
@@ -10,8 +11,11 @@ impl Tensor {
     /// # Errors
     /// If memory runs out.
     pub fn sum(&self) -> Result<Self> {
-        self.expect_f32("sum")?;
-        let y = Self::full([1], total(self.data()) as f32)?;
+        self.expect_float("sum")?;
+        let y = match self.is_cuda() {
+            true => cuda::sum(self, 1.0)?,
+            false => Self::full([1], total(self.data()) as f32)?,
+        };
         Ok(record1(&[self], y, || Sum { shape: self.shape(), factor: 1.0 }))
     }
 
@@ -20,13 +24,16 @@ impl Tensor {
     /// # Errors
     /// If there are no elements, they are not f32, or memory runs out.
     pub fn mean(&self) -> Result<Self> {
-        self.expect_f32("mean")?;
+        self.expect_float("mean")?;
         let n = self.shape().n_elements();
         if n == 0 {
             let expected = "at least one element".to_owned();
             return Err(Error::Rank { op: "mean", found: self.shape(), expected });
         }
-        let y = Self::full([1], (total(self.data()) / n as f64) as f32)?;
+        let y = match self.is_cuda() {
+            true => cuda::sum(self, n as f64)?,
+            false => Self::full([1], (total(self.data()) / n as f64) as f32)?,
+        };
         Ok(record1(&[self], y, || Sum { shape: self.shape(), factor: 1.0 / n as f32 }))
     }
 }
@@ -53,7 +60,11 @@ impl Op for Sum {
     }
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        let dy = grads.only_output().item()?;
+        let dy = grads.only_output();
+        if dy.is_cuda() {
+            return grads.add(0, cuda::filled_from(&dy, self.shape, &dy, self.factor)?);
+        }
+        let dy = dy.item()?;
         grads.add(0, Tensor::full(self.shape, dy * self.factor)?)
     }
 }

@@ -1,8 +1,9 @@
 //! Two dimensions change places.
 
+use super::cuda;
 use crate::autograd::{Gradients, Op, record1};
 use crate::inplace::CHUNK;
-use crate::{DType, Result, Shape, Tensor, threads};
+use crate::{Result, Shape, Tensor, threads};
 
 impl Tensor {
     /// The same values with dimensions `first` and `second` swapped, copied into row-major order.
@@ -10,7 +11,7 @@ impl Tensor {
     /// # Errors
     /// If there is no such dimension, the elements are not f32, or memory runs out.
     pub fn transpose(&self, first: usize, second: usize) -> Result<Self> {
-        self.expect_f32("transpose")?;
+        self.expect_float("transpose")?;
         crate::ops::expect_rank_min("transpose", self, first.max(second) + 1)?;
         let y = swapped(self, first, second)?;
         Ok(record1(&[self], y, || Transpose { first, second }))
@@ -28,7 +29,12 @@ fn swapped(x: &Tensor, first: usize, second: usize) -> Result<Tensor> {
     if low == high {
         return Ok(x.with_shape(x.shape()));
     }
-    let mut y = Tensor::uninit(Shape::from(&dims), DType::F32)?;
+    let mut y = x.like(Shape::from(&dims))?;
+    if x.is_cuda() {
+        let outer: usize = x.shape()[..low].iter().product();
+        cuda::swapped(x, [outer, a, middle, b, inner], &mut y)?;
+        return Ok(y);
+    }
     let x = x.data();
     // One slab is what shares outer and B: [middle, A, inner] of the result.
     let slab = middle * a * inner;

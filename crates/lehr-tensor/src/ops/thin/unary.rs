@@ -1,6 +1,7 @@
 //! Elementwise functions of one tensor, by the standard library's scalar functions.
 
 use super::binary::{map, zip};
+use super::cuda::{Binary, Unary};
 use crate::autograd::{Gradients, Op, record1};
 use crate::{Result, Tensor};
 
@@ -10,8 +11,8 @@ impl Tensor {
     /// # Errors
     /// If the elements are not f32 or memory runs out.
     pub fn scale(&self, factor: f32) -> Result<Self> {
-        self.expect_f32("scale")?;
-        let y = map(self, |x| factor * x)?;
+        self.expect_float("scale")?;
+        let y = map(self, (Unary::Scale, factor), |x| factor * x)?;
         Ok(record1(&[self], y, || Scale { factor }))
     }
 
@@ -28,8 +29,8 @@ impl Tensor {
     /// # Errors
     /// If the elements are not f32 or memory runs out.
     pub fn exp(&self) -> Result<Self> {
-        self.expect_f32("exp")?;
-        let y = map(self, f32::exp)?;
+        self.expect_float("exp")?;
+        let y = map(self, (Unary::Exp, 1.0), f32::exp)?;
         let saved = y.detach();
         Ok(record1(&[self], y, || Exp { y: saved }))
     }
@@ -39,8 +40,8 @@ impl Tensor {
     /// # Errors
     /// If the elements are not f32 or memory runs out.
     pub fn log(&self) -> Result<Self> {
-        self.expect_f32("log")?;
-        let y = map(self, f32::ln)?;
+        self.expect_float("log")?;
+        let y = map(self, (Unary::Log, 1.0), f32::ln)?;
         Ok(record1(&[self], y, || Log { x: self.detach() }))
     }
 
@@ -49,8 +50,8 @@ impl Tensor {
     /// # Errors
     /// If the elements are not f32 or memory runs out.
     pub fn tanh(&self) -> Result<Self> {
-        self.expect_f32("tanh")?;
-        let y = map(self, f32::tanh)?;
+        self.expect_float("tanh")?;
+        let y = map(self, (Unary::Tanh, 1.0), f32::tanh)?;
         let saved = y.detach();
         Ok(record1(&[self], y, || Tanh { y: saved }))
     }
@@ -60,8 +61,8 @@ impl Tensor {
     /// # Errors
     /// If the elements are not f32 or memory runs out.
     pub fn sigmoid(&self) -> Result<Self> {
-        self.expect_f32("sigmoid")?;
-        let y = map(self, |x| 1.0 / (1.0 + (-x).exp()))?;
+        self.expect_float("sigmoid")?;
+        let y = map(self, (Unary::Sigmoid, 1.0), |x| 1.0 / (1.0 + (-x).exp()))?;
         let saved = y.detach();
         Ok(record1(&[self], y, || Sigmoid { y: saved }))
     }
@@ -78,7 +79,7 @@ impl Op for Scale {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        grads.add(0, map(&dy, |dy| dy * self.factor)?)
+        grads.add(0, map(&dy, (Unary::Scale, self.factor), |dy| dy * self.factor)?)
     }
 }
 
@@ -93,7 +94,7 @@ impl Op for Exp {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        grads.add(0, zip(&dy, &self.y, |dy, y| dy * y)?)
+        grads.add(0, zip(&dy, &self.y, Binary::Mul, |dy, y| dy * y)?)
     }
 }
 
@@ -108,7 +109,7 @@ impl Op for Log {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        grads.add(0, zip(&dy, &self.x, |dy, x| dy / x)?)
+        grads.add(0, zip(&dy, &self.x, Binary::Div, |dy, x| dy / x)?)
     }
 }
 
@@ -123,7 +124,7 @@ impl Op for Tanh {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        grads.add(0, zip(&dy, &self.y, |dy, y| dy * (1.0 - y * y))?)
+        grads.add(0, zip(&dy, &self.y, Binary::TanhGrad, |dy, y| dy * (1.0 - y * y))?)
     }
 }
 
@@ -138,6 +139,6 @@ impl Op for Sigmoid {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        grads.add(0, zip(&dy, &self.y, |dy, y| dy * y * (1.0 - y))?)
+        grads.add(0, zip(&dy, &self.y, Binary::SigmoidGrad, |dy, y| dy * y * (1.0 - y))?)
     }
 }

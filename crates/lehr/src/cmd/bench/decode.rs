@@ -48,9 +48,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let model = Model::open(&resolve_model(&args.model)?, args.compute.weights)?;
     model.check_causal("measuring generation")?;
+    args.compute.device.place(&model)?;
     let load_s = start.elapsed().as_secs_f64();
     let capacity = args.prompt + args.new;
-    let mut cache = KvCache::new(&model.spec(), 1, capacity)?;
+    let mut cache = model.cache(1, capacity)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     // The first run touches the memory and is not counted.
     for round in 0..=args.rounds {
@@ -97,12 +98,15 @@ fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
     let start = Instant::now();
     let mut next = 0;
     for block in prompt.chunks(BLOCK) {
-        next = best(model.next_logits(&Tokens::new(block, 1, cache.len())?, cache)?.data());
+        next =
+            best(model.next_logits(&Tokens::new(block, 1, cache.len())?, cache)?.to_host()?.data());
     }
     let read_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
     for _ in 0..args.new {
-        next = best(model.next_logits(&Tokens::new(&[next], 1, cache.len())?, cache)?.data());
+        next = best(
+            model.next_logits(&Tokens::new(&[next], 1, cache.len())?, cache)?.to_host()?.data(),
+        );
     }
     Ok((read_s, start.elapsed().as_secs_f64()))
 }

@@ -1,5 +1,6 @@
 //! How much of everything: fitted to the machine once, then kept.
 
+use lehr_model::{DTypeChoice, DeviceChoice};
 use std::fmt;
 use std::path::Path;
 
@@ -95,7 +96,12 @@ impl Plan {
     /// A recipe with the settings all stages share.
     pub(super) fn recipe(dir: &Path, data: &Path, objective: ObjectiveKind, steps: u64) -> Recipe {
         Recipe {
-            run: RunConfig { dir: dir.display().to_string(), seed: 1 },
+            run: RunConfig {
+                dir: dir.display().to_string(),
+                seed: 1,
+                device: DeviceChoice::Cpu,
+                dtype: DTypeChoice::F32,
+            },
             data: DataConfig {
                 path: data.display().to_string(),
                 validation_path: String::new(),

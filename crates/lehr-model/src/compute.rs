@@ -1,0 +1,176 @@
+//! Where a model computes, and in what.
+
+use std::fmt;
+use std::str::FromStr;
+
+use lehr_tensor::{DType, Device, cuda};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The device asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// The first GPU if one can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of that number; an error if it cannot be used.
+    Cuda(usize),
+}
+
+/// The element type of activations asked for. Parameters that are trained, statistics and sums are in f32 whatever is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DTypeChoice {
+    /// bf16 on a GPU, f32 on the CPU.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16, on a GPU.
+    Bf16,
+    /// 16-bit IEEE floats, on a GPU; their range is too small to train with.
+    F16,
+}
+
+/// What a choice came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compute {
+    /// Where.
+    pub device: Device,
+    /// In what.
+    pub dtype: DType,
+    /// Why `auto` did not take a GPU, if there is one that cannot be used.
+    pub note: Option<String>,
+}
+
+impl Compute {
+    /// The CPU, in f32.
+    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, note: None };
+
+    /// Looks for the device and checks that it computes in the type.
+    ///
+    /// # Errors
+    /// If a GPU is asked for by name and cannot be used, or 16 bits on the CPU.
+    pub fn choose(device: DeviceChoice, dtype: DTypeChoice) -> Result<Self> {
+        let (device, note) = match device {
+            DeviceChoice::Cpu => (Device::Cpu, None),
+            DeviceChoice::Cuda(ordinal) => {
+                cuda::device_info(ordinal)?;
+                (Device::Cuda(ordinal), None)
+            }
+            DeviceChoice::Auto => match cuda::usable() {
+                Ok(true) => (Device::Cuda(0), None),
+                Ok(false) => (Device::Cpu, None),
+                Err(error) => (Device::Cpu, Some(format!("the GPU is not used: {error}"))),
+            },
+        };
+        let dtype = match dtype {
+            DTypeChoice::Auto if device.is_cuda() => DType::BF16,
+            DTypeChoice::Auto | DTypeChoice::F32 => DType::F32,
+            DTypeChoice::Bf16 => DType::BF16,
+            DTypeChoice::F16 => DType::F16,
+        };
+        if dtype != DType::F32 && !device.is_cuda() {
+            return Err(Error::config(
+                "dtype",
+                dtype,
+                "f32 or auto, because the device is the CPU",
+            ));
+        }
+        Ok(Self { device, dtype, note })
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(0) => f.write_str("cuda"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+        match (text, number) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(ordinal)) => Ok(Self::Cuda(ordinal)),
+            _ => Err(format!("device is {text:?}, expected auto, cpu, cuda or cuda:1")),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+impl FromStr for DTypeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "f16" => Ok(Self::F16),
+            _ => Err(format!("dtype is {text:?}, expected auto, f32, bf16 or f16")),
+        }
+    }
+}
+
+impl fmt::Display for DTypeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices_are_read_as_they_are_written() {
+        for choice in
+            [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(3)]
+        {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert!(
+            "cuda:x".parse::<DeviceChoice>().is_err() && "gpu".parse::<DeviceChoice>().is_err()
+        );
+    }
+
+    #[test]
+    fn the_cpu_computes_in_f32_alone() {
+        assert_eq!(Compute::choose(DeviceChoice::Cpu, DTypeChoice::Auto).ok(), Some(Compute::CPU));
+        let error =
+            Compute::choose(DeviceChoice::Cpu, DTypeChoice::Bf16).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("dtype is bf16")));
+    }
+}

@@ -1,0 +1,281 @@
+//! Kernels: from CUDA C++ to what a device loads, kept on disk.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use cudarc::nvrtc::sys;
+use sha2::{Digest, Sha256};
+
+use super::{fault, library, sources};
+use crate::{DType, Error, Result};
+
+/// A file of kernels. It is compiled once for each element type it is used with.
+pub(crate) struct Source {
+    /// The op it belongs to, and the part if there are several.
+    pub(crate) name: &'static str,
+    pub(crate) text: &'static str,
+}
+
+/// The source in a file beside the one that names it.
+macro_rules! source {
+    ($name:literal, $file:literal) => {
+        $crate::cuda::Source { name: $name, text: include_str!($file) }
+    };
+}
+pub(crate) use source;
+
+/// Headers that sources include.
+pub(super) const HEADERS: [(&str, &str); 4] = [
+    ("common.cuh", include_str!("kernels/common.cuh")),
+    ("mma.cuh", include_str!("kernels/mma.cuh")),
+    ("curves.cuh", include_str!("kernels/curves.cuh")),
+    ("quant.cuh", include_str!("kernels/quant.cuh")),
+];
+
+/// The element types that kernels are compiled for.
+pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// The macro that chooses an element type.
+pub(super) fn dtype_macro(dtype: DType) -> Result<String> {
+    match DTYPES.iter().position(|d| *d == dtype) {
+        Some(index) => Ok(format!("-DLEHR_T={index}")),
+        None => {
+            Err(fault(format!("compiling kernels for {dtype}"), "they are for f32, bf16 and f16"))
+        }
+    }
+}
+
+/// A compiled file: the cubin, and what the compiler said.
+pub(super) struct Compiled {
+    pub(super) cubin: Vec<u8>,
+    pub(super) log: String,
+}
+
+/// Compiles `source` for `arch` with NVRTC, which needs no GPU.
+pub(super) fn nvrtc(source: &Source, dtype: DType, arch: &str) -> Result<Compiled> {
+    let doing = || format!("compiling the kernels of {} for {dtype} and {arch}", source.name);
+    check_nvrtc()?;
+    let text = |s: &str| CString::new(s).map_err(|_| fault(doing(), "a null byte in the source"));
+    let (code, file) = (text(source.text)?, text(source.name)?);
+    let names = HEADERS.iter().map(|(name, _)| text(name)).collect::<Result<Vec<_>>>()?;
+    let bodies = HEADERS.iter().map(|(_, body)| text(body)).collect::<Result<Vec<_>>>()?;
+    let options = options(dtype, arch)?.iter().map(|o| text(o)).collect::<Result<Vec<_>>>()?;
+    let pointers =
+        |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+    let (names, bodies, options) = (pointers(&names), pointers(&bodies), pointers(&options));
+    let mut program = ptr::null_mut();
+    // SAFETY: all strings outlive the calls, the numbers are those of the arrays, the library is there.
+    unsafe {
+        let (n, h, i) = (names.len() as c_int, bodies.as_ptr(), names.as_ptr());
+        check(
+            sys::nvrtcCreateProgram(&raw mut program, code.as_ptr(), file.as_ptr(), n, h, i),
+            &doing,
+        )?;
+        let compiled = sys::nvrtcCompileProgram(program, options.len() as c_int, options.as_ptr());
+        let log = log_of(program);
+        let result = match compiled {
+            sys::nvrtcResult::NVRTC_SUCCESS => {
+                cubin_of(program, &doing).map(|cubin| Compiled { cubin, log })
+            }
+            _ => Err(fault(doing(), log)),
+        };
+        sys::nvrtcDestroyProgram(&raw mut program);
+        result
+    }
+}
+
+fn options(dtype: DType, arch: &str) -> Result<Vec<String>> {
+    let fixed =
+        ["--std=c++17", "--default-device", "--extra-device-vectorization", "--ptxas-options=-v"];
+    let mut options = vec![format!("--gpu-architecture={arch}"), dtype_macro(dtype)?];
+    options.extend(fixed.map(str::to_owned));
+    Ok(options)
+}
+
+/// An error unless NVRTC can be called.
+fn check_nvrtc() -> Result<()> {
+    match library::missing(&["nvrtc", "nvrtc-builtins"]) {
+        None => Ok(()),
+        Some((reason, hint)) => {
+            Err(Error::Cuda { doing: "compiling kernels".to_owned(), reason, hint: Some(hint) })
+        }
+    }
+}
+
+/// # Safety
+/// `program` is alive.
+unsafe fn log_of(program: sys::nvrtcProgram) -> String {
+    let mut n = 0;
+    // SAFETY: the buffer has the size the library asked for.
+    unsafe {
+        sys::nvrtcGetProgramLogSize(program, &raw mut n);
+        let mut log = vec![0u8; n.max(1)];
+        sys::nvrtcGetProgramLog(program, log.as_mut_ptr().cast());
+        String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_owned()
+    }
+}
+
+/// # Safety
+/// `program` is alive and was compiled.
+unsafe fn cubin_of(program: sys::nvrtcProgram, doing: &dyn Fn() -> String) -> Result<Vec<u8>> {
+    let mut n = 0;
+    // SAFETY: the buffer has the size the library asked for.
+    unsafe {
+        check(sys::nvrtcGetCUBINSize(program, &raw mut n), doing)?;
+        let mut cubin = vec![0u8; n];
+        check(sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()), doing)?;
+        Ok(cubin)
+    }
+}
+
+fn check(result: sys::nvrtcResult, doing: &dyn Fn() -> String) -> Result<()> {
+    if result == sys::nvrtcResult::NVRTC_SUCCESS {
+        return Ok(());
+    }
+    // SAFETY: the library gives a string of its own for every result.
+    let text = unsafe { CStr::from_ptr(sys::nvrtcGetErrorString(result)) };
+    Err(fault(doing(), text.to_string_lossy()))
+}
+
+/// Version of NVRTC, major and minor.
+pub(super) fn nvrtc_version() -> Result<(i32, i32)> {
+    check_nvrtc()?;
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the library is there.
+    check(unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }, &|| {
+        "asking NVRTC's version".into()
+    })?;
+    Ok((major, minor))
+}
+
+/// [`nvrtc`] with the result kept on disk: a program starts without compiling from the second time on.
+pub(super) fn cubin(source: &Source, dtype: DType, arch: &str) -> Result<Vec<u8>> {
+    let version = nvrtc_version()?;
+    let key = key(source, &format!("{version:?} {:?}", options(dtype, arch)?));
+    let path = cache_dir().join(format!("{}-{dtype}-{arch}-{key}.cubin", source.name));
+    if let Ok(cubin) = std::fs::read(&path) {
+        return Ok(cubin);
+    }
+    let cubin = nvrtc(source, dtype, arch)?.cubin;
+    // A cache that cannot be written costs time, nothing else.
+    let _ = keep(&path, &cubin);
+    Ok(cubin)
+}
+
+/// What a compiled file is named by: everything that goes into it.
+pub(super) fn key(source: &Source, how: &str) -> String {
+    let mut hash = Sha256::new();
+    for (name, body) in HEADERS {
+        hash.update(name);
+        hash.update(body);
+    }
+    hash.update(source.text);
+    hash.update(how);
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where compiled kernels lie: `LEHR_CACHE`, or `lehr` in the user's cache.
+pub(super) fn cache_dir() -> PathBuf {
+    let of = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = of("LEHR_CACHE")
+        .or_else(|| of("XDG_CACHE_HOME").map(|dir| dir.join("lehr")))
+        .or_else(|| of("HOME").map(|dir| dir.join(".cache/lehr")))
+        .unwrap_or_else(|| std::env::temp_dir().join("lehr"));
+    cache.join("kernels")
+}
+
+/// Writes a file whole or not at all: several programs may start at once.
+fn keep(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&beside, bytes)?;
+    std::fs::rename(&beside, path)
+}
+
+/// What the compiler said of one kernel.
+#[derive(Clone, Debug)]
+pub struct CompileReport {
+    /// The file.
+    pub source: &'static str,
+    /// Element type.
+    pub dtype: DType,
+    /// Architecture.
+    pub arch: String,
+    /// The kernel.
+    pub kernel: String,
+    /// Registers per thread.
+    pub registers: u32,
+    /// Bytes of registers that did not fit and are written to memory, and of local arrays.
+    pub spill_bytes: u32,
+    /// Bytes of fixed shared memory.
+    pub shared_bytes: u32,
+}
+
+/// Compiles every kernel for `arch` (such as `sm_90a`), element type by element type. It needs NVRTC, but no GPU.
+///
+/// # Errors
+/// If NVRTC is missing or a kernel does not compile.
+pub fn compile_all(arch: &str) -> Result<Vec<CompileReport>> {
+    let mut reports = Vec::new();
+    for source in sources::ALL {
+        for dtype in DTYPES {
+            let log = nvrtc(source, dtype, arch)?.log;
+            reports.extend(parse(&log).map(|(kernel, registers, spill_bytes, shared_bytes)| {
+                CompileReport {
+                    source: source.name,
+                    dtype,
+                    arch: arch.to_owned(),
+                    kernel,
+                    registers,
+                    spill_bytes,
+                    shared_bytes,
+                }
+            }));
+        }
+    }
+    Ok(reports)
+}
+
+/// Kernel, registers, spilled and local bytes, shared bytes of each entry in what `ptxas -v` prints.
+fn parse(log: &str) -> impl Iterator<Item = (String, u32, u32, u32)> + use<'_> {
+    let before = |line: &str, what: &str| -> u32 {
+        let number = line
+            .split(what)
+            .next()
+            .and_then(|text| text.split([' ', ',']).rfind(|w| !w.is_empty()));
+        if line.contains(what) { number.and_then(|n| n.parse().ok()).unwrap_or(0) } else { 0 }
+    };
+    log.split("Compiling entry function '").skip(1).map(move |entry| {
+        let kernel = entry.split('\'').next().unwrap_or_default().to_owned();
+        let (mut registers, mut spill, mut shared) = (0, 0, 0);
+        for line in entry.lines() {
+            let line = line.strip_prefix("ptxas info    : ").unwrap_or(line);
+            registers += line.split("Used ").nth(1).map_or(0, |rest| before(rest, " registers"));
+            spill += before(line, " bytes stack frame") + before(line, " bytes spill stores");
+            shared += before(line, " bytes smem");
+        }
+        (kernel, registers, spill, shared)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_ptxas_are_read() {
+        let log = "ptxas info    : 0 bytes gmem\n\
+            ptxas info    : Compiling entry function 'a_kernel' for 'sm_90a'\n\
+            ptxas info    : Function properties for a_kernel\n\
+                8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n\
+            ptxas info    : Used 255 registers, used 1 barriers, 144 bytes smem\n\
+            ptxas info    : Compiling entry function 'b' for 'sm_90a'\n\
+                0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+            ptxas info    : Used 16 registers\n";
+        let entries: Vec<_> = parse(log).collect();
+        assert_eq!(entries, [("a_kernel".to_owned(), 255, 20, 144), ("b".to_owned(), 16, 0, 0)]);
+    }
+}

@@ -1,0 +1,497 @@
+//! A real device: the driver's functions behind [`Backend`].
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::blas::Matmul;
+use super::compile::{Source, cubin};
+use super::lt::Lt;
+use super::{Backend, DeviceInfo, Extent, Function, Timer, fault, library};
+use crate::{DType, Device, Error, Result};
+
+/// Memory is put behind the arena in steps of this many bytes.
+const GROW_BYTES: usize = 64 << 20;
+/// What a kernel may have of dynamic shared memory without asking.
+const SHARED_DEFAULT: u32 = 48 << 10;
+
+thread_local! {
+    /// The device whose context is current on this thread.
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+pub(super) struct Driver {
+    ordinal: usize,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    info: DeviceInfo,
+    staging: Mutex<Staging>,
+    lt: Lt,
+}
+
+// SAFETY: the driver's handles may be used from any thread; `Driver::bind` makes the context current first.
+unsafe impl Send for Driver {}
+// SAFETY: as above; what changes is behind mutexes.
+unsafe impl Sync for Driver {}
+
+/// An error unless the call succeeded.
+fn check(result: CUresult, doing: &str) -> Result<()> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let (mut name, mut text) = (ptr::null(), ptr::null());
+    // SAFETY: the driver gives strings of its own, or null for a number it does not know.
+    let reason = unsafe {
+        sys::cuGetErrorName(result, &raw mut name);
+        sys::cuGetErrorString(result, &raw mut text);
+        let read = |p: *const std::ffi::c_char| match p.is_null() {
+            true => String::new(),
+            false => CStr::from_ptr(p).to_string_lossy().into_owned(),
+        };
+        format!("{} ({})", read(text), read(name))
+    };
+    Err(fault(doing, reason))
+}
+
+/// Starts the driver once.
+fn start() -> Result<()> {
+    let doing = "starting CUDA";
+    if let Some((reason, hint)) = library::missing(&["cuda"]) {
+        return Err(Error::Cuda { doing: doing.to_owned(), reason, hint: Some(hint) });
+    }
+    // SAFETY: the library is there.
+    unsafe {
+        if !sys::is_culib_present() {
+            return Err(fault(doing, "libcuda was found, but cannot be opened again by its name"));
+        }
+        check(sys::cuInit(0), doing)
+    }
+}
+
+pub(super) fn device_count() -> Result<usize> {
+    start()?;
+    let mut n = 0;
+    // SAFETY: the driver has started.
+    check(unsafe { sys::cuDeviceGetCount(&raw mut n) }, "counting GPUs")?;
+    Ok(n.max(0) as usize)
+}
+
+fn describe(device: sys::CUdevice) -> Result<DeviceInfo> {
+    use sys::CUdevice_attribute as Attribute;
+    let doing = "asking what a GPU is";
+    let number = |attribute| -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: the driver has started and `device` is one of its devices.
+        check(unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, device) }, doing)?;
+        Ok(value.max(0) as u32)
+    };
+    let mut name = [0u8; 128];
+    let (mut memory_bytes, mut version) = (0, 0);
+    // SAFETY: as above; the driver writes at most the given length with a null at its end.
+    unsafe {
+        check(sys::cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device), doing)?;
+        check(sys::cuDeviceTotalMem_v2(&raw mut memory_bytes, device), doing)?;
+        check(sys::cuDriverGetVersion(&raw mut version), doing)?;
+    }
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Ok(DeviceInfo {
+        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+        capability: (
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        n_sms: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+            as usize,
+        memory_bytes,
+        driver_version: version.max(0) as u32,
+    })
+}
+
+impl Driver {
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        let n = device_count()?;
+        if ordinal >= n {
+            let found = if n == 0 { "there is none".to_owned() } else { format!("there are {n}") };
+            return Err(fault(format!("opening GPU {ordinal}"), found));
+        }
+        let (mut device, mut context, mut stream) = (0, ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the driver has started; the handles are kept for the life of the process.
+        unsafe {
+            check(sys::cuDeviceGet(&raw mut device, ordinal as c_int), "opening a GPU")?;
+        }
+        let info = describe(device)?;
+        if info.capability < (8, 0) {
+            let (major, minor) = info.capability;
+            let reason = format!(
+                "{} has compute capability {major}.{minor}, expected 8.0 or more",
+                info.name
+            );
+            let hint = Some(
+                "GPUs from Ampere (2020) on are supported; device = \"cpu\" works anywhere"
+                    .to_owned(),
+            );
+            return Err(Error::Cuda { doing: format!("opening GPU {ordinal}"), reason, hint });
+        }
+        // SAFETY: as above.
+        unsafe {
+            check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "opening a GPU")?;
+            check(sys::cuCtxSetCurrent(context), "opening a GPU")?;
+            CURRENT.set(Some(ordinal));
+            let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+            check(sys::cuStreamCreate(&raw mut stream, flags), "opening a GPU")?;
+        }
+        let staging = Mutex::new(Staging::new(stream)?);
+        Ok(Self { ordinal, device, context, stream, info, staging, lt: Lt::open()? })
+    }
+
+    /// Makes the context current on this thread.
+    fn bind(&self) -> Result<()> {
+        if CURRENT.get() == Some(self.ordinal) {
+            return Ok(());
+        }
+        // SAFETY: the context lives as long as the process.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "choosing a GPU")?;
+        CURRENT.set(Some(self.ordinal));
+        Ok(())
+    }
+
+    fn location(&self) -> sys::CUmemLocation {
+        let type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        sys::CUmemLocation { type_, id: self.device }
+    }
+
+    fn allocation(&self) -> sys::CUmemAllocationProp {
+        // SAFETY: all fields are numbers or pointers, for which zeros are valid.
+        let mut prop: sys::CUmemAllocationProp = unsafe { MaybeUninit::zeroed().assume_init() };
+        prop.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+        prop.location = self.location();
+        prop
+    }
+
+    fn granularity(&self) -> Result<usize> {
+        let (prop, mut bytes) = (self.allocation(), 0);
+        let option = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED;
+        // SAFETY: the property is whole.
+        let result =
+            unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const prop, option) };
+        check(result, "asking for the size of memory pages")?;
+        Ok(bytes.max(1))
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backend for Driver {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn reserve(&self) -> Result<(u64, usize)> {
+        self.bind()?;
+        let (mut base, bytes) =
+            (0, self.info.memory_bytes.next_multiple_of(self.granularity()?.max(GROW_BYTES)));
+        // SAFETY: a reservation touches nothing.
+        let result = unsafe { sys::cuMemAddressReserve(&raw mut base, bytes, 0, 0, 0) };
+        check(result, "reserving addresses on the GPU")?;
+        Ok((base, bytes))
+    }
+
+    fn grow(&self, base: u64, from: usize, to: usize) -> Result<usize> {
+        self.bind()?;
+        let to = to.next_multiple_of(self.granularity()?.max(GROW_BYTES));
+        let (bytes, at, prop) = (to - from, base + from as u64, self.allocation());
+        let access = sys::CUmemAccessDesc {
+            location: self.location(),
+            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        let mut handle = 0;
+        // SAFETY: `at` to `at + bytes` is reserved and has no memory yet: the arena grows from its end.
+        unsafe {
+            let created = sys::cuMemCreate(&raw mut handle, bytes, &raw const prop, 0);
+            if created == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                // The arena fills in what it knows.
+                let device = Device::Cuda(self.ordinal);
+                return Err(Error::OutOfMemory {
+                    asked_bytes: bytes,
+                    used_bytes: 0,
+                    limit_bytes: 0,
+                    device,
+                });
+            }
+            check(created, "allocating memory of the GPU")?;
+            check(sys::cuMemMap(at, bytes, 0, handle, 0), "mapping memory of the GPU")?;
+            check(
+                sys::cuMemSetAccess(at, bytes, &raw const access, 1),
+                "mapping memory of the GPU",
+            )?;
+        }
+        Ok(to)
+    }
+
+    fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        self.bind()?;
+        self.staging().upload(self.stream, dst, src)
+    }
+
+    fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        self.bind()?;
+        let doing = "copying from the GPU";
+        // SAFETY: `dst` is alive until the wait below is over; the source is a live block.
+        unsafe {
+            check(
+                sys::cuMemcpyDtoHAsync_v2(dst.as_mut_ptr().cast(), src, dst.len(), self.stream),
+                doing,
+            )?;
+            check(sys::cuStreamSynchronize(self.stream), doing)
+        }
+    }
+
+    fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: both are live blocks.
+        check(
+            unsafe { sys::cuMemcpyDtoDAsync_v2(dst, src, bytes, self.stream) },
+            "copying on the GPU",
+        )
+    }
+
+    fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: a live block.
+        check(
+            unsafe { sys::cuMemsetD8Async(dst, byte, bytes, self.stream) },
+            "filling memory of the GPU",
+        )
+    }
+
+    fn load(&self, source: &Source, dtype: DType) -> Result<u64> {
+        self.bind()?;
+        let cubin = cubin(source, dtype, &self.info.arch())?;
+        let mut module = ptr::null_mut();
+        let doing = format!("loading the kernels of {} for {dtype}", source.name);
+        // SAFETY: the cubin is whole: the compiler wrote it, and the cache keeps whole files.
+        check(unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) }, &doing)?;
+        Ok(module as u64)
+    }
+
+    fn function(&self, module: u64, name: &str) -> Result<Function> {
+        self.bind()?;
+        let doing = format!("finding the kernel {name}");
+        let symbol =
+            CString::new(name).map_err(|_| fault(doing.clone(), "a null byte in its name"))?;
+        let mut function = ptr::null_mut();
+        // SAFETY: the module was loaded and is never unloaded.
+        check(
+            unsafe {
+                sys::cuModuleGetFunction(
+                    &raw mut function,
+                    module as sys::CUmodule,
+                    symbol.as_ptr(),
+                )
+            },
+            &doing,
+        )?;
+        Ok(Function(function as u64))
+    }
+
+    fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()> {
+        self.bind()?;
+        let function = function.0 as sys::CUfunction;
+        let Extent { grid: [gx, gy, gz], block: [bx, by, bz], shared_bytes } = extent;
+        let mut pointers: Vec<*mut c_void> =
+            args.iter_mut().map(|arg| ptr::from_mut(arg).cast()).collect();
+        // SAFETY: the arguments have the kernel's types (the tests of the ops run every launch), and live longer than this call,
+        // which copies them.
+        unsafe {
+            if shared_bytes > SHARED_DEFAULT {
+                let attribute =
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                check(
+                    sys::cuFuncSetAttribute(function, attribute, shared_bytes as c_int),
+                    "asking for shared memory",
+                )?;
+            }
+            let params = pointers.as_mut_ptr();
+            let started = sys::cuLaunchKernel(
+                function,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                shared_bytes,
+                self.stream,
+                params,
+                ptr::null_mut(),
+            );
+            check(started, "starting a kernel")
+        }
+    }
+
+    fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<()> {
+        self.bind()?;
+        self.lt.matmul(product, workspace, self.stream.cast())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as the process.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "waiting for the GPU")
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.bind()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: as above.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, "recording a graph")
+    }
+
+    fn end_capture(&self) -> Result<u64> {
+        let doing = "recording a graph";
+        let (mut graph, mut exec) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: as above; the graph is not needed once it can be run.
+        unsafe {
+            check(sys::cuStreamEndCapture(self.stream, &raw mut graph), doing)?;
+            let made = sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0);
+            sys::cuGraphDestroy(graph);
+            check(made, doing)?;
+        }
+        Ok(exec as u64)
+    }
+
+    fn launch_graph(&self, graph: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the graph is alive.
+        check(
+            unsafe { sys::cuGraphLaunch(graph as sys::CUgraphExec, self.stream) },
+            "running a graph",
+        )
+    }
+
+    fn drop_graph(&self, graph: u64) {
+        // SAFETY: nobody runs it again.
+        let _ = unsafe { sys::cuGraphExecDestroy(graph as sys::CUgraphExec) };
+    }
+
+    fn timer(&self) -> Result<Box<dyn Timer>> {
+        if self.info.driver_version < 12_080 {
+            return Err(fault("making a timer", "the driver is older than CUDA 12.8"));
+        }
+        self.bind()?;
+        let [start, stop] = [Event::new(true)?, Event::new(true)?];
+        start.record(self.stream)?;
+        Ok(Box::new(Events { start, stop, stream: self.stream }))
+    }
+}
+
+/// A moment of the stream.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new(timing: bool) -> Result<Self> {
+        let flags =
+            if timing { 0 } else { sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32 };
+        let mut event = ptr::null_mut();
+        // SAFETY: the context is current.
+        check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "making an event")?;
+        Ok(Self(event))
+    }
+
+    fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: both are alive.
+        check(unsafe { sys::cuEventRecord(self.0, stream) }, "recording an event")
+    }
+
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        check(unsafe { sys::cuEventSynchronize(self.0) }, "waiting for the GPU")
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: nobody waits for it any more.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
+    }
+}
+
+struct Events {
+    start: Event,
+    stop: Event,
+    stream: sys::CUstream,
+}
+
+impl Timer for Events {
+    fn stop(&self) -> Result<f64> {
+        self.stop.record(self.stream)?;
+        self.stop.wait()?;
+        let mut ms = 0.0;
+        // SAFETY: both events were recorded with timing.
+        check(
+            unsafe { sys::cuEventElapsedTime_v2(&raw mut ms, self.start.0, self.stop.0) },
+            "reading a timer",
+        )?;
+        Ok(f64::from(ms) / 1e3)
+    }
+}
+
+/// Locked memory through which uploads go, so that the host need not wait for the stream: parts used in turn, each free again
+/// when the stream has passed its event.
+struct Staging {
+    base: *mut u8,
+    events: Vec<Event>,
+    next: usize,
+    /// Bytes used of the part at hand.
+    filled: usize,
+}
+
+impl Staging {
+    const PART_BYTES: usize = 8 << 20;
+    const PARTS: usize = 4;
+
+    fn new(stream: sys::CUstream) -> Result<Self> {
+        let mut base = ptr::null_mut();
+        // SAFETY: the context is current.
+        check(
+            unsafe { sys::cuMemAllocHost_v2(&raw mut base, Self::PARTS * Self::PART_BYTES) },
+            "locking memory",
+        )?;
+        let events = (0..Self::PARTS).map(|_| Event::new(false)).collect::<Result<Vec<_>>>()?;
+        events.iter().try_for_each(|event| event.record(stream))?;
+        Ok(Self { base: base.cast(), events, next: 0, filled: 0 })
+    }
+
+    fn upload(&mut self, stream: sys::CUstream, dst: u64, src: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < src.len() {
+            if self.filled == Self::PART_BYTES {
+                self.events[self.next].record(stream)?;
+                self.next = (self.next + 1) % Self::PARTS;
+                self.filled = 0;
+                self.events[self.next].wait()?;
+            }
+            let n = (src.len() - done).min(Self::PART_BYTES - self.filled);
+            // SAFETY: the part is free from `filled` on, and the stream reads it before it is used again.
+            unsafe {
+                let at = self.base.add(self.next * Self::PART_BYTES + self.filled);
+                ptr::copy_nonoverlapping(src.as_ptr().add(done), at, n);
+                check(
+                    sys::cuMemcpyHtoDAsync_v2(dst + done as u64, at.cast(), n, stream),
+                    "copying to the GPU",
+                )?;
+            }
+            self.filled += n;
+            done += n;
+        }
+        Ok(())
+    }
+}

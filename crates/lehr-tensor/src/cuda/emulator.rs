@@ -1,0 +1,353 @@
+//! A device that is a C++ compiler: kernels run on the CPU, for tests of their logic and of the code that launches them.
+//!
+//! Each file of kernels becomes a shared library by `g++` (or what `CXX` names) with `emulator/shim.h` before it. Addresses are
+//! the host's, matrix products are [`crate::gemm`]. It computes what a GPU would, up to the order of sums inside a matrix product,
+//! and says nothing about speed.
+
+use std::ffi::c_void;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use half::{bf16, f16};
+use libloading::Library;
+
+use super::blas::{Matmul, Operand};
+use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key};
+use super::{Backend, DeviceInfo, Extent, Function, Timer, fault};
+use crate::gemm::{Matrix, gemm};
+use crate::{DType, Error, Result};
+
+const SHIM: &str = include_str!("emulator/shim.h");
+/// Addresses reserved; memory comes with the first touch.
+const RANGE_BYTES: usize = 64 << 30;
+
+pub(super) struct Emulator {
+    info: DeviceInfo,
+    /// Libraries in the order they were loaded: a module is an index.
+    modules: Mutex<Vec<Library>>,
+    /// The mappings behind reserved ranges.
+    ranges: Mutex<Vec<memmap2::MmapMut>>,
+}
+
+type Launcher = unsafe extern "C" fn(*const u32, *const u32, usize, *mut *mut c_void);
+
+impl Emulator {
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        if ordinal != 0 {
+            return Err(fault("opening the emulator", "it has one device, number 0"));
+        }
+        let info = DeviceInfo {
+            name: "emulated by a C++ compiler".to_owned(),
+            capability: (9, 0),
+            n_sms: 2,
+            shared_bytes: 227 << 10,
+            memory_bytes: RANGE_BYTES,
+            driver_version: 0,
+        };
+        Ok(Self { info, modules: Mutex::default(), ranges: Mutex::default() })
+    }
+}
+
+impl Backend for Emulator {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn reserve(&self) -> Result<(u64, usize)> {
+        let mut bytes = RANGE_BYTES;
+        loop {
+            if let Ok(mut range) =
+                memmap2::MmapOptions::new().len(bytes).no_reserve_swap().map_anon()
+            {
+                let base = range.as_mut_ptr() as u64;
+                self.ranges.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+                return Ok((base, bytes));
+            }
+            bytes /= 2;
+            if bytes < 64 << 20 {
+                return Err(fault("reserving memory for the emulator", "the system refuses"));
+            }
+        }
+    }
+
+    fn grow(&self, _: u64, _: usize, to: usize) -> Result<usize> {
+        Ok(to)
+    }
+
+    fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        // SAFETY: addresses are the host's, and the caller owns the block.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst as *mut u8, src.len()) };
+        Ok(())
+    }
+
+    fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy(src as *const u8, dst as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { std::ptr::write_bytes(dst as *mut u8, byte, bytes) };
+        Ok(())
+    }
+
+    fn load(&self, source: &Source, dtype: DType) -> Result<u64> {
+        let path = compiled(source, dtype)?;
+        // SAFETY: the library was built from our own source and has no initialisers.
+        let library = unsafe { Library::new(&path) }
+            .map_err(|e| fault(format!("opening {}", path.display()), e.to_string()))?;
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.push(library);
+        Ok(modules.len() as u64 - 1)
+    }
+
+    fn function(&self, module: u64, name: &str) -> Result<Function> {
+        let modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: every kernel has a launcher of this type, written below.
+        let symbol = unsafe {
+            modules[module as usize].get::<Launcher>(format!("launch_{name}").as_bytes())
+        };
+        let launcher =
+            symbol.map_err(|e| fault(format!("finding the kernel {name}"), e.to_string()))?;
+        Ok(Function(*launcher as usize as u64))
+    }
+
+    fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()> {
+        let mut pointers: Vec<_> =
+            args.iter_mut().map(|arg| std::ptr::from_mut(arg).cast()).collect();
+        // SAFETY: the address is that of a launcher; the arguments are as the launching code gives them.
+        unsafe {
+            let launcher: Launcher = std::mem::transmute(function.0 as usize);
+            let (grid, block) = (extent.grid.as_ptr(), extent.block.as_ptr());
+            launcher(grid, block, extent.shared_bytes as usize, pointers.as_mut_ptr());
+        }
+        Ok(())
+    }
+
+    fn matmul(&self, product: &Matmul, _: (u64, usize)) -> Result<()> {
+        let &Matmul { m, n, k, batch, .. } = product;
+        for index in 0..batch {
+            let a = read(&product.a, (m, k), index);
+            let b = read(&product.b, (k, n), index);
+            let mut c = vec![0.0; m * n];
+            if product.accumulate {
+                c = read(&product.c, (m, n), index);
+            }
+            let rows = Matrix::rows;
+            gemm((m, n, k), rows(&a, k), rows(&b, n), &mut c, n, product.accumulate, None)?;
+            if let Some(bias) = product.bias {
+                let bias = read(&Operand::rows(bias, product.c.dtype, n), (1, n), 0);
+                for row in c.chunks_exact_mut(n) {
+                    row.iter_mut().zip(&bias).for_each(|(c, b)| *c += b);
+                }
+            }
+            write(&product.c, (m, n), index, &c);
+        }
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        Err(fault("recording a graph", "the emulator cannot"))
+    }
+
+    fn end_capture(&self) -> Result<u64> {
+        Err(fault("recording a graph", "the emulator cannot"))
+    }
+
+    fn launch_graph(&self, _: u64) -> Result<()> {
+        Err(fault("running a graph", "the emulator cannot"))
+    }
+
+    fn drop_graph(&self, _: u64) {}
+
+    fn timer(&self) -> Result<Box<dyn Timer>> {
+        Ok(Box::new(WallClock(Instant::now())))
+    }
+}
+
+struct WallClock(Instant);
+
+impl Timer for WallClock {
+    fn stop(&self) -> Result<f64> {
+        Ok(self.0.elapsed().as_secs_f64())
+    }
+}
+
+/// Address of element (row, column) of a stored matrix.
+fn address(operand: &Operand, row: usize, column: usize, batch: usize) -> u64 {
+    let (row, column) = if operand.transposed { (column, row) } else { (row, column) };
+    let index = batch * operand.batch_stride + row * operand.stride + column;
+    operand.ptr + (index * operand.dtype.size()) as u64
+}
+
+/// A matrix `[rows, columns]`, row-major, as f32.
+fn read(operand: &Operand, (rows, columns): (usize, usize), batch: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        for column in 0..columns {
+            let at = address(operand, row, column, batch);
+            // SAFETY: the operand lies within a live block, whose addresses are the host's.
+            out.push(unsafe {
+                match operand.dtype {
+                    DType::F32 => (at as *const f32).read_unaligned(),
+                    DType::BF16 => (at as *const bf16).read_unaligned().to_f32(),
+                    _ => (at as *const f16).read_unaligned().to_f32(),
+                }
+            });
+        }
+    }
+    out
+}
+
+fn write(operand: &Operand, (rows, columns): (usize, usize), batch: usize, values: &[f32]) {
+    for row in 0..rows {
+        for column in 0..columns {
+            let (at, value) =
+                (address(operand, row, column, batch), values[row * columns + column]);
+            // SAFETY: as above.
+            unsafe {
+                match operand.dtype {
+                    DType::F32 => (at as *mut f32).write_unaligned(value),
+                    DType::BF16 => (at as *mut bf16).write_unaligned(bf16::from_f32(value)),
+                    _ => (at as *mut f16).write_unaligned(f16::from_f32(value)),
+                }
+            }
+        }
+    }
+}
+
+/// The shared library of a source, compiled if it is not in the cache.
+fn compiled(source: &Source, dtype: DType) -> Result<PathBuf> {
+    let options = [
+        dtype_macro(dtype)?,
+        "-std=c++17".to_owned(),
+        "-O2".to_owned(),
+        "-ffp-contract=off".to_owned(),
+    ];
+    let key = key(source, &format!("{SHIM}{options:?}"));
+    let path = cache_dir().join(format!("{}-{dtype}-emulated-{key}.so", source.name));
+    if path.exists() {
+        return Ok(path);
+    }
+    let doing = || format!("compiling the kernels of {} for {dtype} and the emulator", source.name);
+    let io = |e: std::io::Error| fault(doing(), e.to_string());
+    let dir = cache_dir().join(format!("build-{}-{}-{dtype}", std::process::id(), source.name));
+    std::fs::create_dir_all(&dir).map_err(io)?;
+    for (name, body) in HEADERS.iter().chain(&[("shim.h", SHIM), ("kernels.cpp", source.text)]) {
+        std::fs::write(dir.join(name), body).map_err(io)?;
+    }
+    let result = expand(&dir, &options, &doing).and_then(|text| {
+        std::fs::write(dir.join("launch.cpp"), launchers(&text)).map_err(io)?;
+        build(&dir, &options, &path, &doing)
+    });
+    let _ = std::fs::remove_dir_all(&dir);
+    result.map(|()| path)
+}
+
+/// The kernels with their macros expanded: some are defined by macros.
+fn expand(dir: &Path, options: &[String], doing: &dyn Fn() -> String) -> Result<String> {
+    let mut command = compiler();
+    command
+        .args(options)
+        .args(["-E", "-P", "-DLEHR_EMULATED=1", "-I"])
+        .arg(dir)
+        .arg(dir.join("kernels.cpp"));
+    run(command, doing)
+}
+
+fn build(dir: &Path, options: &[String], path: &Path, doing: &dyn Fn() -> String) -> Result<()> {
+    let (mut command, out) = (compiler(), dir.join("out.so"));
+    command.args(options).args(["-shared", "-fPIC", "-Wno-unknown-pragmas", "-I"]).arg(dir);
+    command.arg("-o").arg(&out).arg(dir.join("launch.cpp"));
+    run(command, doing)?;
+    std::fs::rename(&out, path).map_err(|e| fault(doing(), e.to_string()))
+}
+
+fn compiler() -> Command {
+    Command::new(std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned()))
+}
+
+/// Runs the compiler: what it printed.
+fn run(mut command: Command, doing: &dyn Fn() -> String) -> Result<String> {
+    let output = command.output().map_err(|e| Error::Cuda {
+        doing: doing(),
+        reason: format!("starting {}: {e}", command.get_program().display()),
+        hint: Some("install a C++ compiler (`apt-get install g++`), or name one in CXX".to_owned()),
+    })?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(fault(doing(), String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// The kernels, and for each a function that starts it from an array of pointers to its arguments.
+fn launchers(text: &str) -> String {
+    let mut out = String::from("#include \"shim.h\"\n#include \"kernels.cpp\"\n");
+    for name in kernel_names(text) {
+        let _ = writeln!(
+            out,
+            "extern \"C\" void launch_{name}(const unsigned* grid, const unsigned* block, size_t shared, void** args) {{ \
+             emu::launch({name}, grid, block, shared, args); }}"
+        );
+    }
+    out
+}
+
+/// The names after `__global__`.
+fn kernel_names(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for after in text.split("extern \"C\" __global__").skip(1) {
+        // `void __launch_bounds__(…) name(`
+        let mut rest = after.trim_start();
+        rest = rest.strip_prefix("void").unwrap_or(rest).trim_start();
+        if let Some(bounds) = rest.strip_prefix("__launch_bounds__") {
+            rest = after_parentheses(bounds).trim_start();
+            rest = rest.strip_prefix("void").unwrap_or(rest).trim_start();
+        }
+        let name: String =
+            rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        if !name.is_empty() && rest[name.len()..].trim_start().starts_with('(') {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// What follows the parentheses that a text starts with.
+fn after_parentheses(text: &str) -> &str {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        if depth == 0 && c == ')' {
+            return &text[at + 1..];
+        }
+    }
+    ""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_kernels_are_found() {
+        let text = "extern \"C\" __global__ void plain(int n) {}\n\
+            extern \"C\" __global__ void __launch_bounds__(256, 2) bounded(int n) {}\n\
+            extern \"C\" __global__ void __launch_bounds__((16 * 16), 2) by_macro(int n) {}\n";
+        assert_eq!(kernel_names(text), ["plain", "bounded", "by_macro"]);
+    }
+}

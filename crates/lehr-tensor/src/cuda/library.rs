@@ -1,0 +1,163 @@
+//! Finding CUDA's libraries: the loader's path, a toolkit's folder, a Python environment.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use libloading::Library;
+
+/// A library and where it was found.
+#[derive(Clone, Debug)]
+pub struct LibraryReport {
+    /// Its name, without `lib` and `.so`.
+    pub name: &'static str,
+    /// What needs it.
+    pub purpose: &'static str,
+    /// The file, or only its name if the loader found it by itself; `None` if it is missing.
+    pub found: Option<String>,
+}
+
+struct Wanted {
+    name: &'static str,
+    purpose: &'static str,
+    /// File names, the best first.
+    files: &'static [&'static str],
+}
+
+/// In the order they have to be opened: cuBLASLt is found by its name once it is open, and NVRTC looks for its builtins so.
+const WANTED: [Wanted; 4] = [
+    Wanted {
+        name: "cuda",
+        purpose: "the driver: everything",
+        files: &["libcuda.so.1", "libcuda.so"],
+    },
+    Wanted {
+        name: "nvrtc-builtins",
+        purpose: "compiling kernels",
+        files: &["libnvrtc-builtins.so.13.*", "libnvrtc-builtins.so.12.*", "libnvrtc-builtins.so"],
+    },
+    Wanted {
+        name: "nvrtc",
+        purpose: "compiling kernels",
+        files: &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
+    },
+    Wanted {
+        name: "cublasLt",
+        purpose: "matrix products",
+        files: &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+    },
+];
+
+/// The libraries, opened at the first call and kept open.
+pub fn libraries() -> &'static [LibraryReport] {
+    static REPORTS: OnceLock<Vec<LibraryReport>> = OnceLock::new();
+    REPORTS.get_or_init(|| {
+        let folders = folders();
+        let open = |wanted: &Wanted| LibraryReport {
+            name: wanted.name,
+            purpose: wanted.purpose,
+            found: open(wanted, &folders),
+        };
+        WANTED.iter().map(open).collect()
+    })
+}
+
+/// What a missing library needs: a hint, or `None` if all of `names` are there.
+pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
+    let missing: Vec<_> = libraries()
+        .iter()
+        .filter(|report| names.contains(&report.name) && report.found.is_none())
+        .map(|report| format!("lib{}", report.name))
+        .collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let hint = match missing.iter().any(|name| name == "libcuda") {
+        true => "it comes with NVIDIA's driver; `nvidia-smi` says whether that is installed",
+        false => {
+            "install the CUDA toolkit, or set LEHR_CUDA_LIBS to the folders that hold it, for instance \
+             the nvidia/*/lib folders of a Python environment"
+        }
+    };
+    Some((format!("{} not found", missing.join(", ")), hint.to_owned()))
+}
+
+fn open(wanted: &Wanted, folders: &[PathBuf]) -> Option<String> {
+    for folder in folders {
+        for file in wanted.files {
+            for path in matching(folder, file) {
+                if keep_open(path.as_os_str()) {
+                    return Some(path.display().to_string());
+                }
+            }
+        }
+    }
+    let by_loader =
+        wanted.files.iter().find(|file| !file.contains('*') && keep_open(file.as_ref()));
+    by_loader.map(|file| (*file).to_owned())
+}
+
+/// The files of a folder by a name that may end in `*`.
+fn matching(folder: &Path, file: &str) -> Vec<PathBuf> {
+    let Some(start) = file.strip_suffix('*') else { return vec![folder.join(file)] };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(start))
+        })
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Opens a library for good, so that the loader then finds it by its own name.
+fn keep_open(path: &std::ffi::OsStr) -> bool {
+    // SAFETY: these are CUDA's own libraries, whose initialisation has no conditions.
+    let opened = unsafe { Library::new(path) };
+    opened.map(std::mem::forget).is_ok()
+}
+
+/// Where the libraries may lie beside the loader's path. `LEHR_CUDA_LIBS` comes first.
+fn folders() -> Vec<PathBuf> {
+    let of = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
+    let mut folders: Vec<PathBuf> = Vec::new();
+    if let Some(list) = of("LEHR_CUDA_LIBS") {
+        folders.extend(std::env::split_paths(&list));
+    }
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(of).map(PathBuf::from);
+    folders.extend(toolkits.flat_map(|root| [root.join("lib64"), root.join("lib")]));
+    folders.extend(["/usr/local/cuda/lib64", "/usr/lib/wsl/lib"].map(PathBuf::from));
+    for key in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
+        if let Some(root) = of(key) {
+            let root = PathBuf::from(root);
+            folders.push(root.join("lib"));
+            folders
+                .extend(children(&root.join("lib")).into_iter().flat_map(|d| python_folders(&d)));
+        }
+    }
+    for root in ["/usr/local/lib", "/usr/lib", "/opt/conda/lib"] {
+        folders.extend(children(Path::new(root)).into_iter().flat_map(|d| python_folders(&d)));
+    }
+    folders
+}
+
+/// The `nvidia/*/lib` below a Python installation's library folder.
+fn python_folders(python: &Path) -> Vec<PathBuf> {
+    let is_python =
+        python.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("python3"));
+    if !is_python {
+        return Vec::new();
+    }
+    ["site-packages", "dist-packages"]
+        .into_iter()
+        .flat_map(|packages| children(&python.join(packages).join("nvidia")))
+        .map(|package| package.join("lib"))
+        .collect()
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}

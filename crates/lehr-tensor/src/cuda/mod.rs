@@ -1,0 +1,440 @@
+//! NVIDIA GPUs: devices, memory, kernels, matrix products.
+//!
+//! Nothing of CUDA is needed to build. The driver, NVRTC and cuBLASLt are opened when a GPU is first asked for
+//! ([`library`]); kernels are CUDA C++ in the folders of the ops (`kernel.cu`), compiled at first use and kept on disk
+//! ([`compile`]). A device has one stream, so whatever is launched runs in that order and a freed block may be handed out again
+//! at once; the host waits only where it reads a result.
+//!
+//! With `LEHR_CUDA=emulator` device 0 is not a GPU but a C++ compiler: the same launch code and the same kernels run on the CPU
+//! ([`emulator`]), slowly, to test their logic.
+
+mod arena;
+pub(crate) mod blas;
+mod buffer;
+mod compile;
+mod driver;
+mod emulator;
+mod launch;
+mod library;
+mod lt;
+mod sources;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+pub(crate) use arena::Block;
+pub(crate) use buffer::CudaBuffer;
+pub use compile::{CompileReport, compile_all};
+pub(crate) use compile::{Source, source};
+pub(crate) use launch::{Arg, args, int};
+pub use library::{LibraryReport, libraries};
+
+use crate::free_list::Stats;
+use crate::ops::linear::WeightLayout;
+use crate::{DType, Device, Error, Philox, Result, Tensor};
+use arena::Arena;
+use blas::Matmul;
+
+/// Devices that are looked for.
+const DEVICES_MAX: usize = 16;
+
+/// What a device is.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// As the driver calls it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub n_sms: u32,
+    /// Bytes of shared memory that a block may ask for.
+    pub shared_bytes: usize,
+    /// Bytes of memory.
+    pub memory_bytes: usize,
+    /// The CUDA version of the driver, 13000 for 13.0; 0 for the emulator.
+    pub driver_version: u32,
+}
+
+impl DeviceInfo {
+    /// The architecture kernels are compiled for: `sm_90a` for a Hopper, whose own instructions need the `a`.
+    #[must_use]
+    pub fn arch(&self) -> String {
+        let (major, minor) = self.capability;
+        let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
+        format!("sm_{major}{minor}{suffix}")
+    }
+}
+
+/// A loaded kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Function(u64);
+
+/// Blocks of a grid, threads of a block, bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    pub(crate) shared_bytes: u32,
+}
+
+/// What makes a device: the driver, or the emulator. Addresses are the device's.
+trait Backend: Send + Sync {
+    fn info(&self) -> &DeviceInfo;
+    /// Reserves a range of addresses: its start and its length.
+    fn reserve(&self) -> Result<(u64, usize)>;
+    /// Puts memory behind the bytes from `from` to `to` (or a little beyond) of the range at `base`; says up to where.
+    fn grow(&self, base: u64, from: usize, to: usize) -> Result<usize>;
+    /// Copies from the host; `src` may change as soon as this returns.
+    fn upload(&self, dst: u64, src: &[u8]) -> Result<()>;
+    /// Copies to the host and waits for it.
+    fn download(&self, dst: &mut [u8], src: u64) -> Result<()>;
+    /// Copies within the device.
+    fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()>;
+    /// Sets all bytes.
+    fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()>;
+    /// Compiles and loads a file of kernels for elements of `dtype`.
+    fn load(&self, source: &Source, dtype: DType) -> Result<u64>;
+    /// Finds a kernel in a loaded file.
+    fn function(&self, module: u64, name: &str) -> Result<Function>;
+    /// Starts a kernel.
+    fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()>;
+    /// Starts a matrix product with `workspace` (address, bytes).
+    fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<()>;
+    /// Waits until everything started so far has ended.
+    fn synchronize(&self) -> Result<()>;
+    /// Begins to record instead of to run.
+    fn begin_capture(&self) -> Result<()>;
+    /// Ends that and gives what was recorded.
+    fn end_capture(&self) -> Result<u64>;
+    /// Runs what was recorded.
+    fn launch_graph(&self, graph: u64) -> Result<()>;
+    /// Forgets what was recorded.
+    fn drop_graph(&self, graph: u64);
+    /// Seconds between two moments of the stream, in its own clock.
+    fn timer(&self) -> Result<Box<dyn Timer>>;
+}
+
+/// Measures what runs on the stream.
+trait Timer {
+    fn stop(&self) -> Result<f64>;
+}
+
+type KernelKey = (&'static str, DType, &'static str);
+
+/// A device in use.
+pub(crate) struct Cuda {
+    ordinal: usize,
+    backend: Box<dyn Backend>,
+    arena: Arena,
+    modules: Mutex<HashMap<(&'static str, DType), u64>>,
+    functions: Mutex<HashMap<KernelKey, Function>>,
+    /// Scratch of matrix products, for all: they run one after another.
+    workspace: OnceLock<(Block, usize)>,
+}
+
+impl Cuda {
+    /// The device of that number, opened at the first call.
+    pub(crate) fn get(ordinal: usize) -> Result<&'static Self> {
+        static DEVICES: [OnceLock<std::result::Result<Cuda, (String, Option<String>)>>;
+            DEVICES_MAX] = [const { OnceLock::new() }; DEVICES_MAX];
+        let doing = || format!("opening CUDA device {ordinal}");
+        let Some(cell) = DEVICES.get(ordinal) else {
+            let reason = format!("devices are numbered from 0 to {}", DEVICES_MAX - 1);
+            return Err(Error::Cuda { doing: doing(), reason, hint: None });
+        };
+        let opened = cell.get_or_init(|| {
+            Self::open(ordinal).map_err(|error| match error {
+                Error::Cuda { reason, hint, .. } => (reason, hint),
+                other => (other.to_string(), other.hint()),
+            })
+        });
+        opened.as_ref().map_err(|(reason, hint)| Error::Cuda {
+            doing: doing(),
+            reason: reason.clone(),
+            hint: hint.clone(),
+        })
+    }
+
+    fn open(ordinal: usize) -> Result<Self> {
+        let backend: Box<dyn Backend> = match is_emulated()? {
+            true => Box::new(emulator::Emulator::open(ordinal)?),
+            false => Box::new(driver::Driver::open(ordinal)?),
+        };
+        let arena = Arena::new(ordinal, backend.reserve()?);
+        Ok(Self {
+            ordinal,
+            backend,
+            arena,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            workspace: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn info(&self) -> &DeviceInfo {
+        self.backend.info()
+    }
+
+    /// Streaming multiprocessors, for the sizes of grids.
+    pub(crate) fn n_sms(&self) -> u32 {
+        self.info().n_sms.max(1)
+    }
+
+    /// Bytes of shared memory that a block may ask for.
+    pub(crate) fn shared_max(&self) -> usize {
+        self.info().shared_bytes
+    }
+
+    pub(crate) fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        if src.is_empty() { Ok(()) } else { self.backend.upload(dst, src) }
+    }
+
+    pub(crate) fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        if dst.is_empty() { Ok(()) } else { self.backend.download(dst, src) }
+    }
+
+    pub(crate) fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 { Ok(()) } else { self.backend.copy(dst, src, bytes) }
+    }
+
+    pub(crate) fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()> {
+        if bytes == 0 { Ok(()) } else { self.backend.set(dst, byte, bytes) }
+    }
+
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.backend.synchronize()
+    }
+
+    /// Starts the kernel `name` of `source`, compiled for elements of `dtype`. A grid without blocks starts nothing.
+    pub(crate) fn launch(
+        &self,
+        source: &'static Source,
+        dtype: DType,
+        name: &'static str,
+        extent: Extent,
+        args: &[Arg],
+    ) -> Result<()> {
+        if extent.grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.function(source, dtype, name)?;
+        let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
+        let started = self.backend.launch(function, extent, &mut values);
+        started.map_err(|error| match error {
+            Error::Cuda { reason, hint, .. } => {
+                let doing = format!("starting the kernel {name} ({dtype}, {extent:?})");
+                Error::Cuda { doing, reason, hint }
+            }
+            other => other,
+        })
+    }
+
+    fn function(
+        &self,
+        source: &'static Source,
+        dtype: DType,
+        name: &'static str,
+    ) -> Result<Function> {
+        let key = (source.name, dtype, name);
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&key) {
+            return Ok(*function);
+        }
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match modules.get(&(source.name, dtype)) {
+            Some(module) => *module,
+            None => {
+                let module = self.backend.load(source, dtype)?;
+                modules.insert((source.name, dtype), module);
+                module
+            }
+        };
+        let function = self.backend.function(module, name)?;
+        functions.insert(key, function);
+        Ok(function)
+    }
+
+    /// The product of matrices without an inner dimension: the bias in every row.
+    fn empty_sums(&self, product: &Matmul) -> Result<()> {
+        let row_bytes = product.n * product.c.dtype.size();
+        for index in 0..product.batch {
+            for row in 0..product.m {
+                let at = index * product.c.batch_stride + row * product.c.stride;
+                let to = product.c.ptr + (at * product.c.dtype.size()) as u64;
+                match product.bias {
+                    _ if product.accumulate => (),
+                    Some(bias) => self.copy(to, bias, row_bytes)?,
+                    None => self.set(to, 0, row_bytes)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts `C (+)= A B`.
+    pub(crate) fn matmul(&self, product: &Matmul) -> Result<()> {
+        /// What cuBLAS asks for on Hopper.
+        const WORKSPACE_BYTES: usize = 32 << 20;
+        if product.is_empty() {
+            return Ok(());
+        }
+        if product.k == 0 {
+            return self.empty_sums(product);
+        }
+        if self.workspace.get().is_none() {
+            let block = Block::take(self.ordinal, WORKSPACE_BYTES)?;
+            // If another thread was faster, the block goes back.
+            let _ = self.workspace.set((block, WORKSPACE_BYTES));
+        }
+        let workspace = self.workspace.get().map_or((0, 0), |(block, bytes)| (block.ptr(), *bytes));
+        self.backend.matmul(product, workspace)
+    }
+}
+
+/// Whether `LEHR_CUDA` asks for the emulator.
+fn is_emulated() -> Result<bool> {
+    match std::env::var("LEHR_CUDA").as_deref() {
+        // The tests of this crate run on the emulator, unless they are told otherwise.
+        Err(_) | Ok("") => Ok(cfg!(test)),
+        Ok("driver") => Ok(false),
+        Ok("emulator") => Ok(true),
+        Ok(other) => Err(Error::Cuda {
+            doing: "choosing how CUDA runs".to_owned(),
+            reason: format!(
+                "the environment variable LEHR_CUDA is {other:?}, expected driver or emulator"
+            ),
+            hint: Some("remove it with `unset LEHR_CUDA`".to_owned()),
+        }),
+    }
+}
+
+/// How many GPUs can be used.
+///
+/// # Errors
+/// If there is no driver, or it does not start: the error says which and why.
+pub fn device_count() -> Result<usize> {
+    if is_emulated()? {
+        return Ok(1);
+    }
+    driver::device_count()
+}
+
+/// Whether there is a GPU that everything is there for: driver, NVRTC and cuBLASLt. The emulator does not count.
+///
+/// # Errors
+/// If there is a GPU, but something it needs is missing.
+pub fn usable() -> Result<bool> {
+    if is_emulated()? || library::missing(&["cuda"]).is_some() {
+        return Ok(false);
+    }
+    match driver::device_count() {
+        Ok(0) => return Ok(false),
+        Ok(_) => (),
+        Err(error) => return Err(error),
+    }
+    match library::missing(&["nvrtc", "nvrtc-builtins", "cublasLt"]) {
+        None => Cuda::get(0).map(|_| true),
+        Some((reason, hint)) => {
+            Err(Error::Cuda { doing: "preparing the GPU".to_owned(), reason, hint: Some(hint) })
+        }
+    }
+}
+
+/// GFLOP/s of matrix products of a training step's shape on a device, in `dtype`, by the device's own clock.
+///
+/// # Errors
+/// If memory runs out or the device fails.
+pub fn matmul_gflops(ordinal: usize, dtype: DType) -> Result<f64> {
+    let (n, rounds) = (if is_emulated()? { 128 } else { 4096 }, 20);
+    let device = Device::Cuda(ordinal);
+    let mut x = Tensor::zeros([n, n])?;
+    Philox::new(1, 0).fill_normal(x.data_mut(), 1.0);
+    let x = x.cast(dtype)?.to_device(device)?;
+    let product = || x.linear(&x, WeightLayout::OutIn, None).map(drop);
+    product()?;
+    let seconds = timed(ordinal, || (0..rounds).try_for_each(|_| product()))?;
+    Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / seconds / 1e9)
+}
+
+/// What device `ordinal` is.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn device_info(ordinal: usize) -> Result<DeviceInfo> {
+    Cuda::get(ordinal).map(|cuda| cuda.info().clone())
+}
+
+/// The counters of a device's arena.
+///
+/// # Errors
+/// If the device cannot be opened.
+pub fn arena_stats(ordinal: usize) -> Result<Stats> {
+    Cuda::get(ordinal).map(|cuda| cuda.arena.stats())
+}
+
+/// Starts the peak counter of a device's arena anew from what is in use now.
+///
+/// # Errors
+/// If the device cannot be opened.
+pub fn reset_peak(ordinal: usize) -> Result<()> {
+    Cuda::get(ordinal).map(|cuda| cuda.arena.reset_peak())
+}
+
+/// Waits until a device has done everything it was told.
+///
+/// # Errors
+/// If something on the device failed.
+pub fn synchronize(ordinal: usize) -> Result<()> {
+    Cuda::get(ordinal)?.synchronize()
+}
+
+/// Runs `body` and gives the seconds its work took on the device, by the device's own clock.
+///
+/// # Errors
+/// Those of `body`, or of the device.
+pub fn timed(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let timer = Cuda::get(ordinal)?.backend.timer()?;
+    body()?;
+    timer.stop()
+}
+
+/// Work recorded once and run many times: a launch costs the host nothing then.
+pub struct Graph {
+    cuda: &'static Cuda,
+    handle: u64,
+}
+
+impl Graph {
+    /// Records what `body` starts on the device, without running it. It must not read results, and what it allocates and frees
+    /// must be free again whenever the graph runs.
+    ///
+    /// # Errors
+    /// Those of `body`, or if something in it cannot be recorded.
+    pub fn record(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let cuda = Cuda::get(ordinal)?;
+        cuda.backend.begin_capture()?;
+        let done = body();
+        let handle = cuda.backend.end_capture();
+        done?;
+        Ok(Self { cuda, handle: handle? })
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn launch(&self) -> Result<()> {
+        self.cuda.backend.launch_graph(self.handle)
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.cuda.backend.drop_graph(self.handle);
+    }
+}
+
+/// An error of CUDA.
+fn fault(doing: impl Into<String>, reason: impl Into<String>) -> Error {
+    Error::Cuda { doing: doing.into(), reason: reason.into(), hint: None }
+}

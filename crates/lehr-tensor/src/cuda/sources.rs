@@ -1,0 +1,25 @@
+//! The list of all files of kernels, for those who compile them all.
+
+use super::Source;
+use crate::{inplace, ops};
+
+pub(super) static ALL: &[&Source] = &[
+    &inplace::cuda::KERNELS,
+    &ops::activation::cuda::KERNELS,
+    &ops::attention::cuda::FLASH,
+    &ops::attention::cuda::KERNELS,
+    &ops::cast::cuda::KERNELS,
+    &ops::dropout::cuda::KERNELS,
+    &ops::embedding::cuda::KERNELS,
+    &ops::gated::cuda::KERNELS,
+    &ops::layer_norm::cuda::KERNELS,
+    &ops::linear::cuda::KERNELS,
+    &ops::linear_cross_entropy::cuda::KERNELS,
+    &ops::linear_q::cuda::DEQUANTIZE,
+    &ops::linear_q::cuda::PRODUCT,
+    &ops::rms_norm::cuda::KERNELS,
+    &ops::rope::cuda::KERNELS,
+    &ops::softcap::cuda::KERNELS,
+    &ops::softmax::cuda::KERNELS,
+    &ops::thin::cuda::KERNELS,
+];

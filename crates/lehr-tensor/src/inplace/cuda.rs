@@ -1,0 +1,138 @@
+//! What is done in place on a GPU.
+
+use super::AdamW;
+use crate::cuda::{Extent, Source, args, int, source};
+use crate::ops::concat::cpu::Blocks;
+use crate::ops::thin::cuda as thin;
+pub(crate) use crate::ops::thin::cuda::{add_assign, scale, scale_by};
+use crate::{DType, Result, Tensor};
+
+pub(crate) static KERNELS: Source = source!("inplace", "kernel.cu");
+const OP: &str = "inplace";
+
+/// Elements per block of kernels over a list of tensors.
+const CHUNK: usize = 16_384;
+
+/// A list of tensors cut into chunks, as the kernels read it: which tensor, which chunk of it.
+fn chunks(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
+    let cut = |(tensor, n): (usize, usize)| {
+        (0..n.div_ceil(CHUNK)).flat_map(move |chunk| [tensor as i32, chunk as i32])
+    };
+    lengths.enumerate().flat_map(cut).collect()
+}
+
+/// A table of words on the device of `beside`.
+fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
+    let halves: Vec<i32> =
+        words.iter().flat_map(|w| [*w as u32 as i32, (*w >> 32) as u32 as i32]).collect();
+    Tensor::from_ids(&halves, [halves.len()])?.to_device(beside.device())
+}
+
+/// `Σ x²` over all elements of f32 tensors on one GPU, as bits of an f64 `[2]` on it. Sums of fixed chunks are added in a fixed
+/// order.
+fn squares_of_all(tensors: &[Tensor]) -> Result<Tensor> {
+    let first = &tensors[0];
+    let cuda = first.cuda()?;
+    let words: Vec<u64> =
+        tensors.iter().flat_map(|t| [t.device_ptr(), t.shape().n_elements() as u64]).collect();
+    let cut = chunks(tensors.iter().map(|t| t.shape().n_elements()));
+    let n_chunks = cut.len() / 2;
+    let (words, cut) =
+        (table(&words, first)?, Tensor::from_ids(&cut, [cut.len()])?.to_device(first.device())?);
+    let (partials, sum) = (first.like_f32([n_chunks, 2])?, first.like_f32([2])?);
+    let n = int(OP, n_chunks)?;
+    let args = args![&words, &cut, n, CHUNK as i32, &partials];
+    cuda.launch(&KERNELS, DType::F32, "sum_of_squares_f32", Extent::line(n_chunks, 256), args)?;
+    let args = args![&partials, n, &sum, false];
+    cuda.launch(&KERNELS, DType::F32, "sum_of_squares_finish", Extent::line(1, 256), args)?;
+    Ok(sum)
+}
+
+/// `Σ x²` over all elements of f32 tensors on one GPU; it waits for them.
+pub(super) fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
+    if tensors.is_empty() {
+        return Ok(0.0);
+    }
+    let sum = squares_of_all(tensors)?.to_host()?;
+    let [low, high] = [0, 1].map(|i| u64::from(sum.data()[i].to_bits()));
+    Ok(f64::from_bits(low | high << 32))
+}
+
+/// A parameter with what its update needs. All are on one GPU, in f32 but for the copy that is computed with.
+pub(crate) struct Item<'a> {
+    pub(crate) param: &'a Tensor,
+    pub(crate) shadow: Option<&'a Tensor>,
+    pub(crate) grad: &'a Tensor,
+    pub(crate) m: &'a Tensor,
+    pub(crate) v: &'a Tensor,
+    /// Of the learning rate.
+    pub(crate) lr_scale: f32,
+    pub(crate) weight_decay: f32,
+}
+
+/// [`super::adamw`] over all items in one launch.
+pub(crate) fn adamw_all(items: &[Item<'_>], rule: AdamW) -> Result<()> {
+    let Some(first) = items.first() else { return Ok(()) };
+    let cuda = first.param.cuda()?;
+    let words: Vec<u64> = items
+        .iter()
+        .flat_map(|item| {
+            let shadow = item.shadow.map_or(0, Tensor::device_ptr);
+            let factors =
+                u64::from(item.lr_scale.to_bits()) | u64::from(item.weight_decay.to_bits()) << 32;
+            let [param, grad, m, v] =
+                [item.param, item.grad, item.m, item.v].map(Tensor::device_ptr);
+            [param, grad, m, v, shadow, item.param.shape().n_elements() as u64, factors]
+        })
+        .collect();
+    let cut = chunks(items.iter().map(|item| item.param.shape().n_elements()));
+    let n_chunks = cut.len() / 2;
+    let cut = Tensor::from_ids(&cut, [cut.len()])?.to_device(first.param.device())?;
+    let words = table(&words, first.param)?;
+    let dtype = items.iter().find_map(|item| item.shadow).map_or(DType::F32, Tensor::dtype);
+    let (step_size, v_scale) = rule.corrections();
+    let AdamW { lr, beta1, beta2, eps, grad_scale, .. } = rule;
+    let args = args![
+        &words,
+        &cut,
+        int(OP, n_chunks)?,
+        CHUNK as i32,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        step_size,
+        v_scale,
+        0u64,
+        0.0f32,
+        grad_scale,
+    ];
+    cuda.launch(&KERNELS, dtype, "adamw", Extent::line(n_chunks, 256), args)
+}
+
+/// Writes `n` blocks of `len` elements into `all`, block i at `offset + i · stride`.
+pub(super) fn write_blocks(
+    all: &mut Tensor,
+    new: &Tensor,
+    (n, len): (usize, usize),
+    offset: usize,
+    stride: usize,
+) -> Result<()> {
+    thin::copy_blocks((n, len), new, Blocks::packed(len), all, Blocks { offset, stride }, false)
+}
+
+/// The index of the largest value of each row of `x [n, width]`: the first of equals, and NaN never.
+pub(crate) fn argmax(x: &Tensor) -> Result<Tensor> {
+    let (cuda, rows, width) = (x.cuda()?, x.shape().n_rows(), x.shape().last_dim());
+    let ids = Tensor::uninit_on(x.device(), [rows], DType::I32)?;
+    /// What the second dimension of a grid may have.
+    const ROWS_MAX: usize = 65_535;
+    for first in (0..rows).step_by(ROWS_MAX) {
+        let mut extent = Extent::line(1, if rows < 64 { 1024 } else { 256 });
+        extent.grid[1] = (rows - first).min(ROWS_MAX) as u32;
+        let from = x.device_ptr() + (first * width * x.dtype().size()) as u64;
+        let args = args![from, int(OP, width)?, 0u64, ids.device_ptr() + 4 * first as u64];
+        cuda.launch(&KERNELS, x.dtype(), "argmax", extent, args)?;
+    }
+    Ok(ids)
+}

@@ -1,0 +1,263 @@
+// The optimizer's passes over all parameters at once, and the index of a row's maximum.
+//
+// A list of tensors is cut into chunks of `chunk_len` elements, a multiple of 8 (16384 is good); the last chunk of a tensor is
+// shorter. `chunks` has an entry for each, in any order, and one launch covers all: one block per chunk is best, any grid is right.
+#include "common.cuh"
+
+// In Rust: #[repr(C)] struct { tensor: u32, chunk: u32 }.
+struct Chunk {
+    u32 tensor;
+    // Elements chunk * chunk_len to (chunk + 1) * chunk_len of the tensor.
+    u32 chunk;
+};
+// In Rust: #[repr(C)] struct { x: u64, n: i64 }, 16 bytes.
+template <class E>
+struct Vector {
+    const E* x;
+    i64 n;
+};
+// In Rust: #[repr(C)] struct { param: u64, grad: u64, m: u64, v: u64, shadow: u64, n: i64, lr_scale: f32, weight_decay: f32 },
+// 56 bytes.
+struct AdamwTensor {
+    float* param;
+    const float* grad;
+    float* m;
+    float* v;
+    // The compute copy of the parameter, or null.
+    T* shadow;
+    i64 n;
+    // Of the learning rate of this tensor.
+    float lr_scale;
+    float weight_decay;
+};
+
+// A pointer from a table, of which the compiler is told that it is to global memory: it takes the faster instructions.
+template <class E>
+DEVICE E* global(E* p) {
+#ifndef LEHR_EMULATED
+    __builtin_assume(__isGlobal(p));
+#endif
+    return p;
+}
+
+// How many of n elements are in the chunk that starts at `start`.
+DEVICE i64 length_of(i64 n, i64 start, int chunk_len) { return n - start < chunk_len ? n - start : chunk_len; }
+
+// The sum of squares of n elements, for thread 0: those of a pack are added in f32, all else in f64.
+template <class E>
+DEVICE double squares_of(const E* x, i64 n) {
+    __shared__ double scratch[8];
+    double sum = 0;
+    auto step = [&](i64 i, auto x) {
+        float part = 0.0f;
+        for (int k = 0; k < x.N_ELEMENTS; k++) part = fmaf(to_f32(x.v[k]), to_f32(x.v[k]), part);
+        sum += part;
+    };
+    elementwise_by<16 / (int)sizeof(E), 4>(threadIdx.x, blockDim.x, n, step, x);
+    return block_sum(sum, scratch);
+}
+template <class E>
+DEVICE void squares_of_chunks(const Vector<E>* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
+    for (int c = blockIdx.x; c < n_chunks; c += gridDim.x) {
+        Vector<E> tensor = tensors[chunks[c].tensor];
+        i64 start = (i64)chunks[c].chunk * chunk_len;
+        double sum = squares_of(global(tensor.x) + start, length_of(tensor.n, start, chunk_len));
+        if (threadIdx.x == 0) partials[c] = sum;
+    }
+}
+// partials[c] = the sum of x^2 over chunk c of a list of f32 tensors. Block 256 threads; tensors start on 16 bytes.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    sum_of_squares_f32(const Vector<float>* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
+    squares_of_chunks(tensors, chunks, n_chunks, chunk_len, partials);
+}
+// The same for tensors of T.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    sum_of_squares(const Vector<T>* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
+    squares_of_chunks(tensors, chunks, n_chunks, chunk_len, partials);
+}
+// partials[c] = the sum of x^2 over chunk c of one tensor of n elements: n_chunks = ceil(n / chunk_len). Block 256 threads.
+extern "C" __global__ void __launch_bounds__(256, 4) sum_of_squares_tensor(const T* x, i64 n, int chunk_len, double* partials) {
+    for (i64 start = (i64)blockIdx.x * chunk_len; start < n; start += (i64)gridDim.x * chunk_len) {
+        double sum = squares_of(x + start, length_of(n, start, chunk_len));
+        if (threadIdx.x == 0) partials[start / chunk_len] = sum;
+    }
+}
+// *sum (+)= the partials, n of them, in a fixed order. One block of 256 threads.
+extern "C" __global__ void __launch_bounds__(256) sum_of_squares_finish(const double* partials, int n, double* sum, int accumulate) {
+    __shared__ double scratch[8];
+    double mine = 0;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < n; i += 256) mine += partials[i];
+    mine = block_sum(mine, scratch);
+    if (threadIdx.x == 0) *sum = accumulate ? *sum + mine : mine;
+}
+
+// The numbers of an update that are the same for a whole tensor.
+struct AdamwRule {
+    float keep, minus_step, beta1, beta2, rest1, rest2, eps, v_scale, g_scale;
+};
+// Of lr, beta1, ... as in inplace/adamw.rs: keep = 1 - lr lambda, step_size = lr / (1 - beta1^t), v_scale = 1 / sqrt(1 - beta2^t).
+DEVICE AdamwRule adamw_rule(
+    float lr, float beta1, float beta2, float eps, float step_size, float v_scale, float weight_decay, float g_scale) {
+    // Each operation is rounded for itself, as on the CPU: the compiler would fuse them.
+    float keep = __fsub_rn(1.0f, __fmul_rn(lr, weight_decay));
+    return {keep, -step_size, beta1, beta2, 1.0f - beta1, 1.0f - beta2, eps, v_scale, g_scale};
+}
+// The order of operations is that of inplace/adamw.rs, and so are the bits.
+DEVICE void adamw_element(const AdamwRule& rule, float& p, float grad, float& m, float& v) {
+    float g = __fmul_rn(grad, rule.g_scale);
+    m = fmaf(rule.beta1, m, __fmul_rn(rule.rest1, g));
+    v = fmaf(rule.beta2, v, __fmul_rn(rule.rest2, __fmul_rn(g, g)));
+    float root = fmaf(sqrtf(v), rule.v_scale, rule.eps);
+    p = fmaf(rule.minus_step, m / root, __fmul_rn(p, rule.keep));
+}
+// Updates n elements with the threads of this block, number `thread` of `n_threads`.
+DEVICE void adamw_elements(
+    const AdamwRule& rule, i64 thread, i64 n_threads, i64 n, float* param, const float* grad, float* m, float* v, T* shadow) {
+    auto step = [=](i64 i, auto p, auto g, auto m_old, auto v_old) {
+        auto copy = pack_like<T>(p);
+        for (int k = 0; k < p.N_ELEMENTS; k++) {
+            adamw_element(rule, p.v[k], g.v[k], m_old.v[k], v_old.v[k]);
+            copy.v[k] = from_f32<T>(p.v[k]);
+        }
+        store_pack(param + i, p);
+        store_pack(m + i, m_old);
+        store_pack(v + i, v_old);
+        if (shadow) store_pack(shadow + i, copy);
+    };
+    elementwise_by<4, 1>(thread, n_threads, n, step, (const float*)param, grad, (const float*)m, (const float*)v);
+}
+
+// AdamW over a list of tensors, in place: p <- p (1 - lr lambda); m <- beta1 m + (1 - beta1) g; v <- beta2 v + (1 - beta2) g^2;
+// p <- p - step_size m / (sqrt(v) v_scale + eps); shadow <- p rounded. lr and step_size are those of lr_scale = 1.
+//
+// g is grad * grad_scale, and if clip_norm > 0 and norm > clip_norm times clip_norm / norm, where
+// norm = sqrt(*sum_of_squares) * grad_scale: the sum over all gradients as they lie in memory (before grad_scale, which undoes loss
+// scaling). If the sum is not finite, nothing changes. sum_of_squares may be null: no clipping, no check.
+//
+// Block 256 threads; grid of one dimension, best n_chunks blocks; tensors start on 16 bytes.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    adamw(const AdamwTensor* tensors, const Chunk* chunks, int n_chunks, int chunk_len, float lr, float beta1, float beta2, float eps,
+          float step_size, float v_scale, const double* sum_of_squares, float clip_norm, float grad_scale) {
+    __shared__ float shared_g_scale;
+    __shared__ int shared_skip;
+    if (threadIdx.x == 0) {
+        float g_scale = grad_scale;
+        int skip = 0;
+        if (sum_of_squares) {
+            double sum = *sum_of_squares, norm = sqrt(sum) * grad_scale;
+            // False for NaN, too.
+            skip = !(sum < INFINITY);
+            if (clip_norm > 0.0f && norm > clip_norm) g_scale = (float)(grad_scale * (clip_norm / norm));
+        }
+        shared_g_scale = g_scale;
+        shared_skip = skip;
+    }
+    __syncthreads();
+    if (shared_skip) return;
+    float g_scale = shared_g_scale;
+    for (int c = blockIdx.x; c < n_chunks; c += gridDim.x) {
+        AdamwTensor t = tensors[chunks[c].tensor];
+        i64 start = (i64)chunks[c].chunk * chunk_len;
+        AdamwRule rule =
+            adamw_rule(lr * t.lr_scale, beta1, beta2, eps, step_size * t.lr_scale, v_scale, t.weight_decay, g_scale);
+        i64 n = length_of(t.n, start, chunk_len);
+        T* shadow = t.shadow ? global(t.shadow) + start : t.shadow;
+        adamw_elements(rule, threadIdx.x, blockDim.x, n, global(t.param) + start, global(t.grad) + start, global(t.m) + start,
+                       global(t.v) + start, shadow);
+    }
+}
+
+// The same for one tensor of n elements, for updates in the middle of backward: g = grad * g_scale. Any grid of one dimension, at
+// most 256 threads; tensors start on 16 bytes; shadow may be null.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    adamw_tensor(float* param, const float* grad, float* m, float* v, T* shadow, i64 n, float lr, float beta1, float beta2, float eps,
+                 float step_size, float v_scale, float weight_decay, float g_scale) {
+    AdamwRule rule = adamw_rule(lr, beta1, beta2, eps, step_size, v_scale, weight_decay, g_scale);
+    adamw_elements(rule, thread_index(), n_threads(), n, param, grad, m, v, shadow);
+}
+
+// A candidate for the maximum. With `index` = NO_INDEX there is none yet.
+#define NO_INDEX 0x7fffffff
+struct Best {
+    float value;
+    int index;
+};
+// The larger, of equals the one with the smaller index. Comparisons with NaN are false, so that NaN never wins.
+DEVICE void take_better(Best& best, float value, int index) {
+    // Without && and ||, which became branches.
+    bool better = (value > best.value) | ((value == best.value) & (index < best.index));
+    best.value = better ? value : best.value;
+    best.index = better ? index : best.index;
+}
+// The best of the block, for thread 0.
+DEVICE Best block_best(Best best) {
+    __shared__ float values[32];
+    __shared__ int indices[32];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_warps = blockDim.x / WARP;
+#pragma unroll
+    for (int other = 16; other > 0; other >>= 1) {
+        float value = __shfl_xor_sync(FULL_MASK, best.value, other);
+        int index = __shfl_xor_sync(FULL_MASK, best.index, other);
+        take_better(best, value, index);
+    }
+    if (lane == 0) {
+        values[warp] = best.value;
+        indices[warp] = best.index;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+        for (int i = 1; i < n_warps; i++) take_better(best, values[i], indices[i]);
+    }
+    return best;
+}
+template <class E>
+DEVICE void argmax_of(const E* x, int width, float* values, int* ids) {
+    const int N = 16 / (int)sizeof(E);
+    i64 row = blockIdx.y;
+    // The part of the row that is this block's, and in it the first element on 16 bytes: rows may start anywhere.
+    int part = ((width - 1) / (int)gridDim.x / N + 1) * N, start = (int)blockIdx.x * part;
+    int length = width - start < part ? width - start : part;
+    Best best = {-INFINITY, NO_INDEX};
+    if (length > 0) {
+        i64 at = row * width + start;
+        int head = (int)((N - at % N) % N);
+        if (head > length) head = length;
+        const E* p = x + at;
+        if ((int)threadIdx.x < head) take_better(best, to_f32(p[threadIdx.x]), start + threadIdx.x);
+        auto step = [&](i64 i, auto x) {
+            for (int k = 0; k < x.N_ELEMENTS; k++) take_better(best, to_f32(x.v[k]), start + head + (int)i + k);
+        };
+        elementwise_by<N, 4>(threadIdx.x, blockDim.x, length - head, step, p + head);
+    }
+    best = block_best(best);
+    if (threadIdx.x != 0) return;
+    if (values) {
+        values[row * gridDim.x + blockIdx.x] = best.value;
+        ids[row * gridDim.x + blockIdx.x] = best.index;
+    } else {
+        ids[row] = best.index == NO_INDEX ? 0 : best.index;
+    }
+}
+// ids[row] = the index of the largest of x [rows, width] in each row, the smallest index of equals. NaN never wins; if all are NaN
+// the index is 0. Grid (1, rows), at most 65535 rows at once; block whole warps, best 256, and 1024 for few rows. x starts on 16
+// bytes.
+//
+// A long row can be shared by `splits` blocks: grid (splits, rows), `values` and `ids` [rows, splits] for argmax_finish. Without,
+// `values` is null.
+extern "C" __global__ void __launch_bounds__(1024) argmax(const T* x, int width, float* values, int* ids) {
+    argmax_of(x, width, values, ids);
+}
+// The same for f32 logits.
+extern "C" __global__ void __launch_bounds__(1024) argmax_f32(const float* x, int width, float* values, int* ids) {
+    argmax_of(x, width, values, ids);
+}
+// ids[row] from the bests of the parts of a row, [rows, splits]. Any grid of one dimension, a thread for each row.
+extern "C" __global__ void argmax_finish(const float* values, const int* part_ids, i64 rows, int splits, int* ids) {
+    for (i64 row = thread_index(); row < rows; row += n_threads()) {
+        Best best = {-INFINITY, NO_INDEX};
+        for (int i = 0; i < splits; i++) take_better(best, values[row * splits + i], part_ids[row * splits + i]);
+        ids[row] = best.index == NO_INDEX ? 0 : best.index;
+    }
+}

@@ -1,0 +1,242 @@
+//! Attention on a GPU: tensor cores for 16-bit elements, plain arithmetic for f32 and odd widths.
+
+use super::mask::{Mask, Rule};
+use super::{Inputs, Size};
+use crate::cuda::{Cuda, Extent, Source, args, int, source};
+use crate::{DType, Error, Result, Tensor};
+
+pub(crate) static KERNELS: Source = source!("attention", "kernel.cu");
+pub(crate) static FLASH: Source = source!("attention-flash", "flash.cu");
+const OP: &str = "attention";
+
+/// Which keys each query sees, as kernels take it: a rule, or intervals on the device.
+pub(super) struct Seen {
+    rule: Rule,
+    intervals: Option<Tensor>,
+}
+
+impl Seen {
+    pub(super) fn of(mask: &Mask, size: Size, x: &Tensor) -> Result<Self> {
+        let rule = mask.rule(size.batch, size.tk)?;
+        let intervals = match mask.has_intervals() {
+            true => Some(mask.intervals_on(x.device(), size.batch, size.tq, size.tk)?),
+            false => None,
+        };
+        Ok(Self { rule, intervals })
+    }
+}
+
+/// Heads within a buffer of the device: the first head of the first token, and elements from token to token.
+#[derive(Clone, Copy)]
+struct View {
+    ptr: u64,
+    stride: usize,
+}
+
+/// Where q, k and v (or their gradients) lie in `tensors`: three, or one that holds all.
+fn views(tensors: &[Option<&Tensor>], size: Size) -> [Option<View>; 3] {
+    let (q, kv) = (size.n_heads * size.width, size.n_kv_heads * size.width);
+    match tensors {
+        [Some(all)] => [0, q, q + kv].map(|offset| {
+            let ptr = all.device_ptr() + (offset * all.dtype().size()) as u64;
+            Some(View { ptr, stride: q + 2 * kv })
+        }),
+        _ => {
+            let at = |i: usize, stride| tensors[i].map(|t| View { ptr: t.device_ptr(), stride });
+            [at(0, q), at(1, kv), at(2, kv)]
+        }
+    }
+}
+
+/// The kernels of one head width.
+struct Family {
+    source: &'static Source,
+    /// Widths up to this.
+    width: usize,
+    threads: u32,
+    forward: Tile,
+    backward_q: Tile,
+    backward_kv: Tile,
+    /// Queries per tile of the last, for the bounds of tiles.
+    kv_queries: usize,
+    /// Whether the last computes dk and dv in separate blocks.
+    split: bool,
+}
+
+/// A kernel, rows of the result per block, dynamic shared memory.
+struct Tile {
+    name: &'static str,
+    rows: usize,
+    shared_bytes: u32,
+}
+
+macro_rules! family {
+    ($source:ident, $threads:literal, $prefix:literal, $width:literal: $forward:expr, $q:expr, $kv:expr, $kv_queries:literal, $split:literal) => {
+        Family {
+            source: &$source,
+            width: $width,
+            threads: $threads,
+            forward: Tile { name: concat!($prefix, "_forward_", $width), rows: $forward.0, shared_bytes: $forward.1 },
+            backward_q: Tile { name: concat!($prefix, "_backward_q_", $width), rows: $q.0, shared_bytes: $q.1 },
+            backward_kv: Tile { name: concat!($prefix, "_backward_kv_", $width), rows: $kv.0, shared_bytes: $kv.1 },
+            kv_queries: $kv_queries,
+            split: $split,
+        }
+    };
+}
+
+/// Rows per block and shared memory are those of the comments in `flash.cu`.
+static ON_TENSOR_CORES: [Family; 6] = [
+    family!(FLASH, 128, "flash", 32: (128, 25_680), (128, 34_896), (128, 33_904), 64, false),
+    family!(FLASH, 128, "flash", 64: (128, 50_256), (128, 67_664), (128, 66_672), 64, false),
+    family!(FLASH, 128, "flash", 96: (128, 74_832), (128, 75_856), (64, 74_864), 64, false),
+    family!(FLASH, 128, "flash", 128: (128, 99_408), (128, 100_432), (64, 99_440), 64, false),
+    family!(FLASH, 128, "flash", 192: (64, 74_320), (64, 99_408), (64, 98_928), 32, true),
+    family!(FLASH, 128, "flash", 256: (64, 98_896), (64, 99_408), (64, 98_672), 16, true),
+];
+
+/// And those in `kernel.cu`.
+static PLAIN: [Family; 4] = [
+    family!(KERNELS, 256, "attention", 32: (64, 36_368), (64, 54_800), (64, 55_296), 64, false),
+    family!(KERNELS, 256, "attention", 64: (64, 52_752), (64, 87_568), (64, 88_064), 64, false),
+    family!(KERNELS, 256, "attention", 128: (64, 85_520), (32, 72_464), (32, 72_704), 32, false),
+    family!(KERNELS, 256, "attention", 256: (32, 71_440), (16, 67_984), (16, 68_096), 16, false),
+];
+
+/// The kernels for these heads: tensor cores need 16-bit elements and rows of whole packs of 16 bytes.
+fn family(dtype: DType, width: usize, views: &[View]) -> Result<&'static Family> {
+    let is_packed = |view: &View| view.ptr.is_multiple_of(16) && view.stride.is_multiple_of(8);
+    let fast = dtype != DType::F32 && width.is_multiple_of(8) && views.iter().all(is_packed);
+    let families: &[Family] = if fast { &ON_TENSOR_CORES } else { &PLAIN };
+    families.iter().find(|f| width <= f.width).ok_or_else(|| {
+        let expected = "at most 256 on a GPU";
+        Error::Argument { op: OP, name: "head width", value: width.to_string(), expected }
+    })
+}
+
+/// Blocks over queries: heads that share keys are neighbours.
+fn over_queries(family: &Family, tile: &Tile, size: Size) -> Extent {
+    let per_kv = size.n_heads / size.n_kv_heads;
+    let mut extent = Extent::line(size.tq.div_ceil(tile.rows) * per_kv, family.threads);
+    extent.grid[1..].copy_from_slice(&[size.n_kv_heads as u32, size.batch as u32]);
+    extent.shared_bytes = tile.shared_bytes;
+    extent
+}
+
+/// The result into `out` `[B, Tq, H, E]`, and log-sum-exps into `lse` `[B, H, Tq]` if wanted.
+pub(super) fn forward(
+    inputs: &Inputs,
+    size: Size,
+    seen: &Seen,
+    scale: f32,
+    out: &mut Tensor,
+    lse: Option<&mut Tensor>,
+) -> Result<()> {
+    if out.shape().n_elements() == 0 {
+        return Ok(());
+    }
+    let [q, k, v] = inputs.cuda_views(size);
+    let dtype = out.dtype();
+    let family = family(dtype, size.width, &[q, k, v])?;
+    let extent = over_queries(family, &family.forward, size);
+    let lse = lse.map_or(0, |lse| lse.device_ptr());
+    let Rule { causal, window, n_keys } = seen.rule;
+    let args = args![
+        q.ptr, k.ptr, v.ptr, &*out, lse, seen.intervals.as_ref(), int(OP, q.stride)?, int(OP, k.stride)?,
+        int(OP, v.stride)?, int(OP, size.tq)?, int(OP, size.tk)?, int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?,
+        int(OP, size.width)?, causal, window, n_keys, scale,
+    ];
+    out.cuda()?.launch(family.source, dtype, family.forward.name, extent, args)
+}
+
+/// What backward reads.
+pub(super) struct Saved<'a> {
+    pub(super) inputs: &'a Inputs,
+    pub(super) size: Size,
+    pub(super) seen: &'a Seen,
+    pub(super) scale: f32,
+    pub(super) out: &'a Tensor,
+    pub(super) lse: &'a Tensor,
+}
+
+impl Saved<'_> {
+    /// Gradients of q, k and v into `grads` (three tensors, or one that holds all), those that are there.
+    pub(super) fn backward(&self, dy: &Tensor, grads: &[Option<&Tensor>], accumulate: bool) -> Result<()> {
+        let size = self.size;
+        if size.width == 0 {
+            return Ok(());
+        }
+        let [q, k, v] = self.inputs.cuda_views(size);
+        let [dq, dk, dv] = views(grads, size);
+        let (cuda, dtype) = (self.out.cuda()?, self.out.dtype());
+        let all: Vec<_> = [Some(q), Some(k), Some(v), dq, dk, dv].into_iter().flatten().collect();
+        let family = family(dtype, size.width, &all)?;
+        let stats = self.stats(cuda, dy)?;
+        let Rule { causal, window, n_keys } = self.seen.rule;
+        let intervals = self.seen.intervals.as_ref();
+        let [q_stride, k_stride, v_stride] = [int(OP, q.stride)?, int(OP, k.stride)?, int(OP, v.stride)?];
+        let (tq, tk) = (int(OP, size.tq)?, int(OP, size.tk)?);
+        let (n_heads, n_kv_heads, width) =
+            (int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?, int(OP, size.width)?);
+        if let Some(dq) = dq {
+            let extent = over_queries(family, &family.backward_q, size);
+            let args = args![
+                q.ptr, k.ptr, v.ptr, dy, &stats, intervals, dq.ptr, q_stride, k_stride, v_stride, int(OP, dq.stride)?,
+                tq, tk, n_heads, n_kv_heads, width, causal, window, n_keys, self.scale, accumulate,
+            ];
+            cuda.launch(family.source, dtype, family.backward_q.name, extent, args)?;
+        }
+        if dk.is_none() && dv.is_none() {
+            return Ok(());
+        }
+        let bounds = intervals.map(|i| self.tile_bounds(cuda, i, family.kv_queries)).transpose()?;
+        let tile = &family.backward_kv;
+        let blocks = size.tk.div_ceil(tile.rows) * if family.split { 2 } else { 1 };
+        let mut extent = Extent::line(blocks, family.threads);
+        extent.grid[1..].copy_from_slice(&[size.n_kv_heads as u32, size.batch as u32]);
+        extent.shared_bytes = tile.shared_bytes;
+        let part = |view: Option<View>| view.map_or((0, 0), |v| (v.ptr, v.stride));
+        let ((dk, dk_stride), (dv, dv_stride)) = (part(dk), part(dv));
+        let args = args![
+            q.ptr, k.ptr, v.ptr, dy, &stats, intervals, bounds.as_ref(), dk, dv, q_stride, k_stride, v_stride,
+            int(OP, dk_stride)?, int(OP, dv_stride)?, tq, tk, n_heads, n_kv_heads, width, causal, window, n_keys,
+            self.scale, accumulate,
+        ];
+        cuda.launch(family.source, dtype, tile.name, extent, args)
+    }
+
+    /// Log-sum-exp and `Σ out · dy` of each query, `[B, H, Tq, 2]`.
+    fn stats(&self, cuda: &Cuda, dy: &Tensor) -> Result<Tensor> {
+        let Size { batch, tq, n_heads, width, .. } = self.size;
+        let stats = self.out.like_f32([batch, n_heads, tq, 2])?;
+        let rows = batch * n_heads * tq;
+        let args = args![
+            self.out, dy, self.lse, &stats, int(OP, rows)?, int(OP, tq)?, int(OP, n_heads)?, int(OP, width)?
+        ];
+        cuda.launch(&KERNELS, self.out.dtype(), "attention_stats", Extent::line(rows.div_ceil(32), 256), args)?;
+        Ok(stats)
+    }
+
+    /// What each tile of `n` queries sees, `[B, ⌈Tq / n⌉, 4]`.
+    fn tile_bounds(&self, cuda: &Cuda, intervals: &Tensor, n: usize) -> Result<Tensor> {
+        let Size { batch, tq, .. } = self.size;
+        let bounds = Tensor::uninit_on(intervals.device(), [batch, tq.div_ceil(n), 4], DType::I32)?;
+        let mut extent = Extent::line(tq.div_ceil(n), 32);
+        extent.grid[1] = batch as u32;
+        let args = args![intervals, &bounds, int(OP, tq)?, self.seen.rule.n_keys, n as i32];
+        cuda.launch(&KERNELS, self.out.dtype(), "attention_tile_bounds", extent, args)?;
+        Ok(bounds)
+    }
+}
+
+impl Inputs {
+    /// Where q, k and v lie on the device.
+    fn cuda_views(&self, size: Size) -> [View; 3] {
+        let all = match self {
+            Self::Separate { q, k, v } => views(&[Some(q), Some(k), Some(v)], size),
+            Self::Packed { qkv } => views(&[Some(qkv)], size),
+        };
+        // All three were given.
+        all.map(|view| view.unwrap_or(View { ptr: 0, stride: 0 }))
+    }
+}

@@ -1,0 +1,125 @@
+//! The three products of a linear map on a GPU, and the column sums of its bias.
+
+use super::WeightLayout::{self, InOut, OutIn};
+use crate::autograd::Gradients;
+use crate::cuda::blas::{Matmul, Operand};
+use crate::cuda::{Extent, Source, args, int, source};
+use crate::ops::rows_cuda::lanes;
+use crate::{Result, Tensor};
+
+pub(crate) static KERNELS: Source = source!("linear", "kernel.cu");
+
+type Size = (usize, usize, usize);
+
+/// A matrix stored row by row.
+pub(crate) fn rows(x: &Tensor, width: usize) -> Operand {
+    Operand::rows(x.device_ptr(), x.dtype(), width)
+}
+
+/// The transpose of a matrix stored row by row.
+pub(crate) fn transposed(x: &Tensor, width: usize) -> Operand {
+    Operand::transposed(x.device_ptr(), x.dtype(), width)
+}
+
+/// `y = x Wᵀ + bias`.
+pub(crate) fn forward(
+    (n, n_out, n_in): Size,
+    x: &Tensor,
+    weight: &Tensor,
+    layout: WeightLayout,
+    bias: Option<&Tensor>,
+    y: &mut Tensor,
+) -> Result<()> {
+    let b = match layout {
+        OutIn => transposed(weight, n_in),
+        InOut => rows(weight, n_out),
+    };
+    let bias = bias.map(Tensor::device_ptr);
+    Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out)).bias(bias).run(x.cuda()?)
+}
+
+/// `dx (+)= dy W`.
+pub(crate) fn backward_input(
+    (n, n_out, n_in): Size,
+    dy: &Tensor,
+    weight: &Tensor,
+    layout: WeightLayout,
+    dx: &mut Tensor,
+    accumulate: bool,
+) -> Result<()> {
+    let b = match layout {
+        OutIn => rows(weight, n_in),
+        InOut => transposed(weight, n_out),
+    };
+    let product = Matmul::new((n, n_in, n_out), rows(dy, n_out), b, rows(dx, n_in));
+    product.accumulate(accumulate).run(dy.cuda()?)
+}
+
+/// `dW (+)= dyᵀ x`, or its transpose, in f32.
+pub(crate) fn backward_weight(
+    (n, n_out, n_in): Size,
+    dy: &Tensor,
+    x: &Tensor,
+    layout: WeightLayout,
+    dw: &mut Tensor,
+    accumulate: bool,
+) -> Result<()> {
+    let product = match layout {
+        OutIn => Matmul::new((n_out, n_in, n), transposed(dy, n_out), rows(x, n_in), rows(dw, n_in)),
+        InOut => Matmul::new((n_in, n_out, n), transposed(x, n_in), rows(dy, n_out), rows(dw, n_out)),
+    };
+    product.accumulate(accumulate).run(dy.cuda()?)
+}
+
+/// Gradients of the weight, input `index` of the op, and of the bias, the input after it if any.
+pub(crate) fn backward_params(
+    size: Size,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    layout: WeightLayout,
+    grads: &mut Gradients<'_>,
+    index: usize,
+) -> Result<()> {
+    grads.write_param(index, weight, |dw, accumulate| {
+        backward_weight(size, dy, x, layout, dw, accumulate)
+    })?;
+    if grads.n_inputs() <= index + 1 || !grads.wants(index + 1) {
+        return Ok(());
+    }
+    grads.write_param_shaped(index + 1, [size.1].into(), dy, |db, accumulate| {
+        column_sums(size.0, dy, size.1, db, accumulate)
+    })
+}
+
+/// `out (+)= Σ over rows` of `x [n, w]`, in f32: sums of parts, whose number depends on the shape alone, then their sum.
+pub(crate) fn column_sums(n: usize, x: &Tensor, w: usize, out: &mut Tensor, accumulate: bool) -> Result<()> {
+    const OP: &str = "column_sums";
+    let cuda = x.cuda()?;
+    if w == 0 {
+        return Ok(());
+    }
+    let lanes = lanes(x.dtype());
+    // Rows that together are whole packs.
+    let mut group = 1;
+    while !(group * w).is_multiple_of(lanes) {
+        group *= 2;
+    }
+    let (n_packs, n_long) = (group * w / lanes, n / group);
+    let (blocks, n_partials) = match n_packs {
+        0..=128 => {
+            let blocks = n_long.div_ceil(8 * (256 / n_packs)).min(264);
+            (blocks, group * blocks)
+        }
+        _ => {
+            let lanes_wanted = 65_536usize.div_ceil(n_packs).min(n_long.div_ceil(16));
+            let blocks = (n_packs * lanes_wanted).div_ceil(256);
+            (blocks, if blocks == 0 { 0 } else { group * (blocks * 256 / n_packs).max(1) })
+        }
+    };
+    let partials = x.like_f32([n_partials, w])?;
+    let (n, w_) = (n as i64, int(OP, w)?);
+    cuda.launch(&KERNELS, x.dtype(), "column_sums_partials", Extent::line(blocks, 256), args![x, &partials, n, w_])?;
+    let args = args![&partials, int(OP, n_partials)?, x, n, w_, &*out, accumulate];
+    cuda.launch(&KERNELS, x.dtype(), "column_sums_finish", Extent::line(w.div_ceil(32), 256), args)
+}

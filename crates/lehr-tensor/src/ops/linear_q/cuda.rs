@@ -1,0 +1,172 @@
+//! Products with stored weights on a GPU: few rows are multiplied as the codes are read, many with the numbers they stand for.
+
+use std::sync::Arc;
+
+use crate::cuda::blas::{Matmul, Operand};
+use crate::cuda::{Extent, Source, args, int, source};
+use crate::ops::linear::cuda as linear;
+use crate::quant::{MatrixFormat, OnGpu, QMatrix, Scaling, WeightFormat};
+use crate::{DType, Result, Tensor};
+
+pub(crate) static DEQUANTIZE: Source = source!("linear_q-dequantize", "dequantize.cu");
+pub(crate) static PRODUCT: Source = source!("linear_q-product", "product.cu");
+const OP: &str = "linear_q";
+
+/// What a kernel is told of a format: its number, and numbers per scale for those whose scales lie apart.
+fn code(w: &QMatrix) -> Result<(i32, i32)> {
+    let group = |scaling| match scaling {
+        Scaling::Row => int(OP, w.cols()),
+        Scaling::Group(n) => int(OP, n),
+    };
+    Ok(match w.format() {
+        MatrixFormat::Gguf(format) => (format.ggml_id() as i32, 0),
+        MatrixFormat::Int8(scaling) => (100, group(scaling)?),
+        MatrixFormat::Int4(scaling) => (101, group(scaling)?),
+        MatrixFormat::Nf4 => (102, 64),
+    })
+}
+
+/// The copy of `w` beside `x`, made if there is none.
+fn copy_beside(w: &QMatrix, x: &Tensor) -> Result<Arc<OnGpu>> {
+    if let Some(copy) = w.on_gpu().filter(|copy| copy.device == x.device()) {
+        return Ok(copy);
+    }
+    w.to_device(x.device(), x.dtype())?;
+    // It was put there just now.
+    w.on_gpu().ok_or(crate::Error::NoKernel { op: OP, device: x.device() })
+}
+
+/// Rows of `n` columns for the kernels that write numbers: blocks of 8 rows by 256 columns.
+fn extent(rows: usize, cols: usize) -> Extent {
+    let mut extent = Extent::line(cols.div_ceil(256), 0);
+    extent.grid[1] = rows.div_ceil(8).min(65_535) as u32;
+    extent.block = [32, 8, 1];
+    extent
+}
+
+/// The matrix as numbers of the type of `x`: the codes themselves if they are such numbers.
+fn dequantized(w: &QMatrix, copy: &OnGpu, x: &Tensor) -> Result<(Operand, Option<Tensor>)> {
+    let stored = match w.format() {
+        MatrixFormat::Gguf(WeightFormat::F32) => Some(DType::F32),
+        MatrixFormat::Gguf(WeightFormat::BF16) => Some(DType::BF16),
+        MatrixFormat::Gguf(WeightFormat::F16) => Some(DType::F16),
+        _ => None,
+    };
+    if stored == Some(x.dtype()) {
+        return Ok((Operand::rows(copy.codes.device_ptr(), x.dtype(), w.cols()), None));
+    }
+    let out = x.like([w.rows(), w.cols()])?;
+    let (format, group) = code(w)?;
+    let args = args![
+        &copy.codes, &copy.scales, &out, int(OP, w.rows())?, int(OP, w.cols())?, int(OP, w.row_bytes())?, format,
+        group,
+    ];
+    x.cuda()?.launch(&DEQUANTIZE, x.dtype(), "dequantize", extent(w.rows(), w.cols()), args)?;
+    Ok((linear::rows(&out, w.cols()), Some(out)))
+}
+
+/// The kernel that multiplies a few rows by a format, and what its shared memory is made of, as in the comment of `product.cu`.
+struct Product {
+    name: &'static str,
+    /// Columns that a warp has in shared memory at once.
+    segment: usize,
+    /// Bytes of a row of the weight there.
+    stride: usize,
+    /// Bytes between rows of `x`.
+    pad: usize,
+    /// Bytes of scales.
+    scales: usize,
+    /// Bytes of a table of levels, once per block.
+    table: usize,
+}
+
+fn product(format: MatrixFormat) -> Product {
+    use WeightFormat::{
+        BF16, F16, F32, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    };
+    /// Of the levels of four-bit tables, one for each bank of shared memory.
+    const TABLE: usize = 32_768;
+    let of = |name, segment, stride, pad| Product { name, segment, stride, pad, scales: 0, table: 0 };
+    match format {
+        MatrixFormat::Gguf(format) => match format {
+            F32 => of("product_f32", 64, 272, 64),
+            F16 => of("product_f16", 128, 320, 64),
+            BF16 => of("product_bf16", 128, 320, 64),
+            Q4_0 => of("product_q4_0", 256, 176, 32),
+            Q4_1 => of("product_q4_1", 256, 176, 32),
+            Q5_0 => of("product_q5_0", 256, 208, 32),
+            Q5_1 => of("product_q5_1", 256, 208, 32),
+            Q8_0 => of("product_q8_0", 256, 304, 32),
+            Q2_K => of("product_q2_k", 256, 112, 32),
+            Q3_K => of("product_q3_k", 256, 144, 32),
+            Q4_K => of("product_q4_k", 256, 144, 32),
+            Q5_K => of("product_q5_k", 256, 176, 32),
+            Q6_K => of("product_q6_k", 256, 240, 32),
+            IQ4_NL => Product { table: TABLE, ..of("product_iq4_nl", 256, 176, 32) },
+            IQ4_XS => Product { table: TABLE, ..of("product_iq4_xs", 256, 176, 32) },
+        },
+        MatrixFormat::Int8(_) => Product { scales: 512, ..of("product_int8", 256, 272, 32) },
+        MatrixFormat::Int4(_) => Product { scales: 512, ..of("product_int4", 256, 144, 64) },
+        MatrixFormat::Nf4 => Product { scales: 512, table: TABLE, ..of("product_nf4", 256, 144, 64) },
+    }
+}
+
+/// The most rows of `x` that are multiplied as the codes are read.
+const FEW: usize = 8;
+
+/// `y = x Wᵀ + bias` for up to [`FEW`] rows: every byte of the weight is read once.
+fn multiply_few(w: &QMatrix, copy: &OnGpu, x: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) -> Result<()> {
+    /// Rows of the weight per block.
+    const ROWS: usize = 16;
+    /// What a block may have.
+    const SHARED_MAX: usize = 227 << 10;
+    let (n, rows, cols) = (x.shape().n_rows(), w.rows(), w.cols());
+    let cuda = x.cuda()?;
+    let Product { name, segment, stride, pad, scales, table } = product(w.format());
+    let per_warp = 2 * (ROWS * stride + n * (segment * x.dtype().size() + pad) + scales);
+    // Short rows need no more warps than they have segments; GPUs with less shared memory take fewer.
+    let room = cuda.shared_max().min(SHARED_MAX) - table - 256;
+    let warps = cols.div_ceil(segment).clamp(1, 8).min(room / per_warp).max(1);
+    let mut extent = Extent::line(rows.div_ceil(ROWS), 32 * warps as u32);
+    extent.shared_bytes = (table + 256 + warps * per_warp) as u32;
+    let (_, group) = code(w)?;
+    let args = args![
+        &copy.codes, &copy.scales, x, bias, &*y, int(OP, n)?, int(OP, rows)?, int(OP, cols)?, int(OP, w.row_bytes())?,
+        group,
+    ];
+    cuda.launch(&PRODUCT, x.dtype(), name, extent, args)
+}
+
+/// `y = x Wᵀ + bias`.
+pub(super) fn forward(w: &QMatrix, x: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) -> Result<()> {
+    let (n, rows, cols) = (x.shape().n_rows(), w.rows(), w.cols());
+    let copy = copy_beside(w, x)?;
+    if (1..=FEW).contains(&n) && rows > 0 && cols > 0 {
+        return multiply_few(w, &copy, x, bias, y);
+    }
+    let (numbers, _held) = dequantized(w, &copy, x)?;
+    let b = Operand { transposed: true, ..numbers };
+    let bias = bias.map(Tensor::device_ptr);
+    Matmul::new((n, rows, cols), linear::rows(x, cols), b, linear::rows(y, rows)).bias(bias).run(x.cuda()?)
+}
+
+/// `dx (+)= dy W`.
+pub(super) fn backward(w: &QMatrix, dy: &Tensor, dx: &mut Tensor, accumulate: bool) -> Result<()> {
+    let (n, rows, cols) = (dy.shape().n_rows(), w.rows(), w.cols());
+    let copy = copy_beside(w, dy)?;
+    let (numbers, _held) = dequantized(w, &copy, dy)?;
+    let product = Matmul::new((n, cols, rows), linear::rows(dy, rows), numbers, linear::rows(dx, cols));
+    product.accumulate(accumulate).run(dy.cuda()?)
+}
+
+/// `y[i] = W[ids[i]]`.
+pub(super) fn gather(w: &QMatrix, copy: &OnGpu, ids: &Tensor, y: &Tensor) -> Result<()> {
+    let n = ids.shape().n_elements();
+    let (format, group) = code(w)?;
+    let ids = ids.to_device(copy.device)?;
+    let args = args![
+        &copy.codes, &copy.scales, &ids, y, int(OP, n)?, int(OP, w.rows())?, int(OP, w.cols())?,
+        int(OP, w.row_bytes())?, format, group,
+    ];
+    y.cuda()?.launch(&DEQUANTIZE, copy.dtype, "dequantize_rows", extent(n, w.cols()), args)
+}

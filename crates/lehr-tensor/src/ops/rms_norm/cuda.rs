@@ -1,0 +1,97 @@
+//! The normalisation on a GPU, alone and after a residual addition.
+
+use crate::autograd::Gradients;
+use crate::cuda::{Source, args, int, source};
+use crate::ops::rows_cuda;
+use crate::{Result, Tensor};
+
+pub(crate) static KERNELS: Source = source!("rms_norm", "kernel.cu");
+const OP: &str = "rms_norm";
+
+/// Normalises the rows of `x`.
+pub(super) fn forward(
+    x: &Tensor,
+    weight: &Tensor,
+    (eps, offset): (f32, f32),
+    y: &mut Tensor,
+    rstd: &mut Tensor,
+) -> Result<()> {
+    let (rows, d) = (int(OP, x.shape().n_rows())?, int(OP, x.shape().last_dim())?);
+    let args = args![x, weight, y, rstd, eps, offset, rows, d];
+    x.cuda()?.launch(&KERNELS, x.dtype(), "rms_norm_forward", rows_cuda::forward(x, 1024), args)
+}
+
+/// `sum = x + delta`, and the rows of it normalised.
+pub(crate) fn add_forward(
+    (x, delta, weight): (&Tensor, &Tensor, &Tensor),
+    (eps, offset): (f32, f32),
+    (sum, normed, rstd): (&mut Tensor, &mut Tensor, &mut Tensor),
+) -> Result<()> {
+    let (rows, d) = (int(OP, x.shape().n_rows())?, int(OP, x.shape().last_dim())?);
+    let args = args![x, delta, weight, sum, normed, rstd, eps, offset, rows, d];
+    x.cuda()?.launch(&KERNELS, x.dtype(), "add_rms_norm_forward", rows_cuda::forward(x, 1024), args)
+}
+
+/// What backward reads.
+pub(crate) struct Saved<'a> {
+    pub(crate) x: &'a Tensor,
+    pub(crate) weight: &'a Tensor,
+    pub(crate) rstd: &'a Tensor,
+    pub(crate) offset: f32,
+}
+
+impl Saved<'_> {
+    /// `dx = base + …` if wanted (`base` may be `dx`), and the sums of each block for `dweight` if wanted: one pass.
+    fn run(&self, dy: &Tensor, base: Option<u64>, dx: Option<&Tensor>, wants_weight: bool) -> Result<Option<Tensor>> {
+        let &Self { x, weight, rstd, offset } = self;
+        let cuda = x.cuda()?;
+        let (rows, d) = (int(OP, x.shape().n_rows())?, int(OP, x.shape().last_dim())?);
+        let extent = rows_cuda::backward(cuda, x, 640, usize::from(wants_weight));
+        let partials = wants_weight.then(|| rows_cuda::partials(x, &extent)).transpose()?;
+        let args =
+            args![x, weight, rstd, dy, base.unwrap_or(0), dx, partials.as_ref(), offset, rows, d];
+        cuda.launch(&KERNELS, x.dtype(), "rms_norm_backward", extent, args)?;
+        Ok(partials)
+    }
+
+    /// Adds the blocks' sums to the gradient of the weight, input `index`.
+    fn add_partials(&self, partials: Option<Tensor>, grads: &mut Gradients<'_>, index: usize) -> Result<()> {
+        let Some(partials) = partials else { return Ok(()) };
+        let (n_blocks, d) = (int(OP, partials.shape()[0])?, int(OP, partials.shape()[1])?);
+        grads.write_param(index, self.weight, |dw, accumulate| {
+            let extent = rows_cuda::sum_partials(d as usize);
+            let args = args![&partials, dw, n_blocks, d, accumulate];
+            self.x.cuda()?.launch(&KERNELS, self.x.dtype(), "rms_norm_sum_partials", extent, args)
+        })
+    }
+
+    /// Gradients of `x` and `weight`, inputs 0 and 1.
+    pub(super) fn backward(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        let (wants_weight, mut partials) = (grads.wants(1), None);
+        if grads.wants(0) {
+            grads.write_like(0, self.x, |dx, accumulate| {
+                let base = accumulate.then(|| dx.device_ptr());
+                partials = self.run(dy, base, Some(dx), wants_weight)?;
+                Ok(())
+            })?;
+        } else {
+            partials = self.run(dy, None, None, wants_weight)?;
+        }
+        self.add_partials(partials, grads, 1)
+    }
+
+    /// After a residual addition: the gradient that both terms share, which is `d_sum` (if any) plus what comes through the
+    /// normalisation; and the weight's, input 2.
+    pub(crate) fn backward_sum(
+        &self,
+        d_sum: Option<Tensor>,
+        d_normed: &Tensor,
+        grads: &mut Gradients<'_>,
+    ) -> Result<Option<Tensor>> {
+        let total = super::super::total_room(self.x, d_sum.as_ref(), grads)?;
+        let base = d_sum.as_ref().map(Tensor::device_ptr);
+        let partials = self.run(d_normed, base, total.as_ref(), grads.wants(2))?;
+        self.add_partials(partials, grads, 2)?;
+        Ok(total)
+    }
+}

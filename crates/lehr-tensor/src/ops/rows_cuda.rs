@@ -1,0 +1,63 @@
+//! The extent of kernels that work on rows, several to a block or one.
+
+use crate::cuda::{Cuda, Extent};
+use crate::{DType, Result, Tensor};
+
+/// Elements that a thread moves at once.
+pub(super) fn lanes(dtype: DType) -> usize {
+    16 / dtype.size()
+}
+
+/// Threads along a row and rows per block, for rows of `d` elements of which a thread holds `per_thread` packs.
+fn block(d: usize, dtype: DType, per_thread: usize, most: usize) -> (usize, usize) {
+    let threads = d.div_ceil(lanes(dtype)).div_ceil(per_thread);
+    match threads {
+        0..=32 => {
+            let x = threads.next_power_of_two().max(8);
+            (x, 256 / x)
+        }
+        _ => (threads.next_multiple_of(32).min(most), 1),
+    }
+}
+
+/// Forward: every row once, by blocks of at most `most` threads.
+pub(super) fn forward(x: &Tensor, most: usize) -> Extent {
+    /// Packs of a row that a thread holds.
+    const PER_THREAD: usize = 4;
+    let (columns, rows) = block(x.shape().last_dim(), x.dtype(), PER_THREAD, most);
+    let mut extent = Extent::line(x.shape().n_rows().div_ceil(rows), 0);
+    extent.block = [columns as u32, rows as u32, 1];
+    extent
+}
+
+/// Backward: as many blocks as run at once, each with sums of its own over `n_sums` columns of `d`.
+pub(super) fn backward(cuda: &Cuda, x: &Tensor, resident_threads: usize, n_sums: usize) -> Extent {
+    /// Packs of a row that a thread holds.
+    const PER_THREAD: usize = 2;
+    /// Most shared memory for sums that are not in registers.
+    const SHARED_MAX: usize = 96 << 10;
+    let (d, n_rows) = (x.shape().last_dim(), x.shape().n_rows());
+    let (columns, rows) = block(d, x.dtype(), PER_THREAD, 512);
+    let per_sm = (resident_threads / (columns * rows)).clamp(1, 8);
+    let mut extent = Extent::line((cuda.n_sms() as usize * per_sm).min(n_rows.div_ceil(rows)), 0);
+    extent.block = [columns as u32, rows as u32, 1];
+    let lanes = lanes(x.dtype());
+    let in_registers = d.is_multiple_of(lanes) && d <= PER_THREAD * lanes * columns;
+    let bytes = rows * d * 4 * n_sums;
+    if n_sums > 0 && (rows > 1 || (!in_registers && bytes <= SHARED_MAX)) {
+        extent.shared_bytes = bytes as u32;
+    }
+    extent
+}
+
+/// Room for the sums of each block of a backward kernel.
+pub(super) fn partials(x: &Tensor, extent: &Extent) -> Result<Tensor> {
+    x.like_f32([extent.grid[0] as usize, x.shape().last_dim()])
+}
+
+/// Adding up partial sums of `d` columns: blocks of 32 by 32 threads, 32 columns each.
+pub(super) fn sum_partials(d: usize) -> Extent {
+    let mut extent = Extent::line(d.div_ceil(32), 0);
+    extent.block = [32, 32, 1];
+    extent
+}
