@@ -38,7 +38,7 @@ CONFIGS = {
     "llama_1b": (16, 2048, 32, 128256, 4096, 4),
 }
 N_BATCHES = 8
-# Rows of a chunk of the loss: enough for full speed of a product, and few enough that the logits of a chunk stay far below those of a batch.
+# Rows of a chunk of the loss: enough for the full speed of a product, and far fewer than a batch has.
 CHUNK_ROWS = 8192
 # Steps that decide which loss is faster, after two that compile and warm up.
 TRIAL_STEPS = 3

@@ -1,7 +1,7 @@
 //! Everything a change must pass, in order.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -49,8 +49,31 @@ pub fn run(root: &Path, mut begin: impl FnMut(&str)) -> Result<bool> {
     for problem in &problems {
         begin(problem);
     }
-    begin(if problems.is_empty() { "all passed" } else { "failed" });
-    Ok(problems.is_empty())
+    if !problems.is_empty() {
+        begin("failed");
+        return Ok(false);
+    }
+    let good = kernels(root, &mut begin)?;
+    begin(if good { "all passed" } else { "failed" });
+    Ok(good)
+}
+
+/// Compiles every GPU kernel for every architecture; false if one does not compile or spills registers. Without NVIDIA's run-time
+/// compiler nothing is checked, which is said.
+///
+/// # Errors
+/// If the program does not build or start.
+pub fn kernels(root: &Path, mut begin: impl FnMut(&str)) -> Result<bool> {
+    const ARCHS: &str = "sm_80,sm_89,sm_90a";
+    let program = build_lehr(root, true)?;
+    let doctor = Command::new(&program).args(["doctor", "--json"]).output()?;
+    let found: Value = serde_json::from_slice(&doctor.stdout)?;
+    if found["libraries"]["nvrtc"].is_null() {
+        begin("NOT TESTED: GPU kernels, because NVRTC is missing (scripts/get-cuda.sh fetches it)");
+        return Ok(true);
+    }
+    begin(&format!("GPU kernels: lehr doctor --compile {ARCHS}"));
+    Ok(Command::new(&program).args(["doctor", "--compile", ARCHS]).status()?.success())
 }
 
 /// Builds the program `lehr` and returns its path. The whole workspace is selected, because cargo then

@@ -14,6 +14,7 @@ Commands:
   ci      everything a change must pass, in order
   arrows  crates depend on one another only in the allowed direction
   links   paths in Markdown files exist
+  kernels GPU kernels compile for all architectures without register spills
   readme  both READMEs start with the same commands, and `lehr` accepts every command in Markdown
 ";
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let result = match command {
         "ci" => ci::run(root(), |step| println!("==> {step}")),
         "arrows" => arrows::problems(root()).map(|p| report(command, &p)),
+        "kernels" => ci::kernels(root(), |step| println!("==> {step}")),
         "links" => links::problems(root()).map(|p| report(command, &p)),
         "readme" => readme_problems().map(|p| report(command, &p)),
         _ => {

@@ -44,6 +44,8 @@ enum Command {
     Verify(cmd::verify::Args),
     /// Measure speed
     Bench(cmd::bench::Args),
+    /// Show what this machine offers: processor, GPUs, libraries, and what is missing
+    Doctor(cmd::doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -69,5 +71,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Convert(args) => cmd::convert::run(&args),
         Command::Verify(args) => cmd::verify::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
+        Command::Doctor(args) => cmd::doctor::run(&args),
     }
 }

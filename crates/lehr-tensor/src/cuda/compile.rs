@@ -3,6 +3,8 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::nvrtc::sys;
 use sha2::{Digest, Sha256};
@@ -78,7 +80,8 @@ pub(super) fn nvrtc(source: &Source, dtype: DType, arch: &str) -> Result<Compile
             sys::nvrtcResult::NVRTC_SUCCESS => {
                 cubin_of(program, &doing).map(|cubin| Compiled { cubin, log })
             }
-            _ => Err(fault(doing(), log)),
+            // A failure before the compiler starts may have no log.
+            _ => Err(fault(doing(), if log.is_empty() { text_of(compiled) } else { log })),
         };
         sys::nvrtcDestroyProgram(&raw mut program);
         result
@@ -87,7 +90,7 @@ pub(super) fn nvrtc(source: &Source, dtype: DType, arch: &str) -> Result<Compile
 
 fn options(dtype: DType, arch: &str) -> Result<Vec<String>> {
     let fixed =
-        ["--std=c++17", "--default-device", "--extra-device-vectorization", "--ptxas-options=-v"];
+        ["--std=c++17", "-default-device", "--extra-device-vectorization", "--ptxas-options=-v"];
     let mut options = vec![format!("--gpu-architecture={arch}"), dtype_macro(dtype)?];
     options.extend(fixed.map(str::to_owned));
     Ok(options)
@@ -95,11 +98,14 @@ fn options(dtype: DType, arch: &str) -> Result<Vec<String>> {
 
 /// An error unless NVRTC can be called.
 fn check_nvrtc() -> Result<()> {
-    match library::missing(&["nvrtc", "nvrtc-builtins"]) {
-        None => Ok(()),
-        Some((reason, hint)) => {
-            Err(Error::Cuda { doing: "compiling kernels".to_owned(), reason, hint: Some(hint) })
-        }
+    let doing = "compiling kernels";
+    if let Some((reason, hint)) = library::missing(&["nvrtc", "nvrtc-builtins"]) {
+        return Err(Error::Cuda { doing: doing.to_owned(), reason, hint: Some(hint) });
+    }
+    // SAFETY: opening NVRTC has no conditions.
+    match unsafe { sys::is_culib_present() } {
+        true => Ok(()),
+        false => Err(fault(doing, "libnvrtc was found, but cannot be opened again by its name")),
     }
 }
 
@@ -133,9 +139,13 @@ fn check(result: sys::nvrtcResult, doing: &dyn Fn() -> String) -> Result<()> {
     if result == sys::nvrtcResult::NVRTC_SUCCESS {
         return Ok(());
     }
-    // SAFETY: the library gives a string of its own for every result.
+    Err(fault(doing(), text_of(result)))
+}
+
+fn text_of(result: sys::nvrtcResult) -> String {
+    // SAFETY: the library is there, and gives a string of its own for every result.
     let text = unsafe { CStr::from_ptr(sys::nvrtcGetErrorString(result)) };
-    Err(fault(doing(), text.to_string_lossy()))
+    text.to_string_lossy().into_owned()
 }
 
 /// Version of NVRTC, major and minor.
@@ -151,16 +161,24 @@ pub(super) fn nvrtc_version() -> Result<(i32, i32)> {
 
 /// [`nvrtc`] with the result kept on disk: a program starts without compiling from the second time on.
 pub(super) fn cubin(source: &Source, dtype: DType, arch: &str) -> Result<Vec<u8>> {
-    let version = nvrtc_version()?;
-    let key = key(source, &format!("{version:?} {:?}", options(dtype, arch)?));
-    let path = cache_dir().join(format!("{}-{dtype}-{arch}-{key}.cubin", source.name));
-    if let Ok(cubin) = std::fs::read(&path) {
+    let path = cache_path(source, dtype, arch)?;
+    // A machine that lost power may have left an empty file.
+    if let Ok(cubin) = std::fs::read(&path)
+        && cubin.starts_with(b"\x7fELF")
+    {
         return Ok(cubin);
     }
     let cubin = nvrtc(source, dtype, arch)?.cubin;
     // A cache that cannot be written costs time, nothing else.
     let _ = keep(&path, &cubin);
     Ok(cubin)
+}
+
+/// Where a compiled file is kept: its name says all that went into it.
+fn cache_path(source: &Source, dtype: DType, arch: &str) -> Result<PathBuf> {
+    let version = nvrtc_version()?;
+    let key = key(source, &format!("{version:?} {:?}", options(dtype, arch)?));
+    Ok(cache_dir().join(format!("{}-{dtype}-{arch}-{key}.cubin", source.name)))
 }
 
 /// What a compiled file is named by: everything that goes into it.
@@ -214,29 +232,58 @@ pub struct CompileReport {
     pub shared_bytes: u32,
 }
 
-/// Compiles every kernel for `arch` (such as `sm_90a`), element type by element type. It needs NVRTC, but no GPU.
+/// Compiles every kernel for each of `archs` (such as `sm_90a`), element type by element type, on several threads. It needs NVRTC,
+/// but no GPU. What the compiler said is kept beside the compiled kernels, so that only what has changed is compiled again.
 ///
 /// # Errors
 /// If NVRTC is missing or a kernel does not compile.
-pub fn compile_all(arch: &str) -> Result<Vec<CompileReport>> {
-    let mut reports = Vec::new();
-    for source in sources::ALL {
-        for dtype in DTYPES {
-            let log = nvrtc(source, dtype, arch)?.log;
-            reports.extend(parse(&log).map(|(kernel, registers, spill_bytes, shared_bytes)| {
-                CompileReport {
-                    source: source.name,
-                    dtype,
-                    arch: arch.to_owned(),
-                    kernel,
-                    registers,
-                    spill_bytes,
-                    shared_bytes,
-                }
-            }));
+pub fn compile_all(archs: &[&str]) -> Result<Vec<CompileReport>> {
+    let jobs: Vec<_> = archs
+        .iter()
+        .flat_map(|arch| sources::ALL.iter().map(move |source| (*arch, *source)))
+        .flat_map(|(arch, source)| DTYPES.map(|dtype| (arch, source, dtype)))
+        .collect();
+    nvrtc_version()?;
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let &(arch, source, dtype) = job;
+            let log = log_of_kept(source, dtype, arch);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((job, log));
         }
+    };
+    std::thread::scope(|scope| {
+        let n_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (0..n_threads).for_each(|_| drop(scope.spawn(work)));
+    });
+    let mut reports = Vec::new();
+    for (&(arch, source, dtype), log) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let of = |(kernel, registers, spill_bytes, shared_bytes)| CompileReport {
+            source: source.name,
+            dtype,
+            arch: arch.to_owned(),
+            kernel,
+            registers,
+            spill_bytes,
+            shared_bytes,
+        };
+        reports.extend(parse(&log?).map(of));
     }
+    reports.sort_by(|a, b| (&a.arch, a.source, &a.kernel).cmp(&(&b.arch, b.source, &b.kernel)));
     Ok(reports)
+}
+
+/// What the compiler said of a file, from the cache or anew.
+fn log_of_kept(source: &Source, dtype: DType, arch: &str) -> Result<String> {
+    let path = cache_path(source, dtype, arch)?.with_extension("log");
+    if let Ok(log) = std::fs::read_to_string(&path) {
+        return Ok(log);
+    }
+    let Compiled { cubin, log } = nvrtc(source, dtype, arch)?;
+    let _ = keep(&path.with_extension("cubin"), &cubin);
+    let _ = keep(&path, log.as_bytes());
+    Ok(log)
 }
 
 /// Kernel, registers, spilled and local bytes, shared bytes of each entry in what `ptxas -v` prints.

@@ -1,10 +1,12 @@
 //! A real device: the driver's functions behind [`Backend`].
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUresult};
 
@@ -16,8 +18,6 @@ use crate::{DType, Device, Error, Result};
 
 /// Memory is put behind the arena in steps of this many bytes.
 const GROW_BYTES: usize = 64 << 20;
-/// What a kernel may have of dynamic shared memory without asking.
-const SHARED_DEFAULT: u32 = 48 << 10;
 
 thread_local! {
     /// The device whose context is current on this thread.
@@ -31,6 +31,8 @@ pub(super) struct Driver {
     stream: sys::CUstream,
     info: DeviceInfo,
     staging: Mutex<Staging>,
+    /// Bytes of dynamic shared memory that kernels were allowed so far.
+    shared: Mutex<HashMap<u64, u32>>,
     lt: Lt,
 }
 
@@ -58,8 +60,8 @@ fn check(result: CUresult, doing: &str) -> Result<()> {
     Err(fault(doing, reason))
 }
 
-/// Starts the driver once.
-fn start() -> Result<()> {
+/// Starts the driver; whether it has a GPU.
+fn start() -> Result<bool> {
     let doing = "starting CUDA";
     if let Some((reason, hint)) = library::missing(&["cuda"]) {
         return Err(Error::Cuda { doing: doing.to_owned(), reason, hint: Some(hint) });
@@ -69,12 +71,18 @@ fn start() -> Result<()> {
         if !sys::is_culib_present() {
             return Err(fault(doing, "libcuda was found, but cannot be opened again by its name"));
         }
-        check(sys::cuInit(0), doing)
+        match sys::cuInit(0) {
+            // There is none, or CUDA_VISIBLE_DEVICES hides it.
+            CUresult::CUDA_ERROR_NO_DEVICE => Ok(false),
+            result => check(result, doing).map(|()| true),
+        }
     }
 }
 
 pub(super) fn device_count() -> Result<usize> {
-    start()?;
+    if !start()? {
+        return Ok(0);
+    }
     let mut n = 0;
     // SAFETY: the driver has started.
     check(unsafe { sys::cuDeviceGetCount(&raw mut n) }, "counting GPUs")?;
@@ -147,7 +155,8 @@ impl Driver {
             check(sys::cuStreamCreate(&raw mut stream, flags), "opening a GPU")?;
         }
         let staging = Mutex::new(Staging::new(stream)?);
-        Ok(Self { ordinal, device, context, stream, info, staging, lt: Lt::open()? })
+        let shared = Mutex::default();
+        Ok(Self { ordinal, device, context, stream, info, staging, shared, lt: Lt::open()? })
     }
 
     /// Makes the context current on this thread.
@@ -186,6 +195,41 @@ impl Driver {
 
     fn staging(&self) -> MutexGuard<'_, Staging> {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Allows a kernel that much dynamic shared memory. Without asking, 48 KiB are for its static memory too; what was allowed
+    /// once stays, so that another thread cannot take it away before the launch.
+    fn allow_shared(&self, function: Function, bytes: u32) -> Result<()> {
+        let mut allowed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = allowed.entry(function.0).or_insert(0);
+        if bytes > *most {
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let function = function.0 as sys::CUfunction;
+            // SAFETY: the kernel was loaded and is never unloaded.
+            let result = unsafe { sys::cuFuncSetAttribute(function, attribute, bytes as c_int) };
+            check(result, "asking for shared memory")?;
+            *most = bytes;
+        }
+        Ok(())
+    }
+
+    /// Writes the bias of a product into every row of its result.
+    fn put_bias(&self, product: &Matmul, bias: u64) -> Result<()> {
+        let &Matmul { m, n, c, batch, .. } = product;
+        let size = c.dtype.size();
+        for index in 0..batch {
+            let first = c.ptr + (index * c.batch_stride * size) as u64;
+            self.copy(first, bias, n * size)?;
+            let mut done = 1;
+            while done < m {
+                // Rows without gaps are doubled.
+                let more = if c.stride == n { done.min(m - done) } else { 1 };
+                self.copy(first + (done * c.stride * size) as u64, first, more * n * size)?;
+                done += more;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -238,6 +282,16 @@ impl Backend for Driver {
 
     fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
         self.bind()?;
+        let doing = "copying to the GPU";
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the stream lives as long as the process.
+        check(unsafe { sys::cuStreamIsCapturing(self.stream, &raw mut status) }, doing)?;
+        if status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            return Err(fault(
+                doing,
+                "a graph is being recorded, and would copy other bytes later",
+            ));
+        }
         self.staging().upload(self.stream, dst, src)
     }
 
@@ -256,8 +310,8 @@ impl Backend for Driver {
 
     fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
         self.bind()?;
-        // SAFETY: both are live blocks.
         check(
+            // SAFETY: both are live blocks.
             unsafe { sys::cuMemcpyDtoDAsync_v2(dst, src, bytes, self.stream) },
             "copying on the GPU",
         )
@@ -265,8 +319,8 @@ impl Backend for Driver {
 
     fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()> {
         self.bind()?;
-        // SAFETY: a live block.
         check(
+            // SAFETY: a live block.
             unsafe { sys::cuMemsetD8Async(dst, byte, bytes, self.stream) },
             "filling memory of the GPU",
         )
@@ -288,8 +342,8 @@ impl Backend for Driver {
         let symbol =
             CString::new(name).map_err(|_| fault(doing.clone(), "a null byte in its name"))?;
         let mut function = ptr::null_mut();
-        // SAFETY: the module was loaded and is never unloaded.
         check(
+            // SAFETY: the module was loaded and is never unloaded.
             unsafe {
                 sys::cuModuleGetFunction(
                     &raw mut function,
@@ -304,21 +358,16 @@ impl Backend for Driver {
 
     fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()> {
         self.bind()?;
-        let function = function.0 as sys::CUfunction;
         let Extent { grid: [gx, gy, gz], block: [bx, by, bz], shared_bytes } = extent;
+        if shared_bytes > 0 {
+            self.allow_shared(function, shared_bytes)?;
+        }
+        let function = function.0 as sys::CUfunction;
         let mut pointers: Vec<*mut c_void> =
             args.iter_mut().map(|arg| ptr::from_mut(arg).cast()).collect();
         // SAFETY: the arguments have the kernel's types (the tests of the ops run every launch), and live longer than this call,
         // which copies them.
         unsafe {
-            if shared_bytes > SHARED_DEFAULT {
-                let attribute =
-                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                check(
-                    sys::cuFuncSetAttribute(function, attribute, shared_bytes as c_int),
-                    "asking for shared memory",
-                )?;
-            }
             let params = pointers.as_mut_ptr();
             let started = sys::cuLaunchKernel(
                 function,
@@ -339,7 +388,15 @@ impl Backend for Driver {
 
     fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<()> {
         self.bind()?;
-        self.lt.matmul(product, workspace, self.stream.cast())
+        if self.lt.matmul(product, workspace, self.stream.cast())? {
+            return Ok(());
+        }
+        // Without an algorithm that adds the bias, the product is added to it.
+        if let Some(bias) = product.bias {
+            self.put_bias(product, bias)?;
+        }
+        let product = Matmul { bias: None, accumulate: true, ..*product };
+        self.lt.matmul(&product, workspace, self.stream.cast()).map(drop)
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -356,6 +413,7 @@ impl Backend for Driver {
     }
 
     fn end_capture(&self) -> Result<u64> {
+        self.bind()?;
         let doing = "recording a graph";
         let (mut graph, mut exec) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: as above; the graph is not needed once it can be run.
@@ -370,23 +428,26 @@ impl Backend for Driver {
 
     fn launch_graph(&self, graph: u64) -> Result<()> {
         self.bind()?;
-        // SAFETY: the graph is alive.
         check(
+            // SAFETY: the graph is alive.
             unsafe { sys::cuGraphLaunch(graph as sys::CUgraphExec, self.stream) },
             "running a graph",
         )
     }
 
     fn drop_graph(&self, graph: u64) {
+        let _ = self.bind();
         // SAFETY: nobody runs it again.
         let _ = unsafe { sys::cuGraphExecDestroy(graph as sys::CUgraphExec) };
     }
 
     fn timer(&self) -> Result<Box<dyn Timer>> {
-        if self.info.driver_version < 12_080 {
-            return Err(fault("making a timer", "the driver is older than CUDA 12.8"));
-        }
         self.bind()?;
+        // The function that reads events is of CUDA 12.8.
+        if self.info.driver_version < 12_080 {
+            self.synchronize()?;
+            return Ok(Box::new(HostClock { start: Instant::now(), stream: self.stream }));
+        }
         let [start, stop] = [Event::new(true)?, Event::new(true)?];
         start.record(self.stream)?;
         Ok(Box::new(Events { start, stop, stream: self.stream }))
@@ -435,12 +496,26 @@ impl Timer for Events {
         self.stop.record(self.stream)?;
         self.stop.wait()?;
         let mut ms = 0.0;
-        // SAFETY: both events were recorded with timing.
         check(
+            // SAFETY: both events were recorded with timing.
             unsafe { sys::cuEventElapsedTime_v2(&raw mut ms, self.start.0, self.stop.0) },
             "reading a timer",
         )?;
         Ok(f64::from(ms) / 1e3)
+    }
+}
+
+/// What older drivers are timed with: the host's clock while it waits for the stream.
+struct HostClock {
+    start: Instant,
+    stream: sys::CUstream,
+}
+
+impl Timer for HostClock {
+    fn stop(&self) -> Result<f64> {
+        // SAFETY: the stream lives as long as the process.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "waiting for the GPU")?;
+        Ok(self.start.elapsed().as_secs_f64())
     }
 }
 
@@ -460,8 +535,8 @@ impl Staging {
 
     fn new(stream: sys::CUstream) -> Result<Self> {
         let mut base = ptr::null_mut();
-        // SAFETY: the context is current.
         check(
+            // SAFETY: the context is current.
             unsafe { sys::cuMemAllocHost_v2(&raw mut base, Self::PARTS * Self::PART_BYTES) },
             "locking memory",
         )?;

@@ -47,26 +47,30 @@ const WANTED: [Wanted; 4] = [
     },
 ];
 
-/// The libraries, opened at the first call and kept open.
-pub fn libraries() -> &'static [LibraryReport] {
-    static REPORTS: OnceLock<Vec<LibraryReport>> = OnceLock::new();
-    REPORTS.get_or_init(|| {
-        let folders = folders();
-        let open = |wanted: &Wanted| LibraryReport {
-            name: wanted.name,
-            purpose: wanted.purpose,
-            found: open(wanted, &folders),
-        };
-        WANTED.iter().map(open).collect()
-    })
+/// The libraries. Those that are found are open from now on.
+pub fn libraries() -> Vec<LibraryReport> {
+    let report = |(index, wanted): (usize, &Wanted)| LibraryReport {
+        name: wanted.name,
+        purpose: wanted.purpose,
+        found: found(index).cloned(),
+    };
+    WANTED.iter().enumerate().map(report).collect()
+}
+
+/// Where a library of the list was found. Each is opened when it is first asked for: cuBLASLt alone takes a quarter of a second.
+fn found(index: usize) -> Option<&'static String> {
+    static FOUND: [OnceLock<Option<String>>; WANTED.len()] =
+        [const { OnceLock::new() }; WANTED.len()];
+    FOUND[index].get_or_init(|| open(&WANTED[index], &folders())).as_ref()
 }
 
 /// What a missing library needs: a hint, or `None` if all of `names` are there.
 pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
-    let missing: Vec<_> = libraries()
+    let missing: Vec<_> = WANTED
         .iter()
-        .filter(|report| names.contains(&report.name) && report.found.is_none())
-        .map(|report| format!("lib{}", report.name))
+        .enumerate()
+        .filter(|(index, wanted)| names.contains(&wanted.name) && found(*index).is_none())
+        .map(|(_, wanted)| format!("lib{}", wanted.name))
         .collect();
     if missing.is_empty() {
         return None;
@@ -91,9 +95,15 @@ fn open(wanted: &Wanted, folders: &[PathBuf]) -> Option<String> {
             }
         }
     }
-    let by_loader =
-        wanted.files.iter().find(|file| !file.contains('*') && keep_open(file.as_ref()));
-    by_loader.map(|file| (*file).to_owned())
+    wanted.files.iter().flat_map(|file| names(file)).find(|name| keep_open(name.as_ref()))
+}
+
+/// The names to ask the loader for, which cannot list what begins like a name that ends in `*`.
+fn names(file: &str) -> Vec<String> {
+    match file.strip_suffix('*') {
+        Some(start) => (0..20).rev().map(|minor| format!("{start}{minor}")).collect(),
+        None => vec![file.to_owned()],
+    }
 }
 
 /// The files of a folder by a name that may end in `*`.
@@ -135,8 +145,10 @@ fn folders() -> Vec<PathBuf> {
                 .extend(children(&root.join("lib")).into_iter().flat_map(|d| python_folders(&d)));
         }
     }
-    for root in ["/usr/local/lib", "/usr/lib", "/opt/conda/lib"] {
-        folders.extend(children(Path::new(root)).into_iter().flat_map(|d| python_folders(&d)));
+    let roots = ["/usr/local/lib", "/usr/lib", "/opt/conda/lib"].map(PathBuf::from);
+    let of_user = of("HOME").map(|home| PathBuf::from(home).join(".local/lib"));
+    for root in of_user.into_iter().chain(roots) {
+        folders.extend(children(&root).into_iter().flat_map(|d| python_folders(&d)));
     }
     folders
 }

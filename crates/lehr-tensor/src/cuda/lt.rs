@@ -14,7 +14,8 @@ use crate::{DType, Error, Result};
 /// A handle of the library, opened at the first product: what needs none runs without the library.
 pub(super) struct Lt {
     handle: OnceLock<Handle>,
-    algorithms: Mutex<HashMap<Key, sys::cublasLtMatmulAlgo_t>>,
+    /// `None` if there is none.
+    algorithms: Mutex<HashMap<Key, Option<sys::cublasLtMatmulAlgo_t>>>,
 }
 
 struct Handle(sys::cublasLtHandle_t);
@@ -30,8 +31,10 @@ struct Key {
     size: (usize, usize, usize, usize),
     /// Type, stride, orientation and batch stride of A, B and C.
     operands: [(DType, usize, bool, usize); 3],
-    /// Alignment of A, B, C and the bias, in bytes.
-    alignment: [u32; 4],
+    /// Alignment of A, B and C in bytes.
+    alignment: [u32; 3],
+    /// Alignment of the bias, if there is one.
+    bias: Option<u32>,
     accumulate: bool,
 }
 
@@ -63,13 +66,13 @@ impl Lt {
     }
 
     /// The library thinks in columns: what is stored row by row is to it the transpose. So it is asked for `Cᵀ = Bᵀ Aᵀ`, with B
-    /// as its first operand.
+    /// as its first operand. False if it has no algorithm that also adds the bias: then nothing was started.
     pub(super) fn matmul(
         &self,
         product: &Matmul,
         (workspace, workspace_bytes): (u64, usize),
         stream: *mut c_void,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let handle = self.handle()?;
         let &Matmul { m, n, k, a, b, c, accumulate, bias, batch } = product;
         let doing = || format!("multiplying [{m}, {k}] by [{k}, {n}] in {}", a.dtype);
@@ -77,7 +80,7 @@ impl Lt {
             Error::Cuda { reason, hint, .. } => Error::Cuda { doing: doing(), reason, hint },
             other => other,
         };
-        let run = || -> Result<()> {
+        let run = || -> Result<bool> {
             let operation = Operation::new(&b, &a, bias, c.dtype)?;
             let first = Layout::new(&b, (n, k), batch)?;
             let second = Layout::new(&a, (k, m), batch)?;
@@ -89,6 +92,16 @@ impl Lt {
                 [&first, &second, &result],
                 &operation,
             )?;
+            let Some(algorithm) = algorithm else {
+                // A result that is added to cannot take the bias first.
+                return match bias {
+                    Some(_) if !accumulate => Ok(false),
+                    _ => Err(fault(
+                        "choosing an algorithm",
+                        "cuBLASLt has none for these shapes and types",
+                    )),
+                };
+            };
             let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
             // SAFETY: operands, result and workspace are live blocks of the sizes the layouts say.
             let status = unsafe {
@@ -111,7 +124,7 @@ impl Lt {
                     stream.cast(),
                 )
             };
-            check(status, "cublasLtMatmul")
+            check(status, "cublasLtMatmul").map(|()| true)
         };
         run().map_err(describe)
     }
@@ -123,21 +136,22 @@ impl Lt {
         workspace_bytes: usize,
         [first, second, result]: [&Layout; 3],
         operation: &Operation,
-    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+    ) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
         let &Matmul { m, n, k, a, b, c, accumulate, bias, batch } = product;
         let of = |o: &Operand| (o.dtype, o.stride, o.transposed, o.batch_stride);
-        let alignment = [a.ptr, b.ptr, c.ptr, bias.unwrap_or(0)].map(alignment);
+        let (aligned, bias) = ([a.ptr, b.ptr, c.ptr].map(alignment), bias.map(alignment));
         let key = Key {
             size: (m, n, k, batch),
             operands: [of(&a), of(&b), of(&c)],
-            alignment,
+            alignment: aligned,
+            bias,
             accumulate,
         };
         let mut known = self.algorithms.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(algorithm) = known.get(&key) {
             return Ok(*algorithm);
         }
-        let preference = Preference::new(workspace_bytes, alignment)?;
+        let preference = Preference::new(workspace_bytes, aligned)?;
         let (mut found, mut n_found) = (heuristic_result(), 0);
         // SAFETY: all handles are alive, and there is room for one result.
         let status = unsafe {
@@ -154,15 +168,16 @@ impl Lt {
                 &raw mut n_found,
             )
         };
-        check(status, "cublasLtMatmulAlgoGetHeuristic")?;
-        if n_found == 0 {
-            return Err(fault(
-                "choosing an algorithm",
-                "cuBLASLt has none for these shapes and types",
-            ));
+        // What is not valid with a bias may be valid without.
+        let is_none = status == cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
+            || (bias.is_some() && status == cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE);
+        if !is_none {
+            check(status, "cublasLtMatmulAlgoGetHeuristic")?;
         }
-        known.insert(key, found.algo);
-        Ok(found.algo)
+        let is_found = n_found > 0 && found.state == cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+        let algorithm = is_found.then_some(found.algo);
+        known.insert(key, algorithm);
+        Ok(algorithm)
     }
 }
 
@@ -207,8 +222,8 @@ impl Operation {
         let mut handle = ptr::null_mut();
         let (compute, scale) =
             (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
-        // SAFETY: the handle is written by the call.
         check(
+            // SAFETY: the handle is written by the call.
             unsafe { sys::cublasLtMatmulDescCreate(&raw mut handle, compute, scale) },
             "cublasLtMatmulDescCreate",
         )?;
@@ -284,17 +299,22 @@ impl Drop for Layout {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new(workspace_bytes: usize, [a, b, c, _]: [u32; 4]) -> Result<Self> {
+    fn new(workspace_bytes: usize, [a, b, c]: [u32; 3]) -> Result<Self> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        // Parts of a sum are added in f32 and in a fixed order: not in the result itself, whose type may be a narrow one and
+        // where they arrive in any order.
+        let reduction =
+            sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         let mut handle = ptr::null_mut();
-        // SAFETY: the handle is written by the call.
         check(
+            // SAFETY: the handle is written by the call.
             unsafe { sys::cublasLtMatmulPreferenceCreate(&raw mut handle) },
             "cublasLtMatmulPreferenceCreate",
         )?;
         let preference = Self(handle);
         for (attribute, (value, size)) in [
             (Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes(&workspace_bytes)),
+            (Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, bytes(&reduction)),
             // The library's A is our B.
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, bytes(&b)),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, bytes(&a)),

@@ -20,6 +20,7 @@ mod lt;
 mod sources;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub(crate) use arena::Block;
@@ -132,11 +133,13 @@ pub(crate) struct Cuda {
     workspace: OnceLock<(Block, usize)>,
 }
 
+/// A device, or why it could not be opened and what may help.
+type Opened = std::result::Result<Cuda, (String, Option<String>)>;
+
 impl Cuda {
     /// The device of that number, opened at the first call.
     pub(crate) fn get(ordinal: usize) -> Result<&'static Self> {
-        static DEVICES: [OnceLock<std::result::Result<Cuda, (String, Option<String>)>>;
-            DEVICES_MAX] = [const { OnceLock::new() }; DEVICES_MAX];
+        static DEVICES: [OnceLock<Opened>; DEVICES_MAX] = [const { OnceLock::new() }; DEVICES_MAX];
         let doing = || format!("opening CUDA device {ordinal}");
         let Some(cell) = DEVICES.get(ordinal) else {
             let reason = format!("devices are numbered from 0 to {}", DEVICES_MAX - 1);
@@ -291,11 +294,19 @@ impl Cuda {
     }
 }
 
-/// Whether `LEHR_CUDA` asks for the emulator.
+/// Whether tests asked for the emulator.
+static EMULATE: AtomicBool = AtomicBool::new(cfg!(test));
+
+/// From now on device 0 is the emulator, unless `LEHR_CUDA=driver`: for tests, which then run on a GPU if they are told to. Devices
+/// that are open stay what they are.
+pub fn use_emulator() {
+    EMULATE.store(true, Ordering::Relaxed);
+}
+
+/// Whether devices are emulated: by `LEHR_CUDA`, or because a test asked for it.
 fn is_emulated() -> Result<bool> {
     match std::env::var("LEHR_CUDA").as_deref() {
-        // The tests of this crate run on the emulator, unless they are told otherwise.
-        Err(_) | Ok("") => Ok(cfg!(test)),
+        Err(_) | Ok("") => Ok(EMULATE.load(Ordering::Relaxed)),
         Ok("driver") => Ok(false),
         Ok("emulator") => Ok(true),
         Ok(other) => Err(Error::Cuda {
@@ -405,8 +416,9 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Records what `body` starts on the device, without running it. It must not read results, and what it allocates and frees
-    /// must be free again whenever the graph runs.
+    /// Records what `body` starts on the device, without running it. It must have run once before, so that its kernels are loaded
+    /// and there is memory for its results. It must not upload anything nor read results, and what it allocates and frees must be
+    /// free again whenever the graph runs. No other thread may use the device meanwhile.
     ///
     /// # Errors
     /// Those of `body`, or if something in it cannot be recorded.
@@ -414,9 +426,9 @@ impl Graph {
         let cuda = Cuda::get(ordinal)?;
         cuda.backend.begin_capture()?;
         let done = body();
-        let handle = cuda.backend.end_capture();
+        let graph = cuda.backend.end_capture().map(|handle| Self { cuda, handle });
         done?;
-        Ok(Self { cuda, handle: handle? })
+        graph
     }
 
     /// Runs it.

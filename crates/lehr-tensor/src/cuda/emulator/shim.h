@@ -369,6 +369,11 @@ static inline void copy_16(void* to, const void* from, bool valid) {
     if (valid) std::memcpy(to, from, 16);
     else std::memset(to, 0, 16);
 }
+static inline void copy_8(void* to, const void* from, bool valid) {
+    if ((uintptr_t)to % 8 || (valid && (uintptr_t)from % 8)) fail("a copy of 8 bytes starts on a multiple of 8");
+    if (valid) std::memcpy(to, from, 8);
+    else std::memset(to, 0, 8);
+}
 
 }  // namespace emu
 

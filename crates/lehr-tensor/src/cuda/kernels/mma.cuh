@@ -85,6 +85,16 @@ DEVICE void cp_async_16(void* to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(n) : "memory");
 #endif
 }
+// The same for 8 bytes.
+DEVICE void cp_async_8(void* to, const void* from, bool valid) {
+#ifdef LEHR_EMULATED
+    emu::copy_8(to, from, valid);
+#else
+    u32 address = (u32)__cvta_generic_to_shared(to);
+    int n = valid ? 8 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address), "l"(from), "r"(n) : "memory");
+#endif
+}
 // Ends a group of copies.
 DEVICE void cp_async_commit() {
 #ifndef LEHR_EMULATED

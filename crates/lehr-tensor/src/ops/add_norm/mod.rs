@@ -175,10 +175,10 @@ fn share_sum(
     grads: &mut Gradients<'_>,
     d_sum: Option<Tensor>,
     d_normed: Option<Tensor>,
-    through: impl FnOnce(Option<Tensor>, &Tensor, &mut Gradients<'_>) -> Result<Option<Tensor>>,
+    through: impl FnOnce(Option<&Tensor>, &Tensor, &mut Gradients<'_>) -> Result<Option<Tensor>>,
 ) -> Result<()> {
     let total = match d_normed {
-        Some(d_normed) => through(d_sum, &d_normed, grads)?,
+        Some(d_normed) => through(d_sum.as_ref(), &d_normed, grads)?,
         None => d_sum,
     };
     let Some(total) = total else { return Ok(()) };

@@ -38,18 +38,6 @@ DEVICE float exp2_fast(float x) {
 #endif
 }
 
-// As cp_async_16, for 8 bytes.
-DEVICE void cp_async_8(void* to, const void* from, bool valid) {
-#ifdef LEHR_EMULATED
-    if (valid) std::memcpy(to, from, 8);
-    else std::memset(to, 0, 8);
-#else
-    u32 address = (u32)__cvta_generic_to_shared(to);
-    int n = valid ? 8 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address), "l"(from), "r"(n) : "memory");
-#endif
-}
-
 // ---- Masks ----
 
 struct Mask {
@@ -539,6 +527,7 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
     if (threadIdx.x == 0) *place = Place{b, kv_head, k0};
     copy_rows<W, BK>(k_tile, k + first_token * k_stride + (i64)kv_head * width, k_stride, mask.n_keys - k0, width);
     if (DK) copy_rows<W, BK>(v_tile, v + first_token * v_stride + (i64)kv_head * width, v_stride, mask.n_keys - k0, width);
+    cp_async_commit();
 
     // The first tile of queries that sees some of the keys, and one past the last.
     int first = INT_MAX, end = 0;
@@ -862,8 +851,8 @@ FLASH_BACKWARD_Q(256, 1, 16, 16, 2)
 
 // Attention of few queries over a part of the keys, for 16 of the H / K * Tq query rows that share a key-value head: row r is query
 // r / (H / K) of head kv_head * H / K + r % (H / K). Each warp takes 16 of the 64 keys of a tile and has a running softmax of its own
-// until the end. The result goes where attention_decode_combine of kernel.cu reads it: per row [B, K, H / K * Tq] and part the weighted
-// sums of values, and after all of those pairs of maximum (in base 2) and sum of weights.
+// until the end. The result goes where attention_decode_combine of kernel.cu reads it: per row [B, K, H / K * Tq] and part a pair of
+// maximum (in base 2) and sum of weights, and after all of those the weighted sums of values.
 template <int W, int STAGES>
 DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride, int k_stride, int v_stride,
                    int tk, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
@@ -994,9 +983,9 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
             float x = 0.0f;
 #pragma unroll
             for (int w = 0; w < N_WARPS; w++) x += sums[(w * ROWS + r) * W + e] * factor[w];
-            workspace[to * width + e] = x;
+            workspace[2 * parts + to * width + e] = x;
         }
-        if (lane == 0) *(float2*)(workspace + parts * width + 2 * to) = make_float2(all_max, sum);
+        if (lane == 0) *(float2*)(workspace + 2 * to) = make_float2(all_max, sum);
     }
 }
 

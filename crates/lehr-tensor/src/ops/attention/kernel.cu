@@ -84,7 +84,8 @@ DEVICE Bounds warp_bounds(const Mask& mask, int b, int q0, int n) {
 extern "C" __global__ void attention_tile_bounds(const int* intervals, int* bounds, int tq, int n_keys, int n) {
     int tile = blockIdx.x, b = blockIdx.y;
     Bounds found = warp_bounds(Mask(intervals, 0, 0, n_keys, tq), b, tile * n, n);
-    if (threadIdx.x == 0) *(int4*)(bounds + 4 * ((i64)b * gridDim.x + tile)) = make_int4(found.reach_lo, found.reach_hi, found.full_lo, found.full_hi);
+    int4* to = (int4*)(bounds + 4 * ((i64)b * gridDim.x + tile));
+    if (threadIdx.x == 0) *to = make_int4(found.reach_lo, found.reach_hi, found.full_lo, found.full_hi);
 }
 
 // As written by that, or computed without intervals: both ends then grow with the query, so the first and the last decide.
@@ -167,7 +168,8 @@ DEVICE void load_rows(float* tile, const T* from, int stride, int n, int width) 
             }
 #pragma unroll
             for (int j = 0; j < LANES; j += 4) {
-                *(float4*)(tile + row * S + e + j) = make_float4(to_f32(x.v[j]), to_f32(x.v[j + 1]), to_f32(x.v[j + 2]), to_f32(x.v[j + 3]));
+                float4* to = (float4*)(tile + row * S + e + j);
+                *to = make_float4(to_f32(x.v[j]), to_f32(x.v[j + 1]), to_f32(x.v[j + 2]), to_f32(x.v[j + 3]));
             }
         }
     } else {
@@ -626,15 +628,15 @@ DEVICE float exp2_t(float x) {
 #endif
 }
 
-// Where the part of a row lies in the workspace of B * H * Tq * n_splits * (E + 2) floats: first the weighted sums of values, then pairs
-// of maximum (in base 2) and sum of weights. Rows are counted as [B, K, H / K * Tq].
+// Where the part of a row lies in the workspace of B * H * Tq * n_splits * (E + 2) floats: first pairs of maximum (in base 2) and sum of
+// weights, then the weighted sums of values. Rows are counted as [B, K, H / K * Tq].
 struct Workspace {
-    float* sums;
     float* stats;
+    float* sums;
     int n_splits, width;
 
-    DEVICE Workspace(float* workspace, int n_rows, int n_splits, int width) : sums(workspace), n_splits(n_splits), width(width) {
-        stats = workspace + (i64)n_rows * n_splits * width;
+    DEVICE Workspace(float* workspace, int n_rows, int n_splits, int width) : stats(workspace), n_splits(n_splits), width(width) {
+        sums = workspace + 2 * (i64)n_rows * n_splits;
     }
     DEVICE float* sums_of(int row, int split) const { return sums + ((i64)row * n_splits + split) * width; }
     DEVICE float* stats_of(int row, int split) const { return stats + 2 * ((i64)row * n_splits + split); }
@@ -682,8 +684,8 @@ struct DecodeScratch {
 // TEAM lanes share a key; each holds W / TEAM elements of it, in packs TEAM * LANES apart. A team takes U keys at once, and has a
 // softmax of its own until the end.
 template <int W, int TEAM, int RC, bool PACKED>
-DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride, int k_stride, int v_stride,
-                   int tk, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
+DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride,
+                   int k_stride, int v_stride, int tk, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
     const int N = W / TEAM, PACKS = N / LANES, TEAMS = WARP / TEAM, KEYS = DECODE_WARPS * TEAMS;
     // 256 bytes under way per thread, or half of that where the registers are full.
     const int U = (sizeof(T) == 2 && N * RC == 64 ? 64 : 128) / (N * (int)sizeof(T));
@@ -807,7 +809,8 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
     for (int r = 0; r < RC; r++) {
 #pragma unroll
         for (int other = TEAM; other < WARP; other <<= 1) {
-            float other_max = __shfl_xor_sync(FULL_MASK, row_max[r], other), other_sum = __shfl_xor_sync(FULL_MASK, row_sum[r], other);
+            float other_max = __shfl_xor_sync(FULL_MASK, row_max[r], other);
+            float other_sum = __shfl_xor_sync(FULL_MASK, row_sum[r], other);
             float new_max = fmaxf(row_max[r], other_max), safe_max = new_max == -INFINITY ? 0.0f : new_max;
             float mine = exp2_t(row_max[r] - safe_max), others = exp2_t(other_max - safe_max);
             row_max[r] = new_max;

@@ -100,12 +100,12 @@ impl Saved<'_> {
     /// normalisation; and those of weight and bias, inputs 2 and 3.
     pub(crate) fn backward_sum(
         &self,
-        d_sum: Option<Tensor>,
+        d_sum: Option<&Tensor>,
         d_normed: &Tensor,
         grads: &mut Gradients<'_>,
     ) -> Result<Option<Tensor>> {
-        let total = super::super::total_room(self.x, d_sum.as_ref(), grads)?;
-        let base = d_sum.as_ref().map(Tensor::device_ptr);
+        let total = super::super::total_room(self.x, d_sum, grads)?;
+        let base = d_sum.map(Tensor::device_ptr);
         let partials = self.run(d_normed, base, total.as_ref(), Self::wanted(grads, 2))?;
         self.add_partials(partials, grads, 2)?;
         Ok(total)

@@ -67,7 +67,7 @@ impl Tensor {
         }
         let x = rows.gather(self)?;
         if self.is_cuda() {
-            return cuda_loss(self, (weight, bias), x, rows, options);
+            return cuda_loss(self, (weight, bias), &x, rows, options);
         }
         let head = Head::new(&x, weight, bias, &rows, options.z_loss, options.softcap);
         let mut losses = Self::uninit([rows.len()], DType::F32)?;
@@ -101,13 +101,13 @@ impl Tensor {
 fn cuda_loss(
     full: &Tensor,
     (weight, bias): (&Tensor, Option<&Tensor>),
-    x: Tensor,
+    x: &Tensor,
     rows: Labelled,
     options: CrossEntropy,
 ) -> Result<Tensor> {
     let CrossEntropy { normalizer, z_loss, softcap } = options;
     let mut losses = x.like_f32([rows.len()])?;
-    let head = cuda::Head { x: &x, weight, bias, rows: &rows, z_loss, softcap };
+    let head = cuda::Head { x, weight, bias, rows: &rows, z_loss, softcap };
     let with_bias = [full, weight, bias.unwrap_or(weight)];
     let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
     if !records(inputs) {

@@ -6,14 +6,17 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, RopeConfig, Tokens};
-use lehr_tensor::{Philox, Tensor, threads};
+use lehr_model::{
+    Compute, Config, DTypeChoice, DeviceChoice, Gpt2Config, LlamaConfig, Model, RopeConfig, Tokens,
+};
+use lehr_tensor::{Device, Philox, Tensor, cuda, threads};
 use lehr_train::recipe::OptimizerConfig;
 use lehr_train::{AdamW, Optimizer, machine_gflops};
 use serde_json::json;
 
 use super::system;
 use crate::cmd::compute::ThreadArgs;
+use crate::fail::Hinted;
 
 /// Training steps: forward, loss, backward, AdamW.
 #[derive(clap::Args)]
@@ -30,6 +33,18 @@ pub(crate) struct Args {
     /// Untimed steps before
     #[arg(long, default_value_t = 2)]
     warmup: usize,
+    /// Rows per step [default: the config's]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Tokens per row [default: the config's]
+    #[arg(long)]
+    length: Option<usize>,
+    /// Device: cpu, auto, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16
+    #[arg(long, default_value = "auto")]
+    dtype: DTypeChoice,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object with the keys of tools/bench/torch_bench.py
@@ -48,6 +63,9 @@ enum Size {
     /// GPT-2 124M, 4 rows of 64 tokens
     #[value(name = "gpt2_64")]
     Gpt2With64,
+    /// The shape of Llama 3.2 1B, 1 row of 4,096 tokens
+    #[value(name = "llama_1b")]
+    Llama1B,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -65,16 +83,27 @@ struct Shape {
     vocab: usize,
     t: usize,
     b: usize,
+    /// Key-value heads and width of the MLP of a Llama; `None` = by the family's habits.
+    llama: Option<(usize, usize)>,
 }
 
 impl Size {
     fn shape(self) -> Shape {
-        let of = |layers, width, heads, vocab, t, b| Shape { layers, width, heads, vocab, t, b };
+        let of = |layers, width, heads, vocab, t, b| Shape {
+            layers,
+            width,
+            heads,
+            vocab,
+            t,
+            b,
+            llama: None,
+        };
         match self {
             Self::Tiny => of(4, 256, 4, 8192, 256, 8),
             Self::Small => of(6, 384, 6, 16_384, 512, 4),
             Self::Gpt2 => of(12, 768, 12, 50_304, 1024, 1),
             Self::Gpt2With64 => of(12, 768, 12, 50_304, 64, 4),
+            Self::Llama1B => Shape { llama: Some((8, 8192)), ..of(16, 2048, 32, 128_256, 4096, 1) },
         }
     }
 }
@@ -100,13 +129,15 @@ fn config(arch: Arch, s: &Shape) -> Config {
         Arch::Llama => Config::Llama(LlamaConfig {
             vocab_size: s.vocab,
             hidden_size: s.width,
-            intermediate_size: (8 * s.width / 3).next_multiple_of(64),
+            intermediate_size: s
+                .llama
+                .map_or((8 * s.width / 3).next_multiple_of(64), |(_, mlp)| mlp),
             num_hidden_layers: s.layers,
             num_attention_heads: s.heads,
-            num_key_value_heads: Some(if s.heads.is_multiple_of(3) {
-                s.heads / 3
-            } else {
-                s.heads / 2
+            num_key_value_heads: Some(match s.llama {
+                Some((kv_heads, _)) => kv_heads,
+                None if s.heads.is_multiple_of(3) => s.heads / 3,
+                None => s.heads / 2,
             }),
             head_dim: None,
             max_position_embeddings: s.t,
@@ -116,7 +147,7 @@ fn config(arch: Arch, s: &Shape) -> Config {
             attention_bias: false,
             mlp_bias: false,
             hidden_act: "silu".to_owned(),
-            rope: RopeConfig::with_theta(10_000.0),
+            rope: RopeConfig::with_theta(if s.llama.is_some() { 500_000.0 } else { 10_000.0 }),
             bos_token_id: None,
             eos_token_id: None,
             pad_token_id: None,
@@ -141,8 +172,18 @@ fn batches(s: &Shape) -> Result<Vec<(Tokens, Tensor)>> {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let process_start = Instant::now();
     args.threads.apply();
-    let shape = args.config.shape();
+    let mut shape = args.config.shape();
+    shape.b = args.batch.unwrap_or(shape.b);
+    shape.t = args.length.unwrap_or(shape.t);
+    if shape.b == 0 || shape.t == 0 {
+        return Err(Hinted::error(
+            "bench step: --batch and --length are at least 1",
+            "leave them out",
+        ));
+    }
+    let compute = Compute::choose(args.device, args.dtype)?;
     let model = Model::new(config(args.arch, &shape), 1337)?;
+    model.to_device(compute.device, compute.dtype)?;
     let rule = OptimizerConfig::Adamw {
         lr: 3e-4,
         beta1: 0.9,
@@ -160,7 +201,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut step = |i: usize| -> Result<f32> {
         let (tokens, targets) = &batches[i % batches.len()];
         let loss = model.loss(tokens, targets, n_tokens as f32)?;
-        let value = loss.item()?;
+        let value = loss.detach();
         // Each weight is updated when its gradient is complete, as with `optimizer.in_backward`.
         optimizer.begin(3e-4, 1.0);
         loss.backward_each(|id| -> Result<()> {
@@ -170,20 +211,39 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             }
             Ok(())
         })?;
-        Ok(value)
+        // The only time a GPU is waited for.
+        Ok(value.item()?)
     };
     let loss_first = step(0)?;
+    let mut losses = vec![loss_first];
     let first_step_s = process_start.elapsed().as_secs_f64();
     for i in 1..args.warmup {
-        step(i)?;
+        losses.push(step(i)?);
+    }
+    let (n_done, reset) = (losses.len(), compute.device);
+    if let Device::Cuda(ordinal) = reset {
+        cuda::reset_peak(ordinal)?;
     }
     let (wall, cpu) = (Instant::now(), system::cpu_seconds());
-    let (mut times, mut loss_last) = (Vec::new(), loss_first);
+    let mut times = Vec::new();
     for i in 0..args.steps.max(1) {
         let start = Instant::now();
-        loss_last = step(i)?;
+        losses.push(step(n_done + i)?);
         times.push(start.elapsed().as_secs_f64());
     }
+    let loss_last = losses.last().copied().unwrap_or(loss_first);
+    let device_peak_mb = match compute.device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => {
+            Some(cuda::arena_stats(ordinal)?.used_peak_bytes as f64 / f64::from(1u32 << 20))
+        }
+    };
+    let mfu = |gflops: f64| match compute.device {
+        Device::Cuda(ordinal) => {
+            cuda::device_info(ordinal).ok().and_then(|i| dense_peak(&i)).map(|peak| gflops / peak)
+        }
+        Device::Cpu => None,
+    };
     let busy_cores = (system::cpu_seconds() - cpu) / wall.elapsed().as_secs_f64();
     times.sort_by(f64::total_cmp);
     let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
@@ -208,11 +268,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 "ms_max": round(times[times.len() - 1] * 1e3, 1), "tok_s": round(tok_s, 1),
                 "gflops": round(gflops, 1), "flop_per_step": flops,
                 "peak_rss_mb": peak_rss_mb.round(), "busy_cores": round(busy_cores, 2),
-                "loss_first": loss_first, "loss_last": loss_last,
+                "loss_first": loss_first, "loss_last": loss_last, "losses": losses,
+                "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
+                "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu(gflops),
             })
         );
     } else {
-        let peak = machine_gflops();
+        let peak = match compute.device {
+            Device::Cpu => machine_gflops(),
+            Device::Cuda(ordinal) => cuda::matmul_gflops(ordinal, compute.dtype)?,
+        };
+        let peak_rss_mb = device_peak_mb.unwrap_or(peak_rss_mb);
         println!(
             "{config_name} {arch_name}: {:.1} ms per step, {tok_s:.0} tokens/s, {gflops:.0} GFLOP/s \
              ({:.0}% of the {peak:.0} of matrix products), {peak_rss_mb:.0} MB, first step after \
@@ -222,6 +288,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// GFLOP/s of dense products of 16-bit floats by the data sheet of Hopper's full chips, which MFU is a share of.
+fn dense_peak(info: &cuda::DeviceInfo) -> Option<f64> {
+    ["H100", "H200"].iter().any(|name| info.name.contains(name)).then_some(989e3)
 }
 
 fn round(value: f64, digits: i32) -> f64 {

@@ -1,0 +1,110 @@
+//! Training on a GPU: the losses of the CPU, the same bits twice, and checkpoints that move between the two. The GPU is emulated, unless
+//! `LEHR_CUDA=driver`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{Watch, gpt2, llama, recipe, run_in_memory, run_watched};
+use lehr_model::{DTypeChoice, DeviceChoice};
+use lehr_tensor::cuda;
+use lehr_train::Recipe;
+use lehr_train::recipe::{ModelConfig, ObjectiveKind, OptimizerConfig};
+
+const GPU: DeviceChoice = DeviceChoice::Cuda(0);
+
+fn on(recipe: &Recipe, device: DeviceChoice, dtype: DTypeChoice) -> Recipe {
+    let mut recipe = recipe.clone();
+    (recipe.run.device, recipe.run.dtype) = (device, dtype);
+    recipe
+}
+
+fn losses(recipe: &Recipe) -> Vec<f64> {
+    run_in_memory(recipe).1.losses()
+}
+
+/// The largest relative difference.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max)
+}
+
+fn check(model: ModelConfig, objective: ObjectiveKind) {
+    cuda::use_emulator();
+    let scratch = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(scratch.path(), model, objective);
+    (recipe.train.steps, recipe.train.accumulation, recipe.train.rows) = (12, 2, 2);
+    let cpu = losses(&recipe);
+    let f32 = losses(&on(&recipe, GPU, DTypeChoice::F32));
+    let off = distance(&f32, &cpu);
+    assert!(off < 2e-4, "{objective:?}: f32 on the GPU is off by {off:.1e}: {f32:?}, {cpu:?}");
+    let bf16 = on(&recipe, GPU, DTypeChoice::Bf16);
+    let (first, again) = (losses(&bf16), losses(&bf16));
+    let off = distance(&first, &cpu);
+    assert!(off < 2e-2, "{objective:?}: bf16 on the GPU is off by {off:.1e}: {first:?}, {cpu:?}");
+    let bits = |v: &[f64]| v.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&first), bits(&again), "{objective:?}: two runs differ");
+}
+
+#[test]
+fn a_llama_learns_on_the_gpu_as_on_the_cpu() {
+    check(llama(32), ObjectiveKind::NextToken);
+}
+
+#[test]
+fn a_gpt2_learns_conversations_on_the_gpu_as_on_the_cpu() {
+    check(gpt2(32), ObjectiveKind::Chat);
+}
+
+#[test]
+fn a_classifier_learns_on_the_gpu_as_on_the_cpu() {
+    check(llama(32), ObjectiveKind::Classify);
+}
+
+/// The losses from step `from` on of a run that begins on `first`, stops there and goes on on `second`.
+fn continued(recipe: &Recipe, first: DeviceChoice, second: DeviceChoice, from: u64) -> Vec<f64> {
+    let begin = Watch { stop_after: Some(from), ..Watch::default() };
+    run_watched(&on(recipe, first, DTypeChoice::Auto), begin);
+    let (_, watch) = run_watched(&on(recipe, second, DTypeChoice::F32), Watch::default());
+    assert_eq!(watch.started, Some(from));
+    watch.losses()
+}
+
+#[test]
+fn a_run_resumes_exactly_and_moves_between_devices() {
+    cuda::use_emulator();
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = recipe(scratch.path(), llama(32), ObjectiveKind::NextToken);
+    let within = |name: &str| {
+        let mut recipe = recipe.clone();
+        recipe.run.dir = scratch.path().join(name).display().to_string();
+        recipe
+    };
+    let whole = on(&within("whole"), GPU, DTypeChoice::Bf16);
+    let (_, undisturbed) = run_watched(&whole, Watch::default());
+    let parts = on(&within("parts"), GPU, DTypeChoice::Bf16);
+    run_watched(&parts, Watch { stop_after: Some(3), ..Watch::default() });
+    let (_, rest) = run_watched(&parts, Watch::default());
+    assert_eq!(rest.losses(), undisturbed.losses()[3..], "a resumed run has other losses");
+
+    let cpu = losses(&on(&recipe, DeviceChoice::Cpu, DTypeChoice::F32));
+    let to_gpu = continued(&within("to-gpu"), DeviceChoice::Cpu, GPU, 3);
+    let to_cpu = continued(&within("to-cpu"), GPU, DeviceChoice::Cpu, 3);
+    assert!(distance(&to_gpu, &cpu[3..]) < 2e-4, "{to_gpu:?}, {cpu:?}");
+    // The first three steps were in bf16.
+    assert!(distance(&to_cpu, &cpu[3..]) < 2e-2, "{to_cpu:?}, {cpu:?}");
+}
+
+#[test]
+fn updates_inside_of_backward_are_those_after_it() {
+    cuda::use_emulator();
+    let scratch = tempfile::tempdir().unwrap();
+    let mut after =
+        on(&recipe(scratch.path(), llama(32), ObjectiveKind::NextToken), GPU, DTypeChoice::Bf16);
+    let OptimizerConfig::Adamw { clip_norm, .. } = &mut after.optimizer;
+    *clip_norm = 0.0;
+    let mut inside = after.clone();
+    let OptimizerConfig::Adamw { in_backward, .. } = &mut inside.optimizer;
+    *in_backward = true;
+    assert_eq!(losses(&after), losses(&inside));
+}

@@ -1,0 +1,687 @@
+"""Checks lehr on a GPU and measures it beside PyTorch, within a fixed time. `scripts/gpu-check.sh` starts it.
+
+    python tools/bench/gpu_check.py LEHR_BINARY [OP_TESTS_BINARY] [--out DIR] [--minutes 8]
+
+Correctness comes first (operations, golden files, training), then speed (training beside PyTorch, kernels, decoding). Every command has a
+time limit, and every row of the table is there from the start as "not run (no time)", so that nothing is left out silently. The exit
+code is 1 if a row of correctness failed or hung. OUT gets `table.md`, `results.jsonl` (every measurement) and `log.txt` (every command
+with all it printed).
+
+PyTorch compiles its models in the background while correctness is checked, where nothing is timed; before the first measurement that has
+ended or is stopped.
+"""
+
+import argparse
+import dataclasses
+import glob
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import site
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TORCH_GPU = ROOT / "tools/bench/torch_gpu.py"
+
+OK, FAILED, BELOW = "ok", "FAILED", "below goal"
+TIME_LIMIT, CUT_OFF, NO_TIME = "FAILED (time limit)", "not finished (no time)", "not run (no time)"
+NOT_THERE = "not in this binary"
+
+# Seconds a step may take of eight minutes; what it leaves is there for those after it. Operations compile all kernels, once.
+STEP_LIMITS = {"doctor": 30, "ops": 160, "goldens": 75, "parity": 90}
+# Seconds of one command. A shorter rest of the step's or of the whole time is no reason to call a command hung.
+COMMAND_LIMITS = {"doctor": 15, "ops": 150, "golden": 25, "parity": 30}
+COMMAND_LIMITS |= {"lehr": 45, "torch": 100, "kernels": 60, "decode": 45}
+# Seconds that a command needs at least to be worth starting.
+LEAST = 4
+# Of the whole time, for stopping the last command and writing the table.
+RESERVE = 6
+
+ARCHS = ["gpt", "llama"]
+N_LOSSES = 50
+PARITY = {"f32": 1e-3, "bf16": 2e-2}
+
+
+@dataclass
+class Speed:
+    config: str
+    arch: str
+    batch: int
+    length: int
+    steps: int
+    warmup: int
+
+    @property
+    def name(self):
+        return f"train {self.config} {self.batch} × {self.length:,}"
+
+    def arguments(self):
+        given = dataclasses.asdict(self)
+        return [word for key, value in given.items() for word in (f"--{key}", str(value))] + ["--json"]
+
+
+SPEEDS = [
+    Speed("gpt2", "gpt", 64, 1024, 20, 5),
+    Speed("gpt2", "gpt", 16, 1024, 40, 5),
+    Speed("llama_1b", "llama", 4, 4096, 12, 4),
+]
+TURNS = 2
+# Of PyTorch's tokens per second.
+SPEED_GOAL = 1.15
+
+# Share of the measured floor: of the bandwidth of a copy, or of the rate of a matrix product.
+KERNEL_GOALS = {
+    "norm": 0.85,
+    "rope": 0.85,
+    "loss": 0.85,
+    "optimiser": 0.85,
+    "attention forward": 0.60,
+    "attention backward": 0.50,
+}
+DECODES = [(weights, batch) for weights in ("bf16", "q4_k") for batch in (1, 64)]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lehr", type=Path, help="the program lehr")
+    parser.add_argument("op_tests", type=Path, nargs="?", help="the test program of the crate lehr-tensor")
+    parser.add_argument("--out", type=Path, help="folder for table, measurements and log (default: gpu-check-DATE)")
+    parser.add_argument("--minutes", type=float, default=8, help="ends within this time by itself (default: 8)")
+    args = parser.parse_args()
+    for program in filter(None, [args.lehr, args.op_tests]):
+        if not os.access(program, os.X_OK):
+            parser.error(f"{program} is not there or not a program")
+    if args.minutes < 0.2:
+        parser.error("--minutes is at least 0.2")
+    args.out = args.out or Path(time.strftime("gpu-check-%Y-%m-%d-%H%M%S"))
+    return args
+
+
+def library_folders():
+    """Where pip put CUDA's libraries, after what LEHR_CUDA_LIBS names already."""
+    packages = [*site.getsitepackages(), site.getusersitepackages(), *sys.path]
+    found = [folder for base in packages if base for folder in sorted(glob.glob(f"{base}/nvidia/*/lib"))]
+    given = os.environ.get("LEHR_CUDA_LIBS", "").split(":")
+    return ":".join(dict.fromkeys(folder for folder in [*given, *found] if folder))
+
+
+@dataclass
+class Row:
+    step: str
+    result: str = NO_TIME
+    figure: str = ""
+    goal: str = ""
+    peer: str = ""
+    # Whether the exit code depends on it.
+    is_correctness: bool = False
+
+    def failed(self):
+        return self.is_correctness and self.result in (FAILED, TIME_LIMIT)
+
+
+@dataclass
+class Ran:
+    """What became of a command. `result` says why there is nothing to read from it, and is None where there may be."""
+
+    result: str | None
+    out: str = ""
+    err: str = ""
+    code: int | None = None
+    seconds: float = 0.0
+
+    def objects(self):
+        """The JSON objects it printed, one a line."""
+        found = []
+        for line in self.out.splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                found.append(value)
+        return found
+
+    def reason(self):
+        """Why there is no figure, where the result does not say it all."""
+        if self.result not in (None, FAILED):
+            return ""
+        lines = [line for line in (self.err or self.out).splitlines() if line.strip()]
+        errors = [line for line in lines if "error" in line.lower()]
+        return (errors or lines or [f"exit code {self.code}"])[-1].strip()[:160]
+
+
+class Ended(BaseException):
+    """The time is over, or somebody wants the program to end."""
+
+
+class Check:
+    def __init__(self, args):
+        self.args = args
+        self.start = time.monotonic()
+        self.deadline = self.start + 60 * args.minutes - RESERVE
+        args.out.mkdir(parents=True, exist_ok=True)
+        self.log = (args.out / "log.txt").open("w")
+        self.results = (args.out / "results.jsonl").open("w")
+        self.lehr = str(args.lehr.resolve())
+        # The driver, whatever the caller's environment says: an emulated GPU would prove and measure something else.
+        self.env = os.environ | {"LEHR_CUDA": "driver", "LEHR_CUDA_LIBS": library_folders(), "PYTHONUNBUFFERED": "1"}
+        self.details = []
+        self.background = None
+        self.is_broken = False
+        self.stopped_by = None
+        self.no_torch = None
+        self.rows = {row.step: row for row in all_rows()}
+
+    def say(self, text):
+        print(f"[{time.monotonic() - self.start:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    def left(self):
+        return self.deadline - time.monotonic()
+
+    def until(self, step):
+        """When a step has to be over."""
+        seconds = max(STEP_LIMITS[step] * self.args.minutes / 8, 3 * LEAST)
+        return min(self.deadline, time.monotonic() + seconds)
+
+    def set(self, step, result, figure="", peer=None):
+        row = self.rows[step]
+        row.result, row.figure = result, figure
+        if peer is not None:
+            row.peer = peer
+        self.say(f"{step}: {result}  {figure}")
+
+    def record(self, step, value):
+        self.results.write(json.dumps({"step": step} | value) + "\n")
+        self.results.flush()
+
+    def run(self, command, limit, until=None, env=None, cwd=ROOT):
+        """Runs a command to its end or its limit; logs it."""
+        command = [str(word) for word in command]
+        rest = (until or self.deadline) - time.monotonic()
+        if rest < LEAST:
+            return Ran(NO_TIME)
+        self.say(shlex.join([Path(command[0]).name, *command[1:]]))
+        start = time.monotonic()
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as out,
+            tempfile.TemporaryFile("w+", errors="replace") as err,
+        ):
+            try:
+                process = start_process(command, out, err, self.env | (env or {}), cwd)
+            except OSError as error:
+                self.write_log(command, f"did not start: {error}", "", "")
+                return Ran(FAILED, err=str(error))
+            hung = None
+            try:
+                process.wait(min(limit, rest))
+            except subprocess.TimeoutExpired:
+                hung = TIME_LIMIT if limit <= rest else CUT_OFF
+            finally:
+                # Also when the program is told to end.
+                stop(process)
+                texts = [read_all(out), read_all(err)]
+                seconds = time.monotonic() - start
+                self.write_log(command, f"{hung or f'exit code {process.returncode}'}, {seconds:.1f} s", *texts)
+        return Ran(hung, *texts, process.returncode, seconds)
+
+    def run_lehr(self, words, limit, until=None):
+        """Runs lehr; an option or a command that it does not know is told apart from a failure."""
+        ran = self.run([self.lehr, *words], limit, until)
+        # The code with which the parser of arguments ends the program; errors of lehr itself have 1.
+        if ran.result is None and ran.code == 2:
+            ran.result = NOT_THERE
+        return ran
+
+    def measure(self, step, words, limit, until=None):
+        """Runs lehr for one JSON object: (the object or None, what became of the command)."""
+        ran = self.run_lehr(words, limit, until)
+        return self.object_of(step, ran), ran
+
+    def object_of(self, step, ran):
+        objects = ran.objects()
+        if ran.result is None and (ran.code != 0 or not objects):
+            ran.result = FAILED
+        if ran.result is not None:
+            return None
+        self.record(step, objects[-1])
+        return objects[-1]
+
+    def write_log(self, command, end, out, err):
+        said = f"{out}--- standard error\n{err}" if err else out
+        self.log.write(f"$ {shlex.join(command)}\n{said}--- {end}\n\n")
+        self.log.flush()
+
+    # The steps, in the order of the table.
+
+    def doctor(self):
+        until = self.until("doctor")
+        smi = self.run(["nvidia-smi"], COMMAND_LIMITS["doctor"], until)
+        query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        names = self.run(["nvidia-smi", *query], COMMAND_LIMITS["doctor"], until)
+        ran = self.run_lehr(["doctor", "--json"], COMMAND_LIMITS["doctor"], until)
+        if ran.result is None:
+            ran.result = OK if ran.code == 0 else FAILED
+        for text in (smi.out or smi.err, ran.out or ran.err):
+            print(text, file=sys.stderr)
+        card = "; ".join(names.out.split("\n")).strip("; ") if names.code == 0 else "nvidia-smi does not work"
+        self.set("doctor", ran.result, "; ".join(filter(None, [card, ran.reason()])))
+
+    def ops(self):
+        crate = ROOT / "crates/lehr-tensor"
+        words = ["gpu_", "--nocapture", "--test-threads=1"]
+        if self.args.op_tests:
+            command = [self.args.op_tests.resolve(), *words]
+        elif shutil.which("cargo"):
+            command = ["cargo", "test", "-p", "lehr-tensor", "--release", "--lib", "--", *words]
+        else:
+            return self.set("ops", "not run", "no test program was given, and there is no cargo")
+        # As cargo would start it: tests find their files from there.
+        place = crate if self.args.op_tests else ROOT
+        env = {"CARGO_MANIFEST_DIR": str(crate)}
+        ran = self.run(command, COMMAND_LIMITS["ops"], self.until("ops"), env, place)
+        counts = re.search(r"test result: \w+\. (\d+) passed; (\d+) failed", ran.out)
+        n_passed = int(counts[1]) if counts else 0
+        if ran.result is None:
+            # A filter that matches no test must not pass for success.
+            ran.result = OK if ran.code == 0 and n_passed > 0 else FAILED
+        if ran.result == OK:
+            figure = f"tests passed: {n_passed}, in {ran.seconds:.0f} s"
+        elif counts and ran.code == 0:
+            figure = "no test has a name with gpu_"
+        else:
+            text = ran.out + ran.err
+            cases = re.search(r"\d+ cases failed", text)
+            figure = cases[0] if cases else ran.reason()
+            if ran.result == FAILED:
+                self.details.append("Operations:\n\n" + quoted(failing_lines(text)))
+        self.set("ops", ran.result, figure)
+
+    def goldens(self):
+        until = self.until("goldens")
+        folders = sorted(path.parent for path in ROOT.glob("crates/lehr-model/tests/golden/*/golden.safetensors"))
+        n_ok, n_items, worst, faults, rest = 0, 0, (0.0, ""), [], None
+        for folder in folders:
+            words = ["verify", folder, folder / "golden.safetensors", "--device", "cuda", "--dtype", "f32", "--json"]
+            ran = self.run_lehr(words, COMMAND_LIMITS["golden"], until)
+            if ran.result in (NO_TIME, CUT_OFF, NOT_THERE):
+                rest = ran.result
+                break
+            objects = ran.objects()
+            if ran.result is not None or not objects:
+                faults.append(f"{folder.name}: {ran.reason() or ran.result}")
+                continue
+            self.record(f"golden {folder.name}", objects[-1])
+            checks = objects[-1].get("checks", [])
+            n_items += len(checks)
+            bad = [c for c in checks if not c.get("passed")]
+            # An error that is not a number arrives as null.
+            for c in checks:
+                if c.get("error") is not None and c.get("limit") and c["error"] / c["limit"] >= worst[0]:
+                    worst = (c["error"] / c["limit"], f"{folder.name} {c['item']}")
+            if bad or ran.code != 0 or not checks or not objects[-1].get("passed"):
+                faults += [f"{folder.name} {c['item']}: error {c.get('error')}, limit {c.get('limit')}" for c in bad]
+                faults += [] if bad else [f"{folder.name}: exit code {ran.code}, {len(checks)} items"]
+            else:
+                n_ok += 1
+        figure = f"{n_ok} of {len(folders)} models, {n_items} items"
+        if worst[1]:
+            figure += f"; nearest to its limit: {worst[1]}, {worst[0]:.2f} of it"
+        if faults:
+            self.details.append("Golden files:\n\n" + quoted(faults))
+            figure += f"; {faults[0]}"
+        if not folders:
+            figure = "there are no golden files"
+        done = OK if folders else FAILED
+        # Before the first folder it is "not run", after it "not finished".
+        rest = CUT_OFF if rest == NO_TIME and n_ok else rest
+        self.set("goldens", FAILED if faults else rest or done, figure)
+
+    def parity(self):
+        until = self.until("parity")
+        for arch in ARCHS:
+            want, why = self.losses(arch, "cpu", "f32", until)
+            for dtype, limit in PARITY.items():
+                step = f"parity {arch} {dtype}"
+                if want is None:
+                    self.set(step, why.result, f"the run on the CPU {why.reason()}".strip())
+                    continue
+                pair = []
+                for _ in range(2):
+                    got, ran = self.losses(arch, "cuda", dtype, until)
+                    if got is None:
+                        self.set(step, ran.result, ran.reason())
+                        break
+                    pair.append(got)
+                if len(pair) < 2:
+                    continue
+                difference = max(relative(a, b) for a, b in zip(pair[0], want, strict=True))
+                equal = pair[0] == pair[1]
+                figure = f"{difference:.1e}" if math.isfinite(difference) else "not a number"
+                figure += f"; two runs {'equal' if equal else 'DIFFER'}"
+                self.set(step, OK if equal and difference <= limit else FAILED, figure)
+
+    def losses(self, arch, device, dtype, until):
+        """The losses of a short training run, or None and why there are none."""
+        words = ["bench", "step", "--config", "tiny", "--arch", arch, "--steps", N_LOSSES, "--warmup", 0, "--json"]
+        words += ["--device", device, "--dtype", dtype]
+        line, ran = self.measure(f"losses {arch} {device} {dtype}", words, COMMAND_LIMITS["parity"], until)
+        if line is None:
+            return None, ran
+        losses = line.get("losses")
+        if not isinstance(losses, list) or len(losses) != N_LOSSES:
+            return None, Ran(FAILED, err=f"{N_LOSSES} losses expected, found {losses!r:.80}")
+        return losses, ran
+
+    def warm_torch(self):
+        """Starts PyTorch's compilations, whose results it keeps on disk, beside what is not timed."""
+        probe = self.run([sys.executable, "-c", "import torch; print(torch.__version__)"], 60)
+        if probe.result is not None or probe.code != 0:
+            self.no_torch = f"no figure: {probe.reason() or probe.result}"
+            for s in SPEEDS:
+                self.rows[s.name].peer = self.no_torch
+            return
+        commands = [[sys.executable, str(TORCH_GPU), *s.arguments(), "--steps", "1", "--warmup", "1"] for s in SPEEDS]
+        script = "\n".join(shlex.join(command) for command in commands)
+        self.background_log = tempfile.TemporaryFile("w+", errors="replace")
+        self.say("PyTorch compiles in the background")
+        log = self.background_log
+        self.background = start_process(["sh", "-c", script], log, log, self.env, ROOT)
+
+    def end_background(self, seconds):
+        if self.background is None:
+            return
+        process, self.background = self.background, None
+        try:
+            self.say("waiting for PyTorch's compilations")
+            process.wait(max(0, min(seconds, self.left())))
+            end = f"exit code {process.returncode}"
+        except subprocess.TimeoutExpired:
+            end = "stopped"
+        finally:
+            stop(process)
+        self.write_log(["PyTorch's compilations in the background"], end, read_all(self.background_log), "")
+
+    def speed(self, turn, found):
+        """One turn of every configuration: lehr, then PyTorch."""
+        for s in SPEEDS:
+            ours, theirs = found.setdefault(s.name, ([], []))
+            if turn > 0:
+                # Where the first turn gave nothing, a second would not. What it took says whether another one fits.
+                seconds = sum(line["seconds"] for line in ours[:1] + theirs[:1])
+                if not ours or self.left() < 1.2 * seconds + LEAST:
+                    continue
+            words = ["bench", "step", "--device", "cuda", "--dtype", "bf16", *s.arguments()]
+            line, ran = self.measure(s.name, words, COMMAND_LIMITS["lehr"])
+            if line is None:
+                if not ours:
+                    self.set(s.name, ran.result, ran.reason())
+            else:
+                ours.append(line | {"seconds": ran.seconds})
+            if self.no_torch is None and (turn == 0 or theirs):
+                chosen = [f"--{key}={theirs[0][key]}" for key in ("mode", "loss", "attention")] if theirs else []
+                ran = self.run([sys.executable, TORCH_GPU, *s.arguments(), *chosen], COMMAND_LIMITS["torch"])
+                line = self.object_of(s.name, ran)
+                if ran.result == FAILED and not theirs:
+                    # Compiling needs a C compiler, which may be missing; uncompiled is better than no figure.
+                    ran = self.run([sys.executable, TORCH_GPU, *s.arguments(), "--mode=eager"], COMMAND_LIMITS["torch"])
+                    line = self.object_of(s.name, ran)
+                if line is not None:
+                    theirs.append(line | {"seconds": ran.seconds})
+                elif not theirs:
+                    self.rows[s.name].peer = f"no figure: {ran.reason() or ran.result}"
+            if ours or theirs:
+                self.judge_speed(s.name, ours, theirs)
+
+    def judge_speed(self, step, ours, theirs):
+        row = self.rows[step]
+        if theirs:
+            row.peer = f"{median(theirs, 'tok_s'):,.0f} tokens/s, {share(theirs, 'mfu')}{peak_mb(theirs)}"
+            row.peer += f" ({theirs[0]['mode']}, loss {theirs[0]['loss']}, attention {theirs[0]['attention']})"
+        if not ours:
+            return
+        figure = f"{median(ours, 'tok_s'):,.0f} tokens/s, {share(ours, 'mfu')}{peak_mb(ours)}"
+        turns = min(len(ours), len(theirs) or len(ours))
+        figure += f"; {turns} turn{'s' if turns > 1 else ''}"
+        if not all(finite(line.get(key)) for line in ours for key in ("loss_first", "loss_last")):
+            return self.set(step, FAILED, f"{figure}; the loss is not a number")
+        if not theirs:
+            return self.set(step, "no comparison", figure)
+        for key in ("params", "B", "T"):
+            if ours[0].get(key) != theirs[0].get(key):
+                return self.set(step, FAILED, f"other work: {key} is {ours[0].get(key)} and {theirs[0].get(key)}")
+        # Both start near the logarithm of the number of ids, or one of them computes something else.
+        if relative(ours[0]["loss_first"], theirs[0]["loss_first"]) > 0.05:
+            firsts = " and ".join(f"{lines[0]['loss_first']:.3f}" for lines in (ours, theirs))
+            return self.set(step, FAILED, f"other work: first losses {firsts}")
+        ratio = median(ours, "tok_s") / median(theirs, "tok_s")
+        self.set(step, OK if ratio >= SPEED_GOAL else BELOW, f"**{ratio:.2f} ×**; {figure}")
+
+    def kernels(self):
+        ran = self.run_lehr(["bench", "ops", "--device", "cuda", "--json"], COMMAND_LIMITS["kernels"])
+        lines = [line for line in ran.objects() if "op" in line]
+        for line in lines:
+            self.record("kernels", line)
+        steps = [f"kernels {family}" for family in KERNEL_GOALS]
+        if ran.result is None and (ran.code != 0 or not lines):
+            ran.result = FAILED
+        families = {}
+        for line in lines:
+            families.setdefault(family_of(line["op"]), []).append(line)
+        for step, (family, goal) in zip(steps, KERNEL_GOALS.items()):
+            measured = [line for line in families.get(family, []) if finite(line.get("share"))]
+            if not measured:
+                self.set(step, ran.result or "not measured", ran.reason())
+                continue
+            low = min(measured, key=lambda line: line["share"])
+            high = max(line["share"] for line in measured)
+            figure = f"{low['share']:.2f} to {high:.2f} in {len(measured)}; least: {low['op']} {low.get('dtype')} {shape_text(low)}"
+            self.set(step, OK if low["share"] >= goal else BELOW, figure)
+        if lines:
+            self.details.append("Kernels:\n\n" + kernel_table(lines))
+
+    def decode(self):
+        for weights, batch in DECODES:
+            step = f"decode 8b {weights} × {batch}"
+            words = ["bench", "decode", "--device", "cuda", "--json"]
+            words += ["--shape", "8b", "--weights", weights, "--batch", batch]
+            line, ran = self.measure(step, words, COMMAND_LIMITS["decode"])
+            if line is None:
+                self.set(step, ran.result, ran.reason())
+                continue
+            parts = [("tok_s", "{:,.1f} tokens/s"), ("gbytes_s", "{:,.0f} GB/s"), ("share", "{:.2f} of the floor")]
+            figures = [text.format(line[key]) for key, text in parts if finite(line.get(key))]
+            self.set(step, OK if figures else FAILED, ", ".join(figures))
+
+    def all_steps(self):
+        found = {}
+        steps = [self.doctor, self.warm_torch, self.ops, self.goldens, self.parity]
+        # Enough for a compilation that is nearly through; a cold one is only slower than one from disk.
+        steps += [
+            lambda: self.end_background(min(60, self.left() / 6)),
+            lambda: self.speed(0, found),
+            self.kernels,
+            self.decode,
+        ]
+        # Further turns come last: a figure for everything is worth more than a second one for some.
+        steps += [lambda turn=turn: self.speed(turn, found) for turn in range(1, TURNS)]
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                # Of this program, for instance over JSON of another shape. The other steps are worth having.
+                self.is_broken = True
+                self.say(traceback.format_exc())
+                self.details.append("The check itself broke:\n\n" + quoted(traceback.format_exc().splitlines()))
+
+    def stop_by(self, name):
+        self.stopped_by = name
+        for row in self.rows.values():
+            if row.result == NO_TIME:
+                row.result = "not run (stopped)"
+
+    def table(self):
+        head = ["step", "result", "figure", "goal", "PyTorch"]
+        cells = [[r.step, r.result, r.figure, r.goal, r.peer] for r in self.rows.values()]
+        cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
+
+    def conclusion(self):
+        rows = [row for row in self.rows.values() if row.is_correctness]
+        failed = [row.step for row in rows if row.failed()]
+        unknown = [row.step for row in rows if not row.failed() and row.result != OK]
+        if self.is_broken:
+            return "The check itself broke; its table is not complete."
+        if self.stopped_by:
+            return f"Ended by {self.stopped_by} before all was checked."
+        if failed:
+            return f"Results are WRONG or missing: {', '.join(failed)}."
+        if unknown:
+            return f"Nothing is wrong in what was checked, but not checked: {', '.join(unknown)}."
+        return "Results are right."
+
+    def finish(self):
+        seconds = time.monotonic() - self.start
+        text = f"{self.table()}\n\n{self.conclusion()} {seconds:.0f} s of {60 * self.args.minutes:.0f}.\n"
+        details = "".join(f"\n{part}\n" for part in self.details)
+        (self.args.out / "table.md").write_text(text + details)
+        print(f"{details}\n{text}", flush=True)
+        return 1 if self.is_broken or self.stopped_by or any(row.failed() for row in self.rows.values()) else 0
+
+
+def all_rows():
+    yield Row("doctor")
+    yield Row("ops", goal="every op equals its reference, twice", is_correctness=True)
+    yield Row("goldens", goal="every item within its limit", is_correctness=True)
+    for arch in ARCHS:
+        for dtype, limit in PARITY.items():
+            goal = f"≤ {limit:g} from the CPU's f32; two runs equal"
+            yield Row(f"parity {arch} {dtype}", goal=goal, is_correctness=True)
+    for s in SPEEDS:
+        yield Row(s.name, goal=f"≥ {SPEED_GOAL:.2f} × PyTorch")
+    for family, goal in KERNEL_GOALS.items():
+        yield Row(f"kernels {family}", goal=f"≥ {goal:.2f} of the floor")
+    for weights, batch in DECODES:
+        yield Row(f"decode 8b {weights} × {batch}")
+
+
+def start_process(command, out, err, env, cwd):
+    # A group of its own, so that its children can be ended with it.
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=True
+    )
+
+
+def stop(process):
+    """Ends a process and its children: first it is asked, then it is made to. Never waits long for one that cannot end."""
+    for number, seconds in ((signal.SIGTERM, 1.5), (signal.SIGKILL, 1.5)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def read_all(file):
+    file.seek(0)
+    return file.read()
+
+
+def finite(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def relative(a, b):
+    """|a - b| / |b|; infinite where one of them is no number."""
+    return abs(a - b) / max(abs(b), 1e-30) if finite(a) and finite(b) else math.inf
+
+
+def median(lines, key):
+    return statistics.median(line[key] for line in lines)
+
+
+def share(lines, key):
+    values = [line[key] for line in lines if finite(line.get(key))]
+    return f"{100 * statistics.median(values):.1f} % of peak" if values else "share of peak unknown"
+
+
+def peak_mb(lines):
+    values = [line["device_peak_mb"] for line in lines if finite(line.get("device_peak_mb"))]
+    return f", {max(values):,.0f} MB" if values else ""
+
+
+def family_of(op):
+    """The kind of kernel with a goal of its own that `op` is, or None."""
+    op = op.lower()
+    if "attention" in op:
+        return "attention backward" if any(word in op for word in ("back", "bwd", "grad")) else "attention forward"
+    words = {"norm": ["norm"], "rope": ["rope"], "loss": ["entropy", "loss"], "optimiser": ["adam", "optim", "muon"]}
+    return next((family for family, parts in words.items() if any(part in op for part in parts)), None)
+
+
+def shape_text(line):
+    shape = line.get("shape", "")
+    return " × ".join(str(n) for n in shape) if isinstance(shape, list) else str(shape)
+
+
+def kernel_table(lines):
+    form = {"ms": "{:.4f}", "gbytes_s": "{:,.0f}", "tflops": "{:,.1f}", "share": "{:.2f}"}
+    head = ["op", "dtype", "shape", "ms", "GB/s", "TFLOP/s", "share", "goal"]
+    rows = [head, ["---"] * 3 + ["---:"] * 5]
+    for line in lines:
+        numbers = [text.format(line[key]) if finite(line.get(key)) else "" for key, text in form.items()]
+        goal = KERNEL_GOALS.get(family_of(line["op"]))
+        rows.append([line["op"], str(line.get("dtype", "")), shape_text(line), *numbers, f"{goal:.2f}" if goal else ""])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def failing_lines(text):
+    """What a test program says of failures, without its frame."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if "panicked at" in line or "cases failed" in line), 0)
+    return lines[start : start + 40]
+
+
+def quoted(lines):
+    return "\n".join(f"    {line[:300]}" for line in lines[:40])
+
+
+def main():
+    args = arguments()
+    check = Check(args)
+
+    def end(number, _frame):
+        raise Ended(signal.Signals(number).name)
+
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    # Whatever a step does, the table is printed in time.
+    signal.setitimer(signal.ITIMER_REAL, max(1, 60 * args.minutes - RESERVE + 3))
+    try:
+        check.all_steps()
+    except Ended as why:
+        check.say(f"ended by {why}")
+        if str(why) != "SIGALRM":
+            check.stop_by(str(why))
+    finally:
+        for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        check.end_background(0)
+    sys.exit(check.finish())
+
+
+if __name__ == "__main__":
+    main()
