@@ -12,6 +12,7 @@
 #include <cstring>
 #include <tuple>
 #include <utility>
+#include <vector>
 #include <sys/mman.h>
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -81,6 +82,9 @@ struct Fiber {
     // What it waits for: until the generation is no longer this one.
     Barrier* waits_for;
     unsigned waits_generation;
+    // Its asynchronous copies under way, and the number of the group that is open.
+    std::vector<struct Copy>* copies;
+    unsigned group;
 };
 
 struct State {
@@ -159,8 +163,10 @@ static inline void wait(Barrier& barrier) {
     to_scheduler();
 }
 
+static inline void check_copies();
 static inline void fiber_main() {
     state.body(state.body_data);
+    check_copies();
     Fiber* fiber = state.fiber;
     fiber->done = true;
     // Threads that have ended no longer count at barriers.
@@ -172,6 +178,7 @@ static inline void fiber_main() {
     fail("an ended thread went on");
 }
 
+static inline std::vector<struct Copy>* new_copies();
 static const size_t STACK_BYTES = 256 << 10;
 static const unsigned THREADS_MAX = 1024;
 
@@ -183,7 +190,7 @@ static inline void run(dim3 grid, dim3 block_dim, size_t shared_bytes, void (*bo
         stacks = (unsigned char*)mmap(nullptr, STACK_BYTES * THREADS_MAX, PROT_READ | PROT_WRITE,
                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stacks == MAP_FAILED) fail("no room for stacks");
-        fibers = new Fiber[THREADS_MAX];
+        fibers = new Fiber[THREADS_MAX]();
         warps = new Warp[THREADS_MAX / 32];
     }
     const unsigned n = block_dim.x * block_dim.y * block_dim.z;
@@ -206,6 +213,8 @@ static inline void run(dim3 grid, dim3 block_dim, size_t shared_bytes, void (*bo
                     Fiber& f = fibers[i];
                     f.thread = {i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y)};
                     f.lane = i % 32, f.warp = &warps[i / 32], f.done = false, f.waits_for = nullptr;
+                    if (!f.copies) f.copies = new_copies();
+                    f.group = 0;
                     unsigned char* top = stacks + STACK_BYTES * (i + 1);
 #if defined(__x86_64__)
                     // What the switch pops: six registers and the address it returns to. The stack is then as after a call.
@@ -364,15 +373,35 @@ static inline void ldmatrix(unsigned* r, const void* row, int n, bool trans) {
     // Nobody writes the rows before all have read them, as on a GPU, where the warp is in step.
     exchange(0);
 }
-static inline void copy_16(void* to, const void* from, bool valid) {
-    if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16)) fail("a copy of 16 bytes starts on a multiple of 16");
-    if (valid) std::memcpy(to, from, 16);
-    else std::memset(to, 0, 16);
+// Asynchronous copies land as late as a GPU may let them: when their thread waits for their group. A missing wait shows.
+struct Copy {
+    void* to;
+    const void* from;
+    // Bytes to write, and how many of them are copied; the others become 0.
+    int n, n_valid;
+    unsigned group;
+};
+static inline std::vector<Copy>* new_copies() { return new std::vector<Copy>; }
+static inline void copy_later(void* to, const void* from, int n_valid, int n) {
+    if ((uintptr_t)to % n || (n_valid && (uintptr_t)from % n)) fail("an asynchronous copy starts on a multiple of its size");
+    state.fiber->copies->push_back({to, from, n, n_valid, state.fiber->group});
 }
-static inline void copy_8(void* to, const void* from, bool valid) {
-    if ((uintptr_t)to % 8 || (valid && (uintptr_t)from % 8)) fail("a copy of 8 bytes starts on a multiple of 8");
-    if (valid) std::memcpy(to, from, 8);
-    else std::memset(to, 0, 8);
+static inline void copy_16(void* to, const void* from, bool valid) { copy_later(to, from, valid ? 16 : 0, 16); }
+static inline void copy_8(void* to, const void* from, bool valid) { copy_later(to, from, valid ? 8 : 0, 8); }
+static inline void copy_commit() { state.fiber->group++; }
+// Until at most `n_open` groups of this thread are under way.
+static inline void copy_wait(unsigned n_open) {
+    std::vector<Copy>& copies = *state.fiber->copies;
+    size_t done = 0;
+    for (; done < copies.size() && copies[done].group + n_open < state.fiber->group; done++) {
+        const Copy& copy = copies[done];
+        std::memset(copy.to, 0, copy.n);
+        std::memcpy(copy.to, copy.from, copy.n_valid);
+    }
+    copies.erase(copies.begin(), copies.begin() + done);
+}
+static inline void check_copies() {
+    if (!state.fiber->copies->empty()) fail("a thread ended with copies it did not wait for");
 }
 
 }  // namespace emu

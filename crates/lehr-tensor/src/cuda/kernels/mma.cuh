@@ -97,14 +97,18 @@ DEVICE void cp_async_8(void* to, const void* from, bool valid) {
 }
 // Ends a group of copies.
 DEVICE void cp_async_commit() {
-#ifndef LEHR_EMULATED
+#ifdef LEHR_EMULATED
+    emu::copy_commit();
+#else
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 // Waits until at most N groups of this thread are under way; __syncthreads() makes them visible to the others.
 template <int N>
 DEVICE void cp_async_wait() {
-#ifndef LEHR_EMULATED
+#ifdef LEHR_EMULATED
+    emu::copy_wait(N);
+#else
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
 }

@@ -5,7 +5,9 @@ use crate::autograd::Gradients;
 use crate::cuda::blas::{Matmul, Operand};
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::ops::rows_cuda::lanes;
-use crate::{Result, Tensor};
+use crate::ops::linear_q::cuda::{FEW, Stored, multiply_few};
+use crate::quant::WeightFormat;
+use crate::{DType, Result, Tensor};
 
 pub(crate) static KERNELS: Source = source!("linear", "kernel.cu");
 
@@ -30,12 +32,27 @@ pub(crate) fn forward(
     bias: Option<&Tensor>,
     y: &mut Tensor,
 ) -> Result<()> {
+    if let Some(format) = few(n, x.dtype()).filter(|_| layout == OutIn && n_out > 0 && n_in > 0) {
+        let (codes, rows, cols) = (weight.device_ptr(), n_out, n_in);
+        let stored = Stored { format: format.into(), codes, scales: 0, rows, cols, group: 0 };
+        return multiply_few(&stored, x, bias, y);
+    }
     let b = match layout {
         OutIn => transposed(weight, n_in),
         InOut => rows(weight, n_out),
     };
     let bias = bias.map(Tensor::device_ptr);
     Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out)).bias(bias).run(x.cuda()?)
+}
+
+/// How the weight is stored, if there are few rows and a kernel of our own reads it nearer to the memory's speed than a product of
+/// matrices does.
+fn few(n: usize, dtype: DType) -> Option<WeightFormat> {
+    match dtype {
+        DType::BF16 if (1..=FEW).contains(&n) => Some(WeightFormat::BF16),
+        DType::F16 if (1..=FEW).contains(&n) => Some(WeightFormat::F16),
+        _ => None,
+    }
 }
 
 /// `dx (+)= dy W`.

@@ -112,27 +112,37 @@ fn product(format: MatrixFormat) -> Product {
 }
 
 /// The most rows of `x` that are multiplied as the codes are read.
-const FEW: usize = 8;
+pub(crate) const FEW: usize = 8;
+
+/// A matrix `[rows, cols]` on the device: codes, scales (0 if they are among the codes), and what they are.
+pub(crate) struct Stored {
+    pub(crate) format: MatrixFormat,
+    pub(crate) codes: u64,
+    pub(crate) scales: u64,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Numbers per scale, where scales lie apart.
+    pub(crate) group: i32,
+}
 
 /// `y = x Wᵀ + bias` for up to [`FEW`] rows: every byte of the weight is read once.
-fn multiply_few(w: &QMatrix, copy: &OnGpu, x: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) -> Result<()> {
+pub(crate) fn multiply_few(w: &Stored, x: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) -> Result<()> {
     /// Rows of the weight per block.
     const ROWS: usize = 16;
     /// What a block may have.
     const SHARED_MAX: usize = 227 << 10;
-    let (n, rows, cols) = (x.shape().n_rows(), w.rows(), w.cols());
-    let cuda = x.cuda()?;
-    let Product { name, segment, stride, pad, scales, table } = product(w.format());
+    let &Stored { rows, cols, .. } = w;
+    let (cuda, n) = (x.cuda()?, x.shape().n_rows());
+    let Product { name, segment, stride, pad, scales, table } = product(w.format);
     let per_warp = 2 * (ROWS * stride + n * (segment * x.dtype().size() + pad) + scales);
     // Short rows need no more warps than they have segments; GPUs with less shared memory take fewer.
     let room = cuda.shared_max().min(SHARED_MAX) - table - 256;
     let warps = cols.div_ceil(segment).clamp(1, 8).min(room / per_warp).max(1);
     let mut extent = Extent::line(rows.div_ceil(ROWS), 32 * warps as u32);
     extent.shared_bytes = (table + 256 + warps * per_warp) as u32;
-    let (_, group) = code(w)?;
     let args = args![
-        &copy.codes, &copy.scales, x, bias, &*y, int(OP, n)?, int(OP, rows)?, int(OP, cols)?, int(OP, w.row_bytes())?,
-        group,
+        w.codes, w.scales, x, bias, &*y, int(OP, n)?, int(OP, rows)?, int(OP, cols)?,
+        int(OP, w.format.row_bytes(cols))?, w.group,
     ];
     cuda.launch(&PRODUCT, x.dtype(), name, extent, args)
 }
@@ -142,7 +152,10 @@ pub(super) fn forward(w: &QMatrix, x: &Tensor, bias: Option<&Tensor>, y: &mut Te
     let (n, rows, cols) = (x.shape().n_rows(), w.rows(), w.cols());
     let copy = copy_beside(w, x)?;
     if (1..=FEW).contains(&n) && rows > 0 && cols > 0 {
-        return multiply_few(w, &copy, x, bias, y);
+        let (_, group) = code(w)?;
+        let (codes, scales) = (copy.codes.device_ptr(), copy.scales.device_ptr());
+        let stored = Stored { format: w.format(), codes, scales, rows, cols, group };
+        return multiply_few(&stored, x, bias, y);
     }
     let (numbers, _held) = dequantized(w, &copy, x)?;
     let b = Operand { transposed: true, ..numbers };

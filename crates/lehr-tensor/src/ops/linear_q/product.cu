@@ -638,7 +638,7 @@ struct Layout {
 template <int N>
 DEVICE void copy(void* to, const void* from) {
 #ifdef LEHR_EMULATED
-    memcpy(to, from, N);
+    emu::copy_later(to, from, N, N);
 #else
     u32 address = (u32)__cvta_generic_to_shared(to);
     if (N == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
@@ -648,7 +648,7 @@ DEVICE void copy(void* to, const void* from) {
 // Copies 16 bytes through the first-level cache, for what other warps read too.
 DEVICE void copy_cached(void* to, const void* from) {
 #ifdef LEHR_EMULATED
-    memcpy(to, from, 16);
+    emu::copy_later(to, from, 16, 16);
 #else
     u32 address = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
@@ -659,8 +659,7 @@ template <int N>
 DEVICE void copy_part(void* to, const void* from, int n) {
     n = min(max(n, 0), N);
 #ifdef LEHR_EMULATED
-    memset(to, 0, N);
-    memcpy(to, from, n);
+    emu::copy_later(to, from, n, N);
 #else
     u32 address = (u32)__cvta_generic_to_shared(to);
     if (N == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(n) : "memory");
