@@ -5,8 +5,8 @@ use std::path::Path;
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::quant::{MatrixFormat, QMatrix};
 use lehr_tensor::{
-    DType, Device, LoadStored, Param, ParamBuilder, ParamStore, Shape, Source, StoredShape, Tensor,
-    no_grad,
+    DType, Device, LoadStored, Param, ParamBuilder, ParamStore, Philox, Shape, Source, StoredShape,
+    Tensor, no_grad,
 };
 
 use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
@@ -26,6 +26,26 @@ impl Model {
     /// If the configuration is impossible or memory runs out.
     pub fn new(config: Config, seed: u64) -> Result<Self> {
         Self::build(config, &Source::Init { seed }).map(|(model, _)| model)
+    }
+
+    /// A model with random weights to be used, not trained, its matrices kept as `weights` says: for measuring.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn random(config: Config, weights: Weights, seed: u64) -> Result<Self> {
+        let Weights::In(format) = weights else { return Self::new(config, seed) };
+        let load = |_: &str, _: Shape| Ok(None);
+        // All rows have the same numbers: what they are changes no speed.
+        let find = |name: &str, shape: StoredShape| {
+            if is_table(name) {
+                return None;
+            }
+            let mut row = vec![0.0; shape.cols];
+            Philox::new(seed, 0).fill_normal(&mut row, 0.02);
+            QMatrix::from_f32(&row.repeat(shape.rows), shape.rows, shape.cols, format).ok()
+        };
+        let source = Source::Load { load: &load, stored: Some(&find), seed };
+        Self::build(config, &source).map(|(model, _)| model)
     }
 
     /// Loads a Hugging Face folder, `config.json` and `model.safetensors` (or its sharded index); a

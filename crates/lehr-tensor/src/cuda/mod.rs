@@ -351,6 +351,18 @@ pub fn usable() -> Result<bool> {
     }
 }
 
+/// Bytes per second of copies within a device, those read and those written counted.
+///
+/// # Errors
+/// If memory runs out or the device fails.
+pub fn copy_rate(ordinal: usize) -> Result<f64> {
+    let (n, rounds) = (if is_emulated()? { 1 << 16 } else { 1 << 27 }, 10);
+    let x = Tensor::zeros_on(Device::Cuda(ordinal), [n], DType::F32)?;
+    x.duplicate()?;
+    let seconds = timed(ordinal, || (0..rounds).try_for_each(|_| x.duplicate().map(drop)))?;
+    Ok(8.0 * n as f64 * f64::from(rounds) / seconds)
+}
+
 /// GFLOP/s of matrix products of a training step's shape on a device, in `dtype`, by the device's own clock.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! `lehr bench`
 
 mod decode;
+mod ops;
 mod step;
 mod system;
 
@@ -22,11 +23,14 @@ enum What {
     Step(step::Args),
     /// Reading a prompt and generating after it
     Decode(decode::Args),
+    /// Operations one by one, as shares of what bounds them
+    Ops(ops::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Step(args) => step::run(args),
         What::Decode(args) => decode::run(args),
+        What::Ops(args) => ops::run(args),
     }
 }

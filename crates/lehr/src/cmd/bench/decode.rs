@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_infer::resolve_model;
-use lehr_model::{KvCache, Model, Tokens};
-use lehr_tensor::{Philox, threads};
+use lehr_model::{Config, KvCache, LlamaConfig, Model, RopeConfig, Tokens};
+use lehr_tensor::{Device, Philox, cuda, inplace, threads};
 use serde_json::json;
 
 use super::system;
@@ -20,7 +20,14 @@ const BLOCK: usize = 512;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
-    model: PathBuf,
+    #[arg(required_unless_present = "shape", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+    /// Random weights of this shape instead of a model
+    #[arg(long, value_enum)]
+    shape: Option<ShapeArg>,
+    /// Texts at once
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 512)]
     prompt: usize,
@@ -37,33 +44,78 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// Shapes of published models.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ShapeArg {
+    /// Llama 3.2 1B
+    #[value(name = "1b")]
+    B1,
+    /// Llama 3.1 8B
+    #[value(name = "8b")]
+    B8,
+}
+
+impl ShapeArg {
+    fn config(self) -> Config {
+        let (hidden_size, mlp, layers, head_dim, tied) = match self {
+            Self::B1 => (2048, 8192, 16, 64, true),
+            Self::B8 => (4096, 14_336, 32, 128, false),
+        };
+        Config::Llama(LlamaConfig {
+            vocab_size: 128_256,
+            hidden_size,
+            intermediate_size: mlp,
+            num_hidden_layers: layers,
+            num_attention_heads: 32,
+            num_key_value_heads: Some(8),
+            head_dim: Some(head_dim),
+            max_position_embeddings: 8192,
+            tie_word_embeddings: tied,
+            rope: RopeConfig::with_theta(500_000.0),
+            ..LlamaConfig::default()
+        })
+    }
+}
+
+fn open(args: &Args) -> Result<Model> {
+    match (&args.model, args.shape) {
+        (Some(path), _) => Ok(Model::open(&resolve_model(path)?, args.compute.weights)?),
+        (None, Some(shape)) => Ok(Model::random(shape.config(), args.compute.weights, 1)?),
+        (None, None) => unreachable!("the parser asks for one of them"),
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.compute.threads.apply();
-    if args.prompt == 0 || args.new == 0 || args.rounds == 0 {
+    if args.prompt == 0 || args.new == 0 || args.rounds == 0 || args.batch == 0 {
         return Err(Hinted::error(
-            "bench decode: --prompt, --new and --rounds are at least 1",
-            "leave them out for a prompt of 512 and 128 new tokens",
+            "bench decode: --prompt, --new, --rounds and --batch are at least 1",
+            "leave them out for one prompt of 512 and 128 new tokens",
         ));
     }
     let start = Instant::now();
-    let model = Model::open(&resolve_model(&args.model)?, args.compute.weights)?;
+    let model = open(args)?;
     model.check_causal("measuring generation")?;
     args.compute.device.place(&model)?;
     let load_s = start.elapsed().as_secs_f64();
     let capacity = args.prompt + args.new;
-    let mut cache = model.cache(1, capacity)?;
+    let mut cache = model.cache(args.batch, capacity)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     // The first run touches the memory and is not counted.
     for round in 0..=args.rounds {
         let (read_s, generate_s) = once(&model, &mut cache, args)?;
         if round > 0 {
-            prefill.push(args.prompt as f64 / read_s);
-            decode.push(args.new as f64 / generate_s);
+            prefill.push((args.batch * args.prompt) as f64 / read_s);
+            decode.push((args.batch * args.new) as f64 / generate_s);
         }
     }
     let (prefill_tok_s, decode_tok_s) = (median(&mut prefill), median(&mut decode));
     // Every generated token reads all weights once, but of a table of its own only one row.
-    let gb_s = decode_tok_s * model.decode_bytes() as f64 / 1e9;
+    let gb_s = decode_tok_s / args.batch as f64 * model.decode_bytes() as f64 / 1e9;
+    let copy_gb_s = match model.compute().0 {
+        Device::Cuda(ordinal) => Some(cuda::copy_rate(ordinal)? / 1e9),
+        Device::Cpu => None,
+    };
     let weights_mb = model.params().n_bytes() as f64 / f64::from(1u32 << 20);
     let peak_rss_mb = system::peak_rss_mb();
     if args.json {
@@ -71,7 +123,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "{}",
             json!({
                 "peer": "lehr", "version": env!("CARGO_PKG_VERSION"),
-                "model": args.model.display().to_string(), "threads": threads::n_threads(),
+                "model": name(args), "batch": args.batch, "device": model.compute().0.to_string(),
+                "dtype": model.compute().1.to_string(), "tok_s": decode_tok_s, "gbytes_s": gb_s,
+                "share": copy_gb_s.map(|rate| gb_s / rate), "threads": threads::n_threads(),
                 "prompt": args.prompt, "new": args.new, "rounds": args.rounds,
                 "prefill_tok_s": prefill_tok_s, "decode_tok_s": decode_tok_s, "gb_s": gb_s,
                 "load_s": load_s, "weights_mb": weights_mb, "peak_rss_mb": peak_rss_mb,
@@ -88,32 +142,42 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn name(args: &Args) -> String {
+    match (&args.model, args.shape) {
+        (Some(path), _) => path.display().to_string(),
+        (None, shape) => format!("{shape:?}"),
+    }
+}
+
 /// Seconds to read a prompt and to generate after it.
 fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
     let _ = cache.truncate(0);
     let vocab = model.spec().vocab_size;
     let noise = Philox::new(1, 0);
-    let prompt: Vec<i32> =
-        (0..args.prompt).map(|i| (noise.block(i as u64)[0] as usize % vocab) as i32).collect();
+    let id = |i: usize| (noise.block(i as u64)[0] as usize % vocab) as i32;
     let start = Instant::now();
-    let mut next = 0;
-    for block in prompt.chunks(BLOCK) {
-        next =
-            best(model.next_logits(&Tokens::new(block, 1, cache.len())?, cache)?.to_host()?.data());
+    let mut next = Vec::new();
+    // The same positions of all texts at once.
+    for first in (0..args.prompt).step_by(BLOCK) {
+        let positions = first..args.prompt.min(first + BLOCK);
+        let block: Vec<i32> = (0..args.batch)
+            .flat_map(|text| positions.clone().map(move |p| text * args.prompt + p))
+            .map(id)
+            .collect();
+        next = best(model, &block, args.batch, cache)?;
     }
     let read_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
     for _ in 0..args.new {
-        next = best(
-            model.next_logits(&Tokens::new(&[next], 1, cache.len())?, cache)?.to_host()?.data(),
-        );
+        next = best(model, &next, args.batch, cache)?;
     }
     Ok((read_s, start.elapsed().as_secs_f64()))
 }
 
-fn best(logits: &[f32]) -> i32 {
-    let by_value = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]);
-    (0..logits.len()).max_by(by_value).unwrap_or(0) as i32
+/// Runs new tokens; the most likely next one of each text.
+fn best(model: &Model, ids: &[i32], batch: usize, cache: &mut KvCache) -> Result<Vec<i32>> {
+    let logits = model.next_logits(&Tokens::new(ids, batch, cache.len())?, cache)?;
+    Ok(inplace::argmax(&logits)?.to_host()?.ids().to_vec())
 }
 
 fn median(values: &mut [f64]) -> f64 {

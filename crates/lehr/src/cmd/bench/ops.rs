@@ -1,0 +1,335 @@
+//! `lehr bench ops`: each operation against what bounds it on this device, the copying of memory or the rate of matrix products.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use lehr_model::{Compute, DTypeChoice, DeviceChoice};
+use lehr_tensor::inplace::{self, AdamWItem};
+use lehr_tensor::ops::activation::Activation;
+use lehr_tensor::ops::attention::Mask;
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
+use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
+use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
+use lehr_tensor::quant::{QMatrix, WeightFormat};
+use lehr_tensor::{
+    DType, Device, Init, ParamBuilder, ParamStore, Philox, Shape, Source, Tensor, cuda, no_grad,
+};
+use serde_json::json;
+
+use crate::cmd::compute::ThreadArgs;
+
+/// Operations one by one, as shares of the device's copying speed or matrix-product rate.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// cpu, auto, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16, f16
+    #[arg(long, default_value = "auto")]
+    dtype: DTypeChoice,
+    /// Tokens [default: 16384 on a GPU, 1024 on the CPU]
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Only operations whose names contain this
+    #[arg(long, default_value = "")]
+    only: String,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print one JSON object per operation
+    #[arg(long)]
+    json: bool,
+}
+
+/// What bounds an operation.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Bytes read and written.
+    Bytes(f64),
+    /// Floating-point operations of matrix products.
+    Flops(f64),
+}
+
+/// Times operations on one device.
+struct Bench<'a> {
+    args: &'a Args,
+    device: Device,
+    dtype: DType,
+    /// Bytes per second of a copy, reading and writing counted.
+    copy_rate: f64,
+    /// FLOP/s of a large product.
+    matmul_rate: f64,
+}
+
+/// Runs whose mean counts.
+const ROUNDS: usize = 10;
+
+/// Model width, heads, key-value heads, head width, MLP width, vocabulary: those of an 8B Llama.
+const WIDTH: usize = 4096;
+const HEADS: usize = 32;
+const KV_HEADS: usize = 8;
+const HEAD: usize = 128;
+const MLP: usize = 14_336;
+const VOCABULARY: usize = 32_768;
+const TIME: usize = 2048;
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    args.threads.apply();
+    let compute = Compute::choose(args.device, args.dtype)?;
+    let Compute { device, dtype, .. } = compute;
+    let mut bench = Bench { args, device, dtype, copy_rate: 1.0, matmul_rate: 1.0 };
+    bench.rates()?;
+    let tokens = args.tokens.unwrap_or(if device.is_cuda() { 16_384 } else { 1024 });
+    bench.rows(tokens)?;
+    bench.loss(tokens.min(4096))?;
+    bench.attention(tokens.div_ceil(TIME))?;
+    bench.optimizer()?;
+    bench.decode()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Bench<'_> {
+    fn random(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let mut x = Tensor::zeros(shape)?;
+        Philox::new(1, 0).fill_normal(x.data_mut(), 0.5);
+        Ok(x.cast(self.dtype)?.to_device(self.device)?)
+    }
+
+    /// Seconds that `body` takes on the device.
+    fn timed(&self, body: impl FnOnce() -> lehr_tensor::Result<()>) -> Result<f64> {
+        match self.device {
+            Device::Cuda(ordinal) => Ok(cuda::timed(ordinal, body)?),
+            Device::Cpu => {
+                let start = Instant::now();
+                body()?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+        }
+    }
+
+    /// Seconds per call, after one that is not counted.
+    fn repeated(&self, mut body: impl FnMut() -> lehr_tensor::Result<()>) -> Result<f64> {
+        body()?;
+        Ok(self.timed(|| (0..ROUNDS).try_for_each(|_| body()))? / ROUNDS as f64)
+    }
+
+    /// Seconds per backward of what `forward` gives, which is not counted.
+    fn backward(&self, mut forward: impl FnMut() -> lehr_tensor::Result<Tensor>) -> Result<f64> {
+        let like = no_grad(&mut forward)?;
+        let grad = self.random(like.shape())?.cast(like.dtype())?;
+        let mut once = |n: usize| -> Result<f64> {
+            let outputs = (0..n).map(|_| forward()).collect::<lehr_tensor::Result<Vec<_>>>()?;
+            self.timed(|| outputs.into_iter().try_for_each(|y| y.backward_with(grad.clone())))
+        };
+        once(1)?;
+        Ok(once(3)? / 3.0)
+    }
+
+    /// The two rates that everything is compared with.
+    fn rates(&mut self) -> Result<()> {
+        let n = if self.device.is_cuda() { 1 << 28 } else { 1 << 24 };
+        let x = Tensor::zeros_on(self.device, [n], DType::F32)?;
+        // x · 1 reads and writes each number once.
+        let seconds = self.repeated(|| no_grad(|| x.scale(1.0)).map(drop))?;
+        self.copy_rate = 8.0 * n as f64 / seconds;
+        drop(x);
+        let n = if self.device.is_cuda() { 8192 } else { 1024 };
+        let (a, b) = (self.random([n, n])?, self.random([n, n])?);
+        let seconds = self.repeated(|| no_grad(|| a.linear(&b, OutIn, None)).map(drop))?;
+        self.matmul_rate = 2.0 * (n as f64).powi(3) / seconds;
+        if !self.args.json {
+            println!(
+                "{} in {}: copies {:.0} GB/s, products {:.1} TFLOP/s",
+                self.device,
+                self.dtype,
+                self.copy_rate / 1e9,
+                self.matmul_rate / 1e12
+            );
+        }
+        Ok(())
+    }
+
+    fn wants(&self, op: &str) -> bool {
+        op.contains(&self.args.only)
+    }
+
+    fn report(&self, op: &str, shape: &str, seconds: f64, work: Work) {
+        let (share, gbytes, tflops) = match work {
+            Work::Bytes(n) => (n / seconds / self.copy_rate, Some(n / seconds / 1e9), None),
+            Work::Flops(n) => (n / seconds / self.matmul_rate, None, Some(n / seconds / 1e12)),
+        };
+        if self.args.json {
+            println!(
+                "{}",
+                json!({
+                    "op": op, "dtype": self.dtype.to_string(), "shape": shape, "ms": seconds * 1e3,
+                    "gbytes_s": gbytes, "tflops": tflops, "share": share,
+                })
+            );
+            return;
+        }
+        let rate = match (gbytes, tflops) {
+            (Some(gbytes), _) => format!("{gbytes:8.1} GB/s"),
+            (_, Some(tflops)) => format!("{tflops:8.2} TFLOP/s"),
+            _ => String::new(),
+        };
+        println!("{op:28} {shape:26} {:9.3} ms {rate:18} {:5.1} %", seconds * 1e3, 100.0 * share);
+    }
+
+    /// Operations that are bound by memory: bytes of `n` activations read and written.
+    fn rows(&self, tokens: usize) -> Result<()> {
+        let shape = format!("{tokens} x {WIDTH}");
+        let bytes = |n: usize| Work::Bytes((n * tokens * WIDTH * self.dtype.size()) as f64);
+        let (x, delta) = (self.random([tokens, WIDTH])?, self.random([tokens, WIDTH])?);
+        let weight = Tensor::full([WIDTH], 1.0)?.to_device(self.device)?;
+        let norms: [(&str, &dyn Fn(&Tensor) -> lehr_tensor::Result<Tensor>); 2] = [
+            ("rms_norm", &|x| x.rms_norm(&weight, 1e-5, 0.0)),
+            ("layer_norm", &|x| x.layer_norm(&weight, Some(&weight), 1e-5)),
+        ];
+        for (op, norm) in norms.into_iter().filter(|(op, _)| self.wants(op)) {
+            self.report(op, &shape, self.repeated(|| no_grad(|| norm(&x)).map(drop))?, bytes(2));
+            // x by way of an op: the gradient of a leaf would be in f32. It still becomes that once, which is counted.
+            let seconds = self.backward(|| norm(&x.trainable().reshape([tokens, WIDTH])?))?;
+            let cast = if self.dtype == DType::F32 { 0.0 } else { (6 * tokens * WIDTH) as f64 };
+            let moved = (3 * tokens * WIDTH * self.dtype.size()) as f64 + cast;
+            self.report(&format!("{op} backward"), &shape, seconds, Work::Bytes(moved));
+        }
+        if self.wants("add_rms_norm") {
+            let add = || no_grad(|| x.add_rms_norm(&delta, &weight, 1e-5, 0.0)).map(drop);
+            self.report("add_rms_norm", &shape, self.repeated(add)?, bytes(4));
+        }
+        if self.wants("rope") {
+            let t = tokens.min(TIME);
+            let heads = [tokens / t, t, HEADS, HEAD];
+            let x =
+                x.reshape([tokens * WIDTH])?.slice(0, 0..heads.iter().product())?.reshape(heads)?;
+            let positions: Vec<i32> = (0..heads[0] * t).map(|i| (i % t) as i32).collect();
+            let positions = Tensor::from_ids(&positions, [heads[0], t])?;
+            let inv_freq = frequencies::inverse_frequencies(10_000.0, HEAD);
+            let table = RopeTable::new(&positions, &inv_freq, RopeLayout::HalfSplit, 1.0)?;
+            let rope = || no_grad(|| x.rope(&table)).map(drop);
+            self.report("rope", &shape, self.repeated(rope)?, bytes(2));
+        }
+        if self.wants("gated") {
+            let gated = || no_grad(|| x.gated(&delta, Activation::Silu)).map(drop);
+            self.report("gated silu", &shape, self.repeated(gated)?, bytes(3));
+        }
+        Ok(())
+    }
+
+    /// The loss beside the products in it.
+    fn loss(&self, tokens: usize) -> Result<()> {
+        if !self.wants("linear_cross_entropy") {
+            return Ok(());
+        }
+        let (width, shape) = (1024, format!("{tokens} x 1024 x {VOCABULARY}"));
+        let (x, weight) = (self.random([tokens, width])?, self.random([VOCABULARY, width])?);
+        let targets: Vec<i32> = (0..tokens).map(|i| (i * 37 % VOCABULARY) as i32).collect();
+        let targets = Tensor::from_ids(&targets, [tokens])?;
+        let options = CrossEntropy { normalizer: tokens as f32, z_loss: 0.0, softcap: None };
+        let flops =
+            |products: f64| Work::Flops(products * 2.0 * (tokens * width * VOCABULARY) as f64);
+        let seconds = self.repeated(|| {
+            no_grad(|| x.linear_cross_entropy(&weight, None, &targets, options)).map(drop)
+        })?;
+        self.report("linear_cross_entropy", &shape, seconds, flops(1.0));
+        let (x, weight) = (x.trainable(), weight.trainable());
+        let seconds =
+            self.repeated(|| x.linear_cross_entropy(&weight, None, &targets, options).map(drop))?;
+        self.report("linear_cross_entropy + grad", &shape, seconds, flops(3.0));
+        Ok(())
+    }
+
+    fn attention(&self, batch: usize) -> Result<()> {
+        if !self.wants("attention") {
+            return Ok(());
+        }
+        let heads = |n| self.random([batch, TIME, n, HEAD]);
+        let (q, k, v) = (heads(HEADS)?, heads(KV_HEADS)?, heads(KV_HEADS)?);
+        let scale = 1.0 / (HEAD as f32).sqrt();
+        let shape = format!("{batch} x {TIME} x {HEADS}/{KV_HEADS} x {HEAD} causal");
+        // Two products over half of the pairs.
+        let flops = 2.0 * 2.0 * (batch * HEADS * TIME * TIME * HEAD) as f64 / 2.0;
+        let mask = Mask::causal();
+        let forward = || no_grad(|| q.attention(&k, &v, &mask, scale)).map(drop);
+        self.report("attention", &shape, self.repeated(forward)?, Work::Flops(flops));
+        let seconds = self.backward(|| {
+            let inner = |x: &Tensor| x.trainable().reshape(x.shape());
+            inner(&q)?.attention(&inner(&k)?, &inner(&v)?, &mask, scale)
+        })?;
+        // Five products, of which the kernels compute two twice; those that are needed count.
+        self.report("attention backward", &shape, seconds, Work::Flops(2.5 * flops));
+        Ok(())
+    }
+
+    /// AdamW over 64 parameters of 1 M numbers.
+    fn optimizer(&self) -> Result<()> {
+        if !self.wants("adamw") {
+            return Ok(());
+        }
+        let (count, n) = (64, 1 << 20);
+        let mut store = ParamStore::default();
+        let source = Source::Init { seed: 1 };
+        let mut builder = ParamBuilder::new(&mut store, &source);
+        for i in 0..count {
+            builder.at(i).param("weight", [n], Init::Normal(0.02))?;
+        }
+        store.to_device(self.device, self.dtype)?;
+        for param in store.params() {
+            // The gradient of a sum is ones.
+            param.tensor().sum()?.backward()?;
+        }
+        let zeros = || Tensor::zeros_on(self.device, [n], DType::F32);
+        let mut moments: Vec<_> =
+            (0..count).map(|_| Ok((zeros()?, zeros()?))).collect::<lehr_tensor::Result<_>>()?;
+        let rule = inplace::AdamW {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            grad_scale: 1.0,
+            step: 1,
+        };
+        let seconds = self.repeated(|| {
+            let mut items: Vec<_> = store
+                .params()
+                .iter()
+                .zip(&mut moments)
+                .map(|(param, (m, v))| AdamWItem { param, m, v, lr_scale: 1.0, weight_decay: 0.1 })
+                .collect();
+            inplace::adamw_params(&mut items, rule)
+        })?;
+        // Four read and three written in f32, and the copy that is computed with.
+        let copy = if self.dtype == DType::F32 { 0 } else { self.dtype.size() };
+        let bytes = (count * n * (28 + copy)) as f64;
+        self.report("adamw", &format!("{count} x {n}"), seconds, Work::Bytes(bytes));
+        Ok(())
+    }
+
+    /// Products of one row with stored weights: bound by the reading of the weight.
+    fn decode(&self) -> Result<()> {
+        let formats = [
+            WeightFormat::BF16,
+            WeightFormat::Q8_0,
+            WeightFormat::Q6_K,
+            WeightFormat::Q4_K,
+            WeightFormat::Q4_0,
+        ];
+        let x = self.random([1, WIDTH])?;
+        let mut values = vec![0.0; MLP * WIDTH];
+        Philox::new(2, 0).fill_normal(&mut values, 0.02);
+        for format in formats {
+            let op = format!("linear_q {format}");
+            if !self.wants(&op) {
+                continue;
+            }
+            let matrix = QMatrix::from_f32(&values, MLP, WIDTH, format)?;
+            matrix.to_device(self.device, self.dtype)?;
+            let seconds = self.repeated(|| no_grad(|| x.linear_q(&matrix, None)).map(drop))?;
+            let bytes = Work::Bytes(matrix.n_bytes() as f64);
+            self.report(&op, &format!("1 x {WIDTH} x {MLP}"), seconds, bytes);
+        }
+        Ok(())
+    }
+}
