@@ -56,6 +56,18 @@ impl Compute {
     /// # Errors
     /// If a GPU is asked for by name and cannot be used, or 16 bits on the CPU.
     pub fn choose(device: DeviceChoice, dtype: DTypeChoice) -> Result<Self> {
+        Self::choose_and_say(device, dtype, &mut |_| ())
+    }
+
+    /// [`Compute::choose`] that tells `begin` how many files of kernels are compiled first, which takes seconds and is done once.
+    ///
+    /// # Errors
+    /// As [`Compute::choose`].
+    pub fn choose_and_say(
+        device: DeviceChoice,
+        dtype: DTypeChoice,
+        begin: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
         let (device, note) = match device {
             DeviceChoice::Cpu => (Device::Cpu, None),
             DeviceChoice::Cuda(ordinal) => {
@@ -74,6 +86,11 @@ impl Compute {
             DTypeChoice::Bf16 => DType::BF16,
             DTypeChoice::F16 => DType::F16,
         };
+        if let Device::Cuda(ordinal) = device {
+            // What is in f32 whatever is chosen has kernels of its own.
+            let both = if dtype == DType::F32 { &[DType::F32][..] } else { &[dtype, DType::F32] };
+            cuda::prepare(ordinal, both, begin)?;
+        }
         if dtype != DType::F32 && !device.is_cuda() {
             return Err(Error::config(
                 "dtype",

@@ -175,7 +175,7 @@ pub(super) fn cubin(source: &Source, dtype: DType, arch: &str) -> Result<Vec<u8>
 }
 
 /// Where a compiled file is kept: its name says all that went into it.
-fn cache_path(source: &Source, dtype: DType, arch: &str) -> Result<PathBuf> {
+pub(super) fn cache_path(source: &Source, dtype: DType, arch: &str) -> Result<PathBuf> {
     let version = nvrtc_version()?;
     let key = key(source, &format!("{version:?} {:?}", options(dtype, arch)?));
     Ok(cache_dir().join(format!("{}-{dtype}-{arch}-{key}.cubin", source.name)))
@@ -203,12 +203,18 @@ pub(super) fn cache_dir() -> PathBuf {
     cache.join("kernels")
 }
 
+/// A name that nobody else uses now: of this process and this call.
+pub(super) fn unique() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Writes a file whole or not at all: several programs may start at once.
 fn keep(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    let beside = path.with_extension(format!("{}.tmp", unique()));
     std::fs::write(&beside, bytes)?;
     std::fs::rename(&beside, path)
 }
@@ -244,21 +250,9 @@ pub fn compile_all(archs: &[&str]) -> Result<Vec<CompileReport>> {
         .flat_map(|(arch, source)| DTYPES.map(|dtype| (arch, source, dtype)))
         .collect();
     nvrtc_version()?;
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::new());
-    let work = || {
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let &(arch, source, dtype) = job;
-            let log = log_of_kept(source, dtype, arch);
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((job, log));
-        }
-    };
-    std::thread::scope(|scope| {
-        let n_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        (0..n_threads).for_each(|_| drop(scope.spawn(work)));
-    });
+    let logs = in_parallel(&jobs, |&(arch, source, dtype)| log_of_kept(source, dtype, arch));
     let mut reports = Vec::new();
-    for (&(arch, source, dtype), log) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    for (&(arch, source, dtype), log) in jobs.iter().zip(logs) {
         let of = |(kernel, registers, spill_bytes, shared_bytes)| CompileReport {
             source: source.name,
             dtype,
@@ -272,6 +266,26 @@ pub fn compile_all(archs: &[&str]) -> Result<Vec<CompileReport>> {
     }
     reports.sort_by(|a, b| (&a.arch, a.source, &a.kernel).cmp(&(&b.arch, b.source, &b.kernel)));
     Ok(reports)
+}
+
+/// The results of `work` for each job, in their order, by as many threads as there are cores.
+pub(super) fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let take = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = jobs.get(index) else { return };
+            let result = work(job);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+        }
+    };
+    std::thread::scope(|scope| {
+        let n_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (0..n_threads.min(jobs.len())).for_each(|_| drop(scope.spawn(take)));
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// What the compiler said of a file, from the cache or anew.

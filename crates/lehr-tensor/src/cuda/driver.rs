@@ -11,7 +11,7 @@ use std::time::Instant;
 use cudarc::driver::sys::{self, CUresult};
 
 use super::blas::Matmul;
-use super::compile::{Source, cubin};
+use super::compile::{Source, cache_path, cubin};
 use super::lt::Lt;
 use super::{Backend, DeviceInfo, Extent, Function, Timer, fault, library};
 use crate::{DType, Device, Error, Result};
@@ -324,6 +324,14 @@ impl Backend for Driver {
             unsafe { sys::cuMemsetD8Async(dst, byte, bytes, self.stream) },
             "filling memory of the GPU",
         )
+    }
+
+    fn is_compiled(&self, source: &Source, dtype: DType) -> Result<bool> {
+        Ok(cache_path(source, dtype, &self.info.arch())?.exists())
+    }
+
+    fn compile(&self, source: &Source, dtype: DType) -> Result<()> {
+        cubin(source, dtype, &self.info.arch()).map(drop)
     }
 
     fn load(&self, source: &Source, dtype: DType) -> Result<u64> {

@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use libloading::Library;
 
 use super::blas::{Matmul, Operand};
-use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key};
+use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key, unique};
 use super::{Backend, DeviceInfo, Extent, Function, Timer, fault};
 use crate::gemm::{Matrix, gemm};
 use crate::{DType, Error, Result};
@@ -99,6 +99,14 @@ impl Backend for Emulator {
         // SAFETY: as above.
         unsafe { std::ptr::write_bytes(dst as *mut u8, byte, bytes) };
         Ok(())
+    }
+
+    fn is_compiled(&self, source: &Source, dtype: DType) -> Result<bool> {
+        Ok(library_path(source, dtype)?.exists())
+    }
+
+    fn compile(&self, source: &Source, dtype: DType) -> Result<()> {
+        compiled(source, dtype).map(drop)
     }
 
     fn load(&self, source: &Source, dtype: DType) -> Result<u64> {
@@ -230,22 +238,27 @@ fn write(operand: &Operand, (rows, columns): (usize, usize), batch: usize, value
     }
 }
 
+fn options(dtype: DType) -> Result<[String; 4]> {
+    let fixed = ["-std=c++17", "-O2", "-ffp-contract=off"].map(str::to_owned);
+    let [standard, level, contract] = fixed;
+    Ok([dtype_macro(dtype)?, standard, level, contract])
+}
+
+/// Where the shared library of a source is kept.
+fn library_path(source: &Source, dtype: DType) -> Result<PathBuf> {
+    let key = key(source, &format!("{SHIM}{:?}", options(dtype)?));
+    Ok(cache_dir().join(format!("{}-{dtype}-emulated-{key}.so", source.name)))
+}
+
 /// The shared library of a source, compiled if it is not in the cache.
 fn compiled(source: &Source, dtype: DType) -> Result<PathBuf> {
-    let options = [
-        dtype_macro(dtype)?,
-        "-std=c++17".to_owned(),
-        "-O2".to_owned(),
-        "-ffp-contract=off".to_owned(),
-    ];
-    let key = key(source, &format!("{SHIM}{options:?}"));
-    let path = cache_dir().join(format!("{}-{dtype}-emulated-{key}.so", source.name));
+    let (options, path) = (options(dtype)?, library_path(source, dtype)?);
     if path.exists() {
         return Ok(path);
     }
     let doing = || format!("compiling the kernels of {} for {dtype} and the emulator", source.name);
     let io = |e: std::io::Error| fault(doing(), e.to_string());
-    let dir = cache_dir().join(format!("build-{}-{}-{dtype}", std::process::id(), source.name));
+    let dir = cache_dir().join(format!("build-{}-{}-{dtype}", unique(), source.name));
     std::fs::create_dir_all(&dir).map_err(io)?;
     for (name, body) in HEADERS.iter().chain(&[("shim.h", SHIM), ("kernels.cpp", source.text)]) {
         std::fs::write(dir.join(name), body).map_err(io)?;

@@ -93,6 +93,10 @@ trait Backend: Send + Sync {
     fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()>;
     /// Sets all bytes.
     fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()>;
+    /// Whether a file of kernels was compiled before, for elements of `dtype`.
+    fn is_compiled(&self, source: &Source, dtype: DType) -> Result<bool>;
+    /// Compiles it, if it was not.
+    fn compile(&self, source: &Source, dtype: DType) -> Result<()>;
     /// Compiles and loads a file of kernels for elements of `dtype`.
     fn load(&self, source: &Source, dtype: DType) -> Result<u64>;
     /// Finds a kernel in a loaded file.
@@ -377,6 +381,30 @@ pub fn matmul_gflops(ordinal: usize, dtype: DType) -> Result<f64> {
     product()?;
     let seconds = timed(ordinal, || (0..rounds).try_for_each(|_| product()))?;
     Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / seconds / 1e9)
+}
+
+/// Compiles what kernels are not in the cache yet for a device and these element types, on all cores, so that the first step does not
+/// do it one by one. `begin` is told how many files there are, if any.
+///
+/// # Errors
+/// If the device cannot be opened or a kernel does not compile.
+pub fn prepare(ordinal: usize, dtypes: &[DType], begin: &mut dyn FnMut(usize)) -> Result<()> {
+    let backend = &*Cuda::get(ordinal)?.backend;
+    let mut jobs = Vec::new();
+    for &dtype in dtypes {
+        for source in sources::ALL {
+            if !backend.is_compiled(source, dtype)? {
+                jobs.push((*source, dtype));
+            }
+        }
+    }
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    begin(jobs.len());
+    compile::in_parallel(&jobs, |(source, dtype)| backend.compile(source, *dtype))
+        .into_iter()
+        .collect()
 }
 
 /// What device `ordinal` is.

@@ -39,7 +39,8 @@ pub(crate) struct DeviceArgs {
 impl DeviceArgs {
     /// The device and its type; says on standard error why a GPU is not used.
     pub(crate) fn choose(&self) -> Result<Compute> {
-        let compute = Compute::choose(self.device, self.dtype)?;
+        let mut begin = |n| eprintln!("compiling {n} files of GPU kernels, once");
+        let compute = Compute::choose_and_say(self.device, self.dtype, &mut begin)?;
         if let Some(note) = &compute.note {
             eprintln!("note: {note}");
         }

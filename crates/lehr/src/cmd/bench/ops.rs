@@ -182,11 +182,11 @@ impl Bench<'_> {
         let bytes = |n: usize| Work::Bytes((n * tokens * WIDTH * self.dtype.size()) as f64);
         let (x, delta) = (self.random([tokens, WIDTH])?, self.random([tokens, WIDTH])?);
         let weight = Tensor::full([WIDTH], 1.0)?.to_device(self.device)?;
-        let norms: [(&str, &dyn Fn(&Tensor) -> lehr_tensor::Result<Tensor>); 2] = [
-            ("rms_norm", &|x| x.rms_norm(&weight, 1e-5, 0.0)),
-            ("layer_norm", &|x| x.layer_norm(&weight, Some(&weight), 1e-5)),
-        ];
-        for (op, norm) in norms.into_iter().filter(|(op, _)| self.wants(op)) {
+        for op in ["rms_norm", "layer_norm"].into_iter().filter(|op| self.wants(op)) {
+            let norm = |x: &Tensor| match op {
+                "rms_norm" => x.rms_norm(&weight, 1e-5, 0.0),
+                _ => x.layer_norm(&weight, Some(&weight), 1e-5),
+            };
             self.report(op, &shape, self.repeated(|| no_grad(|| norm(&x)).map(drop))?, bytes(2));
             // x by way of an op: the gradient of a leaf would be in f32. It still becomes that once, which is counted.
             let seconds = self.backward(|| norm(&x.trainable().reshape([tokens, WIDTH])?))?;
