@@ -202,6 +202,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let (tokens, targets) = &batches[i % batches.len()];
         let loss = model.loss(tokens, targets, n_tokens as f32)?;
         let value = loss.detach();
+        if compute.device.is_cuda() {
+            // As a run does by default: one launch updates all weights.
+            loss.backward()?;
+            optimizer.step(model.params(), 3e-4, 1.0)?;
+            model.params().clear_grads();
+            // The only time the GPU is waited for.
+            return Ok(value.item()?);
+        }
         // Each weight is updated when its gradient is complete, as with `optimizer.in_backward`.
         optimizer.begin(3e-4, 1.0);
         loss.backward_each(|id| -> Result<()> {
@@ -211,7 +219,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             }
             Ok(())
         })?;
-        // The only time a GPU is waited for.
         Ok(value.item()?)
     };
     let loss_first = step(0)?;
