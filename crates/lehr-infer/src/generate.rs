@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use lehr_model::{KvCache, Model, Tokens};
+use lehr_model::{DecodeGraph, KvCache, Model, Tokens};
+use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
 
 use crate::{Error, Result, Sampler};
@@ -89,6 +90,8 @@ pub struct Generator<'a> {
     model: &'a Model,
     tokenizer: &'a Tokenizer,
     cache: KvCache,
+    /// How single tokens are run on a GPU, once there is a text.
+    graph: Option<DecodeGraph>,
     /// Tokens whose keys and values are in the cache.
     seen: Vec<i32>,
 }
@@ -102,7 +105,7 @@ impl<'a> Generator<'a> {
         model.check_causal("generating text")?;
         let spec = model.spec();
         let cache = model.cache(1, capacity.min(spec.max_positions))?;
-        Ok(Self { model, tokenizer, cache, seen: Vec::new() })
+        Ok(Self { model, tokenizer, cache, graph: None, seen: Vec::new() })
     }
 
     /// Positions there is room for.
@@ -188,11 +191,33 @@ impl<'a> Generator<'a> {
 
     /// Runs new tokens and returns the logits after the last.
     fn advance(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
-        let tokens = Tokens::new(ids, 1, self.seen.len())?;
-        let logits = self.model.next_logits(&tokens, &mut self.cache)?.to_host()?;
+        let logits = match ids {
+            [_] if !self.seen.is_empty() => self.advance_by_one(ids)?,
+            _ => {
+                let tokens = Tokens::new(ids, 1, self.seen.len())?;
+                self.model.next_logits(&tokens, &mut self.cache)?
+            }
+        };
+        let logits = logits.to_host()?;
         self.seen.extend_from_slice(ids);
         // Rows beyond the tokenizer's ids are padding of the embedding.
         Ok(logits.data()[..self.tokenizer.vocab_size().min(logits.data().len())].to_vec())
+    }
+}
+
+impl Generator<'_> {
+    /// One more token, by recorded work where there is some.
+    fn advance_by_one(&mut self, ids: &[i32]) -> Result<Tensor> {
+        if self.graph.is_none() {
+            self.graph = DecodeGraph::new(self.model, &self.cache, 1)?;
+        }
+        Ok(match &mut self.graph {
+            Some(graph) => graph.next_logits(self.model, ids, &mut self.cache)?,
+            None => {
+                let tokens = Tokens::new(ids, 1, self.seen.len())?;
+                self.model.next_logits(&tokens, &mut self.cache)?
+            }
+        })
     }
 }
 

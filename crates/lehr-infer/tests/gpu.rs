@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use lehr_infer::{Check, verify};
-use lehr_model::{Model, Tokens, Weights};
+use lehr_model::{DecodeGraph, Model, Tokens, Weights};
 use lehr_tensor::{DType, Device, cuda, no_grad};
 
 fn goldens() -> Vec<PathBuf> {
@@ -63,5 +63,55 @@ fn sixteen_bits_and_stored_weights_stay_near_f32() {
         // There activations are rounded to 8 bits too.
         let off = distance(logits(&int8).data(), on_cpu.data());
         assert!(off < 4e-2, "{family}, INT8: logits are off by {off:.1e}");
+    }
+}
+
+/// Greedy ids and logits of a model's continuation, token by token.
+fn continued(model: &Model, prompt: &[i32], n: usize) -> (Vec<i32>, Vec<Vec<f32>>) {
+    let mut cache = model.cache(1, prompt.len() + n).unwrap();
+    let mut graph: Option<Option<DecodeGraph>> = None;
+    let (mut ids, mut all) = (prompt.to_vec(), Vec::new());
+    for step in 0..n {
+        let logits = if step == 0 {
+            model.next_logits(&Tokens::new(prompt, 1, 0).unwrap(), &mut cache).unwrap()
+        } else {
+            let last = [ids[ids.len() - 1]];
+            if graph.is_none() {
+                graph = Some(DecodeGraph::new(model, &cache, 1).unwrap());
+            }
+            match graph.as_mut().unwrap() {
+                Some(graph) => graph.next_logits(model, &last, &mut cache).unwrap(),
+                None => {
+                    let tokens = Tokens::new(&last, 1, cache.len()).unwrap();
+                    model.next_logits(&tokens, &mut cache).unwrap()
+                }
+            }
+        };
+        assert_eq!(cache.len(), ids.len());
+        let logits = logits.to_host().unwrap().to_vec();
+        let by_value = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]);
+        ids.push((0..logits.len()).max_by(by_value).unwrap() as i32);
+        all.push(logits);
+    }
+    assert_eq!(graph.flatten().is_some(), model.compute().0.is_cuda());
+    (ids, all)
+}
+
+#[test]
+fn recorded_decoding_computes_what_the_cpu_computes() {
+    cuda::use_emulator();
+    for family in ["gpt2", "llama", "qwen3-windows", "gemma3", "chatglm2-6b", "glm4"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = folder.join("../lehr-model/tests/golden").join(family);
+        let model = Model::load(&folder).unwrap();
+        let prompt: Vec<i32> = (0..7).map(|i| (11 * i + 5) % 80).collect();
+        let (want_ids, want) = continued(&model, &prompt, 12);
+        model.to_device(Device::Cuda(0), DType::F32).unwrap();
+        let (ids, got) = continued(&model, &prompt, 12);
+        assert_eq!(ids, want_ids, "{family}: other tokens");
+        for (step, (got, want)) in got.iter().zip(&want).enumerate() {
+            let off = distance(got, want);
+            assert!(off < 2e-5, "{family}: logits of step {step} are off by {off:.1e}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Keys and values of the tokens seen so far.
 
+use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::{DType, Device, Result, Tensor, inplace};
 
 use crate::Spec;
@@ -13,6 +14,9 @@ pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
+    /// On a GPU, while work is recorded or recorded work runs: the number of positions filled and that number with the new one, both
+    /// i32 `[1]` there.
+    on_gpu: Option<(Tensor, Tensor)>,
     /// How each row is divided, for models whose texts have a bidirectional context.
     prefixes: Vec<Prefix>,
 }
@@ -33,7 +37,7 @@ impl KvCache {
         let zeros = || Tensor::zeros_on(device, shape, dtype);
         let layer = |_| Ok((zeros()?, zeros()?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, len: 0, prefixes: Vec::new() })
+        Ok(Self { layers, capacity, len: 0, on_gpu: None, prefixes: Vec::new() })
     }
 
     /// Positions filled so far.
@@ -90,9 +94,30 @@ impl KvCache {
     ) -> Result<(Tensor, Tensor)> {
         let (k_all, v_all) = &mut self.layers[layer];
         assert!(self.len + k.shape()[1] <= self.capacity, "the cache has room for the new tokens");
-        inplace::write_positions(k_all, k, self.len)?;
-        inplace::write_positions(v_all, v, self.len)?;
+        match &self.on_gpu {
+            Some((at, _)) => {
+                inplace::write_positions_at(k_all, k, at)?;
+                inplace::write_positions_at(v_all, v, at)?;
+            }
+            None => {
+                inplace::write_positions(k_all, k, self.len)?;
+                inplace::write_positions(v_all, v, self.len)?;
+            }
+        }
         Ok((k_all.clone(), v_all.clone()))
+    }
+
+    /// The mask of `t` new tokens over what was written.
+    pub(crate) fn mask(&self, mask: Mask, t: usize) -> Mask {
+        match &self.on_gpu {
+            Some((_, n_keys)) => mask.with_n_keys_on_gpu(self.capacity, n_keys.clone()),
+            None => mask.with_n_keys(self.len + t),
+        }
+    }
+
+    /// Where on a GPU the number of filled positions stands, without and with the new one; `None` = it is a number of the host.
+    pub(crate) fn set_on_gpu(&mut self, numbers: Option<(Tensor, Tensor)>) {
+        self.on_gpu = numbers;
     }
 
     /// Counts `t` positions as filled, after all layers have written them.

@@ -10,6 +10,7 @@ pub mod arch;
 mod cache;
 mod classifier;
 mod compute;
+mod decode;
 mod error;
 pub mod io;
 mod model;
@@ -25,6 +26,7 @@ pub use arch::{
 pub use cache::KvCache;
 pub use classifier::Classifier;
 pub use compute::{Compute, DTypeChoice, DeviceChoice};
+pub use decode::DecodeGraph;
 pub use error::{Error, Result};
 pub use model::Model;
 pub use outline::{Outline, Parameter, Role, StoredTensor};

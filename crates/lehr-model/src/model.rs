@@ -292,6 +292,9 @@ impl Model {
         let hidden = self.hidden_cached(tokens, cache)?;
         no_grad(|| {
             let d = self.spec().hidden_size;
+            if t == 1 {
+                return self.logits(&hidden.reshape([b, d])?);
+            }
             let last: Vec<i32> = (0..b).map(|i| (i * t + t - 1) as i32).collect();
             let rows = hidden.reshape([b * t, d])?.gather_rows(&Tensor::from_ids(&last, [b])?)?;
             self.logits(&rows)

@@ -249,7 +249,7 @@ impl PerHeadAttention {
             None => q.attention(&k, &v, mask, scale)?,
             Some(cache) => {
                 let (k, v) = cache.write(layer, &k, &v)?;
-                q.attention(&k, &v, &mask.clone().with_n_keys(cache.len() + t), scale)?
+                q.attention(&k, &v, &cache.mask(mask.clone(), t), scale)?
             }
         };
         Ok(self.dense.forward(&a.reshape([b, t, d])?)?)

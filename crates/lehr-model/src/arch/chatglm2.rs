@@ -269,7 +269,7 @@ impl Block {
             None => q.attention(&k, &v, &mask, scale)?,
             Some(cache) => {
                 let (k, v) = cache.write(layer, &k, &v)?;
-                q.attention(&k, &v, &mask.with_n_keys(cache.len() + t), scale)?
+                q.attention(&k, &v, &cache.mask(mask, t), scale)?
             }
         };
         Ok(self.dense.forward(&a.reshape([b, t, spec.n_heads * e])?)?)

@@ -178,7 +178,7 @@ impl Block {
                 let heads = [b, t, n_heads, d / n_heads];
                 let part = |i: usize| qkv.slice(2, i * d..(i + 1) * d)?.reshape(heads);
                 let (k, v) = cache.write(layer, &part(1)?, &part(2)?)?;
-                let mask = mask.with_n_keys(cache.len() + t);
+                let mask = cache.mask(mask, t);
                 part(0)?.attention(&k, &v, &mask, self.attention_scale)?.reshape(h.shape())?
             }
         };

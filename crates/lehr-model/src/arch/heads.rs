@@ -62,7 +62,7 @@ impl Heads {
             None => q.attention(k, v, &mask, self.scale)?,
             Some(cache) => {
                 let (k, v) = cache.write(self.layer, k, v)?;
-                q.attention(&k, &v, &mask.with_n_keys(cache.len() + t), self.scale)?
+                q.attention(&k, &v, &cache.mask(mask, t), self.scale)?
             }
         };
         Ok(a.reshape([b, t, self.n_heads * self.head_dim])?)

@@ -20,6 +20,8 @@ struct State {
     list: FreeList,
     /// Bytes from the start that have memory behind them.
     mapped: usize,
+    /// While work is recorded: what was freed, by offset and size. The recorded work uses it whenever it runs, so nobody else gets it.
+    held: Option<Vec<(usize, usize)>>,
 }
 
 /// A live block. It returns to the arena when dropped: the stream runs in order, so whoever gets it next writes after its last
@@ -33,7 +35,7 @@ pub(crate) struct Block {
 
 impl Arena {
     pub(super) fn new(ordinal: usize, (base, limit): (u64, usize)) -> Self {
-        let state = State { list: FreeList::new(limit, ALIGN), mapped: 0 };
+        let state = State { list: FreeList::new(limit, ALIGN), mapped: 0, held: None };
         Self { ordinal, base, state: Mutex::new(state) }
     }
 
@@ -43,6 +45,21 @@ impl Arena {
 
     pub(super) fn stats(&self) -> Stats {
         self.lock().list.stats
+    }
+
+    /// From now on what is freed is held back.
+    pub(super) fn hold(&self) {
+        self.lock().held = Some(Vec::new());
+    }
+
+    /// Ends that: what was held back, for [`Arena::give_back`].
+    pub(super) fn take_held(&self) -> Vec<(usize, usize)> {
+        self.lock().held.take().unwrap_or_default()
+    }
+
+    pub(super) fn give_back(&self, held: &[(usize, usize)]) {
+        let mut state = self.lock();
+        held.iter().for_each(|(offset, bytes)| state.list.give(*offset, *bytes));
     }
 
     pub(super) fn reset_peak(&self) {
@@ -94,7 +111,11 @@ impl Drop for Block {
     fn drop(&mut self) {
         if let Ok(cuda) = Cuda::get(self.ordinal) {
             let offset = (self.ptr - cuda.arena.base) as usize;
-            cuda.arena.lock().list.give(offset, self.bytes);
+            let mut state = cuda.arena.lock();
+            match &mut state.held {
+                Some(held) => held.push((offset, self.bytes)),
+                None => state.list.give(offset, self.bytes),
+            }
         }
     }
 }

@@ -415,7 +415,7 @@ impl Backend for Driver {
 
     fn begin_capture(&self) -> Result<()> {
         self.bind()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: as above.
         check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, "recording a graph")
     }

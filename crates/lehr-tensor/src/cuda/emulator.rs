@@ -4,11 +4,12 @@
 //! the host's, matrix products are [`crate::gemm`]. It computes what a GPU would, up to the order of sums inside a matrix product,
 //! and says nothing about speed.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use half::{bf16, f16};
@@ -30,6 +31,18 @@ pub(super) struct Emulator {
     modules: Mutex<Vec<Library>>,
     /// The mappings behind reserved ranges.
     ranges: Mutex<Vec<memmap2::MmapMut>>,
+    /// What is being recorded instead of run, and what was recorded, by number.
+    recording: Mutex<Option<Vec<Work>>>,
+    graphs: Mutex<Vec<Option<Arc<Vec<Work>>>>>,
+}
+
+/// What a stream does.
+#[derive(Clone)]
+enum Work {
+    Launch(Function, Extent, Vec<u64>),
+    Matmul(Matmul),
+    Copy { dst: u64, src: u64, bytes: usize },
+    Set { dst: u64, byte: u8, bytes: usize },
 }
 
 type Launcher = unsafe extern "C" fn(*const u32, *const u32, usize, *mut *mut c_void);
@@ -47,8 +60,87 @@ impl Emulator {
             memory_bytes: RANGE_BYTES,
             driver_version: 0,
         };
-        Ok(Self { info, modules: Mutex::default(), ranges: Mutex::default() })
+        Ok(Self {
+            info,
+            modules: Mutex::default(),
+            ranges: Mutex::default(),
+            recording: Mutex::default(),
+            graphs: Mutex::default(),
+        })
     }
+}
+
+/// What a mutex holds, whatever happened to the last who held it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Emulator {
+    /// Does the work now, or records it.
+    fn submit(&self, mut work: Work) -> Result<()> {
+        if let Some(recorded) = lock(&self.recording).as_mut() {
+            recorded.push(work);
+            return Ok(());
+        }
+        Self::run(&mut work)
+    }
+
+    fn run(work: &mut Work) -> Result<()> {
+        match work {
+            Work::Launch(function, extent, args) => launch(*function, *extent, args),
+            Work::Matmul(product) => matmul(product)?,
+            // SAFETY: addresses are the host's, and the callers own the blocks.
+            Work::Copy { dst, src, bytes } => unsafe {
+                std::ptr::copy(*src as *const u8, *dst as *mut u8, *bytes);
+            },
+            // SAFETY: as above.
+            Work::Set { dst, byte, bytes } => unsafe {
+                std::ptr::write_bytes(*dst as *mut u8, *byte, *bytes);
+            },
+        }
+        Ok(())
+    }
+
+    /// An error while work is recorded: the host cannot take part in that.
+    fn refuse_while_recording(&self, doing: &str) -> Result<()> {
+        match *lock(&self.recording) {
+            Some(_) => Err(fault(doing, "work is being recorded")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Starts a kernel.
+fn launch(function: Function, extent: Extent, args: &mut [u64]) {
+    let mut pointers: Vec<_> = args.iter_mut().map(|arg| std::ptr::from_mut(arg).cast()).collect();
+    // SAFETY: the address is that of a launcher; the arguments are as the launching code gives them.
+    unsafe {
+        let launcher: Launcher = std::mem::transmute(function.0 as usize);
+        let (grid, block) = (extent.grid.as_ptr(), extent.block.as_ptr());
+        launcher(grid, block, extent.shared_bytes as usize, pointers.as_mut_ptr());
+    }
+}
+
+fn matmul(product: &Matmul) -> Result<()> {
+    let &Matmul { m, n, k, batch, .. } = product;
+    for index in 0..batch {
+        let a = read(&product.a, (m, k), index);
+        let b = read(&product.b, (k, n), index);
+        let mut c = vec![0.0; m * n];
+        if product.accumulate {
+            c = read(&product.c, (m, n), index);
+        }
+        let rows = Matrix::rows;
+        gemm((m, n, k), rows(&a, k), rows(&b, n), &mut c, n, product.accumulate, None)?;
+        if let Some(bias) = product.bias {
+            let bias = read(&Operand::rows(bias, product.c.dtype, n), (1, n), 0);
+            for row in c.chunks_exact_mut(n) {
+                row.iter_mut().zip(&bias).for_each(|(c, b)| *c += b);
+            }
+        }
+        write(&product.c, (m, n), index, &c);
+    }
+    Ok(())
 }
 
 impl Backend for Emulator {
@@ -78,27 +170,25 @@ impl Backend for Emulator {
     }
 
     fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        self.refuse_while_recording("copying to the GPU")?;
         // SAFETY: addresses are the host's, and the caller owns the block.
         unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst as *mut u8, src.len()) };
         Ok(())
     }
 
     fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        self.refuse_while_recording("copying from the GPU")?;
         // SAFETY: as above.
         unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst.as_mut_ptr(), dst.len()) };
         Ok(())
     }
 
     fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
-        // SAFETY: as above.
-        unsafe { std::ptr::copy(src as *const u8, dst as *mut u8, bytes) };
-        Ok(())
+        self.submit(Work::Copy { dst, src, bytes })
     }
 
     fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()> {
-        // SAFETY: as above.
-        unsafe { std::ptr::write_bytes(dst as *mut u8, byte, bytes) };
-        Ok(())
+        self.submit(Work::Set { dst, byte, bytes })
     }
 
     fn is_compiled(&self, source: &Source, dtype: DType) -> Result<bool> {
@@ -131,37 +221,11 @@ impl Backend for Emulator {
     }
 
     fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()> {
-        let mut pointers: Vec<_> =
-            args.iter_mut().map(|arg| std::ptr::from_mut(arg).cast()).collect();
-        // SAFETY: the address is that of a launcher; the arguments are as the launching code gives them.
-        unsafe {
-            let launcher: Launcher = std::mem::transmute(function.0 as usize);
-            let (grid, block) = (extent.grid.as_ptr(), extent.block.as_ptr());
-            launcher(grid, block, extent.shared_bytes as usize, pointers.as_mut_ptr());
-        }
-        Ok(())
+        self.submit(Work::Launch(function, extent, args.to_vec()))
     }
 
     fn matmul(&self, product: &Matmul, _: (u64, usize)) -> Result<()> {
-        let &Matmul { m, n, k, batch, .. } = product;
-        for index in 0..batch {
-            let a = read(&product.a, (m, k), index);
-            let b = read(&product.b, (k, n), index);
-            let mut c = vec![0.0; m * n];
-            if product.accumulate {
-                c = read(&product.c, (m, n), index);
-            }
-            let rows = Matrix::rows;
-            gemm((m, n, k), rows(&a, k), rows(&b, n), &mut c, n, product.accumulate, None)?;
-            if let Some(bias) = product.bias {
-                let bias = read(&Operand::rows(bias, product.c.dtype, n), (1, n), 0);
-                for row in c.chunks_exact_mut(n) {
-                    row.iter_mut().zip(&bias).for_each(|(c, b)| *c += b);
-                }
-            }
-            write(&product.c, (m, n), index, &c);
-        }
-        Ok(())
+        self.submit(Work::Matmul(*product))
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -169,18 +233,32 @@ impl Backend for Emulator {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        Err(fault("recording a graph", "the emulator cannot"))
+        self.refuse_while_recording("recording a graph")?;
+        *lock(&self.recording) = Some(Vec::new());
+        Ok(())
     }
 
     fn end_capture(&self) -> Result<u64> {
-        Err(fault("recording a graph", "the emulator cannot"))
+        let recorded = lock(&self.recording).take();
+        let recorded =
+            recorded.ok_or_else(|| fault("recording a graph", "nothing is being recorded"))?;
+        let mut graphs = lock(&self.graphs);
+        graphs.push(Some(Arc::new(recorded)));
+        Ok(graphs.len() as u64 - 1)
     }
 
-    fn launch_graph(&self, _: u64) -> Result<()> {
-        Err(fault("running a graph", "the emulator cannot"))
+    fn launch_graph(&self, graph: u64) -> Result<()> {
+        let works = lock(&self.graphs).get(graph as usize).cloned().flatten();
+        let works =
+            works.ok_or_else(|| fault("running a graph", "there is none of that number"))?;
+        works.iter().cloned().try_for_each(|mut work| Self::run(&mut work))
     }
 
-    fn drop_graph(&self, _: u64) {}
+    fn drop_graph(&self, graph: u64) {
+        if let Some(works) = lock(&self.graphs).get_mut(graph as usize) {
+            *works = None;
+        }
+    }
 
     fn timer(&self) -> Result<Box<dyn Timer>> {
         Ok(Box::new(WallClock(Instant::now())))
@@ -253,6 +331,10 @@ fn library_path(source: &Source, dtype: DType) -> Result<PathBuf> {
 /// The shared library of a source, compiled if it is not in the cache.
 fn compiled(source: &Source, dtype: DType) -> Result<PathBuf> {
     let (options, path) = (options(dtype)?, library_path(source, dtype)?);
+    // Threads that want the same library wait for the first of them.
+    static BUILDING: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let building = Arc::clone(lock(&BUILDING).entry(path.clone()).or_default());
+    let _held = lock(&building);
     if path.exists() {
         return Ok(path);
     }

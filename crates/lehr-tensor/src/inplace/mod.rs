@@ -46,6 +46,24 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
     Ok(())
 }
 
+/// [`write_positions`] on a GPU from a position on that is there too, i32 `[1]`, and is read when the work runs. The caller has checked
+/// that it fits.
+///
+/// # Errors
+/// If the extents do not fit, or the tensors are not on one GPU.
+pub fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
+    const OP: &str = "write_positions_at";
+    all.expect_beside(OP, new)?;
+    at.expect_ids(OP)?;
+    at.expect_on(OP, all.device())?;
+    let (to, from) = (all.shape(), new.shape());
+    if to.len() != from.len() || to.len() < 2 || to[0] != from[0] || to[2..] != from[2..] {
+        let rule = "the new positions must fit behind the old ones";
+        return Err(Error::Shape { op: OP, lhs: to, rhs: from, rule });
+    }
+    cuda::write_positions_at(all, new, at)
+}
+
 /// `Σ x²` over all elements of f32 tensors that live on one device. It waits for a GPU.
 ///
 /// # Errors

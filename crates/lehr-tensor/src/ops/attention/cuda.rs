@@ -13,6 +13,8 @@ const OP: &str = "attention";
 pub(super) struct Seen {
     rule: Rule,
     intervals: Option<Tensor>,
+    /// The number of keys, if it is known only when the work runs.
+    n_keys: Option<Tensor>,
 }
 
 impl Seen {
@@ -22,7 +24,7 @@ impl Seen {
             true => Some(mask.intervals_on(x.device(), size.batch, size.tq, size.tk)?),
             false => None,
         };
-        Ok(Self { rule, intervals })
+        Ok(Self { rule, intervals, n_keys: mask.n_keys_on_gpu().cloned() })
     }
 }
 
@@ -140,6 +142,10 @@ pub(super) fn forward(
     if lse.is_none() && size.tq <= DECODE_MAX && size.width <= 256 && size.tk > 0 {
         return decode([q, k, v], size, seen, scale, out);
     }
+    if seen.n_keys.is_some() {
+        let (value, expected) = (size.tq.to_string(), "at most 8, because the number of keys is on the GPU");
+        return Err(Error::Argument { op: OP, name: "number of queries", value, expected });
+    }
     let family = family(dtype, size.width, &[q, k, v])?;
     let extent = over_queries(family, &family.forward, size);
     let lse = lse.map_or(0, |lse| lse.device_ptr());
@@ -214,7 +220,7 @@ fn decode([q, k, v]: [View; 3], size: Size, seen: &Seen, scale: f32, out: &mut T
         (int(OP, size.tq)?, int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?);
     let (width, n_splits) = (int(OP, size.width)?, n_splits as i32);
     let args = args![
-        q.ptr, k.ptr, v.ptr, &workspace, seen.intervals.as_ref(), 0u64, int(OP, q.stride)?, int(OP, k.stride)?,
+        q.ptr, k.ptr, v.ptr, &workspace, seen.intervals.as_ref(), seen.n_keys.as_ref(), int(OP, q.stride)?, int(OP, k.stride)?,
         int(OP, v.stride)?, tq, int(OP, size.tk)?, n_heads, n_kv_heads, width, causal, window, n_keys, scale, n_splits,
     ];
     cuda.launch(source, dtype, name, extent, args)?;

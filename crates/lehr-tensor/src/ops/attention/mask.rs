@@ -18,6 +18,7 @@ pub struct Mask {
     segment_starts: Option<Tensor>,
     prefix: Option<Tensor>,
     n_keys: Option<usize>,
+    n_keys_on_gpu: Option<Tensor>,
 }
 
 /// A mask that a kernel works out by itself.
@@ -70,6 +71,18 @@ impl Mask {
     #[must_use]
     pub fn with_n_keys(self, n_keys: usize) -> Self {
         Self { n_keys: Some(n_keys), ..self }
+    }
+
+    /// [`Mask::with_n_keys`] with a number that is on a GPU, i32 `[1]`, and is read when the work runs: `n_keys` is the most it will be. For a
+    /// few queries, outside of recording.
+    #[must_use]
+    pub fn with_n_keys_on_gpu(self, n_keys: usize, number: Tensor) -> Self {
+        Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
+    }
+
+    /// The number of keys that is on a GPU.
+    pub(super) fn n_keys_on_gpu(&self) -> Option<&Tensor> {
+        self.n_keys_on_gpu.as_ref()
     }
 
     /// Number of keys that hold values.

@@ -1,5 +1,7 @@
 //! The rotation and its angles on a GPU.
 
+use std::cell::RefCell;
+
 use super::RopeTable;
 use super::table::{Angles, Pairs, RopeLayout};
 use crate::cuda::{Extent, Source, args, int, source};
@@ -42,17 +44,38 @@ pub(super) fn angles(positions: &[Tensor], inv_freq: &[f64], amplitude: f64, dev
     let on_device = |t: &Tensor| t.to_device(device);
     let a = on_device(&positions[0])?;
     let b = positions.get(1).map(on_device).transpose()?;
-    // Doubles, as pairs of words.
-    let words: Vec<i32> = inv_freq
-        .iter()
-        .map(|w| w.to_bits())
-        .flat_map(|bits| [bits as u32 as i32, (bits >> 32) as u32 as i32])
-        .collect();
-    let frequencies = Tensor::from_ids(&words, [words.len()])?.to_device(device)?;
+    let frequencies = frequencies_on(inv_freq, device)?;
     let cuda = cos.cuda()?;
     let args = args![
         &a, b.as_ref(), &frequencies, &cos, &sin, amplitude, int(OP, n)?, int(OP, inv_freq.len())?
     ];
     cuda.launch(&KERNELS, DType::F32, "rope_table", Extent::elementwise(cuda, n * width), args)?;
     Ok(Angles { cos, sin })
+}
+
+/// The frequencies on a device. A model has one or two sets of them: they are kept, so that work that is recorded uploads nothing.
+fn frequencies_on(inv_freq: &[f64], device: Device) -> Result<Tensor> {
+    /// Sets kept per thread.
+    const KEPT: usize = 8;
+    type Known = (Vec<f64>, Device, Tensor);
+    thread_local! {
+        static LAST: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
+    }
+    let is_known = |(known, d, _): &&Known| known == inv_freq && *d == device;
+    let known = LAST.with_borrow(|last| last.iter().find(is_known).map(|known| known.2.clone()));
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    // Doubles, as pairs of words.
+    let words: Vec<i32> = inv_freq
+        .iter()
+        .map(|w| w.to_bits())
+        .flat_map(|bits| [bits as u32 as i32, (bits >> 32) as u32 as i32])
+        .collect();
+    let there = Tensor::from_ids(&words, [words.len()])?.to_device(device)?;
+    LAST.with_borrow_mut(|last| {
+        last.truncate(KEPT - 1);
+        last.insert(0, (inv_freq.to_vec(), device, there.clone()));
+    });
+    Ok(there)
 }

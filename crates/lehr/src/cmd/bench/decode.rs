@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_infer::resolve_model;
-use lehr_model::{Config, KvCache, LlamaConfig, Model, RopeConfig, Tokens};
-use lehr_tensor::{Device, Philox, cuda, inplace, threads};
+use lehr_model::{Config, DecodeGraph, KvCache, LlamaConfig, Model, RopeConfig, Tokens};
+use lehr_tensor::{Device, Philox, Tensor, cuda, inplace, threads};
 use serde_json::json;
 
 use super::system;
@@ -168,8 +168,12 @@ fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
     }
     let read_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
+    let mut graph = DecodeGraph::new(model, cache, args.batch)?;
     for _ in 0..args.new {
-        next = best(model, &next, args.batch, cache)?;
+        next = match &mut graph {
+            Some(graph) => ids_of(&graph.next_logits(model, &next, cache)?)?,
+            None => best(model, &next, args.batch, cache)?,
+        };
     }
     Ok((read_s, start.elapsed().as_secs_f64()))
 }
@@ -177,7 +181,12 @@ fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
 /// Runs new tokens; the most likely next one of each text.
 fn best(model: &Model, ids: &[i32], batch: usize, cache: &mut KvCache) -> Result<Vec<i32>> {
     let logits = model.next_logits(&Tokens::new(ids, batch, cache.len())?, cache)?;
-    Ok(inplace::argmax(&logits)?.to_host()?.ids().to_vec())
+    ids_of(&logits)
+}
+
+/// The most likely id of each row.
+fn ids_of(logits: &Tensor) -> Result<Vec<i32>> {
+    Ok(inplace::argmax(logits)?.to_host()?.ids().to_vec())
 }
 
 fn median(values: &mut [f64]) -> f64 {
