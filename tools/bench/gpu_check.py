@@ -12,84 +12,54 @@ ended or is stopped.
 """
 
 import argparse
-import dataclasses
-import glob
-import json
 import math
 import os
 import re
 import shlex
 import shutil
 import signal
-import site
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from gpu_rows import (
+    ARCHS,
+    DECODES,
+    KERNEL_GOALS,
+    N_LOSSES,
+    PARITY,
+    SPEED_GOAL,
+    SPEEDS,
+    TURNS,
+    all_rows,
+    failing_lines,
+    family_of,
+    finite,
+    kernel_table,
+    median,
+    peak_mb,
+    quoted,
+    relative,
+    shape_text,
+    share,
+)
+from gpu_run import (
+    BELOW,
+    COMMAND_LIMITS,
+    CUT_OFF,
+    FAILED,
+    LEAST,
+    NO_TIME,
+    NOT_THERE,
+    OK,
+    RESERVE,
+    ROOT,
+    Ran,
+    Runner,
+)
+
 TORCH_GPU = ROOT / "tools/bench/torch_gpu.py"
-
-OK, FAILED, BELOW = "ok", "FAILED", "below goal"
-TIME_LIMIT, CUT_OFF, NO_TIME = "FAILED (time limit)", "not finished (no time)", "not run (no time)"
-NOT_THERE = "not in this binary"
-
-# Seconds a step may take of eight minutes; what it leaves is there for those after it. Operations compile all kernels, once.
-STEP_LIMITS = {"doctor": 30, "ops": 160, "goldens": 75, "parity": 90}
-# Seconds of one command. A shorter rest of the step's or of the whole time is no reason to call a command hung.
-COMMAND_LIMITS = {"doctor": 15, "ops": 150, "golden": 25, "parity": 30}
-COMMAND_LIMITS |= {"lehr": 45, "torch": 100, "kernels": 60, "decode": 45}
-# Seconds that a command needs at least to be worth starting.
-LEAST = 4
-# Of the whole time, for stopping the last command and writing the table.
-RESERVE = 6
-
-ARCHS = ["gpt", "llama"]
-N_LOSSES = 50
-PARITY = {"f32": 1e-3, "bf16": 2e-2}
-
-
-@dataclass
-class Speed:
-    config: str
-    arch: str
-    batch: int
-    length: int
-    steps: int
-    warmup: int
-
-    @property
-    def name(self):
-        return f"train {self.config} {self.batch} × {self.length:,}"
-
-    def arguments(self):
-        given = dataclasses.asdict(self)
-        return [word for key, value in given.items() for word in (f"--{key}", str(value))] + ["--json"]
-
-
-SPEEDS = [
-    Speed("gpt2", "gpt", 64, 1024, 20, 5),
-    Speed("gpt2", "gpt", 16, 1024, 40, 5),
-    Speed("llama_1b", "llama", 4, 4096, 12, 4),
-]
-TURNS = 2
-# Of PyTorch's tokens per second.
-SPEED_GOAL = 1.15
-
-# Share of the measured floor: of the bandwidth of a copy, or of the rate of a matrix product.
-KERNEL_GOALS = {
-    "norm": 0.85,
-    "rope": 0.85,
-    "loss": 0.85,
-    "optimiser": 0.85,
-    "attention forward": 0.60,
-    "attention backward": 0.50,
-}
-DECODES = [(weights, batch) for weights in ("bf16", "q4_k") for batch in (1, 64)]
 
 
 def arguments():
@@ -108,91 +78,18 @@ def arguments():
     return args
 
 
-def library_folders():
-    """Where pip put CUDA's libraries, after what LEHR_CUDA_LIBS names already."""
-    packages = [*site.getsitepackages(), site.getusersitepackages(), *sys.path]
-    found = [folder for base in packages if base for folder in sorted(glob.glob(f"{base}/nvidia/*/lib"))]
-    given = os.environ.get("LEHR_CUDA_LIBS", "").split(":")
-    return ":".join(dict.fromkeys(folder for folder in [*given, *found] if folder))
-
-
-@dataclass
-class Row:
-    step: str
-    result: str = NO_TIME
-    figure: str = ""
-    goal: str = ""
-    peer: str = ""
-    # Whether the exit code depends on it.
-    is_correctness: bool = False
-
-    def failed(self):
-        return self.is_correctness and self.result in (FAILED, TIME_LIMIT)
-
-
-@dataclass
-class Ran:
-    """What became of a command. `result` says why there is nothing to read from it, and is None where there may be."""
-
-    result: str | None
-    out: str = ""
-    err: str = ""
-    code: int | None = None
-    seconds: float = 0.0
-
-    def objects(self):
-        """The JSON objects it printed, one a line."""
-        found = []
-        for line in self.out.splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                found.append(value)
-        return found
-
-    def reason(self):
-        """Why there is no figure, where the result does not say it all."""
-        if self.result not in (None, FAILED):
-            return ""
-        lines = [line for line in (self.err or self.out).splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()]
-        return (errors or lines or [f"exit code {self.code}"])[-1].strip()[:160]
-
-
 class Ended(BaseException):
     """The time is over, or somebody wants the program to end."""
 
 
-class Check:
+class Check(Runner):
     def __init__(self, args):
-        self.args = args
-        self.start = time.monotonic()
-        self.deadline = self.start + 60 * args.minutes - RESERVE
-        args.out.mkdir(parents=True, exist_ok=True)
-        self.log = (args.out / "log.txt").open("w")
-        self.results = (args.out / "results.jsonl").open("w")
-        self.lehr = str(args.lehr.resolve())
-        # The driver, whatever the caller's environment says: an emulated GPU would prove and measure something else.
-        self.env = os.environ | {"LEHR_CUDA": "driver", "LEHR_CUDA_LIBS": library_folders(), "PYTHONUNBUFFERED": "1"}
+        super().__init__(args)
         self.details = []
-        self.background = None
         self.is_broken = False
         self.stopped_by = None
         self.no_torch = None
         self.rows = {row.step: row for row in all_rows()}
-
-    def say(self, text):
-        print(f"[{time.monotonic() - self.start:4.0f} s] {text}", file=sys.stderr, flush=True)
-
-    def left(self):
-        return self.deadline - time.monotonic()
-
-    def until(self, step):
-        """When a step has to be over."""
-        seconds = max(STEP_LIMITS[step] * self.args.minutes / 8, 3 * LEAST)
-        return min(self.deadline, time.monotonic() + seconds)
 
     def set(self, step, result, figure="", peer=None):
         row = self.rows[step]
@@ -200,67 +97,6 @@ class Check:
         if peer is not None:
             row.peer = peer
         self.say(f"{step}: {result}  {figure}")
-
-    def record(self, step, value):
-        self.results.write(json.dumps({"step": step} | value) + "\n")
-        self.results.flush()
-
-    def run(self, command, limit, until=None, env=None, cwd=ROOT):
-        """Runs a command to its end or its limit; logs it."""
-        command = [str(word) for word in command]
-        rest = (until or self.deadline) - time.monotonic()
-        if rest < LEAST:
-            return Ran(NO_TIME)
-        self.say(shlex.join([Path(command[0]).name, *command[1:]]))
-        start = time.monotonic()
-        with (
-            tempfile.TemporaryFile("w+", errors="replace") as out,
-            tempfile.TemporaryFile("w+", errors="replace") as err,
-        ):
-            try:
-                process = start_process(command, out, err, self.env | (env or {}), cwd)
-            except OSError as error:
-                self.write_log(command, f"did not start: {error}", "", "")
-                return Ran(FAILED, err=str(error))
-            hung = None
-            try:
-                process.wait(min(limit, rest))
-            except subprocess.TimeoutExpired:
-                hung = TIME_LIMIT if limit <= rest else CUT_OFF
-            finally:
-                # Also when the program is told to end.
-                stop(process)
-                texts = [read_all(out), read_all(err)]
-                seconds = time.monotonic() - start
-                self.write_log(command, f"{hung or f'exit code {process.returncode}'}, {seconds:.1f} s", *texts)
-        return Ran(hung, *texts, process.returncode, seconds)
-
-    def run_lehr(self, words, limit, until=None):
-        """Runs lehr; an option or a command that it does not know is told apart from a failure."""
-        ran = self.run([self.lehr, *words], limit, until)
-        # The code with which the parser of arguments ends the program; errors of lehr itself have 1.
-        if ran.result is None and ran.code == 2:
-            ran.result = NOT_THERE
-        return ran
-
-    def measure(self, step, words, limit, until=None):
-        """Runs lehr for one JSON object: (the object or None, what became of the command)."""
-        ran = self.run_lehr(words, limit, until)
-        return self.object_of(step, ran), ran
-
-    def object_of(self, step, ran):
-        objects = ran.objects()
-        if ran.result is None and (ran.code != 0 or not objects):
-            ran.result = FAILED
-        if ran.result is not None:
-            return None
-        self.record(step, objects[-1])
-        return objects[-1]
-
-    def write_log(self, command, end, out, err):
-        said = f"{out}--- standard error\n{err}" if err else out
-        self.log.write(f"$ {shlex.join(command)}\n{said}--- {end}\n\n")
-        self.log.flush()
 
     # The steps, in the order of the table.
 
@@ -393,24 +229,8 @@ class Check:
             return
         commands = [[sys.executable, str(TORCH_GPU), *s.arguments(), "--steps", "1", "--warmup", "1"] for s in SPEEDS]
         script = "\n".join(shlex.join(command) for command in commands)
-        self.background_log = tempfile.TemporaryFile("w+", errors="replace")
         self.say("PyTorch compiles in the background")
-        log = self.background_log
-        self.background = start_process(["sh", "-c", script], log, log, self.env, ROOT)
-
-    def end_background(self, seconds):
-        if self.background is None:
-            return
-        process, self.background = self.background, None
-        try:
-            self.say("waiting for PyTorch's compilations")
-            process.wait(max(0, min(seconds, self.left())))
-            end = f"exit code {process.returncode}"
-        except subprocess.TimeoutExpired:
-            end = "stopped"
-        finally:
-            stop(process)
-        self.write_log(["PyTorch's compilations in the background"], end, read_all(self.background_log), "")
+        self.start_background(script)
 
     def speed(self, turn, found):
         """One turn of every configuration: lehr, then PyTorch."""
@@ -557,106 +377,6 @@ class Check:
         (self.args.out / "table.md").write_text(text + details)
         print(f"{details}\n{text}", flush=True)
         return 1 if self.is_broken or self.stopped_by or any(row.failed() for row in self.rows.values()) else 0
-
-
-def all_rows():
-    yield Row("doctor")
-    yield Row("ops", goal="every op equals its reference, twice", is_correctness=True)
-    yield Row("goldens", goal="every item within its limit", is_correctness=True)
-    for arch in ARCHS:
-        for dtype, limit in PARITY.items():
-            goal = f"≤ {limit:g} from the CPU's f32; two runs equal"
-            yield Row(f"parity {arch} {dtype}", goal=goal, is_correctness=True)
-    for s in SPEEDS:
-        yield Row(s.name, goal=f"≥ {SPEED_GOAL:.2f} × PyTorch")
-    for family, goal in KERNEL_GOALS.items():
-        yield Row(f"kernels {family}", goal=f"≥ {goal:.2f} of the floor")
-    for weights, batch in DECODES:
-        yield Row(f"decode 8b {weights} × {batch}")
-
-
-def start_process(command, out, err, env, cwd):
-    # A group of its own, so that its children can be ended with it.
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=True
-    )
-
-
-def stop(process):
-    """Ends a process and its children: first it is asked, then it is made to. Never waits long for one that cannot end."""
-    for number, seconds in ((signal.SIGTERM, 1.5), (signal.SIGKILL, 1.5)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def read_all(file):
-    file.seek(0)
-    return file.read()
-
-
-def finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def relative(a, b):
-    """|a - b| / |b|; infinite where one of them is no number."""
-    return abs(a - b) / max(abs(b), 1e-30) if finite(a) and finite(b) else math.inf
-
-
-def median(lines, key):
-    return statistics.median(line[key] for line in lines)
-
-
-def share(lines, key):
-    values = [line[key] for line in lines if finite(line.get(key))]
-    return f"{100 * statistics.median(values):.1f} % of peak" if values else "share of peak unknown"
-
-
-def peak_mb(lines):
-    values = [line["device_peak_mb"] for line in lines if finite(line.get("device_peak_mb"))]
-    return f", {max(values):,.0f} MB" if values else ""
-
-
-def family_of(op):
-    """The kind of kernel with a goal of its own that `op` is, or None."""
-    op = op.lower()
-    if "attention" in op:
-        return "attention backward" if any(word in op for word in ("back", "bwd", "grad")) else "attention forward"
-    words = {"norm": ["norm"], "rope": ["rope"], "loss": ["entropy", "loss"], "optimiser": ["adam", "optim", "muon"]}
-    return next((family for family, parts in words.items() if any(part in op for part in parts)), None)
-
-
-def shape_text(line):
-    shape = line.get("shape", "")
-    return " × ".join(str(n) for n in shape) if isinstance(shape, list) else str(shape)
-
-
-def kernel_table(lines):
-    form = {"ms": "{:.4f}", "gbytes_s": "{:,.0f}", "tflops": "{:,.1f}", "share": "{:.2f}"}
-    head = ["op", "dtype", "shape", "ms", "GB/s", "TFLOP/s", "share", "goal"]
-    rows = [head, ["---"] * 3 + ["---:"] * 5]
-    for line in lines:
-        numbers = [text.format(line[key]) if finite(line.get(key)) else "" for key, text in form.items()]
-        goal = KERNEL_GOALS.get(family_of(line["op"]))
-        rows.append([line["op"], str(line.get("dtype", "")), shape_text(line), *numbers, f"{goal:.2f}" if goal else ""])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def failing_lines(text):
-    """What a test program says of failures, without its frame."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    start = next((i for i, line in enumerate(lines) if "panicked at" in line or "cases failed" in line), 0)
-    return lines[start : start + 40]
-
-
-def quoted(lines):
-    return "\n".join(f"    {line[:300]}" for line in lines[:40])
 
 
 def main():

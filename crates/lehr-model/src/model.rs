@@ -309,11 +309,11 @@ impl Model {
             let is_named = |name: &str| ends.iter().any(|end| name.ends_with(end));
             let params = self.params.params().iter().filter(|p| is_named(p.name()));
             let stored = self.params.stored().iter().filter(|(name, _)| is_named(name));
-            params.map(|p| 4 * p.shape().n_elements()).sum::<usize>()
+            params.map(Param::read_bytes).sum::<usize>()
                 + stored.map(|(_, w)| w.n_bytes()).sum::<usize>()
         };
         let has_own_head = bytes(&HEADS) > 0;
-        self.params.n_bytes() - if has_own_head { bytes(&TABLES) } else { 0 }
+        self.params.read_bytes() - if has_own_head { bytes(&TABLES) } else { 0 }
     }
 
     /// Writes `config.json` and the weights in f32 into `dir`, which `transformers` loads.

@@ -109,6 +109,13 @@ impl Param {
         Err(Error::InUse { name: self.0.name.clone() })
     }
 
+    /// Bytes that a forward pass reads: of the copy in the type it is computed with, if there is one.
+    #[must_use]
+    pub fn read_bytes(&self) -> usize {
+        let size = self.shadow().as_ref().map_or(DType::F32, Tensor::dtype).size();
+        size * self.shape().n_elements()
+    }
+
     /// Where it lives.
     #[must_use]
     pub fn device(&self) -> Device {
@@ -257,6 +264,13 @@ impl ParamStore {
     pub fn n_bytes(&self) -> usize {
         let stored: usize = self.stored.iter().map(|(_, w)| w.n_bytes()).sum();
         stored + self.params.iter().map(|p| 4 * p.shape().n_elements()).sum::<usize>()
+    }
+
+    /// Bytes that a forward pass which uses everything reads.
+    #[must_use]
+    pub fn read_bytes(&self) -> usize {
+        let stored: usize = self.stored.iter().map(|(_, w)| w.n_bytes()).sum();
+        stored + self.params.iter().map(Param::read_bytes).sum::<usize>()
     }
 
     /// Moves all parameters to `device`, where they are computed with in `dtype` ([`Param::to_device`]), and stored matrices, in

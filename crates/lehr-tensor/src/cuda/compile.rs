@@ -28,11 +28,18 @@ macro_rules! source {
 pub(crate) use source;
 
 /// Headers that sources include.
-pub(super) const HEADERS: [(&str, &str); 4] = [
+pub(super) const HEADERS: [(&str, &str); 11] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("mma.cuh", include_str!("kernels/mma.cuh")),
+    ("attention.cuh", include_str!("kernels/attention.cuh")),
+    ("plain.cuh", include_str!("kernels/plain.cuh")),
+    ("flash.cuh", include_str!("kernels/flash.cuh")),
     ("curves.cuh", include_str!("kernels/curves.cuh")),
     ("quant.cuh", include_str!("kernels/quant.cuh")),
+    ("product.cuh", include_str!("kernels/product.cuh")),
+    ("product_copy.cuh", include_str!("kernels/product_copy.cuh")),
+    ("product_formats.cuh", include_str!("kernels/product_formats.cuh")),
+    ("product_sums.cuh", include_str!("kernels/product_sums.cuh")),
 ];
 
 /// The element types that kernels are compiled for.

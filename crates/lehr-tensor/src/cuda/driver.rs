@@ -13,6 +13,7 @@ use cudarc::driver::sys::{self, CUresult};
 use super::blas::Matmul;
 use super::compile::{Source, cache_path, cubin};
 use super::lt::Lt;
+use super::stream::{Event, Events, HostClock, Staging};
 use super::{Backend, DeviceInfo, Extent, Function, Timer, fault, library};
 use crate::{DType, Device, Error, Result};
 
@@ -42,7 +43,7 @@ unsafe impl Send for Driver {}
 unsafe impl Sync for Driver {}
 
 /// An error unless the call succeeded.
-fn check(result: CUresult, doing: &str) -> Result<()> {
+pub(super) fn check(result: CUresult, doing: &str) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -459,122 +460,5 @@ impl Backend for Driver {
         let [start, stop] = [Event::new(true)?, Event::new(true)?];
         start.record(self.stream)?;
         Ok(Box::new(Events { start, stop, stream: self.stream }))
-    }
-}
-
-/// A moment of the stream.
-struct Event(sys::CUevent);
-
-impl Event {
-    fn new(timing: bool) -> Result<Self> {
-        let flags =
-            if timing { 0 } else { sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32 };
-        let mut event = ptr::null_mut();
-        // SAFETY: the context is current.
-        check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "making an event")?;
-        Ok(Self(event))
-    }
-
-    fn record(&self, stream: sys::CUstream) -> Result<()> {
-        // SAFETY: both are alive.
-        check(unsafe { sys::cuEventRecord(self.0, stream) }, "recording an event")
-    }
-
-    fn wait(&self) -> Result<()> {
-        // SAFETY: the event is alive.
-        check(unsafe { sys::cuEventSynchronize(self.0) }, "waiting for the GPU")
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: nobody waits for it any more.
-        let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
-    }
-}
-
-struct Events {
-    start: Event,
-    stop: Event,
-    stream: sys::CUstream,
-}
-
-impl Timer for Events {
-    fn stop(&self) -> Result<f64> {
-        self.stop.record(self.stream)?;
-        self.stop.wait()?;
-        let mut ms = 0.0;
-        check(
-            // SAFETY: both events were recorded with timing.
-            unsafe { sys::cuEventElapsedTime_v2(&raw mut ms, self.start.0, self.stop.0) },
-            "reading a timer",
-        )?;
-        Ok(f64::from(ms) / 1e3)
-    }
-}
-
-/// What older drivers are timed with: the host's clock while it waits for the stream.
-struct HostClock {
-    start: Instant,
-    stream: sys::CUstream,
-}
-
-impl Timer for HostClock {
-    fn stop(&self) -> Result<f64> {
-        // SAFETY: the stream lives as long as the process.
-        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "waiting for the GPU")?;
-        Ok(self.start.elapsed().as_secs_f64())
-    }
-}
-
-/// Locked memory through which uploads go, so that the host need not wait for the stream: parts used in turn, each free again
-/// when the stream has passed its event.
-struct Staging {
-    base: *mut u8,
-    events: Vec<Event>,
-    next: usize,
-    /// Bytes used of the part at hand.
-    filled: usize,
-}
-
-impl Staging {
-    const PART_BYTES: usize = 8 << 20;
-    const PARTS: usize = 4;
-
-    fn new(stream: sys::CUstream) -> Result<Self> {
-        let mut base = ptr::null_mut();
-        check(
-            // SAFETY: the context is current.
-            unsafe { sys::cuMemAllocHost_v2(&raw mut base, Self::PARTS * Self::PART_BYTES) },
-            "locking memory",
-        )?;
-        let events = (0..Self::PARTS).map(|_| Event::new(false)).collect::<Result<Vec<_>>>()?;
-        events.iter().try_for_each(|event| event.record(stream))?;
-        Ok(Self { base: base.cast(), events, next: 0, filled: 0 })
-    }
-
-    fn upload(&mut self, stream: sys::CUstream, dst: u64, src: &[u8]) -> Result<()> {
-        let mut done = 0;
-        while done < src.len() {
-            if self.filled == Self::PART_BYTES {
-                self.events[self.next].record(stream)?;
-                self.next = (self.next + 1) % Self::PARTS;
-                self.filled = 0;
-                self.events[self.next].wait()?;
-            }
-            let n = (src.len() - done).min(Self::PART_BYTES - self.filled);
-            // SAFETY: the part is free from `filled` on, and the stream reads it before it is used again.
-            unsafe {
-                let at = self.base.add(self.next * Self::PART_BYTES + self.filled);
-                ptr::copy_nonoverlapping(src.as_ptr().add(done), at, n);
-                check(
-                    sys::cuMemcpyHtoDAsync_v2(dst + done as u64, at.cast(), n, stream),
-                    "copying to the GPU",
-                )?;
-            }
-            self.filled += n;
-            done += n;
-        }
-        Ok(())
     }
 }

@@ -1,12 +1,12 @@
 //! NVIDIA GPUs: devices, memory, kernels, matrix products.
 //!
 //! Nothing of CUDA is needed to build. The driver, NVRTC and cuBLASLt are opened when a GPU is first asked for
-//! ([`library`]); kernels are CUDA C++ in the folders of the ops (`kernel.cu`), compiled at first use and kept on disk
-//! ([`compile`]). A device has one stream, so whatever is launched runs in that order and a freed block may be handed out again
+//! (`library`); kernels are CUDA C++ in the folders of the ops (`kernel.cu`), compiled at first use and kept on disk
+//! (`compile`). A device has one stream, so whatever is launched runs in that order and a freed block may be handed out again
 //! at once; the host waits only where it reads a result.
 //!
 //! With `LEHR_CUDA=emulator` device 0 is not a GPU but a C++ compiler: the same launch code and the same kernels run on the CPU
-//! ([`emulator`]), slowly, to test their logic.
+//! (`emulator`), slowly, to test their logic.
 
 mod arena;
 pub(crate) mod blas;
@@ -14,10 +14,13 @@ mod buffer;
 mod compile;
 mod driver;
 mod emulator;
+mod graph;
 mod launch;
 mod library;
 mod lt;
+mod measure;
 mod sources;
+mod stream;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,12 +30,13 @@ pub(crate) use arena::Block;
 pub(crate) use buffer::CudaBuffer;
 pub use compile::{CompileReport, compile_all};
 pub(crate) use compile::{Source, source};
+pub use graph::{Graph, overwrite_ids};
 pub(crate) use launch::{Arg, args, int};
 pub use library::{LibraryReport, libraries};
+pub use measure::{copy_rate, matmul_gflops, timed};
 
 use crate::free_list::Stats;
-use crate::ops::linear::WeightLayout;
-use crate::{DType, Device, Error, Philox, Result, Tensor};
+use crate::{DType, Error, Result};
 use arena::Arena;
 use blas::Matmul;
 
@@ -355,34 +359,6 @@ pub fn usable() -> Result<bool> {
     }
 }
 
-/// Bytes per second of copies within a device, those read and those written counted.
-///
-/// # Errors
-/// If memory runs out or the device fails.
-pub fn copy_rate(ordinal: usize) -> Result<f64> {
-    let (n, rounds) = (if is_emulated()? { 1 << 16 } else { 1 << 27 }, 10);
-    let x = Tensor::zeros_on(Device::Cuda(ordinal), [n], DType::F32)?;
-    x.duplicate()?;
-    let seconds = timed(ordinal, || (0..rounds).try_for_each(|_| x.duplicate().map(drop)))?;
-    Ok(8.0 * n as f64 * f64::from(rounds) / seconds)
-}
-
-/// GFLOP/s of matrix products of a training step's shape on a device, in `dtype`, by the device's own clock.
-///
-/// # Errors
-/// If memory runs out or the device fails.
-pub fn matmul_gflops(ordinal: usize, dtype: DType) -> Result<f64> {
-    let (n, rounds) = (if is_emulated()? { 128 } else { 4096 }, 20);
-    let device = Device::Cuda(ordinal);
-    let mut x = Tensor::zeros([n, n])?;
-    Philox::new(1, 0).fill_normal(x.data_mut(), 1.0);
-    let x = x.cast(dtype)?.to_device(device)?;
-    let product = || x.linear(&x, WeightLayout::OutIn, None).map(drop);
-    product()?;
-    let seconds = timed(ordinal, || (0..rounds).try_for_each(|_| product()))?;
-    Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / seconds / 1e9)
-}
-
 /// Compiles what kernels are not in the cache yet for a device and these element types, on all cores, so that the first step does not
 /// do it one by one. `begin` is told how many files there are, if any.
 ///
@@ -431,90 +407,12 @@ pub fn reset_peak(ordinal: usize) -> Result<()> {
     Cuda::get(ordinal).map(|cuda| cuda.arena.reset_peak())
 }
 
-/// Writes integers over those of a tensor on a GPU, whoever shares it: the inputs of recorded work.
-///
-/// # Errors
-/// If the tensor is not an integer tensor of that size on a GPU, or the device fails.
-pub fn overwrite_ids(tensor: &Tensor, values: &[i32]) -> Result<()> {
-    tensor.expect_ids("overwrite_ids")?;
-    if tensor.shape().n_elements() != values.len() {
-        let expected = format!("{} numbers", values.len());
-        return Err(Error::Rank { op: "overwrite_ids", found: tensor.shape(), expected });
-    }
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
-    tensor.cuda()?.upload(tensor.device_ptr(), &bytes)
-}
-
 /// Waits until a device has done everything it was told.
 ///
 /// # Errors
 /// If something on the device failed.
 pub fn synchronize(ordinal: usize) -> Result<()> {
     Cuda::get(ordinal)?.synchronize()
-}
-
-/// Runs `body` and gives the seconds its work took on the device, by the device's own clock.
-///
-/// # Errors
-/// Those of `body`, or of the device.
-pub fn timed(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let timer = Cuda::get(ordinal)?.backend.timer()?;
-    body()?;
-    timer.stop()
-}
-
-/// Work recorded once and run many times: a launch costs the host nothing then.
-pub struct Graph {
-    cuda: &'static Cuda,
-    handle: u64,
-    /// The memory of intermediate results, which stays reserved as long as the graph is there.
-    held: Vec<(usize, usize)>,
-}
-
-impl Graph {
-    /// Records what `body` starts on the device, without running it. It must have run once before, so that its kernels are loaded
-    /// and there is memory for its results. It must not upload anything nor read results. What it allocates and frees stays
-    /// reserved for the graph. No other thread may use the device meanwhile.
-    ///
-    /// # Errors
-    /// Those of `body`, or if something in it cannot be recorded.
-    pub fn record(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<Self> {
-        /// Room for intermediate results that is there before recording begins, because none of it is used twice.
-        const ROOM_BYTES: usize = 256 << 20;
-        let cuda = Cuda::get(ordinal)?;
-        // Best effort: where it is not to be had, less may do.
-        drop(Block::take(ordinal, ROOM_BYTES));
-        cuda.backend.begin_capture()?;
-        cuda.arena.hold();
-        let done = body();
-        let held = cuda.arena.take_held();
-        match cuda.backend.end_capture() {
-            Ok(handle) => {
-                // If `body` failed, the graph is forgotten at once.
-                let graph = Self { cuda, handle, held };
-                done.map(|()| graph)
-            }
-            Err(error) => {
-                cuda.arena.give_back(&held);
-                done.and(Err(error))
-            }
-        }
-    }
-
-    /// Runs it.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn launch(&self) -> Result<()> {
-        self.cuda.backend.launch_graph(self.handle)
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        self.cuda.backend.drop_graph(self.handle);
-        self.cuda.arena.give_back(&self.held);
-    }
 }
 
 /// An error of CUDA.

@@ -1,4 +1,4 @@
-// Weights in stored forms, on the GPU: what dequantize.cu and product.cu share. The layouts are those of quant/block32.rs,
+// Weights in stored forms, on the GPU: what dequantize.cu and product.cuh share. The layouts are those of quant/block32.rs,
 // quant/kquant/ and quant/scaled.rs.
 #pragma once
 #include "common.cuh"

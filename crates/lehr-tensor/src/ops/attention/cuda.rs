@@ -5,8 +5,14 @@ use super::{Inputs, Size};
 use crate::cuda::{Cuda, Extent, Source, args, int, source};
 use crate::{DType, Error, Result, Tensor};
 
-pub(crate) static KERNELS: Source = source!("attention", "kernel.cu");
-pub(crate) static FLASH: Source = source!("attention-flash", "flash.cu");
+pub(crate) static PREPARE: Source = source!("attention-prepare", "prepare.cu");
+pub(crate) static DECODE: Source = source!("attention-decode", "decode.cu");
+pub(crate) static PLAIN_FORWARD: Source = source!("attention-plain-forward", "plain_forward.cu");
+pub(crate) static PLAIN_BACKWARD: Source = source!("attention-plain-backward", "plain_backward.cu");
+pub(crate) static FLASH_FORWARD: Source = source!("attention-flash-forward", "flash_forward.cu");
+pub(crate) static FLASH_BACKWARD_Q: Source = source!("attention-flash-backward-q", "flash_backward_q.cu");
+pub(crate) static FLASH_BACKWARD_KV: Source = source!("attention-flash-backward-kv", "flash_backward_kv.cu");
+pub(crate) static FLASH_DECODE: Source = source!("attention-flash-decode", "flash_decode.cu");
 const OP: &str = "attention";
 
 /// Which keys each query sees, as kernels take it: a rule, or intervals on the device.
@@ -52,7 +58,6 @@ fn views(tensors: &[Option<&Tensor>], size: Size) -> [Option<View>; 3] {
 
 /// The kernels of one head width.
 struct Family {
-    source: &'static Source,
     /// Widths up to this.
     width: usize,
     threads: u32,
@@ -67,27 +72,39 @@ struct Family {
 
 /// A kernel, rows of the result per block, dynamic shared memory.
 struct Tile {
+    source: &'static Source,
     name: &'static str,
     rows: usize,
     shared_bytes: u32,
 }
 
 macro_rules! family {
-    ($source:ident, $threads:literal, $prefix:literal, $width:literal: $forward:expr, $q:expr, $kv:expr, $kv_queries:literal, $split:literal) => {
+    ($sources:ident, $threads:literal, $prefix:literal, $width:literal: $forward:expr, $q:expr, $kv:expr, $kv_queries:literal, $split:literal) => {
         Family {
-            source: &$source,
             width: $width,
             threads: $threads,
-            forward: Tile { name: concat!($prefix, "_forward_", $width), rows: $forward.0, shared_bytes: $forward.1 },
-            backward_q: Tile { name: concat!($prefix, "_backward_q_", $width), rows: $q.0, shared_bytes: $q.1 },
-            backward_kv: Tile { name: concat!($prefix, "_backward_kv_", $width), rows: $kv.0, shared_bytes: $kv.1 },
+            forward: Tile { source: $sources.forward, name: concat!($prefix, "_forward_", $width), rows: $forward.0, shared_bytes: $forward.1 },
+            backward_q: Tile { source: $sources.backward_q, name: concat!($prefix, "_backward_q_", $width), rows: $q.0, shared_bytes: $q.1 },
+            backward_kv: Tile { source: $sources.backward_kv, name: concat!($prefix, "_backward_kv_", $width), rows: $kv.0, shared_bytes: $kv.1 },
             kv_queries: $kv_queries,
             split: $split,
         }
     };
 }
 
-/// Rows per block and shared memory are those of the comments in `flash.cu`.
+/// The files of the kernels of a family.
+struct Sources {
+    forward: &'static Source,
+    backward_q: &'static Source,
+    backward_kv: &'static Source,
+}
+
+const FLASH: Sources =
+    Sources { forward: &FLASH_FORWARD, backward_q: &FLASH_BACKWARD_Q, backward_kv: &FLASH_BACKWARD_KV };
+const PLAIN: Sources =
+    Sources { forward: &PLAIN_FORWARD, backward_q: &PLAIN_BACKWARD, backward_kv: &PLAIN_BACKWARD };
+
+/// Rows per block and shared memory are those of the comments at the kernels.
 static ON_TENSOR_CORES: [Family; 6] = [
     family!(FLASH, 128, "flash", 32: (128, 25_680), (128, 34_896), (128, 33_904), 64, false),
     family!(FLASH, 128, "flash", 64: (128, 50_256), (128, 67_664), (128, 66_672), 64, false),
@@ -97,19 +114,18 @@ static ON_TENSOR_CORES: [Family; 6] = [
     family!(FLASH, 128, "flash", 256: (64, 98_896), (64, 99_408), (64, 98_672), 16, true),
 ];
 
-/// And those in `kernel.cu`.
-static PLAIN: [Family; 4] = [
-    family!(KERNELS, 256, "attention", 32: (64, 36_368), (64, 54_800), (64, 55_296), 64, false),
-    family!(KERNELS, 256, "attention", 64: (64, 52_752), (64, 87_568), (64, 88_064), 64, false),
-    family!(KERNELS, 256, "attention", 128: (64, 85_520), (32, 72_464), (32, 72_704), 32, false),
-    family!(KERNELS, 256, "attention", 256: (32, 71_440), (16, 67_984), (16, 68_096), 16, false),
+static ON_PLAIN_UNITS: [Family; 4] = [
+    family!(PLAIN, 256, "attention", 32: (64, 36_368), (64, 54_800), (64, 55_296), 64, false),
+    family!(PLAIN, 256, "attention", 64: (64, 52_752), (64, 87_568), (64, 88_064), 64, false),
+    family!(PLAIN, 256, "attention", 128: (64, 85_520), (32, 72_464), (32, 72_704), 32, false),
+    family!(PLAIN, 256, "attention", 256: (32, 71_440), (16, 67_984), (16, 68_096), 16, false),
 ];
 
 /// The kernels for these heads: tensor cores need 16-bit elements and rows of whole packs of 16 bytes.
 fn family(dtype: DType, width: usize, views: &[View]) -> Result<&'static Family> {
     let is_packed = |view: &View| view.ptr.is_multiple_of(16) && view.stride.is_multiple_of(8);
     let fast = dtype != DType::F32 && width.is_multiple_of(8) && views.iter().all(is_packed);
-    let families: &[Family] = if fast { &ON_TENSOR_CORES } else { &PLAIN };
+    let families: &[Family] = if fast { &ON_TENSOR_CORES } else { &ON_PLAIN_UNITS };
     families.iter().find(|f| width <= f.width).ok_or_else(|| {
         let expected = "at most 256 on a GPU";
         Error::Argument { op: OP, name: "head width", value: width.to_string(), expected }
@@ -155,7 +171,7 @@ pub(super) fn forward(
         int(OP, v.stride)?, int(OP, size.tq)?, int(OP, size.tk)?, int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?,
         int(OP, size.width)?, causal, window, n_keys, scale,
     ];
-    out.cuda()?.launch(family.source, dtype, family.forward.name, extent, args)
+    out.cuda()?.launch(family.forward.source, dtype, family.forward.name, extent, args)
 }
 
 /// The most queries for which keys are divided among blocks.
@@ -180,7 +196,7 @@ fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
             129..=192 => ("flash_decode_192", 55_936),
             _ => ("flash_decode_256", 74_368),
         };
-        return Decode { source: &FLASH, name, at_once: 16, shared_bytes };
+        return Decode { source: &FLASH_DECODE, name, at_once: 16, shared_bytes };
     }
     let at_once = if rows >= 3 { 4 } else { rows };
     let name = match (width, at_once) {
@@ -194,7 +210,7 @@ fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
         (_, 2) => "attention_decode_256_2",
         _ => "attention_decode_256_4",
     };
-    Decode { source: &KERNELS, name, at_once, shared_bytes: 0 }
+    Decode { source: &DECODE, name, at_once, shared_bytes: 0 }
 }
 
 /// A few queries over many keys: bound by the reading of keys and values, which as many blocks as the device runs at once do, each a
@@ -227,7 +243,7 @@ fn decode([q, k, v]: [View; 3], size: Size, seen: &Seen, scale: f32, out: &mut T
     let mut extent = Extent::line(rows, if size.width > 64 { 128 } else { 64 });
     extent.grid[1..].copy_from_slice(&[size.n_kv_heads as u32, size.batch as u32]);
     let args = args![&workspace, &*out, tq, n_heads, n_kv_heads, width, n_splits];
-    cuda.launch(&KERNELS, dtype, "attention_decode_combine", extent, args)
+    cuda.launch(&DECODE, dtype, "attention_decode_combine", extent, args)
 }
 
 /// What backward reads.
@@ -265,7 +281,7 @@ impl Saved<'_> {
                 q.ptr, k.ptr, v.ptr, dy, &stats, intervals, dq.ptr, q_stride, k_stride, v_stride, int(OP, dq.stride)?,
                 tq, tk, n_heads, n_kv_heads, width, causal, window, n_keys, self.scale, accumulate,
             ];
-            cuda.launch(family.source, dtype, family.backward_q.name, extent, args)?;
+            cuda.launch(family.backward_q.source, dtype, family.backward_q.name, extent, args)?;
         }
         if dk.is_none() && dv.is_none() {
             return Ok(());
@@ -283,7 +299,7 @@ impl Saved<'_> {
             int(OP, dk_stride)?, int(OP, dv_stride)?, tq, tk, n_heads, n_kv_heads, width, causal, window, n_keys,
             self.scale, accumulate,
         ];
-        cuda.launch(family.source, dtype, tile.name, extent, args)
+        cuda.launch(tile.source, dtype, tile.name, extent, args)
     }
 
     /// Log-sum-exp and `Σ out · dy` of each query, `[B, H, Tq, 2]`.
@@ -294,7 +310,7 @@ impl Saved<'_> {
         let args = args![
             self.out, dy, self.lse, &stats, int(OP, rows)?, int(OP, tq)?, int(OP, n_heads)?, int(OP, width)?
         ];
-        cuda.launch(&KERNELS, self.out.dtype(), "attention_stats", Extent::line(rows.div_ceil(32), 256), args)?;
+        cuda.launch(&PREPARE, self.out.dtype(), "attention_stats", Extent::line(rows.div_ceil(32), 256), args)?;
         Ok(stats)
     }
 
@@ -305,7 +321,7 @@ impl Saved<'_> {
         let mut extent = Extent::line(tq.div_ceil(n), 32);
         extent.grid[1] = batch as u32;
         let args = args![intervals, &bounds, int(OP, tq)?, self.seen.rule.n_keys, n as i32];
-        cuda.launch(&KERNELS, self.out.dtype(), "attention_tile_bounds", extent, args)?;
+        cuda.launch(&PREPARE, self.out.dtype(), "attention_tile_bounds", extent, args)?;
         Ok(bounds)
     }
 }

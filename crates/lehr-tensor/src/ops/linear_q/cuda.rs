@@ -9,7 +9,9 @@ use crate::quant::{MatrixFormat, OnGpu, QMatrix, Scaling, WeightFormat};
 use crate::{DType, Result, Tensor};
 
 pub(crate) static DEQUANTIZE: Source = source!("linear_q-dequantize", "dequantize.cu");
-pub(crate) static PRODUCT: Source = source!("linear_q-product", "product.cu");
+pub(crate) static PRODUCT_OWN: Source = source!("linear_q-product-own", "product_own.cu");
+pub(crate) static PRODUCT_BLOCKS: Source = source!("linear_q-product-blocks", "product_blocks.cu");
+pub(crate) static PRODUCT_K: Source = source!("linear_q-product-k", "product_k.cu");
 const OP: &str = "linear_q";
 
 /// What a kernel is told of a format: its number, and numbers per scale for those whose scales lie apart.
@@ -65,8 +67,9 @@ fn dequantized(w: &QMatrix, copy: &OnGpu, x: &Tensor) -> Result<(Operand, Option
     Ok((linear::rows(&out, w.cols()), Some(out)))
 }
 
-/// The kernel that multiplies a few rows by a format, and what its shared memory is made of, as in the comment of `product.cu`.
+/// The kernel that multiplies a few rows by a format, and what its shared memory is made of, as in the comment of `product.cuh`.
 struct Product {
+    source: &'static Source,
     name: &'static str,
     /// Columns that a warp has in shared memory at once.
     segment: usize,
@@ -86,28 +89,31 @@ fn product(format: MatrixFormat) -> Product {
     };
     /// Of the levels of four-bit tables, one for each bank of shared memory.
     const TABLE: usize = 32_768;
-    let of = |name, segment, stride, pad| Product { name, segment, stride, pad, scales: 0, table: 0 };
+    let of = |source| {
+        move |name, segment, stride, pad| Product { source, name, segment, stride, pad, scales: 0, table: 0 }
+    };
+    let (own, blocks, k) = (of(&PRODUCT_OWN), of(&PRODUCT_BLOCKS), of(&PRODUCT_K));
     match format {
         MatrixFormat::Gguf(format) => match format {
-            F32 => of("product_f32", 64, 272, 64),
-            F16 => of("product_f16", 128, 320, 64),
-            BF16 => of("product_bf16", 128, 320, 64),
-            Q4_0 => of("product_q4_0", 256, 176, 32),
-            Q4_1 => of("product_q4_1", 256, 176, 32),
-            Q5_0 => of("product_q5_0", 256, 208, 32),
-            Q5_1 => of("product_q5_1", 256, 208, 32),
-            Q8_0 => of("product_q8_0", 256, 304, 32),
-            Q2_K => of("product_q2_k", 256, 112, 32),
-            Q3_K => of("product_q3_k", 256, 144, 32),
-            Q4_K => of("product_q4_k", 256, 144, 32),
-            Q5_K => of("product_q5_k", 256, 176, 32),
-            Q6_K => of("product_q6_k", 256, 240, 32),
-            IQ4_NL => Product { table: TABLE, ..of("product_iq4_nl", 256, 176, 32) },
-            IQ4_XS => Product { table: TABLE, ..of("product_iq4_xs", 256, 176, 32) },
+            F32 => own("product_f32", 64, 272, 64),
+            F16 => own("product_f16", 128, 320, 64),
+            BF16 => own("product_bf16", 128, 320, 64),
+            Q4_0 => blocks("product_q4_0", 256, 176, 32),
+            Q4_1 => blocks("product_q4_1", 256, 176, 32),
+            Q5_0 => blocks("product_q5_0", 256, 208, 32),
+            Q5_1 => blocks("product_q5_1", 256, 208, 32),
+            Q8_0 => blocks("product_q8_0", 256, 304, 32),
+            Q2_K => k("product_q2_k", 256, 112, 32),
+            Q3_K => k("product_q3_k", 256, 144, 32),
+            Q4_K => k("product_q4_k", 256, 144, 32),
+            Q5_K => k("product_q5_k", 256, 176, 32),
+            Q6_K => k("product_q6_k", 256, 240, 32),
+            IQ4_NL => Product { table: TABLE, ..blocks("product_iq4_nl", 256, 176, 32) },
+            IQ4_XS => Product { table: TABLE, ..k("product_iq4_xs", 256, 176, 32) },
         },
-        MatrixFormat::Int8(_) => Product { scales: 512, ..of("product_int8", 256, 272, 32) },
-        MatrixFormat::Int4(_) => Product { scales: 512, ..of("product_int4", 256, 144, 64) },
-        MatrixFormat::Nf4 => Product { scales: 512, table: TABLE, ..of("product_nf4", 256, 144, 64) },
+        MatrixFormat::Int8(_) => Product { scales: 512, ..own("product_int8", 256, 272, 32) },
+        MatrixFormat::Int4(_) => Product { scales: 512, ..own("product_int4", 256, 144, 64) },
+        MatrixFormat::Nf4 => Product { scales: 512, table: TABLE, ..own("product_nf4", 256, 144, 64) },
     }
 }
 
@@ -133,7 +139,7 @@ pub(crate) fn multiply_few(w: &Stored, x: &Tensor, bias: Option<&Tensor>, y: &mu
     const SHARED_MAX: usize = 227 << 10;
     let &Stored { rows, cols, .. } = w;
     let (cuda, n) = (x.cuda()?, x.shape().n_rows());
-    let Product { name, segment, stride, pad, scales, table } = product(w.format);
+    let Product { source, name, segment, stride, pad, scales, table } = product(w.format);
     let per_warp = 2 * (ROWS * stride + n * (segment * x.dtype().size() + pad) + scales);
     // Short rows need no more warps than they have segments; GPUs with less shared memory take fewer.
     let room = cuda.shared_max().min(SHARED_MAX) - table - 256;
@@ -144,7 +150,7 @@ pub(crate) fn multiply_few(w: &Stored, x: &Tensor, bias: Option<&Tensor>, y: &mu
         w.codes, w.scales, x, bias, &*y, int(OP, n)?, int(OP, rows)?, int(OP, cols)?,
         int(OP, w.format.row_bytes(cols))?, w.group,
     ];
-    cuda.launch(&PRODUCT, x.dtype(), name, extent, args)
+    cuda.launch(source, x.dtype(), name, extent, args)
 }
 
 /// `y = x Wᵀ + bias`.
