@@ -6,7 +6,7 @@ use std::str::FromStr;
 use lehr_tensor::{DType, Device, cuda};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// The device asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,11 +92,9 @@ impl Compute {
             cuda::prepare(ordinal, both, begin)?;
         }
         if dtype != DType::F32 && !device.is_cuda() {
-            return Err(Error::config(
-                "dtype",
-                dtype,
-                "f32 or auto, because the device is the CPU",
-            ));
+            let (op, value) = ("choosing the element type", dtype.to_string());
+            let expected = "f32 or auto, because the device is the CPU";
+            return Err(lehr_tensor::Error::Argument { op, name: "dtype", value, expected }.into());
         }
         Ok(Self { device, dtype, note })
     }

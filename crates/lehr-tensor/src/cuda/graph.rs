@@ -1,7 +1,19 @@
 //! Work that is recorded once and run many times.
 
+use std::cell::Cell;
+use std::sync::PoisonError;
+
 use super::{Block, Cuda};
 use crate::{Error, Result, Tensor};
+
+thread_local! {
+    static IS_RECORDER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is recording.
+pub(super) fn is_recorder() -> bool {
+    IS_RECORDER.get()
+}
 
 /// Work recorded once and run many times: a launch costs the host nothing then.
 pub struct Graph {
@@ -14,7 +26,7 @@ pub struct Graph {
 impl Graph {
     /// Records what `body` starts on the device, without running it. It must have run once before, so that its kernels are loaded
     /// and there is memory for its results. It must not upload anything nor read results. What it allocates and frees stays
-    /// reserved for the graph. No other thread may use the device meanwhile.
+    /// reserved for the graph. Other threads that use the device wait meanwhile.
     ///
     /// # Errors
     /// Those of `body`, or if something in it cannot be recorded.
@@ -24,9 +36,12 @@ impl Graph {
         let cuda = Cuda::get(ordinal)?;
         // Best effort: where it is not to be had, less may do.
         drop(Block::take(ordinal, ROOM_BYTES));
+        let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
         cuda.backend.begin_capture()?;
         cuda.arena.hold();
+        IS_RECORDER.set(true);
         let done = body();
+        IS_RECORDER.set(false);
         let held = cuda.arena.take_held();
         match cuda.backend.end_capture() {
             Ok(handle) => {
@@ -46,6 +61,7 @@ impl Graph {
     /// # Errors
     /// If the device fails.
     pub fn launch(&self) -> Result<()> {
+        let _turn = self.cuda.turn();
         self.cuda.backend.launch_graph(self.handle)
     }
 }

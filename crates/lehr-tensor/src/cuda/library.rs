@@ -76,7 +76,10 @@ pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
         return None;
     }
     let hint = match missing.iter().any(|name| name == "libcuda") {
-        true => "it comes with NVIDIA's driver; `nvidia-smi` says whether that is installed",
+        true => {
+            "it comes with NVIDIA's driver, and `nvidia-smi` says whether that is installed; with the \
+             device cpu or auto there is no need for it"
+        }
         false => {
             "install the CUDA toolkit, or set LEHR_CUDA_LIBS to the folders that hold it, for instance \
              the nvidia/*/lib folders of a Python environment"

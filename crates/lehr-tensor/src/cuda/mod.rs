@@ -24,7 +24,7 @@ mod stream;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 pub(crate) use arena::Block;
 pub(crate) use buffer::CudaBuffer;
@@ -137,6 +137,8 @@ pub(crate) struct Cuda {
     arena: Arena,
     modules: Mutex<HashMap<(&'static str, DType), u64>>,
     functions: Mutex<HashMap<KernelKey, Function>>,
+    /// Read by whoever gives the stream work, written by whoever records: what other threads do meanwhile has to wait.
+    recording: RwLock<()>,
     /// Scratch of matrix products, for all: they run one after another.
     workspace: OnceLock<(Block, usize)>,
 }
@@ -178,8 +180,15 @@ impl Cuda {
             arena,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            recording: RwLock::default(),
             workspace: OnceLock::new(),
         })
+    }
+
+    /// Held while the stream is given work, unless this thread is the one that records.
+    fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let others = || self.recording.read().unwrap_or_else(PoisonError::into_inner);
+        (!graph::is_recorder()).then(others)
     }
 
     pub(crate) fn info(&self) -> &DeviceInfo {
@@ -197,22 +206,27 @@ impl Cuda {
     }
 
     pub(crate) fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        let _turn = self.turn();
         if src.is_empty() { Ok(()) } else { self.backend.upload(dst, src) }
     }
 
     pub(crate) fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        let _turn = self.turn();
         if dst.is_empty() { Ok(()) } else { self.backend.download(dst, src) }
     }
 
     pub(crate) fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        let _turn = self.turn();
         if bytes == 0 { Ok(()) } else { self.backend.copy(dst, src, bytes) }
     }
 
     pub(crate) fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()> {
+        let _turn = self.turn();
         if bytes == 0 { Ok(()) } else { self.backend.set(dst, byte, bytes) }
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
+        let _turn = self.turn();
         self.backend.synchronize()
     }
 
@@ -230,6 +244,7 @@ impl Cuda {
         }
         let function = self.function(source, dtype, name)?;
         let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
+        let _turn = self.turn();
         let started = self.backend.launch(function, extent, &mut values);
         started.map_err(|error| match error {
             Error::Cuda { reason, hint, .. } => {
@@ -298,6 +313,7 @@ impl Cuda {
             let _ = self.workspace.set((block, WORKSPACE_BYTES));
         }
         let workspace = self.workspace.get().map_or((0, 0), |(block, bytes)| (block.ptr(), *bytes));
+        let _turn = self.turn();
         self.backend.matmul(product, workspace)
     }
 }

@@ -74,6 +74,8 @@ pub(crate) fn check_environment() -> Result<()> {
     let is_isa = |value: &str| isas.split(", ").any(|isa| isa == value);
     let is_count = |value: &str| value.parse::<NonZeroUsize>().is_ok();
     let is_size = |value: &str| value.parse::<f64>().is_ok_and(|gib| gib > 0.0);
+    let is_cuda = |value: &str| ["", "driver", "emulator"].contains(&value);
+    check("LEHR_CUDA", is_cuda, "driver or emulator")?;
     check("LEHR_ISA", is_isa, &format!("one this processor has: {isas}"))?;
     check("LEHR_THREADS", is_count, "a number of threads, at least 1")?;
     check("LEHR_MEMORY_GB", is_size, "gibibytes, more than 0")
