@@ -11,7 +11,7 @@ use std::time::Instant;
 use cudarc::driver::sys::{self, CUresult};
 
 use super::blas::Matmul;
-use super::compile::{Source, cache_path, cubin};
+use super::compile::{Source, cache_path, cubin, nvrtc_version};
 use super::lt::Lt;
 use super::stream::{Event, Events, HostClock, Staging};
 use super::{Backend, DeviceInfo, Extent, Function, Timer, fault, library};
@@ -157,7 +157,8 @@ impl Driver {
         }
         let staging = Mutex::new(Staging::new(stream)?);
         let shared = Mutex::default();
-        Ok(Self { ordinal, device, context, stream, info, staging, shared, lt: Lt::open()? })
+        let lt = Lt::new(info.driver_version);
+        Ok(Self { ordinal, device, context, stream, info, staging, shared, lt })
     }
 
     /// Makes the context current on this thread.
@@ -272,11 +273,16 @@ impl Backend for Driver {
                 });
             }
             check(created, "allocating memory of the GPU")?;
-            check(sys::cuMemMap(at, bytes, 0, handle, 0), "mapping memory of the GPU")?;
-            check(
-                sys::cuMemSetAccess(at, bytes, &raw const access, 1),
-                "mapping memory of the GPU",
-            )?;
+            let mapped = sys::cuMemMap(at, bytes, 0, handle, 0);
+            // The mapping keeps the memory; without one it is free again.
+            let released = sys::cuMemRelease(handle);
+            check(mapped, "mapping memory of the GPU")?;
+            check(released, "mapping memory of the GPU")?;
+            let open = sys::cuMemSetAccess(at, bytes, &raw const access, 1);
+            if open != CUresult::CUDA_SUCCESS {
+                sys::cuMemUnmap(at, bytes);
+            }
+            check(open, "opening memory of the GPU to its kernels")?;
         }
         Ok(to)
     }
@@ -341,7 +347,11 @@ impl Backend for Driver {
         let mut module = ptr::null_mut();
         let doing = format!("loading the kernels of {} for {dtype}", source.name);
         // SAFETY: the cubin is whole: the compiler wrote it, and the cache keeps whole files.
-        check(unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) }, &doing)?;
+        let status = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
+        if let Err(error) = check(status, &doing) {
+            let compiler = nvrtc_version()?.0.max(0) as u32;
+            return Err(library::too_new_for(self.info.driver_version, compiler, error));
+        }
         Ok(module as u64)
     }
 

@@ -10,6 +10,22 @@ thread_local! {
     static IS_RECORDER: Cell<bool> = const { Cell::new(false) };
 }
 
+/// This thread records as long as it lives.
+struct Recording;
+
+impl Recording {
+    fn start() -> Self {
+        IS_RECORDER.set(true);
+        Self
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        IS_RECORDER.set(false);
+    }
+}
+
 /// Whether this thread is recording.
 pub(super) fn is_recorder() -> bool {
     IS_RECORDER.get()
@@ -39,9 +55,9 @@ impl Graph {
         let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
         cuda.backend.begin_capture()?;
         cuda.arena.hold();
-        IS_RECORDER.set(true);
+        let recording = Recording::start();
         let done = body();
-        IS_RECORDER.set(false);
+        drop(recording);
         let held = cuda.arena.take_held();
         match cuda.backend.end_capture() {
             Ok(handle) => {

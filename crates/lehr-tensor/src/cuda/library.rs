@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
+use crate::Error;
+
 /// A library and where it was found.
 #[derive(Clone, Debug)]
 pub struct LibraryReport {
@@ -86,6 +88,23 @@ pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
         }
     };
     Some((format!("{} not found", missing.join(", ")), hint.to_owned()))
+}
+
+/// Says so where an error may come from a library of a later CUDA (`major`) than the driver's (`driver`, 13000 for 13.0).
+pub(super) fn too_new_for(driver: u32, major: u32, error: Error) -> Error {
+    match error {
+        Error::Cuda { doing, reason, hint: None } if major > driver / 1000 => {
+            let hint = format!(
+                "the library found is of CUDA {major}, the driver for CUDA {}.{}: update the driver, or set LEHR_CUDA_LIBS to \
+                 the folders of CUDA {}'s libraries",
+                driver / 1000,
+                driver % 1000 / 10,
+                driver / 1000
+            );
+            Error::Cuda { doing, reason, hint: Some(hint) }
+        }
+        other => other,
+    }
 }
 
 fn open(wanted: &Wanted, folders: &[PathBuf]) -> Option<String> {
@@ -175,4 +194,18 @@ fn children(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
     paths.sort();
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_later_than_the_driver_are_named() {
+        let error = || Error::Cuda { doing: "loading".into(), reason: "no".into(), hint: None };
+        let hint = too_new_for(12_080, 13, error()).hint().unwrap_or_default();
+        assert!(hint.contains("CUDA 13, the driver for CUDA 12.8"), "{hint}");
+        assert_eq!(too_new_for(13_000, 13, error()).hint(), None);
+        assert_eq!(too_new_for(13_000, 12, error()).hint(), None);
+    }
 }

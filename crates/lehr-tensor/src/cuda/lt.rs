@@ -13,6 +13,8 @@ use crate::{DType, Error, Result};
 
 /// A handle of the library, opened at the first product: what needs none runs without the library.
 pub(super) struct Lt {
+    /// 13000 for CUDA 13.0.
+    driver_version: u32,
     handle: OnceLock<Handle>,
     /// `None` if there is none.
     algorithms: Mutex<HashMap<Key, Option<sys::cublasLtMatmulAlgo_t>>>,
@@ -39,8 +41,8 @@ struct Key {
 }
 
 impl Lt {
-    pub(super) fn open() -> Result<Self> {
-        Ok(Self { handle: OnceLock::new(), algorithms: Mutex::default() })
+    pub(super) fn new(driver_version: u32) -> Self {
+        Self { driver_version, handle: OnceLock::new(), algorithms: Mutex::default() }
     }
 
     fn handle(&self) -> Result<sys::cublasLtHandle_t> {
@@ -60,7 +62,10 @@ impl Lt {
                     "libcublasLt was found, but cannot be opened again by its name",
                 ));
             }
-            check(sys::cublasLtCreate(&raw mut handle), doing)?;
+            if let Err(error) = check(sys::cublasLtCreate(&raw mut handle), doing) {
+                let major = sys::cublasLtGetCudartVersion() / 1000;
+                return Err(library::too_new_for(self.driver_version, major as u32, error));
+            }
         }
         Ok(self.handle.get_or_init(|| Handle(handle)).0)
     }
