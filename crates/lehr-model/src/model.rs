@@ -1,5 +1,6 @@
 //! A model with its parameters: built new, loaded from a folder, saved to one.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
@@ -17,6 +18,7 @@ pub struct Model {
     config: Config,
     arch: Box<dyn Architecture>,
     params: ParamStore,
+    n_unrounded: usize,
 }
 
 impl Model {
@@ -120,19 +122,30 @@ impl Model {
                 None => Err(checkpoint.missing(name)),
             }
         };
+        let n_unrounded = Cell::new(0);
         let find = |name: &str, shape: StoredShape| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
             match weights {
                 Weights::AsStored => checkpoint.matrix(&known, shape),
                 Weights::In(format) if !is_table(name) => {
-                    rounded(checkpoint, &known, shape, format)
+                    let found = rounded(checkpoint, &known, shape, format);
+                    n_unrounded.set(n_unrounded.get() + usize::from(found.is_none()));
+                    found
                 }
                 _ => None,
             }
         };
         let stored = (weights != Weights::F32).then_some(&find as &LoadStored<'_>);
         let source = Source::Load { load: &load, stored, seed: 0 };
-        Self::build(config, &source).map(|(model, _)| model).map_err(|e| checkpoint.explain(e))
+        let (mut model, _) = Self::build(config, &source).map_err(|e| checkpoint.explain(e))?;
+        model.n_unrounded = n_unrounded.get();
+        Ok(model)
+    }
+
+    /// Matrices that [`Weights::In`] left in f32, because their rows are not whole blocks of the format.
+    #[must_use]
+    pub fn n_unrounded(&self) -> usize {
+        self.n_unrounded
     }
 
     pub(crate) fn build(config: Config, source: &Source<'_>) -> Result<(Self, Spec)> {
@@ -140,7 +153,7 @@ impl Model {
         let mut params = ParamStore::default();
         let arch = config.build(&mut ParamBuilder::new(&mut params, source))?;
         let spec = arch.spec();
-        Ok((Self { config, arch, params }, spec))
+        Ok((Self { config, arch, params, n_unrounded: 0 }, spec))
     }
 
     /// Adds parameters that are not the backbone's: heads.

@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 
-use common::{fails, json_lines, pretrain, succeeds};
+use common::{fails, json_lines, pretrain, run, succeeds};
 use serde_json::Value;
 
 fn eval(dir: &std::path::Path, more: &[&str]) -> Value {
@@ -47,6 +47,12 @@ fn every_token_is_scored_once_whatever_the_windows() {
     assert!(f32_error == 0.0 && bf16 > 0.0 && q4 > 0.0, "{f32_error} {bf16} {q4}");
     assert!(q8 < 0.01 && q4 < 0.05, "{q8} {q4}");
     assert!(succeeds(dir, &["eval", "base", "--data", "sample.txt"]).contains("bits per byte"));
+    // Rows of this model are no whole blocks of 256 numbers; then that is said.
+    let says_so = |format: &str| {
+        let args = ["eval", "base", "--data", "sample.txt", "--weights", format];
+        run(dir, &args).err.contains("matrices are kept in f32")
+    };
+    assert!(says_so("q4_k") && !says_so("bf16"));
 }
 
 #[test]

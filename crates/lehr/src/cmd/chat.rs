@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut sampler = args.sampling.sampler()?;
     let limits = args.sampling.limits(512);
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
-    args.compute.device.place(&loaded.model)?;
+    args.compute.place(&loaded.model)?;
     loaded.model.check_causal("talking")?;
     let template = match &args.template {
         Some(name) => loaded.template_named(name)?,

@@ -67,6 +67,21 @@ pub(crate) struct UseArgs {
     pub(crate) threads: ThreadArgs,
 }
 
+impl UseArgs {
+    /// Moves a model to the device; says on standard error if not all of its matrices are in the format that was asked for.
+    pub(crate) fn place(&self, model: &Model) -> Result<()> {
+        let (left, rounded) = (model.n_unrounded(), model.params().stored().len());
+        if left > 0 {
+            let all = left + rounded;
+            eprintln!(
+                "note: {left} of {all} matrices are kept in f32: their rows are not whole blocks of the format of --weights; \
+                 int4 and int8 have smaller blocks than q4_k to q6_k"
+            );
+        }
+        self.device.place(model)
+    }
+}
+
 /// Refuses environment variables that the engine would otherwise pass over.
 pub(crate) fn check_environment() -> Result<()> {
     let isas: Vec<_> = available_isas().iter().map(ToString::to_string).collect();

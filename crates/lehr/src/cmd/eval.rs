@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Hinted::error(reason, "convert the text to UTF-8 first, for instance with iconv")
     })?;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
-    args.compute.device.place(&loaded.model)?;
+    args.compute.place(&loaded.model)?;
     let fitted = Windows::of_context(loaded.model.spec().max_positions);
     let window = args.window.unwrap_or(fitted.window);
     let windows = Windows { window, stride: args.stride.unwrap_or(window.div_ceil(2)) };

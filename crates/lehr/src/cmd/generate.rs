@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut limits = args.sampling.limits(256);
     limits.logprobs = args.logprobs;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
-    args.compute.device.place(&loaded.model)?;
+    args.compute.place(&loaded.model)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     limits.stop_ids.extend(loaded.end_ids()?);
     let prompt = tokenizer.encode_prompt(&args.prompt)?;

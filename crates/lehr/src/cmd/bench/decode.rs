@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let model = open(args)?;
     model.check_causal("measuring generation")?;
-    args.compute.device.place(&model)?;
+    args.compute.place(&model)?;
     let load_s = start.elapsed().as_secs_f64();
     let capacity = args.prompt + args.new;
     let mut cache = model.cache(args.batch, capacity)?;
