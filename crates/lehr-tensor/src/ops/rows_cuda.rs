@@ -1,6 +1,7 @@
-//! The extent of kernels that work on rows, several to a block or one.
+//! What kernels that work on rows, several to a block or one, have in common: their extent, and how their gradients are gathered.
 
-use crate::cuda::{Cuda, Extent};
+use crate::autograd::Gradients;
+use crate::cuda::{Cuda, Extent, Source, args, int};
 use crate::{DType, Result, Tensor};
 
 /// Elements that a thread moves at once.
@@ -56,8 +57,47 @@ pub(super) fn partials(x: &Tensor, extent: &Extent) -> Result<Tensor> {
 }
 
 /// Adding up partial sums of `d` columns: blocks of 32 by 32 threads, 32 columns each.
-pub(super) fn sum_partials(d: usize) -> Extent {
+fn sum_partials(d: usize) -> Extent {
     let mut extent = Extent::line(d.div_ceil(32), 0);
     extent.block = [32, 32, 1];
     extent
+}
+
+/// Gradient of `x`, input 0: `run` gets what its kernel adds to and writes, both `None` if it is not wanted, and gives the sums of
+/// its blocks, which are returned.
+pub(super) fn write_input<P>(
+    x: &Tensor,
+    grads: &mut Gradients<'_>,
+    run: impl Fn(Option<u64>, Option<&Tensor>) -> Result<P>,
+) -> Result<P> {
+    let mut partials = None;
+    if grads.wants(0) {
+        grads.write_like(0, x, |dx, accumulate| {
+            partials = Some(run(accumulate.then(|| dx.device_ptr()), Some(&*dx))?);
+            Ok(())
+        })?;
+    }
+    partials.map_or_else(|| run(None, None), Ok)
+}
+
+/// Adds `partials` `[blocks, d]`, the sums of a backward kernel's blocks, to the gradient of `param`, input `index`, by the kernel
+/// `name` of `source`.
+pub(super) fn add_partials(
+    (source, name): (&'static Source, &'static str),
+    x: &Tensor,
+    partials: &Tensor,
+    grads: &mut Gradients<'_>,
+    (index, param): (usize, &Tensor),
+) -> Result<()> {
+    let (n_blocks, d) = (int(name, partials.shape()[0])?, int(name, partials.shape()[1])?);
+    grads.write_param(index, param, |out, accumulate| {
+        let extent = sum_partials(d as usize);
+        x.cuda()?.launch(
+            source,
+            x.dtype(),
+            name,
+            extent,
+            args![partials, out, n_blocks, d, accumulate],
+        )
+    })
 }

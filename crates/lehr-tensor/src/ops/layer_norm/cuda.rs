@@ -67,12 +67,8 @@ impl Saved<'_> {
     fn add_partials(&self, partials: Partials, grads: &mut Gradients<'_>, index: usize) -> Result<()> {
         for (i, partials) in partials.into_iter().enumerate() {
             let Some(partials) = partials else { continue };
-            let (n_blocks, d) = (int(OP, partials.shape()[0])?, int(OP, partials.shape()[1])?);
-            grads.write_param(index + i, self.weight, |out, accumulate| {
-                let extent = rows_cuda::sum_partials(d as usize);
-                let args = args![&partials, out, n_blocks, d, accumulate];
-                self.x.cuda()?.launch(&KERNELS, self.x.dtype(), "layer_norm_sum_partials", extent, args)
-            })?;
+            let kernel = (&KERNELS, "layer_norm_sum_partials");
+            rows_cuda::add_partials(kernel, self.x, &partials, grads, (index + i, self.weight))?;
         }
         Ok(())
     }
@@ -83,16 +79,9 @@ impl Saved<'_> {
 
     /// Gradients of `x`, `weight` and `bias`, inputs 0 to 2.
     pub(super) fn backward(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
-        let (wanted, mut partials) = (Self::wanted(grads, 1), [None, None]);
-        if grads.wants(0) {
-            grads.write_like(0, self.x, |dx, accumulate| {
-                let base = accumulate.then(|| dx.device_ptr());
-                partials = self.run(dy, base, Some(dx), wanted)?;
-                Ok(())
-            })?;
-        } else {
-            partials = self.run(dy, None, None, wanted)?;
-        }
+        let wanted = Self::wanted(grads, 1);
+        let run = |base, dx: Option<&Tensor>| self.run(dy, base, dx, wanted);
+        let partials = rows_cuda::write_input(self.x, grads, run)?;
         self.add_partials(partials, grads, 1)
     }
 

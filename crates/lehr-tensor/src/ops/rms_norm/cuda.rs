@@ -57,26 +57,15 @@ impl Saved<'_> {
     /// Adds the blocks' sums to the gradient of the weight, input `index`.
     fn add_partials(&self, partials: Option<Tensor>, grads: &mut Gradients<'_>, index: usize) -> Result<()> {
         let Some(partials) = partials else { return Ok(()) };
-        let (n_blocks, d) = (int(OP, partials.shape()[0])?, int(OP, partials.shape()[1])?);
-        grads.write_param(index, self.weight, |dw, accumulate| {
-            let extent = rows_cuda::sum_partials(d as usize);
-            let args = args![&partials, dw, n_blocks, d, accumulate];
-            self.x.cuda()?.launch(&KERNELS, self.x.dtype(), "rms_norm_sum_partials", extent, args)
-        })
+        let kernel = (&KERNELS, "rms_norm_sum_partials");
+        rows_cuda::add_partials(kernel, self.x, &partials, grads, (index, self.weight))
     }
 
     /// Gradients of `x` and `weight`, inputs 0 and 1.
     pub(super) fn backward(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
-        let (wants_weight, mut partials) = (grads.wants(1), None);
-        if grads.wants(0) {
-            grads.write_like(0, self.x, |dx, accumulate| {
-                let base = accumulate.then(|| dx.device_ptr());
-                partials = self.run(dy, base, Some(dx), wants_weight)?;
-                Ok(())
-            })?;
-        } else {
-            partials = self.run(dy, None, None, wants_weight)?;
-        }
+        let wants_weight = grads.wants(1);
+        let run = |base, dx: Option<&Tensor>| self.run(dy, base, dx, wants_weight);
+        let partials = rows_cuda::write_input(self.x, grads, run)?;
         self.add_partials(partials, grads, 1)
     }
 

@@ -1,0 +1,202 @@
+//! The gradients of a backward pass on their way: what has been gathered, and what an op sees and adds.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+use super::{Edge, Kind};
+use crate::{DType, Result, Shape, Tensor, inplace};
+
+/// Gradients of inner nodes that have not been visited yet.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) grads: HashMap<(u64, usize), Tensor>,
+}
+
+impl Pending {
+    /// Takes the sum gathered so far for `edge` out of its place.
+    pub(super) fn take(&mut self, edge: &Edge) -> Option<Tensor> {
+        match &edge.node.kind {
+            Kind::Leaf(leaf) => leaf.grad.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            Kind::Op(_) => self.grads.remove(&(edge.node.id, edge.output)),
+        }
+    }
+
+    pub(super) fn put(&mut self, edge: &Edge, grad: Tensor) {
+        match &edge.node.kind {
+            Kind::Leaf(leaf) => {
+                *leaf.grad.lock().unwrap_or_else(PoisonError::into_inner) = Some(grad);
+            }
+            Kind::Op(_) => {
+                self.grads.insert((edge.node.id, edge.output), grad);
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, edge: &Edge, grad: Tensor) -> Result<()> {
+        let sum = match self.take(edge) {
+            // Leaves gather in f32, whatever their consumers compute in.
+            None if edge.is_leaf() => grad.to_f32()?.detach(),
+            None => grad,
+            Some(sum) => add_into(sum, &grad)?,
+        };
+        self.put(edge, sum);
+        Ok(())
+    }
+}
+
+/// `sum + grad`, in the storage of `sum` if nobody else sees it.
+fn add_into(sum: Tensor, grad: &Tensor) -> Result<Tensor> {
+    let mut sum = unshared(sum)?;
+    if sum.is_cuda() {
+        inplace::cuda::add_assign(&mut sum, grad)?;
+    } else {
+        inplace::add_assign(sum.data_mut(), grad.data());
+    }
+    Ok(sum)
+}
+
+pub(crate) fn unshared(tensor: Tensor) -> Result<Tensor> {
+    if tensor.is_unique() { Ok(tensor) } else { tensor.duplicate() }
+}
+
+/// What an op sees during backward: gradients of its outputs in, gradients of its inputs out.
+/// Inputs are numbered in the order they were recorded.
+pub struct Gradients<'a> {
+    pub(super) inputs: &'a [Option<Edge>],
+    pub(super) outputs: Vec<Option<Tensor>>,
+    pub(super) is_seed: bool,
+    pub(super) pending: &'a mut Pending,
+}
+
+impl Gradients<'_> {
+    /// Takes the gradient of output `index`; `None` if nothing depended on that output.
+    pub fn output(&mut self, index: usize) -> Option<Tensor> {
+        self.outputs[index].take()
+    }
+
+    /// Takes the gradient of the only output of an op.
+    ///
+    /// # Panics
+    /// If it was taken before: a node is visited only if its gradient exists.
+    pub fn only_output(&mut self) -> Tensor {
+        self.output(0).expect("a node of one output is visited because its gradient exists")
+    }
+
+    /// Whether backward began here, so that the gradient of the output is known to be 1.
+    #[must_use]
+    pub fn is_seed(&self) -> bool {
+        self.is_seed
+    }
+
+    /// Number of inputs the op was recorded with.
+    #[must_use]
+    pub fn n_inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// Whether input `index` wants a gradient.
+    #[must_use]
+    pub fn wants(&self, index: usize) -> bool {
+        self.inputs[index].is_some()
+    }
+
+    /// Adds `grad` to the gradient of input `index`, if it wants one.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn add(&mut self, index: usize, grad: Tensor) -> Result<()> {
+        match &self.inputs[index] {
+            Some(edge) => self.pending.add(edge, grad),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets `body` write the gradient of input `index` in place, if it wants one.
+    ///
+    /// `body(dst, accumulate)` adds to `dst` if `accumulate`, else overwrites all of it. This
+    /// saves the temporary and the pass over memory that [`Gradients::add`] would cost.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn write(
+        &mut self,
+        index: usize,
+        shape: Shape,
+        body: impl FnOnce(&mut [f32], bool) -> Result<()>,
+    ) -> Result<()> {
+        let Some(edge) = &self.inputs[index] else { return Ok(()) };
+        let sum = self.pending.take(edge);
+        let accumulate = sum.is_some();
+        let mut sum = match sum {
+            Some(sum) => unshared(sum)?,
+            None => Tensor::uninit(shape, DType::F32)?,
+        };
+        body(sum.data_mut(), accumulate)?;
+        self.pending.put(edge, sum);
+        Ok(())
+    }
+
+    /// [`Gradients::write`] on any device: `body(dst, accumulate)` is given a tensor of the shape, element type and device of
+    /// `like`, the input or one like it.
+    ///
+    /// # Errors
+    /// Those of `body`, or if memory runs out.
+    pub fn write_like(
+        &mut self,
+        index: usize,
+        like: &Tensor,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        self.write_as(index, (like.shape(), like), like.dtype(), body)
+    }
+
+    /// [`Gradients::write_like`] for a parameter: `dst` is in f32, whatever the parameter is computed with.
+    ///
+    /// # Errors
+    /// Those of `body`, or if memory runs out.
+    pub fn write_param(
+        &mut self,
+        index: usize,
+        like: &Tensor,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        self.write_as(index, (like.shape(), like), DType::F32, body)
+    }
+
+    /// [`Gradients::write_param`] for a parameter of that shape, of the element type and on the device of `beside`.
+    pub(crate) fn write_param_shaped(
+        &mut self,
+        index: usize,
+        shape: Shape,
+        beside: &Tensor,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        self.write_as(index, (shape, beside), DType::F32, body)
+    }
+
+    fn write_as(
+        &mut self,
+        index: usize,
+        (shape, like): (Shape, &Tensor),
+        dtype: DType,
+        body: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        let Some(edge) = &self.inputs[index] else { return Ok(()) };
+        let kept = if edge.is_leaf() { DType::F32 } else { like.dtype() };
+        let room = || Tensor::uninit_on(like.device(), shape, dtype);
+        if kept != dtype {
+            let mut grad = room()?;
+            body(&mut grad, false)?;
+            return self.pending.add(edge, grad.cast(kept)?.detach());
+        }
+        let sum = self.pending.take(edge);
+        let accumulate = sum.is_some();
+        let mut sum = match sum {
+            Some(sum) => unshared(sum)?,
+            None => room()?,
+        };
+        body(&mut sum, accumulate)?;
+        self.pending.put(edge, sum);
+        Ok(())
+    }
+}
