@@ -32,7 +32,7 @@ pub enum DTypeChoice {
     F32,
     /// bfloat16, on a GPU.
     Bf16,
-    /// 16-bit IEEE floats, on a GPU; their range is too small to train with.
+    /// 16-bit IEEE floats, on a GPU; training scales the loss, because their range is small.
     F16,
 }
 

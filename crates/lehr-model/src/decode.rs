@@ -3,6 +3,7 @@
 use lehr_tensor::cuda::{self, Graph};
 use lehr_tensor::{DType, Device, Tensor};
 
+use crate::arch::Activations;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
 /// The next token of a few texts on a GPU. The first is computed as ever; the second time the work is recorded, and from then on it is
@@ -37,7 +38,12 @@ impl DecodeGraph {
         let row = [batch, 1];
         Ok(Some(Self {
             device,
-            tokens: Tokens { ids: numbers(&row)?, positions: numbers(&row)?, segment_starts: None },
+            tokens: Tokens {
+                ids: numbers(&row)?,
+                positions: numbers(&row)?,
+                segment_starts: None,
+                activations: Activations::Keep,
+            },
             lens: (numbers(&[1])?, numbers(&[1])?),
             logits: None,
             graph: None,

@@ -19,9 +19,9 @@ mod outline;
 mod weights;
 
 pub use arch::{
-    Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config, FrequencyDtype, Gemma3Config,
-    Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, LlamaConfig, MistralConfig, Qwen2Config,
-    Qwen3Config, RopeConfig, RopeScaling, RopeSettings, Spec, TextDivision, Tokens,
+    Activations, Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config, FrequencyDtype,
+    Gemma3Config, Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, LlamaConfig, MistralConfig,
+    Qwen2Config, Qwen3Config, RopeConfig, RopeScaling, RopeSettings, Spec, TextDivision, Tokens,
 };
 pub use cache::KvCache;
 pub use classifier::Classifier;

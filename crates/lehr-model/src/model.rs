@@ -10,6 +10,7 @@ use lehr_tensor::{
     Tensor, no_grad,
 };
 
+use crate::arch::Activations;
 use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
 use crate::{Architecture, Config, Error, KvCache, Result, Spec, TextDivision, Tokens, Weights};
 
@@ -19,6 +20,7 @@ pub struct Model {
     arch: Box<dyn Architecture>,
     params: ParamStore,
     n_unrounded: usize,
+    activations: Activations,
 }
 
 impl Model {
@@ -153,7 +155,7 @@ impl Model {
         let mut params = ParamStore::default();
         let arch = config.build(&mut ParamBuilder::new(&mut params, source))?;
         let spec = arch.spec();
-        Ok((Self { config, arch, params, n_unrounded: 0 }, spec))
+        Ok((Self { config, arch, params, n_unrounded: 0, activations: Activations::Keep }, spec))
     }
 
     /// Adds parameters that are not the backbone's: heads.
@@ -168,6 +170,11 @@ impl Model {
     /// If memory runs out, the device fails, or it cannot compute in `dtype`.
     pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
         Ok(self.params.to_device(device, dtype)?)
+    }
+
+    /// Says what becomes of activations when it is trained.
+    pub fn set_activations(&mut self, activations: Activations) {
+        self.activations = activations;
     }
 
     /// Where it lives and what it computes in.
@@ -231,7 +238,10 @@ impl Model {
     /// # Errors
     /// If the tokens do not fit the model or memory runs out.
     pub fn hidden(&self, tokens: &Tokens) -> Result<Tensor> {
-        self.arch.hidden(tokens, None)
+        match self.activations {
+            Activations::Keep => self.arch.hidden(tokens, None),
+            activations => self.arch.hidden(&Tokens { activations, ..tokens.clone() }, None),
+        }
     }
 
     /// Hidden states of tokens that continue those in `cache`.

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use lehr_model::io::Checkpoint;
-use lehr_model::{Config, Model, Tokens};
+use lehr_model::{Activations, Config, Model, Tokens};
 use lehr_tensor::{Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
@@ -84,6 +84,27 @@ fn loss_and_every_gradient_match_the_reference() {
             let error = (difference / norm.max(smallest)).sqrt();
             assert!(error <= 1e-4, "{}: {name} is off by {error:.1e}", dir.display());
         }
+    }
+}
+
+#[test]
+fn activations_computed_again_change_no_bit() {
+    for dir in golden_dirs() {
+        let (mut model, golden, tokens) = golden(&dir);
+        let targets = targets(&model, &golden.ids("labels").unwrap());
+        let mut run = |activations| {
+            model.set_activations(activations);
+            model.params().clear_grads();
+            let loss = model.loss(&tokens, &targets, 8.0).unwrap();
+            let value = loss.item().unwrap();
+            loss.backward().unwrap();
+            let params = model.params().params().iter();
+            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let grads: Vec<_> = params.map(|p| p.grad().map(|g| bits(g.data()))).collect();
+            (value.to_bits(), grads)
+        };
+        let (kept, again) = (run(Activations::Keep), run(Activations::Recompute));
+        assert!(kept == again, "{}", dir.display());
     }
 }
 

@@ -280,7 +280,8 @@ impl Tensor {
     }
 
     /// Whether both have one storage.
-    pub(crate) fn shares_storage(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn shares_storage(&self, other: &Self) -> bool {
         match (&self.storage, &other.storage) {
             (Storage::Cpu(a), Storage::Cpu(b)) => Arc::ptr_eq(a, b),
             (Storage::Cuda(a), Storage::Cuda(b)) => Arc::ptr_eq(a, b),

@@ -8,7 +8,7 @@ use lehr_data::{
     read_labelled,
 };
 use lehr_infer::Loaded;
-use lehr_model::{Compute, DTypeChoice, DeviceChoice, Weights};
+use lehr_model::{Activations, Compute, DTypeChoice, DeviceChoice, Weights};
 use lehr_tensor::gemm::{Matrix, gemm};
 use lehr_tensor::{Device, cuda};
 use lehr_tokenizer::chat::Role;
@@ -169,7 +169,7 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
         objective: ObjectiveKind::NextToken,
         optimizer: adamw(lr, 15.0),
         schedule: ScheduleConfig::Cosine { warmup_steps: (steps / 20).max(1), min_ratio: 0.05 },
-        train: TrainConfig { steps, rows, len, accumulation: 1 },
+        train: TrainConfig { steps, rows, len, accumulation: 1, activations: Activations::Keep },
         eval: EvalConfig { every_steps: every, batches_max: 64 },
         sample: SampleConfig {
             every_steps: every,
@@ -257,7 +257,7 @@ pub fn fit_finetune(
         objective,
         optimizer: adamw(lr as f32, 4.0),
         schedule: ScheduleConfig::Cosine { warmup_steps: (steps / 10).max(1), min_ratio: 0.0 },
-        train: TrainConfig { steps, rows, len, accumulation: 1 },
+        train: TrainConfig { steps, rows, len, accumulation: 1, activations: Activations::Keep },
         eval: EvalConfig { every_steps: every, batches_max: 0 },
         sample: SampleConfig { every_steps: every, prompts, max_tokens: 48, temperature: 0.7 },
         checkpoint: CheckpointConfig { every_steps: every, keep: 2 },

@@ -11,6 +11,7 @@
 pub mod checkpoint;
 mod error;
 mod fit;
+mod loss_scale;
 mod metrics;
 mod objective;
 mod observe;
@@ -25,10 +26,11 @@ mod state;
 
 pub use error::{Error, Result};
 pub use fit::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
+pub use loss_scale::LossScale;
 pub use metrics::{Metrics, read_metrics};
 pub use objective::{Classify, Evaluation, LanguageModel, Objective, evaluate};
 pub use observe::{Event, Observer, Quiet};
-pub use optim::{AdamW, Optimizer};
+pub use optim::{AdamW, Optimizer, Update};
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;
 pub use report::write_report;

@@ -250,6 +250,12 @@ fn template(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
 
 /// The recipe's model, new or loaded, with a vocabulary that fits the tokenizer.
 fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
+    let mut model = build_model(recipe, tokenizer)?;
+    model.set_activations(recipe.train.activations);
+    Ok(model)
+}
+
+fn build_model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     let vocab_size = tokenizer.vocab_size();
     let end = tokenizer.end_of_document().ok();
     let config = match &recipe.model {

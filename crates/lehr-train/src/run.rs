@@ -1,11 +1,12 @@
 //! The training loop.
 
-use std::collections::HashMap;
+mod step;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use lehr_data::Batch;
-use lehr_tensor::{Param, inplace};
+use lehr_tensor::DType;
 use serde_json::json;
 
 use crate::checkpoint::{self, Disk, Storage};
@@ -13,8 +14,8 @@ use crate::observe::{Event, Observer};
 use crate::optim::{self, Optimizer};
 use crate::recipe::OptimizerConfig;
 use crate::{
-    Error, Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate, learning_rate,
-    metrics,
+    Evaluation, LossScale, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate,
+    learning_rate, metrics,
 };
 
 /// How a run ended.
@@ -57,20 +58,16 @@ pub fn run_with_storage(
 ) -> Result<Outcome> {
     let mut session = Session::start(recipe, task, dir, storage, observer)?;
     let steps = recipe.train.steps;
+    let mut batches = session.batches_of(session.state.step)?;
     while session.state.step < steps && !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
-        let batches = session.next_batches()?;
-        let n_targets: usize = batches.iter().map(|b| b.n_targets).sum();
-
-        // Dividing by the labels of the whole step makes the gradient independent of how the step
-        // is cut into micro-batches.
-        let normalizer = n_targets.max(1) as f32;
         let lr = session.learning_rate();
-        let (loss, grad_norm) = match session.updates_in_backward() {
-            false => session.step(&batches, normalizer, lr)?,
-            true => session.step_in_backward(&batches, normalizer, lr)?,
-        };
+        let launched = session.launch_step(&batches, lr)?;
+        // A GPU is busy with this step while the host prepares the next.
+        let next = session.batches_of(session.state.step + 1)?;
+        let (loss, grad_norm) = session.finish_step(launched, &batches, lr)?;
         let mut metrics = session.count(&batches, loss, grad_norm, lr, start);
+        batches = next;
 
         let step = session.state.step;
         if is_due(recipe.eval.every_steps, step, steps) {
@@ -127,6 +124,9 @@ impl<'a> Session<'a> {
         };
         session.check_prompts()?;
         session.resume()?;
+        let scales = task.objective.model().compute().1 == DType::F16;
+        let scale = session.state.loss_scale.unwrap_or(LossScale::START);
+        session.state.loss_scale = scales.then_some(scale);
         let (step, steps, n_params) = (session.state.step, recipe.train.steps, params.n_values());
         session.observer.event(&Event::Started { step, steps, n_params });
         Ok(session)
@@ -157,111 +157,15 @@ impl<'a> Session<'a> {
         metrics::truncate(&dir.samples(), self.state.step)
     }
 
-    fn next_batches(&self) -> Result<Vec<Batch>> {
-        let n = self.recipe.train.accumulation;
-        (0..n).map(|i| Ok(self.task.train.batch(self.state.step * n + i)?)).collect()
-    }
-
-    fn updates_in_backward(&self) -> bool {
-        let OptimizerConfig::Adamw { in_backward, .. } = self.recipe.optimizer;
-        in_backward
-    }
-
-    /// Forward and backward of all micro-batches, then one update by the clipped gradient. Returns
-    /// the loss and the gradient's norm before clipping.
-    fn step(&mut self, batches: &[Batch], normalizer: f32, lr: f32) -> Result<(f64, f64)> {
-        let mut parts = Vec::new();
-        for batch in batches {
-            let part = self.task.objective.loss(batch, normalizer)?;
-            parts.push(part.detach());
-            part.backward()?;
-        }
-        // Only now does the host wait for a GPU: all of the step but the update has been launched.
-        let mut loss = 0.0;
-        for part in parts {
-            loss += f64::from(part.item()?);
-        }
-        let grad_norm = self.grad_norm()?;
-        self.check_finite(loss, grad_norm)?;
-        let OptimizerConfig::Adamw { clip_norm, .. } = self.recipe.optimizer;
-        let clips = clip_norm > 0.0 && grad_norm > f64::from(clip_norm);
-        let scale = if clips { (f64::from(clip_norm) / grad_norm) as f32 } else { 1.0 };
-        let params = self.task.objective.model().params();
-        self.optimizer.step(params, lr, scale)?;
-        params.clear_grads();
-        Ok((loss, grad_norm))
-    }
-
-    /// The same with every parameter updated as soon as backward has its gradient, which is then
-    /// forgotten: there is never room for the whole gradient, and so no clipping and one batch.
-    fn step_in_backward(
-        &mut self,
-        batches: &[Batch],
-        normalizer: f32,
-        lr: f32,
-    ) -> Result<(f64, f64)> {
-        let (mut loss, mut squares) = (0.0, 0.0);
-        for batch in batches {
-            let part = self.task.objective.loss(batch, normalizer)?;
-            loss += f64::from(part.item()?);
-            self.check_finite(loss, 0.0)?;
-            let params = self.task.objective.model().params();
-            self.optimizer.begin(lr, 1.0);
-            let mut update = |param: &Param| -> Result<()> {
-                let Some(grad) = param.grad() else { return Ok(()) };
-                let square = inplace::sum_of_squares_all(std::slice::from_ref(&grad))?;
-                drop(grad);
-                squares += square;
-                if square.is_finite() {
-                    self.optimizer.update(param)?;
-                    param.clear_grad();
-                }
-                Ok(())
-            };
-            let by_id: HashMap<_, _> = params.params().iter().map(|p| (p.id(), p)).collect();
-            part.backward_each(|id| by_id.get(&id).map_or(Ok(()), |param| update(param)))?;
-            // What backward could not tell to be complete.
-            params.params().iter().try_for_each(update)?;
-            // A parameter whose gradient is no number was left as it is, with that gradient.
-            self.check_finite(loss, squares.sqrt())?;
-        }
-        Ok((loss, squares.sqrt()))
-    }
-
-    /// The norm of the whole gradient.
-    fn grad_norm(&self) -> Result<f64> {
-        let params = self.task.objective.model().params().params();
-        let grads: Vec<_> = params.iter().filter_map(Param::grad).collect();
-        Ok(inplace::sum_of_squares_all(&grads)?.sqrt())
+    /// The micro-batches of a step, none after the last.
+    fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
+        let n = if step < self.recipe.train.steps { self.recipe.train.accumulation } else { 0 };
+        (0..n).map(|i| Ok(self.task.train.batch(step * n + i)?)).collect()
     }
 
     fn learning_rate(&self) -> f32 {
         let OptimizerConfig::Adamw { lr, .. } = self.recipe.optimizer;
         learning_rate(&self.recipe.schedule, lr, self.state.step, self.recipe.train.steps)
-    }
-
-    /// Stops before the weights are touched by what is no number.
-    fn check_finite(&mut self, loss: f64, grad_norm: f64) -> Result<()> {
-        if loss.is_finite() && grad_norm.is_finite() {
-            return Ok(());
-        }
-        let (what, value) = match loss.is_finite() {
-            false => ("the loss".to_owned(), loss),
-            true => (format!("the gradient of `{}`", self.first_bad_gradient()), grad_norm),
-        };
-        let debug = self.dir.map(|dir| dir.path().join(format!("debug-step-{}", self.state.step)));
-        if let Some(place) = &debug {
-            let objective = self.task.objective.as_ref();
-            checkpoint::save_at(self.storage, place, objective, &*self.optimizer, &self.state)?;
-        }
-        Err(Error::NotFinite { step: self.state.step, what, value, debug })
-    }
-
-    fn first_bad_gradient(&self) -> String {
-        let is_finite = |grad| inplace::sum_of_squares_all(&[grad]).is_ok_and(f64::is_finite);
-        let bad = |p: &&Param| p.grad().is_some_and(|grad| !is_finite(grad));
-        let params = self.task.objective.model().params().params();
-        params.iter().find(bad).map_or_else(|| "all".to_owned(), |p| p.name().to_owned())
     }
 
     /// Advances the state by one step and gathers its numbers.

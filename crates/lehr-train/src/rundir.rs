@@ -28,6 +28,8 @@ impl RunDir {
                 there.run.dir.clone_from(&recipe.run.dir);
                 // And a run may go on elsewhere: a checkpoint is the same for every device.
                 (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
+                // What memory it takes changes no result.
+                there.train.activations = recipe.train.activations;
                 if there == *recipe {
                     return Ok(dir);
                 }

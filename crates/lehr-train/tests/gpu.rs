@@ -5,11 +5,13 @@
 
 mod common;
 
+use std::sync::atomic::AtomicBool;
+
 use common::{Watch, gpt2, llama, recipe, run_in_memory, run_watched};
-use lehr_model::{DTypeChoice, DeviceChoice};
+use lehr_model::{Activations, DTypeChoice, DeviceChoice};
 use lehr_tensor::cuda;
-use lehr_train::Recipe;
 use lehr_train::recipe::{ModelConfig, ObjectiveKind, OptimizerConfig};
+use lehr_train::{AdamW, LossScale, Outcome, Recipe, RunDir, TrainState, checkpoint, run};
 
 const GPU: DeviceChoice = DeviceChoice::Cuda(0);
 
@@ -44,6 +46,12 @@ fn check(model: ModelConfig, objective: ObjectiveKind) {
     assert!(off < 2e-2, "{objective:?}: bf16 on the GPU is off by {off:.1e}: {first:?}, {cpu:?}");
     let bits = |v: &[f64]| v.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&first), bits(&again), "{objective:?}: two runs differ");
+    let mut recomputed = bf16;
+    recomputed.train.activations = Activations::Recompute;
+    assert_eq!(bits(&first), bits(&losses(&recomputed)), "{objective:?}: recomputing changes bits");
+    let f16 = losses(&on(&recipe, GPU, DTypeChoice::F16));
+    let off = distance(&f16, &cpu);
+    assert!(off < 5e-3, "{objective:?}: f16 on the GPU is off by {off:.1e}: {f16:?}, {cpu:?}");
 }
 
 #[test]
@@ -93,6 +101,47 @@ fn a_run_resumes_exactly_and_moves_between_devices() {
     assert!(distance(&to_gpu, &cpu[3..]) < 2e-4, "{to_gpu:?}, {cpu:?}");
     // The first three steps were in bf16.
     assert!(distance(&to_cpu, &cpu[3..]) < 2e-2, "{to_cpu:?}, {cpu:?}");
+}
+
+/// A run in f16 that begins with that factor of the loss: how it ends, and its losses.
+fn from_factor(recipe: &Recipe, factor: f32) -> (Outcome, Vec<f64>) {
+    let (task, dir) = (common::prepared(recipe), RunDir::open(recipe).unwrap());
+    let state =
+        TrainState { loss_scale: Some(LossScale { factor, n_steps: 0 }), ..TrainState::default() };
+    let optimizer = AdamW::new(&recipe.optimizer, task.objective.model().params()).unwrap();
+    let place = dir.checkpoints().join("step-0");
+    checkpoint::save_at(&mut checkpoint::Disk, &place, task.objective.as_ref(), &optimizer, &state)
+        .unwrap();
+    let mut watch = Watch::default();
+    let never = AtomicBool::new(false);
+    let outcome = run(recipe, &task, Some(&dir), &mut watch, &never).unwrap();
+    assert_eq!(watch.started, Some(0));
+    (outcome, watch.losses())
+}
+
+#[test]
+fn a_step_in_f16_that_overflows_is_made_again() {
+    cuda::use_emulator();
+    let scratch = tempfile::tempdir().unwrap();
+    let mut recipe =
+        on(&recipe(scratch.path(), llama(32), ObjectiveKind::NextToken), GPU, DTypeChoice::F16);
+    let cpu = losses(&on(&recipe, DeviceChoice::Cpu, DTypeChoice::F32));
+    let (outcome, found) = from_factor(&recipe, 2f32.powi(24));
+    assert!(outcome.finished);
+    let scale = outcome.state.loss_scale.unwrap();
+    assert!(scale.factor < 2f32.powi(24) && scale.factor > 1.0, "{scale:?}");
+    assert!(distance(&found, &cpu) < 5e-3, "{found:?}, {cpu:?}");
+    // What is not finite without a factor either ends the run: no weight was touched.
+    let OptimizerConfig::Adamw { lr, .. } = &mut recipe.optimizer;
+    *lr = 1e30;
+    recipe.run.dir = scratch.path().join("diverges").display().to_string();
+    let (task, dir) = (common::prepared(&recipe), RunDir::open(&recipe).unwrap());
+    let never = AtomicBool::new(false);
+    let error = run(&recipe, &task, Some(&dir), &mut Watch::default(), &never).unwrap_err();
+    assert!(error.to_string().contains("step 1: the loss is"), "{error}");
+    for param in task.objective.model().params().params() {
+        assert!(param.to_host().unwrap().data().iter().all(|x| x.is_finite()), "{}", param.name());
+    }
 }
 
 #[test]

@@ -2,11 +2,14 @@
 //! after each sub-layer, a GELU MLP; the masked-language-model head is a transform and the word
 //! embedding with a bias. Weights are `[out, in]`.
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::{Init, ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::stack::{self, Stack};
 use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
 use crate::nn::{Embedding, LayerNorm, Linear};
 use crate::{Error, KvCache, Result};
@@ -129,7 +132,7 @@ impl FamilyConfig for BertConfig {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Bert::build(self, p)?))
+        Ok(Box::new(Arc::new(Bert::build(self, p)?)))
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -294,23 +297,43 @@ impl Bert {
     }
 }
 
-impl Architecture for Bert {
+impl Stack for Bert {
+    type Context = Tokens;
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
+        // The norms stand behind the sums: the residual stream is normed already.
+        Ok(x.clone())
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        tokens: &Self::Context,
+        _: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        let a = block.attention(h, tokens, &self.config.spec())?;
+        let (_, x) = block.attention_norm.forward_add(x, &a)?;
+        let up = block.intermediate.forward(&x)?;
+        let m = block.output.forward_activated(&up, self.activation)?;
+        let (_, x) = block.output_norm.forward_add(&x, &m)?;
+        Ok((x.clone(), x))
+    }
+}
+
+impl Architecture for Arc<Bert> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         if cache.is_some() {
             let class = self.config.class();
             return Err(Error::NotCausal { doing: "continuing a text", class });
         }
-        let spec = self.spec();
-        check_room(tokens, None, &spec)?;
-        let mut x = self.embed(tokens)?;
-        for block in &self.blocks {
-            let a = block.attention(&x, tokens, &spec)?;
-            x = block.attention_norm.forward_add(&x, &a)?.1;
-            let up = block.intermediate.forward(&x)?;
-            let m = block.output.forward_activated(&up, self.activation)?;
-            x = block.output_norm.forward_add(&x, &m)?.1;
-        }
-        Ok(x)
+        check_room(tokens, None, &self.spec())?;
+        stack::run(self, self.embed(tokens)?, tokens, tokens.activations, None)
     }
 
     fn head(&self) -> &Linear {

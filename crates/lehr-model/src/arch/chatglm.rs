@@ -5,6 +5,8 @@
 //! on. Wang et al. 2022, <https://arxiv.org/abs/2203.00555>, with the norm moved to the entry of the
 //! next sub-layer.
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::prefix::{MaskToken, PrefixRule};
+use super::stack::{self, Stack};
 use super::{
     Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
 };
@@ -180,7 +183,7 @@ impl FamilyConfig for ChatGlmConfig {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(ChatGlm::build(self, p)?))
+        Ok(Box::new(Arc::new(ChatGlm::build(self, p)?)))
     }
 
     fn fit_to(&mut self, has: &dyn Fn(&str) -> bool) {
@@ -321,32 +324,54 @@ impl ChatGlm {
         Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
     }
 
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec())?;
+    fn forward(
+        self: &Arc<Self>,
+        tokens: &Tokens,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
         let text = self.rule.divide(tokens, cache.as_deref_mut())?;
         let rope =
             RopeTable::two_dimensional(&text.positions, &text.block_positions, &self.inv_freq)?;
-        let (alpha, n_heads) = (self.config.deepnorm_alpha as f32, self.config.num_attention_heads);
         let x = self.word_embeddings.forward(&tokens.ids)?;
-        let mut u = self.blocks[0].input_layernorm.forward(&x)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let cache = cache.as_deref_mut();
-            let a = block.attention.forward(&u, &text.mask, &rope, (n_heads, i), cache)?;
-            (_, u) = block.post_attention_layernorm.forward_add(&u.scale(alpha)?, &a)?;
-            let wide = block.dense_h_to_4h.forward(&u)?;
-            let m = block.dense_4h_to_h.forward_activated(&wide, Activation::GeluTanh)?;
-            let next_norm =
-                self.blocks.get(i + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
-            (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(tokens.len());
-        }
-        Ok(u)
+        let u = self.blocks[0].input_layernorm.forward(&x)?;
+        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
     }
 }
 
-impl Architecture for ChatGlm {
+impl Stack for ChatGlm {
+    type Context = (Mask, RopeTable);
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
+        // The residual stream of DeepNorm is normed already.
+        Ok(x.clone())
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        (mask, rope): &Self::Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        let (alpha, n_heads) = (self.config.deepnorm_alpha as f32, self.config.num_attention_heads);
+        let a = block.attention.forward(h, mask, rope, (n_heads, index), cache)?;
+        let (_, u) = block.post_attention_layernorm.forward_add(&x.scale(alpha)?, &a)?;
+        let wide = block.dense_h_to_4h.forward(&u)?;
+        let m = block.dense_4h_to_h.forward_activated(&wide, Activation::GeluTanh)?;
+        let next_norm =
+            self.blocks.get(index + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
+        let (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
+        Ok((u.clone(), u))
+    }
+}
+
+impl Architecture for Arc<ChatGlm> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

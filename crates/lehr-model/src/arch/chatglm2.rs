@@ -3,6 +3,8 @@
 //! one matrix for q, k and v, a SwiGLU MLP with one matrix for gate and up. Weights are
 //! `[out, in]`.
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::chatglm::only_plain;
+use super::stack::{self, Stack};
 use super::{
     Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive, residual_std,
 };
@@ -160,7 +163,7 @@ impl FamilyConfig for ChatGlm2Config {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(ChatGlm2::build(self, p)?))
+        Ok(Box::new(Arc::new(ChatGlm2::build(self, p)?)))
     }
 }
 
@@ -319,40 +322,53 @@ impl ChatGlm2 {
         Ok(Self { config, inv_freq, word_embeddings, blocks, final_layernorm, head })
     }
 
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let config = &self.config;
-        check_room(tokens, cache.as_deref(), &self.spec())?;
+    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
         let layout = RopeLayout::AdjacentPairs;
         let rope = RopeTable::new(&tokens.positions, &self.inv_freq, layout, 1.0)?;
-        // What is carried on from a norm's input x and output h.
-        let residual =
-            |x: &Tensor, h: &Tensor| match config.apply_residual_connection_post_layernorm {
-                true => h.clone(),
-                false => x.clone(),
-            };
-        let mut x = self.word_embeddings.forward(&tokens.ids)?;
-        let mut h = self.blocks[0].input_layernorm.forward(&x)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let a = block.attention(&h, tokens, &rope, (config, i), cache.as_deref_mut())?;
-            (x, h) = block.post_attention_layernorm.forward_add(&residual(&x, &h), &a)?;
-            let m = block.mlp(&h)?;
-            let next_norm = self.blocks.get(i + 1).map(|next| &next.input_layernorm);
-            (x, h) = match next_norm.or(self.final_layernorm.as_ref()) {
-                Some(norm) => norm.forward_add(&residual(&x, &h), &m)?,
-                None => {
-                    let x = residual(&x, &h).add(&m)?;
-                    (x.clone(), x)
-                }
-            };
-        }
-        if let Some(cache) = cache {
-            cache.advance(tokens.len());
-        }
-        Ok(h)
+        let x = self.word_embeddings.forward(&tokens.ids)?;
+        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
     }
 }
 
-impl Architecture for ChatGlm2 {
+impl Stack for ChatGlm2 {
+    type Context = (Tokens, RopeTable);
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        self.blocks[index].input_layernorm.forward(x)
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        (tokens, rope): &Self::Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        // What is carried on from a norm's input x and output h.
+        let carried = |x: &Tensor, h: &Tensor| {
+            if self.config.apply_residual_connection_post_layernorm { h.clone() } else { x.clone() }
+        };
+        let a = block.attention(h, tokens, rope, (&self.config, index), cache)?;
+        let (x, h) = block.post_attention_layernorm.forward_add(&carried(x, h), &a)?;
+        let m = block.mlp(&h)?;
+        let next_norm = self.blocks.get(index + 1).map(|next| &next.input_layernorm);
+        match next_norm.or(self.final_layernorm.as_ref()) {
+            Some(norm) => norm.forward_add(&carried(&x, &h), &m),
+            None => {
+                let x = carried(&x, &h).add(&m)?;
+                Ok((x.clone(), x))
+            }
+        }
+    }
+}
+
+impl Architecture for Arc<ChatGlm2> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

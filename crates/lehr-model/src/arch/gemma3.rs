@@ -3,6 +3,8 @@
 //! and blocks without that rotate by frequencies of their own, a GeGLU MLP, embeddings times √D.
 //! Weights are `[out, in]`.
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::RopeTable;
 use lehr_tensor::{ParamBuilder, Tensor, no_grad};
@@ -11,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::heads::{self, FULL, Heads, SLIDING, check_windows};
 use super::rope::Rope;
+use super::stack::{self, Stack};
 use super::{
     Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
     check_spec, parse, positive, residual_std, with_and_without_prefix,
@@ -167,7 +170,7 @@ impl FamilyConfig for Gemma3Config {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Gemma3::build(self, p)?))
+        Ok(Box::new(Arc::new(Gemma3::build(self, p)?)))
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -347,31 +350,47 @@ impl Gemma3 {
         Ok(Self { spec, global_rope, local_rope, softcap, embed_tokens, blocks, norm, head })
     }
 
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         check_room(tokens, cache.as_deref(), &self.spec)?;
         let global = self.global_rope.table(&tokens.positions)?;
         let local = self.local_rope.table(&tokens.positions)?;
         // The reference rounds √D to the precision it computes in, here f32.
         let scale = (self.spec.hidden_size as f64).sqrt() as f32;
-        let mut x = self.embed_tokens.forward(&tokens.ids)?.scale(scale)?;
-        let mut h = self.blocks[0].input_layernorm.forward(&x)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let rope = if block.windowed { &local } else { &global };
-            let a = block.attention(&h, tokens, rope, cache.as_deref_mut())?;
-            let a = block.post_attention_layernorm.forward(&a)?;
-            (x, h) = block.pre_feedforward_layernorm.forward_add(&x, &a)?;
-            let m = block.post_feedforward_layernorm.forward(&block.mlp.forward(&h)?)?;
-            let next_norm = self.blocks.get(i + 1).map_or(&self.norm, |next| &next.input_layernorm);
-            (x, h) = next_norm.forward_add(&x, &m)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(tokens.len());
-        }
-        Ok(h)
+        let x = self.embed_tokens.forward(&tokens.ids)?.scale(scale)?;
+        stack::run(self, x, &(tokens.clone(), global, local), tokens.activations, cache)
     }
 }
 
-impl Architecture for Gemma3 {
+impl Stack for Gemma3 {
+    type Context = (Tokens, RopeTable, RopeTable);
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        Ok(self.blocks[index].input_layernorm.forward(x)?)
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        (tokens, global, local): &Self::Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        let rope = if block.windowed { local } else { global };
+        let a = block.attention(h, tokens, rope, cache)?;
+        let a = block.post_attention_layernorm.forward(&a)?;
+        let (x, h) = block.pre_feedforward_layernorm.forward_add(x, &a)?;
+        let m = block.post_feedforward_layernorm.forward(&block.mlp.forward(&h)?)?;
+        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
+        Ok(next_norm.forward_add(&x, &m)?)
+    }
+}
+
+impl Architecture for Arc<Gemma3> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

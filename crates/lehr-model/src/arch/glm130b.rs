@@ -4,7 +4,10 @@
 //!
 //! With `u = LN(x)`, a sub-layer gives `x' = α u + f(u)`, as in ChatGLM-6B.
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::activation::Activation;
+use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
 use lehr_tensor::{ParamBuilder, Tensor, no_grad};
@@ -12,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chatglm::PerHeadAttention;
 use super::prefix::{MaskToken, PrefixRule};
+use super::stack::{self, Stack};
 use super::{
     Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
 };
@@ -138,7 +142,7 @@ impl FamilyConfig for Glm130bConfig {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Glm130b::build(self, p)?))
+        Ok(Box::new(Arc::new(Glm130b::build(self, p)?)))
     }
 
     /// The checkpoint is published as 8 parts, cut for tensor parallelism as Megatron does.
@@ -253,30 +257,52 @@ impl Glm130b {
         Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
     }
 
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec())?;
+    fn forward(
+        self: &Arc<Self>,
+        tokens: &Tokens,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
         let text = self.rule.divide(tokens, cache.as_deref_mut())?;
         let rope = RopeTable::new(&text.positions, &self.inv_freq, RopeLayout::HalfSplit, 1.0)?;
-        let (alpha, n_heads) = (self.config.alpha(), self.config.num_attention_heads);
         let x = self.word_embeddings.forward(&tokens.ids)?;
-        let mut u = self.blocks[0].input_layernorm.forward(&x)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let cache = cache.as_deref_mut();
-            let a = block.attention.forward(&u, &text.mask, &rope, (n_heads, i), cache)?;
-            (_, u) = block.post_attention_layernorm.forward_add(&u.scale(alpha)?, &a)?;
-            let m = block.mlp(&u)?;
-            let next_norm =
-                self.blocks.get(i + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
-            (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(tokens.len());
-        }
-        Ok(u)
+        let u = self.blocks[0].input_layernorm.forward(&x)?;
+        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
     }
 }
 
-impl Architecture for Glm130b {
+impl Stack for Glm130b {
+    type Context = (Mask, RopeTable);
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
+        // The residual stream of DeepNorm is normed already.
+        Ok(x.clone())
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        (mask, rope): &Self::Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        let (alpha, n_heads) = (self.config.alpha(), self.config.num_attention_heads);
+        let a = block.attention.forward(h, mask, rope, (n_heads, index), cache)?;
+        let (_, u) = block.post_attention_layernorm.forward_add(&x.scale(alpha)?, &a)?;
+        let m = block.mlp(&u)?;
+        let next_norm =
+            self.blocks.get(index + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
+        let (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
+        Ok((u.clone(), u))
+    }
+}
+
+impl Architecture for Arc<Glm130b> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

@@ -1,12 +1,15 @@
 //! GLM-4-0414 (zai-org 2025): GLM-4-9B with two more norms in each block, on what attention and MLP
 //! add to the residual stream ("sandwich" norms).
 
-use lehr_tensor::ops::rope::RopeLayout;
+use std::sync::Arc;
+
+use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
 use lehr_tensor::{ParamBuilder, Tensor, no_grad};
 use serde::{Deserialize, Serialize};
 
 use super::glm::{Attention, GlmConfig, Mlp, build_head};
 use super::rope::Rope;
+use super::stack::{self, Stack};
 use super::{Architecture, FamilyConfig, Spec, Tokens, check_room};
 use crate::nn::{Embedding, Linear, RmsNorm};
 use crate::{KvCache, Result};
@@ -29,7 +32,7 @@ impl FamilyConfig for Glm4Config {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Glm4::build(&self.0, p)?))
+        Ok(Box::new(Arc::new(Glm4::build(&self.0, p)?)))
     }
 }
 
@@ -83,27 +86,43 @@ impl Glm4 {
         Ok(Self { config, rope, embed_tokens, blocks, norm, head })
     }
 
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         check_room(tokens, cache.as_deref(), &self.spec())?;
         let rope = self.rope.table_of(&tokens.positions, RopeLayout::AdjacentPairs)?;
-        let mut x = self.embed_tokens.forward(&tokens.ids)?;
-        let mut h = self.blocks[0].input_layernorm.forward(&x)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let a = block.self_attn.forward(&h, tokens, &rope, cache.as_deref_mut())?;
-            let a = block.post_self_attn_layernorm.forward(&a)?;
-            (x, h) = block.post_attention_layernorm.forward_add(&x, &a)?;
-            let m = block.post_mlp_layernorm.forward(&block.mlp.forward(&h)?)?;
-            let next_norm = self.blocks.get(i + 1).map_or(&self.norm, |next| &next.input_layernorm);
-            (x, h) = next_norm.forward_add(&x, &m)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(tokens.len());
-        }
-        Ok(h)
+        let x = self.embed_tokens.forward(&tokens.ids)?;
+        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
     }
 }
 
-impl Architecture for Glm4 {
+impl Stack for Glm4 {
+    type Context = (Tokens, RopeTable);
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        Ok(self.blocks[index].input_layernorm.forward(x)?)
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        (tokens, rope): &Self::Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        let a = block.self_attn.forward(h, tokens, rope, cache)?;
+        let a = block.post_self_attn_layernorm.forward(&a)?;
+        let (x, h) = block.post_attention_layernorm.forward_add(x, &a)?;
+        let m = block.post_mlp_layernorm.forward(&block.mlp.forward(&h)?)?;
+        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
+        Ok(next_norm.forward_add(&x, &m)?)
+    }
+}
+
+impl Architecture for Arc<Glm4> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

@@ -1,11 +1,14 @@
 //! GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each sub-layer, fused qkv,
 //! a GELU MLP, a head tied to the embedding. Weights are `[in, out]`.
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::WeightLayout::InOut;
 use lehr_tensor::{ParamBuilder, Tensor, no_grad};
 use serde::{Deserialize, Serialize};
 
+use super::stack::{self, Stack};
 use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
 use crate::nn::{Embedding, LayerNorm, Linear};
 use crate::{Error, KvCache, Result};
@@ -91,7 +94,7 @@ impl FamilyConfig for Gpt2Config {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Gpt2::build(self, p)?))
+        Ok(Box::new(Arc::new(Gpt2::build(self, p)?)))
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -222,26 +225,41 @@ impl Gpt2 {
         Ok(Self { config: config.clone(), activation, wte, wpe, blocks, ln_f, head })
     }
 
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec())?;
-        let mut x = self.wte.forward(&tokens.ids)?.add(&self.wpe.forward(&tokens.positions)?)?;
-        let mut h = self.blocks[0].ln_1.forward(&x)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let a = block.attention(&h, tokens, self.config.n_head, i, cache.as_deref_mut())?;
-            (x, h) = block.ln_2.forward_add(&x, &a)?;
-            let m =
-                block.mlp_c_proj.forward_activated(&block.c_fc.forward(&h)?, self.activation)?;
-            let next_norm = self.blocks.get(i + 1).map_or(&self.ln_f, |next| &next.ln_1);
-            (x, h) = next_norm.forward_add(&x, &m)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(tokens.len());
-        }
-        Ok(h)
+    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+        let x = self.wte.forward(&tokens.ids)?.add(&self.wpe.forward(&tokens.positions)?)?;
+        stack::run(self, x, tokens, tokens.activations, cache)
     }
 }
 
-impl Architecture for Gpt2 {
+impl Stack for Gpt2 {
+    type Context = Tokens;
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        Ok(self.blocks[index].ln_1.forward(x)?)
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        tokens: &Self::Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        let a = block.attention(h, tokens, self.config.n_head, index, cache)?;
+        let (x, h) = block.ln_2.forward_add(x, &a)?;
+        let m = block.mlp_c_proj.forward_activated(&block.c_fc.forward(&h)?, self.activation)?;
+        let next_norm = self.blocks.get(index + 1).map_or(&self.ln_f, |next| &next.ln_1);
+        Ok(next_norm.forward_add(&x, &m)?)
+    }
+}
+
+impl Architecture for Arc<Gpt2> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

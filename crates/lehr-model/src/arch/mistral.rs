@@ -1,6 +1,8 @@
 //! Mistral 7B and Nemo (Jiang et al. 2023, <https://arxiv.org/abs/2310.06825>): Llama's block without
 //! biases, with a sliding window in every block of the first version. Weights are `[out, in]`.
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::RopeTable;
 use lehr_tensor::{ParamBuilder, Tensor, no_grad};
@@ -9,6 +11,7 @@ use serde_json::Value;
 
 use super::heads::{FULL, Heads, SLIDING, check_windows};
 use super::rope::Rope;
+use super::stack::{self, Stack};
 use super::{
     Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
     check_spec, parse, residual_std, with_and_without_prefix,
@@ -125,7 +128,7 @@ impl FamilyConfig for MistralConfig {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Mistral::build(self, p)?))
+        Ok(Box::new(Arc::new(Mistral::build(self, p)?)))
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -231,26 +234,42 @@ impl Mistral {
         Ok(Self { spec, rope, embed_tokens, blocks, norm, head })
     }
 
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         check_room(tokens, cache.as_deref(), &self.spec)?;
         let rope = self.rope.table(&tokens.positions)?;
-        let mut x = self.embed_tokens.forward(&tokens.ids)?;
-        let mut h = self.blocks[0].input_layernorm.forward(&x)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let a = block.attention(&h, tokens, &rope, cache.as_deref_mut())?;
-            (x, h) = block.post_attention_layernorm.forward_add(&x, &a)?;
-            let m = block.mlp.forward(&h)?;
-            let next_norm = self.blocks.get(i + 1).map_or(&self.norm, |next| &next.input_layernorm);
-            (x, h) = next_norm.forward_add(&x, &m)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(tokens.len());
-        }
-        Ok(h)
+        let x = self.embed_tokens.forward(&tokens.ids)?;
+        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
     }
 }
 
-impl Architecture for Mistral {
+impl Stack for Mistral {
+    type Context = (Tokens, RopeTable);
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        Ok(self.blocks[index].input_layernorm.forward(x)?)
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        (x, h): (&Tensor, &Tensor),
+        (tokens, rope): &Self::Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = &self.blocks[index];
+        let a = block.attention(h, tokens, rope, cache)?;
+        let (x, h) = block.post_attention_layernorm.forward_add(x, &a)?;
+        let m = block.mlp.forward(&h)?;
+        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
+        Ok(next_norm.forward_add(&x, &m)?)
+    }
+}
+
+impl Architecture for Arc<Mistral> {
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),

@@ -19,6 +19,7 @@ mod prefix;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod stack;
 mod tokens;
 
 pub use bert::{Bert, BertConfig};
@@ -41,7 +42,7 @@ pub use rope::{RopeConfig, RopeScaling, RopeSettings};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-pub use tokens::Tokens;
+pub use tokens::{Activations, Tokens};
 
 use crate::io::ShardRule;
 use crate::nn::Linear;

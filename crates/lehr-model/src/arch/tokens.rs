@@ -1,7 +1,34 @@
 //! What a model is given.
 
+use std::str::FromStr;
+
 use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// What becomes of the numbers that a recorded forward pass computes and backward reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /// They stay in memory.
+    #[default]
+    Keep,
+    /// Of each block only what it begins with stays, `[B, T, D]`; backward computes the others again: a third more work for a small part
+    /// of the memory, and the same gradients.
+    Recompute,
+}
+
+impl FromStr for Activations {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            "recompute" => Ok(Self::Recompute),
+            _ => Err(format!("activations is {text:?}, expected keep or recompute")),
+        }
+    }
+}
 
 /// Token ids `[B, T]` with their positions and, for packed rows, their segments.
 #[derive(Clone, Debug)]
@@ -13,6 +40,8 @@ pub struct Tokens {
     /// For packed rows: where in the row the token's segment begins, i32 `[B, T]`. No token sees
     /// beyond its segment.
     pub segment_starts: Option<Tensor>,
+    /// What becomes of the activations if the pass is recorded.
+    pub activations: Activations,
 }
 
 impl Tokens {
@@ -27,6 +56,7 @@ impl Tokens {
             ids: Tensor::from_ids(ids, [batch, t])?,
             positions: Tensor::from_ids(&positions, [batch, t])?,
             segment_starts: None,
+            activations: Activations::Keep,
         })
     }
 
@@ -48,7 +78,7 @@ impl Tokens {
             false => None,
         };
         let (ids, positions) = (Tensor::from_ids(ids, shape)?, Tensor::from_ids(positions, shape)?);
-        Ok(Self { ids, positions, segment_starts })
+        Ok(Self { ids, positions, segment_starts, activations: Activations::Keep })
     }
 
     /// Number of sequences B.

@@ -1,9 +1,9 @@
 //! The gradients of a backward pass on their way: what has been gathered, and what an op sees and adds.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
-use super::{Edge, Kind};
+use super::{Edge, Kind, Node};
 use crate::{DType, Result, Shape, Tensor, inplace};
 
 /// Gradients of inner nodes that have not been visited yet.
@@ -66,9 +66,27 @@ pub struct Gradients<'a> {
     pub(super) outputs: Vec<Option<Tensor>>,
     pub(super) is_seed: bool,
     pub(super) pending: &'a mut Pending,
+    /// Nodes that backward visits besides the inputs.
+    pub(super) more: Vec<Arc<Node>>,
 }
 
 impl Gradients<'_> {
+    /// `value` in the place of input `index` in the graph: what is computed from it adds to that input's gradient.
+    pub(super) fn as_input(&self, index: usize, value: Tensor) -> Tensor {
+        match &self.inputs[index] {
+            Some(edge) => value.with_edge(edge.clone()),
+            None => value,
+        }
+    }
+
+    /// Backward goes on from `tensor`, which was recorded just now, with `grad`.
+    pub(super) fn go_on_from(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
+        let Some(edge) = &tensor.edge else { return Ok(()) };
+        self.pending.add(edge, grad)?;
+        self.more.push(Arc::clone(&edge.node));
+        Ok(())
+    }
+
     /// Takes the gradient of output `index`; `None` if nothing depended on that output.
     pub fn output(&mut self, index: usize) -> Option<Tensor> {
         self.outputs[index].take()

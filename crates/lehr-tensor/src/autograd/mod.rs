@@ -4,6 +4,7 @@
 //! creation, so visiting them in falling order is a topological order: no recursion, no sorting.
 
 mod gradients;
+mod recompute;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use gradients::Gradients;
 use gradients::Pending;
 pub(crate) use gradients::unshared;
+pub use recompute::Recompute;
 
 use crate::{Error, Result, Tensor};
 
@@ -220,7 +222,10 @@ impl Tensor {
                 #[cfg(test)]
                 visited::note(op.name());
                 let (inputs, is_seed) = (&node.inputs[..], seed == Some(node.id));
-                op.backward(&mut Gradients { inputs, outputs, is_seed, pending: &mut pending })?;
+                let (pending, more) = (&mut pending, Vec::new());
+                let mut grads = Gradients { inputs, outputs, is_seed, pending, more };
+                op.backward(&mut grads)?;
+                queue.extend(grads.more.into_iter().map(|node| (node.id, node)));
             }
             // The node dies here unless the caller still holds a tensor of it.
             match Arc::get_mut(&mut node) {
@@ -247,9 +252,15 @@ pub(crate) fn record<O: Op, const N: usize>(
     outputs: [Tensor; N],
     op: impl FnOnce() -> O,
 ) -> [Tensor; N] {
-    if !records(inputs) {
-        return outputs;
-    }
+    if records(inputs) { record_always(inputs, outputs, op) } else { outputs }
+}
+
+/// [`record`] without asking.
+fn record_always<O: Op, const N: usize>(
+    inputs: &[&Tensor],
+    outputs: [Tensor; N],
+    op: impl FnOnce() -> O,
+) -> [Tensor; N] {
     let node = Arc::new(Node {
         id: next_id(),
         kind: Kind::Op(Box::new(op())),

@@ -1,6 +1,6 @@
 //! The AdamW update, fused: one pass over parameter, gradient and both moments.
 
-use super::{CHUNK, cuda};
+use super::{CHUNK, Clip, cuda};
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
 use crate::{Param, Result, Tensor};
@@ -18,7 +18,7 @@ pub struct AdamW {
     pub eps: f32,
     /// Decoupled weight decay: the parameter shrinks by `lr * weight_decay` first.
     pub weight_decay: f32,
-    /// The gradient is multiplied by this first (clipping).
+    /// The gradient is multiplied by this first: it undoes loss scaling.
     pub grad_scale: f32,
     /// Number of this update, from 1, for the bias correction.
     pub step: u64,
@@ -47,13 +47,24 @@ pub struct AdamWItem<'a> {
     pub weight_decay: f32,
 }
 
-/// [`adamw`] of many parameters, on whichever device they are: on a GPU one launch for all.
+/// [`adamw`] of many parameters, on whichever device they are: on a GPU one launch for all, which finds out itself whether and how much
+/// to clip.
 ///
 /// # Errors
 /// If a parameter is still in use by a graph, or a device fails.
-pub fn adamw_params(items: &mut [AdamWItem<'_>], rule: AdamW) -> Result<()> {
+pub fn adamw_params(
+    items: &mut [AdamWItem<'_>],
+    mut rule: AdamW,
+    clip: Option<Clip<'_>>,
+) -> Result<()> {
     if items.first().is_some_and(|item| item.m.is_cuda()) {
-        return on_cuda(items, rule);
+        return on_cuda(items, rule, clip);
+    }
+    if let Some(clip) = clip {
+        match clip.scale_on_host(rule.grad_scale) {
+            Some(scale) => rule.grad_scale = scale,
+            None => return Ok(()),
+        }
     }
     for item in items {
         let rule = AdamW { lr: rule.lr * item.lr_scale, weight_decay: item.weight_decay, ..rule };
@@ -67,7 +78,7 @@ pub fn adamw_params(items: &mut [AdamWItem<'_>], rule: AdamW) -> Result<()> {
     Ok(())
 }
 
-fn on_cuda(items: &[AdamWItem<'_>], rule: AdamW) -> Result<()> {
+fn on_cuda(items: &[AdamWItem<'_>], rule: AdamW, clip: Option<Clip<'_>>) -> Result<()> {
     let mut parts = Vec::new();
     for item in items {
         if let Some(grad) = item.param.grad() {
@@ -87,7 +98,7 @@ fn on_cuda(items: &[AdamWItem<'_>], rule: AdamW) -> Result<()> {
             weight_decay: item.weight_decay,
         })
         .collect();
-    cuda::adamw_all(&all, rule)
+    cuda::adamw_all(&all, rule, clip)
 }
 
 /// Updates `param` and the moments `m`, `v` in place:

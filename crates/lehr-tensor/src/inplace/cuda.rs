@@ -1,6 +1,6 @@
 //! What is done in place on a GPU.
 
-use super::AdamW;
+use super::{AdamW, Clip};
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::ops::concat::cpu::Blocks;
 use crate::ops::thin::cuda as thin;
@@ -29,8 +29,8 @@ fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
 }
 
 /// `Σ x²` over all elements of f32 tensors on one GPU, as bits of an f64 `[2]` on it. Sums of fixed chunks are added in a fixed
-/// order.
-fn squares_of_all(tensors: &[Tensor]) -> Result<Tensor> {
+/// order. A `loss` that is not finite makes the sum so.
+pub(super) fn squares_of_all(tensors: &[Tensor], loss: Option<&Tensor>) -> Result<Tensor> {
     let first = &tensors[0];
     let cuda = first.cuda()?;
     let words: Vec<u64> =
@@ -43,18 +43,15 @@ fn squares_of_all(tensors: &[Tensor]) -> Result<Tensor> {
     let n = int(OP, n_chunks)?;
     let args = args![&words, &cut, n, CHUNK as i32, &partials];
     cuda.launch(&KERNELS, DType::F32, "sum_of_squares_f32", Extent::line(n_chunks, 256), args)?;
-    let args = args![&partials, n, &sum, false];
+    let args = args![&partials, n, &sum, false, loss];
     cuda.launch(&KERNELS, DType::F32, "sum_of_squares_finish", Extent::line(1, 256), args)?;
     Ok(sum)
 }
 
-/// `Σ x²` over all elements of f32 tensors on one GPU; it waits for them.
-pub(super) fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
-    if tensors.is_empty() {
-        return Ok(0.0);
-    }
-    let sum = squares_of_all(tensors)?.to_host()?;
-    let [low, high] = [0, 1].map(|i| u64::from(sum.data()[i].to_bits()));
+/// An f64 from its bits, `[2]`.
+pub(super) fn f64_of(bits: &Tensor) -> Result<f64> {
+    let bits = bits.to_host()?;
+    let [low, high] = [0, 1].map(|i| u64::from(bits.data()[i].to_bits()));
     Ok(f64::from_bits(low | high << 32))
 }
 
@@ -71,7 +68,7 @@ pub(crate) struct Item<'a> {
 }
 
 /// [`super::adamw`] over all items in one launch.
-pub(crate) fn adamw_all(items: &[Item<'_>], rule: AdamW) -> Result<()> {
+pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>) -> Result<()> {
     let Some(first) = items.first() else { return Ok(()) };
     let cuda = first.param.cuda()?;
     let words: Vec<u64> = items
@@ -103,8 +100,8 @@ pub(crate) fn adamw_all(items: &[Item<'_>], rule: AdamW) -> Result<()> {
         eps,
         step_size,
         v_scale,
-        0u64,
-        0.0f32,
+        clip.and_then(|clip| clip.squares.on_cuda()),
+        clip.map_or(0.0, |clip| clip.norm),
         grad_scale,
     ];
     cuda.launch(&KERNELS, dtype, "adamw", Extent::line(n_chunks, 256), args)

@@ -82,14 +82,18 @@ extern "C" __global__ void __launch_bounds__(256, 4) sum_of_squares_tensor(const
         if (threadIdx.x == 0) partials[start / chunk_len] = sum;
     }
 }
-// *sum (+)= the partials, n of them, in a fixed order. One block of 256 threads.
-extern "C" __global__ void __launch_bounds__(256) sum_of_squares_finish(const double* partials, int n, double* sum, int accumulate) {
+// *sum (+)= the partials, n of them, in a fixed order, and 0 * *loss: what is not finite there is not finite here. `loss` may be null.
+// One block of 256 threads.
+extern "C" __global__ void __launch_bounds__(256)
+    sum_of_squares_finish(const double* partials, int n, double* sum, int accumulate, const float* loss) {
     __shared__ double scratch[8];
     double mine = 0;
 #pragma unroll 8
     for (int i = threadIdx.x; i < n; i += 256) mine += partials[i];
     mine = block_sum(mine, scratch);
-    if (threadIdx.x == 0) *sum = accumulate ? *sum + mine : mine;
+    if (threadIdx.x != 0) return;
+    if (loss) mine += 0.0 * *loss;
+    *sum = accumulate ? *sum + mine : mine;
 }
 
 // The numbers of an update that are the same for a whole tensor.

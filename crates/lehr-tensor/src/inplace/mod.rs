@@ -9,7 +9,7 @@ pub(crate) mod cuda;
 mod norm;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
-pub use norm::{scale, sum_of_squares};
+pub use norm::{Clip, SquareSum, scale, sum_of_squares};
 
 /// Numbers per task of elementwise kernels: 64 KiB, half of a second-level cache for two streams.
 pub(crate) const CHUNK: usize = 1 << 14;
@@ -62,17 +62,6 @@ pub fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result
         return Err(Error::Shape { op: OP, lhs: to, rhs: from, rule });
     }
     cuda::write_positions_at(all, new, at)
-}
-
-/// `Σ x²` over all elements of f32 tensors that live on one device. It waits for a GPU.
-///
-/// # Errors
-/// If a device fails.
-pub fn sum_of_squares_all(tensors: &[Tensor]) -> Result<f64> {
-    if tensors.first().is_some_and(Tensor::is_cuda) {
-        return cuda::sum_of_squares(tensors);
-    }
-    Ok(tensors.iter().map(|t| sum_of_squares(t.data())).sum())
 }
 
 /// The index of the largest value of each row of `x [.., D]`, `[rows]`: the first of equals; NaN never wins.

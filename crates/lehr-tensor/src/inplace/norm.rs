@@ -1,8 +1,94 @@
 //! The gradient norm and its clipping.
 
-use super::CHUNK;
+use super::{CHUNK, cuda};
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
+use crate::{Result, Tensor};
+
+/// `Σ g²` of a whole gradient, where it was computed: nobody waits for a GPU before the number is asked for.
+pub struct SquareSum(Place);
+
+enum Place {
+    Host(f64),
+    /// The bits of an f64, `[2]`.
+    Cuda(Tensor),
+}
+
+impl SquareSum {
+    /// The sum over all elements of f32 tensors that live on one device. If one of the `losses` `[1]` there is not finite, the sum is not
+    /// either.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn of(tensors: &[Tensor], losses: &[Tensor]) -> Result<Self> {
+        if tensors.first().is_some_and(Tensor::is_cuda) {
+            let sum = |sum: Option<Tensor>, loss: &Tensor| match sum {
+                Some(sum) => sum.add(loss).map(Some),
+                None => Ok(Some(loss.clone())),
+            };
+            let loss = losses.iter().try_fold(None, sum)?;
+            return Ok(Self(Place::Cuda(cuda::squares_of_all(tensors, loss.as_ref())?)));
+        }
+        let mut sum: f64 = tensors.iter().map(|t| sum_of_squares(t.data())).sum();
+        for loss in losses {
+            sum += 0.0 * f64::from(loss.item()?);
+        }
+        Ok(Self(Place::Host(sum)))
+    }
+
+    /// A sum that was computed before.
+    #[must_use]
+    pub fn known(sum: f64) -> Self {
+        Self(Place::Host(sum))
+    }
+
+    /// The number; it waits for a GPU.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn get(&self) -> Result<f64> {
+        match &self.0 {
+            Place::Host(sum) => Ok(*sum),
+            Place::Cuda(bits) => cuda::f64_of(bits),
+        }
+    }
+
+    /// The number, if it is on the host.
+    pub(super) fn on_host(&self) -> Option<f64> {
+        match &self.0 {
+            Place::Host(sum) => Some(*sum),
+            Place::Cuda(_) => None,
+        }
+    }
+
+    /// Where it lies, if that is on a GPU.
+    pub(super) fn on_cuda(&self) -> Option<&Tensor> {
+        match &self.0 {
+            Place::Host(_) => None,
+            Place::Cuda(bits) => Some(bits),
+        }
+    }
+}
+
+/// How an update depends on the whole gradient.
+#[derive(Clone, Copy)]
+pub struct Clip<'a> {
+    /// Its squares. If their sum is not finite, nothing is updated.
+    pub squares: &'a SquareSum,
+    /// If the norm, after `grad_scale`, is greater than this, the gradient is scaled down to it; 0 = never.
+    pub norm: f32,
+}
+
+impl Clip<'_> {
+    /// What the gradient is multiplied by, for a `grad_scale`; `None` = nothing is to be updated.
+    pub(super) fn scale_on_host(&self, grad_scale: f32) -> Option<f32> {
+        let sum = self.squares.on_host()?;
+        let (scale, limit) = (f64::from(grad_scale), f64::from(self.norm));
+        let norm = sum.sqrt() * scale;
+        let clips = limit > 0.0 && norm > limit;
+        sum.is_finite().then_some(if clips { (scale * (limit / norm)) as f32 } else { grad_scale })
+    }
+}
 
 /// `Σ x²` in f64 over chunks of fixed size, so that the number of threads changes no bit.
 #[must_use]

@@ -208,6 +208,6 @@ pub fn restore(
         param.set(&weights.tensor(param.name(), param.shape())?)?;
     }
     let moments = Checkpoint::open(&dir.join("optimizer.safetensors"))?;
-    optimizer.restore(state.step, &|name, shape| Ok(moments.tensor(name, shape)?))?;
+    optimizer.restore(&|name, shape| Ok(moments.tensor(name, shape)?))?;
     Ok(state)
 }

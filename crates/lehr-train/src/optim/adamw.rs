@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use lehr_tensor::inplace::Clip;
 use lehr_tensor::{DType, Param, ParamStore, Shape, Tensor, inplace};
 
-use super::Optimizer;
+use super::{Optimizer, Update};
 use crate::Result;
 use crate::recipe::OptimizerConfig;
 
@@ -16,7 +17,6 @@ pub struct AdamW {
     moments: Vec<Moments>,
     /// Name of the parameter to its moments.
     index: HashMap<String, usize>,
-    n_updates: u64,
 }
 
 struct Moments {
@@ -42,7 +42,7 @@ impl AdamW {
         let trainable = params.params().iter().filter(|p| p.is_trainable());
         let moments: Vec<_> = trainable.map(moments).collect::<Result<_>>()?;
         let index = moments.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
-        Ok(Self { rule, embedding_lr_ratio, moments, index, n_updates: 0 })
+        Ok(Self { rule, embedding_lr_ratio, moments, index })
     }
 }
 
@@ -66,9 +66,9 @@ fn is_embedding(name: &str) -> bool {
 }
 
 impl Optimizer for AdamW {
-    fn begin(&mut self, lr: f32, grad_scale: f32) {
-        self.n_updates += 1;
-        (self.rule.lr, self.rule.grad_scale, self.rule.step) = (lr, grad_scale, self.n_updates);
+    fn begin(&mut self, update: Update) {
+        let Update { number, lr, grad_scale } = update;
+        (self.rule.lr, self.rule.grad_scale, self.rule.step) = (lr, grad_scale, number);
     }
 
     fn update(&mut self, param: &Param) -> Result<()> {
@@ -76,12 +76,12 @@ impl Optimizer for AdamW {
             return Ok(());
         };
         let item = moments.item(param, &self.rule, self.embedding_lr_ratio);
-        Ok(inplace::adamw_params(&mut [item], self.rule)?)
+        Ok(inplace::adamw_params(&mut [item], self.rule, None)?)
     }
 
     /// All parameters at once, which on a GPU is one launch.
-    fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()> {
-        self.begin(lr, grad_scale);
+    fn step(&mut self, params: &ParamStore, update: Update, clip: Clip<'_>) -> Result<()> {
+        self.begin(update);
         let by_name: HashMap<&str, &Param> =
             params.params().iter().map(|p| (p.name(), p)).collect();
         let (rule, ratio) = (self.rule, self.embedding_lr_ratio);
@@ -91,7 +91,7 @@ impl Optimizer for AdamW {
             Some(moments.item(param, &rule, ratio))
         };
         let mut items: Vec<_> = self.moments.iter_mut().filter_map(item).collect();
-        Ok(inplace::adamw_params(&mut items, rule)?)
+        Ok(inplace::adamw_params(&mut items, rule, Some(clip))?)
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {
@@ -101,7 +101,7 @@ impl Optimizer for AdamW {
         self.moments.iter().flat_map(both).collect()
     }
 
-    fn restore(&mut self, step: u64, load: &dyn Fn(&str, Shape) -> Result<Tensor>) -> Result<()> {
+    fn restore(&mut self, load: &dyn Fn(&str, Shape) -> Result<Tensor>) -> Result<()> {
         for moments in &mut self.moments {
             let device = moments.m.device();
             moments.m =
@@ -109,7 +109,6 @@ impl Optimizer for AdamW {
             moments.v =
                 load(&format!("v.{}", moments.name), moments.v.shape())?.to_device(device)?;
         }
-        self.n_updates = step;
         Ok(())
     }
 }

@@ -3,15 +3,27 @@
 mod adamw;
 
 pub use adamw::AdamW;
-use lehr_tensor::{Param, ParamStore, Tensor};
+use lehr_tensor::inplace::Clip;
+use lehr_tensor::{Param, ParamStore, Shape, Tensor};
 
 use crate::Result;
 use crate::recipe::OptimizerConfig;
 
+/// What one update is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Learning rate.
+    pub lr: f32,
+    /// Gradients are multiplied by this first: it undoes loss scaling.
+    pub grad_scale: f32,
+}
+
 /// Changes the parameters of a store by their gradients.
 pub trait Optimizer: Send {
-    /// Begins an update with learning rate `lr`; gradients are multiplied by `grad_scale` first.
-    fn begin(&mut self, lr: f32, grad_scale: f32);
+    /// Begins an update of which [`Optimizer::update`] makes the parts.
+    fn begin(&mut self, update: Update);
 
     /// Changes one parameter by its gradient, as part of the update that was begun. A parameter
     /// without a gradient, or without state, is left as it is.
@@ -20,27 +32,20 @@ pub trait Optimizer: Send {
     /// If the parameter is still in use by a graph.
     fn update(&mut self, param: &Param) -> Result<()>;
 
-    /// One whole update.
+    /// One whole update. If the gradient is not finite by `clip`, nothing changes. It does not wait for a GPU.
     ///
     /// # Errors
     /// If a parameter is still in use by a graph.
-    fn step(&mut self, params: &ParamStore, lr: f32, grad_scale: f32) -> Result<()> {
-        self.begin(lr, grad_scale);
-        params.params().iter().try_for_each(|param| self.update(param))
-    }
+    fn step(&mut self, params: &ParamStore, update: Update, clip: Clip<'_>) -> Result<()>;
 
     /// The state as named tensors, for a checkpoint.
     fn state(&self) -> Vec<(String, Tensor)>;
 
-    /// Takes the state back; `step` is the number of updates made so far.
+    /// Takes the state back.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
-    fn restore(
-        &mut self,
-        step: u64,
-        load: &dyn Fn(&str, lehr_tensor::Shape) -> Result<Tensor>,
-    ) -> Result<()>;
+    fn restore(&mut self, load: &dyn Fn(&str, Shape) -> Result<Tensor>) -> Result<()>;
 }
 
 /// The optimiser of a recipe for the parameters of `params`.

@@ -1,6 +1,6 @@
 //! The sections of a recipe.
 
-use lehr_model::{DTypeChoice, DeviceChoice};
+use lehr_model::{Activations, DTypeChoice, DeviceChoice};
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
@@ -15,7 +15,7 @@ pub struct RunConfig {
     pub seed: u64,
     /// Where: `auto` (a GPU if one can be used), `cpu`, `cuda` or `cuda:N`.
     pub device: DeviceChoice,
-    /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32` or `bf16`.
+    /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16` (with loss scaling).
     pub dtype: DTypeChoice,
 }
 
@@ -174,6 +174,8 @@ pub struct TrainConfig {
     pub len: usize,
     /// Micro-batches per step.
     pub accumulation: u64,
+    /// What becomes of activations until backward: `keep` or `recompute`.
+    pub activations: Activations,
 }
 
 /// `[eval]`
@@ -219,8 +221,6 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     };
     let Recipe { run, data, train, sample, checkpoint, .. } = recipe;
     check(!run.dir.is_empty(), "run.dir", &"empty", "a folder");
-    let trains = run.dtype != DTypeChoice::F16;
-    check(trains, "run.dtype", &run.dtype, "auto, f32 or bf16, whose range gradients fit in");
     check(!data.path.is_empty(), "data.path", &"empty", "a file or folder");
     let fraction = data.validation_fraction;
     let split = data.validation_path.is_empty();
@@ -257,6 +257,10 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     let whole = clip_norm > 0.0 || train.accumulation > 1;
     let expected = "false, or optimizer.clip_norm = 0 and train.accumulation = 1";
     check(!(in_backward && whole), "optimizer.in_backward", &in_backward, expected);
+    // An overflow is found when the whole gradient is there; then the step is made again.
+    let scales = run.dtype == DTypeChoice::F16;
+    let expected = "false, because run.dtype is f16";
+    check(!(in_backward && scales), "optimizer.in_backward", &in_backward, expected);
     let (warmup, decay, min_ratio) = match recipe.schedule {
         ScheduleConfig::Cosine { warmup_steps, min_ratio } => (warmup_steps, 0, min_ratio),
         ScheduleConfig::Wsd { warmup_steps, decay_steps, min_ratio } => {

@@ -1,5 +1,5 @@
 use super::*;
-use lehr_model::{DTypeChoice, DeviceChoice};
+use lehr_model::{Activations, DTypeChoice, DeviceChoice};
 
 fn example() -> Recipe {
     Recipe {
@@ -37,7 +37,13 @@ fn example() -> Recipe {
             in_backward: false,
         },
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
-        train: TrainConfig { steps: 10, rows: 2, len: 64, accumulation: 1 },
+        train: TrainConfig {
+            steps: 10,
+            rows: 2,
+            len: 64,
+            accumulation: 1,
+            activations: Activations::Keep,
+        },
         eval: EvalConfig { every_steps: 5, batches_max: 0 },
         sample: SampleConfig {
             every_steps: 0,

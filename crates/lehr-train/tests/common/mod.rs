@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use lehr_model::{DTypeChoice, DeviceChoice};
+use lehr_model::{Activations, DTypeChoice, DeviceChoice};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,7 +126,13 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
             in_backward: false,
         },
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
-        train: TrainConfig { steps: 6, rows: 4, len: 48, accumulation: 1 },
+        train: TrainConfig {
+            steps: 6,
+            rows: 4,
+            len: 48,
+            accumulation: 1,
+            activations: Activations::Keep,
+        },
         eval: EvalConfig { every_steps: 0, batches_max: 2 },
         sample: SampleConfig {
             every_steps: 0,

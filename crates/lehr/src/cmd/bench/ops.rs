@@ -298,7 +298,7 @@ impl Bench<'_> {
                 .zip(&mut moments)
                 .map(|(param, (m, v))| AdamWItem { param, m, v, lr_scale: 1.0, weight_decay: 0.1 })
                 .collect();
-            inplace::adamw_params(&mut items, rule)
+            inplace::adamw_params(&mut items, rule, None)
         })?;
         // Four read and three written in f32, and the copy that is computed with.
         let copy = if self.dtype == DType::F32 { 0 } else { self.dtype.size() };

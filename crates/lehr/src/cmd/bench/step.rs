@@ -7,11 +7,13 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::ValueEnum;
 use lehr_model::{
-    Compute, Config, DTypeChoice, DeviceChoice, Gpt2Config, LlamaConfig, Model, RopeConfig, Tokens,
+    Activations, Compute, Config, DTypeChoice, DeviceChoice, Gpt2Config, LlamaConfig, Model,
+    RopeConfig, Tokens,
 };
-use lehr_tensor::{Device, Philox, Tensor, cuda, threads};
+use lehr_tensor::inplace::{Clip, SquareSum};
+use lehr_tensor::{DType, Device, Philox, Tensor, cuda, threads};
 use lehr_train::recipe::OptimizerConfig;
-use lehr_train::{AdamW, Optimizer, machine_gflops};
+use lehr_train::{AdamW, LossScale, Optimizer, Update, machine_gflops};
 use serde_json::json;
 
 use super::system;
@@ -42,9 +44,12 @@ pub(crate) struct Args {
     /// Device: cpu, auto, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
-    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
+    /// Activations until backward: keep, or recompute (less memory, more work)
+    #[arg(long, default_value = "keep")]
+    activations: Activations,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object with the keys of tools/bench/torch_bench.py
@@ -182,7 +187,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let compute = Compute::choose(args.device, args.dtype)?;
-    let model = Model::new(config(args.arch, &shape), 1337)?;
+    let mut model = Model::new(config(args.arch, &shape), 1337)?;
+    model.set_activations(args.activations);
     model.to_device(compute.device, compute.dtype)?;
     let rule = OptimizerConfig::Adamw {
         lr: 3e-4,
@@ -198,20 +204,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let batches = batches(&shape)?;
     let by_id: HashMap<_, _> = model.params().params().iter().map(|p| (p.id(), p)).collect();
     let n_tokens = shape.b * shape.t;
+    // As a run in f16 begins.
+    let scaled = compute.dtype == DType::F16;
+    let factor = if scaled { LossScale::START.factor } else { 1.0 };
+    let mut number = 0;
     let mut step = |i: usize| -> Result<f32> {
+        number += 1;
+        let update = Update { number, lr: 3e-4, grad_scale: 1.0 / factor };
         let (tokens, targets) = &batches[i % batches.len()];
-        let loss = model.loss(tokens, targets, n_tokens as f32)?;
+        let loss = model.loss(tokens, targets, n_tokens as f32 / factor)?;
         let value = loss.detach();
         if compute.device.is_cuda() {
             // As a run does by default: one launch updates all weights.
             loss.backward()?;
-            optimizer.step(model.params(), 3e-4, 1.0)?;
+            let clip = Clip { squares: &SquareSum::known(0.0), norm: 0.0 };
+            optimizer.step(model.params(), update, clip)?;
             model.params().clear_grads();
             // The only time the GPU is waited for.
-            return Ok(value.item()?);
+            return Ok(value.item()? / factor);
         }
         // Each weight is updated when its gradient is complete, as with `optimizer.in_backward`.
-        optimizer.begin(3e-4, 1.0);
+        optimizer.begin(update);
         loss.backward_each(|id| -> Result<()> {
             if let Some(param) = by_id.get(&id) {
                 optimizer.update(param)?;
@@ -277,6 +290,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 "peak_rss_mb": peak_rss_mb.round(), "busy_cores": round(busy_cores, 2),
                 "loss_first": loss_first, "loss_last": loss_last, "losses": losses,
                 "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
+                "activations": args.activations,
                 "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu(gflops),
             })
         );

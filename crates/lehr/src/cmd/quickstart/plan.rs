@@ -1,6 +1,6 @@
 //! How much of everything: fitted to the machine once, then kept.
 
-use lehr_model::{DTypeChoice, DeviceChoice};
+use lehr_model::{Activations, DTypeChoice, DeviceChoice};
 use std::fmt;
 use std::path::Path;
 
@@ -115,7 +115,13 @@ impl Plan {
             objective,
             optimizer: Self::adamw(4e-4, 15.0),
             schedule: Self::cosine(steps),
-            train: TrainConfig { steps, rows: ROWS, len: LEN, accumulation: 1 },
+            train: TrainConfig {
+                steps,
+                rows: ROWS,
+                len: LEN,
+                accumulation: 1,
+                activations: Activations::Keep,
+            },
             eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
             sample: SampleConfig {
                 every_steps: (steps / 2).max(1),

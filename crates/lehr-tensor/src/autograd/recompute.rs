@@ -1,0 +1,170 @@
+//! Activations computed again: a stretch of the graph that keeps only what it begins with.
+
+use super::{Gradients, Op, is_recording, no_grad, record_always};
+use crate::{Result, Tensor};
+
+/// A stretch of a computation, and how it is run again.
+pub struct Recompute<D, B> {
+    /// From the inputs that are kept, those that are not.
+    pub derive: D,
+    /// From all inputs, the kept ones first, the outputs.
+    pub body: B,
+}
+
+impl<D, B> Recompute<D, B>
+where
+    D: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+    B: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+{
+    /// Records `outputs`, which the body has made of `kept` and `derived` within [`no_grad`], so that backward runs the body once more:
+    /// of all it computes only `kept` stays in memory until then (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
+    ///
+    /// The body must be a function of its inputs and of parameters alone, and give the same numbers each time. The gradient is then
+    /// that of a graph that was recorded at once, bit for bit: the nodes of the second run take the place of the stretch, and
+    /// backward goes on through them.
+    #[must_use]
+    pub fn record<const O: usize>(
+        self,
+        kept: &[&Tensor],
+        derived: &[&Tensor],
+        outputs: [Tensor; O],
+    ) -> [Tensor; O] {
+        if !is_recording() {
+            return outputs;
+        }
+        let inputs: Vec<&Tensor> = kept.iter().chain(derived).copied().collect();
+        // Whether an input wants a gradient or not, parameters inside do.
+        record_always(&inputs, outputs, || Stretch {
+            kept: kept.iter().map(|t| t.detach()).collect(),
+            n_outputs: O,
+            run: self,
+        })
+    }
+}
+
+struct Stretch<D, B> {
+    kept: Vec<Tensor>,
+    n_outputs: usize,
+    run: Recompute<D, B>,
+}
+
+impl<D, B> Op for Stretch<D, B>
+where
+    D: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+    B: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+{
+    fn name(&self) -> &'static str {
+        "recompute"
+    }
+
+    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
+        let mut inputs = self.kept.clone();
+        inputs.extend(no_grad(|| (self.run.derive)(&self.kept))?);
+        let inputs: Vec<_> =
+            inputs.into_iter().enumerate().map(|(i, t)| grads.as_input(i, t)).collect();
+        let outputs = (self.run.body)(&inputs)?;
+        for index in 0..self.n_outputs {
+            if let Some(grad) = grads.output(index) {
+                grads.go_on_from(&outputs[index], grad)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::activation::Activation;
+    use crate::ops::linear::WeightLayout;
+    use crate::{Init, Param, ParamBuilder, ParamStore, Source};
+
+    fn weights(n: usize) -> (ParamStore, Vec<Param>) {
+        let mut store = ParamStore::default();
+        let source = Source::Init { seed: 5 };
+        let mut builder = ParamBuilder::new(&mut store, &source);
+        let params = (0..n).map(|i| builder.at(i).param("w", [8, 8], Init::Normal(0.4)).unwrap());
+        let params = params.collect();
+        (store, params)
+    }
+
+    /// A block with a residual stream `x` and `h = f(x)`, as in the models.
+    fn block(x: &Tensor, h: &Tensor, w: &Param) -> Result<Vec<Tensor>> {
+        let m = h.linear(&w.tensor(), WeightLayout::OutIn, None)?;
+        let x = x.add(&m)?;
+        let h = x.activation(Activation::Silu)?;
+        Ok(vec![x, h])
+    }
+
+    fn gradients(again: bool) -> Vec<Vec<f32>> {
+        let (store, params) = weights(3);
+        let input: Vec<f32> = (0..32).map(|i| (i as f32 * 0.7).sin()).collect();
+        let input = Tensor::from_slice(&input, [4, 8]).unwrap().trainable();
+        let mut x = input.scale(1.0).unwrap();
+        let mut h = x.activation(Activation::Silu).unwrap();
+        for w in &params {
+            if again {
+                let outputs = no_grad(|| block(&x, &h, w)).unwrap();
+                let (w, [x_new, h_new]) = (w.clone(), outputs.try_into().unwrap());
+                let recompute = Recompute {
+                    derive: |kept: &[Tensor]| Ok(vec![kept[0].activation(Activation::Silu)?]),
+                    body: move |all: &[Tensor]| block(&all[0], &all[1], &w),
+                };
+                let [x_new, h_new] = recompute.record(&[&x], &[&h], [x_new, h_new]);
+                (x, h) = (x_new, h_new);
+            } else {
+                let [x_new, h_new] = block(&x, &h, w).unwrap().try_into().unwrap();
+                (x, h) = (x_new, h_new);
+            }
+        }
+        let loss = h.mul(&h).unwrap().sum().unwrap();
+        // Backward takes apart what nobody holds.
+        drop((x, h));
+        let mut done = Vec::new();
+        let mut note = |id| {
+            done.push(id);
+            Ok::<(), crate::Error>(())
+        };
+        loss.backward_each(&mut note).unwrap();
+        let mut backwards: Vec<_> = params.iter().map(Param::id).collect();
+        backwards.reverse();
+        assert_eq!(done[..3], backwards, "each gradient is complete as backward passes it");
+        let of = |grad: Option<Tensor>| grad.unwrap().to_vec();
+        let mut all: Vec<_> = store.params().iter().map(|p| of(p.grad())).collect();
+        all.push(of(input.grad()));
+        all
+    }
+
+    #[test]
+    fn what_is_computed_again_changes_no_bit() {
+        assert_eq!(gradients(false), gradients(true));
+    }
+
+    #[test]
+    fn parameters_learn_below_inputs_that_do_not() {
+        let (_, params) = weights(1);
+        let w = params[0].clone();
+        let x = Tensor::full([2, 8], 1.0).unwrap();
+        let run = |w: &Param, x: &Tensor| x.linear(&w.tensor(), WeightLayout::OutIn, None);
+        let y = no_grad(|| run(&w, &x)).unwrap();
+        let again = w.clone();
+        let recompute = Recompute {
+            derive: |_: &[Tensor]| Ok(Vec::new()),
+            body: move |all: &[Tensor]| Ok(vec![run(&again, &all[0])?]),
+        };
+        let [y] = recompute.record(&[&x], &[], [y]);
+        y.sum().unwrap().backward().unwrap();
+        assert_eq!(w.grad().unwrap().to_vec(), vec![2.0; 64]);
+    }
+
+    #[test]
+    fn nothing_is_recorded_without_recording() {
+        let x = Tensor::full([1], 1.0).unwrap().trainable();
+        let recompute = Recompute {
+            derive: |_: &[Tensor]| Ok(Vec::new()),
+            body: |all: &[Tensor]| Ok(all.to_vec()),
+        };
+        let [y] = no_grad(|| recompute.record(&[&x], &[], [x.detach()]));
+        assert!(!y.wants_grad());
+    }
+}
