@@ -46,9 +46,12 @@ fn check(model: ModelConfig, objective: ObjectiveKind) {
     assert!(off < 2e-2, "{objective:?}: bf16 on the GPU is off by {off:.1e}: {first:?}, {cpu:?}");
     let bits = |v: &[f64]| v.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&first), bits(&again), "{objective:?}: two runs differ");
-    let mut recomputed = bf16;
-    recomputed.train.activations = Activations::Recompute;
-    assert_eq!(bits(&first), bits(&losses(&recomputed)), "{objective:?}: recomputing changes bits");
+    for activations in [Activations::Recompute, Activations::Offload] {
+        let mut again = bf16.clone();
+        again.train.activations = activations;
+        let found = losses(&again);
+        assert_eq!(bits(&first), bits(&found), "{objective:?}: {activations:?} changes bits");
+    }
     let f16 = losses(&on(&recipe, GPU, DTypeChoice::F16));
     let off = distance(&f16, &cpu);
     assert!(off < 5e-3, "{objective:?}: f16 on the GPU is off by {off:.1e}: {f16:?}, {cpu:?}");

@@ -47,11 +47,11 @@ pub(super) fn run<S: Stack>(
 ) -> Result<Tensor> {
     let n_tokens = x.shape()[1];
     let mut h = stack.read(0, &x)?;
-    let again = activations == Activations::Recompute && cache.is_none() && is_recording();
+    let again = activations != Activations::Keep && cache.is_none() && is_recording();
     for index in 0..stack.n_blocks() {
         (x, h) = match again {
             false => stack.block(index, (&x, &h), context, cache.as_deref_mut())?,
-            true => recomputed(stack, index, (&x, &h), context)?,
+            true => recomputed(stack, index, (&x, &h), context, activations)?,
         };
     }
     if let Some(cache) = cache {
@@ -66,6 +66,7 @@ fn recomputed<S: Stack>(
     index: usize,
     (x, h): (&Tensor, &Tensor),
     context: &S::Context,
+    activations: Activations,
 ) -> Result<(Tensor, Tensor)> {
     let (x_next, h_next) = no_grad(|| stack.block(index, (x, h), context, None))?;
     let (reader, blocks, context) = (Arc::clone(stack), Arc::clone(stack), context.clone());
@@ -75,13 +76,14 @@ fn recomputed<S: Stack>(
             let outputs = blocks.block(index, (&pair[0], &pair[1]), &context, None);
             outputs.map(|(x, h)| vec![x, h]).map_err(as_engine)
         },
+        offload: activations == Activations::Offload,
     };
     // If the next block reads the residual stream itself, there is one output: its gradient is one sum.
     if h_next.shares_storage(&x_next) {
-        let [x] = recompute.record(&[x], &[h], [x_next]);
+        let [x] = recompute.record(&[x], &[h], [x_next])?;
         return Ok((x.clone(), x));
     }
-    let [x, h] = recompute.record(&[x], &[h], [x_next, h_next]);
+    let [x, h] = recompute.record(&[x], &[h], [x_next, h_next])?;
     Ok((x, h))
 }
 

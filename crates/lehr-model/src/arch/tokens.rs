@@ -16,6 +16,8 @@ pub enum Activations {
     /// Of each block only what it begins with stays, `[B, T, D]`; backward computes the others again: a third more work for a small part
     /// of the memory, and the same gradients.
     Recompute,
+    /// The same, and what stays waits in the memory of the host if the model is on a GPU.
+    Offload,
 }
 
 impl FromStr for Activations {
@@ -25,7 +27,8 @@ impl FromStr for Activations {
         match text {
             "keep" => Ok(Self::Keep),
             "recompute" => Ok(Self::Recompute),
-            _ => Err(format!("activations is {text:?}, expected keep or recompute")),
+            "offload" => Ok(Self::Offload),
+            _ => Err(format!("activations is {text:?}, expected keep, recompute or offload")),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Activations computed again: a stretch of the graph that keeps only what it begins with.
 
 use super::{Gradients, Op, is_recording, no_grad, record_always};
+use crate::cuda::Offloaded;
 use crate::{Result, Tensor};
 
 /// A stretch of a computation, and how it is run again.
@@ -9,6 +10,23 @@ pub struct Recompute<D, B> {
     pub derive: D,
     /// From all inputs, the kept ones first, the outputs.
     pub body: B,
+    /// Whether what is kept waits in the memory of the host, if it is on a GPU. It is copied there and back while the GPU computes.
+    pub offload: bool,
+}
+
+/// An input that is kept.
+enum Kept {
+    Here(Tensor),
+    OnHost(Offloaded),
+}
+
+impl Kept {
+    fn get(&self) -> Result<Tensor> {
+        match self {
+            Self::Here(tensor) => Ok(tensor.clone()),
+            Self::OnHost(offloaded) => offloaded.fetch(),
+        }
+    }
 }
 
 impl<D, B> Recompute<D, B>
@@ -22,28 +40,32 @@ where
     /// The body must be a function of its inputs and of parameters alone, and give the same numbers each time. The gradient is then
     /// that of a graph that was recorded at once, bit for bit: the nodes of the second run take the place of the stretch, and
     /// backward goes on through them.
-    #[must_use]
+    ///
+    /// # Errors
+    /// If a device fails to bring what is kept to the host.
     pub fn record<const O: usize>(
         self,
         kept: &[&Tensor],
         derived: &[&Tensor],
         outputs: [Tensor; O],
-    ) -> [Tensor; O] {
+    ) -> Result<[Tensor; O]> {
         if !is_recording() {
-            return outputs;
+            return Ok(outputs);
         }
         let inputs: Vec<&Tensor> = kept.iter().chain(derived).copied().collect();
+        let keep = |tensor: &&Tensor| match self.offload && tensor.is_cuda() {
+            true => Offloaded::new(tensor).map(Kept::OnHost),
+            false => Ok(Kept::Here(tensor.detach())),
+        };
+        let kept = kept.iter().map(keep).collect::<Result<_>>()?;
         // Whether an input wants a gradient or not, parameters inside do.
-        record_always(&inputs, outputs, || Stretch {
-            kept: kept.iter().map(|t| t.detach()).collect(),
-            n_outputs: O,
-            run: self,
-        })
+        let stretch = Stretch { kept, n_outputs: O, run: self };
+        Ok(record_always(&inputs, outputs, || stretch))
     }
 }
 
 struct Stretch<D, B> {
-    kept: Vec<Tensor>,
+    kept: Vec<Kept>,
     n_outputs: usize,
     run: Recompute<D, B>,
 }
@@ -58,8 +80,9 @@ where
     }
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        let mut inputs = self.kept.clone();
-        inputs.extend(no_grad(|| (self.run.derive)(&self.kept))?);
+        let mut inputs = self.kept.iter().map(Kept::get).collect::<Result<Vec<_>>>()?;
+        let derived = no_grad(|| (self.run.derive)(&inputs))?;
+        inputs.extend(derived);
         let inputs: Vec<_> =
             inputs.into_iter().enumerate().map(|(i, t)| grads.as_input(i, t)).collect();
         let outputs = (self.run.body)(&inputs)?;
@@ -77,7 +100,7 @@ mod tests {
     use super::*;
     use crate::ops::activation::Activation;
     use crate::ops::linear::WeightLayout;
-    use crate::{Init, Param, ParamBuilder, ParamStore, Source};
+    use crate::{DType, Device, Init, Param, ParamBuilder, ParamStore, Source};
 
     fn weights(n: usize) -> (ParamStore, Vec<Param>) {
         let mut store = ParamStore::default();
@@ -96,10 +119,12 @@ mod tests {
         Ok(vec![x, h])
     }
 
-    fn gradients(again: bool) -> Vec<Vec<f32>> {
-        let (store, params) = weights(3);
+    fn gradients(device: Device, again: bool, offload: bool) -> Vec<Vec<f32>> {
+        let (store, params) = weights(5);
+        store.to_device(device, DType::F32).unwrap();
         let input: Vec<f32> = (0..32).map(|i| (i as f32 * 0.7).sin()).collect();
-        let input = Tensor::from_slice(&input, [4, 8]).unwrap().trainable();
+        let input =
+            Tensor::from_slice(&input, [4, 8]).unwrap().to_device(device).unwrap().trainable();
         let mut x = input.scale(1.0).unwrap();
         let mut h = x.activation(Activation::Silu).unwrap();
         for w in &params {
@@ -109,8 +134,9 @@ mod tests {
                 let recompute = Recompute {
                     derive: |kept: &[Tensor]| Ok(vec![kept[0].activation(Activation::Silu)?]),
                     body: move |all: &[Tensor]| block(&all[0], &all[1], &w),
+                    offload,
                 };
-                let [x_new, h_new] = recompute.record(&[&x], &[&h], [x_new, h_new]);
+                let [x_new, h_new] = recompute.record(&[&x], &[&h], [x_new, h_new]).unwrap();
                 (x, h) = (x_new, h_new);
             } else {
                 let [x_new, h_new] = block(&x, &h, w).unwrap().try_into().unwrap();
@@ -128,8 +154,8 @@ mod tests {
         loss.backward_each(&mut note).unwrap();
         let mut backwards: Vec<_> = params.iter().map(Param::id).collect();
         backwards.reverse();
-        assert_eq!(done[..3], backwards, "each gradient is complete as backward passes it");
-        let of = |grad: Option<Tensor>| grad.unwrap().to_vec();
+        assert_eq!(done[..5], backwards, "each gradient is complete as backward passes it");
+        let of = |grad: Option<Tensor>| grad.unwrap().to_host().unwrap().to_vec();
         let mut all: Vec<_> = store.params().iter().map(|p| of(p.grad())).collect();
         all.push(of(input.grad()));
         all
@@ -137,7 +163,19 @@ mod tests {
 
     #[test]
     fn what_is_computed_again_changes_no_bit() {
-        assert_eq!(gradients(false), gradients(true));
+        let cpu = |again, offload| gradients(Device::Cpu, again, offload);
+        assert_eq!(cpu(false, false), cpu(true, false));
+        assert_eq!(cpu(false, false), cpu(true, true));
+    }
+
+    #[test]
+    fn gpu_what_waits_on_the_host_comes_back_whole() {
+        let gpu = |again, offload| gradients(Device::Cuda(0), again, offload);
+        let kept = gpu(false, false);
+        assert_eq!(kept, gpu(true, false));
+        // Twice: the second time in memory of the host that is used again.
+        assert_eq!(kept, gpu(true, true));
+        assert_eq!(kept, gpu(true, true));
     }
 
     #[test]
@@ -151,8 +189,9 @@ mod tests {
         let recompute = Recompute {
             derive: |_: &[Tensor]| Ok(Vec::new()),
             body: move |all: &[Tensor]| Ok(vec![run(&again, &all[0])?]),
+            offload: false,
         };
-        let [y] = recompute.record(&[&x], &[], [y]);
+        let [y] = recompute.record(&[&x], &[], [y]).unwrap();
         y.sum().unwrap().backward().unwrap();
         assert_eq!(w.grad().unwrap().to_vec(), vec![2.0; 64]);
     }
@@ -163,8 +202,9 @@ mod tests {
         let recompute = Recompute {
             derive: |_: &[Tensor]| Ok(Vec::new()),
             body: |all: &[Tensor]| Ok(all.to_vec()),
+            offload: false,
         };
-        let [y] = no_grad(|| recompute.record(&[&x], &[], [x.detach()]));
+        let [y] = no_grad(|| recompute.record(&[&x], &[], [x.detach()])).unwrap();
         assert!(!y.wants_grad());
     }
 }

@@ -12,7 +12,9 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::blas::Matmul;
 use super::compile::{Source, cache_path, cubin, nvrtc_version};
+use super::lane::SideStream;
 use super::lt::Lt;
+use super::offload::Lane;
 use super::stream::{Event, Events, HostClock, Staging};
 use super::{Backend, DeviceInfo, Extent, Function, Timer, fault, library};
 use crate::{DType, Device, Error, Result};
@@ -122,6 +124,17 @@ fn describe(device: sys::CUdevice) -> Result<DeviceInfo> {
     })
 }
 
+/// Makes the context of a device current on this thread.
+pub(super) fn make_current(ordinal: usize, context: sys::CUcontext) -> Result<()> {
+    if CURRENT.get() == Some(ordinal) {
+        return Ok(());
+    }
+    // SAFETY: the context lives as long as the process.
+    check(unsafe { sys::cuCtxSetCurrent(context) }, "choosing a GPU")?;
+    CURRENT.set(Some(ordinal));
+    Ok(())
+}
+
 impl Driver {
     pub(super) fn open(ordinal: usize) -> Result<Self> {
         let n = device_count()?;
@@ -161,15 +174,8 @@ impl Driver {
         Ok(Self { ordinal, device, context, stream, info, staging, shared, lt })
     }
 
-    /// Makes the context current on this thread.
     fn bind(&self) -> Result<()> {
-        if CURRENT.get() == Some(self.ordinal) {
-            return Ok(());
-        }
-        // SAFETY: the context lives as long as the process.
-        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "choosing a GPU")?;
-        CURRENT.set(Some(self.ordinal));
-        Ok(())
+        make_current(self.ordinal, self.context)
     }
 
     fn location(&self) -> sys::CUmemLocation {
@@ -422,6 +428,10 @@ impl Backend for Driver {
         self.bind()?;
         // SAFETY: the stream lives as long as the process.
         check(unsafe { sys::cuStreamSynchronize(self.stream) }, "waiting for the GPU")
+    }
+
+    fn lane(&self) -> Result<Box<dyn Lane>> {
+        Ok(Box::new(SideStream::new(self.ordinal, self.context, self.stream)?))
     }
 
     fn begin_capture(&self) -> Result<()> {

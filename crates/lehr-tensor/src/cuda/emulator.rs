@@ -4,6 +4,8 @@
 //! the host's, matrix products are [`crate::gemm`]. It computes what a GPU would, up to the order of sums inside a matrix product,
 //! and says nothing about speed.
 
+mod lane;
+
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fmt::Write as _;
@@ -17,9 +19,11 @@ use libloading::Library;
 
 use super::blas::{Matmul, Operand};
 use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key, unique};
+use super::offload::Lane;
 use super::{Backend, DeviceInfo, Extent, Function, Timer, fault};
 use crate::gemm::{Matrix, gemm};
 use crate::{DType, Error, Result};
+use lane::LateLane;
 
 const SHIM: &str = include_str!("emulator/shim.h");
 /// Addresses reserved; memory comes with the first touch.
@@ -230,6 +234,10 @@ impl Backend for Emulator {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn lane(&self) -> Result<Box<dyn Lane>> {
+        Ok(Box::new(LateLane::default()))
     }
 
     fn begin_capture(&self) -> Result<()> {

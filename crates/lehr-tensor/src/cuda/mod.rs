@@ -15,10 +15,12 @@ mod compile;
 mod driver;
 mod emulator;
 mod graph;
+mod lane;
 mod launch;
 mod library;
 mod lt;
 mod measure;
+mod offload;
 mod sources;
 mod stream;
 
@@ -34,6 +36,8 @@ pub use graph::{Graph, overwrite_ids};
 pub(crate) use launch::{Arg, args, int};
 pub use library::{LibraryReport, libraries};
 pub use measure::{copy_rate, matmul_gflops, timed};
+pub(crate) use offload::Offloaded;
+use offload::{Lane, Offloads};
 
 use crate::free_list::Stats;
 use crate::{DType, Error, Result};
@@ -111,6 +115,8 @@ trait Backend: Send + Sync {
     fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<()>;
     /// Waits until everything started so far has ended.
     fn synchronize(&self) -> Result<()>;
+    /// What copies beside the stream.
+    fn lane(&self) -> Result<Box<dyn Lane>>;
     /// Begins to record instead of to run.
     fn begin_capture(&self) -> Result<()>;
     /// Ends that and gives what was recorded.
@@ -141,6 +147,8 @@ pub(crate) struct Cuda {
     recording: RwLock<()>,
     /// Scratch of matrix products, for all: they run one after another.
     workspace: OnceLock<(Block, usize)>,
+    /// Made when the first tensor is brought to the host.
+    offloads: OnceLock<Offloads>,
 }
 
 /// A device, or why it could not be opened and what may help.
@@ -182,6 +190,7 @@ impl Cuda {
             functions: Mutex::default(),
             recording: RwLock::default(),
             workspace: OnceLock::new(),
+            offloads: OnceLock::new(),
         })
     }
 

@@ -27,6 +27,12 @@ impl Event {
         check(unsafe { sys::cuEventRecord(self.0, stream) }, "recording an event")
     }
 
+    /// Lets a stream wait for it, not the host.
+    pub(super) fn hold_up(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: both are alive.
+        check(unsafe { sys::cuStreamWaitEvent(stream, self.0, 0) }, "waiting for a stream")
+    }
+
     pub(super) fn wait(&self) -> Result<()> {
         // SAFETY: the event is alive.
         check(unsafe { sys::cuEventSynchronize(self.0) }, "waiting for the GPU")

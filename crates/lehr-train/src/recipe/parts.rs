@@ -174,7 +174,7 @@ pub struct TrainConfig {
     pub len: usize,
     /// Micro-batches per step.
     pub accumulation: u64,
-    /// What becomes of activations until backward: `keep` or `recompute`.
+    /// What becomes of activations until backward: `keep`, `recompute` or `offload`.
     pub activations: Activations,
 }
 

@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// Activations until backward: keep, or recompute (less memory, more work)
+    /// Activations until backward: keep, recompute (less memory, more work), or offload (and on the host)
     #[arg(long, default_value = "keep")]
     activations: Activations,
     #[command(flatten)]
