@@ -77,7 +77,7 @@ struct Slot {
     kind: (Device, Shape, DType),
     place: Mutex<Place>,
     /// The one that left before: it is wanted next.
-    before: Weak<Slot>,
+    before: Weak<Self>,
 }
 
 enum Place {
