@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use lehr_data::Batch;
-use lehr_tensor::DType;
+use lehr_tensor::cuda::OneLaunch;
+use lehr_tensor::{DType, Device};
 use serde_json::json;
 
 use crate::checkpoint::{self, Disk, Storage};
@@ -98,6 +99,9 @@ struct Session<'a> {
     observer: &'a mut dyn Observer,
     optimizer: Box<dyn Optimizer>,
     state: TrainState,
+    /// If steps are recorded as CUDA graphs, and whether one has been made without.
+    one_launch: Option<OneLaunch>,
+    has_launched: bool,
     saved_step: Option<u64>,
     evaluation: Option<Evaluation>,
 }
@@ -119,6 +123,8 @@ impl<'a> Session<'a> {
             observer,
             optimizer: optim::build(&recipe.optimizer, params)?,
             state: TrainState::default(),
+            one_launch: None,
+            has_launched: false,
             saved_step: None,
             evaluation: None,
         };
@@ -127,6 +133,11 @@ impl<'a> Session<'a> {
         let scales = task.objective.model().compute().1 == DType::F16;
         let scale = session.state.loss_scale.unwrap_or(LossScale::START);
         session.state.loss_scale = scales.then_some(scale);
+        if let (Device::Cuda(ordinal), true) =
+            (task.objective.model().compute().0, recipe.train.cuda_graph)
+        {
+            session.one_launch = Some(OneLaunch::new(ordinal)?);
+        }
         let (step, steps, n_params) = (session.state.step, recipe.train.steps, params.n_values());
         session.observer.event(&Event::Started { step, steps, n_params });
         Ok(session)

@@ -28,8 +28,9 @@ impl RunDir {
                 there.run.dir.clone_from(&recipe.run.dir);
                 // And a run may go on elsewhere: a checkpoint is the same for every device.
                 (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
-                // What memory it takes changes no result.
+                // What memory it takes, and how it is started, changes no result.
                 there.train.activations = recipe.train.activations;
+                there.train.cuda_graph = recipe.train.cuda_graph;
                 if there == *recipe {
                     return Ok(dir);
                 }

@@ -52,6 +52,9 @@ fn check(model: ModelConfig, objective: ObjectiveKind) {
         let found = losses(&again);
         assert_eq!(bits(&first), bits(&found), "{objective:?}: {activations:?} changes bits");
     }
+    let mut graph = bf16.clone();
+    graph.train.cuda_graph = true;
+    assert_eq!(bits(&first), bits(&losses(&graph)), "{objective:?}: a recorded step changes bits");
     let f16 = losses(&on(&recipe, GPU, DTypeChoice::F16));
     let off = distance(&f16, &cpu);
     assert!(off < 5e-3, "{objective:?}: f16 on the GPU is off by {off:.1e}: {f16:?}, {cpu:?}");

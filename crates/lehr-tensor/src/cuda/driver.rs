@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUresult};
@@ -15,8 +16,8 @@ use super::compile::{Source, cache_path, cubin, nvrtc_version};
 use super::lane::SideStream;
 use super::lt::Lt;
 use super::offload::Lane;
-use super::stream::{Event, Events, HostClock, Staging};
-use super::{Backend, DeviceInfo, Extent, Function, Timer, fault, library};
+use super::stream::{Event, Events, HostClock, Recorded, Staging};
+use super::{Backend, DeviceInfo, Extent, Function, Timer, Uploads, fault, library};
 use crate::{DType, Device, Error, Result};
 
 /// Memory is put behind the arena in steps of this many bytes.
@@ -34,6 +35,10 @@ pub(super) struct Driver {
     stream: sys::CUstream,
     info: DeviceInfo,
     staging: Mutex<Staging>,
+    /// Of the work that was recorded last with its uploads.
+    recorded: OnceLock<Mutex<Recorded>>,
+    /// Whether what is recorded, or was last, has its uploads in it.
+    records_uploads: AtomicBool,
     /// Bytes of dynamic shared memory that kernels were allowed so far.
     shared: Mutex<HashMap<u64, u32>>,
     lt: Lt,
@@ -171,7 +176,18 @@ impl Driver {
         let staging = Mutex::new(Staging::new(stream)?);
         let shared = Mutex::default();
         let lt = Lt::new(info.driver_version);
-        Ok(Self { ordinal, device, context, stream, info, staging, shared, lt })
+        Ok(Self {
+            ordinal,
+            device,
+            context,
+            stream,
+            info,
+            staging,
+            recorded: OnceLock::new(),
+            records_uploads: AtomicBool::new(false),
+            shared,
+            lt,
+        })
     }
 
     fn bind(&self) -> Result<()> {
@@ -199,6 +215,14 @@ impl Driver {
             unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const prop, option) };
         check(result, "asking for the size of memory pages")?;
         Ok(bytes.max(1))
+    }
+
+    fn recorded(&self) -> Result<MutexGuard<'_, Recorded>> {
+        if self.recorded.get().is_none() {
+            let _ = self.recorded.set(Mutex::new(Recorded::new()?));
+        }
+        let recorded = self.recorded.get().ok_or_else(|| fault("recording", "no memory for it"))?;
+        Ok(recorded.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn staging(&self) -> MutexGuard<'_, Staging> {
@@ -300,6 +324,9 @@ impl Backend for Driver {
         // SAFETY: the stream lives as long as the process.
         check(unsafe { sys::cuStreamIsCapturing(self.stream, &raw mut status) }, doing)?;
         if status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            if self.records_uploads.load(Ordering::Relaxed) {
+                return self.recorded()?.upload(self.stream, dst, src);
+            }
             return Err(fault(
                 doing,
                 "a graph is being recorded, and would copy other bytes later",
@@ -434,20 +461,38 @@ impl Backend for Driver {
         Ok(Box::new(SideStream::new(self.ordinal, self.context, self.stream)?))
     }
 
-    fn begin_capture(&self) -> Result<()> {
+    fn begin_capture(&self, uploads: Uploads) -> Result<()> {
         self.bind()?;
+        let records = uploads == Uploads::Recorded;
+        self.records_uploads.store(records, Ordering::Relaxed);
+        if records {
+            self.recorded()?.begin()?;
+        }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: as above.
         check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, "recording a graph")
     }
 
-    fn end_capture(&self) -> Result<u64> {
+    fn end_capture(&self, earlier: Option<u64>) -> Result<u64> {
         self.bind()?;
         let doing = "recording a graph";
         let (mut graph, mut exec) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: as above; the graph is not needed once it can be run.
+        // SAFETY: as above; the graph is not needed once it can be run, and the earlier one is alive and nobody else's.
         unsafe {
-            check(sys::cuStreamEndCapture(self.stream, &raw mut graph), doing)?;
+            let ended = check(sys::cuStreamEndCapture(self.stream, &raw mut graph), doing);
+            if let Some(earlier) = earlier.map(|e| e as sys::CUgraphExec) {
+                let mut result = MaybeUninit::zeroed().assume_init();
+                let fits = ended.is_ok()
+                    && sys::cuGraphExecUpdate_v2(earlier, graph, &raw mut result)
+                        == CUresult::CUDA_SUCCESS;
+                if fits {
+                    sys::cuGraphDestroy(graph);
+                    return Ok(earlier as u64);
+                }
+                // Another number or order of nodes: it is built anew.
+                sys::cuGraphExecDestroy(earlier);
+            }
+            ended?;
             let made = sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0);
             sys::cuGraphDestroy(graph);
             check(made, doing)?;
@@ -461,7 +506,11 @@ impl Backend for Driver {
             // SAFETY: the graph is alive.
             unsafe { sys::cuGraphLaunch(graph as sys::CUgraphExec, self.stream) },
             "running a graph",
-        )
+        )?;
+        if self.records_uploads.load(Ordering::Relaxed) {
+            self.recorded()?.launched(self.stream)?;
+        }
+        Ok(())
     }
 
     fn drop_graph(&self, graph: u64) {

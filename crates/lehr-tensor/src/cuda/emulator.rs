@@ -20,7 +20,7 @@ use libloading::Library;
 use super::blas::{Matmul, Operand};
 use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key, unique};
 use super::offload::Lane;
-use super::{Backend, DeviceInfo, Extent, Function, Timer, fault};
+use super::{Backend, DeviceInfo, Extent, Function, Timer, Uploads, fault};
 use crate::gemm::{Matrix, gemm};
 use crate::{DType, Error, Result};
 use lane::LateLane;
@@ -37,6 +37,7 @@ pub(super) struct Emulator {
     ranges: Mutex<Vec<memmap2::MmapMut>>,
     /// What is being recorded instead of run, and what was recorded, by number.
     recording: Mutex<Option<Vec<Work>>>,
+    uploads: Mutex<Uploads>,
     graphs: Mutex<Vec<Option<Arc<Vec<Work>>>>>,
 }
 
@@ -46,6 +47,7 @@ enum Work {
     Launch(Function, Extent, Vec<u64>),
     Matmul(Matmul),
     Copy { dst: u64, src: u64, bytes: usize },
+    Upload { dst: u64, bytes: Arc<[u8]> },
     Set { dst: u64, byte: u8, bytes: usize },
 }
 
@@ -69,6 +71,7 @@ impl Emulator {
             modules: Mutex::default(),
             ranges: Mutex::default(),
             recording: Mutex::default(),
+            uploads: Mutex::new(Uploads::Refused),
             graphs: Mutex::default(),
         })
     }
@@ -96,6 +99,10 @@ impl Emulator {
             // SAFETY: addresses are the host's, and the callers own the blocks.
             Work::Copy { dst, src, bytes } => unsafe {
                 std::ptr::copy(*src as *const u8, *dst as *mut u8, *bytes);
+            },
+            // SAFETY: as above.
+            Work::Upload { dst, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), *dst as *mut u8, bytes.len());
             },
             // SAFETY: as above.
             Work::Set { dst, byte, bytes } => unsafe {
@@ -174,10 +181,10 @@ impl Backend for Emulator {
     }
 
     fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
-        self.refuse_while_recording("copying to the GPU")?;
-        // SAFETY: addresses are the host's, and the caller owns the block.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst as *mut u8, src.len()) };
-        Ok(())
+        if *lock(&self.uploads) == Uploads::Refused {
+            self.refuse_while_recording("copying to the GPU")?;
+        }
+        self.submit(Work::Upload { dst, bytes: src.into() })
     }
 
     fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
@@ -240,13 +247,15 @@ impl Backend for Emulator {
         Ok(Box::new(LateLane::default()))
     }
 
-    fn begin_capture(&self) -> Result<()> {
+    fn begin_capture(&self, uploads: Uploads) -> Result<()> {
         self.refuse_while_recording("recording a graph")?;
+        *lock(&self.uploads) = uploads;
         *lock(&self.recording) = Some(Vec::new());
         Ok(())
     }
 
-    fn end_capture(&self) -> Result<u64> {
+    fn end_capture(&self, earlier: Option<u64>) -> Result<u64> {
+        earlier.into_iter().for_each(|earlier| self.drop_graph(earlier));
         let recorded = lock(&self.recording).take();
         let recorded =
             recorded.ok_or_else(|| fault("recording a graph", "nothing is being recorded"))?;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::PoisonError;
 
-use super::{Block, Cuda};
+use super::{Block, Cuda, Uploads};
 use crate::{Error, Result, Tensor};
 
 thread_local! {
@@ -53,13 +53,13 @@ impl Graph {
         // Best effort: where it is not to be had, less may do.
         drop(Block::take(ordinal, ROOM_BYTES));
         let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
-        cuda.backend.begin_capture()?;
+        cuda.backend.begin_capture(Uploads::Refused)?;
         cuda.arena.hold();
         let recording = Recording::start();
         let done = body();
         drop(recording);
         let held = cuda.arena.take_held();
-        match cuda.backend.end_capture() {
+        match cuda.backend.end_capture(None) {
             Ok(handle) => {
                 // If `body` failed, the graph is forgotten at once.
                 let graph = Self { cuda, handle, held };
@@ -89,6 +89,56 @@ impl Drop for Graph {
     }
 }
 
+/// Work that is recorded anew each time and then started by one launch, so that the GPU goes from kernel to kernel without the host: a
+/// step of training. What is recorded may change from time to time. If only addresses, numbers and extents differ from the time before, the
+/// driver's own form of the work is not built anew.
+pub struct OneLaunch {
+    cuda: &'static Cuda,
+    handle: Option<u64>,
+}
+
+impl OneLaunch {
+    /// For work on a device.
+    ///
+    /// # Errors
+    /// If the device cannot be opened.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Ok(Self { cuda: Cuda::get(ordinal)?, handle: None })
+    }
+
+    /// Records what `body` starts on the device and runs it. It must not read results. It should have run once before without this, so
+    /// that kernels are loaded. Other threads that use the device wait meanwhile.
+    ///
+    /// # Errors
+    /// Those of `body`, after which nothing of it has run, or if something in it cannot be recorded.
+    pub fn run<T, E: From<Error>>(
+        &mut self,
+        body: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let cuda = self.cuda;
+        let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
+        cuda.backend.begin_capture(Uploads::Recorded)?;
+        let recording = Recording::start();
+        // What is freed inside may be used again inside and after: the work runs once, in its place in the stream.
+        let done = body();
+        drop(recording);
+        // What was recorded before is replaced, or forgotten.
+        let recorded = cuda.backend.end_capture(self.handle.take());
+        self.handle = recorded.as_ref().ok().copied();
+        let value = done?;
+        cuda.backend.launch_graph(recorded?)?;
+        Ok(value)
+    }
+}
+
+impl Drop for OneLaunch {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle {
+            self.cuda.backend.drop_graph(handle);
+        }
+    }
+}
+
 /// Writes integers over those of a tensor on a GPU, whoever shares it: the inputs of recorded work.
 ///
 /// # Errors
@@ -101,4 +151,54 @@ pub fn overwrite_ids(tensor: &Tensor, values: &[i32]) -> Result<()> {
     }
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
     tensor.cuda()?.upload(tensor.device_ptr(), &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DType, Device};
+
+    fn upload(values: &[f32]) -> Result<Tensor> {
+        Tensor::from_slice(values, [values.len()])?.to_device(Device::Cuda(0))
+    }
+
+    #[test]
+    fn gpu_work_recorded_anew_runs_with_the_uploads_of_its_time() {
+        let mut work = OneLaunch::new(0).unwrap();
+        let total = upload(&[0.0; 4]).unwrap();
+        let mut sum = total.clone();
+        // The shapes change on the way, and blocks that are freed inside are used again inside.
+        for round in 1..5 {
+            let values: Vec<f32> = (0..4 * round).map(|i| (i * round) as f32).collect();
+            sum = work
+                .run(|| {
+                    let parts = upload(&values)?.reshape([round, 4])?;
+                    (0..round).try_fold(sum.clone(), |sum, i| {
+                        sum.add(&parts.slice(0, i..i + 1)?.reshape([4])?)
+                    })
+                })
+                .unwrap();
+        }
+        let mut want = vec![0.0; 4];
+        for round in 1..5 {
+            (0..4 * round).for_each(|i| want[i % 4] += (i * round) as f32);
+        }
+        assert_eq!(sum.to_host().unwrap().to_vec(), want);
+    }
+
+    #[test]
+    fn gpu_recorded_work_that_fails_does_not_run() {
+        let mut work = OneLaunch::new(0).unwrap();
+        let ids = Tensor::from_ids(&[7], [1]).unwrap().to_device(Device::Cuda(0)).unwrap();
+        let failed = work.run(|| {
+            overwrite_ids(&ids, &[8])?;
+            upload(&[1.0])?.to_host()?.item()
+        });
+        assert!(failed.is_err(), "results cannot be read while work is recorded");
+        assert_eq!(ids.to_host().unwrap().ids(), [7]);
+        // And the next is not disturbed.
+        work.run(|| overwrite_ids(&ids, &[9])).unwrap();
+        assert_eq!(ids.to_host().unwrap().ids(), [9]);
+        assert_eq!(ids.dtype(), DType::I32);
+    }
 }

@@ -32,7 +32,7 @@ pub(crate) use arena::Block;
 pub(crate) use buffer::CudaBuffer;
 pub use compile::{CompileReport, compile_all};
 pub(crate) use compile::{Source, source};
-pub use graph::{Graph, overwrite_ids};
+pub use graph::{Graph, OneLaunch, overwrite_ids};
 pub(crate) use launch::{Arg, args, int};
 pub use library::{LibraryReport, libraries};
 pub use measure::{copy_rate, matmul_gflops, timed};
@@ -117,16 +117,25 @@ trait Backend: Send + Sync {
     fn synchronize(&self) -> Result<()>;
     /// What copies beside the stream.
     fn lane(&self) -> Result<Box<dyn Lane>>;
-    /// Begins to record instead of to run.
-    fn begin_capture(&self) -> Result<()>;
-    /// Ends that and gives what was recorded.
-    fn end_capture(&self) -> Result<u64>;
+    /// Begins to record instead of to run, uploads too if they are `Uploads::Recorded`.
+    fn begin_capture(&self, uploads: Uploads) -> Result<()>;
+    /// Ends that and gives what was recorded, in the place of an earlier recording if there is one.
+    fn end_capture(&self, earlier: Option<u64>) -> Result<u64>;
     /// Runs what was recorded.
     fn launch_graph(&self, graph: u64) -> Result<()>;
     /// Forgets what was recorded.
     fn drop_graph(&self, graph: u64);
     /// Seconds between two moments of the stream, in its own clock.
     fn timer(&self) -> Result<Box<dyn Timer>>;
+}
+
+/// What becomes of uploads while work is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Uploads {
+    /// They are errors: the work is to run many times.
+    Refused,
+    /// They are recorded with their bytes, for one run.
+    Recorded,
 }
 
 /// Measures what runs on the stream.

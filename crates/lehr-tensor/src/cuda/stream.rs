@@ -80,6 +80,68 @@ impl Timer for HostClock {
     }
 }
 
+/// Locked memory for the uploads of recorded work: its contents stay until that work has run.
+pub(super) struct Recorded {
+    parts: Vec<*mut u8>,
+    /// Where the next bytes go.
+    part: usize,
+    filled: usize,
+    /// Passed when the work that was recorded last has run.
+    done: Event,
+}
+
+impl Recorded {
+    const PART_BYTES: usize = 8 << 20;
+
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self { parts: Vec::new(), part: 0, filled: 0, done: Event::new(false)? })
+    }
+
+    /// Makes all of it free again; it waits for work that still reads it.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        self.done.wait()?;
+        (self.part, self.filled) = (0, 0);
+        Ok(())
+    }
+
+    /// Records the copies of `src` to the device.
+    pub(super) fn upload(&mut self, stream: sys::CUstream, dst: u64, src: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < src.len() {
+            if self.filled == Self::PART_BYTES {
+                (self.part, self.filled) = (self.part + 1, 0);
+            }
+            if self.part == self.parts.len() {
+                let mut part = ptr::null_mut();
+                check(
+                    // SAFETY: the context is current.
+                    unsafe { sys::cuMemAllocHost_v2(&raw mut part, Self::PART_BYTES) },
+                    "locking memory",
+                )?;
+                self.parts.push(part.cast());
+            }
+            let n = (src.len() - done).min(Self::PART_BYTES - self.filled);
+            // SAFETY: the part is free from `filled` on, and stays as it is until `begin`.
+            unsafe {
+                let at = self.parts[self.part].add(self.filled);
+                ptr::copy_nonoverlapping(src.as_ptr().add(done), at, n);
+                check(
+                    sys::cuMemcpyHtoDAsync_v2(dst + done as u64, at.cast(), n, stream),
+                    "recording a copy to the GPU",
+                )?;
+            }
+            self.filled += n;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// The work that reads it has been started on the stream.
+    pub(super) fn launched(&self, stream: sys::CUstream) -> Result<()> {
+        self.done.record(stream)
+    }
+}
+
 /// Locked memory through which uploads go, so that the host need not wait for the stream: parts used in turn, each free again
 /// when the stream has passed its event.
 pub(super) struct Staging {

@@ -176,6 +176,8 @@ pub struct TrainConfig {
     pub accumulation: u64,
     /// What becomes of activations until backward: `keep`, `recompute` or `offload`.
     pub activations: Activations,
+    /// On a GPU, whether a step is recorded as a CUDA graph and started by one launch.
+    pub cuda_graph: bool,
 }
 
 /// `[eval]`
@@ -212,6 +214,11 @@ pub struct CheckpointConfig {
     pub keep: usize,
 }
 
+fn in_backward_of(recipe: &Recipe) -> bool {
+    let OptimizerConfig::Adamw { in_backward, .. } = recipe.optimizer;
+    in_backward
+}
+
 /// Collects the faults of all sections.
 pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     let mut check = |good: bool, key: &str, found: &dyn std::fmt::Display, expected: &str| {
@@ -231,6 +238,9 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     check(train.len > 0, "train.len", &train.len, "at least 1");
     check(train.accumulation > 0, "train.accumulation", &train.accumulation, "at least 1");
     check(checkpoint.keep > 0, "checkpoint.keep", &checkpoint.keep, "at least 1");
+    let waits = in_backward_of(recipe) || train.activations == Activations::Offload;
+    let expected = "false, or optimizer.in_backward = false and train.activations not offload";
+    check(!(train.cuda_graph && waits), "train.cuda_graph", &train.cuda_graph, expected);
     if let Some(index) = sample.prompts.iter().position(String::is_empty) {
         check(false, "sample.prompts", &format!("empty at {index}"), "texts to continue");
     }

@@ -43,6 +43,7 @@ fn example() -> Recipe {
             len: 64,
             accumulation: 1,
             activations: Activations::Keep,
+            cuda_graph: false,
         },
         eval: EvalConfig { every_steps: 5, batches_max: 0 },
         sample: SampleConfig {

@@ -30,7 +30,21 @@ impl Session<'_> {
     /// Begins a step, with updates after or inside of backward.
     pub(super) fn launch_step(&mut self, batches: &[Batch], lr: f32) -> Result<Launched> {
         let OptimizerConfig::Adamw { in_backward, .. } = self.recipe.optimizer;
-        if in_backward { self.step_in_backward(batches, lr) } else { self.step(batches, lr) }
+        if in_backward {
+            return self.step_in_backward(batches, lr);
+        }
+        match self.one_launch.take() {
+            None => self.step(batches, lr),
+            Some(mut one_launch) => {
+                // The first step loads kernels and finds the memory.
+                let launched = match self.has_launched {
+                    false => self.step(batches, lr),
+                    true => one_launch.run(|| self.step(batches, lr)),
+                };
+                (self.one_launch, self.has_launched) = (Some(one_launch), true);
+                launched
+            }
+        }
     }
 
     /// Forward and backward of all micro-batches, then one update by the clipped gradient, of which nothing comes if it is not finite.

@@ -132,6 +132,7 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
             len: 48,
             accumulation: 1,
             activations: Activations::Keep,
+            cuda_graph: false,
         },
         eval: EvalConfig { every_steps: 0, batches_max: 2 },
         sample: SampleConfig {

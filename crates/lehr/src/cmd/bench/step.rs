@@ -10,6 +10,7 @@ use lehr_model::{
     Activations, Compute, Config, DTypeChoice, DeviceChoice, Gpt2Config, LlamaConfig, Model,
     RopeConfig, Tokens,
 };
+use lehr_tensor::cuda::OneLaunch;
 use lehr_tensor::inplace::{Clip, SquareSum};
 use lehr_tensor::{DType, Device, Philox, Tensor, cuda, threads};
 use lehr_train::recipe::OptimizerConfig;
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Activations until backward: keep, recompute (less memory, more work), or offload (and on the host)
     #[arg(long, default_value = "keep")]
     activations: Activations,
+    /// Record each step as a CUDA graph and start it by one launch
+    #[arg(long)]
+    cuda_graph: bool,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object with the keys of tools/bench/torch_bench.py
@@ -187,6 +191,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let compute = Compute::choose(args.device, args.dtype)?;
+    if args.cuda_graph
+        && (compute.device == Device::Cpu || args.activations == Activations::Offload)
+    {
+        let doing =
+            "bench step: --cuda-graph records a step on a GPU, without --activations offload";
+        return Err(Hinted::error(doing, "add --device cuda, or leave --cuda-graph out"));
+    }
     let mut model = Model::new(config(args.arch, &shape), 1337)?;
     model.set_activations(args.activations);
     model.to_device(compute.device, compute.dtype)?;
@@ -207,22 +218,37 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // As a run in f16 begins.
     let scaled = compute.dtype == DType::F16;
     let factor = if scaled { LossScale::START.factor } else { 1.0 };
+    let mut one_launch = match compute.device {
+        Device::Cuda(ordinal) if args.cuda_graph => Some(OneLaunch::new(ordinal)?),
+        _ => None,
+    };
     let mut number = 0;
     let mut step = |i: usize| -> Result<f32> {
         number += 1;
         let update = Update { number, lr: 3e-4, grad_scale: 1.0 / factor };
         let (tokens, targets) = &batches[i % batches.len()];
-        let loss = model.loss(tokens, targets, n_tokens as f32 / factor)?;
-        let value = loss.detach();
-        if compute.device.is_cuda() {
+        let normalizer = n_tokens as f32 / factor;
+        let on_gpu = || -> Result<Tensor> {
             // As a run does by default: one launch updates all weights.
+            let loss = model.loss(tokens, targets, normalizer)?;
+            let value = loss.detach();
             loss.backward()?;
             let clip = Clip { squares: &SquareSum::known(0.0), norm: 0.0 };
             optimizer.step(model.params(), update, clip)?;
             model.params().clear_grads();
+            Ok(value)
+        };
+        if compute.device.is_cuda() {
+            // The first step loads kernels and finds the memory.
+            let value = match one_launch.as_mut().filter(|_| number > 1) {
+                Some(one_launch) => one_launch.run(on_gpu)?,
+                None => on_gpu()?,
+            };
             // The only time the GPU is waited for.
             return Ok(value.item()? / factor);
         }
+        let loss = model.loss(tokens, targets, normalizer)?;
+        let value = loss.detach();
         // Each weight is updated when its gradient is complete, as with `optimizer.in_backward`.
         optimizer.begin(update);
         loss.backward_each(|id| -> Result<()> {
@@ -290,7 +316,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 "peak_rss_mb": peak_rss_mb.round(), "busy_cores": round(busy_cores, 2),
                 "loss_first": loss_first, "loss_last": loss_last, "losses": losses,
                 "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
-                "activations": args.activations,
+                "activations": args.activations, "cuda_graph": args.cuda_graph,
                 "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu(gflops),
             })
         );

@@ -121,6 +121,7 @@ impl Plan {
                 len: LEN,
                 accumulation: 1,
                 activations: Activations::Keep,
+                cuda_graph: false,
             },
             eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
             sample: SampleConfig {
