@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 
 use lehr_model::{DecodeGraph, KvCache, Model, Tokens};
-use lehr_tensor::Tensor;
+use lehr_tensor::inplace::sample::GpuSampler;
+use lehr_tensor::{Device, Tensor};
 use lehr_tokenizer::Tokenizer;
 
 use crate::{Error, Result, Sampler};
@@ -92,6 +93,8 @@ pub struct Generator<'a> {
     cache: KvCache,
     /// How single tokens are run on a GPU, once there is a text.
     graph: Option<DecodeGraph>,
+    /// Chooses tokens there, once it was asked to.
+    gpu_sampler: Option<GpuSampler>,
     /// Tokens whose keys and values are in the cache.
     seen: Vec<i32>,
 }
@@ -105,7 +108,7 @@ impl<'a> Generator<'a> {
         model.check_causal("generating text")?;
         let spec = model.spec();
         let cache = model.cache(1, capacity.min(spec.max_positions))?;
-        Ok(Self { model, tokenizer, cache, graph: None, seen: Vec::new() })
+        Ok(Self { model, tokenizer, cache, graph: None, gpu_sampler: None, seen: Vec::new() })
     }
 
     /// Positions there is room for.
@@ -127,7 +130,13 @@ impl<'a> Generator<'a> {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let prompt: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
-        let mut logits = self.prefill(&prompt)?;
+        let logits = self.prefill(&prompt)?;
+        // Log-probabilities need the logits on the host.
+        let on_gpu = logits.device() != Device::Cpu && limits.logprobs.is_none();
+        if on_gpu {
+            self.prepare_gpu(sampler, &prompt)?;
+        }
+        let mut next = self.next_of(&logits, on_gpu)?;
         let mut stream = self.tokenizer.stream_decoder();
         let mut text = StopText::new(&limits.stop);
         let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
@@ -135,8 +144,17 @@ impl<'a> Generator<'a> {
             if limits.max_tokens.is_some_and(|max| ids.len() >= max) {
                 break Finish::Length;
             }
-            let unchanged = limits.logprobs.map(|n| (logits.clone(), n));
-            let id = sampler.pick(&mut logits, &self.seen, prompt.len());
+            let mut unchanged = None;
+            let id = match next {
+                Next::Token(id) => {
+                    sampler.count_choice();
+                    id
+                }
+                Next::Logits(mut logits) => {
+                    unchanged = limits.logprobs.map(|n| (logits.clone(), n));
+                    sampler.pick(&mut logits, &self.seen, prompt.len())
+                }
+            };
             if limits.stop_ids.contains(&id) {
                 break Finish::Stop;
             }
@@ -152,7 +170,7 @@ impl<'a> Generator<'a> {
             if self.seen.len() >= self.capacity() {
                 break Finish::ContextFull;
             }
-            logits = self.advance(&[id as i32])?;
+            next = self.advance_by_one(id as i32, on_gpu)?;
         };
         let stopped = finish == Finish::Stop && text.stopped;
         if !stopped {
@@ -165,8 +183,8 @@ impl<'a> Generator<'a> {
         Ok(Generated { ids, text: text.released, finish, logprobs })
     }
 
-    /// Brings the cache to the end of `prompt` and returns the logits of the next token.
-    fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>> {
+    /// Brings the cache to the end of `prompt` and returns the logits of the next token, `[1, V]`.
+    fn prefill(&mut self, prompt: &[i32]) -> Result<Tensor> {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -189,36 +207,88 @@ impl<'a> Generator<'a> {
         Ok(logits)
     }
 
-    /// Runs new tokens and returns the logits after the last.
-    fn advance(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
-        let logits = match ids {
-            [_] if !self.seen.is_empty() => self.advance_by_one(ids)?,
+    /// Runs new tokens and returns the logits after the last, `[1, V]`; a single one by recorded work where there is some.
+    fn advance(&mut self, ids: &[i32]) -> Result<Tensor> {
+        if ids.len() == 1 && !self.seen.is_empty() {
+            self.prepare_graph()?;
+        }
+        let logits = match &mut self.graph {
+            Some(graph) if ids.len() == 1 && !self.seen.is_empty() => {
+                graph.next_logits(self.model, ids, &mut self.cache)?
+            }
             _ => {
                 let tokens = Tokens::new(ids, 1, self.seen.len())?;
                 self.model.next_logits(&tokens, &mut self.cache)?
             }
         };
-        let logits = logits.to_host()?;
         self.seen.extend_from_slice(ids);
-        // Rows beyond the tokenizer's ids are padding of the embedding.
-        Ok(logits.data()[..self.tokenizer.vocab_size().min(logits.data().len())].to_vec())
+        Ok(logits)
     }
-}
 
-impl Generator<'_> {
-    /// One more token, by recorded work where there is some.
-    fn advance_by_one(&mut self, ids: &[i32]) -> Result<Tensor> {
+    /// Runs one more token, which on a GPU is the one chosen there, and says how it goes on.
+    fn advance_by_one(&mut self, id: i32, on_gpu: bool) -> Result<Next> {
+        if on_gpu {
+            self.prepare_graph()?;
+            if let (Some(graph), Some(sampler)) = (&mut self.graph, &self.gpu_sampler) {
+                graph.choose_next(self.model, sampler, &mut self.cache)?;
+                self.seen.push(id);
+                return Ok(Next::Token(chosen(sampler)?));
+            }
+        }
+        let logits = self.advance(&[id])?;
+        self.next_of(&logits, on_gpu)
+    }
+
+    /// How it goes on after `logits [1, V]`. Rows beyond the tokenizer's ids are padding of the embedding, and not chosen.
+    fn next_of(&self, logits: &Tensor, on_gpu: bool) -> Result<Next> {
+        if let (Some(sampler), true) = (&self.gpu_sampler, on_gpu) {
+            sampler.pick(logits)?;
+            return Ok(Next::Token(chosen(sampler)?));
+        }
+        let logits = logits.to_host()?;
+        Ok(Next::Logits(logits.data()[..self.n_ids()].to_vec()))
+    }
+
+    /// Ids that may be chosen.
+    fn n_ids(&self) -> usize {
+        self.tokenizer.vocab_size().min(self.model.spec().vocab_size)
+    }
+
+    /// Records from now on how single tokens are run, where that can be.
+    fn prepare_graph(&mut self) -> Result<()> {
         if self.graph.is_none() {
             self.graph = DecodeGraph::new(self.model, &self.cache, 1)?;
         }
-        Ok(match &mut self.graph {
-            Some(graph) => graph.next_logits(self.model, ids, &mut self.cache)?,
-            None => {
-                let tokens = Tokens::new(ids, 1, self.seen.len())?;
-                self.model.next_logits(&tokens, &mut self.cache)?
-            }
-        })
+        Ok(())
     }
+
+    /// Makes the GPU go on with `sampler` where it stands, after `prompt`.
+    fn prepare_gpu(&mut self, sampler: &Sampler, prompt: &[i32]) -> Result<()> {
+        let gpu = match self.gpu_sampler.take() {
+            Some(gpu) => gpu,
+            None => GpuSampler::new(self.model.compute().0, 1, self.n_ids())?,
+        };
+        let (sampling, n_drawn) = sampler.state();
+        gpu.set(0, &sampling.into(), n_drawn)?;
+        if sampling.has_penalty() {
+            gpu.set_seen(0, prompt, &[])?;
+        }
+        self.gpu_sampler = Some(gpu);
+        Ok(())
+    }
+}
+
+/// How a text goes on.
+enum Next {
+    /// The host is to choose from these.
+    Logits(Vec<f32>),
+    /// A GPU chose.
+    Token(u32),
+}
+
+/// The token that was chosen for the only text. It waits for the GPU.
+fn chosen(sampler: &GpuSampler) -> Result<u32> {
+    Ok(sampler.read()?[0] as u32)
 }
 
 /// Releases text only when it can no longer be the beginning of a stop text.

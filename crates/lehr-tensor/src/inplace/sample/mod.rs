@@ -103,7 +103,7 @@ impl Settings {
 pub struct GpuSampler {
     batch: usize,
     n_ids: usize,
-    /// i32 `[B]`.
+    /// i32 `[B, 1]`.
     ids: Tensor,
     settings: Tensor,
     /// u64 `[B]`.
@@ -134,7 +134,7 @@ impl GpuSampler {
         let sampler = Self {
             batch,
             n_ids,
-            ids: Tensor::zeros_on(device, [batch], DType::I32)?,
+            ids: zeros(1)?,
             settings: zeros(SETTINGS_BYTES / 4)?,
             n_drawn: zeros(2)?,
             seen: zeros(n_ids)?,
@@ -207,7 +207,7 @@ impl GpuSampler {
         cuda.launch(&KERNELS, dtype, "sample_pick", extent, args)
     }
 
-    /// The chosen ids, i32 `[B]`, on the device, overwritten by every choice.
+    /// The chosen ids, i32 `[B, 1]`, on the device: the tokens of the next step. Every choice overwrites them.
     #[must_use]
     pub fn ids(&self) -> &Tensor {
         &self.ids
