@@ -2,6 +2,7 @@
 //
 // A list of tensors is cut into chunks of `chunk_len` elements, a multiple of 8 (16384 is good); the last chunk of a tensor is
 // shorter. `chunks` has an entry for each, in any order, and one launch covers all: one block per chunk is best, any grid is right.
+#include "best.cuh"
 #include "common.cuh"
 
 // In Rust: #[repr(C)] struct { tensor: u32, chunk: u32 }.

@@ -203,7 +203,7 @@ impl GpuSampler {
         let (n_drawn, ids) = (&self.n_drawn, &self.ids);
         let args = args![logits, stride, n, settings, seen, bests, n_parts, sums, n_drawn, ids];
         // Short rows have few logits for each thread, and a small block's barriers are cheaper.
-        let extent = Extent::line(batch, if self.n_ids > PART { 1024 } else { 128 });
+        let extent = Extent::line(batch, if self.n_ids > PART { 512 } else { 128 });
         cuda.launch(&KERNELS, dtype, "sample_pick", extent, args)
     }
 
