@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 
 use lehr_model::{DecodeGraph, KvCache, Model, Tokens};
-use lehr_tensor::Tensor;
+use lehr_tensor::inplace::sample::GpuSampler;
+use lehr_tensor::{Device, Tensor};
 use lehr_tokenizer::Tokenizer;
 
+use crate::stop::StopText;
 use crate::{Error, Result, Sampler};
 
 /// Prompt tokens processed at once, but for a bidirectional context: bounds the memory of
@@ -92,6 +94,8 @@ pub struct Generator<'a> {
     cache: KvCache,
     /// How single tokens are run on a GPU, once there is a text.
     graph: Option<DecodeGraph>,
+    /// Chooses tokens there, once it was asked to.
+    gpu_sampler: Option<GpuSampler>,
     /// Tokens whose keys and values are in the cache.
     seen: Vec<i32>,
 }
@@ -105,7 +109,7 @@ impl<'a> Generator<'a> {
         model.check_causal("generating text")?;
         let spec = model.spec();
         let cache = model.cache(1, capacity.min(spec.max_positions))?;
-        Ok(Self { model, tokenizer, cache, graph: None, seen: Vec::new() })
+        Ok(Self { model, tokenizer, cache, graph: None, gpu_sampler: None, seen: Vec::new() })
     }
 
     /// Positions there is room for.
@@ -127,7 +131,13 @@ impl<'a> Generator<'a> {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let prompt: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
-        let mut logits = self.prefill(&prompt)?;
+        let logits = self.prefill(&prompt)?;
+        // Log-probabilities need the logits on the host.
+        let on_gpu = logits.device() != Device::Cpu && limits.logprobs.is_none();
+        if on_gpu {
+            self.prepare_gpu(sampler, &prompt)?;
+        }
+        let mut next = self.next_of(&logits, on_gpu)?;
         let mut stream = self.tokenizer.stream_decoder();
         let mut text = StopText::new(&limits.stop);
         let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
@@ -135,8 +145,17 @@ impl<'a> Generator<'a> {
             if limits.max_tokens.is_some_and(|max| ids.len() >= max) {
                 break Finish::Length;
             }
-            let unchanged = limits.logprobs.map(|n| (logits.clone(), n));
-            let id = sampler.pick(&mut logits, &self.seen, prompt.len());
+            let mut unchanged = None;
+            let id = match next {
+                Next::Token(id) => {
+                    sampler.count_choice();
+                    id
+                }
+                Next::Logits(mut logits) => {
+                    unchanged = limits.logprobs.map(|n| (logits.clone(), n));
+                    sampler.pick(&mut logits, &self.seen, prompt.len())
+                }
+            };
             if limits.stop_ids.contains(&id) {
                 break Finish::Stop;
             }
@@ -152,7 +171,7 @@ impl<'a> Generator<'a> {
             if self.seen.len() >= self.capacity() {
                 break Finish::ContextFull;
             }
-            logits = self.advance(&[id as i32])?;
+            next = self.advance_by_one(id as i32, on_gpu)?;
         };
         let stopped = finish == Finish::Stop && text.stopped;
         if !stopped {
@@ -165,8 +184,8 @@ impl<'a> Generator<'a> {
         Ok(Generated { ids, text: text.released, finish, logprobs })
     }
 
-    /// Brings the cache to the end of `prompt` and returns the logits of the next token.
-    fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>> {
+    /// Brings the cache to the end of `prompt` and returns the logits of the next token, `[1, V]`.
+    fn prefill(&mut self, prompt: &[i32]) -> Result<Tensor> {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -189,99 +208,93 @@ impl<'a> Generator<'a> {
         Ok(logits)
     }
 
-    /// Runs new tokens and returns the logits after the last.
-    fn advance(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
-        let logits = match ids {
-            [_] if !self.seen.is_empty() => self.advance_by_one(ids)?,
+    /// Runs new tokens and returns the logits after the last, `[1, V]`; a single one by recorded work where there is some.
+    fn advance(&mut self, ids: &[i32]) -> Result<Tensor> {
+        if ids.len() == 1 && !self.seen.is_empty() {
+            self.prepare_graph()?;
+        }
+        let logits = match &mut self.graph {
+            Some(graph) if ids.len() == 1 && !self.seen.is_empty() => {
+                graph.next_logits(self.model, ids, &mut self.cache)?
+            }
             _ => {
                 let tokens = Tokens::new(ids, 1, self.seen.len())?;
                 self.model.next_logits(&tokens, &mut self.cache)?
             }
         };
-        let logits = logits.to_host()?;
         self.seen.extend_from_slice(ids);
-        // Rows beyond the tokenizer's ids are padding of the embedding.
-        Ok(logits.data()[..self.tokenizer.vocab_size().min(logits.data().len())].to_vec())
+        Ok(logits)
     }
-}
 
-impl Generator<'_> {
-    /// One more token, by recorded work where there is some.
-    fn advance_by_one(&mut self, ids: &[i32]) -> Result<Tensor> {
+    /// Runs one more token, which on a GPU is the one chosen there, and says how it goes on.
+    fn advance_by_one(&mut self, id: i32, on_gpu: bool) -> Result<Next> {
+        if on_gpu {
+            self.prepare_graph()?;
+            if let (Some(graph), Some(sampler)) = (&mut self.graph, &self.gpu_sampler) {
+                graph.choose_next(self.model, sampler, &mut self.cache)?;
+                self.seen.push(id);
+                return Ok(Next::Token(chosen(sampler)?));
+            }
+        }
+        let logits = self.advance(&[id])?;
+        self.next_of(&logits, on_gpu)
+    }
+
+    /// How it goes on after `logits [1, V]`. Rows beyond the tokenizer's ids are padding of the embedding, and not chosen.
+    fn next_of(&self, logits: &Tensor, on_gpu: bool) -> Result<Next> {
+        if let (Some(sampler), true) = (&self.gpu_sampler, on_gpu) {
+            sampler.pick(logits)?;
+            return Ok(Next::Token(chosen(sampler)?));
+        }
+        let logits = logits.to_host()?;
+        Ok(Next::Logits(logits.data()[..self.n_ids()].to_vec()))
+    }
+
+    /// Ids that may be chosen.
+    fn n_ids(&self) -> usize {
+        self.tokenizer.vocab_size().min(self.model.spec().vocab_size)
+    }
+
+    /// Records from now on how single tokens are run, where that can be.
+    fn prepare_graph(&mut self) -> Result<()> {
         if self.graph.is_none() {
             self.graph = DecodeGraph::new(self.model, &self.cache, 1)?;
         }
-        Ok(match &mut self.graph {
-            Some(graph) => graph.next_logits(self.model, ids, &mut self.cache)?,
-            None => {
-                let tokens = Tokens::new(ids, 1, self.seen.len())?;
-                self.model.next_logits(&tokens, &mut self.cache)?
-            }
-        })
-    }
-}
-
-/// Releases text only when it can no longer be the beginning of a stop text.
-struct StopText<'a> {
-    stop: &'a [String],
-    held: String,
-    released: String,
-    stopped: bool,
-}
-
-impl<'a> StopText<'a> {
-    fn new(stop: &'a [String]) -> Self {
-        Self { stop, held: String::new(), released: String::new(), stopped: false }
+        Ok(())
     }
 
-    /// Takes new text; gives what may be shown, and whether a stop text came.
-    fn push(&mut self, piece: &str) -> (String, bool) {
-        self.held.push_str(piece);
-        let found =
-            self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s)).min();
-        let free = match found {
-            Some(at) => at,
-            None => self.held.len() - self.longest_beginning(),
+    /// Makes the GPU go on with `sampler` where it stands, after `prompt`.
+    fn prepare_gpu(&mut self, sampler: &Sampler, prompt: &[i32]) -> Result<()> {
+        let gpu = match self.gpu_sampler.take() {
+            Some(gpu) => gpu,
+            None => GpuSampler::new(self.model.compute().0, 1, self.n_ids())?,
         };
-        let shown: String = self.held.drain(..free).collect();
-        self.released.push_str(&shown);
-        self.stopped = found.is_some();
-        (shown, self.stopped)
+        let (sampling, n_drawn) = sampler.state();
+        gpu.set(0, &sampling.into(), n_drawn)?;
+        if sampling.has_penalty() {
+            gpu.set_seen(0, prompt, &[])?;
+        }
+        self.gpu_sampler = Some(gpu);
+        Ok(())
     }
+}
 
-    /// Length of the longest end of the held text with which a stop text begins.
-    fn longest_beginning(&self) -> usize {
-        let ends = self.held.char_indices().map(|(i, _)| i);
-        let may_begin = |i: &usize| self.stop.iter().any(|s| s.starts_with(&self.held[*i..]));
-        ends.into_iter().find(may_begin).map_or(0, |i| self.held.len() - i)
-    }
+/// How a text goes on.
+enum Next {
+    /// The host is to choose from these.
+    Logits(Vec<f32>),
+    /// A GPU chose.
+    Token(u32),
+}
 
-    /// The text still held, when no more will come.
-    fn flush(&mut self) -> String {
-        let rest = std::mem::take(&mut self.held);
-        self.released.push_str(&rest);
-        rest
-    }
+/// The token that was chosen for the only text. It waits for the GPU.
+fn chosen(sampler: &GpuSampler) -> Result<u32> {
+    Ok(sampler.read()?[0] as u32)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn feed(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
-        let stop: Vec<_> = stop.iter().map(|s| (*s).to_owned()).collect();
-        let mut text = StopText::new(&stop);
-        let mut shown = Vec::new();
-        for piece in pieces {
-            let (out, stopped) = text.push(piece);
-            shown.push(out);
-            if stopped {
-                return (shown, true);
-            }
-        }
-        shown.push(text.flush());
-        (shown, false)
-    }
 
     #[test]
     fn logprobs_are_those_of_the_softmax() {
@@ -294,19 +307,5 @@ mod tests {
         assert!((f64::from(found.top[1].1) - want(2)).abs() < 1e-6);
         assert_eq!(TokenLogprob::new(&logits, 0, 9).top.len(), 4);
         assert_eq!(TokenLogprob::new(&logits, 0, 0).top, []);
-    }
-
-    #[test]
-    fn a_stop_text_across_tokens_is_never_shown() {
-        let (shown, stopped) = feed(&["\nUser:"], &["Hello", "\n", "Us", "er:", "x"]);
-        assert!(stopped);
-        assert_eq!(shown.concat(), "Hello");
-    }
-
-    #[test]
-    fn a_false_beginning_is_shown_in_the_end() {
-        let (shown, stopped) = feed(&["终了"], &["a终", "b", "终"]);
-        assert!(!stopped);
-        assert_eq!(shown, ["a", "终b", "", "终"]);
     }
 }

@@ -11,6 +11,7 @@ mod load;
 mod perplexity;
 mod pooling;
 mod sample;
+mod stop;
 mod verify;
 mod vocabulary;
 

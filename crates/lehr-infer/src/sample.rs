@@ -1,6 +1,7 @@
 //! Choosing the next token.
 
 use lehr_tensor::Philox;
+use lehr_tensor::inplace::sample::Settings;
 
 use crate::{Error, Result};
 
@@ -40,6 +41,18 @@ impl Sampling {
         seed: 0,
     };
 
+    /// Whether the most likely token is taken and nothing drawn.
+    fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+
+    /// Whether logits depend on the text so far.
+    pub(crate) fn has_penalty(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0
+    }
+
     /// An error if a setting is out of range.
     ///
     /// # Errors
@@ -64,6 +77,21 @@ impl Sampling {
     }
 }
 
+impl From<Sampling> for Settings {
+    fn from(s: Sampling) -> Self {
+        Self {
+            repetition_penalty: s.repetition_penalty,
+            frequency_penalty: s.frequency_penalty,
+            presence_penalty: s.presence_penalty,
+            temperature: s.temperature,
+            top_k: s.top_k,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            seed: s.seed,
+        }
+    }
+}
+
 /// Draws tokens. The n-th draw depends on the seed and n alone.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -81,6 +109,16 @@ impl Sampler {
         Ok(Self { sampling, n_drawn: 0 })
     }
 
+    /// The settings, and how many numbers were drawn, for a choice on a GPU.
+    pub(crate) fn state(&self) -> (Sampling, u64) {
+        (self.sampling, self.n_drawn)
+    }
+
+    /// Counts a choice that a GPU made.
+    pub(crate) fn count_choice(&mut self) {
+        self.n_drawn += u64::from(!self.sampling.is_greedy());
+    }
+
     /// Chooses from `logits [V]`. `text` are the tokens so far, of which those from `n_prompt` on
     /// were generated. Ties go to the lower id. Logits are changed by penalties.
     ///
@@ -93,7 +131,7 @@ impl Sampler {
         let generated = &text[n_prompt.min(text.len())..];
         repel_generated(logits, generated, s.frequency_penalty, s.presence_penalty);
         let top = best(logits);
-        if s.temperature == 0.0 || s.top_k == 1 {
+        if s.is_greedy() {
             return top;
         }
         let top = logits[top as usize];

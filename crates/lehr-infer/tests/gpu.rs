@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use lehr_infer::{Check, verify};
-use lehr_model::{DecodeGraph, Model, Tokens, Weights};
+use lehr_infer::{Check, Finish, Generator, Limits, Sampler, Sampling, verify};
+use lehr_model::{Config, DecodeGraph, Model, Tokens, Weights};
+use lehr_tensor::inplace::sample::GpuSampler;
 use lehr_tensor::{DType, Device, cuda, no_grad};
+use lehr_tokenizer::{Tokenizer, Trainer};
+use serde_json::json;
 
 fn goldens() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lehr-model/tests/golden");
@@ -114,4 +118,133 @@ fn recorded_decoding_computes_what_the_cpu_computes() {
             assert!(off < 2e-5, "{family}: logits of step {step} are off by {off:.1e}");
         }
     }
+}
+
+/// Small models, with and without recorded work on a GPU, whose vocabulary is larger than the tokenizer's.
+fn small_models() -> [Model; 2] {
+    let llama = json!({
+        "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    });
+    let chatglm = json!({
+        "model_type": "chatglm", "vocab_size": 300, "hidden_size": 32, "inner_hidden_size": 48,
+        "num_layers": 2, "num_attention_heads": 2, "bos_token_id": 294, "initializer_range": 0.2,
+    });
+    [llama, chatglm].map(|json| Model::new(Config::from_json(&json).unwrap(), 5).unwrap())
+}
+
+fn tokenizer() -> Tokenizer {
+    Trainer::new(261).train(["abc abc"]).unwrap()
+}
+
+fn all_sampling() -> Vec<Sampling> {
+    let hot = Sampling { temperature: 0.9, seed: 11, ..Sampling::GREEDY };
+    let penalties = Sampling {
+        repetition_penalty: 1.2,
+        frequency_penalty: 0.3,
+        presence_penalty: 0.4,
+        ..Sampling::GREEDY
+    };
+    vec![
+        Sampling::GREEDY,
+        penalties,
+        hot,
+        Sampling { top_k: 12, ..hot },
+        Sampling { top_p: 0.7, ..hot },
+        Sampling { min_p: 0.1, ..hot },
+        Sampling { temperature: 1.4, seed: 12, top_k: 60, top_p: 0.9, min_p: 0.02, ..penalties },
+    ]
+}
+
+/// What is said in four turns, whose caches are used again in part, and how each turn ended.
+fn conversation(model: &Model, sampling: Sampling) -> Vec<(Vec<u32>, Finish)> {
+    let tokenizer = tokenizer();
+    let mut generator = Generator::new(model, &tokenizer, 64).unwrap();
+    let mut sampler = Sampler::new(sampling).unwrap();
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    let mut turn = |prompt: &[u32], limits: Limits| {
+        let said = generator.generate(prompt, &mut sampler, &limits, &mut ignore).unwrap();
+        assert_eq!(said.logprobs.len(), limits.logprobs.map_or(0, |_| said.ids.len()));
+        (said.ids, said.finish)
+    };
+    let max = |n| Limits { max_tokens: Some(n), ..Limits::default() };
+    let text = |ids: &[u32]| -> Vec<u32> {
+        let end = if model.spec().max_positions > 64 { vec![291, 294] } else { vec![] };
+        [&[5, 60, 61, 60, 7], ids, &end].concat()
+    };
+    let first = turn(&text(&[9, 9]), max(9));
+    let second = turn(&text(&[&[9, 9], &first.0[..], &[17]].concat()), max(6));
+    // On the host in between; the draws go on.
+    let third = turn(&text(&[9, 8]), Limits { logprobs: Some(2), ..max(4) });
+    let stop_ids = (0..261).step_by(9).collect();
+    let fourth = turn(&text(&[30]), Limits { stop_ids, ..max(40) });
+    let last = turn(&text(&[9, 8, 3]), Limits::default());
+    vec![first, second, third, fourth, last]
+}
+
+#[test]
+fn choices_on_the_gpu_are_those_of_the_cpu() {
+    cuda::use_emulator();
+    let n_ids = tokenizer().vocab_size() as u32;
+    for (model, name) in small_models().iter().zip(["llama", "chatglm"]) {
+        let n = if name == "llama" { 7 } else { 2 };
+        let all = all_sampling().into_iter().rev().take(n);
+        let all: Vec<_> = all.map(|sampling| (sampling, conversation(model, sampling))).collect();
+        model.to_device(Device::Cuda(0), DType::F32).unwrap();
+        for (sampling, want) in all {
+            let found = conversation(model, sampling);
+            assert_eq!(found, want, "{name}, {sampling:?}");
+            assert!(found.iter().flat_map(|turn| &turn.0).all(|id| *id < n_ids));
+            assert_eq!(found[4].1, Finish::ContextFull);
+        }
+    }
+}
+
+#[test]
+fn a_batch_goes_on_by_the_choices_on_the_gpu() {
+    cuda::use_emulator();
+    const BATCH: usize = 7;
+    let model = &small_models()[0];
+    let prompt: Vec<i32> = (0..BATCH as i32 * 5).map(|i| 7 * i % 250).collect();
+    let prompts: Vec<&[i32]> = prompt.chunks(5).collect();
+    let first = Tokens::new(&prompt, BATCH, 0).unwrap();
+    let all = all_sampling();
+    let mut samplers: Vec<_> = all.iter().map(|s| Sampler::new(*s).unwrap()).collect();
+    let mut texts: Vec<Vec<i32>> = prompts.iter().map(|p| p.to_vec()).collect();
+    let mut cache = model.cache(BATCH, 20).unwrap();
+    let mut logits = model.next_logits(&first, &mut cache).unwrap();
+    let mut want = Vec::new();
+    for _ in 0..12 {
+        let mut rows = logits.to_vec();
+        let rows = rows.chunks_mut(300).zip(&mut samplers).zip(&mut texts);
+        let ids: Vec<i32> = rows.map(|((row, s), text)| s.pick(row, text, 5) as i32).collect();
+        texts.iter_mut().zip(&ids).for_each(|(text, id)| text.push(*id));
+        logits =
+            model.next_logits(&Tokens::new(&ids, BATCH, cache.len()).unwrap(), &mut cache).unwrap();
+        want.push(ids);
+    }
+    model.to_device(Device::Cuda(0), DType::F32).unwrap();
+    let gpu = GpuSampler::new(Device::Cuda(0), BATCH, 300).unwrap();
+    let mut cache = model.cache(BATCH, 20).unwrap();
+    for (row, sampling) in all.iter().enumerate() {
+        gpu.set(row, &(*sampling).into(), 0).unwrap();
+        gpu.set_seen(row, prompts[row], &[]).unwrap();
+    }
+    gpu.pick(&model.next_logits(&first, &mut cache).unwrap()).unwrap();
+    let mut found = vec![gpu.read().unwrap()];
+    let mut graph = DecodeGraph::new(model, &cache, BATCH).unwrap().unwrap();
+    for step in 1..12 {
+        if step == 6 {
+            // Logits may be asked for in between, and the last token be forgotten again.
+            let logits = graph.next_logits(model, &[1; BATCH], &mut cache).unwrap();
+            assert_eq!(&logits.shape()[..], [BATCH, 300]);
+            assert_eq!(cache.truncate(cache.len() - 1), 5 + step - 1);
+        }
+        graph.choose_next(model, &gpu, &mut cache).unwrap();
+        found.push(gpu.read().unwrap());
+    }
+    assert_eq!(found, want);
+    let others = GpuSampler::new(Device::Cuda(0), BATCH - 1, 300).unwrap();
+    assert!(graph.choose_next(model, &others, &mut cache).is_err());
 }

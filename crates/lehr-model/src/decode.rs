@@ -1,6 +1,7 @@
 //! Generation on a GPU, one token per text at a time, by work that is recorded once.
 
 use lehr_tensor::cuda::{self, Graph};
+use lehr_tensor::inplace::sample::{self, GpuSampler};
 use lehr_tensor::{DType, Device, Tensor};
 
 use crate::arch::Activations;
@@ -12,12 +13,16 @@ use crate::{Error, KvCache, Model, Result, Tokens};
 /// It belongs to one model and one cache.
 pub struct DecodeGraph {
     device: usize,
+    /// What the host gives; the positions also of what the device chose.
     tokens: Tokens,
     /// Positions filled, without and with the new one.
     lens: (Tensor, Tensor),
-    /// The result, where recorded work writes it.
-    logits: Option<Tensor>,
-    graph: Option<Graph>,
+    /// The length that positions and lengths on the device are set for, if they are.
+    len_on_gpu: Option<usize>,
+    /// What gives logits, and they.
+    logits: (Option<Tensor>, Option<Graph>),
+    /// What chooses tokens, and with what: its memory stays as long as the work.
+    choice: (Option<GpuSampler>, Option<Graph>),
 }
 
 impl DecodeGraph {
@@ -45,8 +50,9 @@ impl DecodeGraph {
                 activations: Activations::Keep,
             },
             lens: (numbers(&[1])?, numbers(&[1])?),
-            logits: None,
-            graph: None,
+            len_on_gpu: None,
+            logits: (None, None),
+            choice: (None, None),
         }))
     }
 
@@ -60,60 +66,119 @@ impl DecodeGraph {
         ids: &[i32],
         cache: &mut KvCache,
     ) -> Result<Tensor> {
-        let (len, spec) = (cache.len(), model.spec());
-        let limit = cache.capacity().min(spec.max_positions);
-        if len + 1 > limit {
-            return Err(Error::TooLong { what: "the number of tokens", found: len + 1, limit });
-        }
-        let is_outside =
-            |id: &&i32| usize::try_from(**id).is_err() || **id as usize >= spec.vocab_size;
+        let (len, vocab_size) = (room_for_one(model, cache)?, model.spec().vocab_size);
+        let is_outside = |id: &&i32| usize::try_from(**id).is_err() || **id as usize >= vocab_size;
         if let Some(bad) = ids.iter().find(is_outside) {
-            return Err(Error::config("token id", bad, format!("0 to {}", spec.vocab_size - 1)));
+            return Err(Error::config("token id", bad, format!("0 to {}", vocab_size - 1)));
         }
-        let position = len as i32;
         cuda::overwrite_ids(&self.tokens.ids, ids)?;
-        cuda::overwrite_ids(&self.tokens.positions, &vec![position; ids.len()])?;
-        cuda::overwrite_ids(&self.lens.0, &[position])?;
-        cuda::overwrite_ids(&self.lens.1, &[position + 1])?;
-        if self.graph.is_none() {
-            let logits = self.run_or_record(model, cache)?;
-            if self.graph.is_none() {
-                return Ok(logits);
-            }
+        self.set_len(len)?;
+        self.len_on_gpu = None;
+        if self.logits.1.is_none() {
+            let work = |cache: &mut KvCache| model.next_logits(&self.tokens, cache);
+            let has_run = self.logits.0.is_some();
+            let (logits, graph) = run_or_record(self.device, &self.lens, has_run, cache, work)?;
+            self.logits = (Some(logits), graph);
         } else {
             cache.advance(1);
         }
-        if let Some(graph) = &self.graph {
+        if let Some(graph) = &self.logits.1 {
             graph.launch()?;
         }
-        self.logits.clone().ok_or(Error::Stored { doing: "running what was recorded" })
+        self.logits.0.clone().ok_or(Error::Stored { doing: "running what was recorded" })
     }
 
-    /// The first time runs the work, the second time records it.
-    fn run_or_record(&mut self, model: &Model, cache: &mut KvCache) -> Result<Tensor> {
-        cache.set_on_gpu(Some(self.lens.clone()));
-        let result = match &self.logits {
-            None => model.next_logits(&self.tokens, cache),
-            Some(_) => {
-                let mut recorded = None;
-                let graph = Graph::record(self.device, || {
-                    recorded = Some(model.next_logits(&self.tokens, cache));
-                    Ok(())
-                });
-                match (graph, recorded) {
-                    (Ok(graph), Some(Ok(logits))) => {
-                        self.graph = Some(graph);
-                        Ok(logits)
-                    }
-                    (_, Some(Err(error))) => Err(error),
-                    (Err(error), _) => Err(error.into()),
-                    (Ok(_), None) => unreachable!("recording runs its body"),
-                }
-            }
-        };
-        cache.set_on_gpu(None);
-        let logits = result?;
-        self.logits = Some(logits.clone());
-        Ok(logits)
+    /// Appends to each text the token that `sampler` chose last, and chooses the next: nothing is uploaded, the host waits for nothing,
+    /// and finds the ids with [`GpuSampler::read`]. The cache is advanced.
+    ///
+    /// # Errors
+    /// If there is no room, the sampler is for another number of texts or more ids than the vocabulary has, or the device fails.
+    pub fn choose_next(
+        &mut self,
+        model: &Model,
+        sampler: &GpuSampler,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        let (len, vocab_size) = (room_for_one(model, cache)?, model.spec().vocab_size);
+        let (batch, n_ids) = (sampler.batch(), sampler.n_ids());
+        if batch != self.tokens.batch() || n_ids > vocab_size {
+            return Err(Error::Tensor(lehr_tensor::Error::Argument {
+                op: "choosing tokens",
+                name: "sampler",
+                value: format!("for {batch} texts and {n_ids} ids"),
+                expected: "the texts of the cache and at most the ids of the vocabulary",
+            }));
+        }
+        if self.len_on_gpu != Some(len) {
+            self.set_len(len)?;
+        }
+        // Until all is well.
+        self.len_on_gpu = None;
+        if self.choice.0.as_ref().is_some_and(|old| !old.is_same(sampler)) {
+            self.choice = (None, None);
+        }
+        if self.choice.1.is_none() {
+            let positions = self.tokens.positions.clone();
+            let tokens = Tokens { ids: sampler.ids().clone(), positions, segment_starts: None };
+            let work = |cache: &mut KvCache| {
+                sampler.pick(&model.next_logits(&tokens, cache)?)?;
+                Ok(sample::increment([&tokens.positions, &self.lens.0, &self.lens.1])?)
+            };
+            let has_run = self.choice.0.is_some();
+            let ((), graph) = run_or_record(self.device, &self.lens, has_run, cache, work)?;
+            self.choice = (Some(sampler.clone()), graph);
+        } else {
+            cache.advance(1);
+        }
+        if let Some(graph) = &self.choice.1 {
+            graph.launch()?;
+        }
+        self.len_on_gpu = Some(len + 1);
+        Ok(())
     }
+
+    /// Uploads the position of the next token, behind `len` others.
+    fn set_len(&self, len: usize) -> Result<()> {
+        let position = len as i32;
+        cuda::overwrite_ids(&self.tokens.positions, &vec![position; self.tokens.batch()])?;
+        cuda::overwrite_ids(&self.lens.0, &[position])?;
+        Ok(cuda::overwrite_ids(&self.lens.1, &[position + 1])?)
+    }
+}
+
+/// The positions filled, if there is room for one more.
+fn room_for_one(model: &Model, cache: &KvCache) -> Result<usize> {
+    let (len, limit) = (cache.len(), cache.capacity().min(model.spec().max_positions));
+    match len < limit {
+        true => Ok(len),
+        false => Err(Error::TooLong { what: "the number of tokens", found: len + 1, limit }),
+    }
+}
+
+/// Runs the work, which reads `lens` on the device; if it has run before, records it instead, to be started.
+fn run_or_record<R>(
+    device: usize,
+    lens: &(Tensor, Tensor),
+    has_run: bool,
+    cache: &mut KvCache,
+    work: impl FnOnce(&mut KvCache) -> Result<R>,
+) -> Result<(R, Option<Graph>)> {
+    cache.set_on_gpu(Some(lens.clone()));
+    let result = if has_run {
+        let mut recorded = None;
+        let graph = Graph::record(device, || {
+            recorded = Some(work(cache));
+            Ok(())
+        });
+        match (graph, recorded) {
+            (Ok(graph), Some(Ok(result))) => Ok((result, Some(graph))),
+            (_, Some(Err(error))) => Err(error),
+            (Err(error), _) => Err(error.into()),
+            (Ok(_), None) => unreachable!("recording runs its body"),
+        }
+    } else {
+        work(cache).map(|result| (result, None))
+    };
+    cache.set_on_gpu(None);
+    result
 }

@@ -28,8 +28,10 @@ macro_rules! source {
 pub(crate) use source;
 
 /// Headers that sources include.
-pub(super) const HEADERS: [(&str, &str); 11] = [
+pub(super) const HEADERS: [(&str, &str); 13] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
+    ("best.cuh", include_str!("kernels/best.cuh")),
+    ("sample.cuh", include_str!("kernels/sample.cuh")),
     ("mma.cuh", include_str!("kernels/mma.cuh")),
     ("attention.cuh", include_str!("kernels/attention.cuh")),
     ("plain.cuh", include_str!("kernels/plain.cuh")),

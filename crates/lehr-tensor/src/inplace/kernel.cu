@@ -2,6 +2,7 @@
 //
 // A list of tensors is cut into chunks of `chunk_len` elements, a multiple of 8 (16384 is good); the last chunk of a tensor is
 // shorter. `chunks` has an entry for each, in any order, and one launch covers all: one block per chunk is best, any grid is right.
+#include "best.cuh"
 #include "common.cuh"
 
 // In Rust: #[repr(C)] struct { tensor: u32, chunk: u32 }.
@@ -181,41 +182,6 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     adamw_elements(rule, thread_index(), n_threads(), n, param, grad, m, v, shadow);
 }
 
-// A candidate for the maximum. With `index` = NO_INDEX there is none yet.
-#define NO_INDEX 0x7fffffff
-struct Best {
-    float value;
-    int index;
-};
-// The larger, of equals the one with the smaller index. Comparisons with NaN are false, so that NaN never wins.
-DEVICE void take_better(Best& best, float value, int index) {
-    // Without && and ||, which became branches.
-    bool better = (value > best.value) | ((value == best.value) & (index < best.index));
-    best.value = better ? value : best.value;
-    best.index = better ? index : best.index;
-}
-// The best of the block, for thread 0.
-DEVICE Best block_best(Best best) {
-    __shared__ float values[32];
-    __shared__ int indices[32];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_warps = blockDim.x / WARP;
-#pragma unroll
-    for (int other = 16; other > 0; other >>= 1) {
-        float value = __shfl_xor_sync(FULL_MASK, best.value, other);
-        int index = __shfl_xor_sync(FULL_MASK, best.index, other);
-        take_better(best, value, index);
-    }
-    if (lane == 0) {
-        values[warp] = best.value;
-        indices[warp] = best.index;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-#pragma unroll 1
-        for (int i = 1; i < n_warps; i++) take_better(best, values[i], indices[i]);
-    }
-    return best;
-}
 template <class E>
 DEVICE void argmax_of(const E* x, int width, float* values, int* ids) {
     const int N = 16 / (int)sizeof(E);

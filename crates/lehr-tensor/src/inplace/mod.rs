@@ -7,6 +7,7 @@ use crate::{Error, Result, Tensor};
 mod adamw;
 pub(crate) mod cuda;
 mod norm;
+pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};

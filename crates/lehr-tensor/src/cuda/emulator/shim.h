@@ -505,6 +505,11 @@ static inline unsigned atomicAdd(unsigned* p, unsigned x) {
     *p += x;
     return old;
 }
+static inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long x) {
+    unsigned long long old = *p;
+    *p += x;
+    return old;
+}
 static inline int atomicMax(int* p, int x) {
     int old = *p;
     *p = std::max(old, x);

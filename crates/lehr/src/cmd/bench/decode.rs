@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use lehr_infer::resolve_model;
 use lehr_model::{Config, DecodeGraph, KvCache, LlamaConfig, Model, RopeConfig, Tokens};
-use lehr_tensor::{Device, Philox, Tensor, cuda, inplace, threads};
+use lehr_tensor::inplace::{self, sample::GpuSampler};
+use lehr_tensor::{Device, Philox, cuda, threads};
 use serde_json::json;
 
 use super::system;
@@ -149,12 +150,17 @@ fn name(args: &Args) -> String {
     }
 }
 
-/// Seconds to read a prompt and to generate after it.
+/// Seconds to read a prompt and to generate the most likely tokens after it. A GPU chooses them itself; like whoever generates, the
+/// host waits for the ids of each.
 fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
     let _ = cache.truncate(0);
     let vocab = model.spec().vocab_size;
     let noise = Philox::new(1, 0);
     let id = |i: usize| (noise.block(i as u64)[0] as usize % vocab) as i32;
+    let sampler = match model.compute().0 {
+        Device::Cpu => None,
+        device => Some(GpuSampler::new(device, args.batch, vocab)?),
+    };
     let start = Instant::now();
     let mut next = Vec::new();
     // The same positions of all texts at once.
@@ -164,29 +170,39 @@ fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
             .flat_map(|text| positions.clone().map(move |p| text * args.prompt + p))
             .map(id)
             .collect();
-        next = best(model, &block, args.batch, cache)?;
+        next = advance(model, &block, args.batch, cache, sampler.as_ref())?;
     }
     let read_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
     let mut graph = DecodeGraph::new(model, cache, args.batch)?;
     for _ in 0..args.new {
-        next = match &mut graph {
-            Some(graph) => ids_of(&graph.next_logits(model, &next, cache)?)?,
-            None => best(model, &next, args.batch, cache)?,
+        next = match (&mut graph, &sampler) {
+            (Some(graph), Some(sampler)) => {
+                graph.choose_next(model, sampler, cache)?;
+                sampler.read()?
+            }
+            _ => advance(model, &next, args.batch, cache, sampler.as_ref())?,
         };
     }
     Ok((read_s, start.elapsed().as_secs_f64()))
 }
 
 /// Runs new tokens; the most likely next one of each text.
-fn best(model: &Model, ids: &[i32], batch: usize, cache: &mut KvCache) -> Result<Vec<i32>> {
+fn advance(
+    model: &Model,
+    ids: &[i32],
+    batch: usize,
+    cache: &mut KvCache,
+    sampler: Option<&GpuSampler>,
+) -> Result<Vec<i32>> {
     let logits = model.next_logits(&Tokens::new(ids, batch, cache.len())?, cache)?;
-    ids_of(&logits)
-}
-
-/// The most likely id of each row.
-fn ids_of(logits: &Tensor) -> Result<Vec<i32>> {
-    Ok(inplace::argmax(logits)?.to_host()?.ids().to_vec())
+    match sampler {
+        Some(sampler) => {
+            sampler.pick(&logits)?;
+            Ok(sampler.read()?)
+        }
+        None => Ok(inplace::argmax(&logits)?.to_host()?.ids().to_vec()),
+    }
 }
 
 fn median(values: &mut [f64]) -> f64 {
