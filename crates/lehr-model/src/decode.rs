@@ -119,7 +119,8 @@ impl DecodeGraph {
         }
         if self.choice.1.is_none() {
             let positions = self.tokens.positions.clone();
-            let tokens = Tokens { ids: sampler.ids().clone(), positions, segment_starts: None };
+            let (ids, activations) = (sampler.ids().clone(), Activations::Keep);
+            let tokens = Tokens { ids, positions, segment_starts: None, activations };
             let work = |cache: &mut KvCache| {
                 sampler.pick(&model.next_logits(&tokens, cache)?)?;
                 Ok(sample::increment([&tokens.positions, &self.lens.0, &self.lens.1])?)

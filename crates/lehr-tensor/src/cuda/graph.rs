@@ -165,8 +165,7 @@ mod tests {
     #[test]
     fn gpu_work_recorded_anew_runs_with_the_uploads_of_its_time() {
         let mut work = OneLaunch::new(0).unwrap();
-        let total = upload(&[0.0; 4]).unwrap();
-        let mut sum = total;
+        let mut sum = upload(&[0.0; 4]).unwrap();
         // The shapes change on the way, and blocks that are freed inside are used again inside.
         for round in 1..5 {
             let values: Vec<f32> = (0..4 * round).map(|i| (i * round) as f32).collect();
