@@ -228,7 +228,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let update = Update { number, lr: 3e-4, grad_scale: 1.0 / factor };
         let (tokens, targets) = &batches[i % batches.len()];
         let normalizer = n_tokens as f32 / factor;
-        let on_gpu = || -> Result<Tensor> {
+        let mut on_gpu = || -> Result<Tensor> {
             // As a run does by default: one launch updates all weights.
             let loss = model.loss(tokens, targets, normalizer)?;
             let value = loss.detach();
