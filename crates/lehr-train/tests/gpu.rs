@@ -52,7 +52,7 @@ fn check(model: ModelConfig, objective: ObjectiveKind) {
         let found = losses(&again);
         assert_eq!(bits(&first), bits(&found), "{objective:?}: {activations:?} changes bits");
     }
-    let mut graph = bf16.clone();
+    let mut graph = bf16;
     graph.train.cuda_graph = true;
     assert_eq!(bits(&first), bits(&losses(&graph)), "{objective:?}: a recorded step changes bits");
     let f16 = losses(&on(&recipe, GPU, DTypeChoice::F16));
