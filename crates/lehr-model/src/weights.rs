@@ -12,9 +12,9 @@ pub enum Weights {
     AsStored,
     /// All in f32, and computed with in f32.
     F32,
-    /// Those of the blocks in this format, rounded when the model is opened; embedding and head, a
-    /// model's most sensitive matrices, in f32. A matrix whose rows are not whole blocks of the
-    /// format is in f32 too.
+    /// Those of the blocks in this format, rounded when the model is opened, or in the nearest whose
+    /// blocks fill their rows ([`MatrixFormat::that_fits`]). Embedding and head, a model's most
+    /// sensitive matrices, keep their numbers: as stored if those are floats of 16 bits, else in f32.
     In(MatrixFormat),
 }
 
