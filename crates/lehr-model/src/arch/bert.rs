@@ -306,8 +306,7 @@ impl Architecture for Bert {
         for block in &self.blocks {
             let a = block.attention(&x, tokens, &spec)?;
             x = block.attention_norm.forward_add(&x, &a)?.1;
-            let up = block.intermediate.forward(&x)?;
-            let m = block.output.forward_activated(&up, self.activation)?;
+            let m = Linear::feed_forward(&x, &block.intermediate, self.activation, &block.output)?;
             x = block.output_norm.forward_add(&x, &m)?.1;
         }
         Ok(x)

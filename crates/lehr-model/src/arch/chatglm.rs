@@ -333,8 +333,8 @@ impl ChatGlm {
             let cache = cache.as_deref_mut();
             let a = block.attention.forward(&u, &text.mask, &rope, (n_heads, i), cache)?;
             (_, u) = block.post_attention_layernorm.forward_add(&u.scale(alpha)?, &a)?;
-            let wide = block.dense_h_to_4h.forward(&u)?;
-            let m = block.dense_4h_to_h.forward_activated(&wide, Activation::GeluTanh)?;
+            let (wide, narrow) = (&block.dense_h_to_4h, &block.dense_4h_to_h);
+            let m = Linear::feed_forward(&u, wide, Activation::GeluTanh, narrow)?;
             let next_norm =
                 self.blocks.get(i + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
             (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;

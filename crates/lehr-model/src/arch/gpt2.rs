@@ -229,8 +229,7 @@ impl Gpt2 {
         for (i, block) in self.blocks.iter().enumerate() {
             let a = block.attention(&h, tokens, self.config.n_head, i, cache.as_deref_mut())?;
             (x, h) = block.ln_2.forward_add(&x, &a)?;
-            let m =
-                block.mlp_c_proj.forward_activated(&block.c_fc.forward(&h)?, self.activation)?;
+            let m = Linear::feed_forward(&h, &block.c_fc, self.activation, &block.mlp_c_proj)?;
             let next_norm = self.blocks.get(i + 1).map_or(&self.ln_f, |next| &next.ln_1);
             (x, h) = next_norm.forward_add(&x, &m)?;
         }

@@ -1,6 +1,6 @@
 //! The affine layer, the only place a weight matrix is applied.
 
-use lehr_tensor::ops::linear::WeightLayout;
+use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor, Weight};
 
 use lehr_tensor::ops::activation::Activation;
@@ -80,12 +80,30 @@ impl Linear {
     ///
     /// # Errors
     /// If the width of `x` does not fit.
-    pub fn forward_activated(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
+    fn forward_activated(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
         let bias = self.bias();
         match &self.weight {
             Weight::Param(w) => x.act_linear(act, &w.tensor(), self.layout, bias.as_ref()),
             Weight::Stored(w) => x.activation(act)?.linear_q(w, bias.as_ref()),
         }
+    }
+
+    /// `down(act(up(x)))`, the plain feed-forward layer of GPT-2 and BERT, of which `up(x)` alone is kept for backward.
+    ///
+    /// # Errors
+    /// If the widths do not fit.
+    pub fn feed_forward(x: &Tensor, up: &Self, act: Activation, down: &Self) -> Result<Tensor> {
+        let (Weight::Param(up_weight), Weight::Param(down_weight)) = (&up.weight, &down.weight)
+        else {
+            return down.forward_activated(&up.forward(x)?, act);
+        };
+        let (up_weight, up_bias) = (up_weight.tensor(), up.bias());
+        let (down_weight, down_bias) = (down_weight.tensor(), down.bias());
+        x.feed_forward(
+            Affine { weight: &up_weight, layout: up.layout, bias: up_bias.as_ref() },
+            act,
+            Affine { weight: &down_weight, layout: down.layout, bias: down_bias.as_ref() },
+        )
     }
 
     /// `forward(act(gate) ⊙ up)` without keeping the product for backward.

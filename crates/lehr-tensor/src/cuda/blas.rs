@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use super::Cuda;
+use super::{Cuda, fault};
 use crate::{DType, Result};
 
 /// A matrix in the memory of a device.
@@ -28,7 +28,30 @@ impl Operand {
     }
 }
 
-/// `C (+)= A B + bias` for `A [m, k]`, `B [k, n]`, `C [m, n]`, in f32 inside; A and B have one element type.
+/// What happens to the sums of a product before they are rounded and written. cuBLASLt calls that an epilogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Epilogue {
+    /// Nothing: `C (+)= A B`.
+    None,
+    /// `C (+)= A B + bias`: address of `[n]` numbers of C's type, added to every row.
+    Bias(u64),
+    /// `C = gelu(X)` for `X = A B + bias`, with the approximation by tanh. X is written to `aux`, which lies like C: of its type, with
+    /// its stride.
+    Gelu { bias: Option<u64>, aux: u64 },
+    /// `C = A B ⊙ gelu'(X)` for the X that [`Epilogue::Gelu`] wrote to `aux`.
+    GeluSlope { aux: u64 },
+}
+
+impl Epilogue {
+    /// Whether the two of GELU are used: they read or write a second matrix in packs of 16 bytes. NVIDIA's documentation of cuBLAS
+    /// (`CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD`) wants its rows to be multiples of 8 elements. Before Hopper the elements of the
+    /// second matrix wait for the tensor cores instead of running beside them, and others measured losses (llm.c on an RTX 4090).
+    pub(crate) fn has_gelu(cuda: &Cuda, dtype: DType, width: usize) -> bool {
+        dtype != DType::F32 && width.is_multiple_of(8) && cuda.info().capability >= (9, 0)
+    }
+}
+
+/// `C (+)= A B` for `A [m, k]`, `B [k, n]`, `C [m, n]`, in f32 inside; A and B have one element type.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matmul {
     pub(crate) m: usize,
@@ -39,8 +62,7 @@ pub(crate) struct Matmul {
     /// Stored row by row.
     pub(crate) c: Operand,
     pub(crate) accumulate: bool,
-    /// Address of `[n]` numbers of C's type, added to every row.
-    pub(crate) bias: Option<u64>,
+    pub(crate) epilogue: Epilogue,
     pub(crate) batch: usize,
 }
 
@@ -51,7 +73,7 @@ impl Matmul {
         b: Operand,
         c: Operand,
     ) -> Self {
-        Self { m, n, k, a, b, c, accumulate: false, bias: None, batch: 1 }
+        Self { m, n, k, a, b, c, accumulate: false, epilogue: Epilogue::None, batch: 1 }
     }
 
     pub(crate) fn accumulate(self, accumulate: bool) -> Self {
@@ -59,14 +81,72 @@ impl Matmul {
     }
 
     pub(crate) fn bias(self, bias: Option<u64>) -> Self {
-        Self { bias, ..self }
+        self.epilogue(bias.map_or(Epilogue::None, Epilogue::Bias))
+    }
+
+    pub(crate) fn epilogue(self, epilogue: Epilogue) -> Self {
+        Self { epilogue, ..self }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.m == 0 || self.n == 0 || self.batch == 0
     }
 
+    /// Starts it, whatever the library has: what it cannot add is put there before.
     pub(crate) fn run(&self, cuda: &Cuda) -> Result<()> {
+        if self.try_run(cuda)? {
+            return Ok(());
+        }
+        let &Self { m, n, k, a, accumulate, epilogue, .. } = self;
+        match epilogue {
+            Epilogue::Bias(bias) if !accumulate => {
+                self.put_in_rows(cuda, bias)?;
+                Self { epilogue: Epilogue::None, accumulate: true, ..*self }.run(cuda)
+            }
+            _ => Err(fault(
+                format!("multiplying [{m}, {k}] by [{k}, {n}] in {}", a.dtype),
+                format!("there is no algorithm for these shapes and types with {epilogue:?}"),
+            )),
+        }
+    }
+
+    /// Starts it; false if the library has no algorithm with this epilogue, and then nothing was started.
+    pub(crate) fn try_run(&self, cuda: &Cuda) -> Result<bool> {
         cuda.matmul(self)
+    }
+
+    /// Writes a bias into every row of C.
+    fn put_in_rows(&self, cuda: &Cuda, bias: u64) -> Result<()> {
+        let &Self { m, n, c, batch, .. } = self;
+        let size = c.dtype.size();
+        for index in 0..batch {
+            let first = c.ptr + (index * c.batch_stride * size) as u64;
+            cuda.copy(first, bias, n * size)?;
+            let mut done = 1;
+            while done < m {
+                // Rows without gaps are doubled.
+                let more = if c.stride == n { done.min(m - done) } else { 1 };
+                cuda.copy(first + (done * c.stride * size) as u64, first, more * n * size)?;
+                done += more;
+            }
+        }
+        Ok(())
+    }
+
+    /// The product of matrices without an inner dimension: the bias in every row, or zeros.
+    pub(super) fn put_empty_sums(&self, cuda: &Cuda) -> Result<()> {
+        match self.epilogue {
+            _ if self.accumulate => Ok(()),
+            Epilogue::Bias(bias) => self.put_in_rows(cuda, bias),
+            _ => {
+                let size = self.c.dtype.size();
+                for row in 0..self.batch * self.m {
+                    let (index, row) = (row / self.m, row % self.m);
+                    let at = index * self.c.batch_stride + row * self.c.stride;
+                    cuda.set(self.c.ptr + (at * size) as u64, 0, self.n * size)?;
+                }
+                Ok(())
+            }
+        }
     }
 }

@@ -243,3 +243,16 @@ fn gpu_matches_reference_and_cpu_and_repeats_its_bits() {
     }
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
+
+/// The same where the library has no algorithm for any epilogue.
+#[test]
+fn gpu_goes_without_epilogues_where_they_are_refused() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let mut cases = super::linear::tests::cases();
+        cases.extend(super::act_linear::tests::cases());
+        cases.extend(super::feed_forward::tests::cases());
+        for case in cases {
+            crate::cuda::without_epilogues(|| check_on_gpu(case, dtype));
+        }
+    }
+}

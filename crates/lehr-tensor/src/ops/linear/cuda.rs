@@ -1,8 +1,9 @@
 //! The three products of a linear map on a GPU, and the column sums of its bias.
 
+use super::Affine;
 use super::WeightLayout::{self, InOut, OutIn};
 use crate::autograd::Gradients;
-use crate::cuda::blas::{Matmul, Operand};
+use crate::cuda::blas::{Epilogue, Matmul, Operand};
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::ops::rows_cuda::lanes;
 use crate::ops::linear_q::cuda::{FEW, Stored, multiply_few};
@@ -37,12 +38,29 @@ pub(crate) fn forward(
         let stored = Stored { format: format.into(), codes, scales: 0, rows, cols, group: 0 };
         return multiply_few(&stored, x, bias, y);
     }
+    let bias = bias.map(Tensor::device_ptr);
+    forward_product((n, n_out, n_in), x, weight, layout, y).bias(bias).run(x.cuda()?)
+}
+
+fn forward_product((n, n_out, n_in): Size, x: &Tensor, weight: &Tensor, layout: WeightLayout, y: &Tensor) -> Matmul {
     let b = match layout {
         OutIn => transposed(weight, n_in),
         InOut => rows(weight, n_out),
     };
-    let bias = bias.map(Tensor::device_ptr);
-    Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out)).bias(bias).run(x.cuda()?)
+    Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out))
+}
+
+/// `y = x Wᵀ + bias` and `h = gelu(y)` (by tanh), written by one product; false if there is none, and then nothing was started.
+///
+/// It saves the pass that reads y (2 bytes an element) to write h. h is the GELU of the sum before that is rounded to y.
+pub(crate) fn forward_with_gelu(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor, h: &mut Tensor) -> Result<bool> {
+    let (cuda, dtype) = (x.cuda()?, x.dtype());
+    if !Epilogue::has_gelu(cuda, dtype, size.1) || few(size.0, dtype).is_some() {
+        return Ok(false);
+    }
+    let (bias, aux) = (map.bias.map(Tensor::device_ptr), y.device_ptr());
+    let product = forward_product(size, x, map.weight, map.layout, h);
+    product.epilogue(Epilogue::Gelu { bias, aux }).try_run(cuda)
 }
 
 /// How the weight is stored, if there are few rows and a kernel of our own reads it nearer to the memory's speed than a product of
@@ -57,19 +75,39 @@ fn few(n: usize, dtype: DType) -> Option<WeightFormat> {
 
 /// `dx (+)= dy W`.
 pub(crate) fn backward_input(
-    (n, n_out, n_in): Size,
+    size: Size,
     dy: &Tensor,
     weight: &Tensor,
     layout: WeightLayout,
     dx: &mut Tensor,
     accumulate: bool,
 ) -> Result<()> {
+    input_product(size, dy, weight, layout, dx).accumulate(accumulate).run(dy.cuda()?)
+}
+
+fn input_product((n, n_out, n_in): Size, dy: &Tensor, weight: &Tensor, layout: WeightLayout, dx: &Tensor) -> Matmul {
     let b = match layout {
         OutIn => rows(weight, n_in),
         InOut => transposed(weight, n_out),
     };
-    let product = Matmul::new((n, n_in, n_out), rows(dy, n_out), b, rows(dx, n_in));
-    product.accumulate(accumulate).run(dy.cuda()?)
+    Matmul::new((n, n_in, n_out), rows(dy, n_out), b, rows(dx, n_in))
+}
+
+/// `dx = dy W ⊙ gelu'(x)` (by tanh), for the x that the GELU is of; false if there is no such product, and then nothing was started.
+pub(crate) fn backward_input_of_gelu(
+    size: Size,
+    dy: &Tensor,
+    weight: &Tensor,
+    layout: WeightLayout,
+    x: &Tensor,
+    dx: &mut Tensor,
+) -> Result<bool> {
+    let cuda = dy.cuda()?;
+    if !Epilogue::has_gelu(cuda, dy.dtype(), size.2) {
+        return Ok(false);
+    }
+    let slope = Epilogue::GeluSlope { aux: x.device_ptr() };
+    input_product(size, dy, weight, layout, dx).epilogue(slope).try_run(cuda)
 }
 
 /// `dW (+)= dyᵀ x`, or its transpose, in f32.

@@ -19,6 +19,17 @@ pub enum WeightLayout {
     InOut,
 }
 
+/// What a linear map is made of.
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    /// `[O, I]`, or `[I, O]` with [`WeightLayout::InOut`].
+    pub weight: &'a Tensor,
+    /// Which of both.
+    pub layout: WeightLayout,
+    /// `[O]`.
+    pub bias: Option<&'a Tensor>,
+}
+
 impl Tensor {
     /// `y = x Wᵀ + bias` over the last dimension.
     ///
@@ -35,16 +46,41 @@ impl Tensor {
     /// # Errors
     /// If shapes do not fit or memory runs out.
     pub fn linear(&self, weight: &Self, layout: WeightLayout, bias: Option<&Self>) -> Result<Self> {
-        let (n_out, n_in) = check("linear", self, weight, layout, bias)?;
-        let shape = self.shape().with_last_dim(n_out);
-        let mut y = self.like(shape)?;
-        let size = (self.shape().n_rows(), n_out, n_in);
+        let map = Affine { weight, layout, bias };
+        let size = map.size("linear", self)?;
+        let mut y = self.like(self.shape().with_last_dim(size.1))?;
         forward(size, self, weight, layout, bias, &mut y)?;
-        let op = || Linear { x: self.detach(), weight: weight.detach(), layout, size };
-        Ok(match bias {
-            Some(bias) => record1(&[self, weight, bias], y, op),
-            None => record1(&[self, weight], y, op),
-        })
+        Ok(map.record(self, size, y))
+    }
+}
+
+impl Affine<'_> {
+    /// Rows, outputs, inputs of the map applied to `x`, if they fit.
+    pub(super) fn size(&self, op: &'static str, x: &Tensor) -> Result<(usize, usize, usize)> {
+        let (n_out, n_in) = check(op, x, self.weight, self.layout, self.bias)?;
+        Ok((x.shape().n_rows(), n_out, n_in))
+    }
+
+    fn record(&self, x: &Tensor, size: (usize, usize, usize), y: Tensor) -> Tensor {
+        let &Self { weight, layout, bias } = self;
+        let op = || Linear { x: x.detach(), weight: weight.detach(), layout, size };
+        match bias {
+            Some(bias) => record1(&[x, weight, bias], y, op),
+            None => record1(&[x, weight], y, op),
+        }
+    }
+
+    /// The map of `x`, and its GELU (by tanh) as a value without a gradient, both written by one product: `None` if `x` is on the
+    /// CPU or there is no such product.
+    pub(super) fn apply_with_gelu(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        let size = self.size("linear", x)?;
+        if !x.is_cuda() {
+            return Ok(None);
+        }
+        let shape = x.shape().with_last_dim(size.1);
+        let (mut y, mut h) = (x.like(shape)?, x.like(shape)?);
+        let is_done = cuda::forward_with_gelu(size, x, self, &mut y, &mut h)?;
+        Ok(is_done.then(|| (self.record(x, size, y), h)))
     }
 }
 

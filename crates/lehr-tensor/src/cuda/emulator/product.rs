@@ -1,0 +1,101 @@
+//! Matrix products in plain code.
+
+use half::{bf16, f16};
+
+use crate::cuda::blas::{Epilogue, Matmul, Operand};
+use crate::gemm::{Matrix, gemm};
+use crate::{DType, Result};
+
+pub(super) fn matmul(product: &Matmul) -> Result<()> {
+    let &Matmul { m, n, k, batch, .. } = product;
+    for index in 0..batch {
+        let a = read(&product.a, (m, k), index);
+        let b = read(&product.b, (k, n), index);
+        let mut c = vec![0.0; m * n];
+        if product.accumulate {
+            c = read(&product.c, (m, n), index);
+        }
+        let rows = Matrix::rows;
+        gemm((m, n, k), rows(&a, k), rows(&b, n), &mut c, n, product.accumulate, None)?;
+        finish(product, index, &mut c);
+        write(&product.c, (m, n), index, &c);
+    }
+    Ok(())
+}
+
+/// What the epilogue does with the sums.
+fn finish(product: &Matmul, index: usize, c: &mut [f32]) {
+    let &Matmul { m, n, .. } = product;
+    let mut add = |bias| {
+        let bias = read(&Operand::rows(bias, product.c.dtype, n), (1, n), 0);
+        for row in c.chunks_exact_mut(n) {
+            row.iter_mut().zip(&bias).for_each(|(c, b)| *c += b);
+        }
+    };
+    let beside = |aux| Operand { ptr: aux, ..product.c };
+    match product.epilogue {
+        Epilogue::None => (),
+        Epilogue::Bias(bias) => add(bias),
+        Epilogue::Gelu { bias, aux } => {
+            bias.map(&mut add);
+            write(&beside(aux), (m, n), index, c);
+            c.iter_mut().for_each(|c| *c = gelu_tanh(*c).0);
+        }
+        Epilogue::GeluSlope { aux } => {
+            let x = read(&beside(aux), (m, n), index);
+            c.iter_mut().zip(&x).for_each(|(c, x)| *c *= gelu_tanh(*x).1);
+        }
+    }
+}
+
+/// `x (1 + tanh u) / 2` for `u = √(2/π) (x + 0.044715 x³)`, and its derivative.
+fn gelu_tanh(x: f32) -> (f32, f32) {
+    let (x, scale, cubic) = (f64::from(x), (2.0 / std::f64::consts::PI).sqrt(), 0.044_715);
+    let tanh = (scale * (x + cubic * x * x * x)).tanh();
+    let inner_slope = scale * (1.0 + 3.0 * cubic * x * x);
+    let slope = 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner_slope;
+    ((0.5 * x * (1.0 + tanh)) as f32, slope as f32)
+}
+
+/// Address of element (row, column) of a stored matrix.
+fn address(operand: &Operand, row: usize, column: usize, batch: usize) -> u64 {
+    let (row, column) = if operand.transposed { (column, row) } else { (row, column) };
+    let index = batch * operand.batch_stride + row * operand.stride + column;
+    operand.ptr + (index * operand.dtype.size()) as u64
+}
+
+/// A matrix `[rows, columns]`, row-major, as f32.
+fn read(operand: &Operand, (rows, columns): (usize, usize), batch: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        for column in 0..columns {
+            let at = address(operand, row, column, batch);
+            // SAFETY: the operand lies within a live block, whose addresses are the host's.
+            out.push(unsafe {
+                match operand.dtype {
+                    DType::F32 => (at as *const f32).read_unaligned(),
+                    DType::BF16 => (at as *const bf16).read_unaligned().to_f32(),
+                    _ => (at as *const f16).read_unaligned().to_f32(),
+                }
+            });
+        }
+    }
+    out
+}
+
+fn write(operand: &Operand, (rows, columns): (usize, usize), batch: usize, values: &[f32]) {
+    for row in 0..rows {
+        for column in 0..columns {
+            let (at, value) =
+                (address(operand, row, column, batch), values[row * columns + column]);
+            // SAFETY: as above.
+            unsafe {
+                match operand.dtype {
+                    DType::F32 => (at as *mut f32).write_unaligned(value),
+                    DType::BF16 => (at as *mut bf16).write_unaligned(bf16::from_f32(value)),
+                    _ => (at as *mut f16).write_unaligned(f16::from_f32(value)),
+                }
+            }
+        }
+    }
+}
