@@ -28,6 +28,7 @@ impl RunDir {
                 there.run.dir.clone_from(&recipe.run.dir);
                 // And a run may go on elsewhere: a checkpoint is the same for every device.
                 (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
+                there.run.fp8 = recipe.run.fp8;
                 if there == *recipe {
                     return Ok(dir);
                 }

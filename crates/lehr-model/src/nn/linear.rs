@@ -64,6 +64,12 @@ impl Linear {
         &self.weight
     }
 
+    /// The map with a weight that is a parameter.
+    fn map<'a>(&self, weight: &'a Tensor, bias: &'a Option<Tensor>) -> Affine<'a> {
+        let fp8 = self.weight.param().is_some_and(Param::is_fp8);
+        Affine { weight, layout: self.layout, bias: bias.as_ref(), fp8 }
+    }
+
     /// `x [.., I]` to `[.., O]`.
     ///
     /// # Errors
@@ -71,20 +77,8 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias();
         match &self.weight {
-            Weight::Param(w) => x.linear(&w.tensor(), self.layout, bias.as_ref()),
+            Weight::Param(w) => x.affine(self.map(&w.tensor(), &bias)),
             Weight::Stored(w) => x.linear_q(w, bias.as_ref()),
-        }
-    }
-
-    /// `forward(act(x))` without keeping `act(x)` for backward.
-    ///
-    /// # Errors
-    /// If the width of `x` does not fit.
-    fn forward_activated(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
-        let bias = self.bias();
-        match &self.weight {
-            Weight::Param(w) => x.act_linear(act, &w.tensor(), self.layout, bias.as_ref()),
-            Weight::Stored(w) => x.activation(act)?.linear_q(w, bias.as_ref()),
         }
     }
 
@@ -93,17 +87,21 @@ impl Linear {
     /// # Errors
     /// If the widths do not fit.
     pub fn feed_forward(x: &Tensor, up: &Self, act: Activation, down: &Self) -> Result<Tensor> {
-        let (Weight::Param(up_weight), Weight::Param(down_weight)) = (&up.weight, &down.weight)
-        else {
-            return down.forward_activated(&up.forward(x)?, act);
-        };
-        let (up_weight, up_bias) = (up_weight.tensor(), up.bias());
-        let (down_weight, down_bias) = (down_weight.tensor(), down.bias());
-        x.feed_forward(
-            Affine { weight: &up_weight, layout: up.layout, bias: up_bias.as_ref() },
-            act,
-            Affine { weight: &down_weight, layout: down.layout, bias: down_bias.as_ref() },
-        )
+        let (up_bias, down_bias) = (up.bias(), down.bias());
+        match (&up.weight, &down.weight) {
+            (Weight::Param(up_weight), Weight::Param(down_weight)) => {
+                let (up_weight, down_weight) = (up_weight.tensor(), down_weight.tensor());
+                let (wide, narrow) =
+                    (up.map(&up_weight, &up_bias), down.map(&down_weight, &down_bias));
+                x.feed_forward(wide, act, narrow)
+            }
+            (_, Weight::Param(w)) => {
+                up.forward(x)?.act_linear(act, down.map(&w.tensor(), &down_bias))
+            }
+            (_, Weight::Stored(w)) => {
+                up.forward(x)?.activation(act)?.linear_q(w, down_bias.as_ref())
+            }
+        }
     }
 
     /// `forward(act(gate) ⊙ up)` without keeping the product for backward.
@@ -113,7 +111,7 @@ impl Linear {
     pub fn forward_gated(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
         let bias = self.bias();
         match &self.weight {
-            Weight::Param(w) => gate.gated_linear(up, act, &w.tensor(), self.layout, bias.as_ref()),
+            Weight::Param(w) => gate.gated_linear(up, act, self.map(&w.tensor(), &bias)),
             Weight::Stored(w) => gate.gated(up, act)?.linear_q(w, bias.as_ref()),
         }
     }

@@ -3,28 +3,68 @@
 use super::{Cuda, fault};
 use crate::{DType, Result};
 
+/// What a matrix of a product consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Element {
+    F32,
+    BF16,
+    F16,
+    /// 8 bits with 4 of exponent and 3 of fraction.
+    E4M3,
+    /// 8 bits with 5 of exponent and 2 of fraction.
+    E5M2,
+}
+
+impl Element {
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::BF16 | Self::F16 => 2,
+            Self::E4M3 | Self::E5M2 => 1,
+        }
+    }
+}
+
+impl From<DType> for Element {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::BF16,
+            DType::F16 => Self::F16,
+            DType::F32 | DType::I32 => Self::F32,
+        }
+    }
+}
+
 /// A matrix in the memory of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Operand {
     pub(crate) ptr: u64,
-    pub(crate) dtype: DType,
+    pub(crate) element: Element,
     /// From one stored row to the next, in elements.
     pub(crate) stride: usize,
     /// Whether what is stored are the columns.
     pub(crate) transposed: bool,
     /// From one matrix of a batch to the next, in elements.
     pub(crate) batch_stride: usize,
+    /// Address of the f32 that all elements are multiplied by; 0 = none. Of 8-bit elements alone.
+    pub(crate) scale: u64,
 }
 
 impl Operand {
     /// A matrix stored row by row.
-    pub(crate) fn rows(ptr: u64, dtype: DType, stride: usize) -> Self {
-        Self { ptr, dtype, stride, transposed: false, batch_stride: 0 }
+    pub(crate) fn rows(ptr: u64, element: impl Into<Element>, stride: usize) -> Self {
+        let element = element.into();
+        Self { ptr, element, stride, transposed: false, batch_stride: 0, scale: 0 }
     }
 
     /// A matrix stored column by column: the transpose of one stored row by row.
-    pub(crate) fn transposed(ptr: u64, dtype: DType, stride: usize) -> Self {
-        Self { transposed: true, ..Self::rows(ptr, dtype, stride) }
+    pub(crate) fn transposed(ptr: u64, element: impl Into<Element>, stride: usize) -> Self {
+        Self { transposed: true, ..Self::rows(ptr, element, stride) }
+    }
+
+    /// What is stored row by row here, as the columns of a matrix: its transpose.
+    pub(crate) fn by_columns(self) -> Self {
+        Self { transposed: true, ..self }
     }
 }
 
@@ -51,7 +91,8 @@ impl Epilogue {
     }
 }
 
-/// `C (+)= A B` for `A [m, k]`, `B [k, n]`, `C [m, n]`, in f32 inside; A and B have one element type.
+/// `C (+)= A B` for `A [m, k]`, `B [k, n]`, `C [m, n]`, in f32 inside; A and B have one element type,
+/// or 8 bits each: then A is stored by rows, B by columns, and m, n and k are multiples of 16.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matmul {
     pub(crate) m: usize,
@@ -92,6 +133,11 @@ impl Matmul {
         self.m == 0 || self.n == 0 || self.batch == 0
     }
 
+    /// Whether the library may have no such product, so that whoever wants it has another way.
+    pub(super) fn is_optional(&self) -> bool {
+        self.epilogue != Epilogue::None || self.a.element.size() == 1
+    }
+
     /// Starts it, whatever the library has: what it cannot add is put there before.
     pub(crate) fn run(&self, cuda: &Cuda) -> Result<()> {
         if self.try_run(cuda)? {
@@ -104,13 +150,13 @@ impl Matmul {
                 Self { epilogue: Epilogue::None, accumulate: true, ..*self }.run(cuda)
             }
             _ => Err(fault(
-                format!("multiplying [{m}, {k}] by [{k}, {n}] in {}", a.dtype),
-                format!("there is no algorithm for these shapes and types with {epilogue:?}"),
+                format!("multiplying [{m}, {k}] by [{k}, {n}] in {:?}", a.element),
+                format!("there is no algorithm for these shapes and types and {epilogue:?}"),
             )),
         }
     }
 
-    /// Starts it; false if the library has no algorithm with this epilogue, and then nothing was started.
+    /// Starts it; false if it has an epilogue or 8-bit elements and the library has no algorithm: then nothing was started.
     pub(crate) fn try_run(&self, cuda: &Cuda) -> Result<bool> {
         cuda.matmul(self)
     }
@@ -118,7 +164,7 @@ impl Matmul {
     /// Writes a bias into every row of C.
     fn put_in_rows(&self, cuda: &Cuda, bias: u64) -> Result<()> {
         let &Self { m, n, c, batch, .. } = self;
-        let size = c.dtype.size();
+        let size = c.element.size();
         for index in 0..batch {
             let first = c.ptr + (index * c.batch_stride * size) as u64;
             cuda.copy(first, bias, n * size)?;
@@ -139,7 +185,7 @@ impl Matmul {
             _ if self.accumulate => Ok(()),
             Epilogue::Bias(bias) => self.put_in_rows(cuda, bias),
             _ => {
-                let size = self.c.dtype.size();
+                let size = self.c.element.size();
                 for row in 0..self.batch * self.m {
                     let (index, row) = (row / self.m, row % self.m);
                     let at = index * self.c.batch_stride + row * self.c.stride;

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use libloading::Library;
 
-use super::blas::{Epilogue, Matmul};
+use super::blas::Matmul;
 use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key, unique};
 use super::{Backend, DeviceInfo, Extent, Function, Timer, fault};
 use crate::{DType, Error, Result};
@@ -47,20 +47,16 @@ enum Work {
 }
 
 thread_local! {
-    static REFUSES_EPILOGUES: Cell<bool> = const { Cell::new(false) };
+    /// Whether products with an epilogue or 8-bit elements are refused, as by a library that has no algorithm for them.
+    static IS_PLAIN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether products with an epilogue are refused, as a library may that has no algorithm for them.
-fn refuses_epilogues() -> bool {
-    REFUSES_EPILOGUES.get()
-}
-
-/// Runs `body`, in which no product of this thread has an epilogue.
+/// Runs `body`, in which products of this thread that have an alternative are refused.
 #[cfg(test)]
-pub(crate) fn without_epilogues<V>(body: impl FnOnce() -> V) -> V {
-    REFUSES_EPILOGUES.set(true);
+pub(crate) fn with_plain_products<V>(body: impl FnOnce() -> V) -> V {
+    IS_PLAIN.set(true);
     let value = body();
-    REFUSES_EPILOGUES.set(false);
+    IS_PLAIN.set(false);
     value
 }
 
@@ -222,7 +218,7 @@ impl Backend for Emulator {
     }
 
     fn matmul(&self, product: &Matmul, _: (u64, usize)) -> Result<bool> {
-        if product.epilogue != Epilogue::None && refuses_epilogues() {
+        if product.is_optional() && IS_PLAIN.get() {
             return Ok(false);
         }
         self.submit(Work::Matmul(*product)).map(|()| true)

@@ -31,11 +31,13 @@ pub(crate) use buffer::CudaBuffer;
 pub use compile::{CompileReport, compile_all};
 pub(crate) use compile::{Source, source};
 #[cfg(test)]
-pub(crate) use emulator::without_epilogues;
+pub(crate) use emulator::with_plain_products;
 pub use graph::{Graph, overwrite_ids};
 pub(crate) use launch::{Arg, args, int};
 pub use library::{LibraryReport, libraries};
 pub use measure::{copy_rate, matmul_gflops, timed};
+
+pub use crate::ops::linear::fp8::CAPABILITY as FP8_CAPABILITY;
 
 use crate::free_list::Stats;
 use crate::{DType, Error, Result};
@@ -109,8 +111,8 @@ trait Backend: Send + Sync {
     fn function(&self, module: u64, name: &str) -> Result<Function>;
     /// Starts a kernel.
     fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()>;
-    /// Starts a matrix product with `workspace` (address, bytes). False if it has an epilogue for which there is no algorithm:
-    /// then nothing was started.
+    /// Starts a matrix product with `workspace` (address, bytes). False if it has an epilogue or 8-bit elements and there is no
+    /// algorithm: then nothing was started.
     fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<bool>;
     /// Waits until everything started so far has ended.
     fn synchronize(&self) -> Result<()>;
@@ -283,7 +285,7 @@ impl Cuda {
         Ok(function)
     }
 
-    /// Starts a matrix product; false if there is no algorithm with its epilogue, and then nothing was started.
+    /// Starts a matrix product; false if there is no algorithm for its epilogue or 8-bit elements, and then nothing was started.
     pub(crate) fn matmul(&self, product: &Matmul) -> Result<bool> {
         /// What cuBLAS asks for on Hopper.
         const WORKSPACE_BYTES: usize = 32 << 20;

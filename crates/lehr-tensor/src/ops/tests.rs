@@ -246,13 +246,13 @@ fn gpu_matches_reference_and_cpu_and_repeats_its_bits() {
 
 /// The same where the library has no algorithm for any epilogue.
 #[test]
-fn gpu_goes_without_epilogues_where_they_are_refused() {
+fn gpu_goes_with_plain_products_where_they_are_refused() {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let mut cases = super::linear::tests::cases();
         cases.extend(super::act_linear::tests::cases());
         cases.extend(super::feed_forward::tests::cases());
         for case in cases {
-            crate::cuda::without_epilogues(|| check_on_gpu(case, dtype));
+            crate::cuda::with_plain_products(|| check_on_gpu(case, dtype));
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct RunConfig {
     pub device: DeviceChoice,
     /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32` or `bf16`.
     pub dtype: DTypeChoice,
+    /// Whether wide matrices are multiplied in fp8 during training.
+    pub fp8: bool,
 }
 
 /// `[data]`
@@ -221,6 +223,9 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     check(!run.dir.is_empty(), "run.dir", &"empty", "a folder");
     let trains = run.dtype != DTypeChoice::F16;
     check(trains, "run.dtype", &run.dtype, "auto, f32 or bf16, whose range gradients fit in");
+    let can = run.device != DeviceChoice::Cpu && run.dtype != DTypeChoice::F32;
+    let expected = "false where run.device is cpu or run.dtype is f32";
+    check(!run.fp8 || can, "run.fp8", &run.fp8, expected);
     check(!data.path.is_empty(), "data.path", &"empty", "a file or folder");
     let fraction = data.validation_fraction;
     let split = data.validation_path.is_empty();

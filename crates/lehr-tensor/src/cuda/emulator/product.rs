@@ -2,9 +2,9 @@
 
 use half::{bf16, f16};
 
-use crate::cuda::blas::{Epilogue, Matmul, Operand};
+use crate::Result;
+use crate::cuda::blas::{Element, Epilogue, Matmul, Operand};
 use crate::gemm::{Matrix, gemm};
-use crate::{DType, Result};
 
 pub(super) fn matmul(product: &Matmul) -> Result<()> {
     let &Matmul { m, n, k, batch, .. } = product;
@@ -27,7 +27,7 @@ pub(super) fn matmul(product: &Matmul) -> Result<()> {
 fn finish(product: &Matmul, index: usize, c: &mut [f32]) {
     let &Matmul { m, n, .. } = product;
     let mut add = |bias| {
-        let bias = read(&Operand::rows(bias, product.c.dtype, n), (1, n), 0);
+        let bias = read(&Operand::rows(bias, product.c.element, n), (1, n), 0);
         for row in c.chunks_exact_mut(n) {
             row.iter_mut().zip(&bias).for_each(|(c, b)| *c += b);
         }
@@ -57,25 +57,48 @@ fn gelu_tanh(x: f32) -> (f32, f32) {
     ((0.5 * x * (1.0 + tanh)) as f32, slope as f32)
 }
 
+/// The upper half of an f16.
+fn e5m2(code: u8) -> f32 {
+    f16::from_bits(u16::from(code) << 8).to_f32()
+}
+
+/// Without infinities; the largest code is NaN.
+fn e4m3(code: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction * 2f32.powi(-9),
+        _ => (8.0 + fraction) * 2f32.powi(exponent - 10),
+    };
+    if code < 128 { size } else { -size }
+}
+
 /// Address of element (row, column) of a stored matrix.
 fn address(operand: &Operand, row: usize, column: usize, batch: usize) -> u64 {
     let (row, column) = if operand.transposed { (column, row) } else { (row, column) };
     let index = batch * operand.batch_stride + row * operand.stride + column;
-    operand.ptr + (index * operand.dtype.size()) as u64
+    operand.ptr + (index * operand.element.size()) as u64
 }
 
 /// A matrix `[rows, columns]`, row-major, as f32.
 fn read(operand: &Operand, (rows, columns): (usize, usize), batch: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(rows * columns);
+    let scale = match operand.scale {
+        0 => 1.0,
+        // SAFETY: the address of an f32 in a live block, as all addresses the host's.
+        at => unsafe { (at as *const f32).read_unaligned() },
+    };
     for row in 0..rows {
         for column in 0..columns {
             let at = address(operand, row, column, batch);
             // SAFETY: the operand lies within a live block, whose addresses are the host's.
             out.push(unsafe {
-                match operand.dtype {
-                    DType::F32 => (at as *const f32).read_unaligned(),
-                    DType::BF16 => (at as *const bf16).read_unaligned().to_f32(),
-                    _ => (at as *const f16).read_unaligned().to_f32(),
+                match operand.element {
+                    Element::F32 => (at as *const f32).read_unaligned(),
+                    Element::BF16 => (at as *const bf16).read_unaligned().to_f32(),
+                    Element::F16 => (at as *const f16).read_unaligned().to_f32(),
+                    Element::E4M3 => scale * e4m3((at as *const u8).read()),
+                    Element::E5M2 => scale * e5m2((at as *const u8).read()),
                 }
             });
         }
@@ -90,10 +113,12 @@ fn write(operand: &Operand, (rows, columns): (usize, usize), batch: usize, value
                 (address(operand, row, column, batch), values[row * columns + column]);
             // SAFETY: as above.
             unsafe {
-                match operand.dtype {
-                    DType::F32 => (at as *mut f32).write_unaligned(value),
-                    DType::BF16 => (at as *mut bf16).write_unaligned(bf16::from_f32(value)),
-                    _ => (at as *mut f16).write_unaligned(f16::from_f32(value)),
+                match operand.element {
+                    Element::F32 => (at as *mut f32).write_unaligned(value),
+                    Element::BF16 => (at as *mut bf16).write_unaligned(bf16::from_f32(value)),
+                    Element::F16 => (at as *mut f16).write_unaligned(f16::from_f32(value)),
+                    // No product writes 8 bits.
+                    Element::E4M3 | Element::E5M2 => (),
                 }
             }
         }

@@ -6,14 +6,16 @@ use std::ptr;
 use cudarc::cublaslt::sys;
 
 use super::check;
-use crate::cuda::blas::{Epilogue, Matmul, Operand};
-use crate::{DType, Result};
+use crate::Result;
+use crate::cuda::blas::{Element, Epilogue, Matmul, Operand};
 
-fn data_type(dtype: DType) -> sys::cudaDataType {
-    match dtype {
-        DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
-        DType::F16 => sys::cudaDataType::CUDA_R_16F,
-        DType::F32 | DType::I32 => sys::cudaDataType::CUDA_R_32F,
+fn data_type(element: Element) -> sys::cudaDataType {
+    match element {
+        Element::F32 => sys::cudaDataType::CUDA_R_32F,
+        Element::BF16 => sys::cudaDataType::CUDA_R_16BF,
+        Element::F16 => sys::cudaDataType::CUDA_R_16F,
+        Element::E4M3 => sys::cudaDataType::CUDA_R_8F_E4M3,
+        Element::E5M2 => sys::cudaDataType::CUDA_R_8F_E5M2,
     }
 }
 
@@ -41,8 +43,25 @@ impl Operation {
         let as_stored = |operand: &Operand| i32::from(operand.transposed);
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &as_stored(&product.b))?;
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &as_stored(&product.a))?;
+        operation.set_scales(product)?;
         operation.set_epilogue(product)?;
         Ok(operation)
+    }
+
+    /// Of 8-bit elements the library wants, by NVIDIA's documentation of cuBLAS (`cublasLtMatmul()`, "to use FP8 kernels"): the first
+    /// operand transposed and the second not, which is how [`Matmul`] has them; f32 inside; dimensions that are multiples of 16. The
+    /// scales are read on the device. `FAST_ACCUM` stays off: parts of the sums are then promoted to f32 as the product goes on.
+    fn set_scales(&self, product: &Matmul) -> Result<()> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        for (attribute, scale) in [
+            (Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, product.b.scale),
+            (Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, product.a.scale),
+        ] {
+            if scale != 0 {
+                self.set(attribute, &scale)?;
+            }
+        }
+        Ok(())
     }
 
     /// NVIDIA's documentation of cuBLAS, `cublasLtEpilogue_t` and `cublasLtMatmulDescAttributes_t`: the bias has one number for each
@@ -65,7 +84,7 @@ impl Operation {
         self.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &kind)?;
         if let Some(bias) = bias {
             self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
-            let kind = data_type(product.c.dtype);
+            let kind = data_type(product.c.element);
             self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &kind)?;
         }
         if let Some(aux) = aux {
@@ -98,7 +117,7 @@ impl Layout {
     pub(super) fn new(operand: &Operand, shape: (usize, usize), batch: usize) -> Result<Self> {
         use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
         let (rows, columns) = if operand.transposed { (shape.1, shape.0) } else { shape };
-        let (kind, ld) = (data_type(operand.dtype), operand.stride.max(rows) as i64);
+        let (kind, ld) = (data_type(operand.element), operand.stride.max(rows) as i64);
         let mut handle = ptr::null_mut();
         // SAFETY: the handle is written by the call.
         let made = unsafe {

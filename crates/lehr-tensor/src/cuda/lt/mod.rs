@@ -11,9 +11,9 @@ use cudarc::cublaslt::sys::{self, cublasStatus_t};
 
 use descriptors::{Layout, Operation, Preference};
 
-use super::blas::{Epilogue, Matmul, Operand};
+use super::blas::{Element, Epilogue, Matmul, Operand};
 use super::{fault, library};
-use crate::{DType, Error, Result};
+use crate::{Error, Result};
 
 /// A handle of the library, opened at the first product: what needs none runs without the library.
 pub(super) struct Lt {
@@ -36,7 +36,7 @@ unsafe impl Sync for Handle {}
 struct Key {
     size: (usize, usize, usize, usize),
     /// Type, stride, orientation and batch stride of A, B and C.
-    operands: [(DType, usize, bool, usize); 3],
+    operands: [(Element, usize, bool, usize); 3],
     /// Alignment of A, B and C in bytes.
     alignment: [u32; 3],
     epilogue: Ends,
@@ -96,7 +96,7 @@ impl Lt {
     }
 
     /// The library thinks in columns: what is stored row by row is to it the transpose. So it is asked for `Cᵀ = Bᵀ Aᵀ`, with B
-    /// as its first operand. False if it has no algorithm with the epilogue: then nothing was started.
+    /// as its first operand. False if that has no algorithm and is optional: then nothing was started.
     pub(super) fn matmul(
         &self,
         product: &Matmul,
@@ -104,8 +104,8 @@ impl Lt {
         stream: *mut c_void,
     ) -> Result<bool> {
         let handle = self.handle()?;
-        let &Matmul { m, n, k, a, b, c, accumulate, epilogue, batch } = product;
-        let doing = || format!("multiplying [{m}, {k}] by [{k}, {n}] in {}", a.dtype);
+        let &Matmul { m, n, k, a, b, c, accumulate, batch, .. } = product;
+        let doing = || format!("multiplying [{m}, {k}] by [{k}, {n}] in {:?}", a.element);
         let describe = |e: Error| match e {
             Error::Cuda { reason, hint, .. } => Error::Cuda { doing: doing(), reason, hint },
             other => other,
@@ -118,14 +118,14 @@ impl Lt {
             let key = Key::new(product);
             let layouts = [&first, &second, &result];
             let Some(algorithm) =
-                self.algorithm(handle, &key, workspace_bytes, layouts, &operation)?
+                self.algorithm(handle, product, &key, workspace_bytes, layouts, &operation)?
             else {
-                return match epilogue {
-                    Epilogue::None => Err(fault(
+                return match product.is_optional() {
+                    true => Ok(false),
+                    false => Err(fault(
                         "choosing an algorithm",
                         "cuBLASLt has none for these shapes and types",
                     )),
-                    _ => Ok(false),
                 };
             };
             let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
@@ -151,7 +151,7 @@ impl Lt {
                 )
             };
             // It is refused before anything starts. What was refused once is not tried again.
-            if epilogue != Epilogue::None && is_refusal(status) {
+            if product.is_optional() && is_refusal(status) {
                 self.known().insert(key, None);
                 return Ok(false);
             }
@@ -167,6 +167,7 @@ impl Lt {
     fn algorithm(
         &self,
         handle: sys::cublasLtHandle_t,
+        product: &Matmul,
         key: &Key,
         workspace_bytes: usize,
         [first, second, result]: [&Layout; 3],
@@ -193,9 +194,9 @@ impl Lt {
                 &raw mut n_found,
             )
         };
-        // What is not valid with an epilogue may be valid without.
+        // What is not valid with an epilogue or in 8 bits may be valid otherwise.
         let is_none = status == cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
-            || (key.epilogue != Ends::None && is_refusal(status));
+            || (product.is_optional() && is_refusal(status));
         if !is_none {
             check(status, "cublasLtMatmulAlgoGetHeuristic")?;
         }
@@ -209,7 +210,7 @@ impl Lt {
 impl Key {
     fn new(product: &Matmul) -> Self {
         let &Matmul { m, n, k, a, b, c, accumulate, epilogue, batch } = product;
-        let of = |o: &Operand| (o.dtype, o.stride, o.transposed, o.batch_stride);
+        let of = |o: &Operand| (o.element, o.stride, o.transposed, o.batch_stride);
         Self {
             size: (m, n, k, batch),
             operands: [of(&a), of(&b), of(&c)],

@@ -33,7 +33,6 @@ impl Tensor {
         {
             return x.act_linear_of(h, activation, down);
         }
-        let x = self.linear(up.weight, up.layout, up.bias)?;
-        x.act_linear(activation, down.weight, down.layout, down.bias)
+        self.affine(up)?.act_linear(activation, down)
     }
 }

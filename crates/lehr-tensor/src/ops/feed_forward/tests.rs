@@ -32,7 +32,7 @@ fn case([n, d, f, out]: [usize; 4], activation: Activation, layout: WeightLayout
     }
     let pair = Pair::one(
         move |x| {
-            let map = |i: usize| Affine { weight: &x[i], layout, bias: x.get(i + 2) };
+            let map = |i: usize| Affine::new(&x[i], layout, x.get(i + 2));
             x[0].feed_forward(map(1), activation, map(2))
         },
         move |x| reference::feed_forward(activation, layout, x),
@@ -52,7 +52,7 @@ fn gpu_products_write_the_gelu_and_take_its_slope() {
         let cotangents = case.cotangents(&outputs);
         case.run_on(Device::Cuda(0), DType::BF16, Some(&cotangents))
     };
-    let ((y, grads), (plain_y, plain_grads)) = (run(), cuda::without_epilogues(run));
+    let ((y, grads), (plain_y, plain_grads)) = (run(), cuda::with_plain_products(run));
     let values = |y: &[Tensor]| y.iter().flat_map(Tensor::to_vec).collect::<Vec<_>>();
     assert_ne!(values(&y), values(&plain_y));
     assert_ne!(grads, plain_grads);

@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::ValueEnum;
 use lehr_model::{
-    Compute, Config, DTypeChoice, DeviceChoice, Gpt2Config, LlamaConfig, Model, RopeConfig, Tokens,
+    Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config, LlamaConfig, Model,
+    RopeConfig, Tokens,
 };
 use lehr_tensor::{Device, Philox, Tensor, cuda, threads};
 use lehr_train::recipe::OptimizerConfig;
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
+    /// Multiply matrices whose sides are 2,048 or more in fp8, as with run.fp8 of a recipe
+    #[arg(long)]
+    fp8: bool,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object with the keys of tools/bench/torch_bench.py
@@ -182,8 +186,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let compute = Compute::choose(args.device, args.dtype)?;
+    if args.fp8 {
+        compute.check_fp8()?;
+    }
     let model = Model::new(config(args.arch, &shape), 1337)?;
     model.to_device(compute.device, compute.dtype)?;
+    let n_fp8 = if args.fp8 { model.use_fp8(FP8_SIDE_MIN) } else { 0 };
     let rule = OptimizerConfig::Adamw {
         lr: 3e-4,
         beta1: 0.9,
@@ -278,6 +286,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 "loss_first": loss_first, "loss_last": loss_last, "losses": losses,
                 "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
                 "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu(gflops),
+                "fp8_matrices": n_fp8,
             })
         );
     } else {
