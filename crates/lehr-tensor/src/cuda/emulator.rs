@@ -6,7 +6,6 @@
 
 mod product;
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fmt::Write as _;
@@ -44,20 +43,6 @@ enum Work {
     Matmul(Matmul),
     Copy { dst: u64, src: u64, bytes: usize },
     Set { dst: u64, byte: u8, bytes: usize },
-}
-
-thread_local! {
-    /// Whether products with an epilogue or 8-bit elements are refused, as by a library that has no algorithm for them.
-    static IS_PLAIN: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `body`, in which products of this thread that have an alternative are refused.
-#[cfg(test)]
-pub(crate) fn with_plain_products<V>(body: impl FnOnce() -> V) -> V {
-    IS_PLAIN.set(true);
-    let value = body();
-    IS_PLAIN.set(false);
-    value
 }
 
 type Launcher = unsafe extern "C" fn(*const u32, *const u32, usize, *mut *mut c_void);
@@ -218,9 +203,6 @@ impl Backend for Emulator {
     }
 
     fn matmul(&self, product: &Matmul, _: (u64, usize)) -> Result<bool> {
-        if product.is_optional() && IS_PLAIN.get() {
-            return Ok(false);
-        }
         self.submit(Work::Matmul(*product)).map(|()| true)
     }
 

@@ -27,11 +27,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 pub(crate) use arena::Block;
+#[cfg(test)]
+pub(crate) use blas::with_plain_products;
 pub(crate) use buffer::CudaBuffer;
 pub use compile::{CompileReport, compile_all};
 pub(crate) use compile::{Source, source};
-#[cfg(test)]
-pub(crate) use emulator::with_plain_products;
 pub use graph::{Graph, overwrite_ids};
 pub(crate) use launch::{Arg, args, int};
 pub use library::{LibraryReport, libraries};

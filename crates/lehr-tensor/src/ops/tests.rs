@@ -246,7 +246,7 @@ fn gpu_matches_reference_and_cpu_and_repeats_its_bits() {
 
 /// The same where the library has no algorithm for any epilogue.
 #[test]
-fn gpu_goes_with_plain_products_where_they_are_refused() {
+fn gpu_goes_with_plain_products_where_others_are_refused() {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let mut cases = super::linear::tests::cases();
         cases.extend(super::act_linear::tests::cases());

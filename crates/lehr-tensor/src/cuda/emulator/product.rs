@@ -4,9 +4,47 @@ use half::{bf16, f16};
 
 use crate::Result;
 use crate::cuda::blas::{Element, Epilogue, Matmul, Operand};
+use crate::cuda::fault;
 use crate::gemm::{Matrix, gemm};
 
+/// An error for what cuBLASLt has no algorithm for, by its documentation: whoever asks for such a product is wrong.
+fn check(product: &Matmul) -> Result<()> {
+    let &Matmul { m, n, k, a, b, c, epilogue, .. } = product;
+    let refuse = |rule: &str| Err(fault(format!("multiplying {product:?}"), rule));
+    let is_whole = |n: &usize| n.is_multiple_of(16);
+    if (a.element.size() == 1) != (b.element.size() == 1) {
+        return refuse("both matrices have 8 bits or neither");
+    }
+    if a.element.size() == 1 {
+        if a.transposed
+            || !b.transposed
+            || ![m, n, k, a.stride, b.stride, c.stride].iter().all(is_whole)
+        {
+            return refuse(
+                "8-bit matrices lie along the inner dimension, with extents of multiples of 16",
+            );
+        }
+        if [a, b].iter().all(|matrix| matrix.element == Element::E5M2)
+            || a.scale == 0
+            || b.scale == 0
+        {
+            return refuse("one of two 8-bit matrices is e4m3, and both have scales");
+        }
+    }
+    match epilogue {
+        Epilogue::Gelu { aux, .. } | Epilogue::GeluSlope { aux }
+            if c.element == Element::F32
+                || !c.stride.is_multiple_of(8)
+                || !aux.is_multiple_of(16) =>
+        {
+            refuse("the matrix beside the result has 16-bit elements in rows of whole packs")
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn matmul(product: &Matmul) -> Result<()> {
+    check(product)?;
     let &Matmul { m, n, k, batch, .. } = product;
     for index in 0..batch {
         let a = read(&product.a, (m, k), index);
