@@ -181,6 +181,14 @@ impl Model {
         self.activations = activations;
     }
 
+    /// From now on training multiplies in fp8 the matrices of blocks whose both sides are at least `side_min` and multiples of 16; how
+    /// many there are. Embeddings, the loss and whatever is not recorded for backward stay in the type of the activations.
+    ///
+    /// It changes nothing where [`Compute::check_fp8`](crate::Compute::check_fp8) is an error.
+    pub fn use_fp8(&self, side_min: usize) -> usize {
+        self.params.use_fp8(side_min)
+    }
+
     /// Where it lives and what it computes in.
     #[must_use]
     pub fn compute(&self) -> (Device, DType) {

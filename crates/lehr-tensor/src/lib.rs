@@ -30,7 +30,7 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use autograd::{Gradients, Op, ParamId, Recompute, is_recording, no_grad};
+pub use autograd::{Gradients, Op, ParamId, Recompute, is_recording, no_grad, rehearse};
 pub use cpu::arena;
 pub use cpu::gemm;
 pub use cpu::simd::{Isa, available_isas, isa, set_isa};

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::autograd::{Leaf, ParamId};
+use crate::ops::linear;
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Philox, Result, Shape, Tensor, is_recording};
 
@@ -27,6 +28,7 @@ struct Inner {
     shadow: Mutex<Option<Tensor>>,
     leaf: Arc<Leaf>,
     trainable: AtomicBool,
+    fp8: AtomicBool,
 }
 
 /// One learnable tensor. Clones are the same parameter: tied weights are one `Param` used twice.
@@ -146,6 +148,12 @@ impl Param {
         self.0.trainable.store(trainable, Ordering::Relaxed);
     }
 
+    /// Whether products with it may be in fp8 during training ([`crate::ops::linear::Affine`]).
+    #[must_use]
+    pub fn is_fp8(&self) -> bool {
+        self.0.fp8.load(Ordering::Relaxed)
+    }
+
     /// The gradient gathered since the last [`Param::clear_grad`], if any.
     #[must_use]
     pub fn grad(&self) -> Option<Tensor> {
@@ -229,6 +237,8 @@ impl Weight {
 pub struct ParamStore {
     params: Vec<Param>,
     by_name: HashMap<String, usize>,
+    /// Which of them are matrices of layers.
+    matrices: Vec<usize>,
     stored: Vec<(String, QMatrix)>,
 }
 
@@ -273,6 +283,15 @@ impl ParamStore {
         stored + self.params.iter().map(Param::read_bytes).sum::<usize>()
     }
 
+    /// From now on training multiplies the matrices of layers in fp8 whose both sides are multiples of 16 and at least `side_min`; how
+    /// many there are. Tables of embeddings are none.
+    pub fn use_fp8(&self, side_min: usize) -> usize {
+        let fits = |side: &usize| *side >= side_min && side.is_multiple_of(linear::fp8::MULTIPLE);
+        let matrices = self.matrices.iter().map(|index| &self.params[*index]);
+        let wide = matrices.filter(|param| param.shape().iter().all(fits));
+        wide.map(|param| param.0.fp8.store(true, Ordering::Relaxed)).count()
+    }
+
     /// Moves all parameters to `device`, where they are computed with in `dtype` ([`Param::to_device`]), and stored matrices, in
     /// their form.
     ///
@@ -310,6 +329,7 @@ impl ParamStore {
             shadow: Mutex::default(),
             leaf: Arc::default(),
             trainable: AtomicBool::new(true),
+            fp8: AtomicBool::new(false),
         }));
         self.params.push(param.clone());
         Ok(param)
@@ -409,7 +429,9 @@ impl<'a> ParamBuilder<'a> {
                 return Ok(Weight::Stored(matrix));
             }
         }
-        Ok(Weight::Param(self.param(name, shape, init)?))
+        let param = self.param(name, shape, init)?;
+        self.store.matrices.push(self.store.params.len() - 1);
+        Ok(Weight::Param(param))
     }
 
     fn join(&self, part: &str) -> String {
