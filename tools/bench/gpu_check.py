@@ -26,6 +26,8 @@ from pathlib import Path
 from gpu_rows import (
     ARCHS,
     DECODES,
+    FP8,
+    FP8_LIMIT,
     KERNEL_GOALS,
     N_LOSSES,
     OPTIONS,
@@ -284,6 +286,20 @@ class Check(Runner):
             if ours or theirs:
                 self.judge_speed(s.name, ours, theirs)
 
+    def fp8(self, found):
+        """Wide matrices in 8 bits: losses and speed beside bf16."""
+        words = ["bench", "step", "--device", "cuda", "--dtype", "bf16", *FP8.arguments(), "--fp8"]
+        line, ran = self.measure("train fp8", words, COMMAND_LIMITS["lehr"])
+        if line is None:
+            return self.set("train fp8", ran.result, ran.reason())
+        figure = f"{line['tok_s']:,.0f} tokens/s, {line.get('fp8_matrices', 0)} matrices in fp8"
+        plain = found.get(FP8.name, ([], []))[0]
+        if not plain:
+            return self.set("train fp8", "no comparison", figure)
+        difference = max(map(relative, line["losses"], plain[0]["losses"]))
+        figure = f"{line['tok_s'] / median(plain, 'tok_s'):.2f} × bf16; {figure}; losses {difference:.1e} off"
+        self.set("train fp8", OK if difference <= FP8_LIMIT else FAILED, figure)
+
     def judge_speed(self, step, ours, theirs):
         row = self.rows[step]
         if theirs:
@@ -351,6 +367,7 @@ class Check(Runner):
         steps += [
             lambda: self.end_background(min(60, self.left() / 6)),
             lambda: self.speed(0, found),
+            lambda: self.fp8(found),
             self.kernels,
             self.decode,
         ]

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::quant::{MatrixFormat, QMatrix, WeightFormat};
+use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
 use lehr_tensor::{
     DType, Device, LoadStored, Param, ParamBuilder, ParamStore, Philox, Shape, Source, StoredShape,
     Tensor, no_grad,
@@ -129,6 +129,10 @@ impl Model {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
             match weights {
                 Weights::AsStored => checkpoint.matrix(&known, shape),
+                Weights::Exact => {
+                    let matrix = checkpoint.matrix(&known, shape)?;
+                    Some(matrix.with_activations(quant::Activations::F32))
+                }
                 Weights::In(_) if is_table(name) => {
                     // The same numbers as in f32, in half the memory.
                     checkpoint.matrix(&known, shape).filter(|table| is_16_bits(table.format()))
@@ -360,14 +364,11 @@ impl Model {
     }
 
     /// [`Model::save`] in any float format: `model.safetensors`, or numbered files with an index if
-    /// the weights take more than 5 GB.
+    /// the weights take more than 5 GB. One weight at a time is in memory in f32.
     ///
     /// # Errors
     /// If a number does not fit the format or a file cannot be written.
     pub fn save_as(&self, dir: &Path, format: FloatFormat) -> Result<()> {
-        if !self.params.stored().is_empty() {
-            return Err(Error::Stored { doing: "saving a model" });
-        }
         io::write_folder(dir, self, self.config.to_json(), format)
     }
 
