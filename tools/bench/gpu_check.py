@@ -293,6 +293,8 @@ class Check(Runner):
         if line is None:
             return self.set("train fp8", ran.result, ran.reason())
         figure = f"{line['tok_s']:,.0f} tokens/s, {line.get('fp8_matrices', 0)} matrices in fp8"
+        if line.get("fp8_refused"):
+            figure += f", {line['fp8_refused']} kinds of products REFUSED by cuBLASLt"
         plain = found.get(FP8.name, ([], []))[0]
         if not plain:
             return self.set("train fp8", "no comparison", figure)

@@ -242,10 +242,11 @@ fn each_once(logits: &mut [f32], tokens: &[i32], change: impl Fn(&mut f32, usize
 }
 
 fn best(logits: &[f32]) -> u32 {
-    let mut best = 0;
+    let (mut best, mut largest) = (0, f32::NEG_INFINITY);
     for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
+        // False for NaN, which is never chosen.
+        if *logit > largest {
+            (best, largest) = (id, *logit);
         }
     }
     best as u32

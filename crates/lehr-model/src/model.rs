@@ -190,7 +190,8 @@ impl Model {
     ///
     /// It changes nothing where [`Compute::check_fp8`](crate::Compute::check_fp8) is an error.
     pub fn use_fp8(&self, side_min: usize) -> usize {
-        self.params.use_fp8(side_min)
+        let is_position = |name: &str| POSITIONS.iter().any(|end| name.ends_with(end));
+        self.params.use_fp8(side_min, |name| !is_table(name) && !is_position(name))
     }
 
     /// Where it lives and what it computes in.
@@ -378,8 +379,7 @@ impl Model {
     #[must_use]
     pub fn flops_per_step(&self, batch: usize, t: usize) -> f64 {
         let spec = self.spec();
-        let mut looked_up =
-            vec!["wpe.weight", "position_embeddings.weight", "token_type_embeddings.weight"];
+        let mut looked_up = POSITIONS.to_vec();
         if !self.arch.has_head() {
             looked_up.push("word_embeddings.weight");
         }
@@ -402,6 +402,10 @@ impl Model {
 /// Matrices with a row for each token: heads and embeddings.
 const HEADS: [&str; 2] = ["lm_head.weight", "transformer.output_layer.weight"];
 const TABLES: [&str; 3] = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"];
+
+/// Tables that are looked up by other numbers than ids of tokens.
+const POSITIONS: [&str; 3] =
+    ["wpe.weight", "position_embeddings.weight", "token_type_embeddings.weight"];
 
 fn is_table(name: &str) -> bool {
     HEADS.iter().chain(&TABLES).any(|end| name.ends_with(end))

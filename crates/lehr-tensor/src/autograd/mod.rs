@@ -112,7 +112,8 @@ pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
 }
 
 /// [`no_grad`] for a forward pass that [`Recompute`] runs again, recorded: where ops compute in another way when they are recorded, they do
-/// so here too, and so the numbers are those of the second run.
+/// so here too, and so the numbers are those of the second run. (They may differ in the last bits where an op's inputs and parameters all
+/// want no gradient, so that it is not recorded in the end.)
 pub fn rehearse<T>(body: impl FnOnce() -> T) -> T {
     with_mode(Mode::Rehearse, body)
 }

@@ -41,7 +41,7 @@ pub use measure::{copy_rate, matmul_gflops, timed};
 pub(crate) use offload::Offloaded;
 use offload::{Lane, Offloads};
 
-pub use crate::ops::linear::fp8::CAPABILITY as FP8_CAPABILITY;
+pub use crate::ops::linear::fp8::{CAPABILITY as FP8_CAPABILITY, n_refused as fp8_refused};
 
 use crate::free_list::Stats;
 use crate::{DType, Error, Result};

@@ -90,11 +90,12 @@ impl ParamStore {
     }
 
     /// From now on training multiplies the matrices of layers in fp8 whose both sides are multiples of 16 and at least `side_min`; how
-    /// many there are. Tables of embeddings are none.
-    pub fn use_fp8(&self, side_min: usize) -> usize {
+    /// many there are. Of those `is_wanted` is asked by name: tables and heads are matrices too.
+    pub fn use_fp8(&self, side_min: usize, is_wanted: impl Fn(&str) -> bool) -> usize {
         let fits = |side: &usize| *side >= side_min && side.is_multiple_of(linear::fp8::MULTIPLE);
         let matrices = self.matrices.iter().map(|index| &self.params[*index]);
-        let wide = matrices.filter(|param| param.shape().iter().all(fits));
+        let wide =
+            matrices.filter(|param| is_wanted(param.name()) && param.shape().iter().all(fits));
         wide.map(|param| param.0.fp8.store(true, Ordering::Relaxed)).count()
     }
 

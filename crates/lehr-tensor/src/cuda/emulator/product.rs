@@ -9,7 +9,7 @@ use crate::gemm::{Matrix, gemm};
 
 /// An error for what cuBLASLt has no algorithm for, by its documentation: whoever asks for such a product is wrong.
 fn check(product: &Matmul) -> Result<()> {
-    let &Matmul { m, n, k, a, b, c, epilogue, .. } = product;
+    let &Matmul { m, n, k, a, b, c, accumulate, epilogue, batch } = product;
     let refuse = |rule: &str| Err(fault(format!("multiplying {product:?}"), rule));
     let is_whole = |n: &usize| n.is_multiple_of(16);
     if (a.element.size() == 1) != (b.element.size() == 1) {
@@ -31,7 +31,16 @@ fn check(product: &Matmul) -> Result<()> {
             return refuse("one of two 8-bit matrices is e4m3, and both have scales");
         }
     }
+    let with_8_bits = a.element.size() == 1;
     match epilogue {
+        Epilogue::Bias(_) if with_8_bits && c.element != Element::BF16 => {
+            refuse("the bias of an 8-bit product has 16 bits")
+        }
+        Epilogue::Gelu { .. } | Epilogue::GeluSlope { .. }
+            if with_8_bits || batch > 1 || accumulate =>
+        {
+            refuse("a GELU is of one product of 16 bits that is not added to anything")
+        }
         Epilogue::Gelu { aux, .. } | Epilogue::GeluSlope { aux }
             if c.element == Element::F32
                 || !c.stride.is_multiple_of(8)

@@ -4,7 +4,8 @@
 //   e4m3     4         3         7     448 (code 7e)    2^-9
 //   e5m2     5         2         15    57344 (code 7b)  2^-16
 //
-// Rounded to nearest, ties to even; what is larger than the largest number becomes that; NaN becomes code 7f.
+// Rounded to nearest, ties to even; what is larger than the largest number becomes that; NaN becomes a NaN (code 7f here;
+// of e5m2 an instruction may give another).
 #pragma once
 #include "common.cuh"
 

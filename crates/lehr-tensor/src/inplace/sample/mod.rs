@@ -93,9 +93,9 @@ impl Settings {
 ///
 /// The choice is that of a sort, for the same random numbers: penalties, then
 /// `w = exp((logit − largest) / temperature)`; of the tokens in falling order, equals by id, the first `top_k`, of these the first with
-/// `Σ w ≥ top_p · (Σ w of all)`, of these those with `w ≥ min_p`; then the first with `Σ w > u · (Σ w of what is left)`, where `u` is
+/// `Σ w ≥ top_p · (Σ w of these)`, of these those with `w ≥ min_p`; then the first with `Σ w > u · (Σ w of what is left)`, where `u` is
 /// number n of `Philox::new(seed, 0x5A4D)` for the n-th draw. A temperature of 0 or `top_k` 1 takes the largest logit and draws
-/// nothing. Weights are rounded to multiples of 2⁻⁴⁰, sums are exact: the same bits whatever the order of threads.
+/// nothing. Weights are cut to multiples of 2⁻⁴⁰, sums are exact: the same bits whatever the order of threads.
 ///
 /// Where a logit is NaN, or the largest is infinite, there are no probabilities, and the largest logit's token is taken (NaN never is,
 /// unless all are: then token 0).

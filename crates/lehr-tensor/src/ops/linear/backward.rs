@@ -2,7 +2,7 @@
 
 use super::WeightLayout::{InOut, OutIn};
 use super::cuda::{column_sums, rows, transposed};
-use super::fp8::{self, Copies, Fp8};
+use super::fp8::{self, Copies, Fp8, Product};
 use super::Kept;
 use crate::autograd::Gradients;
 use crate::cuda::blas::{Element, Epilogue, Matmul};
@@ -28,11 +28,14 @@ impl<'a> Backward<'a> {
     pub(crate) fn input(&self, dx: &mut Tensor, accumulate: bool) -> Result<()> {
         let (cuda, (n, n_out, n_in)) = (self.dy.cuda()?, self.kept.size);
         if let Some(dy) = &self.dy8 {
-            let (weight, layout) = (&self.kept.weight, self.kept.layout);
-            // Freed when the product was started, which is early enough: who gets the memory writes later.
-            let (_w, w) = Fp8::of_weight(weight, layout, (n_out, n_in), InOut)?;
-            let product = Matmul::new((n, n_in, n_out), dy.rows(), w, rows(dx, n_in));
-            if product.accumulate(accumulate).try_run(cuda)? {
+            let in_fp8 = || {
+                let (weight, layout) = (&self.kept.weight, self.kept.layout);
+                // Freed when the product was started, which is early enough: who gets the memory writes later.
+                let (_w, w) = Fp8::of_weight(weight, layout, (n_out, n_in), InOut)?;
+                let product = Matmul::new((n, n_in, n_out), dy.rows(), w, rows(dx, n_in));
+                product.accumulate(accumulate).try_run(cuda)
+            };
+            if fp8::run_unless_refused((Product::Input, self.kept.size, accumulate), in_fp8)? {
                 return Ok(());
             }
         }
@@ -76,12 +79,15 @@ impl<'a> Backward<'a> {
         let (dy, &Kept { layout, size: (n, n_out, n_in), .. }) = (self.dy, self.kept);
         let (cuda, by_out, by_in) = (dy.cuda()?, (n_out, n_in, n), (n_in, n_out, n));
         if let Some(dy) = &self.dy8 {
-            let x = Fp8::new(x, (n, n_in), Element::E4M3, Copies::Columns)?;
-            let product = match layout {
-                OutIn => Matmul::new(by_out, dy.columns(), x.columns().by_columns(), rows(dw, n_in)),
-                InOut => Matmul::new(by_in, x.columns(), dy.columns().by_columns(), rows(dw, n_out)),
+            let in_fp8 = || {
+                let x = Fp8::new(x, (n, n_in), Element::E4M3, Copies::Columns)?;
+                let product = match layout {
+                    OutIn => Matmul::new(by_out, dy.columns(), x.columns().by_columns(), rows(dw, n_in)),
+                    InOut => Matmul::new(by_in, x.columns(), dy.columns().by_columns(), rows(dw, n_out)),
+                };
+                product.accumulate(accumulate).try_run(cuda)
             };
-            if product.accumulate(accumulate).try_run(cuda)? {
+            if fp8::run_unless_refused((Product::Weight, self.kept.size, accumulate), in_fp8)? {
                 return Ok(());
             }
         }

@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     }
 }
 
-// A tile of 64 x 64 codes. Rows are 17 words apart, so that neighbouring rows are in different banks.
+// A tile of 64 x 64 codes. Rows are 17 words apart: neighbouring rows are in different banks, rows 16 apart in pairs of two.
 #define TILE 64
 #define TILE_WORDS 17
 

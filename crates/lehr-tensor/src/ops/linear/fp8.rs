@@ -7,6 +7,10 @@
 //! A product of 8-bit matrices wants its inner dimension contiguous in both, so that the three products of a map need, of x, W and dy,
 //! both the matrix and its transpose.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use super::Size;
 use super::WeightLayout::{self, OutIn};
 use crate::cuda::blas::{Element, Operand};
 use crate::cuda::{Cuda, Extent, Source, args, int, source};
@@ -25,6 +29,47 @@ pub(crate) const MULTIPLE: usize = 16;
 pub(super) fn fits(cuda: &Cuda, dtype: DType, (n, n_out, n_in): (usize, usize, usize)) -> bool {
     let is_whole = |n: usize| n > 0 && n.is_multiple_of(MULTIPLE);
     dtype == DType::BF16 && cuda.info().capability >= CAPABILITY && [n, n_out, n_in].into_iter().all(is_whole)
+}
+
+/// One of the three products of a map.
+#[derive(Clone, Copy)]
+pub(super) enum Product {
+    Forward,
+    Input,
+    Weight,
+}
+
+thread_local! {
+    /// Products that the library turned out not to have: nobody quantises for them again.
+    static REFUSED: RefCell<BTreeSet<(u8, Size, bool)>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// How many kinds of products of this thread were to be in fp8 and were made in bf16, because cuBLASLt has no algorithm for them.
+#[must_use]
+pub fn n_refused() -> usize {
+    REFUSED.with_borrow(BTreeSet::len)
+}
+
+/// Forgets what was refused.
+#[cfg(test)]
+pub(crate) fn forget_refused() {
+    REFUSED.take();
+}
+
+/// Runs a product in fp8, unless it was refused before; whether it was run.
+pub(super) fn run_unless_refused(
+    (product, size, accumulate): (Product, Size, bool),
+    run: impl FnOnce() -> Result<bool>,
+) -> Result<bool> {
+    let key = (product as u8, size, accumulate);
+    if REFUSED.with_borrow(|refused| refused.contains(&key)) {
+        return Ok(false);
+    }
+    let has_run = run()?;
+    if !has_run {
+        REFUSED.with_borrow_mut(|refused| refused.insert(key));
+    }
+    Ok(has_run)
 }
 
 /// What is needed of a matrix.

@@ -90,7 +90,9 @@ fn gpu_rounds_to_the_nearest_code_and_ties_to_even() {
         // What is larger, with a scale of another matrix, stays the largest number; NaN stays NaN.
         let top = nearest(largest(element), element);
         let beyond = cast(&[1e9, -1e9, f32::INFINITY, f32::NAN], largest(element), element);
-        assert_eq!(beyond, [top, top | 128, top, 127]);
+        assert_eq!(beyond[..3], [top, top | 128, top]);
+        // Of e5m2 several codes are NaN.
+        assert!(beyond[3] & 127 > if element == Element::E5M2 { 0x7c } else { 0x7e }, "{beyond:?}");
     }
 }
 
@@ -240,10 +242,10 @@ fn gpu_maps_in_fp8_are_those_of_the_codes_and_near_those_of_the_numbers() {
             exact(&numbers(x, E4M3), &numbers(w, E4M3), bias.data(), &numbers(dy, E5M2), layout);
         let plain = |x: &Tensor| x.data().iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
         let of_numbers = exact(&plain(x), &plain(w), bias.data(), &plain(dy), layout);
-        // The result is rounded to bf16, which has 8 bits, but for dW. A code has 4 bits, of dy 3: root mean squares of the rounding
+        // The result is rounded to bf16, which has 8 bits, but for dW; tensor cores add 8-bit products with some 14 bits. A code has 4 bits, of dy 3: root mean squares of the rounding
         // are 2.5 % and 5 % of a factor, so 3.6 % of a product of x and W and 5.7 % of one with dy, and of their sums.
         for (what, got, index, tight, loose) in
-            [("y", &y, 0, 4e-3, 4e-2), ("dx", &grads[0], 1, 4e-3, 6.5e-2), ("dW", &grads[1], 2, 2e-6, 6.5e-2)]
+            [("y", &y, 0, 4e-3, 4e-2), ("dx", &grads[0], 1, 4e-3, 6.5e-2), ("dW", &grads[1], 2, 1e-3, 6.5e-2)]
         {
             let (off, far) = (error(got, &of_codes[index]), distance(got, &of_numbers[index]));
             assert!(off < tight, "{layout:?}: {what} is off by {off:.1e} from the product of the codes");

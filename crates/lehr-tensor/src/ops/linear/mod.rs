@@ -37,7 +37,7 @@ pub struct Affine<'a> {
     pub layout: WeightLayout,
     /// `[O]`.
     pub bias: Option<&'a Tensor>,
-    /// Whether its three products may be in fp8 while a training step is recorded: on a GPU of compute capability 8.9 or more, in
+    /// Whether its three products may be in fp8 in a forward pass outside of `no_grad`: on a GPU of compute capability 8.9 or more, in
     /// bf16, with extents that are multiples of 16. Elsewhere it changes nothing.
     pub fp8: bool,
 }

@@ -325,7 +325,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
                 "activations": args.activations, "cuda_graph": args.cuda_graph,
                 "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu(gflops),
-                "fp8_matrices": n_fp8,
+                "fp8_matrices": n_fp8, "fp8_refused": cuda::fp8_refused(),
             })
         );
     } else {
