@@ -92,10 +92,17 @@ fn activations_computed_again_change_no_bit() {
     for dir in golden_dirs() {
         let (mut model, golden, tokens) = golden(&dir);
         let targets = targets(&model, &golden.ids("labels").unwrap());
-        let mut run = |activations| {
+        // Texts so short that attention would take another path if they were not recorded.
+        let short = ["llama", "gpt2"].iter().any(|name| dir.ends_with(name));
+        let cut = |ids: &Tensor| Tensor::from_ids(&ids.ids()[..3], [1, 3]).unwrap();
+        let mut cases = vec![(tokens.clone(), targets.clone())];
+        if short {
+            cases.push((Tokens::new(&tokens.ids.ids()[..3], 1, 0).unwrap(), cut(&targets)));
+        }
+        let mut run = |activations, (tokens, targets): &(Tokens, Tensor)| {
             model.set_activations(activations);
             model.params().clear_grads();
-            let loss = model.loss(&tokens, &targets, 8.0).unwrap();
+            let loss = model.loss(tokens, targets, 8.0).unwrap();
             let value = loss.item().unwrap();
             loss.backward().unwrap();
             let params = model.params().params().iter();
@@ -103,8 +110,10 @@ fn activations_computed_again_change_no_bit() {
             let grads: Vec<_> = params.map(|p| p.grad().map(|g| bits(g.data()))).collect();
             (value.to_bits(), grads)
         };
-        let (kept, again) = (run(Activations::Keep), run(Activations::Recompute));
-        assert!(kept == again, "{}", dir.display());
+        for case in &cases {
+            let (kept, again) = (run(Activations::Keep, case), run(Activations::Recompute, case));
+            assert!(kept == again, "{}", dir.display());
+        }
     }
 }
 

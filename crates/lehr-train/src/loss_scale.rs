@@ -33,7 +33,7 @@ impl LossScale {
         }
     }
 
-    /// After an overflow; `None` if no factor would help, because the loss is not finite without one.
+    /// After an overflow of the gradient; `None` if no factor would help, because it overflows without one.
     #[must_use]
     pub fn after_overflow(self) -> Option<Self> {
         (self.factor > 1.0).then_some(Self { factor: 0.5 * self.factor, n_steps: 0 })

@@ -65,10 +65,9 @@ pub fn run_with_storage(
         let lr = session.learning_rate();
         let launched = session.launch_step(&batches, lr)?;
         // A GPU is busy with this step while the host prepares the next.
-        let next = session.batches_of(session.state.step + 1)?;
+        let next = session.batches_of(session.state.step + 1);
         let (loss, grad_norm) = session.finish_step(launched, &batches, lr)?;
         let mut metrics = session.count(&batches, loss, grad_norm, lr, start);
-        batches = next;
 
         let step = session.state.step;
         if is_due(recipe.eval.every_steps, step, steps) {
@@ -81,6 +80,8 @@ pub fn run_with_storage(
         if is_due(recipe.checkpoint.every_steps, step, steps) {
             session.save()?;
         }
+        // Data that cannot be read must not cost the step that was made.
+        batches = next?;
     }
     session.finish()
 }

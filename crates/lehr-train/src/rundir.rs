@@ -28,10 +28,10 @@ impl RunDir {
                 there.run.dir.clone_from(&recipe.run.dir);
                 // And a run may go on elsewhere: a checkpoint is the same for every device.
                 (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
+                there.run.fp8 = recipe.run.fp8;
                 // What memory it takes, and how it is started, changes no result.
                 there.train.activations = recipe.train.activations;
                 there.train.cuda_graph = recipe.train.cuda_graph;
-                there.run.fp8 = recipe.run.fp8;
                 if there == *recipe {
                     return Ok(dir);
                 }

@@ -37,7 +37,8 @@ where
     /// Records `outputs`, which the body has made of `kept` and `derived` within [`rehearse`](super::rehearse), so that backward runs the body once more:
     /// of all it computes only `kept` stays in memory until then (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
     ///
-    /// The body must be a function of its inputs and of parameters alone, and give the same numbers each time. The gradient is then
+    /// The body must be a function of its inputs and of parameters alone, and give the same numbers each time. With
+    /// [`Tensor::backward_each`] no parameter may be in two such stretches: its gradient would be taken for complete after the first. The gradient is then
     /// that of a graph that was recorded at once, bit for bit: the nodes of the second run take the place of the stretch, and
     /// backward goes on through them.
     ///
@@ -58,7 +59,7 @@ where
             false => Ok(Kept::Here(tensor.detach())),
         };
         let kept = kept.iter().map(keep).collect::<Result<_>>()?;
-        // Whether an input wants a gradient or not, parameters inside do.
+        // Whether an input wants a gradient or not, parameters inside may.
         let stretch = Stretch { kept, n_outputs: O, run: self };
         Ok(record_always(&inputs, outputs, || stretch))
     }

@@ -11,23 +11,37 @@ thread_local! {
 }
 
 /// This thread records as long as it lives.
-struct Recording;
+struct Recording(&'static Cuda);
 
 impl Recording {
-    fn start() -> Self {
+    fn start(cuda: &'static Cuda, uploads: Uploads) -> Result<Self> {
+        cuda.backend.begin_capture(uploads)?;
         IS_RECORDER.set(true);
-        Self
+        Ok(Self(cuda))
+    }
+
+    /// Gives what was recorded, in the place of an earlier recording if there is one.
+    fn end(self, earlier: Option<u64>) -> Result<u64> {
+        let cuda = self.0;
+        IS_RECORDER.set(false);
+        std::mem::forget(self);
+        cuda.backend.end_capture(earlier)
     }
 }
 
+/// If the work panics: the stream must not go on recording.
 impl Drop for Recording {
     fn drop(&mut self) {
         IS_RECORDER.set(false);
+        if let Ok(handle) = self.0.backend.end_capture(None) {
+            self.0.backend.drop_graph(handle);
+        }
+        self.0.arena.give_back(&self.0.arena.take_held());
     }
 }
 
 /// Whether this thread is recording.
-pub(super) fn is_recorder() -> bool {
+pub(crate) fn is_recorder() -> bool {
     IS_RECORDER.get()
 }
 
@@ -42,7 +56,7 @@ pub struct Graph {
 impl Graph {
     /// Records what `body` starts on the device, without running it. It must have run once before, so that its kernels are loaded
     /// and there is memory for its results. It must not upload anything nor read results. What it allocates and frees stays
-    /// reserved for the graph. Other threads that use the device wait meanwhile.
+    /// reserved for the graph; what was allocated before must outlive it. Other threads that use the device wait meanwhile.
     ///
     /// # Errors
     /// Those of `body`, or if something in it cannot be recorded.
@@ -53,13 +67,11 @@ impl Graph {
         // Best effort: where it is not to be had, less may do.
         drop(Block::take(ordinal, ROOM_BYTES));
         let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
-        cuda.backend.begin_capture(Uploads::Refused)?;
+        let recording = Recording::start(cuda, Uploads::Refused)?;
         cuda.arena.hold();
-        let recording = Recording::start();
         let done = body();
-        drop(recording);
         let held = cuda.arena.take_held();
-        match cuda.backend.end_capture(None) {
+        match recording.end(None) {
             Ok(handle) => {
                 // If `body` failed, the graph is forgotten at once.
                 let graph = Self { cuda, handle, held };
@@ -110,20 +122,19 @@ impl OneLaunch {
     /// that kernels are loaded. Other threads that use the device wait meanwhile.
     ///
     /// # Errors
-    /// Those of `body`, after which nothing of it has run, or if something in it cannot be recorded.
+    /// Those of `body`, after which nothing of it has run and what it keeps on the device is void, or if something in it cannot be
+    /// recorded.
     pub fn run<T, E: From<Error>>(
         &mut self,
         body: impl FnOnce() -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
         let cuda = self.cuda;
         let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
-        cuda.backend.begin_capture(Uploads::Recorded)?;
-        let recording = Recording::start();
+        let recording = Recording::start(cuda, Uploads::Recorded)?;
         // What is freed inside may be used again inside and after: the work runs once, in its place in the stream.
         let done = body();
-        drop(recording);
         // What was recorded before is replaced, or forgotten.
-        let recorded = cuda.backend.end_capture(self.handle.take());
+        let recorded = recording.end(self.handle.take());
         self.handle = recorded.as_ref().ok().copied();
         let value = done?;
         cuda.backend.launch_graph(recorded?)?;

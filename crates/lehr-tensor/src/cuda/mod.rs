@@ -34,6 +34,7 @@ pub(crate) use blas::with_plain_products;
 pub(crate) use buffer::CudaBuffer;
 pub use compile::{CompileReport, compile_all};
 pub(crate) use compile::{Source, source};
+pub(crate) use graph::is_recorder;
 pub use graph::{Graph, OneLaunch, overwrite_ids};
 pub(crate) use launch::{Arg, args, int};
 pub use library::{LibraryReport, libraries};
@@ -211,7 +212,7 @@ impl Cuda {
     /// Held while the stream is given work, unless this thread is the one that records.
     fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
         let others = || self.recording.read().unwrap_or_else(PoisonError::into_inner);
-        (!graph::is_recorder()).then(others)
+        (!is_recorder()).then(others)
     }
 
     pub(crate) fn info(&self) -> &DeviceInfo {

@@ -57,14 +57,22 @@ pub fn adamw_params(
     mut rule: AdamW,
     clip: Option<Clip<'_>>,
 ) -> Result<()> {
-    if items.first().is_some_and(|item| item.m.is_cuda()) {
-        return on_cuda(items, rule, clip);
-    }
-    if let Some(clip) = clip {
-        match clip.scale_on_host(rule.grad_scale) {
-            Some(scale) => rule.grad_scale = scale,
-            None => return Ok(()),
+    let is_cuda = items.first().is_some_and(|item| item.m.is_cuda());
+    match clip {
+        Some(clip) if is_cuda && clip.squares.on_cuda().is_some() => {
+            return on_cuda(items, rule, Some(clip));
         }
+        Some(clip) => {
+            let sum = clip.squares.get()?;
+            match clip.scale(sum, rule.grad_scale) {
+                Some(scale) => rule.grad_scale = scale,
+                None => return Ok(()),
+            }
+        }
+        None => (),
+    }
+    if is_cuda {
+        return on_cuda(items, rule, None);
     }
     for item in items {
         let rule = AdamW { lr: rule.lr * item.lr_scale, weight_decay: item.weight_decay, ..rule };

@@ -42,8 +42,8 @@ pub(super) fn squares_of_all(tensors: &[Tensor], loss: Option<&Tensor>) -> Resul
     let (partials, sum) = (first.like_f32([n_chunks, 2])?, first.like_f32([2])?);
     let n = int(OP, n_chunks)?;
     let args = args![&words, &cut, n, CHUNK as i32, &partials];
-    cuda.launch(&KERNELS, DType::F32, "sum_of_squares_f32", Extent::line(n_chunks, 256), args)?;
-    let args = args![&partials, n, &sum, false, loss];
+    cuda.launch(&KERNELS, DType::F32, "sum_of_squares", Extent::line(n_chunks, 256), args)?;
+    let args = args![&partials, n, &sum, loss];
     cuda.launch(&KERNELS, DType::F32, "sum_of_squares_finish", Extent::line(1, 256), args)?;
     Ok(sum)
 }
@@ -135,7 +135,7 @@ pub(crate) fn argmax(x: &Tensor) -> Result<Tensor> {
         let mut extent = Extent::line(1, if rows < 64 { 1024 } else { 256 });
         extent.grid[1] = (rows - first).min(ROWS_MAX) as u32;
         let from = x.device_ptr() + (first * width * x.dtype().size()) as u64;
-        let args = args![from, int(OP, width)?, 0u64, ids.device_ptr() + 4 * first as u64];
+        let args = args![from, int(OP, width)?, ids.device_ptr() + 4 * first as u64];
         cuda.launch(&KERNELS, x.dtype(), "argmax", extent, args)?;
     }
     Ok(ids)

@@ -12,9 +12,8 @@ struct Chunk {
     u32 chunk;
 };
 // In Rust: #[repr(C)] struct { x: u64, n: i64 }, 16 bytes.
-template <class E>
 struct Vector {
-    const E* x;
+    const float* x;
     i64 n;
 };
 // In Rust: #[repr(C)] struct { param: u64, grad: u64, m: u64, v: u64, shadow: u64, n: i64, lr_scale: f32, weight_decay: f32 },
@@ -45,48 +44,31 @@ DEVICE E* global(E* p) {
 DEVICE i64 length_of(i64 n, i64 start, int chunk_len) { return n - start < chunk_len ? n - start : chunk_len; }
 
 // The sum of squares of n elements, for thread 0: those of a pack are added in f32, all else in f64.
-template <class E>
-DEVICE double squares_of(const E* x, i64 n) {
+DEVICE double squares_of(const float* x, i64 n) {
     __shared__ double scratch[8];
     double sum = 0;
     auto step = [&](i64 i, auto x) {
         float part = 0.0f;
-        for (int k = 0; k < x.N_ELEMENTS; k++) part = fmaf(to_f32(x.v[k]), to_f32(x.v[k]), part);
+        for (int k = 0; k < x.N_ELEMENTS; k++) part = fmaf(x.v[k], x.v[k], part);
         sum += part;
     };
-    elementwise_by<16 / (int)sizeof(E), 4>(threadIdx.x, blockDim.x, n, step, x);
+    elementwise_by<4, 4>(threadIdx.x, blockDim.x, n, step, x);
     return block_sum(sum, scratch);
 }
-template <class E>
-DEVICE void squares_of_chunks(const Vector<E>* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
+// partials[c] = the sum of x^2 over chunk c of a list of f32 tensors. Block 256 threads; tensors start on 16 bytes.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    sum_of_squares(const Vector* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
     for (int c = blockIdx.x; c < n_chunks; c += gridDim.x) {
-        Vector<E> tensor = tensors[chunks[c].tensor];
+        Vector tensor = tensors[chunks[c].tensor];
         i64 start = (i64)chunks[c].chunk * chunk_len;
         double sum = squares_of(global(tensor.x) + start, length_of(tensor.n, start, chunk_len));
         if (threadIdx.x == 0) partials[c] = sum;
     }
 }
-// partials[c] = the sum of x^2 over chunk c of a list of f32 tensors. Block 256 threads; tensors start on 16 bytes.
-extern "C" __global__ void __launch_bounds__(256, 4)
-    sum_of_squares_f32(const Vector<float>* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
-    squares_of_chunks(tensors, chunks, n_chunks, chunk_len, partials);
-}
-// The same for tensors of T.
-extern "C" __global__ void __launch_bounds__(256, 4)
-    sum_of_squares(const Vector<T>* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
-    squares_of_chunks(tensors, chunks, n_chunks, chunk_len, partials);
-}
-// partials[c] = the sum of x^2 over chunk c of one tensor of n elements: n_chunks = ceil(n / chunk_len). Block 256 threads.
-extern "C" __global__ void __launch_bounds__(256, 4) sum_of_squares_tensor(const T* x, i64 n, int chunk_len, double* partials) {
-    for (i64 start = (i64)blockIdx.x * chunk_len; start < n; start += (i64)gridDim.x * chunk_len) {
-        double sum = squares_of(x + start, length_of(n, start, chunk_len));
-        if (threadIdx.x == 0) partials[start / chunk_len] = sum;
-    }
-}
-// *sum (+)= the partials, n of them, in a fixed order, and 0 * *loss: what is not finite there is not finite here. `loss` may be null.
+// *sum = the partials, n of them, in a fixed order, and 0 * *loss: what is not finite there is not finite here. `loss` may be null.
 // One block of 256 threads.
 extern "C" __global__ void __launch_bounds__(256)
-    sum_of_squares_finish(const double* partials, int n, double* sum, int accumulate, const float* loss) {
+    sum_of_squares_finish(const double* partials, int n, double* sum, const float* loss) {
     __shared__ double scratch[8];
     double mine = 0;
 #pragma unroll 8
@@ -94,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(256)
     mine = block_sum(mine, scratch);
     if (threadIdx.x != 0) return;
     if (loss) mine += 0.0 * *loss;
-    *sum = accumulate ? *sum + mine : mine;
+    *sum = mine;
 }
 
 // The numbers of an update that are the same for a whole tensor.
@@ -173,61 +155,22 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     }
 }
 
-// The same for one tensor of n elements, for updates in the middle of backward: g = grad * g_scale. Any grid of one dimension, at
-// most 256 threads; tensors start on 16 bytes; shadow may be null.
-extern "C" __global__ void __launch_bounds__(256, 4)
-    adamw_tensor(float* param, const float* grad, float* m, float* v, T* shadow, i64 n, float lr, float beta1, float beta2, float eps,
-                 float step_size, float v_scale, float weight_decay, float g_scale) {
-    AdamwRule rule = adamw_rule(lr, beta1, beta2, eps, step_size, v_scale, weight_decay, g_scale);
-    adamw_elements(rule, thread_index(), n_threads(), n, param, grad, m, v, shadow);
-}
-
-template <class E>
-DEVICE void argmax_of(const E* x, int width, float* values, int* ids) {
-    const int N = 16 / (int)sizeof(E);
-    i64 row = blockIdx.y;
-    // The part of the row that is this block's, and in it the first element on 16 bytes: rows may start anywhere.
-    int part = ((width - 1) / (int)gridDim.x / N + 1) * N, start = (int)blockIdx.x * part;
-    int length = width - start < part ? width - start : part;
-    Best best = {-INFINITY, NO_INDEX};
-    if (length > 0) {
-        i64 at = row * width + start;
-        int head = (int)((N - at % N) % N);
-        if (head > length) head = length;
-        const E* p = x + at;
-        if ((int)threadIdx.x < head) take_better(best, to_f32(p[threadIdx.x]), start + threadIdx.x);
-        auto step = [&](i64 i, auto x) {
-            for (int k = 0; k < x.N_ELEMENTS; k++) take_better(best, to_f32(x.v[k]), start + head + (int)i + k);
-        };
-        elementwise_by<N, 4>(threadIdx.x, blockDim.x, length - head, step, p + head);
-    }
-    best = block_best(best);
-    if (threadIdx.x != 0) return;
-    if (values) {
-        values[row * gridDim.x + blockIdx.x] = best.value;
-        ids[row * gridDim.x + blockIdx.x] = best.index;
-    } else {
-        ids[row] = best.index == NO_INDEX ? 0 : best.index;
-    }
-}
 // ids[row] = the index of the largest of x [rows, width] in each row, the smallest index of equals. NaN never wins; if all are NaN
-// the index is 0. Grid (1, rows), at most 65535 rows at once; block whole warps, best 256, and 1024 for few rows. x starts on 16
-// bytes.
-//
-// A long row can be shared by `splits` blocks: grid (splits, rows), `values` and `ids` [rows, splits] for argmax_finish. Without,
-// `values` is null.
-extern "C" __global__ void __launch_bounds__(1024) argmax(const T* x, int width, float* values, int* ids) {
-    argmax_of(x, width, values, ids);
-}
-// The same for f32 logits.
-extern "C" __global__ void __launch_bounds__(1024) argmax_f32(const float* x, int width, float* values, int* ids) {
-    argmax_of(x, width, values, ids);
-}
-// ids[row] from the bests of the parts of a row, [rows, splits]. Any grid of one dimension, a thread for each row.
-extern "C" __global__ void argmax_finish(const float* values, const int* part_ids, i64 rows, int splits, int* ids) {
-    for (i64 row = thread_index(); row < rows; row += n_threads()) {
-        Best best = {-INFINITY, NO_INDEX};
-        for (int i = 0; i < splits; i++) take_better(best, values[row * splits + i], part_ids[row * splits + i]);
-        ids[row] = best.index == NO_INDEX ? 0 : best.index;
-    }
+// the index is 0. One block a row, at most 65535 rows at once in the grid's second dimension; block whole warps, best 256, and 1024 for
+// few rows. x starts on 16 bytes.
+extern "C" __global__ void __launch_bounds__(1024) argmax(const T* x, int width, int* ids) {
+    const int N = 16 / (int)sizeof(T);
+    i64 row = blockIdx.y, at = row * width;
+    // The first element of the row on 16 bytes: rows may start anywhere.
+    int head = (int)((N - at % N) % N);
+    if (head > width) head = width;
+    const T* p = x + at;
+    Best best = {-INFINITY, NO_INDEX};
+    if ((int)threadIdx.x < head) take_better(best, to_f32(p[threadIdx.x]), threadIdx.x);
+    auto step = [&](i64 i, auto x) {
+        for (int k = 0; k < x.N_ELEMENTS; k++) take_better(best, to_f32(x.v[k]), head + (int)i + k);
+    };
+    elementwise_by<N, 4>(threadIdx.x, blockDim.x, width - head, step, p + head);
+    best = block_best(best);
+    if (threadIdx.x == 0) ids[row] = best.index == NO_INDEX ? 0 : best.index;
 }

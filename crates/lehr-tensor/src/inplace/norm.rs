@@ -53,14 +53,6 @@ impl SquareSum {
         }
     }
 
-    /// The number, if it is on the host.
-    pub(super) fn on_host(&self) -> Option<f64> {
-        match &self.0 {
-            Place::Host(sum) => Some(*sum),
-            Place::Cuda(_) => None,
-        }
-    }
-
     /// Where it lies, if that is on a GPU.
     pub(super) fn on_cuda(&self) -> Option<&Tensor> {
         match &self.0 {
@@ -80,9 +72,8 @@ pub struct Clip<'a> {
 }
 
 impl Clip<'_> {
-    /// What the gradient is multiplied by, for a `grad_scale`; `None` = nothing is to be updated.
-    pub(super) fn scale_on_host(&self, grad_scale: f32) -> Option<f32> {
-        let sum = self.squares.on_host()?;
+    /// What the gradient is multiplied by, for a `sum` of squares and a `grad_scale`; `None` = nothing is to be updated.
+    pub(super) fn scale(&self, sum: f64, grad_scale: f32) -> Option<f32> {
         let (scale, limit) = (f64::from(grad_scale), f64::from(self.norm));
         let norm = sum.sqrt() * scale;
         let clips = limit > 0.0 && norm > limit;

@@ -86,8 +86,9 @@ impl Session<'_> {
                 self.state.loss_scale = self.state.loss_scale.map(LossScale::after_step);
                 return Ok((loss, norm));
             }
-            // In f16 it may be the factor that was too large. The step changed nothing: it is made again.
-            let Some(smaller) = self.state.loss_scale.and_then(LossScale::after_overflow) else {
+            // In f16 it may be the factor that was too large, for the gradient. The step changed nothing: it is made again.
+            let scale = self.state.loss_scale.filter(|_| loss.is_finite());
+            let Some(smaller) = scale.and_then(LossScale::after_overflow) else {
                 return Err(self.not_finite(loss, norm)?);
             };
             self.state.loss_scale = Some(smaller);

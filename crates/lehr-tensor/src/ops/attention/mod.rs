@@ -10,7 +10,7 @@ pub(crate) mod tests;
 
 pub use mask::Mask;
 
-use crate::autograd::{Gradients, Op, record1, records};
+use crate::autograd::{Gradients, Op, record1, trains};
 use crate::cpu::threads::SharedMut;
 use crate::{DType, Error, Result, Tensor};
 use cpu::{Heads, HeadsMut, Problem};
@@ -40,7 +40,7 @@ impl Tensor {
         let size = check(self, k, v)?;
         check_scale(scale)?;
         let inputs = Inputs::Separate { q: self.detach(), k: k.detach(), v: v.detach() };
-        let wanted = records(&[self, k, v]);
+        let wanted = trains(&[self, k, v]);
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(self.shape());
         Ok(match saved {
@@ -65,7 +65,7 @@ impl Tensor {
         let size = check_packed(self, n_heads, n_kv_heads)?;
         check_scale(scale)?;
         let shape = self.shape().with_last_dim(n_heads * size.width);
-        let wanted = records(&[self]);
+        let wanted = trains(&[self]);
         let inputs = Inputs::Packed { qkv: self.detach() };
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(shape);

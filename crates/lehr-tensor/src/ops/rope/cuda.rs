@@ -1,10 +1,10 @@
 //! The rotation and its angles on a GPU.
 
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use super::RopeTable;
 use super::table::{Angles, Pairs, RopeLayout};
-use crate::cuda::{Extent, Source, args, int, source};
+use crate::cuda::{self, Extent, Source, args, int, source};
 use crate::{DType, Device, Result, Tensor};
 
 pub(crate) static KERNELS: Source = source!("rope", "kernel.cu");
@@ -53,18 +53,14 @@ pub(super) fn angles(positions: &[Tensor], inv_freq: &[f64], amplitude: f64, dev
     Ok(Angles { cos, sin })
 }
 
-/// The frequencies on a device. A model has one or two sets of them: they are kept, so that work that is recorded uploads nothing.
+/// The frequencies on a device. A model has one or two sets of them, of some hundred bytes: they are kept for the life of the process, so
+/// that work that is recorded uploads nothing and finds them whenever it runs, on whichever thread.
 fn frequencies_on(inv_freq: &[f64], device: Device) -> Result<Tensor> {
-    /// Sets kept per thread.
-    const KEPT: usize = 8;
-    type Known = (Vec<f64>, Device, Tensor);
-    thread_local! {
-        static LAST: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
-    }
-    let is_known = |(known, d, _): &&Known| known == inv_freq && *d == device;
-    let known = LAST.with_borrow(|last| last.iter().find(is_known).map(|known| known.2.clone()));
-    if let Some(known) = known {
-        return Ok(known);
+    static KNOWN: Mutex<Vec<(Vec<f64>, Device, Tensor)>> = Mutex::new(Vec::new());
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = known().iter().find(|(f, d, _)| f == inv_freq && *d == device).map(|k| k.2.clone());
+    if let Some(found) = found {
+        return Ok(found);
     }
     // Doubles, as pairs of words.
     let words: Vec<i32> = inv_freq
@@ -73,9 +69,9 @@ fn frequencies_on(inv_freq: &[f64], device: Device) -> Result<Tensor> {
         .flat_map(|bits| [bits as u32 as i32, (bits >> 32) as u32 as i32])
         .collect();
     let there = Tensor::from_ids(&words, [words.len()])?.to_device(device)?;
-    LAST.with_borrow_mut(|last| {
-        last.truncate(KEPT - 1);
-        last.insert(0, (inv_freq.to_vec(), device, there.clone()));
-    });
+    // An upload that is only recorded has not been made if the recording fails: such a copy is not for others.
+    if !cuda::is_recorder() {
+        known().push((inv_freq.to_vec(), device, there.clone()));
+    }
     Ok(there)
 }
