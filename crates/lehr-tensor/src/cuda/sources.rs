@@ -5,6 +5,7 @@ use crate::{inplace, ops};
 
 pub(super) static ALL: &[&Source] = &[
     &inplace::cuda::KERNELS,
+    &inplace::pages::KERNELS,
     &inplace::sample::KERNELS,
     &ops::activation::cuda::KERNELS,
     &ops::attention::cuda::DECODE,

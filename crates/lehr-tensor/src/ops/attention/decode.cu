@@ -52,9 +52,9 @@ struct DecodeScratch {
 
 // TEAM lanes share a key; each holds W / TEAM elements of it, in packs TEAM * LANES apart. A team takes U keys at once, and has a
 // softmax of its own until the end.
-template <int W, int TEAM, int RC, bool PACKED>
+template <int W, int TEAM, int RC, bool PACKED, class Place>
 DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride,
-                   int k_stride, int v_stride, int tk, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
+                   int k_stride, int v_stride, Place place, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
     const int N = W / TEAM, PACKS = N / LANES, TEAMS = WARP / TEAM, KEYS = DECODE_WARPS * TEAMS;
     // 256 bytes under way per thread, or half of that where the registers are full.
     const int U = (sizeof(T) == 2 && N * RC == 64 ? 64 : 128) / (N * (int)sizeof(T));
@@ -88,8 +88,8 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
             }
         }
     }
-    k += (i64)b * tk * k_stride + (i64)kv_head * width;
-    v += (i64)b * tk * v_stride + (i64)kv_head * width;
+    k += place.first(b) * k_stride + (i64)kv_head * width;
+    v += place.first(b) * v_stride + (i64)kv_head * width;
 
     // All teams of a warp go through the loop equally often.
     for (int base = first; base < end; base += KEYS * U) {
@@ -97,17 +97,19 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
 #pragma unroll
         for (int u = 0; u < U; u++) {
             int key = base + u * KEYS + team;
+            const T* from = k + place.row(key, end) * k_stride;
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
-                keys[u][p] = load_part<PACKED>(k + (i64)key * k_stride, (member + p * TEAM) * LANES, width, key < end);
+                keys[u][p] = load_part<PACKED>(from, (member + p * TEAM) * LANES, width, key < end);
             }
         }
 #pragma unroll
         for (int u = 0; u < U; u++) {
             int key = base + u * KEYS + team;
+            const T* from = v + place.row(key, end) * v_stride;
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
-                values[u][p] = load_part<PACKED>(v + (i64)key * v_stride, (member + p * TEAM) * LANES, width, key < end);
+                values[u][p] = load_part<PACKED>(from, (member + p * TEAM) * LANES, width, key < end);
             }
         }
         float s[U][RC];
@@ -212,22 +214,34 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
 // The parts of attention for Tq <= 8 queries, RC = 1, 2 or 4 rows at once. n_keys is read from n_keys_ptr unless that is null, so that a
 // recorded launch serves a growing cache; the queries stand at its end as ever. workspace: B * H * Tq * n_splits * (E + 2) floats.
 //
+// The paged form reads keys and values from pools [n_pages, 2^page_shift, K, E] of pages that all texts share: `table` [B, max_pages] says
+// which pages a text has, `lengths` [B] how many keys. The last Tq of them are its queries'; a length of 0 gives output 0.
+//
 // Grid (n_splits, K * ceil(H / K * Tq / RC), B), 128 threads. Choose n_splits so that there are about two blocks per multiprocessor,
 // with at least 64 keys each.
+#define DECODE_BY(W, TEAM, RC, PLACE)                                                                                                 \
+    __shared__ DecodeScratch<W, RC> scratch;                                                                                          \
+    if (is_packed(width) && is_packed(q_stride) && is_packed(k_stride) && is_packed(v_stride)) {                                      \
+        decode<W, TEAM, RC, true>(scratch, q, k, v, workspace, mask, q_stride, k_stride, v_stride, PLACE, n_heads, n_kv_heads, width, \
+                                  scale, n_splits);                                                                                   \
+    } else {                                                                                                                          \
+        decode<W, TEAM, RC, false>(scratch, q, k, v, workspace, mask, q_stride, k_stride, v_stride, PLACE, n_heads, n_kv_heads,       \
+                                   width, scale, n_splits);                                                                           \
+    }
 #define ATTENTION_DECODE(W, TEAM, RC)                                                                                                 \
     extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2) attention_decode_##W##_##RC(                                      \
         const T* q, const T* k, const T* v, float* workspace, const int* intervals, const int* n_keys_ptr, int q_stride,              \
         int k_stride, int v_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, int causal, int window, int n_keys,       \
         float scale, int n_splits) {                                                                                                  \
         Mask mask(intervals, causal, window, n_keys_ptr ? *n_keys_ptr : n_keys, tq);                                                  \
-        __shared__ DecodeScratch<W, RC> scratch;                                                                                      \
-        if (is_packed(width) && is_packed(q_stride) && is_packed(k_stride) && is_packed(v_stride)) {                                  \
-            decode<W, TEAM, RC, true>(scratch, q, k, v, workspace, mask, q_stride, k_stride, v_stride, tk, n_heads, n_kv_heads,       \
-                                      width, scale, n_splits);                                                                        \
-        } else {                                                                                                                      \
-            decode<W, TEAM, RC, false>(scratch, q, k, v, workspace, mask, q_stride, k_stride, v_stride, tk, n_heads, n_kv_heads,      \
-                                       width, scale, n_splits);                                                                       \
-        }                                                                                                                             \
+        DECODE_BY(W, TEAM, RC, InOrder{tk})                                                                                           \
+    }                                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2) attention_decode_paged_##W##_##RC(                                \
+        const T* q, const T* k, const T* v, float* workspace, const int* table, const int* lengths, int max_pages, int page_shift,    \
+        int q_stride, int k_stride, int v_stride, int tq, int n_heads, int n_kv_heads, int width, int causal, int window,             \
+        float scale, int n_splits) {                                                                                                  \
+        Mask mask(0, causal, window, lengths[blockIdx.z], tq);                                                                        \
+        DECODE_BY(W, TEAM, RC, InPages(table, max_pages, page_shift))                                                                 \
     }
 ATTENTION_DECODE(64, 8, 1)
 ATTENTION_DECODE(64, 8, 2)
