@@ -163,7 +163,7 @@ fn what_cannot_be_generated_is_an_error() {
     let error = together(&mut generator, &requests).unwrap_err();
     let says = error.to_string();
     assert!(says.contains("more pages of the cache are wanted"), "{says}");
-    assert!(error.hint().unwrap().contains("pages"));
+    assert!(error.hint().unwrap().contains("more room"));
     // A text that grows beyond the cache.
     let error = together(&mut generator, &requests[5..6]).unwrap_err();
     assert!(error.to_string().contains("1 more pages"), "{error}");

@@ -151,7 +151,7 @@ impl Error {
                     .to_owned(),
             ),
             Self::PagesFull { .. } => Some(
-                "generate fewer or shorter texts at once, or give the cache more pages".to_owned(),
+                "generate shorter texts, or give the cache more room (--cache-tokens)".to_owned(),
             ),
             Self::Paged { .. } => None,
             Self::Prompt { hint, .. } => Some(hint.clone()),
