@@ -94,7 +94,7 @@ pub enum Error {
         /// How many there are.
         n: usize,
         /// What is wrong with it.
-        source: Box<Error>,
+        source: Box<Self>,
     },
     /// A batch without room for texts.
     #[error("generating many texts: at most 0 at once, expected at least 1")]

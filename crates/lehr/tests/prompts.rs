@@ -29,10 +29,10 @@ fn prompts_of_a_file_give_the_texts_of_each_alone() {
     let dir = scratch.path();
     let base = shared().join("base").display().to_string();
     let prompts = ["After 7 days", "The", "glass 12 and more of it", "a", "Sand\u{e4} \"x\""];
-    write(dir, "p.txt", &format!("{}\r\n\n", prompts.join("\n")));
+    write(dir, "p.txt", format!("{}\r\n\n", prompts.join("\n")));
     let objects: String =
         prompts.iter().map(|p| format!("{}\n", json!({ "prompt": p, "id": 3 }))).collect();
-    write(dir, "p.jsonl", &objects);
+    write(dir, "p.jsonl", objects);
     for settings in [&["--greedy"][..], &["--temperature", "1.3", "--seed", "5"]] {
         let generate = |more: &[&str]| {
             let args = [&["generate", &base, "-n", "12"], settings, more].concat();

@@ -206,9 +206,7 @@ fn gpu_recorded_attention_follows_texts_that_grow() {
     // A text ends, and its page goes to another.
     for lengths in [[39, 2, 64], [40, 0, 50], [41, 16, 1]] {
         texts.lengths = lengths.to_vec();
-        let first = texts.table[0];
-        texts.table[0] = texts.table[2 * texts.max];
-        texts.table[2 * texts.max] = first;
+        texts.table.swap(0, 2 * texts.max);
         crate::cuda::overwrite_ids(pages.lengths(), &texts.lengths).unwrap();
         crate::cuda::overwrite_ids(pages.table(), &texts.table).unwrap();
         graph.launch().unwrap();
@@ -238,7 +236,7 @@ fn what_pages_cannot_do_is_an_error() {
     assert!(good.trainable().attention(k, v, &mask, 1.0).is_err());
     assert!(good.attention(k, v, &mask.clone().with_window(0), 1.0).is_err());
     let prefix = Tensor::from_ids(&[1, 1], [2]).unwrap();
-    assert!(good.attention(k, v, &mask.clone().with_prefix(prefix), 1.0).is_err());
+    assert!(good.attention(k, v, &mask.with_prefix(prefix), 1.0).is_err());
     let mut far = Texts::new(&[5, 9], 4, (2, 8));
     far.table[0] = 99;
     let mask = Mask::causal().with_pages(far.pages(Device::Cpu));
