@@ -26,8 +26,11 @@ from pathlib import Path
 from gpu_rows import (
     ARCHS,
     DECODES,
+    FP8,
+    FP8_LIMIT,
     KERNEL_GOALS,
     N_LOSSES,
+    OPTIONS,
     PARITY,
     SPEED_GOAL,
     SPEEDS,
@@ -207,17 +210,37 @@ class Check(Runner):
                 figure += f"; two runs {'equal' if equal else 'DIFFER'}"
                 self.set(step, OK if equal and difference <= limit else FAILED, figure)
 
-    def losses(self, arch, device, dtype, until):
+    def losses(self, arch, device, dtype, until, more=()):
         """The losses of a short training run, or None and why there are none."""
         words = ["bench", "step", "--config", "tiny", "--arch", arch, "--steps", N_LOSSES, "--warmup", 0, "--json"]
-        words += ["--device", device, "--dtype", dtype]
-        line, ran = self.measure(f"losses {arch} {device} {dtype}", words, COMMAND_LIMITS["parity"], until)
+        words += ["--device", device, "--dtype", dtype, *more]
+        line, ran = self.measure(" ".join(["losses", arch, device, dtype, *more]), words, COMMAND_LIMITS["parity"], until)
         if line is None:
             return None, ran
         losses = line.get("losses")
         if not isinstance(losses, list) or len(losses) != N_LOSSES:
             return None, Ran(FAILED, err=f"{N_LOSSES} losses expected, found {losses!r:.80}")
         return losses, ran
+
+    def options(self):
+        """Whether ways to make a step change its bits, and, untimed by goals, what they cost and save at a real size."""
+        until = self.until("options")
+        want, why = self.losses("llama", "cuda", "bf16", until)
+        size = ["bench", "step", "--device", "cuda", "--config", "gpt2", "--batch", 16, "--steps", 8, "--warmup", 3, "--json"]
+        plain, _ = self.measure("step", size, COMMAND_LIMITS["lehr"], until)
+        for option, words in OPTIONS.items():
+            step = f"step {option}"
+            got, ran = self.losses("llama", "cuda", "bf16", until, words)
+            if want is None or got is None:
+                ran = why if want is None else ran
+                self.set(step, ran.result, ran.reason())
+                continue
+            figure = "equal" if got == want else f"DIFFER by up to {max(map(relative, got, want)):.1e}"
+            line, _ = self.measure(step, [*size, *words], COMMAND_LIMITS["lehr"], until)
+            if line is not None and plain is not None:
+                ratio = line["tok_s"] / plain["tok_s"]
+                figure += f"; GPT-2 124M at 16 × 1,024: {ratio:.2f} × the speed{peak_mb([line])} of{peak_mb([plain])[1:]}"
+            self.set(step, OK if got == want else FAILED, figure)
 
     def warm_torch(self):
         """Starts PyTorch's compilations, whose results it keeps on disk, beside what is not timed."""
@@ -262,6 +285,20 @@ class Check(Runner):
                     self.rows[s.name].peer = f"no figure: {ran.reason() or ran.result}"
             if ours or theirs:
                 self.judge_speed(s.name, ours, theirs)
+
+    def fp8(self, found):
+        """Wide matrices in 8 bits: losses and speed beside bf16."""
+        words = ["bench", "step", "--device", "cuda", "--dtype", "bf16", *FP8.arguments(), "--fp8"]
+        line, ran = self.measure("train fp8", words, COMMAND_LIMITS["lehr"])
+        if line is None:
+            return self.set("train fp8", ran.result, ran.reason())
+        figure = f"{line['tok_s']:,.0f} tokens/s, {line.get('fp8_matrices', 0)} matrices in fp8"
+        plain = found.get(FP8.name, ([], []))[0]
+        if not plain:
+            return self.set("train fp8", "no comparison", figure)
+        difference = max(map(relative, line["losses"], plain[0]["losses"]))
+        figure = f"{line['tok_s'] / median(plain, 'tok_s'):.2f} × bf16; {figure}; losses {difference:.1e} off"
+        self.set("train fp8", OK if difference <= FP8_LIMIT else FAILED, figure)
 
     def judge_speed(self, step, ours, theirs):
         row = self.rows[step]
@@ -325,11 +362,12 @@ class Check(Runner):
 
     def all_steps(self):
         found = {}
-        steps = [self.doctor, self.warm_torch, self.ops, self.goldens, self.parity]
+        steps = [self.doctor, self.warm_torch, self.ops, self.goldens, self.parity, self.options]
         # Enough for a compilation that is nearly through; a cold one is only slower than one from disk.
         steps += [
             lambda: self.end_background(min(60, self.left() / 6)),
             lambda: self.speed(0, found),
+            lambda: self.fp8(found),
             self.kernels,
             self.decode,
         ]

@@ -47,6 +47,10 @@ pub struct Compute {
     pub note: Option<String>,
 }
 
+/// Matrices of blocks are multiplied in fp8 if both their sides are at least this: rounding x, W and dy to 8 bits then takes about half
+/// of the time that the products save, and at 1,024 all of it (`docs/experiments.md`).
+pub const FP8_SIDE_MIN: usize = 2048;
+
 impl Compute {
     /// The CPU, in f32.
     pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, note: None };
@@ -98,6 +102,40 @@ impl Compute {
         }
         Ok(Self { device, dtype, note })
     }
+
+    /// An error if the products of training cannot be in fp8 here.
+    ///
+    /// # Errors
+    /// Unless it is bf16 on a GPU whose tensor cores multiply 8-bit floats.
+    pub fn check_fp8(&self) -> Result<()> {
+        let (capability, place) = match self.device {
+            Device::Cpu => (None, "the CPU".to_owned()),
+            Device::Cuda(ordinal) => {
+                let info = cuda::device_info(ordinal)?;
+                let (major, minor) = info.capability;
+                let place = format!("{} of compute capability {major}.{minor}", info.name);
+                (Some(info.capability), place)
+            }
+        };
+        if has_fp8(capability, self.dtype) {
+            return Ok(());
+        }
+        let (major, minor) = cuda::FP8_CAPABILITY;
+        Err(lehr_tensor::Error::Cuda {
+            doing: "choosing fp8 for the products of training".to_owned(),
+            reason: format!(
+                "found {} on {place}, expected bf16 on a GPU of compute capability {major}.{minor} or more",
+                self.dtype
+            ),
+            hint: Some("do without it: `--set run.fp8=false`, or no --fp8".to_owned()),
+        }
+        .into())
+    }
+}
+
+/// Whether a GPU of that compute capability, if it is one, has fp8 beside activations of that type.
+fn has_fp8(capability: Option<(u32, u32)>, dtype: DType) -> bool {
+    dtype == DType::BF16 && capability.is_some_and(|c| c >= cuda::FP8_CAPABILITY)
 }
 
 impl fmt::Display for DeviceChoice {
@@ -179,6 +217,20 @@ mod tests {
         assert!(
             "cuda:x".parse::<DeviceChoice>().is_err() && "gpu".parse::<DeviceChoice>().is_err()
         );
+    }
+
+    #[test]
+    fn fp8_is_for_bf16_on_gpus_from_ada_on() {
+        let gpus =
+            [(None, false), (Some((8, 0)), false), (Some((8, 9)), true), (Some((9, 0)), true)];
+        for (capability, want) in gpus {
+            assert_eq!(has_fp8(capability, DType::BF16), want, "{capability:?}");
+            assert!(!has_fp8(capability, DType::F32) && !has_fp8(capability, DType::F16));
+        }
+        let error = Compute::CPU.check_fp8().err().map(|e| (e.to_string(), e.hint()));
+        let (text, hint) = error.expect("the CPU has no fp8");
+        assert!(text.contains("found f32 on the CPU, expected bf16 on a GPU"), "{text}");
+        assert!(hint.is_some_and(|hint| hint.contains("run.fp8=false")));
     }
 
     #[test]

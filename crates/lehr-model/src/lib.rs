@@ -26,7 +26,7 @@ pub use arch::{
 };
 pub use cache::KvCache;
 pub use classifier::Classifier;
-pub use compute::{Compute, DTypeChoice, DeviceChoice};
+pub use compute::{Compute, DTypeChoice, DeviceChoice, FP8_SIDE_MIN};
 pub use decode::DecodeGraph;
 pub use error::{Error, Result};
 pub use model::Model;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::quant::{MatrixFormat, QMatrix};
+use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
 use lehr_tensor::{
     DType, Device, LoadStored, Param, ParamBuilder, ParamStore, Philox, Shape, Source, StoredShape,
     Tensor, no_grad,
@@ -19,7 +19,7 @@ pub struct Model {
     config: Config,
     arch: Box<dyn Architecture>,
     params: ParamStore,
-    n_unrounded: usize,
+    n_elsewise: usize,
     activations: Activations,
 }
 
@@ -124,30 +124,38 @@ impl Model {
                 None => Err(checkpoint.missing(name)),
             }
         };
-        let n_unrounded = Cell::new(0);
+        let n_elsewise = Cell::new(0);
         let find = |name: &str, shape: StoredShape| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
             match weights {
                 Weights::AsStored => checkpoint.matrix(&known, shape),
-                Weights::In(format) if !is_table(name) => {
-                    let found = rounded(checkpoint, &known, shape, format);
-                    n_unrounded.set(n_unrounded.get() + usize::from(found.is_none()));
-                    found
+                Weights::Exact => {
+                    let matrix = checkpoint.matrix(&known, shape)?;
+                    Some(matrix.with_activations(quant::Activations::F32))
                 }
-                _ => None,
+                Weights::In(_) if is_table(name) => {
+                    // The same numbers as in f32, in half the memory.
+                    checkpoint.matrix(&known, shape).filter(|table| is_16_bits(table.format()))
+                }
+                Weights::In(format) => {
+                    let fitting = format.that_fits(shape.cols);
+                    n_elsewise.set(n_elsewise.get() + usize::from(fitting != format));
+                    rounded(checkpoint, &known, shape, fitting)
+                }
+                Weights::F32 => None,
             }
         };
         let stored = (weights != Weights::F32).then_some(&find as &LoadStored<'_>);
         let source = Source::Load { load: &load, stored, seed: 0 };
         let (mut model, _) = Self::build(config, &source).map_err(|e| checkpoint.explain(e))?;
-        model.n_unrounded = n_unrounded.get();
+        model.n_elsewise = n_elsewise.get();
         Ok(model)
     }
 
-    /// Matrices that [`Weights::In`] left in f32, because their rows are not whole blocks of the format.
+    /// Matrices that [`Weights::In`] has in another format than it says, because their rows are not whole blocks of that one.
     #[must_use]
-    pub fn n_unrounded(&self) -> usize {
-        self.n_unrounded
+    pub fn n_elsewise(&self) -> usize {
+        self.n_elsewise
     }
 
     pub(crate) fn build(config: Config, source: &Source<'_>) -> Result<(Self, Spec)> {
@@ -155,7 +163,7 @@ impl Model {
         let mut params = ParamStore::default();
         let arch = config.build(&mut ParamBuilder::new(&mut params, source))?;
         let spec = arch.spec();
-        Ok((Self { config, arch, params, n_unrounded: 0, activations: Activations::Keep }, spec))
+        Ok((Self { config, arch, params, n_elsewise: 0, activations: Activations::Keep }, spec))
     }
 
     /// Adds parameters that are not the backbone's: heads.
@@ -175,6 +183,14 @@ impl Model {
     /// Says what becomes of activations when it is trained.
     pub fn set_activations(&mut self, activations: Activations) {
         self.activations = activations;
+    }
+
+    /// From now on training multiplies in fp8 the matrices of blocks whose both sides are at least `side_min` and multiples of 16; how
+    /// many there are. Embeddings, the loss and whatever is not recorded for backward stay in the type of the activations.
+    ///
+    /// It changes nothing where [`Compute::check_fp8`](crate::Compute::check_fp8) is an error.
+    pub fn use_fp8(&self, side_min: usize) -> usize {
+        self.params.use_fp8(side_min)
     }
 
     /// Where it lives and what it computes in.
@@ -348,14 +364,11 @@ impl Model {
     }
 
     /// [`Model::save`] in any float format: `model.safetensors`, or numbered files with an index if
-    /// the weights take more than 5 GB.
+    /// the weights take more than 5 GB. One weight at a time is in memory in f32.
     ///
     /// # Errors
     /// If a number does not fit the format or a file cannot be written.
     pub fn save_as(&self, dir: &Path, format: FloatFormat) -> Result<()> {
-        if !self.params.stored().is_empty() {
-            return Err(Error::Stored { doing: "saving a model" });
-        }
         io::write_folder(dir, self, self.config.to_json(), format)
     }
 
@@ -394,7 +407,11 @@ fn is_table(name: &str) -> bool {
     HEADS.iter().chain(&TABLES).any(|end| name.ends_with(end))
 }
 
-/// A matrix of the checkpoint in another format; `None` if its rows are not whole blocks.
+fn is_16_bits(format: MatrixFormat) -> bool {
+    [WeightFormat::BF16, WeightFormat::F16].map(MatrixFormat::Gguf).contains(&format)
+}
+
+/// A matrix of the checkpoint in another format; `None` if it has numbers that are not finite.
 fn rounded(
     checkpoint: &Checkpoint,
     name: &str,

@@ -126,8 +126,9 @@ impl Outline {
     #[must_use]
     pub fn weight_bytes(&self, format: WeightFormat) -> u64 {
         let bytes = |p: &Parameter| {
-            let fits = p.shape.len() >= 2 && p.shape.last_dim().is_multiple_of(format.block_len());
-            let format = if fits { format } else { WeightFormat::F32 };
+            let is_matrix = p.shape.len() >= 2;
+            let format =
+                if is_matrix { format.that_fits(p.shape.last_dim()) } else { WeightFormat::F32 };
             p.n_values() / format.block_len() as u64 * format.block_bytes() as u64
         };
         self.parameters.iter().map(bytes).sum()

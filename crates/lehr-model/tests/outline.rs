@@ -58,11 +58,11 @@ fn the_numbers_of_a_llama_are_those_of_its_formula() {
     assert_eq!(outline.weight_bytes(WeightFormat::F32), 4 * n);
     // Norms stay f32.
     assert_eq!(outline.weight_bytes(WeightFormat::BF16), 2 * n + 2 * 7 * d);
-    // Rows of `down_proj` have 112 numbers, no whole blocks of 32.
+    // Rows of `down_proj` have 112 numbers, no whole blocks of 32: they are in f16.
     let matrices = n - 7 * d - 3 * d * f;
     assert_eq!(
         outline.weight_bytes(WeightFormat::Q8_0),
-        matrices / 32 * 34 + 4 * (7 * d + 3 * d * f)
+        matrices / 32 * 34 + 4 * 7 * d + 2 * 3 * d * f
     );
 }
 

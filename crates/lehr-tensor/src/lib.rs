@@ -30,7 +30,7 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use autograd::{Gradients, Op, ParamId, Recompute, is_recording, no_grad};
+pub use autograd::{Gradients, Op, ParamId, Recompute, is_recording, no_grad, rehearse};
 pub use cpu::arena;
 pub use cpu::gemm;
 pub use cpu::simd::{Isa, available_isas, isa, set_isa};
@@ -39,7 +39,7 @@ pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use params::{
-    Init, Load, LoadStored, Param, ParamBuilder, ParamStore, Source, StoredShape, Weight,
+    Init, Load, LoadStored, Named, Param, ParamBuilder, ParamStore, Source, StoredShape, Weight,
 };
 pub use random::Philox;
 pub use shape::Shape;

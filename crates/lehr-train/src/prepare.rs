@@ -8,7 +8,9 @@ use lehr_data::{
     split_by_text, split_documents, tokenize_cached,
 };
 use lehr_infer::{Loaded, check_vocabulary, resolve_model, template_of, tokenizer_of};
-use lehr_model::{Classifier, Compute, Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
+use lehr_model::{
+    Classifier, Compute, Config, FP8_SIDE_MIN, Gpt2Config, LlamaConfig, Model, RopeConfig,
+};
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
 
@@ -38,6 +40,9 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
     let mut begin = |n| notes(&format!("compiling {n} files of GPU kernels, once"));
     let compute = Compute::choose_and_say(recipe.run.device, recipe.run.dtype, &mut begin)?;
     compute.note.iter().for_each(|note| notes(note));
+    if recipe.run.fp8 {
+        compute.check_fp8()?;
+    }
     let task = match recipe.objective {
         ObjectiveKind::NextToken => prepare_next_token(recipe, cache, notes),
         ObjectiveKind::Chat => prepare_chat(recipe, cache, notes),
@@ -46,7 +51,14 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
     if compute.device.is_cuda() {
         notes(&format!("computing on {} in {}", compute.device, compute.dtype));
     }
-    task.objective.model().to_device(compute.device, compute.dtype)?;
+    let model = task.objective.model();
+    model.to_device(compute.device, compute.dtype)?;
+    if recipe.run.fp8 {
+        notes(&match model.use_fp8(FP8_SIDE_MIN) {
+            0 => format!("fp8 is not used: no matrix has sides of at least {FP8_SIDE_MIN}"),
+            n => format!("{n} matrices are multiplied in fp8"),
+        });
+    }
     Ok(task)
 }
 

@@ -31,6 +31,7 @@ impl RunDir {
                 // What memory it takes, and how it is started, changes no result.
                 there.train.activations = recipe.train.activations;
                 there.train.cuda_graph = recipe.train.cuda_graph;
+                there.run.fp8 = recipe.run.fp8;
                 if there == *recipe {
                     return Ok(dir);
                 }

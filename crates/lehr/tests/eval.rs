@@ -50,7 +50,7 @@ fn every_token_is_scored_once_whatever_the_windows() {
     // Rows of this model are no whole blocks of 256 numbers; then that is said.
     let says_so = |format: &str| {
         let args = ["eval", "base", "--data", "sample.txt", "--weights", format];
-        run(dir, &args).err.contains("matrices are kept in f32")
+        run(dir, &args).err.contains("the nearest whose blocks fill their rows: ")
     };
     assert!(says_so("q4_k") && !says_so("bf16"));
 }

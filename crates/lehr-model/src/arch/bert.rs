@@ -319,8 +319,7 @@ impl Stack for Bert {
         let block = &self.blocks[index];
         let a = block.attention(h, tokens, &self.config.spec())?;
         let (_, x) = block.attention_norm.forward_add(x, &a)?;
-        let up = block.intermediate.forward(&x)?;
-        let m = block.output.forward_activated(&up, self.activation)?;
+        let m = Linear::feed_forward(&x, &block.intermediate, self.activation, &block.output)?;
         let (_, x) = block.output_norm.forward_add(&x, &m)?;
         Ok((x.clone(), x))
     }

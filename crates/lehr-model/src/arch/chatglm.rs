@@ -362,8 +362,8 @@ impl Stack for ChatGlm {
         let (alpha, n_heads) = (self.config.deepnorm_alpha as f32, self.config.num_attention_heads);
         let a = block.attention.forward(h, mask, rope, (n_heads, index), cache)?;
         let (_, u) = block.post_attention_layernorm.forward_add(&x.scale(alpha)?, &a)?;
-        let wide = block.dense_h_to_4h.forward(&u)?;
-        let m = block.dense_4h_to_h.forward_activated(&wide, Activation::GeluTanh)?;
+        let (wide, narrow) = (&block.dense_h_to_4h, &block.dense_4h_to_h);
+        let m = Linear::feed_forward(&u, wide, Activation::GeluTanh, narrow)?;
         let next_norm =
             self.blocks.get(index + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
         let (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;

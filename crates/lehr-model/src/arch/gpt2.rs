@@ -253,7 +253,7 @@ impl Stack for Gpt2 {
         let block = &self.blocks[index];
         let a = block.attention(h, tokens, self.config.n_head, index, cache)?;
         let (x, h) = block.ln_2.forward_add(x, &a)?;
-        let m = block.mlp_c_proj.forward_activated(&block.c_fc.forward(&h)?, self.activation)?;
+        let m = Linear::feed_forward(&h, &block.c_fc, self.activation, &block.mlp_c_proj)?;
         let next_norm = self.blocks.get(index + 1).map_or(&self.ln_f, |next| &next.ln_1);
         Ok(next_norm.forward_add(&x, &m)?)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lehr_tensor::{Recompute, Tensor, is_recording, no_grad};
+use lehr_tensor::{Recompute, Tensor, is_recording, rehearse};
 
 use super::Activations;
 use crate::{Error, KvCache, Result};
@@ -68,7 +68,7 @@ fn recomputed<S: Stack>(
     context: &S::Context,
     activations: Activations,
 ) -> Result<(Tensor, Tensor)> {
-    let (x_next, h_next) = no_grad(|| stack.block(index, (x, h), context, None))?;
+    let (x_next, h_next) = rehearse(|| stack.block(index, (x, h), context, None))?;
     let (reader, blocks, context) = (Arc::clone(stack), Arc::clone(stack), context.clone());
     let recompute = Recompute {
         derive: move |kept: &[Tensor]| Ok(vec![reader.read(index, &kept[0]).map_err(as_engine)?]),

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use lehr_tensor::Param;
+use lehr_tensor::Named;
 use lehr_tensor::quant::WeightFormat;
 use serde_json::{Map, Value, json};
 
@@ -83,12 +83,16 @@ pub(crate) fn write_folder(
 ) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
     config["dtype"] = format.torch_name().into();
-    let params = model.params().params();
-    write_weights(dir, params, format, FILE_BYTES)?;
+    write_weights(dir, &model.params().named(), format, FILE_BYTES)?;
     write_json(&dir.join("config.json"), &config)
 }
 
-fn write_weights(dir: &Path, params: &[Param], format: FloatFormat, limit: usize) -> Result<()> {
+fn write_weights(
+    dir: &Path,
+    params: &[Named<'_>],
+    format: FloatFormat,
+    limit: usize,
+) -> Result<()> {
     let parts = divide(params, format, limit);
     if let [part] = parts[..] {
         return write_file(&dir.join("model.safetensors"), part, format);
@@ -112,7 +116,11 @@ fn write_weights(dir: &Path, params: &[Param], format: FloatFormat, limit: usize
 }
 
 /// Consecutive parameters of at most `limit` bytes; a larger one is a part of its own.
-fn divide(params: &[Param], format: FloatFormat, limit: usize) -> Vec<&[Param]> {
+fn divide<'a, 'b>(
+    params: &'b [Named<'a>],
+    format: FloatFormat,
+    limit: usize,
+) -> Vec<&'b [Named<'a>]> {
     let (mut parts, mut from, mut size) = (Vec::new(), 0, 0);
     for (i, param) in params.iter().enumerate() {
         let n_bytes = format.n_bytes(param.shape().n_elements());
@@ -126,7 +134,7 @@ fn divide(params: &[Param], format: FloatFormat, limit: usize) -> Vec<&[Param]> 
     parts
 }
 
-fn write_file(path: &Path, params: &[Param], format: FloatFormat) -> Result<()> {
+fn write_file(path: &Path, params: &[Named<'_>], format: FloatFormat) -> Result<()> {
     let named = params.iter().map(|p| (p.name(), p.shape()));
     let dtype = (format.safetensors_name(), format.n_bytes(1));
     let head = safetensors_head(named, dtype, &[("format", "pt")]);
@@ -144,7 +152,7 @@ fn write_file(path: &Path, params: &[Param], format: FloatFormat) -> Result<()> 
 }
 
 /// An error if a number is too large for 16 bits with 5 of exponent: it would become infinite.
-fn check_fits(path: &Path, param: &Param, values: &[f32], format: FloatFormat) -> Result<()> {
+fn check_fits(path: &Path, param: &Named<'_>, values: &[f32], format: FloatFormat) -> Result<()> {
     const F16_MAX: f32 = 65504.0;
     let too_large = |v: &&f32| format == FloatFormat::F16 && v.is_finite() && v.abs() > F16_MAX;
     let Some(bad) = values.iter().find(too_large) else { return Ok(()) };
@@ -172,7 +180,7 @@ mod tests {
         for format in [FloatFormat::F32, FloatFormat::F16, FloatFormat::BF16] {
             write_folder(dir, &model, model.config().to_json(), format).unwrap();
             let one = Model::load(dir).unwrap();
-            write_weights(dir, model.params().params(), format, 20_000).unwrap();
+            write_weights(dir, &model.params().named(), format, 20_000).unwrap();
             assert!(dir.join("model.safetensors.index.json").is_file());
             let several = Model::load(dir).unwrap();
             for (a, b) in one.params().params().iter().zip(several.params().params()) {

@@ -1,6 +1,6 @@
 //! The affine layer, the only place a weight matrix is applied.
 
-use lehr_tensor::ops::linear::WeightLayout;
+use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor, Weight};
 
 use lehr_tensor::ops::activation::Activation;
@@ -64,6 +64,12 @@ impl Linear {
         &self.weight
     }
 
+    /// The map with a weight that is a parameter.
+    fn map<'a>(&self, weight: &'a Tensor, bias: &'a Option<Tensor>) -> Affine<'a> {
+        let fp8 = self.weight.param().is_some_and(Param::is_fp8);
+        Affine { weight, layout: self.layout, bias: bias.as_ref(), fp8 }
+    }
+
     /// `x [.., I]` to `[.., O]`.
     ///
     /// # Errors
@@ -71,20 +77,30 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias();
         match &self.weight {
-            Weight::Param(w) => x.linear(&w.tensor(), self.layout, bias.as_ref()),
+            Weight::Param(w) => x.affine(self.map(&w.tensor(), &bias)),
             Weight::Stored(w) => x.linear_q(w, bias.as_ref()),
         }
     }
 
-    /// `forward(act(x))` without keeping `act(x)` for backward.
+    /// `down(act(up(x)))`, the plain feed-forward layer of GPT-2 and BERT, of which `up(x)` alone is kept for backward.
     ///
     /// # Errors
-    /// If the width of `x` does not fit.
-    pub fn forward_activated(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
-        let bias = self.bias();
-        match &self.weight {
-            Weight::Param(w) => x.act_linear(act, &w.tensor(), self.layout, bias.as_ref()),
-            Weight::Stored(w) => x.activation(act)?.linear_q(w, bias.as_ref()),
+    /// If the widths do not fit.
+    pub fn feed_forward(x: &Tensor, up: &Self, act: Activation, down: &Self) -> Result<Tensor> {
+        let (up_bias, down_bias) = (up.bias(), down.bias());
+        match (&up.weight, &down.weight) {
+            (Weight::Param(up_weight), Weight::Param(down_weight)) => {
+                let (up_weight, down_weight) = (up_weight.tensor(), down_weight.tensor());
+                let (wide, narrow) =
+                    (up.map(&up_weight, &up_bias), down.map(&down_weight, &down_bias));
+                x.feed_forward(wide, act, narrow)
+            }
+            (_, Weight::Param(w)) => {
+                up.forward(x)?.act_linear(act, down.map(&w.tensor(), &down_bias))
+            }
+            (_, Weight::Stored(w)) => {
+                up.forward(x)?.activation(act)?.linear_q(w, down_bias.as_ref())
+            }
         }
     }
 
@@ -95,7 +111,7 @@ impl Linear {
     pub fn forward_gated(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
         let bias = self.bias();
         match &self.weight {
-            Weight::Param(w) => gate.gated_linear(up, act, &w.tensor(), self.layout, bias.as_ref()),
+            Weight::Param(w) => gate.gated_linear(up, act, self.map(&w.tensor(), &bias)),
             Weight::Stored(w) => gate.gated(up, act)?.linear_q(w, bias.as_ref()),
         }
     }

@@ -80,26 +80,52 @@ impl Drop for Node {
     }
 }
 
+/// What a thread's ops do besides computing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// They are recorded, if an input wants a gradient.
+    Record,
+    /// Nothing, because the same is recorded later.
+    Rehearse,
+    /// Nothing.
+    Compute,
+}
+
 thread_local! {
-    static RECORDING: Cell<bool> = const { Cell::new(true) };
+    static MODE: Cell<Mode> = const { Cell::new(Mode::Record) };
+}
+
+fn with_mode<T>(mode: Mode, body: impl FnOnce() -> T) -> T {
+    struct Restore(Mode);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            MODE.set(self.0);
+        }
+    }
+    let _restore = Restore(MODE.replace(mode));
+    body()
 }
 
 /// Runs `body` without recording: its results carry no graph and its ops save nothing.
 pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            RECORDING.set(self.0);
-        }
-    }
-    let _restore = Restore(RECORDING.replace(false));
-    body()
+    with_mode(Mode::Compute, body)
+}
+
+/// [`no_grad`] for a forward pass that [`Recompute`] runs again, recorded: where ops compute in another way when they are recorded, they do
+/// so here too, and so the numbers are those of the second run.
+pub fn rehearse<T>(body: impl FnOnce() -> T) -> T {
+    with_mode(Mode::Rehearse, body)
 }
 
 /// Whether ops called now would be recorded if an input wants a gradient.
 #[must_use]
 pub fn is_recording() -> bool {
-    RECORDING.get()
+    MODE.get() == Mode::Record
+}
+
+/// Whether what is computed now is recorded, now or later.
+pub(crate) fn is_training() -> bool {
+    MODE.get() != Mode::Compute
 }
 
 fn next_id() -> u64 {
@@ -279,6 +305,11 @@ fn record_always<O: Op, const N: usize>(
 pub(crate) fn record1<O: Op>(inputs: &[&Tensor], output: Tensor, op: impl FnOnce() -> O) -> Tensor {
     let [output] = record(inputs, [output], op);
     output
+}
+
+/// Whether an op over one of these inputs is recorded, now or later.
+pub(crate) fn trains(inputs: &[&Tensor]) -> bool {
+    MODE.get() == Mode::Rehearse || records(inputs)
 }
 
 /// Whether an op over these inputs would be recorded.

@@ -34,7 +34,7 @@ where
     D: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     B: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
 {
-    /// Records `outputs`, which the body has made of `kept` and `derived` within [`no_grad`], so that backward runs the body once more:
+    /// Records `outputs`, which the body has made of `kept` and `derived` within [`rehearse`](super::rehearse), so that backward runs the body once more:
     /// of all it computes only `kept` stays in memory until then (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
     ///
     /// The body must be a function of its inputs and of parameters alone, and give the same numbers each time. The gradient is then

@@ -245,24 +245,6 @@ impl Driver {
         }
         Ok(())
     }
-
-    /// Writes the bias of a product into every row of its result.
-    fn put_bias(&self, product: &Matmul, bias: u64) -> Result<()> {
-        let &Matmul { m, n, c, batch, .. } = product;
-        let size = c.dtype.size();
-        for index in 0..batch {
-            let first = c.ptr + (index * c.batch_stride * size) as u64;
-            self.copy(first, bias, n * size)?;
-            let mut done = 1;
-            while done < m {
-                // Rows without gaps are doubled.
-                let more = if c.stride == n { done.min(m - done) } else { 1 };
-                self.copy(first + (done * c.stride * size) as u64, first, more * n * size)?;
-                done += more;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Backend for Driver {
@@ -438,17 +420,9 @@ impl Backend for Driver {
         }
     }
 
-    fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<()> {
+    fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<bool> {
         self.bind()?;
-        if self.lt.matmul(product, workspace, self.stream.cast())? {
-            return Ok(());
-        }
-        // Without an algorithm that adds the bias, the product is added to it.
-        if let Some(bias) = product.bias {
-            self.put_bias(product, bias)?;
-        }
-        let product = Matmul { bias: None, accumulate: true, ..*product };
-        self.lt.matmul(&product, workspace, self.stream.cast()).map(drop)
+        self.lt.matmul(product, workspace, self.stream.cast())
     }
 
     fn synchronize(&self) -> Result<()> {

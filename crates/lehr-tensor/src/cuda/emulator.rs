@@ -1,8 +1,10 @@
 //! A device that is a C++ compiler: kernels run on the CPU, for tests of their logic and of the code that launches them.
 //!
 //! Each file of kernels becomes a shared library by `g++` (or what `CXX` names) with `emulator/shim.h` before it. Addresses are
-//! the host's, matrix products are [`crate::gemm`]. It computes what a GPU would, up to the order of sums inside a matrix product,
-//! and says nothing about speed.
+//! the host's, matrix products are [`crate::gemm`] (`emulator/product.rs`). It computes what a GPU would, up to the order of sums
+//! inside a matrix product, and says nothing about speed.
+
+mod product;
 
 mod lane;
 
@@ -14,14 +16,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use half::{bf16, f16};
 use libloading::Library;
 
-use super::blas::{Matmul, Operand};
+use super::blas::Matmul;
 use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key, unique};
 use super::offload::Lane;
 use super::{Backend, DeviceInfo, Extent, Function, Timer, Uploads, fault};
-use crate::gemm::{Matrix, gemm};
 use crate::{DType, Error, Result};
 use lane::LateLane;
 
@@ -95,7 +95,7 @@ impl Emulator {
     fn run(work: &mut Work) -> Result<()> {
         match work {
             Work::Launch(function, extent, args) => launch(*function, *extent, args),
-            Work::Matmul(product) => matmul(product)?,
+            Work::Matmul(product) => product::matmul(product)?,
             // SAFETY: addresses are the host's, and the callers own the blocks.
             Work::Copy { dst, src, bytes } => unsafe {
                 std::ptr::copy(*src as *const u8, *dst as *mut u8, *bytes);
@@ -130,28 +130,6 @@ fn launch(function: Function, extent: Extent, args: &mut [u64]) {
         let (grid, block) = (extent.grid.as_ptr(), extent.block.as_ptr());
         launcher(grid, block, extent.shared_bytes as usize, pointers.as_mut_ptr());
     }
-}
-
-fn matmul(product: &Matmul) -> Result<()> {
-    let &Matmul { m, n, k, batch, .. } = product;
-    for index in 0..batch {
-        let a = read(&product.a, (m, k), index);
-        let b = read(&product.b, (k, n), index);
-        let mut c = vec![0.0; m * n];
-        if product.accumulate {
-            c = read(&product.c, (m, n), index);
-        }
-        let rows = Matrix::rows;
-        gemm((m, n, k), rows(&a, k), rows(&b, n), &mut c, n, product.accumulate, None)?;
-        if let Some(bias) = product.bias {
-            let bias = read(&Operand::rows(bias, product.c.dtype, n), (1, n), 0);
-            for row in c.chunks_exact_mut(n) {
-                row.iter_mut().zip(&bias).for_each(|(c, b)| *c += b);
-            }
-        }
-        write(&product.c, (m, n), index, &c);
-    }
-    Ok(())
 }
 
 impl Backend for Emulator {
@@ -235,8 +213,8 @@ impl Backend for Emulator {
         self.submit(Work::Launch(function, extent, args.to_vec()))
     }
 
-    fn matmul(&self, product: &Matmul, _: (u64, usize)) -> Result<()> {
-        self.submit(Work::Matmul(*product))
+    fn matmul(&self, product: &Matmul, _: (u64, usize)) -> Result<bool> {
+        self.submit(Work::Matmul(*product)).map(|()| true)
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -287,49 +265,6 @@ struct WallClock(Instant);
 impl Timer for WallClock {
     fn stop(&self) -> Result<f64> {
         Ok(self.0.elapsed().as_secs_f64())
-    }
-}
-
-/// Address of element (row, column) of a stored matrix.
-fn address(operand: &Operand, row: usize, column: usize, batch: usize) -> u64 {
-    let (row, column) = if operand.transposed { (column, row) } else { (row, column) };
-    let index = batch * operand.batch_stride + row * operand.stride + column;
-    operand.ptr + (index * operand.dtype.size()) as u64
-}
-
-/// A matrix `[rows, columns]`, row-major, as f32.
-fn read(operand: &Operand, (rows, columns): (usize, usize), batch: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(rows * columns);
-    for row in 0..rows {
-        for column in 0..columns {
-            let at = address(operand, row, column, batch);
-            // SAFETY: the operand lies within a live block, whose addresses are the host's.
-            out.push(unsafe {
-                match operand.dtype {
-                    DType::F32 => (at as *const f32).read_unaligned(),
-                    DType::BF16 => (at as *const bf16).read_unaligned().to_f32(),
-                    _ => (at as *const f16).read_unaligned().to_f32(),
-                }
-            });
-        }
-    }
-    out
-}
-
-fn write(operand: &Operand, (rows, columns): (usize, usize), batch: usize, values: &[f32]) {
-    for row in 0..rows {
-        for column in 0..columns {
-            let (at, value) =
-                (address(operand, row, column, batch), values[row * columns + column]);
-            // SAFETY: as above.
-            unsafe {
-                match operand.dtype {
-                    DType::F32 => (at as *mut f32).write_unaligned(value),
-                    DType::BF16 => (at as *mut bf16).write_unaligned(bf16::from_f32(value)),
-                    _ => (at as *mut f16).write_unaligned(f16::from_f32(value)),
-                }
-            }
-        }
     }
 }
 

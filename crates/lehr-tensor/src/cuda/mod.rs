@@ -29,6 +29,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 pub(crate) use arena::Block;
+#[cfg(test)]
+pub(crate) use blas::with_plain_products;
 pub(crate) use buffer::CudaBuffer;
 pub use compile::{CompileReport, compile_all};
 pub(crate) use compile::{Source, source};
@@ -39,10 +41,12 @@ pub use measure::{copy_rate, matmul_gflops, timed};
 pub(crate) use offload::Offloaded;
 use offload::{Lane, Offloads};
 
+pub use crate::ops::linear::fp8::CAPABILITY as FP8_CAPABILITY;
+
 use crate::free_list::Stats;
 use crate::{DType, Error, Result};
 use arena::Arena;
-use blas::Matmul;
+use blas::{Epilogue, Matmul};
 
 /// Devices that are looked for.
 const DEVICES_MAX: usize = 16;
@@ -111,8 +115,9 @@ trait Backend: Send + Sync {
     fn function(&self, module: u64, name: &str) -> Result<Function>;
     /// Starts a kernel.
     fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()>;
-    /// Starts a matrix product with `workspace` (address, bytes).
-    fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<()>;
+    /// Starts a matrix product with `workspace` (address, bytes). False if it has an epilogue or 8-bit elements and there is no
+    /// algorithm: then nothing was started.
+    fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<bool>;
     /// Waits until everything started so far has ended.
     fn synchronize(&self) -> Result<()>;
     /// What copies beside the stream.
@@ -298,32 +303,16 @@ impl Cuda {
         Ok(function)
     }
 
-    /// The product of matrices without an inner dimension: the bias in every row.
-    fn empty_sums(&self, product: &Matmul) -> Result<()> {
-        let row_bytes = product.n * product.c.dtype.size();
-        for index in 0..product.batch {
-            for row in 0..product.m {
-                let at = index * product.c.batch_stride + row * product.c.stride;
-                let to = product.c.ptr + (at * product.c.dtype.size()) as u64;
-                match product.bias {
-                    _ if product.accumulate => (),
-                    Some(bias) => self.copy(to, bias, row_bytes)?,
-                    None => self.set(to, 0, row_bytes)?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts `C (+)= A B`.
-    pub(crate) fn matmul(&self, product: &Matmul) -> Result<()> {
+    /// Starts a matrix product; false if there is no algorithm for its epilogue or 8-bit elements, and then nothing was started.
+    pub(crate) fn matmul(&self, product: &Matmul) -> Result<bool> {
         /// What cuBLAS asks for on Hopper.
         const WORKSPACE_BYTES: usize = 32 << 20;
         if product.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         if product.k == 0 {
-            return self.empty_sums(product);
+            let is_plain = matches!(product.epilogue, Epilogue::None | Epilogue::Bias(_));
+            return if is_plain { product.put_empty_sums(self).map(|()| true) } else { Ok(false) };
         }
         if self.workspace.get().is_none() {
             let block = Block::take(self.ordinal, WORKSPACE_BYTES)?;

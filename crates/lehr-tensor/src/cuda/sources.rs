@@ -22,6 +22,7 @@ pub(super) static ALL: &[&Source] = &[
     &ops::gated::cuda::KERNELS,
     &ops::layer_norm::cuda::KERNELS,
     &ops::linear::cuda::KERNELS,
+    &ops::linear::fp8::KERNELS,
     &ops::linear_cross_entropy::cuda::KERNELS,
     &ops::linear_q::cuda::DEQUANTIZE,
     &ops::linear_q::cuda::PRODUCT_BLOCKS,

@@ -28,6 +28,7 @@ ops!(
     concat,
     dropout,
     embedding,
+    feed_forward,
     gated,
     gated_linear,
     gather_rows,

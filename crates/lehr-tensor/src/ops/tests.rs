@@ -243,3 +243,16 @@ fn gpu_matches_reference_and_cpu_and_repeats_its_bits() {
     }
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
+
+/// The same where the library has no algorithm for any epilogue: then there are separate passes.
+#[test]
+fn gpu_goes_with_plain_products_where_others_are_refused() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let mut cases = super::linear::tests::cases();
+        cases.extend(super::act_linear::tests::cases());
+        cases.extend(super::feed_forward::tests::cases());
+        for case in cases {
+            crate::cuda::with_plain_products(|| check_on_gpu(case, dtype));
+        }
+    }
+}

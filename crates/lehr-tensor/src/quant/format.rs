@@ -54,6 +54,23 @@ impl WeightFormat {
         F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
     ];
 
+    /// This format, or the nearest whose blocks fill rows of `width` numbers, as llama.cpp chooses it.
+    #[must_use]
+    pub const fn that_fits(self, width: usize) -> Self {
+        let smaller = match self {
+            Q2_K | Q3_K | IQ4_XS => IQ4_NL,
+            Q4_K => Q5_0,
+            Q5_K => Q5_1,
+            Q6_K => Q8_0,
+            other => other,
+        };
+        match () {
+            () if width.is_multiple_of(self.block_len()) => self,
+            () if width.is_multiple_of(smaller.block_len()) => smaller,
+            () => F16,
+        }
+    }
+
     /// Numbers per block; rows of a matrix are whole blocks.
     #[must_use]
     pub const fn block_len(self) -> usize {

@@ -39,6 +39,29 @@ impl Scaling {
     pub const DEFAULT: Self = Self::Group(64);
 }
 
+impl MatrixFormat {
+    /// This format, or the nearest whose blocks or groups fill rows of `width` numbers: smaller groups, a scale for a whole row, another
+    /// format.
+    #[must_use]
+    pub fn that_fits(self, width: usize) -> Self {
+        const SMALLEST: usize = 32;
+        let group = |group: usize| match () {
+            () if width.is_multiple_of(group) => Scaling::Group(group),
+            () if width.is_multiple_of(SMALLEST) => Scaling::Group(SMALLEST),
+            () => Scaling::Row,
+        };
+        match self {
+            Self::Gguf(format) => Self::Gguf(format.that_fits(width)),
+            Self::Int8(Scaling::Group(n)) => Self::Int8(group(n)),
+            Self::Int4(Scaling::Group(n)) => Self::Int4(group(n)),
+            Self::Nf4 if !width.is_multiple_of(64) => {
+                Self::Gguf(WeightFormat::Q4_0.that_fits(width))
+            }
+            whole => whole,
+        }
+    }
+}
+
 impl From<WeightFormat> for MatrixFormat {
     fn from(format: WeightFormat) -> Self {
         Self::Gguf(format)

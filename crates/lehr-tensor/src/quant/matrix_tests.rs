@@ -130,3 +130,30 @@ fn what_does_not_fit_is_an_error() {
         assert_eq!(found, name);
     }
 }
+
+#[test]
+fn a_format_whose_blocks_do_not_fit_gives_way_to_the_nearest() {
+    use WeightFormat::{F16, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0};
+    let fitting = |format: MatrixFormat, width| format.that_fits(width);
+    assert_eq!(fitting(Q4_K.into(), 512), Q4_K.into());
+    assert_eq!(fitting(Q4_K.into(), 576), Q5_0.into());
+    assert_eq!(fitting(Q6_K.into(), 96), Q8_0.into());
+    assert_eq!(fitting(Q4_K.into(), 100), F16.into());
+    let (int8, int4) = (MatrixFormat::Int8, MatrixFormat::Int4);
+    assert_eq!(fitting(int8(Scaling::DEFAULT), 128), int8(Scaling::Group(64)));
+    assert_eq!(fitting(int4(Scaling::DEFAULT), 96), int4(Scaling::Group(32)));
+    assert_eq!(fitting(int4(Scaling::DEFAULT), 100), int4(Scaling::Row));
+    assert_eq!(fitting(MatrixFormat::Nf4, 96), Q4_0.into());
+    // Whatever it gives, rows of that width can be stored in it.
+    for width in [2, 32, 96, 100, 256, 576] {
+        let row: Vec<f32> = (0..width).map(|i| (i as f32 * 0.3).sin()).collect();
+        for format in WeightFormat::ALL.map(MatrixFormat::Gguf).into_iter().chain([
+            int8(Scaling::DEFAULT),
+            int4(Scaling::DEFAULT),
+            MatrixFormat::Nf4,
+        ]) {
+            let fits = format.that_fits(width);
+            assert!(QMatrix::from_f32(&row, 1, width, fits).is_ok(), "{format}, {width}: {fits}");
+        }
+    }
+}

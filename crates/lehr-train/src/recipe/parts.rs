@@ -17,6 +17,8 @@ pub struct RunConfig {
     pub device: DeviceChoice,
     /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16` (with loss scaling).
     pub dtype: DTypeChoice,
+    /// Whether wide matrices are multiplied in fp8 during training.
+    pub fp8: bool,
 }
 
 /// `[data]`
@@ -228,6 +230,10 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     };
     let Recipe { run, data, train, sample, checkpoint, .. } = recipe;
     check(!run.dir.is_empty(), "run.dir", &"empty", "a folder");
+    let can = run.device != DeviceChoice::Cpu
+        && ![DTypeChoice::F32, DTypeChoice::F16].contains(&run.dtype);
+    let expected = "false where run.device is cpu or run.dtype is f32 or f16";
+    check(!run.fp8 || can, "run.fp8", &run.fp8, expected);
     check(!data.path.is_empty(), "data.path", &"empty", "a file or folder");
     let fraction = data.validation_fraction;
     let split = data.validation_path.is_empty();

@@ -8,6 +8,7 @@ fn example() -> Recipe {
             seed: 1,
             device: DeviceChoice::Cpu,
             dtype: DTypeChoice::F32,
+            fp8: false,
         },
         data: DataConfig {
             path: "a.txt".into(),

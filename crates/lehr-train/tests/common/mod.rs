@@ -103,6 +103,7 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
             seed: 3,
             device: DeviceChoice::Cpu,
             dtype: DTypeChoice::F32,
+            fp8: false,
         },
         data: DataConfig {
             path: data.display().to_string(),

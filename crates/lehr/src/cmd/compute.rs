@@ -1,5 +1,6 @@
 //! How a command computes: options that several commands share.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use anyhow::Result;
@@ -70,12 +71,16 @@ pub(crate) struct UseArgs {
 impl UseArgs {
     /// Moves a model to the device; says on standard error if not all of its matrices are in the format that was asked for.
     pub(crate) fn place(&self, model: &Model) -> Result<()> {
-        let (left, rounded) = (model.n_unrounded(), model.params().stored().len());
-        if left > 0 {
-            let all = left + rounded;
+        if model.n_elsewise() > 0 {
+            let mut found = BTreeMap::<String, usize>::new();
+            for (_, matrix) in model.params().stored() {
+                *found.entry(matrix.format().to_string()).or_default() += 1;
+            }
+            let list: Vec<_> = found.iter().map(|(format, n)| format!("{n} in {format}")).collect();
             eprintln!(
-                "note: {left} of {all} matrices are kept in f32: their rows are not whole blocks of the format of --weights; \
-                 int4 and int8 have smaller blocks than q4_k to q6_k"
+                "note: {} matrices are in another format than --weights says, the nearest whose blocks fill their rows: {}",
+                model.n_elsewise(),
+                list.join(", ")
             );
         }
         self.device.place(model)

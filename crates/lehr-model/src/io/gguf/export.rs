@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use lehr_tensor::Named;
 use lehr_tensor::quant::WeightFormat;
 
 use super::family::{self, Family};
@@ -43,8 +44,13 @@ pub struct GgufSummary {
 /// One tensor and where its numbers come from.
 struct Tensor<'a> {
     plan: Planned,
-    values: Cow<'a, [f32]>,
+    values: Values<'a>,
     kind: Kind,
+}
+
+enum Values<'a> {
+    Of(Named<'a>),
+    Given(Vec<f32>),
 }
 
 /// Writes `model` as a GGUF file that llama.cpp loads, piece by piece, beside its place first.
@@ -57,22 +63,16 @@ pub fn write_gguf(path: &Path, model: &Model, options: &GgufOptions<'_>) -> Resu
     let family = family::of_config(&config)?;
     let mut keys = family.describe(&config)?;
     let heads = keys.heads()?;
-    let values: Vec<_> = model
-        .params()
-        .params()
-        .iter()
-        .map(|p| Ok((p.name(), p.to_host()?)))
-        .collect::<Result<_>>()?;
     let mut left_out = Vec::new();
     let mut tensors = Vec::new();
     for (name, factors) in std::mem::take(&mut keys.tensors) {
         let plan = Planned { name, shape: vec![factors.len()], format: WeightFormat::F32 };
-        tensors.push(Tensor { plan, values: factors.into(), kind: Kind::Same });
+        tensors.push(Tensor { plan, values: Values::Given(factors), kind: Kind::Same });
     }
-    for (name, value) in &values {
-        match plan(family, name, &value.shape())? {
-            Some((plan, kind)) => tensors.push(Tensor { plan, values: value.data().into(), kind }),
-            None => left_out.push((*name).to_owned()),
+    for weight in model.params().named() {
+        match plan(family, weight.name(), &weight.shape())? {
+            Some((plan, kind)) => tensors.push(Tensor { plan, values: Values::Of(weight), kind }),
+            None => left_out.push(weight.name().to_owned()),
         }
     }
     choose_formats(&mut tensors, options.file_type, model);
@@ -142,7 +142,15 @@ fn finish(mut metadata: Metadata, options: &GgufOptions<'_>, vocab_size: usize) 
 impl Tensor<'_> {
     /// The tensor's bytes in the file.
     fn bytes(&self, path: &Path, heads: Heads) -> Result<Vec<u8>> {
-        let values = self.changed(heads);
+        let loaded;
+        let values = match &self.values {
+            Values::Given(values) => values,
+            Values::Of(weight) => {
+                loaded = weight.to_host()?;
+                loaded.data()
+            }
+        };
+        let values = self.changed(values, heads);
         let format = self.plan.format;
         self.check(path, &values)?;
         let mut bytes = vec![0; self.plan.n_bytes()];
@@ -151,8 +159,8 @@ impl Tensor<'_> {
     }
 
     /// The numbers as files have them.
-    fn changed(&self, heads: Heads) -> Cow<'_, [f32]> {
-        let (values, rows) = (&self.values, self.plan.shape[0]);
+    fn changed<'v>(&self, values: &'v [f32], heads: Heads) -> Cow<'v, [f32]> {
+        let rows = self.plan.shape[0];
         match self.kind {
             Kind::QueryRows => file_rows(values, rows, heads.query).into(),
             Kind::KeyRows => file_rows(values, rows, heads.key).into(),

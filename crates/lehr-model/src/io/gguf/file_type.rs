@@ -2,7 +2,7 @@
 
 use lehr_tensor::quant::WeightFormat;
 
-use WeightFormat::{BF16, F16, F32, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+use WeightFormat::{BF16, F16, F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0};
 
 /// The formats of a file's matrices. All else, norms, biases, tables of positions, is in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ impl FileType {
             () if self.is_mix() => mixed(main, name, traits),
             () => main,
         };
-        fallback(wanted, width)
+        wanted.that_fits(width)
     }
 
     fn is_mix(self) -> bool {
@@ -143,24 +143,10 @@ fn more_bits(block: usize, n_blocks: usize) -> bool {
     block < eighth || block >= 7 * n_blocks / 8 || (block - eighth) % 3 == 2
 }
 
-/// The nearest format whose blocks fill rows of `width` numbers.
-fn fallback(wanted: WeightFormat, width: usize) -> WeightFormat {
-    let fits = |format: WeightFormat| width.is_multiple_of(format.block_len());
-    let smaller = match wanted {
-        Q4_K => Q5_0,
-        Q5_K => Q5_1,
-        Q6_K => Q8_0,
-        other => other,
-    };
-    match () {
-        () if fits(wanted) => wanted,
-        () if fits(smaller) => smaller,
-        () => F16,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use WeightFormat::{Q5_0, Q5_1};
+
     use super::*;
 
     /// Against the formats in the published Gemma 3 270M in Q4_K_M.

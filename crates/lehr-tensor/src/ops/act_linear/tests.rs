@@ -1,6 +1,6 @@
 use super::reference;
 use crate::ops::activation::{Activation, tests::ALL};
-use crate::ops::linear::WeightLayout;
+use crate::ops::linear::{Affine, WeightLayout};
 use crate::testing::{Case, Pair};
 use crate::{Philox, Tensor};
 
@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn pair(activation: Activation, layout: WeightLayout, bias: bool) -> Pair {
     Pair::one(
-        move |x| x[0].act_linear(activation, &x[1], layout, bias.then(|| &x[2])),
+        move |x| x[0].act_linear(activation, Affine::new(&x[1], layout, bias.then(|| &x[2]))),
         move |x| reference::act_linear(activation, &x[0], &x[1], layout, bias.then(|| &x[2])),
     )
 }
@@ -41,7 +41,7 @@ fn only_what_is_wanted_gets_a_gradient_and_it_is_the_same() {
     };
     let (x, w) = (random([9, 20], 0), random([7, 20], 1));
     let grads = |x: &Tensor, w: &Tensor| {
-        let y = x.act_linear(Activation::Silu, w, WeightLayout::OutIn, None).unwrap();
+        let y = x.act_linear(Activation::Silu, Affine::new(w, WeightLayout::OutIn, None)).unwrap();
         y.mul(&y).unwrap().sum().unwrap().backward().unwrap();
         (x.grad().map(|g| g.to_vec()), w.grad().map(|g| g.to_vec()))
     };

@@ -7,7 +7,8 @@ pub(crate) mod tests;
 
 use super::activation::Activation;
 use super::gated;
-use super::linear::{self, WeightLayout};
+use super::linear::backward::Backward;
+use super::linear::{self, Affine, Kept};
 use crate::autograd::{Gradients, Op, record1};
 use crate::{DType, Result, Tensor};
 
@@ -17,11 +18,11 @@ impl Tensor {
     /// | name | shape |
     /// |---|---|
     /// | `self`, `up` | `[.., F]` |
-    /// | `weight` | `[O, F]`, or `[F, O]` with [`WeightLayout::InOut`] |
+    /// | `W` | `[O, F]` or `[F, O]`, as `map` says |
     /// | `bias` | `[O]` |
     /// | returns | `[.., O]` |
     ///
-    /// Saves `gate`, `up` and `weight`. Backward: `dh = dy W` into a temporary; then one pass
+    /// Saves `gate`, `up` and `W`. Backward: `dh = dy W` into a temporary; then one pass
     /// writes `dgate = dh · up · f'(gate)` and `dup = dh · f(gate)`, and puts `h = f(gate) · up`
     /// in the place of `dh`, for `dW = dyᵀ h`.
     ///
@@ -33,25 +34,22 @@ impl Tensor {
         &self,
         up: &Self,
         activation: Activation,
-        weight: &Self,
-        layout: WeightLayout,
-        bias: Option<&Self>,
+        map: Affine<'_>,
     ) -> Result<Self> {
         super::expect_same("gated_linear", self, up)?;
-        let (n_out, n_in) = linear::check("gated_linear", self, weight, layout, bias)?;
-        let size = (self.shape().n_rows(), n_out, n_in);
-        let mut y = self.like(self.shape().with_last_dim(n_out))?;
+        let size = map.size("gated_linear", self)?;
+        let mut y = self.like(self.shape().with_last_dim(size.1))?;
         let mut h = self.like(self.shape())?;
         gated::forward(activation, self, up, &mut h)?;
-        linear::forward(size, &h, weight, layout, bias, &mut y)?;
+        map.forward(size, &h, &mut y)?;
         drop(h);
         let op = || {
-            let (gate, up, weight) = (self.detach(), up.detach(), weight.detach());
-            GatedLinear { gate, up, weight, activation, layout, size }
+            let (gate, up) = (self.detach(), up.detach());
+            GatedLinear { gate, up, kept: map.keep(size), activation }
         };
-        Ok(match bias {
-            Some(bias) => record1(&[self, up, weight, bias], y, op),
-            None => record1(&[self, up, weight], y, op),
+        Ok(match map.bias {
+            Some(bias) => record1(&[self, up, map.weight, bias], y, op),
+            None => record1(&[self, up, map.weight], y, op),
         })
     }
 }
@@ -59,11 +57,8 @@ impl Tensor {
 struct GatedLinear {
     gate: Tensor,
     up: Tensor,
-    weight: Tensor,
+    kept: Kept,
     activation: Activation,
-    layout: WeightLayout,
-    /// Rows, outputs, inputs.
-    size: (usize, usize, usize),
 }
 
 impl Op for GatedLinear {
@@ -77,10 +72,11 @@ impl Op for GatedLinear {
             return self.backward_cuda(&dy, grads);
         }
         let (gate, up, shape) = (self.gate.data(), self.up.data(), self.gate.shape());
+        let &Kept { ref weight, layout, size, .. } = &self.kept;
         let mut h = Tensor::uninit(shape, DType::F32)?;
         if grads.wants(0) || grads.wants(1) {
-            let (weight, layout) = (self.weight.data(), self.layout);
-            linear::cpu::backward_input(self.size, dy.data(), weight, layout, h.data_mut(), false)?;
+            let (dy, weight) = (dy.data(), weight.data());
+            linear::cpu::backward_input(size, dy, weight, layout, h.data_mut(), false)?;
             let mut dgate = Tensor::uninit(shape, DType::F32)?;
             let mut dup = Tensor::uninit(shape, DType::F32)?;
             let outputs = (dgate.data_mut(), dup.data_mut());
@@ -90,16 +86,16 @@ impl Op for GatedLinear {
         } else if grads.wants(2) {
             gated::cpu::forward(self.activation, gate, up, h.data_mut());
         }
-        linear::cpu::backward_params(self.size, &dy, h.data(), &self.weight, self.layout, grads, 2)
+        linear::cpu::backward_params(size, &dy, h.data(), weight, layout, grads, 2)
     }
 }
 
 impl GatedLinear {
     fn backward_cuda(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
-        let (gate, up, weight, layout) = (&self.gate, &self.up, &self.weight, self.layout);
+        let (gate, up, backward) = (&self.gate, &self.up, Backward::new(&self.kept, dy)?);
         let mut h = gate.like(gate.shape())?;
         if grads.wants(0) || grads.wants(1) {
-            linear::cuda::backward_input(self.size, dy, weight, layout, &mut h, false)?;
+            backward.input(&mut h, false)?;
             let (mut dgate, mut dup) = (gate.like(gate.shape())?, gate.like(gate.shape())?);
             gated::cuda::backward_and_value(self.activation, gate, up, &mut h, &mut dgate, &mut dup)?;
             grads.add(0, dgate)?;
@@ -107,6 +103,6 @@ impl GatedLinear {
         } else if grads.wants(2) {
             gated::cuda::forward(self.activation, gate, up, &mut h)?;
         }
-        linear::cuda::backward_params(self.size, dy, &h, weight, layout, grads, 2)
+        backward.params(&h, grads, 2)
     }
 }

@@ -1,6 +1,6 @@
 use super::reference;
 use crate::ops::activation::{Activation, tests::ALL};
-use crate::ops::linear::WeightLayout;
+use crate::ops::linear::{Affine, WeightLayout};
 use crate::testing::{Case, Pair};
 use crate::{Philox, Tensor};
 
@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn pair(activation: Activation, layout: WeightLayout, bias: bool) -> Pair {
     Pair::one(
-        move |x| x[0].gated_linear(&x[1], activation, &x[2], layout, bias.then(|| &x[3])),
+        move |x| x[0].gated_linear(&x[1], activation, Affine::new(&x[2], layout, bias.then(|| &x[3]))),
         move |x| {
             let bias = bias.then(|| &x[3]);
             reference::gated_linear(activation, &x[0], &x[1], &x[2], layout, bias)
@@ -50,7 +50,7 @@ fn only_what_is_wanted_gets_a_gradient_and_it_is_the_same() {
             .map(|(x, wanted)| if *wanted { x.trainable() } else { x.clone() })
             .collect();
         let layout = WeightLayout::OutIn;
-        let y = x[0].gated_linear(&x[1], Activation::GeluTanh, &x[2], layout, None).unwrap();
+        let y = x[0].gated_linear(&x[1], Activation::GeluTanh, Affine::new(&x[2], layout, None)).unwrap();
         y.mul(&y).unwrap().sum().unwrap().backward().unwrap();
         x.iter().map(|x| x.grad().map(|g| g.to_vec())).collect::<Vec<_>>()
     };

@@ -1,17 +1,17 @@
-//! The three products of a linear map on a GPU, and the column sums of its bias.
+//! A linear map on a GPU, and the column sums of its bias; backward is [`super::backward`].
 
 use super::WeightLayout::{self, InOut, OutIn};
-use crate::autograd::Gradients;
-use crate::cuda::blas::{Matmul, Operand};
+use super::fp8::{self, Copies, Fp8};
+use super::{Affine, Size};
+use crate::autograd::is_training;
+use crate::cuda::blas::{Element, Epilogue, Matmul, Operand};
 use crate::cuda::{Extent, Source, args, int, source};
-use crate::ops::rows_cuda::lanes;
 use crate::ops::linear_q::cuda::{FEW, Stored, multiply_few};
+use crate::ops::rows_cuda::lanes;
 use crate::quant::WeightFormat;
 use crate::{DType, Result, Tensor};
 
 pub(crate) static KERNELS: Source = source!("linear", "kernel.cu");
-
-type Size = (usize, usize, usize);
 
 /// A matrix stored row by row.
 pub(crate) fn rows(x: &Tensor, width: usize) -> Operand {
@@ -24,25 +24,26 @@ pub(crate) fn transposed(x: &Tensor, width: usize) -> Operand {
 }
 
 /// `y = x Wᵀ + bias`.
-pub(crate) fn forward(
-    (n, n_out, n_in): Size,
-    x: &Tensor,
-    weight: &Tensor,
-    layout: WeightLayout,
-    bias: Option<&Tensor>,
-    y: &mut Tensor,
-) -> Result<()> {
+pub(crate) fn forward(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor) -> Result<()> {
+    let (&Affine { weight, layout, bias, fp8 }, (n, n_out, n_in)) = (map, size);
     if let Some(format) = few(n, x.dtype()).filter(|_| layout == OutIn && n_out > 0 && n_in > 0) {
         let (codes, rows, cols) = (weight.device_ptr(), n_out, n_in);
         let stored = Stored { format: format.into(), codes, scales: 0, rows, cols, group: 0 };
         return multiply_few(&stored, x, bias, y);
     }
-    let b = match layout {
-        OutIn => transposed(weight, n_in),
-        InOut => rows(weight, n_out),
-    };
-    let bias = bias.map(Tensor::device_ptr);
-    Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out)).bias(bias).run(x.cuda()?)
+    let cuda = x.cuda()?;
+    if fp8 && is_training() && fp8::fits(cuda, x.dtype(), size) && forward_fp8(size, x, map, y)? {
+        return Ok(());
+    }
+    forward_product(size, x, weight, layout, y).bias(bias.map(Tensor::device_ptr)).run(cuda)
+}
+
+/// `y = x Wᵀ + bias` by a product in fp8; false if there is none.
+fn forward_fp8((n, n_out, n_in): Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor) -> Result<bool> {
+    let (_w, w) = Fp8::of_weight(map.weight, map.layout, (n_out, n_in), OutIn)?;
+    let x8 = Fp8::new(x, (n, n_in), Element::E4M3, Copies::Rows)?;
+    let product = Matmul::new((n, n_out, n_in), x8.rows(), w, rows(y, n_out));
+    product.bias(map.bias.map(Tensor::device_ptr)).try_run(x.cuda()?)
 }
 
 /// How the weight is stored, if there are few rows and a kernel of our own reads it nearer to the memory's speed than a product of
@@ -55,58 +56,26 @@ fn few(n: usize, dtype: DType) -> Option<WeightFormat> {
     }
 }
 
-/// `dx (+)= dy W`.
-pub(crate) fn backward_input(
-    (n, n_out, n_in): Size,
-    dy: &Tensor,
-    weight: &Tensor,
-    layout: WeightLayout,
-    dx: &mut Tensor,
-    accumulate: bool,
-) -> Result<()> {
+fn forward_product((n, n_out, n_in): Size, x: &Tensor, weight: &Tensor, layout: WeightLayout, y: &Tensor) -> Matmul {
     let b = match layout {
-        OutIn => rows(weight, n_in),
-        InOut => transposed(weight, n_out),
+        OutIn => transposed(weight, n_in),
+        InOut => rows(weight, n_out),
     };
-    let product = Matmul::new((n, n_in, n_out), rows(dy, n_out), b, rows(dx, n_in));
-    product.accumulate(accumulate).run(dy.cuda()?)
+    Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out))
 }
 
-/// `dW (+)= dyᵀ x`, or its transpose, in f32.
-pub(crate) fn backward_weight(
-    (n, n_out, n_in): Size,
-    dy: &Tensor,
-    x: &Tensor,
-    layout: WeightLayout,
-    dw: &mut Tensor,
-    accumulate: bool,
-) -> Result<()> {
-    let product = match layout {
-        OutIn => Matmul::new((n_out, n_in, n), transposed(dy, n_out), rows(x, n_in), rows(dw, n_in)),
-        InOut => Matmul::new((n_in, n_out, n), transposed(x, n_in), rows(dy, n_out), rows(dw, n_out)),
-    };
-    product.accumulate(accumulate).run(dy.cuda()?)
-}
-
-/// Gradients of the weight, input `index` of the op, and of the bias, the input after it if any.
-pub(crate) fn backward_params(
-    size: Size,
-    dy: &Tensor,
-    x: &Tensor,
-    weight: &Tensor,
-    layout: WeightLayout,
-    grads: &mut Gradients<'_>,
-    index: usize,
-) -> Result<()> {
-    grads.write_param(index, weight, |dw, accumulate| {
-        backward_weight(size, dy, x, layout, dw, accumulate)
-    })?;
-    if grads.n_inputs() <= index + 1 || !grads.wants(index + 1) {
-        return Ok(());
+/// `y = x Wᵀ + bias` and `h = gelu(y)` (by tanh), written by one product; false if there is none, and then nothing was started.
+///
+/// It saves the pass that reads y (2 bytes an element) to write h. h is the GELU of the sum before that is rounded to y.
+pub(crate) fn forward_with_gelu(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor, h: &mut Tensor) -> Result<bool> {
+    let (cuda, dtype) = (x.cuda()?, x.dtype());
+    let is_fp8 = map.fp8 && fp8::fits(cuda, dtype, size);
+    if is_fp8 || !Epilogue::has_gelu(cuda, dtype, size.1) || few(size.0, dtype).is_some() {
+        return Ok(false);
     }
-    grads.write_param_shaped(index + 1, [size.1].into(), dy, |db, accumulate| {
-        column_sums(size.0, dy, size.1, db, accumulate)
-    })
+    let (bias, aux) = (map.bias.map(Tensor::device_ptr), y.device_ptr());
+    let product = forward_product(size, x, map.weight, map.layout, h);
+    product.epilogue(Epilogue::Gelu { bias, aux }).try_run(cuda)
 }
 
 /// `out (+)= Σ over rows` of `x [n, w]`, in f32: sums of parts, whose number depends on the shape alone, then their sum.

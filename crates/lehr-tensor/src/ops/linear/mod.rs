@@ -1,11 +1,17 @@
 //! The affine map of the last dimension.
 
+pub(crate) mod backward;
 pub(crate) mod cpu;
 pub(crate) mod cuda;
+pub(crate) mod fp8;
+#[cfg(test)]
+mod fp8_tests;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
+
+use backward::Backward;
 
 use crate::autograd::{Gradients, Op, record1};
 use crate::{Error, Result, Tensor};
@@ -17,6 +23,31 @@ pub enum WeightLayout {
     OutIn,
     /// `[in, out]`, the convention of GPT-2's `Conv1D`.
     InOut,
+}
+
+/// Rows, outputs, inputs.
+type Size = (usize, usize, usize);
+
+/// What a linear map is made of.
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    /// `[O, I]`, or `[I, O]` with [`WeightLayout::InOut`].
+    pub weight: &'a Tensor,
+    /// Which of both.
+    pub layout: WeightLayout,
+    /// `[O]`.
+    pub bias: Option<&'a Tensor>,
+    /// Whether its three products may be in fp8 while a training step is recorded: on a GPU of compute capability 8.9 or more, in
+    /// bf16, with extents that are multiples of 16. Elsewhere it changes nothing.
+    pub fp8: bool,
+}
+
+/// What backward needs of a map.
+pub(crate) struct Kept {
+    pub(crate) weight: Tensor,
+    pub(crate) layout: WeightLayout,
+    pub(crate) size: Size,
+    fp8: bool,
 }
 
 impl Tensor {
@@ -35,32 +66,69 @@ impl Tensor {
     /// # Errors
     /// If shapes do not fit or memory runs out.
     pub fn linear(&self, weight: &Self, layout: WeightLayout, bias: Option<&Self>) -> Result<Self> {
-        let (n_out, n_in) = check("linear", self, weight, layout, bias)?;
-        let shape = self.shape().with_last_dim(n_out);
-        let mut y = self.like(shape)?;
-        let size = (self.shape().n_rows(), n_out, n_in);
-        forward(size, self, weight, layout, bias, &mut y)?;
-        let op = || Linear { x: self.detach(), weight: weight.detach(), layout, size };
-        Ok(match bias {
-            Some(bias) => record1(&[self, weight, bias], y, op),
-            None => record1(&[self, weight], y, op),
-        })
+        self.affine(Affine::new(weight, layout, bias))
+    }
+
+    /// [`Tensor::linear`], with all that can be said of a map.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn affine(&self, map: Affine<'_>) -> Result<Self> {
+        let size = map.size("linear", self)?;
+        let mut y = self.like(self.shape().with_last_dim(size.1))?;
+        map.forward(size, self, &mut y)?;
+        Ok(map.record(self, size, y))
     }
 }
 
-/// The product, on the device of `x`.
-pub(crate) fn forward(
-    size: (usize, usize, usize),
-    x: &Tensor,
-    weight: &Tensor,
-    layout: WeightLayout,
-    bias: Option<&Tensor>,
-    y: &mut Tensor,
-) -> Result<()> {
-    if x.is_cuda() {
-        return cuda::forward(size, x, weight, layout, bias, y);
+impl<'a> Affine<'a> {
+    /// A map in the type of its input.
+    #[must_use]
+    pub fn new(weight: &'a Tensor, layout: WeightLayout, bias: Option<&'a Tensor>) -> Self {
+        Self { weight, layout, bias, fp8: false }
     }
-    cpu::forward(size, x.data(), weight.data(), layout, bias.map(Tensor::data), y.data_mut())
+
+    /// Rows, outputs, inputs of the map applied to `x`, if they fit.
+    pub(super) fn size(&self, op: &'static str, x: &Tensor) -> Result<Size> {
+        let (n_out, n_in) = check(op, x, self.weight, self.layout, self.bias)?;
+        Ok((x.shape().n_rows(), n_out, n_in))
+    }
+
+    /// What backward needs.
+    pub(super) fn keep(&self, size: Size) -> Kept {
+        let &Self { weight, layout, fp8, .. } = self;
+        Kept { weight: weight.detach(), layout, size, fp8 }
+    }
+
+    /// The product, on the device of `x`.
+    pub(super) fn forward(&self, size: Size, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        if x.is_cuda() {
+            return cuda::forward(size, x, self, y);
+        }
+        let bias = self.bias.map(Tensor::data);
+        cpu::forward(size, x.data(), self.weight.data(), self.layout, bias, y.data_mut())
+    }
+
+    fn record(&self, x: &Tensor, size: Size, y: Tensor) -> Tensor {
+        let op = || Linear { x: x.detach(), kept: self.keep(size) };
+        match self.bias {
+            Some(bias) => record1(&[x, self.weight, bias], y, op),
+            None => record1(&[x, self.weight], y, op),
+        }
+    }
+
+    /// The map of `x`, and its GELU (by tanh) as a value without a gradient, both written by one product: `None` if `x` is on the
+    /// CPU or there is no such product.
+    pub(super) fn apply_with_gelu(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        let size = self.size("linear", x)?;
+        if !x.is_cuda() {
+            return Ok(None);
+        }
+        let shape = x.shape().with_last_dim(size.1);
+        let (mut y, mut h) = (x.like(shape)?, x.like(shape)?);
+        let is_done = cuda::forward_with_gelu(size, x, self, &mut y, &mut h)?;
+        Ok(is_done.then(|| (self.record(x, size, y), h)))
+    }
 }
 
 pub(crate) fn check(
@@ -98,10 +166,7 @@ pub(crate) fn check(
 
 struct Linear {
     x: Tensor,
-    weight: Tensor,
-    layout: WeightLayout,
-    /// Rows, outputs, inputs.
-    size: (usize, usize, usize),
+    kept: Kept,
 }
 
 impl Op for Linear {
@@ -112,15 +177,14 @@ impl Op for Linear {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         if dy.is_cuda() {
-            grads.write_like(0, &self.x, |dx, accumulate| {
-                cuda::backward_input(self.size, &dy, &self.weight, self.layout, dx, accumulate)
-            })?;
-            return cuda::backward_params(self.size, &dy, &self.x, &self.weight, self.layout, grads, 1);
+            let backward = Backward::new(&self.kept, &dy)?;
+            grads.write_like(0, &self.x, |dx, accumulate| backward.input(dx, accumulate))?;
+            return backward.params(&self.x, grads, 1);
         }
-        let (x, weight, size) = (self.x.data(), self.weight.data(), self.size);
+        let (x, &Kept { ref weight, layout, size, .. }) = (self.x.data(), &self.kept);
         grads.write(0, self.x.shape(), |dx, accumulate| {
-            cpu::backward_input(size, dy.data(), weight, self.layout, dx, accumulate)
+            cpu::backward_input(size, dy.data(), weight.data(), layout, dx, accumulate)
         })?;
-        cpu::backward_params(size, &dy, x, &self.weight, self.layout, grads, 1)
+        cpu::backward_params(size, &dy, x, weight, layout, grads, 1)
     }
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::ValueEnum;
 use lehr_model::{
-    Activations, Compute, Config, DTypeChoice, DeviceChoice, Gpt2Config, LlamaConfig, Model,
-    RopeConfig, Tokens,
+    Activations, Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config, LlamaConfig,
+    Model, RopeConfig, Tokens,
 };
 use lehr_tensor::cuda::OneLaunch;
 use lehr_tensor::inplace::{Clip, SquareSum};
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// Record each step as a CUDA graph and start it by one launch
     #[arg(long)]
     cuda_graph: bool,
+    /// Multiply matrices whose sides are 2,048 or more in fp8, as with run.fp8 of a recipe
+    #[arg(long)]
+    fp8: bool,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object with the keys of tools/bench/torch_bench.py
@@ -191,6 +194,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let compute = Compute::choose(args.device, args.dtype)?;
+    if args.fp8 {
+        compute.check_fp8()?;
+    }
     if args.cuda_graph
         && (compute.device == Device::Cpu || args.activations == Activations::Offload)
     {
@@ -201,6 +207,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut model = Model::new(config(args.arch, &shape), 1337)?;
     model.set_activations(args.activations);
     model.to_device(compute.device, compute.dtype)?;
+    let n_fp8 = if args.fp8 { model.use_fp8(FP8_SIDE_MIN) } else { 0 };
     let rule = OptimizerConfig::Adamw {
         lr: 3e-4,
         beta1: 0.9,
@@ -318,6 +325,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
                 "activations": args.activations, "cuda_graph": args.cuda_graph,
                 "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu(gflops),
+                "fp8_matrices": n_fp8,
             })
         );
     } else {

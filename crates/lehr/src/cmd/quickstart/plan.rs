@@ -101,6 +101,7 @@ impl Plan {
                 seed: 1,
                 device: DeviceChoice::Cpu,
                 dtype: DTypeChoice::F32,
+                fp8: false,
             },
             data: DataConfig {
                 path: data.display().to_string(),

@@ -1,0 +1,116 @@
+//! Matrices in 8 bits for the products of wide linear maps.
+//!
+//! Each matrix has one scale, from its largest magnitude now: `x ≈ scale · code` with `scale = amax / largest`. Weights and activations
+//! are e4m3, gradients e5m2, whose range is wider (Micikevicius et al. 2022, <https://arxiv.org/abs/2209.05433>). The largest magnitude
+//! is that of the same numbers the codes are of, so nothing is clipped and nothing has to be remembered from step to step.
+//!
+//! A product of 8-bit matrices wants its inner dimension contiguous in both, so that the three products of a map need, of x, W and dy,
+//! both the matrix and its transpose.
+
+use super::WeightLayout::{self, OutIn};
+use crate::cuda::blas::{Element, Operand};
+use crate::cuda::{Cuda, Extent, Source, args, int, source};
+use crate::{DType, Result, Tensor};
+
+pub(crate) static KERNELS: Source = source!("linear_fp8", "fp8.cu");
+
+const OP: &str = "linear";
+
+/// The compute capability from which tensor cores multiply 8-bit floats: Ada's.
+pub const CAPABILITY: (u32, u32) = (8, 9);
+/// Extents of 8-bit products are multiples of this.
+pub(crate) const MULTIPLE: usize = 16;
+
+/// Whether the products of a map of these rows, outputs and inputs can be in fp8.
+pub(super) fn fits(cuda: &Cuda, dtype: DType, (n, n_out, n_in): (usize, usize, usize)) -> bool {
+    let is_whole = |n: usize| n > 0 && n.is_multiple_of(MULTIPLE);
+    dtype == DType::BF16 && cuda.info().capability >= CAPABILITY && [n, n_out, n_in].into_iter().all(is_whole)
+}
+
+/// What is needed of a matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copies {
+    /// Itself.
+    Rows,
+    /// Its transpose.
+    Columns,
+    Both,
+}
+
+/// A matrix `[n, w]` in 8 bits.
+pub(super) struct Fp8 {
+    element: Element,
+    size: (usize, usize),
+    /// The codes, as words, row by row: of the matrix and of its transpose. Not both need be there.
+    rows: Option<Tensor>,
+    columns: Option<Tensor>,
+    /// f32 `[2]`: the largest magnitude, the scale.
+    scale: Tensor,
+}
+
+impl Fp8 {
+    /// The matrix of `x`, whose extents are multiples of 16: one pass for the largest magnitude, one for all copies.
+    pub(super) fn new(x: &Tensor, (n, w): (usize, usize), element: Element, copies: Copies) -> Result<Self> {
+        let (cuda, total) = (x.cuda()?, n * w);
+        let room = || Tensor::uninit_on(x.device(), [total / 4], DType::I32);
+        let rows = if copies == Copies::Columns { None } else { Some(room()?) };
+        let columns = if copies == Copies::Rows { None } else { Some(room()?) };
+        let mut scale = x.like_f32([2])?;
+        scale.fill_zero()?;
+        let largest = args![x, &scale, total as i64];
+        cuda.launch(&KERNELS, x.dtype(), "fp8_amax", Extent::elementwise(cuda, total), largest)?;
+        let (kind, factor) = (i32::from(element == Element::E5M2), scale.device_ptr() + 4);
+        match &columns {
+            None => {
+                let args = args![x, &scale, factor, rows.as_ref(), total as i64, kind];
+                cuda.launch(&KERNELS, x.dtype(), "fp8_cast", Extent::elementwise(cuda, total), args)?;
+            }
+            Some(columns) => {
+                let (grid_x, grid_y) = (int(OP, w.div_ceil(64))?, int(OP, n.div_ceil(64))?);
+                let extent = Extent { grid: [grid_x as u32, grid_y as u32, 1], block: [256, 1, 1], shared_bytes: 0 };
+                let args = args![x, &scale, factor, rows.as_ref(), columns, int(OP, n)?, int(OP, w)?, kind];
+                cuda.launch(&KERNELS, x.dtype(), "fp8_cast_transpose", extent, args)?;
+            }
+        }
+        Ok(Self { element, size: (n, w), rows, columns, scale })
+    }
+
+    /// `[n, w]`, stored row by row.
+    pub(super) fn rows(&self) -> Operand {
+        self.operand(self.rows.as_ref(), self.size.1)
+    }
+
+    /// Its transpose `[w, n]`, stored row by row.
+    pub(super) fn columns(&self) -> Operand {
+        self.operand(self.columns.as_ref(), self.size.0)
+    }
+
+    /// The weight of a map as the second operand of a product that wants it to lie as `wanted`.
+    pub(super) fn of_weight(
+        weight: &Tensor,
+        layout: WeightLayout,
+        (n_out, n_in): (usize, usize),
+        wanted: WeightLayout,
+    ) -> Result<(Self, Operand)> {
+        let (size, element) = (if layout == OutIn { (n_out, n_in) } else { (n_in, n_out) }, Element::E4M3);
+        if layout == wanted {
+            let w = Self::new(weight, size, element, Copies::Rows)?;
+            let operand = w.rows().by_columns();
+            return Ok((w, operand));
+        }
+        let w = Self::new(weight, size, element, Copies::Columns)?;
+        let operand = w.columns().by_columns();
+        Ok((w, operand))
+    }
+
+    /// The codes of the matrix, those of its transpose, the largest magnitude with the scale.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (Option<&Tensor>, Option<&Tensor>, &Tensor) {
+        (self.rows.as_ref(), self.columns.as_ref(), &self.scale)
+    }
+
+    fn operand(&self, codes: Option<&Tensor>, width: usize) -> Operand {
+        let ptr = codes.map_or(0, Tensor::device_ptr);
+        Operand { scale: self.scale.device_ptr() + 4, ..Operand::rows(ptr, self.element, width) }
+    }
+}

@@ -1,0 +1,247 @@
+//! Parameters: named, ordered, with their gradients.
+
+mod build;
+mod store;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::autograd::{Leaf, ParamId};
+use crate::quant::QMatrix;
+use crate::{DType, Device, Error, Result, Shape, Tensor, is_recording};
+pub use build::{Load, LoadStored, ParamBuilder, Source, StoredShape};
+pub use store::{Named, ParamStore};
+
+/// How a parameter without a checkpoint starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// One value everywhere: 1 for norm weights, 0 for biases.
+    Constant(f32),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f32),
+    /// Uniform in `[-bound, bound)`.
+    Uniform(f32),
+}
+
+struct Inner {
+    name: String,
+    shape: Shape,
+    value: Mutex<Tensor>,
+    /// The value rounded to the type it is computed with, on a GPU: kept beside the f32 value and written with it.
+    shadow: Mutex<Option<Tensor>>,
+    leaf: Arc<Leaf>,
+    trainable: AtomicBool,
+    fp8: AtomicBool,
+}
+
+/// One learnable tensor. Clones are the same parameter: tied weights are one `Param` used twice.
+#[derive(Clone)]
+pub struct Param(Arc<Inner>);
+
+impl Param {
+    fn new(name: String, value: Tensor) -> Self {
+        Self(Arc::new(Inner {
+            name,
+            shape: value.shape(),
+            value: Mutex::new(value),
+            shadow: Mutex::default(),
+            leaf: Arc::default(),
+            trainable: AtomicBool::new(true),
+            fp8: AtomicBool::new(false),
+        }))
+    }
+
+    /// Its path, which is its name in checkpoints.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.0.shape
+    }
+
+    /// Which parameter this is, in [`Tensor::backward_each`].
+    #[must_use]
+    pub fn id(&self) -> ParamId {
+        ParamId::of(&self.0.leaf)
+    }
+
+    /// The value as a tensor for the forward pass, in the type it is computed with; a leaf of the graph if it is trained.
+    #[must_use]
+    pub fn tensor(&self) -> Tensor {
+        let shadow = self.shadow().clone();
+        self.as_leaf(shadow.unwrap_or_else(|| self.value().clone()))
+    }
+
+    /// [`Param::tensor`] in f32, whatever it is computed with: the scales and shifts of norms.
+    #[must_use]
+    pub fn tensor_f32(&self) -> Tensor {
+        self.as_leaf(self.value().clone())
+    }
+
+    fn as_leaf(&self, value: Tensor) -> Tensor {
+        if is_recording() && self.is_trainable() {
+            return value.as_leaf(Arc::clone(&self.0.leaf));
+        }
+        value
+    }
+
+    fn value(&self) -> MutexGuard<'_, Tensor> {
+        self.0.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shadow(&self) -> MutexGuard<'_, Option<Tensor>> {
+        self.0.shadow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves it to `device`, where it is computed with in `dtype`: f32, or on a GPU also bf16 or f16, of which a copy is then kept.
+    /// Its gradient is forgotten.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
+        if !device.is_cuda() && dtype != DType::F32 {
+            return Err(Error::DType { op: "to_device", found: dtype, expected: DType::F32 });
+        }
+        self.clear_grad();
+        let mut value = self.value();
+        let moved = value.to_device(device)?;
+        *self.shadow() = match dtype {
+            DType::F32 => None,
+            _ => Some(moved.cast(dtype)?.detach()),
+        };
+        *value = moved;
+        Ok(())
+    }
+
+    /// The value and its copy, for a kernel that writes both.
+    pub(crate) fn parts_to_write(&self) -> Result<(Tensor, Option<Tensor>)> {
+        let (value, shadow) = (self.value(), self.shadow());
+        if value.is_unique() && shadow.as_ref().is_none_or(Tensor::is_unique) {
+            return Ok((value.clone(), shadow.clone()));
+        }
+        Err(Error::InUse { name: self.0.name.clone() })
+    }
+
+    /// Bytes that a forward pass reads: of the copy in the type it is computed with, if there is one.
+    #[must_use]
+    pub fn read_bytes(&self) -> usize {
+        let size = self.shadow().as_ref().map_or(DType::F32, Tensor::dtype).size();
+        size * self.shape().n_elements()
+    }
+
+    /// Where it lives.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.value().device()
+    }
+
+    /// The value in f32 on the CPU.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn to_host(&self) -> Result<Tensor> {
+        let value = self.value().clone();
+        value.to_host()
+    }
+
+    fn grad_slot(&self) -> MutexGuard<'_, Option<Tensor>> {
+        self.0.leaf.grad.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether backward computes its gradient and the optimiser changes it.
+    #[must_use]
+    pub fn is_trainable(&self) -> bool {
+        self.0.trainable.load(Ordering::Relaxed)
+    }
+
+    /// Freezes or frees it.
+    pub fn set_trainable(&self, trainable: bool) {
+        self.0.trainable.store(trainable, Ordering::Relaxed);
+    }
+
+    /// Whether products with it may be in fp8 during training ([`crate::ops::linear::Affine`]).
+    #[must_use]
+    pub fn is_fp8(&self) -> bool {
+        self.0.fp8.load(Ordering::Relaxed)
+    }
+
+    /// The gradient gathered since the last [`Param::clear_grad`], if any.
+    #[must_use]
+    pub fn grad(&self) -> Option<Tensor> {
+        self.grad_slot().clone()
+    }
+
+    /// Forgets the gradient. Its memory goes back to the arena, where the next forward pass finds
+    /// it: gradients and activations share their room.
+    pub fn clear_grad(&self) {
+        *self.grad_slot() = None;
+    }
+
+    /// Replaces the value.
+    ///
+    /// # Errors
+    /// If the shape differs.
+    pub fn set(&self, value: &Tensor) -> Result<()> {
+        if value.shape() != self.shape() {
+            let rule = "a parameter keeps its shape";
+            return Err(Error::Shape { op: "set", lhs: value.shape(), rhs: self.shape(), rule });
+        }
+        let (device, dtype) =
+            (self.device(), self.shadow().as_ref().map_or(DType::F32, Tensor::dtype));
+        // A copy of its own: `value` may go on being used by whoever gave it.
+        let moved =
+            if value.device() == device { value.duplicate()? } else { value.to_device(device)? };
+        if dtype != DType::F32 {
+            *self.shadow() = Some(moved.cast(dtype)?.detach());
+        }
+        *self.value() = moved;
+        Ok(())
+    }
+
+    /// Lets `body(value, grad)` change the value in place; `grad` is `None` if backward did not
+    /// reach the parameter.
+    ///
+    /// # Errors
+    /// If a graph or a clone still uses the value.
+    pub fn update<T>(&self, body: impl FnOnce(&mut [f32], Option<&[f32]>) -> T) -> Result<T> {
+        let mut value = self.value();
+        if !value.is_unique() {
+            return Err(Error::InUse { name: self.0.name.clone() });
+        }
+        let grad = self.grad_slot();
+        Ok(body(value.data_mut(), grad.as_ref().map(Tensor::data)))
+    }
+}
+
+/// The matrix of a layer: a parameter, or one that is used as it is stored.
+#[derive(Clone)]
+pub enum Weight {
+    /// In f32; it can be trained.
+    Param(Param),
+    /// In a stored form `[out, in]`; it stays as it is.
+    Stored(QMatrix),
+}
+
+impl Weight {
+    /// The parameter, if it is one.
+    #[must_use]
+    pub fn param(&self) -> Option<&Param> {
+        match self {
+            Self::Param(param) => Some(param),
+            Self::Stored(_) => None,
+        }
+    }
+
+    /// Bytes that its numbers take.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::Param(param) => 4 * param.shape().n_elements(),
+            Self::Stored(matrix) => matrix.n_bytes(),
+        }
+    }
+}
