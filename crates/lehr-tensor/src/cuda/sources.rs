@@ -13,6 +13,7 @@ pub(super) static ALL: &[&Source] = &[
     &ops::attention::cuda::FLASH_BACKWARD_Q,
     &ops::attention::cuda::FLASH_DECODE,
     &ops::attention::cuda::FLASH_FORWARD,
+    &ops::attention::cuda::PAGED_DECODE,
     &ops::attention::cuda::PLAIN_BACKWARD,
     &ops::attention::cuda::PLAIN_FORWARD,
     &ops::attention::cuda::PREPARE,

@@ -12,6 +12,7 @@ use crate::{DType, Error, Result, Tensor};
 
 pub(crate) static PREPARE: Source = source!("attention-prepare", "prepare.cu");
 pub(crate) static DECODE: Source = source!("attention-decode", "decode.cu");
+pub(crate) static PAGED_DECODE: Source = source!("attention-paged-decode", "paged_decode.cu");
 pub(crate) static PLAIN_FORWARD: Source = source!("attention-plain-forward", "plain_forward.cu");
 pub(crate) static PLAIN_BACKWARD: Source = source!("attention-plain-backward", "plain_backward.cu");
 pub(crate) static FLASH_FORWARD: Source = source!("attention-flash-forward", "flash_forward.cu");

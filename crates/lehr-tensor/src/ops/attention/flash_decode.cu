@@ -158,8 +158,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
     }
 }
 
-// As attention_decode and attention_decode_paged of decode.cu, 16 rows at once; better from about 3 rows on. n_keys is read from n_keys_ptr
-// unless that is null. workspace: B * H * Tq * n_splits * (E + 2) floats.
+// As attention_decode of decode.cu and attention_decode_paged of paged_decode.cu, 16 rows at once; better from about 3 rows on. n_keys is
+// read from n_keys_ptr unless that is null. workspace: B * H * Tq * n_splits * (E + 2) floats.
 //
 // Grid (n_splits, K * ceil(H / K * Tq / 16), B), 128 threads. Choose n_splits so that there are about three blocks per multiprocessor,
 // with at least 128 keys each. Dynamic shared memory:

@@ -1,7 +1,7 @@
 //! A few queries over many keys: bound by the reading of keys and values, which as many blocks as the device runs at once do, each a
 //! part of them; a second kernel puts the parts together.
 
-use super::{DECODE, FLASH_DECODE, OP, Seen, Size, View};
+use super::{DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, Size, View};
 use crate::cuda::{Arg, Cuda, Extent, Source, args, int};
 use crate::ops::attention::mask::Rule;
 use crate::ops::attention::pages::Pages;
@@ -13,7 +13,7 @@ pub(in crate::ops::attention) const DECODE_MAX: usize = 8;
 /// A kernel for a few queries, in its form for keys in order and for keys in pages; how many query rows its blocks take at once, and its
 /// shared memory.
 struct Decode {
-    source: &'static Source,
+    sources: [&'static Source; 2],
     names: [&'static str; 2],
     at_once: usize,
     shared_bytes: u32,
@@ -37,7 +37,7 @@ fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
             129..=192 => (names!("flash_decode", "192"), 55_936),
             _ => (names!("flash_decode", "256"), 74_368),
         };
-        return Decode { source: &FLASH_DECODE, names, at_once: 16, shared_bytes };
+        return Decode { sources: [&FLASH_DECODE; 2], names, at_once: 16, shared_bytes };
     }
     let at_once = if rows >= 3 { 4 } else { rows };
     let names = match (width, at_once) {
@@ -51,7 +51,7 @@ fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
         (_, 2) => names!("attention_decode", "256_2"),
         _ => names!("attention_decode", "256_4"),
     };
-    Decode { source: &DECODE, names, at_once, shared_bytes: 0 }
+    Decode { sources: [&DECODE, &PAGED_DECODE], names, at_once, shared_bytes: 0 }
 }
 
 /// One call: how it is divided among blocks, and room for their parts.
@@ -87,7 +87,8 @@ impl Division {
     /// Runs the kernel in the form `form` (0 or 1), then the one that puts the parts together.
     fn run(&self, form: usize, args: &[Arg], size: Size, out: &Tensor) -> Result<()> {
         let (cuda, dtype) = (out.cuda()?, out.dtype());
-        cuda.launch(self.kernel.source, dtype, self.kernel.names[form], self.extent, args)?;
+        let Decode { sources, names, .. } = &self.kernel;
+        cuda.launch(sources[form], dtype, names[form], self.extent, args)?;
         let mut extent = Extent::line(self.rows, if size.width > 64 { 128 } else { 64 });
         extent.grid[1..].copy_from_slice(&[size.n_kv_heads as u32, size.batch as u32]);
         let args = args![
