@@ -109,3 +109,15 @@ fn files_that_hold_no_prompts_are_refused_with_a_hint() {
         assert_eq!(ran.code, Some(2), "{ran:#?}");
     }
 }
+
+#[test]
+fn the_benchmark_says_whether_texts_lie_in_pages() {
+    for (batch, paged) in [(1, false), (3, true)] {
+        let n = batch.to_string();
+        let args = ["bench", "decode", "base", "--prompt", "9", "--new", "4", "--rounds", "1"];
+        let args = [&args[..], &["--batch", &n, "--json"]].concat();
+        let found = json_lines(&succeeds(shared(), &args)).remove(0);
+        assert_eq!((&found["batch"], &found["paged"]), (&json!(batch), &json!(paged)));
+        assert!(found["decode_tok_s"].as_f64().is_some_and(|rate| rate > 0.0));
+    }
+}
