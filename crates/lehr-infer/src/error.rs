@@ -86,6 +86,19 @@ pub enum Error {
         /// Tokens of the text.
         found: usize,
     },
+    /// One of several prompts cannot be continued.
+    #[error("prompt {number} of {n}: {source}")]
+    InPrompt {
+        /// Which one, counted from 1.
+        number: usize,
+        /// How many there are.
+        n: usize,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+    /// A batch without room for texts.
+    #[error("generating many texts: at most 0 at once, expected at least 1")]
+    EmptyBatch,
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
@@ -154,6 +167,8 @@ impl Error {
             Self::Windows { .. } => Some("leave --window and --stride out".to_owned()),
             Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
             Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
+            Self::InPrompt { source, .. } => source.hint(),
+            Self::EmptyBatch => Some("give --batch 1 or more".to_owned()),
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),
             Self::Sampling { name, expected, .. } => {
                 Some(format!("give --{} {expected}", name.replace('_', "-")))

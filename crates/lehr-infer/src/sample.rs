@@ -109,6 +109,12 @@ impl Sampler {
         Ok(Self { sampling, n_drawn: 0 })
     }
 
+    /// The settings.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
     /// The settings, and how many numbers were drawn, for a choice on a GPU.
     pub(crate) fn state(&self) -> (Sampling, u64) {
         (self.sampling, self.n_drawn)

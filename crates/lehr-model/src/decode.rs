@@ -5,6 +5,7 @@ use lehr_tensor::inplace::sample::{self, GpuSampler};
 use lehr_tensor::{DType, Device, Tensor};
 
 use crate::arch::Activations;
+use crate::cache::Place;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
 /// The next token of a few texts on a GPU. The first is computed as ever; the second time the work is recorded, and from then on it is
@@ -26,9 +27,6 @@ pub struct DecodeGraph {
 }
 
 impl DecodeGraph {
-    /// The most texts at once: more are not bound by the reading of weights.
-    pub const BATCH_MAX: usize = 8;
-
     /// Room for the inputs of `batch` texts; `None` where there is nothing to record: on the CPU, and for models that derive their mask
     /// from the tokens.
     ///
@@ -36,7 +34,7 @@ impl DecodeGraph {
     /// If memory runs out or the device fails.
     pub fn new(model: &Model, cache: &KvCache, batch: usize) -> Result<Option<Self>> {
         let (Device::Cuda(device), _) = model.compute() else { return Ok(None) };
-        if batch > Self::BATCH_MAX || !model.is_causal() || !cache.prefixes().is_empty() {
+        if !model.is_causal() || !cache.prefixes().is_empty() {
             return Ok(None);
         }
         let numbers = |shape: &[usize]| Tensor::zeros_on(Device::Cuda(device), shape, DType::I32);
@@ -77,7 +75,7 @@ impl DecodeGraph {
         if self.logits.1.is_none() {
             let work = |cache: &mut KvCache| model.next_logits(&self.tokens, cache);
             let has_run = self.logits.0.is_some();
-            let (logits, graph) = run_or_record(self.device, &self.lens, has_run, cache, work)?;
+            let (logits, graph) = run_or_record(self.device, self.place(), has_run, cache, work)?;
             self.logits = (Some(logits), graph);
         } else {
             cache.advance(1);
@@ -100,15 +98,7 @@ impl DecodeGraph {
         cache: &mut KvCache,
     ) -> Result<()> {
         let (len, vocab_size) = (room_for_one(model, cache)?, model.spec().vocab_size);
-        let (batch, n_ids) = (sampler.batch(), sampler.n_ids());
-        if batch != self.tokens.batch() || n_ids > vocab_size {
-            return Err(Error::Tensor(lehr_tensor::Error::Argument {
-                op: "choosing tokens",
-                name: "sampler",
-                value: format!("for {batch} texts and {n_ids} ids"),
-                expected: "the texts of the cache and at most the ids of the vocabulary",
-            }));
-        }
+        check_sampler(sampler, self.tokens.batch(), vocab_size)?;
         if self.len_on_gpu != Some(len) {
             self.set_len(len)?;
         }
@@ -126,7 +116,7 @@ impl DecodeGraph {
                 Ok(sample::increment([&tokens.positions, &self.lens.0, &self.lens.1])?)
             };
             let has_run = self.choice.0.is_some();
-            let ((), graph) = run_or_record(self.device, &self.lens, has_run, cache, work)?;
+            let ((), graph) = run_or_record(self.device, self.place(), has_run, cache, work)?;
             self.choice = (Some(sampler.clone()), graph);
         } else {
             cache.advance(1);
@@ -138,6 +128,11 @@ impl DecodeGraph {
         Ok(())
     }
 
+    /// Where recorded work writes.
+    fn place(&self) -> Place {
+        Place::EndOnGpu(self.lens.0.clone(), self.lens.1.clone())
+    }
+
     /// Uploads the position of the next token, behind `len` others.
     fn set_len(&self, len: usize) -> Result<()> {
         let position = len as i32;
@@ -145,6 +140,19 @@ impl DecodeGraph {
         cuda::overwrite_ids(&self.lens.0, &[position])?;
         Ok(cuda::overwrite_ids(&self.lens.1, &[position + 1])?)
     }
+}
+
+/// An error unless `sampler` chooses for `batch` texts from ids of the vocabulary.
+pub(crate) fn check_sampler(sampler: &GpuSampler, batch: usize, vocab_size: usize) -> Result<()> {
+    if sampler.batch() == batch && sampler.n_ids() <= vocab_size {
+        return Ok(());
+    }
+    Err(Error::Tensor(lehr_tensor::Error::Argument {
+        op: "choosing tokens",
+        name: "sampler",
+        value: format!("for {} texts and {} ids", sampler.batch(), sampler.n_ids()),
+        expected: "the texts of the cache and at most the ids of the vocabulary",
+    }))
 }
 
 /// The positions filled, if there is room for one more.
@@ -156,15 +164,15 @@ fn room_for_one(model: &Model, cache: &KvCache) -> Result<usize> {
     }
 }
 
-/// Runs the work, which reads `lens` on the device; if it has run before, records it instead, to be started.
-fn run_or_record<R>(
+/// Runs the work, for which the cache is at `place`; if it has run before, records it instead, to be started.
+pub(crate) fn run_or_record<R>(
     device: usize,
-    lens: &(Tensor, Tensor),
+    place: Place,
     has_run: bool,
     cache: &mut KvCache,
     work: impl FnOnce(&mut KvCache) -> Result<R>,
 ) -> Result<(R, Option<Graph>)> {
-    cache.set_on_gpu(Some(lens.clone()));
+    cache.set_place(place);
     let result = if has_run {
         let mut recorded = None;
         let graph = Graph::record(device, || {
@@ -180,6 +188,6 @@ fn run_or_record<R>(
     } else {
         work(cache).map(|result| (result, None))
     };
-    cache.set_on_gpu(None);
+    cache.set_place(Place::End);
     result
 }

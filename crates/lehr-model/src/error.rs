@@ -78,6 +78,32 @@ pub enum Error {
         /// The model's limit.
         limit: usize,
     },
+    /// A cache in pages is full.
+    #[error(
+        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of {page_len} tokens) are free"
+    )]
+    PagesFull {
+        /// What was being done.
+        doing: &'static str,
+        /// Pages that are missing.
+        wanted: usize,
+        /// Pages that are free.
+        free: usize,
+        /// Pages there are.
+        all: usize,
+        /// Tokens of a page.
+        page_len: usize,
+    },
+    /// A cache in pages was used in a way it cannot be.
+    #[error("{doing}: found {found}, expected {expected}")]
+    Paged {
+        /// What was being done.
+        doing: &'static str,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: &'static str,
+    },
     /// A text lacks the tokens that say how the model is to read it.
     #[error("reading the input: {reason}")]
     Prompt {
@@ -124,6 +150,10 @@ impl Error {
                  load weights that were published with their head"
                     .to_owned(),
             ),
+            Self::PagesFull { .. } => Some(
+                "generate shorter texts, or give the cache more room (--cache-tokens)".to_owned(),
+            ),
+            Self::Paged { .. } => None,
             Self::Prompt { hint, .. } => Some(hint.clone()),
             Self::TooLong { .. } => {
                 Some("shorten the prompt, or use a model with a longer context".to_owned())

@@ -16,6 +16,7 @@ pub mod io;
 mod model;
 pub mod nn;
 mod outline;
+mod paged;
 mod weights;
 
 pub use arch::{
@@ -30,4 +31,5 @@ pub use decode::DecodeGraph;
 pub use error::{Error, Result};
 pub use model::Model;
 pub use outline::{Outline, Parameter, Role, StoredTensor};
+pub use paged::{PagedCache, PagedGraph};
 pub use weights::Weights;

@@ -26,7 +26,7 @@ enum Command {
     Pretrain(cmd::pretrain::Args),
     /// Fine-tune a model on conversations, labelled texts or more text
     Finetune(cmd::finetune::Args),
-    /// Continue a text
+    /// Continue a text, or all prompts of a file
     Generate(cmd::generate::Args),
     /// Talk to a model
     Chat(cmd::chat::Args),

@@ -28,12 +28,13 @@ macro_rules! source {
 pub(crate) use source;
 
 /// Headers that sources include.
-pub(super) const HEADERS: [(&str, &str); 14] = [
+pub(super) const HEADERS: [(&str, &str); 15] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("best.cuh", include_str!("kernels/best.cuh")),
     ("sample.cuh", include_str!("kernels/sample.cuh")),
     ("mma.cuh", include_str!("kernels/mma.cuh")),
     ("attention.cuh", include_str!("kernels/attention.cuh")),
+    ("decode.cuh", include_str!("kernels/decode.cuh")),
     ("plain.cuh", include_str!("kernels/plain.cuh")),
     ("fp8.cuh", include_str!("kernels/fp8.cuh")),
     ("flash.cuh", include_str!("kernels/flash.cuh")),

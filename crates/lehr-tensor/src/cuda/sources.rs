@@ -5,6 +5,7 @@ use crate::{inplace, ops};
 
 pub(super) static ALL: &[&Source] = &[
     &inplace::cuda::KERNELS,
+    &inplace::pages::KERNELS,
     &inplace::sample::KERNELS,
     &ops::activation::cuda::KERNELS,
     &ops::attention::cuda::DECODE,
@@ -12,6 +13,7 @@ pub(super) static ALL: &[&Source] = &[
     &ops::attention::cuda::FLASH_BACKWARD_Q,
     &ops::attention::cuda::FLASH_DECODE,
     &ops::attention::cuda::FLASH_FORWARD,
+    &ops::attention::cuda::PAGED_DECODE,
     &ops::attention::cuda::PLAIN_BACKWARD,
     &ops::attention::cuda::PLAIN_FORWARD,
     &ops::attention::cuda::PREPARE,

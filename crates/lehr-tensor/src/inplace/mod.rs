@@ -7,10 +7,12 @@ use crate::{Error, Result, Tensor};
 mod adamw;
 pub(crate) mod cuda;
 mod norm;
+pub(crate) mod pages;
 pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};
+pub use pages::{advance_texts, write_pages};
 
 /// Numbers per task of elementwise kernels: 64 KiB, half of a second-level cache for two streams.
 pub(crate) const CHUNK: usize = 1 << 14;

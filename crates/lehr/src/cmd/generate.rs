@@ -1,5 +1,7 @@
 //! `lehr generate`
 
+mod prompts;
+
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -10,23 +12,26 @@ use anyhow::Result;
 use lehr_infer::{Generator, Loaded, TokenLogprob};
 use serde_json::json;
 
+use self::prompts::PromptsArgs;
 use super::compute::UseArgs;
 use super::sampling::SamplingArgs;
 
-/// Continue a text.
+/// Continue a text, or all prompts of a file.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
     /// Text to continue
-    #[arg(short, long)]
-    prompt: String,
+    #[arg(short, long, required_unless_present = "prompts", conflicts_with = "prompts")]
+    prompt: Option<String>,
+    #[command(flatten)]
+    many: PromptsArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     compute: UseArgs,
     /// With --json: the log-probability of each new token and of the N most likely ones
-    #[arg(long, value_name = "N", requires = "json")]
+    #[arg(long, value_name = "N", requires = "json", conflicts_with = "prompts")]
     logprobs: Option<usize>,
     /// Print one JSON object instead of the text as it comes
     #[arg(long)]
@@ -38,15 +43,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut sampler = args.sampling.sampler()?;
     let mut limits = args.sampling.limits(256);
     limits.logprobs = args.logprobs;
+    let prompts = args.many.prompts.as_deref().map(prompts::read).transpose()?;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     limits.stop_ids.extend(loaded.end_ids()?);
-    let prompt = tokenizer.encode_prompt(&args.prompt)?;
+    let text = match (&prompts, &args.prompt) {
+        (Some(prompts), _) => {
+            prompts::run(&args.many, prompts, &loaded, sampler.sampling(), &limits)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        (None, Some(text)) => text,
+        (None, None) => unreachable!("the parser asks for one of them"),
+    };
+    let prompt = tokenizer.encode_prompt(text)?;
     let capacity = prompt.len().saturating_add(limits.max_tokens.unwrap_or(0)).saturating_add(1);
     let mut generator = Generator::new(model, tokenizer, capacity)?;
     // The prompt is shown with the first new text: an error comes alone.
-    let mut shown = Some(&args.prompt);
+    let mut shown = Some(text);
     let mut on_text = |text: &str| {
         if args.json {
             return ControlFlow::Continue(());
@@ -64,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let finish = format!("{:?}", out.finish).to_lowercase();
         let tokens_per_s = out.ids.len() as f64 / seconds;
         let mut object = json!({
-            "prompt": args.prompt, "text": out.text, "ids": out.ids, "finish": finish,
+            "prompt": text, "text": out.text, "ids": out.ids, "finish": finish,
             "prompt_tokens": prompt.len(), "tokens_per_s": tokens_per_s,
         });
         if args.logprobs.is_some() {

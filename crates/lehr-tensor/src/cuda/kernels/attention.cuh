@@ -121,6 +121,28 @@ DEVICE int2 part_of(const Mask& mask, int b, int split, int n_splits, int n) {
     return make_int2(first, min(first + part, hi));
 }
 
+// Where the keys and values of text b lie: `tk` rows behind those of the text before, ...
+struct InOrder {
+    int tk;
+
+    DEVICE i64 first(int b) const { return (i64)b * tk; }
+    // Row `key` from there on; keys from `end` on are not read.
+    DEVICE i64 row(int key, int) const { return key; }
+};
+// ... or in pages of 2^shift rows of a pool that all texts share: `table` [B, max_pages] has the numbers of each text's pages in order.
+struct InPages {
+    const int* table;
+    int shift;
+
+    DEVICE InPages(const int* table, int max_pages, int shift) : table(table + (i64)blockIdx.z * max_pages), shift(shift) {}
+    DEVICE i64 first(int) const { return 0; }
+    // Beyond `end` the table may hold anything.
+    DEVICE i64 row(int key, int end) const {
+        int page = key < end ? table[key >> shift] : 0;
+        return ((i64)page << shift) + (key & ((1 << shift) - 1));
+    }
+};
+
 // Where the part of a row lies in the workspace of B * H * Tq * n_splits * (E + 2) floats: first pairs of maximum (in base 2) and sum of
 // weights, then the weighted sums of values. Rows are counted as [B, K, H / K * Tq].
 struct Workspace {

@@ -177,6 +177,15 @@ impl GpuSampler {
         Ok(())
     }
 
+    /// Says which token text `row` has last, as if it had been chosen here, for work that reads [`GpuSampler::ids`].
+    ///
+    /// # Errors
+    /// If there is no such text or the device fails.
+    pub fn set_id(&self, row: usize, id: i32) -> Result<()> {
+        self.check_row(row)?;
+        self.ids.cuda()?.upload(self.ids.device_ptr() + 4 * row as u64, &id.to_ne_bytes())
+    }
+
     /// Chooses the next token of each text from `logits [B, V]`, `V` at least the number of ids: they are then in
     /// [`GpuSampler::ids`], and count as seen. It does not wait for the device.
     ///

@@ -1,5 +1,10 @@
 //! Attention on a GPU: tensor cores for 16-bit elements, plain arithmetic for f32 and odd widths.
 
+mod decode;
+
+use decode::decode;
+pub(super) use decode::{DECODE_MAX, decode_paged};
+
 use super::mask::{Mask, Rule};
 use super::{Inputs, Size};
 use crate::cuda::{Cuda, Extent, Source, args, int, source};
@@ -7,6 +12,7 @@ use crate::{DType, Error, Result, Tensor};
 
 pub(crate) static PREPARE: Source = source!("attention-prepare", "prepare.cu");
 pub(crate) static DECODE: Source = source!("attention-decode", "decode.cu");
+pub(crate) static PAGED_DECODE: Source = source!("attention-paged-decode", "paged_decode.cu");
 pub(crate) static PLAIN_FORWARD: Source = source!("attention-plain-forward", "plain_forward.cu");
 pub(crate) static PLAIN_BACKWARD: Source = source!("attention-plain-backward", "plain_backward.cu");
 pub(crate) static FLASH_FORWARD: Source = source!("attention-flash-forward", "flash_forward.cu");
@@ -172,78 +178,6 @@ pub(super) fn forward(
         int(OP, size.width)?, causal, window, n_keys, scale,
     ];
     out.cuda()?.launch(family.forward.source, dtype, family.forward.name, extent, args)
-}
-
-/// The most queries for which keys are divided among blocks.
-const DECODE_MAX: usize = 8;
-
-/// A kernel for a few queries, how many query rows its blocks take at once, and its shared memory.
-struct Decode {
-    source: &'static Source,
-    name: &'static str,
-    at_once: usize,
-    shared_bytes: u32,
-}
-
-/// Tensor cores take 16 rows for the price of one; for one or two, plain arithmetic keeps up with the memory.
-fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
-    if on_tensor_cores && rows > 2 {
-        let (name, shared_bytes) = match width {
-            0..=32 => ("flash_decode_32", 18_048),
-            33..=64 => ("flash_decode_64", 35_456),
-            65..=96 => ("flash_decode_96", 52_864),
-            97..=128 => ("flash_decode_128", 70_272),
-            129..=192 => ("flash_decode_192", 55_936),
-            _ => ("flash_decode_256", 74_368),
-        };
-        return Decode { source: &FLASH_DECODE, name, at_once: 16, shared_bytes };
-    }
-    let at_once = if rows >= 3 { 4 } else { rows };
-    let name = match (width, at_once) {
-        (0..=64, 1) => "attention_decode_64_1",
-        (0..=64, 2) => "attention_decode_64_2",
-        (0..=64, _) => "attention_decode_64_4",
-        (65..=128, 1) => "attention_decode_128_1",
-        (65..=128, 2) => "attention_decode_128_2",
-        (65..=128, _) => "attention_decode_128_4",
-        (_, 1) => "attention_decode_256_1",
-        (_, 2) => "attention_decode_256_2",
-        _ => "attention_decode_256_4",
-    };
-    Decode { source: &DECODE, name, at_once, shared_bytes: 0 }
-}
-
-/// A few queries over many keys: bound by the reading of keys and values, which as many blocks as the device runs at once do, each a
-/// part of them; a second kernel puts the parts together.
-fn decode([q, k, v]: [View; 3], size: Size, seen: &Seen, scale: f32, out: &mut Tensor) -> Result<()> {
-    /// Fewest keys that are worth a block.
-    const KEYS_MIN: usize = 64;
-    let (cuda, dtype) = (out.cuda()?, out.dtype());
-    let rows = size.n_heads / size.n_kv_heads * size.tq;
-    let is_packed = |view: &View| view.ptr.is_multiple_of(16) && view.stride.is_multiple_of(8);
-    let packed = size.width.is_multiple_of(8) && [q, k, v].iter().all(is_packed);
-    let Decode { source, name, at_once, shared_bytes } =
-        decode_kernel(rows, size.width, dtype != DType::F32 && packed);
-    let Rule { causal, window, n_keys } = seen.rule;
-    let blocks = size.n_kv_heads * rows.div_ceil(at_once);
-    let most = (n_keys as usize).div_ceil(KEYS_MIN).max(1);
-    let n_splits = (2 * cuda.n_sms() as usize / (blocks * size.batch)).clamp(1, most);
-    let workspace = out.like_f32([size.batch * size.n_heads * size.tq * n_splits, size.width + 2])?;
-    let mut extent = Extent::line(n_splits, 128);
-    extent.grid[1..].copy_from_slice(&[blocks as u32, size.batch as u32]);
-    extent.shared_bytes = shared_bytes;
-    let (tq, n_heads, n_kv_heads) =
-        (int(OP, size.tq)?, int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?);
-    let (width, n_splits) = (int(OP, size.width)?, n_splits as i32);
-    let args = args![
-        q.ptr, k.ptr, v.ptr, &workspace, seen.intervals.as_ref(), seen.n_keys.as_ref(), int(OP, q.stride)?, int(OP, k.stride)?,
-        int(OP, v.stride)?, tq, int(OP, size.tk)?, n_heads, n_kv_heads, width, causal, window, n_keys, scale, n_splits,
-    ];
-    cuda.launch(source, dtype, name, extent, args)?;
-    let mut extent = Extent::line(rows, if size.width > 64 { 128 } else { 64 });
-    extent.grid[1..].copy_from_slice(&[size.n_kv_heads as u32, size.batch as u32]);
-    let args = args![&workspace, &*out, tq, n_heads, n_kv_heads, width, n_splits];
-    cuda.launch(&DECODE, dtype, "attention_decode_combine", extent, args)
 }
 
 /// What backward reads.

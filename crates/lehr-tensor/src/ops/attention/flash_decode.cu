@@ -3,11 +3,36 @@
 
 #if LEHR_T != 0
 
+// copy_rows of the keys (or values) from `key` on.
+template <int W, int ROWS>
+DEVICE void copy_keys(T* tile, const T* from, int stride, InOrder, int key, int end, int width) {
+    copy_rows<W, ROWS>(tile, from + (i64)key * stride, stride, end - key, width);
+}
+template <int W, int ROWS>
+DEVICE void copy_keys(T* tile, const T* from, int stride, const InPages& place, int key, int end, int width) {
+    const int COLUMNS = W % 64 == 0 ? 8 : 4, STEP = THREADS / COLUMNS;
+    static_assert(ROWS % STEP == 0, "whole rounds of copies");
+    int row = threadIdx.x / COLUMNS, chunk = threadIdx.x % COLUMNS;
+    key += row;
+    from += chunk * 8;
+    tile += at<W>(row, chunk);
+    width -= chunk * 8;
+#pragma unroll
+    for (int i = 0; i < ROWS / STEP; i++) {
+        const T* row_from = from + place.row(key + i * STEP, end) * stride;
+#pragma unroll
+        for (int j = 0; j < W / (8 * COLUMNS); j++) {
+            bool valid = key + i * STEP < end && j * 8 * COLUMNS < width;
+            cp_async_16(tile + i * STEP * W + j * 8 * COLUMNS, row_from + j * 8 * COLUMNS, valid);
+        }
+    }
+}
+
 // A part of the keys for 16 of the query rows that share a key-value head. Each warp takes 16 of the 64 keys of a tile and has a running
 // softmax of its own until the end. attention_decode_combine of decode.cu puts the parts together.
-template <int W, int STAGES>
+template <int W, int STAGES, class Place>
 DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride, int k_stride, int v_stride,
-                   int tk, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
+                   Place place, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
     const int ROWS = 16, BK = 16 * N_WARPS;
     DYNAMIC_SHARED(T, q_tile);
     T* k_tiles = q_tile + ROWS * W;
@@ -39,11 +64,11 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         i64 token = (i64)b * mask.tq + (valid ? row / per_kv : 0);
         cp_async_16(q_tile + at<W>(r, chunk), q + token * q_stride + (i64)(kv_head * per_kv + row % per_kv) * width + chunk * 8, valid);
     }
-    k += (i64)b * tk * k_stride + (i64)kv_head * width;
-    v += (i64)b * tk * v_stride + (i64)kv_head * width;
+    k += place.first(b) * k_stride + (i64)kv_head * width;
+    v += place.first(b) * v_stride + (i64)kv_head * width;
     if (STAGES == 2 && key < end) {
-        copy_rows<W, BK>(k_tiles, k + (i64)key * k_stride, k_stride, end - key, width);
-        copy_rows<W, BK>(v_tiles, v + (i64)key * v_stride, v_stride, end - key, width);
+        copy_keys<W, BK>(k_tiles, k, k_stride, place, key, end, width);
+        copy_keys<W, BK>(v_tiles, v, v_stride, place, key, end, width);
     }
     cp_async_commit();
     if (scale <= 0.0f) {
@@ -66,8 +91,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         __syncthreads();
         if (next < end) {
             int other = (stage ^ (STAGES - 1)) * BK * W;
-            copy_rows<W, BK>(k_tiles + other, k + (i64)next * k_stride, k_stride, end - next, width);
-            copy_rows<W, BK>(v_tiles + other, v + (i64)next * v_stride, v_stride, end - next, width);
+            copy_keys<W, BK>(k_tiles + other, k, k_stride, place, next, end, width);
+            copy_keys<W, BK>(v_tiles + other, v, v_stride, place, next, end, width);
         }
         cp_async_commit();
         if (STAGES == 1) {
@@ -133,8 +158,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
     }
 }
 
-// As attention_decode of decode.cu, 16 rows at once; better from about 3 rows on. n_keys is read from n_keys_ptr unless that is null.
-// workspace: B * H * Tq * n_splits * (E + 2) floats.
+// As attention_decode of decode.cu and attention_decode_paged of paged_decode.cu, 16 rows at once; better from about 3 rows on. n_keys is
+// read from n_keys_ptr unless that is null. workspace: B * H * Tq * n_splits * (E + 2) floats.
 //
 // Grid (n_splits, K * ceil(H / K * Tq / 16), B), 128 threads. Choose n_splits so that there are about three blocks per multiprocessor,
 // with at least 128 keys each. Dynamic shared memory:
@@ -145,7 +170,17 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         int k_stride, int v_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, int causal, int window, int n_keys,      \
         float scale, int n_splits) {                                                                                                 \
         Mask mask(intervals, causal, window, n_keys_ptr ? *n_keys_ptr : n_keys, tq);                                                 \
-        decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, tk, n_heads, n_kv_heads, width, scale, n_splits);  \
+        decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, InOrder{tk}, n_heads, n_kv_heads, width, scale,    \
+                          n_splits);                                                                                                 \
+    }                                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_paged_##W(                                            \
+        const T* q, const T* k, const T* v, float* workspace, const int* table, const int* lengths, int max_pages, int page_shift,   \
+        int q_stride, int k_stride, int v_stride, int tq, int n_heads, int n_kv_heads, int width, int causal, int window,            \
+        float scale, int n_splits) {                                                                                                 \
+        Mask mask(0, causal, window, lengths[blockIdx.z], tq);                                                                       \
+        InPages place(table, max_pages, page_shift);                                                                                 \
+        decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, place, n_heads, n_kv_heads, width, scale,          \
+                          n_splits);                                                                                                 \
     }
 FLASH_DECODE(32, 2, 4)
 FLASH_DECODE(64, 2, 4)

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use super::Pages;
 use crate::{DType, Device, Error, Result, Tensor};
 
 const OP: &str = "attention";
@@ -19,6 +20,7 @@ pub struct Mask {
     prefix: Option<Tensor>,
     n_keys: Option<usize>,
     n_keys_on_gpu: Option<Tensor>,
+    pages: Option<Pages>,
 }
 
 /// A mask that a kernel works out by itself.
@@ -78,6 +80,30 @@ impl Mask {
     #[must_use]
     pub fn with_n_keys_on_gpu(self, n_keys: usize, number: Tensor) -> Self {
         Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
+    }
+
+    /// Keys and values lie in pages, and each text has a number of its own: its queries are its last tokens. For a few queries without
+    /// gradients; other numbers of keys, segments and prefixes do not go with it.
+    #[must_use]
+    pub fn with_pages(self, pages: Pages) -> Self {
+        Self { pages: Some(pages), ..self }
+    }
+
+    /// Where keys and values lie, if it is in pages.
+    pub(super) fn pages(&self) -> Option<&Pages> {
+        self.pages.as_ref()
+    }
+
+    /// The intervals of `tq` queries at the end of texts of these lengths, `[B, Tq, 2]`.
+    pub(super) fn intervals_at_ends(&self, lengths: &[i32], tq: usize) -> Vec<i32> {
+        let of_text = |&n: &i32| {
+            (0..tq).flat_map(move |i| {
+                let (n, p) = (i64::from(n), i as i64 + i64::from(n) - tq as i64);
+                let (lo, hi) = self.interval(p, (0, n), 0);
+                [lo as i32, hi as i32]
+            })
+        };
+        lengths.iter().flat_map(of_text).collect()
     }
 
     /// The number of keys that is on a GPU.

@@ -3,12 +3,16 @@
 mod cpu;
 pub(crate) mod cuda;
 mod mask;
+mod pages;
+#[cfg(test)]
+mod paged_tests;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use mask::Mask;
+pub use pages::Pages;
 
 use crate::autograd::{Gradients, Op, record1, trains};
 use crate::cpu::threads::SharedMut;
@@ -23,7 +27,7 @@ impl Tensor {
     /// | name | shape |
     /// |---|---|
     /// | `self` | q `[B, Tq, H, E]` |
-    /// | `k`, `v` | `[B, Tk, K, E]`; K divides H, and H / K consecutive query heads share one |
+    /// | `k`, `v` | `[B, Tk, K, E]`; K divides H, and H / K consecutive query heads share one. Pools `[n_pages, P, K, E]` if the mask has pages |
     /// | `mask` | which keys each query sees; queries stand at the end of the keys |
     /// | `scale` | usually `1 / √E` |
     /// | returns | `[B, Tq, H, E]`; 0 for a query that sees nothing |
@@ -37,6 +41,9 @@ impl Tensor {
     /// If shapes do not fit, the mask has other extents or impossible positions, `scale` is not
     /// finite, or memory runs out.
     pub fn attention(&self, k: &Self, v: &Self, mask: &Mask, scale: f32) -> Result<Self> {
+        if let Some(pages) = mask.pages() {
+            return pages::attention(self, (k, v), (mask, pages), scale);
+        }
         let size = check(self, k, v)?;
         check_scale(scale)?;
         let inputs = Inputs::Separate { q: self.detach(), k: k.detach(), v: v.detach() };
@@ -177,7 +184,7 @@ fn problem<'a>(
     n_keys: usize,
 ) -> Problem<'a> {
     let [q, k, v] = inputs.heads(size);
-    Problem { size, n_keys, scale, intervals: intervals.elements(), q, k, v }
+    Problem { size, n_keys, scale, intervals: intervals.elements(), pages: None, q, k, v }
 }
 
 /// The result as `[B, Tq, H, E]`, and what backward needs if it is wanted.

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_infer::resolve_model;
-use lehr_model::{Config, DecodeGraph, KvCache, LlamaConfig, Model, RopeConfig, Tokens};
+use lehr_model::{
+    Config, DecodeGraph, KvCache, LlamaConfig, Model, PagedCache, PagedGraph, RopeConfig, Tokens,
+};
 use lehr_tensor::inplace::{self, sample::GpuSampler};
-use lehr_tensor::{Device, Philox, cuda, threads};
+use lehr_tensor::{Device, Philox, Tensor, cuda, threads};
 use serde_json::json;
 
 use super::system;
@@ -26,7 +28,7 @@ pub(crate) struct Args {
     /// Random weights of this shape instead of a model
     #[arg(long, value_enum)]
     shape: Option<ShapeArg>,
-    /// Texts at once
+    /// Texts at once; more than one have their keys and values in pages
     #[arg(long, default_value_t = 1)]
     batch: usize,
     /// Tokens of the prompt
@@ -100,11 +102,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.compute.place(&model)?;
     let load_s = start.elapsed().as_secs_f64();
     let capacity = args.prompt + args.new;
-    let mut cache = model.cache(args.batch, capacity)?;
+    let mut cache = model.cache(1, capacity)?;
+    let mut pages = match args.batch {
+        1 => None,
+        batch => Some(PagedCache::new(&model, batch, capacity, usize::MAX)?),
+    };
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     // The first run touches the memory and is not counted.
     for round in 0..=args.rounds {
-        let (read_s, generate_s) = once(&model, &mut cache, args)?;
+        let (read_s, generate_s) = once(&model, &mut cache, pages.as_mut(), args)?;
         if round > 0 {
             prefill.push((args.batch * args.prompt) as f64 / read_s);
             decode.push((args.batch * args.new) as f64 / generate_s);
@@ -124,7 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "{}",
             json!({
                 "peer": "lehr", "version": env!("CARGO_PKG_VERSION"),
-                "model": name(args), "batch": args.batch, "device": model.compute().0.to_string(),
+                "model": name(args), "batch": args.batch, "paged": pages.is_some(), "device": model.compute().0.to_string(),
                 "dtype": model.compute().1.to_string(), "tok_s": decode_tok_s, "gbytes_s": gb_s,
                 "share": copy_gb_s.map(|rate| gb_s / rate), "threads": threads::n_threads(),
                 "prompt": args.prompt, "new": args.new, "rounds": args.rounds,
@@ -150,10 +156,14 @@ fn name(args: &Args) -> String {
     }
 }
 
-/// Seconds to read a prompt and to generate the most likely tokens after it. A GPU chooses them itself; like whoever generates, the
-/// host waits for the ids of each.
-fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
-    let _ = cache.truncate(0);
+/// Seconds to read the prompts, one after the other, and to generate the most likely tokens after them, for all texts at once. A GPU
+/// chooses them itself; like whoever generates, the host waits for the ids of each.
+fn once(
+    model: &Model,
+    cache: &mut KvCache,
+    mut pages: Option<&mut PagedCache>,
+    args: &Args,
+) -> Result<(f64, f64)> {
     let vocab = model.spec().vocab_size;
     let noise = Philox::new(1, 0);
     let id = |i: usize| (noise.block(i as u64)[0] as usize % vocab) as i32;
@@ -161,48 +171,82 @@ fn once(model: &Model, cache: &mut KvCache, args: &Args) -> Result<(f64, f64)> {
         Device::Cpu => None,
         device => Some(GpuSampler::new(device, args.batch, vocab)?),
     };
+    if let Some(pages) = &mut pages {
+        (0..args.batch).for_each(|row| pages.leave(row));
+    }
     let start = Instant::now();
     let mut next = Vec::new();
-    // The same positions of all texts at once.
-    for first in (0..args.prompt).step_by(BLOCK) {
-        let positions = first..args.prompt.min(first + BLOCK);
-        let block: Vec<i32> = (0..args.batch)
-            .flat_map(|text| positions.clone().map(move |p| text * args.prompt + p))
-            .map(id)
-            .collect();
-        next = advance(model, &block, args.batch, cache, sampler.as_ref())?;
+    for text in 0..args.batch {
+        let _ = cache.truncate(0);
+        let prompt: Vec<i32> = (0..args.prompt).map(|i| id(text * args.prompt + i)).collect();
+        let mut last = 0;
+        for block in prompt.chunks(BLOCK) {
+            let tokens = Tokens::new(block, 1, cache.len())?;
+            last = most_likely(&model.next_logits(&tokens, cache)?)?[0];
+        }
+        if let Some(pages) = &mut pages {
+            pages.join(cache)?;
+        }
+        if let Some(sampler) = &sampler {
+            sampler.set_id(text, last)?;
+        }
+        next.push(last);
     }
     let read_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let mut graph = DecodeGraph::new(model, cache, args.batch)?;
-    for _ in 0..args.new {
+    match pages {
+        Some(pages) => generate_paged(model, pages, (sampler, next), args.new)?,
+        None => generate(model, cache, (sampler, next), args.new)?,
+    }
+    Ok((read_s, start.elapsed().as_secs_f64()))
+}
+
+/// Continues one text.
+fn generate(
+    model: &Model,
+    cache: &mut KvCache,
+    (sampler, mut next): (Option<GpuSampler>, Vec<i32>),
+    n: usize,
+) -> Result<()> {
+    let mut graph = DecodeGraph::new(model, cache, 1)?;
+    for _ in 0..n {
         next = match (&mut graph, &sampler) {
             (Some(graph), Some(sampler)) => {
                 graph.choose_next(model, sampler, cache)?;
                 sampler.read()?
             }
-            _ => advance(model, &next, args.batch, cache, sampler.as_ref())?,
+            _ => most_likely(&model.next_logits(&Tokens::new(&next, 1, cache.len())?, cache)?)?,
         };
     }
-    Ok((read_s, start.elapsed().as_secs_f64()))
+    Ok(())
 }
 
-/// Runs new tokens; the most likely next one of each text.
-fn advance(
+/// Continues the texts in pages, of which each has a row.
+fn generate_paged(
     model: &Model,
-    ids: &[i32],
-    batch: usize,
-    cache: &mut KvCache,
-    sampler: Option<&GpuSampler>,
-) -> Result<Vec<i32>> {
-    let logits = model.next_logits(&Tokens::new(ids, batch, cache.len())?, cache)?;
-    match sampler {
-        Some(sampler) => {
-            sampler.pick(&logits)?;
-            Ok(sampler.read()?)
-        }
-        None => Ok(inplace::argmax(&logits)?.to_host()?.ids().to_vec()),
+    pages: &mut PagedCache,
+    (sampler, mut next): (Option<GpuSampler>, Vec<i32>),
+    n: usize,
+) -> Result<()> {
+    let mut graph = PagedGraph::new(model, pages)?;
+    for _ in 0..n {
+        next = match (&mut graph, &sampler) {
+            (Some(graph), Some(sampler)) => {
+                graph.choose_next(model, sampler, pages)?;
+                sampler.read()?
+            }
+            _ => {
+                let next: Vec<(usize, i32)> = next.into_iter().enumerate().collect();
+                most_likely(&pages.next_logits(model, &next)?)?
+            }
+        };
     }
+    Ok(())
+}
+
+/// The most likely token of each row of logits.
+fn most_likely(logits: &Tensor) -> Result<Vec<i32>> {
+    Ok(inplace::argmax(logits)?.to_host()?.ids().to_vec())
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 
-use super::{HeadsMut, Problem, pack, run_tasks};
+use super::{HeadsMut, Paged, Problem, pack, run_tasks};
 use crate::DType;
 use crate::Result;
 use crate::cpu::buffer::CpuBuffer;
 use crate::cpu::gemm::vector::dot;
 use crate::cpu::math::exp;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::SharedMut;
+use crate::cpu::threads::{self, SharedMut};
 
 /// Keys per task.
 const CHUNK: usize = 512;
@@ -20,7 +20,7 @@ const STEP: usize = 64;
 const WIDE: usize = 4;
 
 /// Partial results per chunk of keys, then their sums in the order of the chunks.
-pub(super) fn decode(problem: &Problem<'_>, out: &mut [f32]) -> Result<()> {
+pub(in crate::ops::attention) fn decode(problem: &Problem<'_>, out: &mut [f32]) -> Result<()> {
     let size = problem.size;
     let n_chunks = problem.n_keys.div_ceil(CHUNK).max(1);
     // Rows in the order [B, K, H / K, Tq]; maximum, sum and weighted values for each.
@@ -44,12 +44,16 @@ pub(super) fn decode(problem: &Problem<'_>, out: &mut [f32]) -> Result<()> {
     let parts = parts.as_slice();
     let (data, stride) = (SharedMut::new(out), size.n_heads * size.width);
     let out = HeadsMut { data, offset: 0, stride };
-    for head in 0..n_heads {
-        let parts = &parts[head * n_chunks * n_rows * part..][..n_chunks * n_rows * part];
-        for row in 0..n_rows {
-            dispatch(Combine { problem, parts, head, row, out });
+    let len = n_chunks * n_rows * part;
+    let per_task = (1usize << 15).div_ceil(len);
+    threads::run(n_heads.div_ceil(per_task), |task| {
+        for head in task * per_task..n_heads.min((task + 1) * per_task) {
+            let parts = &parts[head * len..][..len];
+            for row in 0..n_rows {
+                dispatch(Combine { problem, parts, head, row, out });
+            }
         }
-    }
+    });
     Ok(())
 }
 
@@ -73,13 +77,10 @@ impl Kernel for Chunk<'_> {
         let Self { problem, head, first, parts, scores } = self;
         let size = problem.size;
         let (batch, kv_head) = (head / size.n_kv_heads, head % size.n_kv_heads);
-        let from = batch * size.tk + first;
         if parts.is_empty() || first >= problem.n_keys {
             return parts.fill(0.0);
         }
         let (k_stride, v_stride) = (problem.k.stride, problem.v.stride);
-        let keys = problem.k.from(from, kv_head, size.width);
-        let values = problem.v.from(from, kv_head, size.width);
         let part = problem.padded_width() + 2;
         let n = CHUNK.min(problem.n_keys - first);
         // A few keys meet all rows while they are in the first-level cache.
@@ -87,9 +88,12 @@ impl Kernel for Chunk<'_> {
             for (row, scores) in scores.chunks_exact_mut(CHUNK).enumerate() {
                 let (token, query_head) = row_position(problem, batch, kv_head, row);
                 let q = &problem.q.from(token, query_head, size.width)[..size.width];
-                for j in part_of(visible(problem, token, first), j0) {
-                    let key = &keys[j * k_stride..][..size.width];
-                    scores[j] = dot(s, q, key) * problem.scale;
+                let seen = part_of(visible(problem, token, first), j0);
+                for (neighbours, token) in pieces(problem, batch, first, seen) {
+                    let keys = problem.k.from(token, kv_head, size.width);
+                    for (i, score) in scores[neighbours].iter_mut().enumerate() {
+                        *score = dot(s, q, &keys[i * k_stride..][..size.width]) * problem.scale;
+                    }
                 }
             }
         }
@@ -104,9 +108,9 @@ impl Kernel for Chunk<'_> {
             for (row, part) in parts.chunks_exact_mut(part).enumerate() {
                 let (token, _) = row_position(problem, batch, kv_head, row);
                 let seen = part_of(visible(problem, token, first), j0);
-                if !seen.is_empty() {
-                    let values = &values[seen.start * v_stride..];
-                    let weights = &scores[row * CHUNK..][seen];
+                for (neighbours, token) in pieces(problem, batch, first, seen) {
+                    let values = problem.v.from(token, kv_head, size.width);
+                    let weights = &scores[row * CHUNK..][neighbours];
                     add_weighted(s, weights, values, v_stride, size.width, &mut part[2..]);
                 }
             }
@@ -118,6 +122,31 @@ impl Kernel for Chunk<'_> {
 fn visible(problem: &Problem<'_>, token: usize, first: usize) -> Range<usize> {
     let within = |x: i32| (x as usize).clamp(first, first + CHUNK) - first;
     within(problem.intervals[2 * token])..within(problem.intervals[2 * token + 1])
+}
+
+/// The keys of a range, counted from key `first` of a text, in pieces that lie one behind the other: all of them, or what is in a page;
+/// and the token, counted through the buffer, with which each begins.
+#[inline(always)]
+fn pieces(
+    problem: &Problem<'_>,
+    batch: usize,
+    first: usize,
+    range: Range<usize>,
+) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let (pages, tk, mut at) = (problem.pages, problem.size.tk, range.start);
+    std::iter::from_fn(move || {
+        let start = at;
+        if start >= range.end {
+            return None;
+        }
+        let Some(Paged { table, max, shift }) = pages else {
+            at = range.end;
+            return Some((start..at, batch * tk + first + start));
+        };
+        let (key, n) = (first + start, 1 << shift);
+        at = range.end.min(start + n - key % n);
+        Some((start..at, table[batch * max + key / n] as usize * n + key % n))
+    })
 }
 
 /// The part of a range within the [`STEP`] keys from `start` on.
@@ -210,7 +239,7 @@ impl Kernel for Combine<'_> {
         let size = problem.size;
         let (batch, kv_head) = (head / size.n_kv_heads, head % size.n_kv_heads);
         let (token, query_head) = row_position(problem, batch, kv_head, row);
-        // SAFETY: rows are combined one after the other.
+        // SAFETY: each row is combined once.
         let to = unsafe { out.row(token, query_head, size.width) };
         let part = problem.padded_width() + 2;
         let n_rows = problem.heads_per_kv() * size.tq;

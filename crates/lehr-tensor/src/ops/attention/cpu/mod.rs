@@ -19,6 +19,7 @@ use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Result};
 
 pub(super) use backward::{Saved, backward};
+pub(super) use decode::decode;
 
 /// Queries, and keys, per tile.
 const BLOCK: usize = 64;
@@ -63,6 +64,14 @@ impl HeadsMut {
     }
 }
 
+/// The pages of all texts: `max` numbers for each, of pages of `1 << shift` tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Paged<'a> {
+    pub(super) table: &'a [i32],
+    pub(super) max: usize,
+    pub(super) shift: u32,
+}
+
 /// One call, as its parts see it.
 pub(super) struct Problem<'a> {
     pub(super) size: Size,
@@ -70,6 +79,8 @@ pub(super) struct Problem<'a> {
     pub(super) scale: f32,
     /// `[B, Tq, 2]`: first key seen and one past the last.
     pub(super) intervals: &'a [i32],
+    /// Where the keys of each text lie, if it is in pages: for [`decode`] alone.
+    pub(super) pages: Option<Paged<'a>>,
     pub(super) q: Heads<'a>,
     pub(super) k: Heads<'a>,
     pub(super) v: Heads<'a>,
@@ -164,7 +175,7 @@ pub(super) fn forward(
         return Ok(());
     }
     if lse.is_none() && problem.size.tq <= DECODE_MAX {
-        return decode::decode(problem, out);
+        return decode(problem, out);
     }
     forward::forward(problem, out, lse)
 }

@@ -1,0 +1,167 @@
+//! What is generated of one text: its end, its characters, and what was asked for besides.
+
+use std::ops::ControlFlow;
+
+use lehr_tokenizer::{StreamDecoder, Tokenizer};
+
+use crate::stop::StopText;
+
+/// When generation ends.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// At most so many new tokens; `None` = until the context is full.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Token ids that end the answer.
+    pub stop_ids: Vec<u32>,
+    /// Report the log-probability of every new token, and so many of the most likely alternatives.
+    pub logprobs: Option<usize>,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token or stop text came.
+    Stop,
+    /// `max_tokens` were generated.
+    Length,
+    /// The model's context is full.
+    ContextFull,
+    /// The receiver of the text asked to stop.
+    Cancelled,
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The new tokens, without the stop token.
+    pub ids: Vec<u32>,
+    /// Their text, without stop text.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// One per new token, if [`Limits::logprobs`] asked for them.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// How likely the model found a token, before penalties, temperature and filters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// ln p of the token that was chosen.
+    pub logprob: f32,
+    /// The most likely tokens and their ln p, falling.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl TokenLogprob {
+    /// Of the token `id` chosen from `logits`, with the `n` most likely ones.
+    pub(crate) fn new(logits: &[f32], id: u32, n: usize) -> Self {
+        let by_value =
+            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let n = n.min(ids.len());
+        if n > 0 && n < ids.len() {
+            ids.select_nth_unstable_by(n, by_value);
+        }
+        ids.truncate(n);
+        ids.sort_unstable_by(by_value);
+        let normalizer = log_sum_exp(logits);
+        let top = ids.iter().map(|id| (*id, logits[*id as usize] - normalizer)).collect();
+        Self { logprob: logits[id as usize] - normalizer, top }
+    }
+}
+
+/// ln Σ exp(logit).
+fn log_sum_exp(logits: &[f32]) -> f32 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from((l - top).exp())).sum();
+    top + sum.ln() as f32
+}
+
+/// The new part of a text.
+pub(crate) struct Continuation<'a> {
+    limits: &'a Limits,
+    stream: StreamDecoder,
+    text: StopText<'a>,
+    ids: Vec<u32>,
+    logprobs: Vec<TokenLogprob>,
+}
+
+impl<'a> Continuation<'a> {
+    pub(crate) fn new(tokenizer: &Tokenizer, limits: &'a Limits) -> Self {
+        Self {
+            limits,
+            stream: tokenizer.stream_decoder(),
+            text: StopText::new(&limits.stop),
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+        }
+    }
+
+    /// Whether there are as many tokens as there may be.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.limits.max_tokens.is_some_and(|max| self.ids.len() >= max)
+    }
+
+    /// Appends a token, and says why the text ends if it does. `has_room` is whether the model's context has room for this token.
+    pub(crate) fn push(
+        &mut self,
+        id: u32,
+        logprob: Option<TokenLogprob>,
+        has_room: bool,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Option<Finish> {
+        if self.limits.stop_ids.contains(&id) {
+            return Some(Finish::Stop);
+        }
+        self.ids.push(id);
+        self.logprobs.extend(logprob);
+        let (piece, stopped) = self.text.push(&self.stream.push(id));
+        if !piece.is_empty() && on_text(&piece).is_break() {
+            return Some(Finish::Cancelled);
+        }
+        if stopped {
+            return Some(Finish::Stop);
+        }
+        if !has_room {
+            return Some(Finish::ContextFull);
+        }
+        self.is_complete().then_some(Finish::Length)
+    }
+
+    /// What was generated; the text that was held back is given to `on_text`.
+    pub(crate) fn end(
+        mut self,
+        finish: Finish,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Generated {
+        let stopped = finish == Finish::Stop && self.text.stopped;
+        if !stopped {
+            let (piece, _) = self.text.push(&self.stream.finish());
+            let rest = piece + &self.text.flush();
+            if !rest.is_empty() && finish != Finish::Cancelled {
+                let _ = on_text(&rest);
+            }
+        }
+        Generated { ids: self.ids, text: self.text.released, finish, logprobs: self.logprobs }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logprobs_are_those_of_the_softmax() {
+        let logits = [1.0f32, 3.0, 2.0, -1.0];
+        let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        let want = |id: usize| (f64::from(logits[id]).exp() / total).ln();
+        let found = TokenLogprob::new(&logits, 3, 2);
+        assert!((f64::from(found.logprob) - want(3)).abs() < 1e-6);
+        assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
+        assert!((f64::from(found.top[1].1) - want(2)).abs() < 1e-6);
+        assert_eq!(TokenLogprob::new(&logits, 0, 9).top.len(), 4);
+        assert_eq!(TokenLogprob::new(&logits, 0, 0).top, []);
+    }
+}

@@ -1,0 +1,123 @@
+//! `lehr generate --prompts`: many texts at once.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use common::{fails, json_lines, pretrain, run, succeeds, write};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A folder with the pre-trained model `base`; tests only read it.
+fn shared() -> &'static Path {
+    static SHARED: OnceLock<TempDir> = OnceLock::new();
+    let scratch = SHARED.get_or_init(|| {
+        let scratch = tempfile::tempdir().unwrap();
+        pretrain(scratch.path(), "base", &[]);
+        scratch
+    });
+    scratch.path()
+}
+
+#[test]
+fn prompts_of_a_file_give_the_texts_of_each_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    let base = shared().join("base").display().to_string();
+    let prompts = ["After 7 days", "The", "glass 12 and more of it", "a", "Sand\u{e4} \"x\""];
+    write(dir, "p.txt", format!("{}\r\n\n", prompts.join("\n")));
+    let objects: String =
+        prompts.iter().map(|p| format!("{}\n", json!({ "prompt": p, "id": 3 }))).collect();
+    write(dir, "p.jsonl", objects);
+    for settings in [&["--greedy"][..], &["--temperature", "1.3", "--seed", "5"]] {
+        let generate = |more: &[&str]| {
+            let args = [&["generate", &base, "-n", "12"], settings, more].concat();
+            run(dir, &args)
+        };
+        let all = generate(&["--prompts", "p.txt", "--batch", "2"]);
+        assert_eq!(all.code, Some(0), "{all:#?}");
+        assert!(all.err.contains("5 texts, ") && all.err.contains("tokens/s"), "{all:#?}");
+        let found: Vec<Value> = json_lines(&all.out);
+        for (index, prompt) in prompts.iter().enumerate() {
+            let mut one = vec!["-p", prompt, "--json"];
+            let seed = (5 + index).to_string();
+            if settings.len() > 1 {
+                one.extend(["--seed", &seed]);
+            }
+            let settings = if settings.len() > 1 { &settings[..2] } else { settings };
+            let args = [&["generate", &base, "-n", "12"], settings, &one].concat();
+            let want = json_lines(&succeeds(dir, &args)).remove(0);
+            let n_tokens = want["ids"].as_array().unwrap().len();
+            let want = json!({
+                "index": index, "prompt": prompt, "text": want["text"], "finish": want["finish"],
+                "n_tokens": n_tokens,
+            });
+            assert_eq!(found[index], want);
+        }
+        assert_eq!(found.len(), prompts.len());
+        for more in [
+            &["--prompts", "p.jsonl"][..],
+            &["--prompts", "p.txt", "--batch", "1"],
+            &["--prompts", "p.txt", "--batch", "99", "--cache-tokens", "80"],
+        ] {
+            assert_eq!(generate(more).out, all.out, "{more:?}");
+        }
+        let to_file = generate(&["--prompts", "p.jsonl", "--output", "out.jsonl"]);
+        assert_eq!((to_file.code, to_file.out.as_str()), (Some(0), ""));
+        assert_eq!(fs::read_to_string(dir.join("out.jsonl")).unwrap(), all.out);
+    }
+}
+
+#[test]
+fn files_that_hold_no_prompts_are_refused_with_a_hint() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    let base = shared().join("base").display().to_string();
+    for (name, text, says) in [
+        ("empty.txt", "\n  \n", "empty.txt: it has no prompts"),
+        ("empty.jsonl", "", "empty.jsonl: it has no prompts"),
+        ("kind.md", "x", "kind.md, expected a name that ends in .txt or .jsonl"),
+        ("bad.jsonl", "{\"prompt\": \"a\"}\n{\n", "bad.jsonl, line 2: EOF"),
+        ("none.jsonl", "{\"text\": \"a\"}\n", "none.jsonl, line 1: no \"prompt\""),
+        ("number.jsonl", "\n{\"prompt\": 7}\n", "number.jsonl, line 2: \"prompt\" is 7"),
+        ("blank.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"\"}\n", "prompt 2 of 2"),
+        ("long.txt", &"glass 1234 ".repeat(50), "prompt 1 of 1: the prompt has"),
+    ] {
+        write(dir, name, text);
+        fails(dir, &["generate", &base, "--prompts", name], &[says]);
+    }
+    fs::write(dir.join("bytes.txt"), [0xff, 0xfe, 0x41]).unwrap();
+    fails(dir, &["generate", &base, "--prompts", "bytes.txt"], &["bytes.txt: it is not UTF-8"]);
+    fails(dir, &["generate", &base, "--prompts", "nowhere.txt"], &["reading nowhere.txt"]);
+    write(dir, "p.txt", "After 7 days\nThe\n");
+    let all = ["generate", &base, "--prompts", "p.txt"];
+    fails(dir, &[&all[..], &["--batch", "0"]].concat(), &["at most 0 at once"]);
+    fails(dir, &[&all[..], &["--cache-tokens", "1", "-n", "50"]].concat(), &["more pages"]);
+    fails(dir, &[&all[..], &["--output", "no/where.jsonl"]].concat(), &["writing no/where.jsonl"]);
+    fails(dir, &[&all[..], &["--top-p", "0"]].concat(), &["top_p is 0"]);
+    for args in [
+        &["-p", "x", "--prompts", "p.txt"][..],
+        &["--prompts", "p.txt", "--json", "--logprobs", "2"],
+        &["-p", "x", "--batch", "2"],
+        &["-p", "x", "--output", "y"],
+    ] {
+        let ran = run(dir, &[&["generate", &base], args].concat());
+        assert_eq!(ran.code, Some(2), "{ran:#?}");
+    }
+}
+
+#[test]
+fn the_benchmark_says_whether_texts_lie_in_pages() {
+    for (batch, paged) in [(1, false), (3, true)] {
+        let n = batch.to_string();
+        let args = ["bench", "decode", "base", "--prompt", "9", "--new", "4", "--rounds", "1"];
+        let args = [&args[..], &["--batch", &n, "--json"]].concat();
+        let found = json_lines(&succeeds(shared(), &args)).remove(0);
+        assert_eq!((&found["batch"], &found["paged"]), (&json!(batch), &json!(paged)));
+        assert!(found["decode_tok_s"].as_f64().is_some_and(|rate| rate > 0.0));
+    }
+}
