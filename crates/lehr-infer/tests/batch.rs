@@ -222,3 +222,24 @@ fn whoever_receives_the_texts_may_stop_and_may_ask_how_likely_they_are() {
         requests[1].limits.logprobs = None;
     }
 }
+
+#[test]
+fn in_sixteen_bits_a_batch_repeats_its_texts() {
+    cuda::use_emulator();
+    let (tokenizer, requests) = (tokenizer(), requests());
+    for (name, model) in models() {
+        for dtype in [DType::BF16, DType::F16] {
+            model.to_device(Device::Cuda(0), dtype).unwrap();
+            let run = || {
+                let size = size(3, Some(9));
+                let mut generator = BatchGenerator::new(&model, &tokenizer, size).unwrap();
+                together(&mut generator, &requests).unwrap()
+            };
+            let first = run();
+            assert_eq!(run(), first, "{name} in {dtype}");
+            let of_length = first.0.iter().zip(&requests);
+            let mut of_length = of_length.filter(|((.., finish), _)| *finish == Finish::Length);
+            assert!(of_length.all(|((ids, ..), r)| Some(ids.len()) == r.limits.max_tokens));
+        }
+    }
+}
