@@ -17,10 +17,47 @@ pub struct Stats {
     pub n_blocks: u64,
 }
 
-/// The free places of a range, by offset; neighbours are always merged.
+/// Free places, their sizes by offset; neighbours are always merged.
+#[derive(Debug, Default)]
+pub(crate) struct Places(BTreeMap<usize, usize>);
+
+impl Places {
+    /// The offset of the first `bytes` free bytes; `None` if there is no such place.
+    pub(crate) fn take(&mut self, bytes: usize) -> Option<usize> {
+        let fits = |(_, room): &(&usize, &usize)| **room >= bytes;
+        let (offset, room) = self.0.iter().find(fits).map(|(o, r)| (*o, *r))?;
+        self.0.remove(&offset);
+        if room > bytes {
+            self.0.insert(offset + bytes, room - bytes);
+        }
+        Some(offset)
+    }
+
+    /// Takes a place back.
+    pub(crate) fn give(&mut self, mut offset: usize, mut bytes: usize) {
+        if let Some((&before, &room)) = self.0.range(..offset).next_back()
+            && before + room == offset
+        {
+            self.0.remove(&before);
+            offset = before;
+            bytes += room;
+        }
+        if let Some(room) = self.0.remove(&(offset + bytes)) {
+            bytes += room;
+        }
+        self.0.insert(offset, bytes);
+    }
+
+    /// All places, as offsets and sizes.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.0.iter().map(|(offset, bytes)| (*offset, *bytes))
+    }
+}
+
+/// The free places of a range, and what is counted of the others.
 #[derive(Debug)]
 pub(crate) struct FreeList {
-    free: BTreeMap<usize, usize>,
+    free: Places,
     /// Every block starts on a multiple of this.
     align: usize,
     pub(crate) limit: usize,
@@ -29,7 +66,8 @@ pub(crate) struct FreeList {
 
 impl FreeList {
     pub(crate) fn new(limit: usize, align: usize) -> Self {
-        Self { free: BTreeMap::from([(0, limit)]), align, limit, stats: Stats::default() }
+        let free = Places(BTreeMap::from([(0, limit)]));
+        Self { free, align, limit, stats: Stats::default() }
     }
 
     /// What a request of `bytes` takes: whole multiples of the alignment. What overflows is more
@@ -41,12 +79,7 @@ impl FreeList {
     /// The offset of `bytes` (from [`FreeList::rounded`]) free bytes; `None` if there is no such
     /// place.
     pub(crate) fn take(&mut self, bytes: usize) -> Option<usize> {
-        let fits = |(_, room): &(&usize, &usize)| **room >= bytes;
-        let (offset, room) = self.free.iter().find(fits).map(|(o, r)| (*o, *r))?;
-        self.free.remove(&offset);
-        if room > bytes {
-            self.free.insert(offset + bytes, room - bytes);
-        }
+        let offset = self.free.take(bytes)?;
         self.stats.n_blocks += 1;
         self.stats.used_bytes += bytes;
         self.stats.used_peak_bytes = self.stats.used_peak_bytes.max(self.stats.used_bytes);
@@ -58,19 +91,9 @@ impl FreeList {
     }
 
     /// Takes a block back.
-    pub(crate) fn give(&mut self, mut offset: usize, mut bytes: usize) {
+    pub(crate) fn give(&mut self, offset: usize, bytes: usize) {
         self.stats.used_bytes -= bytes;
-        if let Some((&before, &room)) = self.free.range(..offset).next_back()
-            && before + room == offset
-        {
-            self.free.remove(&before);
-            offset = before;
-            bytes += room;
-        }
-        if let Some(room) = self.free.remove(&(offset + bytes)) {
-            bytes += room;
-        }
-        self.free.insert(offset, bytes);
+        self.free.give(offset, bytes);
     }
 }
 

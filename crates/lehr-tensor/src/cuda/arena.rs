@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Cuda;
-use crate::free_list::{FreeList, Stats};
+use super::{Cuda, is_recorder};
+use crate::free_list::{FreeList, Places, Stats};
 use crate::{Device, Error, Result};
 
 /// Every block starts on a multiple of this: what cuBLASLt wants for its fastest products.
@@ -20,8 +20,8 @@ struct State {
     list: FreeList,
     /// Bytes from the start that have memory behind them.
     mapped: usize,
-    /// While work is recorded: what was freed, by offset and size. The recorded work uses it whenever it runs, so nobody else gets it.
-    held: Option<Vec<(usize, usize)>>,
+    /// While work is recorded: what was freed. The recorded work uses it whenever it runs, so only what is recorded after it gets it again.
+    held: Option<Places>,
 }
 
 /// A live block. It returns to the arena when dropped: the stream runs in order, so whoever gets it next writes after its last
@@ -49,17 +49,17 @@ impl Arena {
 
     /// From now on what is freed is held back.
     pub(super) fn hold(&self) {
-        self.lock().held = Some(Vec::new());
+        self.lock().held = Some(Places::default());
     }
 
     /// Ends that: what was held back, for [`Arena::give_back`].
-    pub(super) fn take_held(&self) -> Vec<(usize, usize)> {
+    pub(super) fn take_held(&self) -> Places {
         self.lock().held.take().unwrap_or_default()
     }
 
-    pub(super) fn give_back(&self, held: &[(usize, usize)]) {
+    pub(super) fn give_back(&self, held: &Places) {
         let mut state = self.lock();
-        held.iter().for_each(|(offset, bytes)| state.list.give(*offset, *bytes));
+        held.all().for_each(|(offset, bytes)| state.list.give(offset, bytes));
     }
 
     pub(super) fn reset_peak(&self) {
@@ -81,7 +81,11 @@ impl Block {
             limit_bytes: state.list.limit,
             device: Device::Cuda(arena.ordinal),
         };
-        let Some(offset) = state.list.take(bytes) else { return Err(full(&state)) };
+        // Other threads may take blocks meanwhile; what was freed here is for this thread's work.
+        let again = state.held.as_mut().filter(|_| is_recorder()).and_then(|held| held.take(bytes));
+        let Some(offset) = again.or_else(|| state.list.take(bytes)) else {
+            return Err(full(&state));
+        };
         if offset + bytes > state.mapped {
             match cuda.backend.grow(arena.base, state.mapped, offset + bytes) {
                 Ok(mapped) => state.mapped = mapped,
@@ -113,7 +117,7 @@ impl Drop for Block {
             let offset = (self.ptr - cuda.arena.base) as usize;
             let mut state = cuda.arena.lock();
             match &mut state.held {
-                Some(held) => held.push((offset, self.bytes)),
+                Some(held) => held.give(offset, self.bytes),
                 None => state.list.give(offset, self.bytes),
             }
         }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::PoisonError;
 
 use super::{Block, Cuda, Uploads};
+use crate::free_list::Places;
 use crate::{Error, Result, Tensor};
 
 thread_local! {
@@ -50,7 +51,7 @@ pub struct Graph {
     cuda: &'static Cuda,
     handle: u64,
     /// The memory of intermediate results, which stays reserved as long as the graph is there.
-    held: Vec<(usize, usize)>,
+    held: Places,
 }
 
 impl Graph {
@@ -61,7 +62,7 @@ impl Graph {
     /// # Errors
     /// Those of `body`, or if something in it cannot be recorded.
     pub fn record(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<Self> {
-        /// Room for intermediate results that is there before recording begins, because none of it is used twice.
+        /// Room for intermediate results that is there before recording begins.
         const ROOM_BYTES: usize = 256 << 20;
         let cuda = Cuda::get(ordinal)?;
         // Best effort: where it is not to be had, less may do.
@@ -194,6 +195,28 @@ mod tests {
             (0..4 * round).for_each(|i| want[i % 4] += (i * round) as f32);
         }
         assert_eq!(sum.to_host().unwrap().to_vec(), want);
+    }
+
+    #[test]
+    fn gpu_what_recorded_work_frees_is_its_own() {
+        let x = upload(&[1.0; 1000]).unwrap();
+        // Each sum's block is free when the next but one is computed.
+        let chain = || (0..100).try_fold(x.clone(), |sum, _| sum.add(&x));
+        let want = chain().unwrap().to_host().unwrap().to_vec();
+        let mut sum = None;
+        let graph = Graph::record(0, || {
+            sum = Some(chain()?);
+            Ok(())
+        })
+        .unwrap();
+        let kept: usize = graph.held.all().map(|(_, bytes)| bytes).sum();
+        assert!((4096..5 * 4096).contains(&kept), "{kept} bytes for a result of 4,000 at a time");
+        // Nobody else gets what the graph writes to.
+        let others: Vec<_> = (0..50).map(|_| upload(&[7.0; 1000]).unwrap()).collect();
+        graph.launch().unwrap();
+        graph.launch().unwrap();
+        assert_eq!(sum.take().unwrap().to_host().unwrap().to_vec(), want);
+        assert!(others.iter().all(|o| o.to_host().unwrap().to_vec() == [7.0; 1000]));
     }
 
     #[test]
