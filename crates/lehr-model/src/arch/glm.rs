@@ -2,23 +2,20 @@
 //! each head, RMSNorm before each sub-layer, grouped-query attention with biases on q, k and v, a
 //! SwiGLU MLP whose gate and up matrix are one. Weights are `[out, in]`.
 
-use std::sync::Arc;
-
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::decoder;
 use super::heads::Heads;
 use super::rope::Rope;
-use super::stack::{self, Stack};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, Spec, Tokens, activation, check_room, check_spec,
-    residual_std,
+    Architecture, FamilyConfig, RopeConfig, Spec, Tokens, activation, check_spec, residual_std,
 };
-use crate::nn::{Embedding, Linear, RmsNorm};
+use crate::nn::{Linear, RmsNorm};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a GLM-4 `config.json`; what a file leaves out is as in transformers.
@@ -114,7 +111,15 @@ impl FamilyConfig for GlmConfig {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Arc::new(Glm::build(self, p)?)))
+        let shape = decoder::Shape {
+            spec: self.spec(),
+            rope: self.rope()?,
+            rope_layout: RopeLayout::AdjacentPairs,
+            rms_norm_eps: self.rms_norm_eps,
+            std: self.initializer_range,
+            is_tied: self.tie_word_embeddings,
+        };
+        decoder::build(p, shape, |index, p| Block::build(self, index, p))
     }
 }
 
@@ -197,19 +202,6 @@ impl Mlp {
     }
 }
 
-/// The embedding's head, or one of its own.
-pub(super) fn build_head(
-    config: &GlmConfig,
-    p: &mut ParamBuilder<'_>,
-    embed_tokens: &Embedding,
-) -> Result<Linear> {
-    if config.tie_word_embeddings {
-        return Ok(Linear::tied(embed_tokens.weight()));
-    }
-    let size = (config.hidden_size, config.vocab_size);
-    Ok(Linear::build(&mut p.at("lm_head"), OutIn, size, false, config.initializer_range)?)
-}
-
 struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
@@ -230,80 +222,21 @@ impl Block {
     }
 }
 
-/// The GLM-4 decoder.
-pub struct Glm {
-    config: GlmConfig,
-    rope: Rope,
-    embed_tokens: Embedding,
-    blocks: Vec<Block>,
-    norm: RmsNorm,
-    head: Linear,
-}
-
-impl Glm {
-    fn build(config: &GlmConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
-        let (d, std) = (config.hidden_size, config.initializer_range);
-        let mut root = p.at("model");
-        let embed_tokens =
-            Embedding::build(&mut root.at("embed_tokens"), config.vocab_size, d, std)?;
-        let mut blocks = Vec::new();
-        for index in 0..config.num_hidden_layers {
-            blocks.push(Block::build(config, index, root.at("layers").at(index))?);
-        }
-        let norm = RmsNorm::build(&mut root.at("norm"), d, config.rms_norm_eps)?;
-        let head = build_head(config, p, &embed_tokens)?;
-        let (config, rope) = (config.clone(), config.rope()?);
-        Ok(Self { config, rope, embed_tokens, blocks, norm, head })
+impl decoder::Block for Block {
+    fn input_layernorm(&self) -> &RmsNorm {
+        &self.input_layernorm
     }
 
-    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec())?;
-        let rope = self.rope.table_of(&tokens.positions, RopeLayout::AdjacentPairs)?;
-        let x = self.embed_tokens.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
-    }
-}
-
-impl Stack for Glm {
-    type Context = (Tokens, RopeTable);
-
-    fn n_blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
-        Ok(self.blocks[index].input_layernorm.forward(x)?)
-    }
-
-    fn block(
+    fn forward(
         &self,
-        index: usize,
         (x, h): (&Tensor, &Tensor),
-        (tokens, rope): &Self::Context,
+        (tokens, rope): &decoder::Context,
+        next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
     ) -> Result<(Tensor, Tensor)> {
-        let block = &self.blocks[index];
-        let a = block.self_attn.forward(h, tokens, rope, cache)?;
-        let (x, h) = block.post_attention_layernorm.forward_add(x, &a)?;
-        let m = block.mlp.forward(&h)?;
-        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
+        let a = self.self_attn.forward(h, tokens, rope, cache)?;
+        let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
+        let m = self.mlp.forward(&h)?;
         Ok(next_norm.forward_add(&x, &m)?)
-    }
-}
-
-impl Architecture for Arc<Glm> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
-
-    fn spec(&self) -> Spec {
-        self.config.spec()
     }
 }

@@ -1,17 +1,14 @@
 //! GLM-4-0414 (zai-org 2025): GLM-4-9B with two more norms in each block, on what attention and MLP
 //! add to the residual stream ("sandwich" norms).
 
-use std::sync::Arc;
-
-use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::ops::rope::RopeLayout;
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::glm::{Attention, GlmConfig, Mlp, build_head};
-use super::rope::Rope;
-use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Spec, Tokens, check_room};
-use crate::nn::{Embedding, Linear, RmsNorm};
+use super::decoder;
+use super::glm::{Attention, GlmConfig, Mlp};
+use super::{Architecture, FamilyConfig, Spec};
+use crate::nn::RmsNorm;
 use crate::{KvCache, Result};
 
 /// The settings of a GLM-4-0414 `config.json`: those of GLM-4.
@@ -32,7 +29,15 @@ impl FamilyConfig for Glm4Config {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Arc::new(Glm4::build(&self.0, p)?)))
+        let shape = decoder::Shape {
+            spec: self.spec(),
+            rope: self.0.rope()?,
+            rope_layout: RopeLayout::AdjacentPairs,
+            rms_norm_eps: self.0.rms_norm_eps,
+            std: self.0.initializer_range,
+            is_tied: self.0.tie_word_embeddings,
+        };
+        decoder::build(p, shape, |index, p| Block::build(&self.0, index, p))
     }
 }
 
@@ -60,81 +65,22 @@ impl Block {
     }
 }
 
-/// The GLM-4-0414 decoder.
-pub struct Glm4 {
-    config: GlmConfig,
-    rope: Rope,
-    embed_tokens: Embedding,
-    blocks: Vec<Block>,
-    norm: RmsNorm,
-    head: Linear,
-}
-
-impl Glm4 {
-    fn build(config: &GlmConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
-        let (d, std) = (config.hidden_size, config.initializer_range);
-        let mut root = p.at("model");
-        let embed_tokens =
-            Embedding::build(&mut root.at("embed_tokens"), config.vocab_size, d, std)?;
-        let mut blocks = Vec::new();
-        for index in 0..config.num_hidden_layers {
-            blocks.push(Block::build(config, index, root.at("layers").at(index))?);
-        }
-        let norm = RmsNorm::build(&mut root.at("norm"), d, config.rms_norm_eps)?;
-        let head = build_head(config, p, &embed_tokens)?;
-        let (config, rope) = (config.clone(), config.rope()?);
-        Ok(Self { config, rope, embed_tokens, blocks, norm, head })
+impl decoder::Block for Block {
+    fn input_layernorm(&self) -> &RmsNorm {
+        &self.input_layernorm
     }
 
-    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec())?;
-        let rope = self.rope.table_of(&tokens.positions, RopeLayout::AdjacentPairs)?;
-        let x = self.embed_tokens.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
-    }
-}
-
-impl Stack for Glm4 {
-    type Context = (Tokens, RopeTable);
-
-    fn n_blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
-        Ok(self.blocks[index].input_layernorm.forward(x)?)
-    }
-
-    fn block(
+    fn forward(
         &self,
-        index: usize,
         (x, h): (&Tensor, &Tensor),
-        (tokens, rope): &Self::Context,
+        (tokens, rope): &decoder::Context,
+        next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
     ) -> Result<(Tensor, Tensor)> {
-        let block = &self.blocks[index];
-        let a = block.self_attn.forward(h, tokens, rope, cache)?;
-        let a = block.post_self_attn_layernorm.forward(&a)?;
-        let (x, h) = block.post_attention_layernorm.forward_add(x, &a)?;
-        let m = block.post_mlp_layernorm.forward(&block.mlp.forward(&h)?)?;
-        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
+        let a = self.self_attn.forward(h, tokens, rope, cache)?;
+        let a = self.post_self_attn_layernorm.forward(&a)?;
+        let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
+        let m = self.post_mlp_layernorm.forward(&self.mlp.forward(&h)?)?;
         Ok(next_norm.forward_add(&x, &m)?)
-    }
-}
-
-impl Architecture for Arc<Glm4> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
-
-    fn spec(&self) -> Spec {
-        self.config.spec()
     }
 }

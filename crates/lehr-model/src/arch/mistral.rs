@@ -1,22 +1,20 @@
 //! Mistral 7B and Nemo (Jiang et al. 2023, <https://arxiv.org/abs/2310.06825>): Llama's block without
 //! biases, with a sliding window in every block of the first version. Weights are `[out, in]`.
 
-use std::sync::Arc;
-
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
-use lehr_tensor::ops::rope::RopeTable;
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::decoder;
 use super::heads::{FULL, Heads, SLIDING, check_windows};
 use super::rope::Rope;
-use super::stack::{self, Stack};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
-    check_spec, parse, residual_std, with_and_without_prefix,
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_spec,
+    parse, residual_std, with_and_without_prefix,
 };
-use crate::nn::{Embedding, GatedMlp, Linear, RmsNorm};
+use crate::nn::{GatedMlp, Linear, RmsNorm};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a Mistral `config.json`; what a file leaves out is as in transformers.
@@ -128,7 +126,15 @@ impl FamilyConfig for MistralConfig {
     }
 
     fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Arc::new(Mistral::build(self, p)?)))
+        let shape = decoder::Shape {
+            spec: self.spec(),
+            rope: Rope::new(&self.rope()?, self.spec().head_dim)?,
+            rope_layout: RopeLayout::HalfSplit,
+            rms_norm_eps: self.rms_norm_eps,
+            std: self.initializer_range,
+            is_tied: self.tie_word_embeddings,
+        };
+        decoder::build(p, shape, |index, p| Block::build(self, index, p))
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -205,83 +211,21 @@ impl Block {
     }
 }
 
-/// The Mistral decoder.
-pub struct Mistral {
-    spec: Spec,
-    rope: Rope,
-    embed_tokens: Embedding,
-    blocks: Vec<Block>,
-    norm: RmsNorm,
-    head: Linear,
-}
-
-impl Mistral {
-    fn build(config: &MistralConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
-        let spec = config.spec();
-        let (d, v, std) = (spec.hidden_size, spec.vocab_size, config.initializer_range);
-        let mut root = p.at("model");
-        let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), v, d, std)?;
-        let mut blocks = Vec::new();
-        for index in 0..spec.n_layers {
-            blocks.push(Block::build(config, index, root.at("layers").at(index))?);
-        }
-        let norm = RmsNorm::build(&mut root.at("norm"), d, config.rms_norm_eps)?;
-        let head = match config.tie_word_embeddings {
-            true => Linear::tied(embed_tokens.weight()),
-            false => Linear::build(&mut p.at("lm_head"), OutIn, (d, v), false, std)?,
-        };
-        let rope = Rope::new(&config.rope()?, spec.head_dim)?;
-        Ok(Self { spec, rope, embed_tokens, blocks, norm, head })
+impl decoder::Block for Block {
+    fn input_layernorm(&self) -> &RmsNorm {
+        &self.input_layernorm
     }
 
-    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec)?;
-        let rope = self.rope.table(&tokens.positions)?;
-        let x = self.embed_tokens.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
-    }
-}
-
-impl Stack for Mistral {
-    type Context = (Tokens, RopeTable);
-
-    fn n_blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
-        Ok(self.blocks[index].input_layernorm.forward(x)?)
-    }
-
-    fn block(
+    fn forward(
         &self,
-        index: usize,
         (x, h): (&Tensor, &Tensor),
-        (tokens, rope): &Self::Context,
+        (tokens, rope): &decoder::Context,
+        next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
     ) -> Result<(Tensor, Tensor)> {
-        let block = &self.blocks[index];
-        let a = block.attention(h, tokens, rope, cache)?;
-        let (x, h) = block.post_attention_layernorm.forward_add(x, &a)?;
-        let m = block.mlp.forward(&h)?;
-        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
+        let a = self.attention(h, tokens, rope, cache)?;
+        let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
+        let m = self.mlp.forward(&h)?;
         Ok(next_norm.forward_add(&x, &m)?)
-    }
-}
-
-impl Architecture for Arc<Mistral> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
-
-    fn spec(&self) -> Spec {
-        self.spec
     }
 }

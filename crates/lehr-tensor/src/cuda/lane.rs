@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::sys;
 
-use super::driver::{check, make_current};
+use super::devices::check;
+use super::driver::make_current;
 use super::offload::{HostCopy, Lane};
 use super::stream::Event;
 use crate::Result;

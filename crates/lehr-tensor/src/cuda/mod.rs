@@ -12,6 +12,7 @@ mod arena;
 pub(crate) mod blas;
 mod buffer;
 mod compile;
+mod devices;
 mod driver;
 mod emulator;
 mod graph;
@@ -359,7 +360,7 @@ pub fn device_count() -> Result<usize> {
     if is_emulated()? {
         return Ok(1);
     }
-    driver::device_count()
+    devices::device_count()
 }
 
 /// Whether there is a GPU that everything is there for: driver, NVRTC and cuBLASLt. The emulator does not count.
@@ -370,7 +371,7 @@ pub fn usable() -> Result<bool> {
     if is_emulated()? || library::missing(&["cuda"]).is_some() {
         return Ok(false);
     }
-    match driver::device_count() {
+    match devices::device_count() {
         Ok(0) => return Ok(false),
         Ok(_) => (),
         Err(error) => return Err(error),

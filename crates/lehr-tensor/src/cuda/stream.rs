@@ -6,7 +6,7 @@ use std::time::Instant;
 use cudarc::driver::sys;
 
 use super::Timer;
-use super::driver::check;
+use super::devices::check;
 use crate::Result;
 
 /// A moment of the stream.
