@@ -206,7 +206,7 @@ impl<'a> BatchGenerator<'a> {
         let row = self.cache.join(self.one.cache())?;
         if let (Some((_, gpu)), true) = (&self.on_gpu, on_gpu) {
             let (sampling, n_drawn) = text.sampler.state();
-            gpu.set(row, &sampling.into(), n_drawn)?;
+            gpu.set(row, &sampling, n_drawn)?;
             let (prompt, generated) = text.parts();
             if sampling.has_penalty() {
                 gpu.set_seen(row, prompt, generated)?;

@@ -179,7 +179,7 @@ impl<'a> Generator<'a> {
             None => GpuSampler::new(self.model.compute().0, 1, self.n_ids())?,
         };
         let (sampling, n_drawn) = sampler.state();
-        gpu.set(0, &sampling.into(), n_drawn)?;
+        gpu.set(0, &sampling, n_drawn)?;
         if sampling.has_penalty() {
             gpu.set_seen(0, prompt, generated)?;
         }

@@ -1,96 +1,9 @@
 //! Choosing the next token.
 
 use lehr_tensor::Philox;
-use lehr_tensor::inplace::sample::Settings;
+pub use lehr_tensor::inplace::sample::Sampling;
 
 use crate::{Error, Result};
-
-/// How the next token is chosen. Filters apply in the order of the fields.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Logits of tokens already in the text are divided by this if positive, multiplied if
-    /// negative (Keskar et al. 2019); 1 = off.
-    pub repetition_penalty: f32,
-    /// Subtracted from the logit of a token once for every time it was generated; 0 = off.
-    pub frequency_penalty: f32,
-    /// Subtracted from the logits of all tokens that were generated; 0 = off.
-    pub presence_penalty: f32,
-    /// Logits are divided by this; 0 = always the most likely token.
-    pub temperature: f32,
-    /// Keep the most likely `top_k`; 0 = all.
-    pub top_k: usize,
-    /// Keep the smallest set of most likely tokens with this probability (Holtzman et al. 2020);
-    /// 1 = all.
-    pub top_p: f32,
-    /// Keep tokens at least this likely relative to the most likely one; 0 = all.
-    pub min_p: f32,
-    /// Names the stream of random numbers.
-    pub seed: u64,
-}
-
-impl Sampling {
-    /// Always the most likely token.
-    pub const GREEDY: Self = Self {
-        repetition_penalty: 1.0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        seed: 0,
-    };
-
-    /// Whether the most likely token is taken and nothing drawn.
-    fn is_greedy(&self) -> bool {
-        self.temperature == 0.0 || self.top_k == 1
-    }
-
-    /// Whether logits depend on the text so far.
-    pub(crate) fn has_penalty(&self) -> bool {
-        self.repetition_penalty != 1.0
-            || self.frequency_penalty != 0.0
-            || self.presence_penalty != 0.0
-    }
-
-    /// An error if a setting is out of range.
-    ///
-    /// # Errors
-    /// The first setting that is.
-    pub fn validate(&self) -> Result<()> {
-        let check = |name, value: f32, good: bool, expected| match good {
-            true => Ok(()),
-            false => Err(Error::Sampling { name, value: f64::from(value), expected }),
-        };
-        let t = self.temperature;
-        check("temperature", t, t.is_finite() && t >= 0.0, "0 or more")?;
-        let p = self.top_p;
-        check("top_p", p, p > 0.0 && p <= 1.0, "more than 0, at most 1")?;
-        let p = self.min_p;
-        check("min_p", p, (0.0..=1.0).contains(&p), "0 to 1")?;
-        let r = self.repetition_penalty;
-        check("repetition_penalty", r, r.is_finite() && r > 0.0, "more than 0")?;
-        let f = self.frequency_penalty;
-        check("frequency_penalty", f, f.is_finite(), "a number")?;
-        let p = self.presence_penalty;
-        check("presence_penalty", p, p.is_finite(), "a number")
-    }
-}
-
-impl From<Sampling> for Settings {
-    fn from(s: Sampling) -> Self {
-        Self {
-            repetition_penalty: s.repetition_penalty,
-            frequency_penalty: s.frequency_penalty,
-            presence_penalty: s.presence_penalty,
-            temperature: s.temperature,
-            top_k: s.top_k,
-            top_p: s.top_p,
-            min_p: s.min_p,
-            seed: s.seed,
-        }
-    }
-}
 
 /// Draws tokens. The n-th draw depends on the seed and n alone.
 #[derive(Clone, Debug)]
@@ -105,8 +18,12 @@ impl Sampler {
     /// # Errors
     /// If a setting is out of range.
     pub fn new(sampling: Sampling) -> Result<Self> {
-        sampling.validate()?;
-        Ok(Self { sampling, n_drawn: 0 })
+        match sampling.fault() {
+            None => Ok(Self { sampling, n_drawn: 0 }),
+            Some((name, value, expected)) => {
+                Err(Error::Sampling { name, value: f64::from(value), expected })
+            }
+        }
     }
 
     /// The settings.

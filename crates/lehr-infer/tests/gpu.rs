@@ -228,7 +228,7 @@ fn a_batch_goes_on_by_the_choices_on_the_gpu() {
     let gpu = GpuSampler::new(Device::Cuda(0), BATCH, 300).unwrap();
     let mut cache = model.cache(BATCH, 20).unwrap();
     for (row, sampling) in all.iter().enumerate() {
-        gpu.set(row, &(*sampling).into(), 0).unwrap();
+        gpu.set(row, sampling, 0).unwrap();
         gpu.set_seen(row, prompts[row], &[]).unwrap();
     }
     gpu.pick(&model.next_logits(&first, &mut cache).unwrap()).unwrap();

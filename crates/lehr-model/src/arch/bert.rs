@@ -326,7 +326,7 @@ impl Stack for Bert {
 }
 
 impl Architecture for Arc<Bert> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         if cache.is_some() {
             let class = self.config.class();
             return Err(Error::NotCausal { doing: "continuing a text", class });

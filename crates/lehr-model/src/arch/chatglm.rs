@@ -11,7 +11,7 @@ use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeTable, frequencies};
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -323,20 +323,6 @@ impl ChatGlm {
         let config = config.clone();
         Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
     }
-
-    fn forward(
-        self: &Arc<Self>,
-        tokens: &Tokens,
-        mut cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
-        let rope =
-            RopeTable::two_dimensional(&text.positions, &text.block_positions, &self.inv_freq)?;
-        let x = self.word_embeddings.forward(&tokens.ids)?;
-        let u = self.blocks[0].input_layernorm.forward(&x)?;
-        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
-    }
 }
 
 impl Stack for ChatGlm {
@@ -372,11 +358,14 @@ impl Stack for ChatGlm {
 }
 
 impl Architecture for Arc<ChatGlm> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
+    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
+        let rope =
+            RopeTable::two_dimensional(&text.positions, &text.block_positions, &self.inv_freq)?;
+        let x = self.word_embeddings.forward(&tokens.ids)?;
+        let u = self.blocks[0].input_layernorm.forward(&x)?;
+        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
     }
 
     fn head(&self) -> &Linear {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -321,14 +321,6 @@ impl ChatGlm2 {
         let config = config.clone();
         Ok(Self { config, inv_freq, word_embeddings, blocks, final_layernorm, head })
     }
-
-    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let layout = RopeLayout::AdjacentPairs;
-        let rope = RopeTable::new(&tokens.positions, &self.inv_freq, layout, 1.0)?;
-        let x = self.word_embeddings.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
-    }
 }
 
 impl Stack for ChatGlm2 {
@@ -369,11 +361,12 @@ impl Stack for ChatGlm2 {
 }
 
 impl Architecture for Arc<ChatGlm2> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
+    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+        let layout = RopeLayout::AdjacentPairs;
+        let rope = RopeTable::new(&tokens.positions, &self.inv_freq, layout, 1.0)?;
+        let x = self.word_embeddings.forward(&tokens.ids)?;
+        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
     }
 
     fn head(&self) -> &Linear {

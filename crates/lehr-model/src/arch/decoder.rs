@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{ParamBuilder, Tensor};
 
 use super::rope::Rope;
 use super::stack::{self, Stack};
@@ -78,15 +78,7 @@ pub(super) fn build<B: Block>(
     Ok(Box::new(Arc::new(Decoder { shape, embed_tokens, blocks, norm, head })))
 }
 
-impl<B: Block> Decoder<B> {
-    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let Shape { spec, rope, rope_layout, .. } = &self.shape;
-        check_room(tokens, cache.as_deref(), spec)?;
-        let rope = rope.table_of(&tokens.positions, *rope_layout)?;
-        let x = self.embed_tokens.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
-    }
-}
+impl<B: Block> Decoder<B> {}
 
 impl<B: Block> Stack for Decoder<B> {
     type Context = Context;
@@ -112,11 +104,12 @@ impl<B: Block> Stack for Decoder<B> {
 }
 
 impl<B: Block> Architecture for Arc<Decoder<B>> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
+    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let Shape { spec, rope, rope_layout, .. } = &self.shape;
+        check_room(tokens, cache.as_deref(), spec)?;
+        let rope = rope.table_of(&tokens.positions, *rope_layout)?;
+        let x = self.embed_tokens.forward(&tokens.ids)?;
+        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
     }
 
     fn head(&self) -> &Linear {

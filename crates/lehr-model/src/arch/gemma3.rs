@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::RopeTable;
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -349,16 +349,6 @@ impl Gemma3 {
         let softcap = config.final_logit_softcapping;
         Ok(Self { spec, global_rope, local_rope, softcap, embed_tokens, blocks, norm, head })
     }
-
-    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec)?;
-        let global = self.global_rope.table(&tokens.positions)?;
-        let local = self.local_rope.table(&tokens.positions)?;
-        // The reference rounds √D to the precision it computes in, here f32.
-        let scale = (self.spec.hidden_size as f64).sqrt() as f32;
-        let x = self.embed_tokens.forward(&tokens.ids)?.scale(scale)?;
-        stack::run(self, x, &(tokens.clone(), global, local), tokens.activations, cache)
-    }
 }
 
 impl Stack for Gemma3 {
@@ -391,11 +381,14 @@ impl Stack for Gemma3 {
 }
 
 impl Architecture for Arc<Gemma3> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
+    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.spec)?;
+        let global = self.global_rope.table(&tokens.positions)?;
+        let local = self.local_rope.table(&tokens.positions)?;
+        // The reference rounds √D to the precision it computes in, here f32.
+        let scale = (self.spec.hidden_size as f64).sqrt() as f32;
+        let x = self.embed_tokens.forward(&tokens.ids)?.scale(scale)?;
+        stack::run(self, x, &(tokens.clone(), global, local), tokens.activations, cache)
     }
 
     fn head(&self) -> &Linear {

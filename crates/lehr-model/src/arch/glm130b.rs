@@ -10,7 +10,7 @@ use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::chatglm::PerHeadAttention;
@@ -256,19 +256,6 @@ impl Glm130b {
         let (config, rule) = (config.clone(), config.prefix_rule());
         Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
     }
-
-    fn forward(
-        self: &Arc<Self>,
-        tokens: &Tokens,
-        mut cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
-        let rope = RopeTable::new(&text.positions, &self.inv_freq, RopeLayout::HalfSplit, 1.0)?;
-        let x = self.word_embeddings.forward(&tokens.ids)?;
-        let u = self.blocks[0].input_layernorm.forward(&x)?;
-        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
-    }
 }
 
 impl Stack for Glm130b {
@@ -303,11 +290,13 @@ impl Stack for Glm130b {
 }
 
 impl Architecture for Arc<Glm130b> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
+    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
+        let rope = RopeTable::new(&text.positions, &self.inv_freq, RopeLayout::HalfSplit, 1.0)?;
+        let x = self.word_embeddings.forward(&tokens.ids)?;
+        let u = self.blocks[0].input_layernorm.forward(&x)?;
+        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
     }
 
     fn head(&self) -> &Linear {

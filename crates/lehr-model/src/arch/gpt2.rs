@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::WeightLayout::InOut;
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::stack::{self, Stack};
@@ -224,12 +224,6 @@ impl Gpt2 {
         let activation = config.activation()?;
         Ok(Self { config: config.clone(), activation, wte, wpe, blocks, ln_f, head })
     }
-
-    fn forward(self: &Arc<Self>, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let x = self.wte.forward(&tokens.ids)?.add(&self.wpe.forward(&tokens.positions)?)?;
-        stack::run(self, x, tokens, tokens.activations, cache)
-    }
 }
 
 impl Stack for Gpt2 {
@@ -260,11 +254,10 @@ impl Stack for Gpt2 {
 }
 
 impl Architecture for Arc<Gpt2> {
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
+    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+        let x = self.wte.forward(&tokens.ids)?.add(&self.wpe.forward(&tokens.positions)?)?;
+        stack::run(self, x, tokens, tokens.activations, cache)
     }
 
     fn head(&self) -> &Linear {

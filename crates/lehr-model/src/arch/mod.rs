@@ -33,7 +33,7 @@ pub use glm130b::{Glm130b, Glm130bConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{ParamBuilder, Tensor, no_grad};
 pub use llama::LlamaConfig;
 pub use mistral::MistralConfig;
 pub(crate) use prefix::Prefix;
@@ -73,12 +73,22 @@ pub struct Spec {
 ///
 /// They are separate because a loss never needs all logits at once.
 pub trait Architecture: Send + Sync {
-    /// Hidden states `[B, T, D]` after the last norm. With a cache the tokens continue the cached
-    /// ones, and nothing is recorded for backward.
+    /// Hidden states `[B, T, D]` after the last norm, recorded if that is on. With a cache the tokens continue the cached ones.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor>;
+    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor>;
+
+    /// [`Architecture::forward`], of which with a cache nothing is recorded.
+    ///
+    /// # Errors
+    /// As [`Architecture::forward`].
+    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        match cache {
+            None => self.forward(tokens, None),
+            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
+        }
+    }
 
     /// The output projection to the vocabulary.
     fn head(&self) -> &Linear;

@@ -3,8 +3,11 @@
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::{DType, Device, Error, Result, Tensor};
 
+mod settings;
 #[cfg(test)]
 mod tests;
+
+pub use settings::Sampling;
 
 pub(crate) static KERNELS: Source = source!("sample", "kernel.cu");
 const OP: &str = "sample";
@@ -17,75 +20,6 @@ const SUMS_WORDS: usize = 3 * 2048 + 4;
 /// The most blocks that share a row, and the logits each should have.
 const PARTS_MAX: usize = 64;
 const PART: usize = 4096;
-
-/// How the next token of a text is chosen. Filters apply in the order of the fields.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// Logits of tokens already in the text are divided by this if positive, multiplied if negative; 1 = off.
-    pub repetition_penalty: f32,
-    /// Subtracted from the logit of a token once for every time it was generated; 0 = off.
-    pub frequency_penalty: f32,
-    /// Subtracted from the logits of all tokens that were generated; 0 = off.
-    pub presence_penalty: f32,
-    /// Logits are divided by this; 0 = always the most likely token.
-    pub temperature: f32,
-    /// Keep the most likely `top_k`; 0 = all.
-    pub top_k: usize,
-    /// Keep the smallest set of most likely tokens with this probability; 1 = all.
-    pub top_p: f32,
-    /// Keep tokens at least this likely relative to the most likely one; 0 = all.
-    pub min_p: f32,
-    /// Names the stream of random numbers.
-    pub seed: u64,
-}
-
-impl Settings {
-    /// Always the most likely token.
-    pub const GREEDY: Self = Self {
-        repetition_penalty: 1.0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        seed: 0,
-    };
-
-    fn validate(&self) -> Result<()> {
-        let check = |name, value: f32, good: bool, expected| match good {
-            true => Ok(()),
-            false => Err(Error::Argument { op: OP, name, value: value.to_string(), expected }),
-        };
-        let Self { repetition_penalty: r, frequency_penalty: f, presence_penalty: p, .. } = *self;
-        check("repetition_penalty", r, r.is_finite() && r > 0.0, "more than 0")?;
-        check("frequency_penalty", f, f.is_finite(), "a number")?;
-        check("presence_penalty", p, p.is_finite(), "a number")?;
-        let Self { temperature: t, top_p, min_p, .. } = *self;
-        check("temperature", t, t.is_finite() && t >= 0.0, "0 or more")?;
-        check("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "more than 0, at most 1")?;
-        check("min_p", min_p, (0.0..=1.0).contains(&min_p), "0 to 1")
-    }
-
-    /// As `struct Settings` of the kernels.
-    fn bytes(&self) -> Vec<u8> {
-        let floats = [
-            self.temperature,
-            self.top_p,
-            self.min_p,
-            self.repetition_penalty,
-            self.frequency_penalty,
-            self.presence_penalty,
-        ];
-        let mut bytes: Vec<u8> = floats.iter().flat_map(|x| x.to_ne_bytes()).collect();
-        // More than there are ids is all of them.
-        let top_k = u32::try_from(self.top_k).unwrap_or(u32::MAX);
-        bytes.extend(top_k.to_ne_bytes());
-        bytes.extend([0; 4]);
-        bytes.extend(self.seed.to_ne_bytes());
-        bytes
-    }
-}
 
 /// Chooses a token for each text of a batch on a GPU, from logits `[B, V]` there: what it needs from step to step (settings, how often
 /// each token was seen, how many numbers were drawn, the chosen ids) stays on the device, so a choice can be part of recorded work, and
@@ -141,7 +75,7 @@ impl GpuSampler {
             bests: zeros(2 * parts(n_ids))?,
             sums: zeros(SUMS_WORDS)?,
         };
-        (0..batch).try_for_each(|row| sampler.set(row, &Settings::GREEDY, 0))?;
+        (0..batch).try_for_each(|row| sampler.set(row, &Sampling::GREEDY, 0))?;
         Ok(sampler)
     }
 
@@ -149,9 +83,11 @@ impl GpuSampler {
     ///
     /// # Errors
     /// If a setting is out of range, there is no such text, or the device fails.
-    pub fn set(&self, row: usize, settings: &Settings, n_drawn: u64) -> Result<()> {
+    pub fn set(&self, row: usize, settings: &Sampling, n_drawn: u64) -> Result<()> {
         self.check_row(row)?;
-        settings.validate()?;
+        if let Some((name, value, expected)) = settings.fault() {
+            return Err(Error::Argument { op: OP, name, value: value.to_string(), expected });
+        }
         let (cuda, row) = (self.ids.cuda()?, row as u64);
         cuda.upload(self.settings.device_ptr() + SETTINGS_BYTES as u64 * row, &settings.bytes())?;
         cuda.upload(self.n_drawn.device_ptr() + 8 * row, &n_drawn.to_ne_bytes())

@@ -4,12 +4,12 @@ use super::*;
 use crate::Philox;
 
 const GPU: Device = Device::Cuda(0);
-const HOT: Settings = Settings { temperature: 1.0, ..Settings::GREEDY };
+const HOT: Sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
 
 /// A text: its settings, its tokens, how many numbers were drawn.
 #[derive(Clone)]
 struct Text {
-    settings: Settings,
+    settings: Sampling,
     prompt: Vec<i32>,
     generated: Vec<i32>,
     n_drawn: u64,
@@ -67,34 +67,34 @@ fn chosen(logits: &[f32], text: &Text, off: f64) -> i32 {
 }
 
 /// Every setting alone, and together.
-fn all_settings() -> Vec<Settings> {
-    let penalties = Settings {
+fn all_settings() -> Vec<Sampling> {
+    let penalties = Sampling {
         repetition_penalty: 1.3,
         frequency_penalty: 0.4,
         presence_penalty: -0.7,
-        ..Settings::GREEDY
+        ..Sampling::GREEDY
     };
-    let hot = Settings { temperature: 1.7, ..penalties };
+    let hot = Sampling { temperature: 1.7, ..penalties };
     vec![
-        Settings::GREEDY,
+        Sampling::GREEDY,
         penalties,
-        Settings { top_k: 1, ..HOT },
+        Sampling { top_k: 1, ..HOT },
         HOT,
-        Settings { temperature: 0.05, ..HOT },
-        Settings { temperature: 40.0, ..HOT },
-        Settings { top_k: 40, ..HOT },
-        Settings { top_k: 3000, temperature: 3.0, ..HOT },
-        Settings { top_p: 0.9, ..HOT },
-        Settings { top_p: 0.999, temperature: 8.0, ..HOT },
-        Settings { top_p: 1e-20, ..HOT },
-        Settings { min_p: 0.05, ..HOT },
-        Settings { min_p: 1.0, ..HOT },
-        Settings { repetition_penalty: 0.5, ..HOT },
-        Settings { frequency_penalty: 2.0, ..HOT },
-        Settings { presence_penalty: 1.0, ..HOT },
-        Settings { top_k: 60, top_p: 0.8, min_p: 0.01, ..hot },
-        Settings { top_k: 2500, top_p: 0.97, ..hot },
-        Settings { top_k: usize::MAX, top_p: 0.5, min_p: 0.3, ..hot },
+        Sampling { temperature: 0.05, ..HOT },
+        Sampling { temperature: 40.0, ..HOT },
+        Sampling { top_k: 40, ..HOT },
+        Sampling { top_k: 3000, temperature: 3.0, ..HOT },
+        Sampling { top_p: 0.9, ..HOT },
+        Sampling { top_p: 0.999, temperature: 8.0, ..HOT },
+        Sampling { top_p: 1e-20, ..HOT },
+        Sampling { min_p: 0.05, ..HOT },
+        Sampling { min_p: 1.0, ..HOT },
+        Sampling { repetition_penalty: 0.5, ..HOT },
+        Sampling { frequency_penalty: 2.0, ..HOT },
+        Sampling { presence_penalty: 1.0, ..HOT },
+        Sampling { top_k: 60, top_p: 0.8, min_p: 0.01, ..hot },
+        Sampling { top_k: 2500, top_p: 0.97, ..hot },
+        Sampling { top_k: usize::MAX, top_p: 0.5, min_p: 0.3, ..hot },
     ]
 }
 
@@ -188,7 +188,7 @@ fn gpu_draws_follow_the_softmax_and_the_seed() {
     let draw = || {
         let sampler = GpuSampler::new(GPU, 8, 5).unwrap();
         for row in 0..8 {
-            sampler.set(row, &Settings { seed: row as u64, ..HOT }, 0).unwrap();
+            sampler.set(row, &Sampling { seed: row as u64, ..HOT }, 0).unwrap();
         }
         let step = |_| {
             sampler.pick(&logits).unwrap();
@@ -214,7 +214,7 @@ fn gpu_draws_follow_the_softmax_and_the_seed() {
 
 #[test]
 fn gpu_choices_pass_over_nan_and_work_when_recorded() {
-    let pick = |settings: &Settings, logits: &[f32]| {
+    let pick = |settings: &Sampling, logits: &[f32]| {
         let sampler = GpuSampler::new(GPU, 1, logits.len()).unwrap();
         sampler.set(0, settings, 0).unwrap();
         let logits = Tensor::from_slice(logits, [1, logits.len()]).unwrap().to_device(GPU).unwrap();
@@ -222,13 +222,13 @@ fn gpu_choices_pass_over_nan_and_work_when_recorded() {
         sampler.read().unwrap()[0]
     };
     let (nan, inf) = (f32::NAN, f32::INFINITY);
-    for settings in [Settings::GREEDY, HOT, Settings { top_k: 2, top_p: 0.5, ..HOT }] {
+    for settings in [Sampling::GREEDY, HOT, Sampling { top_k: 2, top_p: 0.5, ..HOT }] {
         assert_eq!(pick(&settings, &[1.0, nan, 2.0, -nan, 2.0]), 2);
         assert_eq!(pick(&settings, &[nan, nan]), 0);
         assert_eq!(pick(&settings, &[-inf, -inf, -inf]), 0);
         assert_eq!(pick(&settings, &[0.0, inf, 1.0]), 1);
     }
-    // Settings may change between the runs of recorded work; ids, counts and draws stay on the device.
+    // Sampling may change between the runs of recorded work; ids, counts and draws stay on the device.
     let values = logits(0, Philox::new(3, 3), 300);
     let on_gpu = Tensor::from_slice(&values, [1, 300]).unwrap().to_device(GPU).unwrap();
     let sampler = GpuSampler::new(GPU, 1, 300).unwrap();
@@ -237,7 +237,7 @@ fn gpu_choices_pass_over_nan_and_work_when_recorded() {
     let mut text = Text { settings: HOT, prompt: vec![4, 4], generated: Vec::new(), n_drawn: 0 };
     sampler.set_seen(0, &text.prompt, &[]).unwrap();
     for (seed, presence_penalty) in [(1, 0.0), (2, 5.0), (3, 5.0)] {
-        text.settings = Settings { seed, presence_penalty, repetition_penalty: 1.5, ..HOT };
+        text.settings = Sampling { seed, presence_penalty, repetition_penalty: 1.5, ..HOT };
         sampler.set(0, &text.settings, text.n_drawn).unwrap();
         for _ in 0..5 {
             graph.launch().unwrap();
@@ -258,11 +258,11 @@ fn gpu_samplers_refuse_what_they_cannot_do() {
     assert!(sampler.set(2, &HOT, 0).is_err());
     assert!(sampler.set_seen(2, &[], &[]).is_err());
     for bad in [
-        Settings { temperature: -1.0, ..HOT },
-        Settings { top_p: 0.0, ..HOT },
-        Settings { min_p: f32::NAN, ..HOT },
-        Settings { repetition_penalty: 0.0, ..HOT },
-        Settings { presence_penalty: f32::INFINITY, ..HOT },
+        Sampling { temperature: -1.0, ..HOT },
+        Sampling { top_p: 0.0, ..HOT },
+        Sampling { min_p: f32::NAN, ..HOT },
+        Sampling { repetition_penalty: 0.0, ..HOT },
+        Sampling { presence_penalty: f32::INFINITY, ..HOT },
     ] {
         assert!(sampler.set(0, &bad, 0).is_err(), "{bad:?}");
     }
