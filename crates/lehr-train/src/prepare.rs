@@ -50,6 +50,8 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
     }?;
     if compute.device.is_cuda() {
         notes(&format!("computing on {} in {}", compute.device, compute.dtype));
+    } else if recipe.train.cuda_graph {
+        notes("train.cuda_graph changes nothing: the device is the CPU");
     }
     let model = task.objective.model();
     model.to_device(compute.device, compute.dtype)?;
