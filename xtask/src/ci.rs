@@ -58,8 +58,8 @@ pub fn run(root: &Path, mut begin: impl FnMut(&str)) -> Result<bool> {
     Ok(good)
 }
 
-/// Compiles every GPU kernel for every architecture; false if one does not compile or spills registers. Without NVIDIA's run-time
-/// compiler nothing is checked, which is said.
+/// Compiles every GPU kernel for every architecture; false if one does not compile or spills
+/// registers. Without NVIDIA's run-time compiler nothing is checked, which is said.
 ///
 /// # Errors
 /// If the program does not build or start.
@@ -76,8 +76,8 @@ pub fn kernels(root: &Path, mut begin: impl FnMut(&str)) -> Result<bool> {
     Ok(Command::new(&program).args(["doctor", "--compile", ARCHS]).status()?.success())
 }
 
-/// Builds the program `lehr` and returns its path. The whole workspace is selected, because cargo then
-/// chooses the same features as for the tests and has little to build anew.
+/// Builds the program `lehr` and returns its path. The whole workspace is selected, because cargo
+/// then chooses the same features as for the tests and has little to build anew.
 ///
 /// # Errors
 /// If it does not build.

@@ -65,8 +65,8 @@ fn is_path_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_-./+".contains(c)
 }
 
-/// Paths that begin with a folder of the root. Of a pattern such as `configs/<name>.toml` the folder
-/// before the pattern counts.
+/// Paths that begin with a folder of the root. Of a pattern such as `configs/<name>.toml` the
+/// folder before the pattern counts.
 fn mentioned(line: &str) -> Vec<String> {
     let mut found = Vec::new();
     for folder in FOLDERS {

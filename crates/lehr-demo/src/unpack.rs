@@ -12,8 +12,8 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// Writes all bundled files below `dir`, which is made if it does not exist.
 ///
-/// Each file is written beside its place and renamed, so that nobody ever sees half a file. A file that
-/// has the right content already is left alone; one with another content is replaced.
+/// Each file is written beside its place and renamed, so that nobody ever sees half a file. A file
+/// that has the right content already is left alone; one with another content is replaced.
 ///
 /// # Errors
 /// If a file or folder cannot be written, or the program file is damaged.

@@ -34,10 +34,12 @@ pub struct BatchSize {
     pub n_pages: Option<usize>,
 }
 
-/// A model at work on many texts. As soon as one ends, the next prompt takes its place. If the pages of the cache do not suffice, the last
-/// prompt's text gives its pages back, waits, and is computed again up to where it was.
+/// A model at work on many texts. As soon as one ends, the next prompt takes its place. If the
+/// pages of the cache do not suffice, the last prompt's text gives its pages back, waits, and is
+/// computed again up to where it was.
 ///
-/// Each text is the one that [`Generator`] gives, but for rounding: products of several rows may add in another order.
+/// Each text is the one that [`Generator`] gives, but for rounding: products of several rows may
+/// add in another order.
 pub struct BatchGenerator<'a> {
     model: &'a Model,
     tokenizer: &'a Tokenizer,
@@ -99,11 +101,13 @@ impl<'a> BatchGenerator<'a> {
         Ok(Self { model, tokenizer, one, cache, on_gpu: None })
     }
 
-    /// Continues all requests and gives each to `on_end` as it ends, which may stop the rest. A request's own text depends on no other.
+    /// Continues all requests and gives each to `on_end` as it ends, which may stop the rest. A
+    /// request's own text depends on no other.
     ///
     /// # Errors
-    /// If a prompt is empty or fills the context, a setting is out of range, the pages of the cache do not suffice for a single text, or
-    /// the device fails. Prompts and settings are checked before the first text begins.
+    /// If a prompt is empty or fills the context, a setting is out of range, the pages of the cache
+    /// do not suffice for a single text, or the device fails. Prompts and settings are checked
+    /// before the first text begins.
     pub fn generate(&mut self, requests: &[Request], on_end: &mut OnEnd<'_>) -> Result<()> {
         let mut waiting = VecDeque::new();
         for (index, request) in requests.iter().enumerate() {
@@ -171,8 +175,9 @@ impl<'a> BatchGenerator<'a> {
         }
     }
 
-    /// The text whose turn it is, if there is a row for it and pages for its tokens, and a page for each text that is at work: so that it
-    /// need not leave again at once. If none is at work, it is its turn anyway.
+    /// The text whose turn it is, if there is a row for it and pages for its tokens, and a page for
+    /// each text that is at work: so that it need not leave again at once. If none is at work, it
+    /// is its turn anyway.
     fn next_to_join<'r>(
         &self,
         waiting: &mut VecDeque<Text<'r>>,
@@ -184,7 +189,8 @@ impl<'a> BatchGenerator<'a> {
         if fits || n_at_work == 0 { waiting.pop_front() } else { None }
     }
 
-    /// Reads the tokens of a text, chooses the next and gives the text a row, unless it has ended with that.
+    /// Reads the tokens of a text, chooses the next and gives the text a row, unless it has ended
+    /// with that.
     fn join<'r>(
         &mut self,
         mut text: Text<'r>,
@@ -219,8 +225,8 @@ impl<'a> BatchGenerator<'a> {
         Ok(None)
     }
 
-    /// Makes texts wait, the last first, until there are pages for the next tokens of the others. The last one is left, and if it has no
-    /// room, the next step says so.
+    /// Makes texts wait, the last first, until there are pages for the next tokens of the others.
+    /// The last one is left, and if it has no room, the next step says so.
     fn make_room<'r>(&mut self, waiting: &mut VecDeque<Text<'r>>, rows: &mut [Option<Text<'r>>]) {
         while self.cache.n_wanted() > self.cache.n_free() && rows.iter().flatten().count() > 1 {
             let index = |row: &usize| rows[*row].as_ref().map(|text| text.index);

@@ -22,7 +22,8 @@ impl<'a> ChatSession<'a> {
     /// A conversation, written as `template` says, that begins with an optional system message.
     ///
     /// # Errors
-    /// If the model is an encoder, the tokenizer lacks special tokens of the template or memory runs out.
+    /// If the model is an encoder, the tokenizer lacks special tokens of the template or memory
+    /// runs out.
     pub fn new(
         model: &'a Model,
         tokenizer: &'a Tokenizer,

@@ -104,7 +104,8 @@ impl<'a> Continuation<'a> {
         self.limits.max_tokens.is_some_and(|max| self.ids.len() >= max)
     }
 
-    /// Appends a token, and says why the text ends if it does. `has_room` is whether the model's context has room for this token.
+    /// Appends a token, and says why the text ends if it does. `has_room` is whether the model's
+    /// context has room for this token.
     pub(crate) fn push(
         &mut self,
         id: u32,

@@ -95,7 +95,8 @@ impl<'a> Generator<'a> {
         &self.cache
     }
 
-    /// Brings the cache to the end of `prompt`, which has tokens, and returns the logits of the next token, `[1, V]`.
+    /// Brings the cache to the end of `prompt`, which has tokens, and returns the logits of the
+    /// next token, `[1, V]`.
     pub(crate) fn prefill(&mut self, prompt: &[i32]) -> Result<Tensor> {
         let undivided = self.model.undivided(prompt)?;
         let shared = self.seen.iter().zip(prompt).take_while(|(a, b)| a == b).count();
@@ -112,7 +113,8 @@ impl<'a> Generator<'a> {
         Ok(logits)
     }
 
-    /// Runs new tokens and returns the logits after the last, `[1, V]`; a single one by recorded work where there is some.
+    /// Runs new tokens and returns the logits after the last, `[1, V]`; a single one by recorded
+    /// work where there is some.
     fn advance(&mut self, ids: &[i32]) -> Result<Tensor> {
         if ids.len() == 1 && !self.seen.is_empty() {
             self.prepare_graph()?;
@@ -144,7 +146,8 @@ impl<'a> Generator<'a> {
         self.next_of(&logits, on_gpu)
     }
 
-    /// How it goes on after `logits [1, V]`. Rows beyond the tokenizer's ids are padding of the embedding, and not chosen.
+    /// How it goes on after `logits [1, V]`. Rows beyond the tokenizer's ids are padding of the
+    /// embedding, and not chosen.
     pub(crate) fn next_of(&self, logits: &Tensor, on_gpu: bool) -> Result<Next> {
         if let (Some(sampler), true) = (&self.gpu_sampler, on_gpu) {
             sampler.pick(logits)?;
@@ -167,7 +170,8 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    /// Makes the GPU go on with `sampler` where it stands, after `prompt` and what was generated since.
+    /// Makes the GPU go on with `sampler` where it stands, after `prompt` and what was generated
+    /// since.
     pub(crate) fn prepare_gpu(
         &mut self,
         sampler: &Sampler,
@@ -197,8 +201,8 @@ pub(crate) enum Next {
 }
 
 impl Next {
-    /// The next token, and how likely it was if `n_likely` asks for it and the host chooses. `seen` are the tokens so far, of which the
-    /// first `n_prompt` are the prompt's.
+    /// The next token, and how likely it was if `n_likely` asks for it and the host chooses. `seen`
+    /// are the tokens so far, of which the first `n_prompt` are the prompt's.
     pub(crate) fn choose(
         self,
         sampler: &mut Sampler,

@@ -1,5 +1,5 @@
-//! Inference: sampling, generation with a KV cache, multi-turn chat, vectors of texts, and the proof
-//! that a model computes what its reference computes.
+//! Inference: sampling, generation with a KV cache, multi-turn chat, vectors of texts, and the
+//! proof that a model computes what its reference computes.
 
 mod batch;
 mod chat;

@@ -97,8 +97,8 @@ impl Loaded {
         Ok(ids)
     }
 
-    /// The template a user asked for: the name of a built-in one, or a file that ends in `.jinja`. It is given the
-    /// special tokens of the model's files.
+    /// The template a user asked for: the name of a built-in one, or a file that ends in `.jinja`.
+    /// It is given the special tokens of the model's files.
     ///
     /// # Errors
     /// There is no template of that name, or the file cannot be read or is no template.
@@ -127,7 +127,8 @@ pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
 /// The chat template of the model that `path`, from [`resolve_model`], is.
 ///
 /// # Errors
-/// A file of the model cannot be read or is damaged, or there is neither a template nor a known set of special tokens.
+/// A file of the model cannot be read or is damaged, or there is neither a template nor a known set
+/// of special tokens.
 pub fn template_of(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     let parts = match gguf_metadata(path)? {
         Some(metadata) => gguf_template_parts(&metadata)?,

@@ -14,7 +14,8 @@ pub struct Check {
     /// What was compared: `logits`, `hidden`, `position_ids`, `attention_blocked`, `loss`,
     /// `grad.<parameter>`, `greedy`, `cached`.
     pub item: String,
-    /// The error found; for `greedy`, `position_ids` and `attention_blocked` the number that differ.
+    /// The error found; for `greedy`, `position_ids` and `attention_blocked` the number that
+    /// differ.
     pub error: f64,
     /// The largest error allowed.
     pub limit: f64,
@@ -42,8 +43,8 @@ const SMALLEST_GRAD: f64 = 1e-5;
 /// no label), `logits`, `hidden`, `loss`, `grad.<parameter>` and `greedy` (a prompt and its greedy
 /// continuation), as `tools/golden/models.py` writes it. Also compares cached with full generation.
 /// For models that derive them from the ids, also `position_ids` `[B, streams, T]` and
-/// `attention_blocked` `[B, 1, T, T]` (1 = not seen).
-/// Of these `logits` must be there; for an encoder without a head, `hidden` stands for it. The model computes on the given device in the
+/// `attention_blocked` `[B, 1, T, T]` (1 = not seen). Of these `logits` must be there; for an
+/// encoder without a head, `hidden` stands for it. The model computes on the given device in the
 /// given type; the limits are those of f32.
 ///
 /// # Errors

@@ -82,7 +82,8 @@ fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
     Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX))
 }
 
-/// The metadata of a GGUF file that describe `tokenizer`, with a name for each of `vocab_size` rows.
+/// The metadata of a GGUF file that describe `tokenizer`, with a name for each of `vocab_size`
+/// rows.
 ///
 /// # Errors
 /// As [`VocabParts::of`].

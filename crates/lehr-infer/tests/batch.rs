@@ -1,4 +1,5 @@
-//! Many texts at once against each alone, on the CPU and on a GPU, which is emulated unless `LEHR_CUDA=driver`.
+//! Many texts at once against each alone, on the CPU and on a GPU, which is emulated unless
+//! `LEHR_CUDA=driver`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,7 +20,8 @@ fn tokenizer() -> Tokenizer {
     Trainer::new(261).train(["abc abc"]).unwrap()
 }
 
-/// Small models with and without rotation and windows, whose vocabulary is larger than the tokenizer's.
+/// Small models with and without rotation and windows, whose vocabulary is larger than the
+/// tokenizer's.
 fn models() -> Vec<(&'static str, Model)> {
     let llama = json!({
         "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,

@@ -1,4 +1,5 @@
-//! Every family on a GPU against its reference, and generation there. The GPU is emulated, unless `LEHR_CUDA=driver`.
+//! Every family on a GPU against its reference, and generation there. The GPU is emulated, unless
+//! `LEHR_CUDA=driver`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -120,7 +121,8 @@ fn recorded_decoding_computes_what_the_cpu_computes() {
     }
 }
 
-/// Small models, with and without recorded work on a GPU, whose vocabulary is larger than the tokenizer's.
+/// Small models, with and without recorded work on a GPU, whose vocabulary is larger than the
+/// tokenizer's.
 fn small_models() -> [Model; 2] {
     let llama = json!({
         "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,

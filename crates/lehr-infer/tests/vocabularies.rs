@@ -1,6 +1,6 @@
 //! Vocabularies of GGUF files against the ids that llama.cpp expects, over the files that
-//! `scripts/get-fixtures.sh` fetches. They are too large to commit: without LEHR_FIXTURES nothing is
-//! compared here, and the small files of lehr-tokenizer's tests stand for each kind.
+//! `scripts/get-fixtures.sh` fetches. They are too large to commit: without LEHR_FIXTURES nothing
+//! is compared here, and the small files of lehr-tokenizer's tests stand for each kind.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

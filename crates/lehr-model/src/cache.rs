@@ -9,8 +9,8 @@ use crate::arch::Prefix;
 /// The KV cache of a batch of sequences: per layer two tensors `[B, S, K, E]`, allocated once.
 ///
 /// A model writes the keys and values of new tokens behind those of earlier ones and attends over
-/// all; the cache knows nothing of the architecture. Inside of a [`PagedCache`](crate::PagedCache) the tensors are pools of pages, and each
-/// text has a length of its own.
+/// all; the cache knows nothing of the architecture. Inside of a [`PagedCache`](crate::PagedCache)
+/// the tensors are pools of pages, and each text has a length of its own.
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
@@ -25,8 +25,8 @@ pub struct KvCache {
 pub(crate) enum Place {
     /// Behind the positions filled, the same of all sequences.
     End,
-    /// The same by numbers on a GPU, while work is recorded or recorded work runs: the number of positions filled and that number with the
-    /// new one, both i32 `[1]` there.
+    /// The same by numbers on a GPU, while work is recorded or recorded work runs: the number of
+    /// positions filled and that number with the new one, both i32 `[1]` there.
     EndOnGpu(Tensor, Tensor),
     /// Into these pages; the lengths count the new tokens.
     Pages(Pages),
@@ -108,8 +108,8 @@ impl KvCache {
         self.prefixes = prefixes;
     }
 
-    /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's whole
-    /// tensors, of which `len() + T` positions are valid.
+    /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's
+    /// whole tensors, of which `len() + T` positions are valid.
     ///
     /// # Errors
     /// If the shapes or devices do not fit.

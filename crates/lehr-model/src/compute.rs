@@ -21,7 +21,8 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// The element type of activations asked for. Parameters that are trained, statistics and sums are in f32 whatever is chosen.
+/// The element type of activations asked for. Parameters that are trained, statistics and sums are
+/// in f32 whatever is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DTypeChoice {
@@ -47,8 +48,9 @@ pub struct Compute {
     pub note: Option<String>,
 }
 
-/// Matrices of blocks are multiplied in fp8 if both their sides are at least this: rounding x, W and dy to 8 bits then takes about half
-/// of the time that the products save, and at 1,024 all of it (`docs/experiments.md`).
+/// Matrices of blocks are multiplied in fp8 if both their sides are at least this: rounding x, W
+/// and dy to 8 bits then takes about half of the time that the products save, and at 1,024 all of
+/// it (`docs/experiments.md`).
 pub const FP8_SIDE_MIN: usize = 2048;
 
 impl Compute {

@@ -8,8 +8,9 @@ use crate::arch::Activations;
 use crate::cache::Place;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
-/// The next token of a few texts on a GPU. The first is computed as ever; the second time the work is recorded, and from then on it is
-/// only started, so that the host, which needs microseconds for each of hundreds of launches, no longer decides the speed.
+/// The next token of a few texts on a GPU. The first is computed as ever; the second time the work
+/// is recorded, and from then on it is only started, so that the host, which needs microseconds for
+/// each of hundreds of launches, no longer decides the speed.
 ///
 /// It belongs to one model and one cache.
 pub struct DecodeGraph {
@@ -27,8 +28,8 @@ pub struct DecodeGraph {
 }
 
 impl DecodeGraph {
-    /// Room for the inputs of `batch` texts; `None` where there is nothing to record: on the CPU, and for models that derive their mask
-    /// from the tokens.
+    /// Room for the inputs of `batch` texts; `None` where there is nothing to record: on the CPU,
+    /// and for models that derive their mask from the tokens.
     ///
     /// # Errors
     /// If memory runs out or the device fails.
@@ -54,7 +55,8 @@ impl DecodeGraph {
         }))
     }
 
-    /// Logits `[B, V]`, on the device, after one more token of each text; the cache is advanced. They are overwritten by the next call.
+    /// Logits `[B, V]`, on the device, after one more token of each text; the cache is advanced.
+    /// They are overwritten by the next call.
     ///
     /// # Errors
     /// If there is no room, an id is outside of the vocabulary, or the device fails.
@@ -86,11 +88,13 @@ impl DecodeGraph {
         self.logits.0.clone().ok_or(Error::Stored { doing: "running what was recorded" })
     }
 
-    /// Appends to each text the token that `sampler` chose last, and chooses the next: nothing is uploaded, the host waits for nothing,
-    /// and finds the ids with [`GpuSampler::read`]. The cache is advanced.
+    /// Appends to each text the token that `sampler` chose last, and chooses the next: nothing is
+    /// uploaded, the host waits for nothing, and finds the ids with [`GpuSampler::read`]. The cache
+    /// is advanced.
     ///
     /// # Errors
-    /// If there is no room, the sampler is for another number of texts or more ids than the vocabulary has, or the device fails.
+    /// If there is no room, the sampler is for another number of texts or more ids than the
+    /// vocabulary has, or the device fails.
     pub fn choose_next(
         &mut self,
         model: &Model,
@@ -164,7 +168,8 @@ fn room_for_one(model: &Model, cache: &KvCache) -> Result<usize> {
     }
 }
 
-/// Runs the work, for which the cache is at `place`; if it has run before, records it instead, to be started.
+/// Runs the work, for which the cache is at `place`; if it has run before, records it instead, to
+/// be started.
 pub(crate) fn run_or_record<R>(
     device: usize,
     place: Place,

@@ -32,7 +32,8 @@ impl Model {
         Self::build(config, &Source::Init { seed }).map(|(model, _)| model)
     }
 
-    /// A model with random weights to be used, not trained, its matrices kept as `weights` says: for measuring.
+    /// A model with random weights to be used, not trained, its matrices kept as `weights` says:
+    /// for measuring.
     ///
     /// # Errors
     /// As [`Model::new`].
@@ -152,7 +153,8 @@ impl Model {
         Ok(model)
     }
 
-    /// Matrices that [`Weights::In`] has in another format than it says, because their rows are not whole blocks of that one.
+    /// Matrices that [`Weights::In`] has in another format than it says, because their rows are not
+    /// whole blocks of that one.
     #[must_use]
     pub fn n_elsewise(&self) -> usize {
         self.n_elsewise
@@ -171,8 +173,8 @@ impl Model {
         &mut self.params
     }
 
-    /// Moves it to `device`, where it computes in `dtype`: f32, or on a GPU also bf16 or f16, with parameters kept in f32 beside.
-    /// Matrices that are used as they are stored stay in their form.
+    /// Moves it to `device`, where it computes in `dtype`: f32, or on a GPU also bf16 or f16, with
+    /// parameters kept in f32 beside. Matrices that are used as they are stored stay in their form.
     ///
     /// # Errors
     /// If memory runs out, the device fails, or it cannot compute in `dtype`.
@@ -185,8 +187,9 @@ impl Model {
         self.activations = activations;
     }
 
-    /// From now on training multiplies in fp8 the matrices of blocks whose both sides are at least `side_min` and multiples of 16; how
-    /// many there are. Embeddings, the loss and whatever is not recorded for backward stay in the type of the activations.
+    /// From now on training multiplies in fp8 the matrices of blocks whose both sides are at least
+    /// `side_min` and multiples of 16; how many there are. Embeddings, the loss and whatever is not
+    /// recorded for backward stay in the type of the activations.
     ///
     /// It changes nothing where [`Compute::check_fp8`](crate::Compute::check_fp8) is an error.
     pub fn use_fp8(&self, side_min: usize) -> usize {
@@ -301,7 +304,8 @@ impl Model {
 
     /// The language model's loss `[1]`: the cross-entropy of `targets` (i32 `[B, T]`, −100 = no
     /// label) summed and divided by `normalizer`. Targets stand where they are predicted: for a
-    /// decoder one place before the token, for an encoder at the token's own place, which is masked.
+    /// decoder one place before the token, for an encoder at the token's own place, which is
+    /// masked.
     ///
     /// # Errors
     /// If the model has no head, a target is outside of the vocabulary or memory runs out.

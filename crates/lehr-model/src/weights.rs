@@ -10,14 +10,15 @@ pub enum Weights {
     /// As the file has them: those of 16 and fewer bits stay in the mapped file.
     #[default]
     AsStored,
-    /// As the file has them, and multiplied as the numbers they stand for, in f32: the results of [`Weights::F32`] with the file's memory.
-    /// For comparing models; it is slow for single tokens.
+    /// As the file has them, and multiplied as the numbers they stand for, in f32: the results of
+    /// [`Weights::F32`] with the file's memory. For comparing models; it is slow for single tokens.
     Exact,
     /// All in f32, and computed with in f32.
     F32,
-    /// Those of the blocks in this format, rounded when the model is opened, or in the nearest whose
-    /// blocks fill their rows ([`MatrixFormat::that_fits`]). Embedding and head, a model's most
-    /// sensitive matrices, keep their numbers: as stored if those are floats of 16 bits, else in f32.
+    /// Those of the blocks in this format, rounded when the model is opened, or in the nearest
+    /// whose blocks fill their rows ([`MatrixFormat::that_fits`]). Embedding and head, a model's
+    /// most sensitive matrices, keep their numbers: as stored if those are floats of 16 bits, else
+    /// in f32.
     In(MatrixFormat),
 }
 

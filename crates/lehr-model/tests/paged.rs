@@ -1,4 +1,5 @@
-//! Texts in pages against the same texts one by one, on the CPU and on a GPU, which is emulated unless `LEHR_CUDA=driver`.
+//! Texts in pages against the same texts one by one, on the CPU and on a GPU, which is emulated
+//! unless `LEHR_CUDA=driver`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! Files that `torch.save` wrote, against the same tensors as safetensors; `tools/golden/pickles.py`
-//! makes both.
+//! Files that `torch.save` wrote, against the same tensors as safetensors;
+//! `tools/golden/pickles.py` makes both.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

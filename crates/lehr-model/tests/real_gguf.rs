@@ -1,6 +1,6 @@
 //! Published GGUF files against what their reference computed. `scripts/get-models.sh DEST --gemma`
-//! fetches them, and `LEHR_MODELS=DEST` says where they are, as the gate does. They are too large to
-//! commit: without LEHR_MODELS nothing is compared here, and the small files of the other tests
+//! fetches them, and `LEHR_MODELS=DEST` says where they are, as the gate does. They are too large
+//! to commit: without LEHR_MODELS nothing is compared here, and the small files of the other tests
 //! stand for each format.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -52,7 +52,8 @@ fn smollm2_computes_what_its_reference_computes() {
     }
 }
 
-/// The text after a plain prompt must be English, which no wrong rotation, norm or window leaves it.
+/// The text after a plain prompt must be English, which no wrong rotation, norm or window leaves
+/// it.
 #[test]
 fn gemma3_knows_what_follows() {
     let Some(path) = published("gemma-3-270m-q4_k_m.gguf") else { return };

@@ -116,7 +116,8 @@ impl Tensor {
         Self::from_elements("from_ids", values, shape.into())
     }
 
-    /// An integer tensor with the given bytes, and zeros up to a whole word: bytes on their way to a GPU.
+    /// An integer tensor with the given bytes, and zeros up to a whole word: bytes on their way to
+    /// a GPU.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let words = bytes.len().div_ceil(4);
         let mut buffer = CpuBuffer::uninit(DType::I32, words)?;
@@ -186,7 +187,8 @@ impl Tensor {
         }
     }
 
-    /// The same values on another device, without the graph behind them; itself if it is there already.
+    /// The same values on another device, without the graph behind them; itself if it is there
+    /// already.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
@@ -346,8 +348,8 @@ impl Tensor {
         Self { shape, storage: self.storage.clone(), edge: None }
     }
 
-    /// An error unless the elements are floats that kernels of the device compute with: f32 on the CPU; f32, bf16 or f16 on a
-    /// GPU.
+    /// An error unless the elements are floats that kernels of the device compute with: f32 on the
+    /// CPU; f32, bf16 or f16 on a GPU.
     pub(crate) fn expect_float(&self, op: &'static str) -> Result<()> {
         match self.dtype() {
             DType::F32 => Ok(()),

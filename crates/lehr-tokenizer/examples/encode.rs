@@ -1,4 +1,5 @@
-//! Prints the ids of texts, one JSON list a line: the Rust half of `tools/golden/check_tokenizer.py`.
+//! Prints the ids of texts, one JSON list a line: the Rust half of
+//! `tools/golden/check_tokenizer.py`.
 //!
 //! Usage: `encode TOKENIZER [SAVE_AS]`, with one JSON string a line on standard input. TOKENIZER is
 //! a file or folder of any kind; SAVE_AS is where to write it as a tokenizer.json. Each line of

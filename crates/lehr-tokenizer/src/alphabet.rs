@@ -2,8 +2,8 @@
 //!
 //! The `decoder` section of tokenizer.json is a chain of steps over the list of tokens. This module
 //! reads the chain once and applies it to one token at a time, so that every id has bytes of its
-//! own and a stream needs no look-back. Steps that only make sense over a whole text are kept as two
-//! facts: what is dropped at its very start, and whether a space at its very end is.
+//! own and a stream needs no look-back. Steps that only make sense over a whole text are kept as
+//! two facts: what is dropped at its very start, and whether a space at its very end is.
 
 use serde_json::Value;
 

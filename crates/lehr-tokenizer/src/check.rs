@@ -159,8 +159,8 @@ fn bad_template(step: &Value) -> Option<String> {
 /// of `u32` units, and replacement strings that each end in a zero byte.
 ///
 /// A unit has its label in bits 0 to 7 (and bit 31 marks a value), bit 8 says that a value follows,
-/// and bits 9 to 31 the offset to its children. Every node that a text could reach has to lie inside.
-/// Source of the layout: <https://github.com/s-yata/darts-clone>.
+/// and bits 9 to 31 the offset to its children. Every node that a text could reach has to lie
+/// inside. Source of the layout: <https://github.com/s-yata/darts-clone>.
 pub(crate) fn charsmap(map: &[u8]) -> std::result::Result<(), String> {
     let unit = |bytes: &[u8]| match bytes {
         &[a, b, c, d] => u32::from_le_bytes([a, b, c, d]),

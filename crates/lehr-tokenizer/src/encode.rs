@@ -81,8 +81,8 @@ impl Tokenizer {
         Ok([&frame.before, self.encode(text)?.as_slice(), &frame.after].concat())
     }
 
-    /// Encodes plain text that a model is to continue: as [`encode_for_model`](Self::encode_for_model)
-    /// without the token that would end it.
+    /// Encodes plain text that a model is to continue: as
+    /// [`encode_for_model`](Self::encode_for_model) without the token that would end it.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -202,8 +202,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Encodes text of [`encode_bytes`](Self::encode_bytes); what the decoder would take for a space
-    /// by its bytes, where there are such tokens.
+    /// Encodes text of [`encode_bytes`](Self::encode_bytes); what the decoder would take for a
+    /// space by its bytes, where there are such tokens.
     fn encode_chunk(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         let mark = self.alphabet().space_mark().filter(|_| self.high_bytes().is_some());
         let (mark, parts): (&str, Vec<&str>) = match mark {

@@ -71,8 +71,8 @@ impl Tokenizer {
         Self::from_json_with(json, |_| Ok(SpecialIds::default()))
     }
 
-    /// As [`from_json`](Self::from_json); `adjust` may change the tokenizer and say what its special
-    /// tokens are for.
+    /// As [`from_json`](Self::from_json); `adjust` may change the tokenizer and say what its
+    /// special tokens are for.
     pub(crate) fn from_json_with(
         json: &str,
         adjust: impl FnOnce(&mut HfTokenizer) -> Result<SpecialIds>,

@@ -51,7 +51,8 @@ fn published_templates_write_what_jinja2_writes() {
                 assert!(error.contains(reason), "{name}: {error}, expected {reason}");
                 continue;
             }
-            // What `safe` marks, jinja2 joins to other text by escaping that text as HTML; no model wants this.
+            // What `safe` marks, jinja2 joins to other text by escaping that text as HTML; no model
+            // wants this.
             let is_escaped = name == "meetkai-functionary-medium-v3.1"
                 && expected.as_str().unwrap().contains("&#34;");
             if found_text != expected.as_str() && !is_escaped {

@@ -40,8 +40,8 @@ pub struct Fitted {
 /// planned with, not what is reported.
 const EFFICIENCY: f64 = 0.6;
 
-/// Measures GFLOP/s of an f32 matrix product of training's shape: the best of half a second, so that
-/// neither waking cores nor other programs count.
+/// Measures GFLOP/s of an f32 matrix product of training's shape: the best of half a second, so
+/// that neither waking cores nor other programs count.
 #[must_use]
 pub fn machine_gflops() -> f64 {
     let (m, n, k) = (1024, 1024, 512);
@@ -59,8 +59,9 @@ pub fn machine_gflops() -> f64 {
     2.0 * (m * n * k) as f64 / best / 1e9
 }
 
-/// GFLOP/s of the device that `device` and `dtype` come to, as far as a training step gets: [`machine_gflops`] on the CPU. On a GPU
-/// small models are far from the speed of large products, so a quarter of it is planned with.
+/// GFLOP/s of the device that `device` and `dtype` come to, as far as a training step gets:
+/// [`machine_gflops`] on the CPU. On a GPU small models are far from the speed of large products,
+/// so a quarter of it is planned with.
 ///
 /// # Errors
 /// If the device cannot be used.
@@ -71,8 +72,8 @@ pub fn device_gflops(compute: &Compute) -> Result<f64> {
     }
 }
 
-/// Tokens a model should at least see per weight of its matrix products. The compute-optimal ratio of
-/// long runs is near 20 (Hoffmann et al. 2022); within minutes, where most weights are the
+/// Tokens a model should at least see per weight of its matrix products. The compute-optimal ratio
+/// of long runs is near 20 (Hoffmann et al. 2022); within minutes, where most weights are the
 /// vocabulary's, larger models learn more from fewer tokens.
 const TOKENS_PER_WEIGHT: f64 = 1.0;
 

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the loss is multiplied by before backward, and gradients divided by after. The smallest f16 above zero is 6e-8, and the gradient
-/// of a token's logits in a step of 65,536 tokens is 1.5e-5 at most: without the factor most of them would be zero.
+/// What the loss is multiplied by before backward, and gradients divided by after. The smallest f16
+/// above zero is 6e-8, and the gradient of a token's logits in a step of 65,536 tokens is 1.5e-5 at
+/// most: without the factor most of them would be zero.
 ///
-/// The factor is a power of two, so that it changes no digit of what stays in range. It is halved when a gradient overflows, and the step
-/// is made again; it is doubled after a while without that (Micikevicius et al. 2018, <https://arxiv.org/abs/1710.03740>).
+/// The factor is a power of two, so that it changes no digit of what stays in range. It is halved
+/// when a gradient overflows, and the step is made again; it is doubled after a while without that
+/// (Micikevicius et al. 2018, <https://arxiv.org/abs/1710.03740>).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossScale {
@@ -33,7 +35,8 @@ impl LossScale {
         }
     }
 
-    /// After an overflow of the gradient; `None` if no factor would help, because it overflows without one.
+    /// After an overflow of the gradient; `None` if no factor would help, because it overflows
+    /// without one.
     #[must_use]
     pub fn after_overflow(self) -> Option<Self> {
         (self.factor > 1.0).then_some(Self { factor: 0.5 * self.factor, n_steps: 0 })

@@ -36,7 +36,8 @@ pub type Notes<'a> = &'a mut dyn FnMut(&str);
 /// # Errors
 /// If data, tokenizer or model are missing, damaged or do not fit one another.
 pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
-    // First, because a device that cannot be used should not be found out after an hour of tokenizing.
+    // First, because a device that cannot be used should not be found out after an hour of
+    // tokenizing.
     let mut begin = |n| notes(&format!("compiling {n} files of GPU kernels, once"));
     let compute = Compute::choose_and_say(recipe.run.device, recipe.run.dtype, &mut begin)?;
     compute.note.iter().for_each(|note| notes(note));

@@ -1,5 +1,5 @@
-//! Training on a GPU: the losses of the CPU, the same bits twice, and checkpoints that move between the two. The GPU is emulated, unless
-//! `LEHR_CUDA=driver`.
+//! Training on a GPU: the losses of the CPU, the same bits twice, and checkpoints that move between
+//! the two. The GPU is emulated, unless `LEHR_CUDA=driver`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -75,8 +75,8 @@ fn a_classifier_learns_on_the_gpu_as_on_the_cpu() {
     check(llama(32), ObjectiveKind::Classify);
 }
 
-/// Products in 8 bits change losses by less than 0.5 %; two runs are the same. The matrices are narrow here, while a run of a recipe takes
-/// wide ones alone.
+/// Products in 8 bits change losses by less than 0.5 %; two runs are the same. The matrices are
+/// narrow here, while a run of a recipe takes wide ones alone.
 #[test]
 fn products_in_fp8_learn_as_those_in_bf16() {
     cuda::use_emulator();
@@ -129,7 +129,8 @@ fn a_recipe_with_fp8_runs_on_the_gpu_and_is_refused_elsewhere() {
     assert!(notes.iter().any(|note| note.contains("fp8 is not used")), "{notes:?}");
 }
 
-/// The losses from step `from` on of a run that begins on `first`, stops there and goes on on `second`.
+/// The losses from step `from` on of a run that begins on `first`, stops there and goes on on
+/// `second`.
 fn continued(recipe: &Recipe, first: DeviceChoice, second: DeviceChoice, from: u64) -> Vec<f64> {
     let begin = Watch { stop_after: Some(from), ..Watch::default() };
     run_watched(&on(recipe, first, DTypeChoice::Auto), begin);

@@ -1,5 +1,5 @@
-//! A GPU's arena stops growing. Alone in its process: the arena is shared by all that runs there. The GPU is emulated, unless
-//! `LEHR_CUDA=driver`.
+//! A GPU's arena stops growing. Alone in its process: the arena is shared by all that runs there.
+//! The GPU is emulated, unless `LEHR_CUDA=driver`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -22,6 +22,7 @@ fn steps_of_one_shape_take_no_more_memory() {
         cuda::arena_stats(0).unwrap().high_water_bytes
     };
     let [few, many] = [3, 9].map(after);
-    // The number of labels differs a little from batch to batch, and with it the buffers of the loss.
+    // The number of labels differs a little from batch to batch, and with it the buffers of the
+    // loss.
     assert!(many as f64 <= 1.05 * few as f64, "{few} bytes after 3 steps, {many} after 9 more");
 }

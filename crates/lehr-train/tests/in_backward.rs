@@ -1,5 +1,5 @@
-//! Updating each parameter as soon as its gradient is complete changes no bit of a run, and needs no
-//! memory for the whole gradient.
+//! Updating each parameter as soon as its gradient is complete changes no bit of a run, and needs
+//! no memory for the whole gradient.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,8 +1,8 @@
 //! Printing that cannot panic.
 //!
 //! Whoever reads our output may stop reading, and a disk may be full. The macros of this file stand
-//! in for those of the standard library, which panic then: a run goes on, and [`check`] tells at the
-//! end what was lost.
+//! in for those of the standard library, which panic then: a run goes on, and [`check`] tells at
+//! the end what was lost.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};

@@ -42,8 +42,8 @@ fn every_golden_model_is_verified() {
         let json = one_json(&succeeds(dir.path(), &["verify", &model, &file, "--json"]));
         assert_eq!(json["passed"], true);
         let checks = json["checks"].as_array().unwrap();
-        // The references of these have no continuation: an encoder cannot, and the published code of
-        // the others is too old to run its own.
+        // The references of these have no continuation: an encoder cannot, and the published code
+        // of the others is too old to run its own.
         let last = match golden.file_name().unwrap().to_str().unwrap() {
             "bert" => vec!["hidden"],
             "chatglm-6b" | "chatglm2-6b" => vec!["cached"],

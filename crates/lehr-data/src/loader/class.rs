@@ -50,8 +50,8 @@ impl LabelSet {
 ///
 /// A text has the tokens around it that the tokenizer puts there, and ends with the end-of-document
 /// token, whose flat index is in `class_positions`: a decoder reads the class there, an encoder at
-/// the segment's first token. Rows are packed full, so that batches hold nearly equal numbers of tokens
-/// rather than of texts. Each example appears exactly once an epoch.
+/// the segment's first token. Rows are packed full, so that batches hold nearly equal numbers of
+/// tokens rather than of texts. Each example appears exactly once an epoch.
 #[derive(Debug, Clone)]
 pub struct ClassLoader {
     examples: Vec<Example>,

@@ -10,9 +10,9 @@ const MOST: usize = 4;
 /// Cuts a text file into documents of at least `document_bytes` bytes (0: one document).
 ///
 /// A document ends before the first paragraph (after blank lines) at which it is long enough. Where
-/// no blank line comes, it ends at the line end before it would be more than [`MOST`] times as long,
-/// and a line longer than that is cut at a space. A short rest joins the document before it. Joined, the documents
-/// are the file.
+/// no blank line comes, it ends at the line end before it would be more than [`MOST`] times as
+/// long, and a line longer than that is cut at a space. A short rest joins the document before it.
+/// Joined, the documents are the file.
 pub(crate) struct TextDocuments {
     lines: Lines,
     least: usize,

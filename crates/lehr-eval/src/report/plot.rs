@@ -12,7 +12,8 @@ const HEIGHT: f64 = 380.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 52.0;
-/// Left of the plot: the axis label, the gap to the ticks, and so much for each of their characters.
+/// Left of the plot: the axis label, the gap to the ticks, and so much for each of their
+/// characters.
 const LEFT_EMPTY: f64 = 36.0;
 const CHARACTER: f64 = 7.2;
 /// Colours in the style sheet; further curves repeat them with dashes.

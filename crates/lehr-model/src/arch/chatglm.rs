@@ -1,9 +1,9 @@
-//! ChatGLM-6B (THUDM 2023): LayerNorm whose output is also the residual ("DeepNorm"), a context that
-//! all tokens see, RoPE in two dimensions, a GELU MLP. Weights are `[out, in]`.
+//! ChatGLM-6B (THUDM 2023): LayerNorm whose output is also the residual ("DeepNorm"), a context
+//! that all tokens see, RoPE in two dimensions, a GELU MLP. Weights are `[out, in]`.
 //!
 //! With `u = LN(x)`, a sub-layer gives `x' = α u + f(u)`: not `x` but the normalised `u` is carried
-//! on. Wang et al. 2022, <https://arxiv.org/abs/2203.00555>, with the norm moved to the entry of the
-//! next sub-layer.
+//! on. Wang et al. 2022, <https://arxiv.org/abs/2203.00555>, with the norm moved to the entry of
+//! the next sub-layer.
 
 use std::sync::Arc;
 

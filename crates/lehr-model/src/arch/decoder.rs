@@ -1,5 +1,6 @@
-//! What the decoders of Llama's kind have in common: a table of tokens, blocks between RMS norms, rotated heads, a last norm and a head.
-//! A family's own file has its settings and the wiring of its block.
+//! What the decoders of Llama's kind have in common: a table of tokens, blocks between RMS norms,
+//! rotated heads, a last norm and a head. A family's own file has its settings and the wiring of
+//! its block.
 
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ pub(super) trait Block: Send + Sync + 'static {
     /// The norm it begins with.
     fn input_layernorm(&self) -> &RmsNorm;
 
-    /// From the residual stream `x` `[B, T, D]` and its norm `h` to both for what follows, whose first norm is `next_norm`.
+    /// From the residual stream `x` `[B, T, D]` and its norm `h` to both for what follows, whose
+    /// first norm is `next_norm`.
     ///
     /// # Errors
     /// If the tokens do not fit the cache or memory runs out.

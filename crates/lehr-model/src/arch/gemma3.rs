@@ -1,7 +1,7 @@
-//! The text models of Gemma 3 (Gemma team 2025, <https://arxiv.org/abs/2503.19786>): norms before and
-//! after each sub-layer that scale by `1 + weight`, normed queries and keys, blocks with a window
-//! and blocks without that rotate by frequencies of their own, a GeGLU MLP, embeddings times √D.
-//! Weights are `[out, in]`.
+//! The text models of Gemma 3 (Gemma team 2025, <https://arxiv.org/abs/2503.19786>): norms before
+//! and after each sub-layer that scale by `1 + weight`, normed queries and keys, blocks with a
+//! window and blocks without that rotate by frequencies of their own, a GeGLU MLP, embeddings times
+//! √D. Weights are `[out, in]`.
 
 use std::sync::Arc;
 

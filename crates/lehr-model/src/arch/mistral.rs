@@ -1,5 +1,6 @@
-//! Mistral 7B and Nemo (Jiang et al. 2023, <https://arxiv.org/abs/2310.06825>): Llama's block without
-//! biases, with a sliding window in every block of the first version. Weights are `[out, in]`.
+//! Mistral 7B and Nemo (Jiang et al. 2023, <https://arxiv.org/abs/2310.06825>): Llama's block
+//! without biases, with a sliding window in every block of the first version. Weights are
+//! `[out, in]`.
 
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};

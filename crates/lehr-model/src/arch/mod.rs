@@ -73,7 +73,8 @@ pub struct Spec {
 ///
 /// They are separate because a loss never needs all logits at once.
 pub trait Architecture: Send + Sync {
-    /// Hidden states `[B, T, D]` after the last norm, recorded if that is on. With a cache the tokens continue the cached ones.
+    /// Hidden states `[B, T, D]` after the last norm, recorded if that is on. With a cache the
+    /// tokens continue the cached ones.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.

@@ -1,5 +1,6 @@
-//! Qwen 3, the dense models (Yang et al. 2025, <https://arxiv.org/abs/2505.09388>): Llama's block with
-//! an RMSNorm over each head of queries and keys before they are rotated. Weights are `[out, in]`.
+//! Qwen 3, the dense models (Yang et al. 2025, <https://arxiv.org/abs/2505.09388>): Llama's block
+//! with an RMSNorm over each head of queries and keys before they are rotated. Weights are
+//! `[out, in]`.
 
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};

@@ -1,8 +1,8 @@
 //! The rotary settings of a `config.json` and the angles they give.
 //!
-//! Hugging Face transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes one map
-//! `rope_parameters`; both are read here with the precedence and the defaults of transformers 5.23
-//! (`modeling_rope_utils.py`).
+//! Hugging Face transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes one
+//! map `rope_parameters`; both are read here with the precedence and the defaults of transformers
+//! 5.23 (`modeling_rope_utils.py`).
 
 use lehr_tensor::Tensor;
 use lehr_tensor::ops::rope::frequencies::{self, Yarn};

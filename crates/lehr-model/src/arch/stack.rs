@@ -7,7 +7,8 @@ use lehr_tensor::{Recompute, Tensor, is_recording, rehearse};
 use super::Activations;
 use crate::{Error, KvCache, Result};
 
-/// The blocks of a family. Between two blocks there is a pair: the residual stream `x` and what the next block reads, `h`.
+/// The blocks of a family. Between two blocks there is a pair: the residual stream `x` and what the
+/// next block reads, `h`.
 pub(super) trait Stack: Send + Sync + 'static {
     /// What all blocks read besides: tokens, rotations, masks.
     type Context: Clone + Send + Sync + 'static;
@@ -15,7 +16,8 @@ pub(super) trait Stack: Send + Sync + 'static {
     /// Number of blocks.
     fn n_blocks(&self) -> usize;
 
-    /// What block `index` reads of the residual stream: its first norm, but for families whose residual stream is normed already.
+    /// What block `index` reads of the residual stream: its first norm, but for families whose
+    /// residual stream is normed already.
     ///
     /// # Errors
     /// If memory runs out.
@@ -34,7 +36,8 @@ pub(super) trait Stack: Send + Sync + 'static {
     ) -> Result<(Tensor, Tensor)>;
 }
 
-/// Runs all blocks on `x` `[B, T, D]`, the embedded tokens, and gives what the last one made for the head to read.
+/// Runs all blocks on `x` `[B, T, D]`, the embedded tokens, and gives what the last one made for
+/// the head to read.
 ///
 /// # Errors
 /// Those of the blocks.
@@ -78,7 +81,8 @@ fn recomputed<S: Stack>(
         },
         offload: activations == Activations::Offload,
     };
-    // If the next block reads the residual stream itself, there is one output: its gradient is one sum.
+    // If the next block reads the residual stream itself, there is one output: its gradient is one
+    // sum.
     if h_next.shares_storage(&x_next) {
         let [x] = recompute.record(&[x], &[h], [x_next])?;
         return Ok((x.clone(), x));

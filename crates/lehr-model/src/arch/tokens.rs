@@ -13,8 +13,8 @@ pub enum Activations {
     /// They stay in memory.
     #[default]
     Keep,
-    /// Of each block only what it begins with stays, `[B, T, D]`; backward computes the others again: a third more work for a small part
-    /// of the memory, and the same gradients.
+    /// Of each block only what it begins with stays, `[B, T, D]`; backward computes the others
+    /// again: a third more work for a small part of the memory, and the same gradients.
     Recompute,
     /// The same, and what stays waits in the memory of the host if the model is on a GPU.
     Offload,

@@ -1,8 +1,8 @@
 //! The parts of a tensor-parallel checkpoint, put together while they are read.
 //!
 //! Megatron and what grew from it save one file per processor of a group that shares each matrix:
-//! `mp_rank_00_model_states.pt` and so on. All have the same names; each holds its piece of what was
-//! cut and a copy of what was not. Which is which only the family knows.
+//! `mp_rank_00_model_states.pt` and so on. All have the same names; each holds its piece of what
+//! was cut and a copy of what was not. Which is which only the family knows.
 
 use std::path::{Path, PathBuf};
 

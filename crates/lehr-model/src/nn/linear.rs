@@ -82,7 +82,8 @@ impl Linear {
         }
     }
 
-    /// `down(act(up(x)))`, the plain feed-forward layer of GPT-2 and BERT, of which `up(x)` alone is kept for backward.
+    /// `down(act(up(x)))`, the plain feed-forward layer of GPT-2 and BERT, of which `up(x)` alone
+    /// is kept for backward.
     ///
     /// # Errors
     /// If the widths do not fit.

@@ -11,15 +11,17 @@ use crate::cache::Place;
 use crate::decode::{check_sampler, run_or_record};
 use crate::{Error, Model, Result, Tokens};
 
-/// As [`DecodeGraph`](crate::DecodeGraph), for a [`PagedCache`]: the work covers all its rows, and which pages the texts have and how long
-/// they are is read on the device, so texts may join and leave between two steps. Rows without a text compute what nobody reads.
+/// As [`DecodeGraph`](crate::DecodeGraph), for a [`PagedCache`]: the work covers all its rows, and
+/// which pages the texts have and how long they are is read on the device, so texts may join and
+/// leave between two steps. Rows without a text compute what nobody reads.
 ///
 /// It belongs to one model and one cache.
 pub struct PagedGraph {
     device: usize,
     positions: Tensor,
     pages: Pages,
-    /// What table and lengths (with the new token) on the device are, if it is known; positions go with the lengths.
+    /// What table and lengths (with the new token) on the device are, if it is known; positions go
+    /// with the lengths.
     known: Option<(Vec<i32>, Vec<i32>)>,
     /// With what the work chooses, and the work.
     choice: (Option<GpuSampler>, Option<Graph>),
@@ -40,12 +42,13 @@ impl PagedGraph {
         Ok(Some(Self { device, positions, pages, known: None, choice: (None, None) }))
     }
 
-    /// Appends to each text the token that `sampler` chose last for its row, and chooses the next: the host waits for nothing, uploads
-    /// only what changed beyond one more token for each text, and finds the ids with [`GpuSampler::read`].
+    /// Appends to each text the token that `sampler` chose last for its row, and chooses the next:
+    /// the host waits for nothing, uploads only what changed beyond one more token for each text,
+    /// and finds the ids with [`GpuSampler::read`].
     ///
     /// # Errors
-    /// If a text is as long as it may be, the pages do not suffice, the sampler is for another number of texts or more ids than the
-    /// vocabulary has, or the device fails.
+    /// If a text is as long as it may be, the pages do not suffice, the sampler is for another
+    /// number of texts or more ids than the vocabulary has, or the device fails.
     pub fn choose_next(
         &mut self,
         model: &Model,
@@ -87,8 +90,8 @@ impl PagedGraph {
         Ok(())
     }
 
-    /// Brings table, lengths and positions on the device to what the cache has, with the new tokens, and gives table and lengths. What
-    /// is there counts as known again after the work.
+    /// Brings table, lengths and positions on the device to what the cache has, with the new
+    /// tokens, and gives table and lengths. What is there counts as known again after the work.
     fn upload(&mut self, cache: &PagedCache) -> Result<(Vec<i32>, Vec<i32>)> {
         let max = PagedCache::pages_for(cache.capacity());
         let mut table = vec![0; cache.batch() * max];

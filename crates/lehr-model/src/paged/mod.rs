@@ -10,12 +10,13 @@ use crate::arch::Activations;
 use crate::cache::Place;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
-/// A KV cache of texts that join, grow and leave one by one. Its memory is a pool of pages of [`PagedCache::PAGE_LEN`] tokens; a text takes
-/// a page when it grows into it and gives all back when it leaves, so that memory follows the tokens that are there, not the longest text
-/// there might be.
+/// A KV cache of texts that join, grow and leave one by one. Its memory is a pool of pages of
+/// [`PagedCache::PAGE_LEN`] tokens; a text takes a page when it grows into it and gives all back
+/// when it leaves, so that memory follows the tokens that are there, not the longest text there
+/// might be.
 ///
-/// Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention",
-/// <https://arxiv.org/abs/2309.06180>.
+/// Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
+/// PagedAttention", <https://arxiv.org/abs/2309.06180>.
 pub struct PagedCache {
     pools: KvCache,
     n_pages: usize,
@@ -37,7 +38,8 @@ impl PagedCache {
     /// Tokens of a page.
     pub const PAGE_LEN: usize = 16;
 
-    /// Room for `batch` texts of at most `capacity` tokens (and the model's context), which together have at most `n_pages` pages.
+    /// Room for `batch` texts of at most `capacity` tokens (and the model's context), which
+    /// together have at most `n_pages` pages.
     ///
     /// # Errors
     /// If the model is an encoder or memory runs out.
@@ -100,11 +102,12 @@ impl PagedCache {
         self.texts.iter().all(Option::is_none)
     }
 
-    /// Takes in a copy of the text in `one`, a cache of one sequence of the same model, and says in which row it is.
+    /// Takes in a copy of the text in `one`, a cache of one sequence of the same model, and says in
+    /// which row it is.
     ///
     /// # Errors
-    /// If all rows have texts, there are not enough pages, the text is longer than texts may be, it has a bidirectional context, or memory
-    /// runs out.
+    /// If all rows have texts, there are not enough pages, the text is longer than texts may be, it
+    /// has a bidirectional context, or memory runs out.
     pub fn join(&mut self, one: &KvCache) -> Result<usize> {
         const DOING: &str = "adding a text to the cache";
         if !one.prefixes().is_empty() {
@@ -144,11 +147,12 @@ impl PagedCache {
         }
     }
 
-    /// Logits `[n, V]` after one more token of some texts, given by row; their order is that of `next`.
+    /// Logits `[n, V]` after one more token of some texts, given by row; their order is that of
+    /// `next`.
     ///
     /// # Errors
-    /// If a row has no text, a text is as long as it may be, the pages do not suffice, an id is outside of the vocabulary, or memory runs
-    /// out.
+    /// If a row has no text, a text is as long as it may be, the pages do not suffice, an id is
+    /// outside of the vocabulary, or memory runs out.
     pub fn next_logits(&mut self, model: &Model, next: &[(usize, i32)]) -> Result<Tensor> {
         const DOING: &str = "continuing texts";
         let mut longest = 0;

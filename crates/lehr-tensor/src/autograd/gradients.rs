@@ -1,4 +1,5 @@
-//! The gradients of a backward pass on their way: what has been gathered, and what an op sees and adds.
+//! The gradients of a backward pass on their way: what has been gathered, and what an op sees and
+//! adds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -71,7 +72,8 @@ pub struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    /// `value` in the place of input `index` in the graph: what is computed from it adds to that input's gradient.
+    /// `value` in the place of input `index` in the graph: what is computed from it adds to that
+    /// input's gradient.
     pub(super) fn as_input(&self, index: usize, value: Tensor) -> Tensor {
         match &self.inputs[index] {
             Some(edge) => value.with_edge(edge.clone()),

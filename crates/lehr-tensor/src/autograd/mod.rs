@@ -112,8 +112,9 @@ pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
 }
 
 /// [`no_grad`] for a forward pass that [`Recompute`] runs again, recorded: where ops compute in another way when they are recorded, they do
-/// so here too, and so the numbers are those of the second run. (They may differ in the last bits where an op's inputs and parameters all
-/// want no gradient, so that it is not recorded in the end.)
+/// so here too, and so the numbers are those of the second run. (They may differ in the last bits
+/// where an op's inputs and parameters all want no gradient, so that it is not recorded in the
+/// end.)
 pub fn rehearse<T>(body: impl FnOnce() -> T) -> T {
     with_mode(Mode::Rehearse, body)
 }
@@ -176,7 +177,8 @@ impl Tensor {
     /// outside of this graph still holds as a leaf.
     ///
     /// # Errors
-    /// As [`Tensor::backward`], and the first error of `done`, after which nothing more is computed.
+    /// As [`Tensor::backward`], and the first error of `done`, after which nothing more is
+    /// computed.
     pub fn backward_each<E: From<Error>>(
         self,
         mut done: impl FnMut(ParamId) -> std::result::Result<(), E>,
@@ -193,7 +195,8 @@ impl Tensor {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Ones of this tensor's shape, element type and device: the gradient of a loss with respect to itself.
+    /// Ones of this tensor's shape, element type and device: the gradient of a loss with respect to
+    /// itself.
     fn ones_like(&self) -> Result<Self> {
         Self::full(self.shape(), 1.0)?.cast(self.dtype())?.to_device(self.device())
     }

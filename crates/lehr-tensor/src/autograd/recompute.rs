@@ -10,7 +10,8 @@ pub struct Recompute<D, B> {
     pub derive: D,
     /// From all inputs, the kept ones first, the outputs.
     pub body: B,
-    /// Whether what is kept waits in the memory of the host, if it is on a GPU. It is copied there and back while the GPU computes.
+    /// Whether what is kept waits in the memory of the host, if it is on a GPU. It is copied there
+    /// and back while the GPU computes.
     pub offload: bool,
 }
 
@@ -34,13 +35,16 @@ where
     D: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     B: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
 {
-    /// Records `outputs`, which the body has made of `kept` and `derived` within [`rehearse`](super::rehearse), so that backward runs the body once more:
-    /// of all it computes only `kept` stays in memory until then (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
+    /// Records `outputs`, which the body has made of `kept` and `derived` within
+    /// [`rehearse`](super::rehearse), so that backward runs the body once more: of all it computes
+    /// only `kept` stays in memory until then (Chen et al. 2016,
+    /// <https://arxiv.org/abs/1604.06174>).
     ///
-    /// The body must be a function of its inputs and of parameters alone, and give the same numbers each time. With
-    /// [`Tensor::backward_each`] no parameter may be in two such stretches: its gradient would be taken for complete after the first. The gradient is then
-    /// that of a graph that was recorded at once, bit for bit: the nodes of the second run take the place of the stretch, and
-    /// backward goes on through them.
+    /// The body must be a function of its inputs and of parameters alone, and give the same numbers
+    /// each time. With [`Tensor::backward_each`] no parameter may be in two such stretches: its
+    /// gradient would be taken for complete after the first. The gradient is then that of a graph
+    /// that was recorded at once, bit for bit: the nodes of the second run take the place of the
+    /// stretch, and backward goes on through them.
     ///
     /// # Errors
     /// If a device fails to bring what is kept to the host.

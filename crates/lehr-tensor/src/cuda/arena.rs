@@ -1,4 +1,5 @@
-//! The memory of a device: one range of addresses, with memory behind as much of it as was ever in use.
+//! The memory of a device: one range of addresses, with memory behind as much of it as was ever in
+//! use.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,12 +21,13 @@ struct State {
     list: FreeList,
     /// Bytes from the start that have memory behind them.
     mapped: usize,
-    /// While work is recorded: what was freed. The recorded work uses it whenever it runs, so only what is recorded after it gets it again.
+    /// While work is recorded: what was freed. The recorded work uses it whenever it runs, so only
+    /// what is recorded after it gets it again.
     held: Option<Places>,
 }
 
-/// A live block. It returns to the arena when dropped: the stream runs in order, so whoever gets it next writes after its last
-/// reader.
+/// A live block. It returns to the arena when dropped: the stream runs in order, so whoever gets it
+/// next writes after its last reader.
 #[derive(Debug)]
 pub(crate) struct Block {
     ordinal: usize,

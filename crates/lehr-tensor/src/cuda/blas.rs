@@ -68,31 +68,34 @@ impl Operand {
     }
 }
 
-/// What happens to the sums of a product before they are rounded and written. cuBLASLt calls that an epilogue.
+/// What happens to the sums of a product before they are rounded and written. cuBLASLt calls that
+/// an epilogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Epilogue {
     /// Nothing: `C (+)= A B`.
     None,
     /// `C (+)= A B + bias`: address of `[n]` numbers of C's type, added to every row.
     Bias(u64),
-    /// `C = gelu(X)` for `X = A B + bias`, with the approximation by tanh. X is written to `aux`, which lies like C: of its type, with
-    /// its stride.
+    /// `C = gelu(X)` for `X = A B + bias`, with the approximation by tanh. X is written to `aux`,
+    /// which lies like C: of its type, with its stride.
     Gelu { bias: Option<u64>, aux: u64 },
     /// `C = A B ⊙ gelu'(X)` for the X that [`Epilogue::Gelu`] wrote to `aux`.
     GeluSlope { aux: u64 },
 }
 
 impl Epilogue {
-    /// Whether the two of GELU are used: they read or write a second matrix in packs of 16 bytes. NVIDIA's documentation of cuBLAS
-    /// (`CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD`) wants its rows to be multiples of 8 elements. llm.c, which has the same choice,
-    /// takes them from Hopper on and saw losses on an RTX 4090.
+    /// Whether the two of GELU are used: they read or write a second matrix in packs of 16 bytes.
+    /// NVIDIA's documentation of cuBLAS (`CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD`) wants its rows to
+    /// be multiples of 8 elements. llm.c, which has the same choice, takes them from Hopper on and
+    /// saw losses on an RTX 4090.
     pub(crate) fn has_gelu(cuda: &Cuda, dtype: DType, width: usize) -> bool {
         dtype != DType::F32 && width.is_multiple_of(8) && cuda.info().capability >= (9, 0)
     }
 }
 
-/// `C (+)= A B` for `A [m, k]`, `B [k, n]`, `C [m, n]`, in f32 inside; A and B have one element type,
-/// or 8 bits each: then A is stored by rows, B by columns, and m, n and k are multiples of 16.
+/// `C (+)= A B` for `A [m, k]`, `B [k, n]`, `C [m, n]`, in f32 inside; A and B have one element
+/// type, or 8 bits each: then A is stored by rows, B by columns, and m, n and k are multiples of
+/// 16.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matmul {
     pub(crate) m: usize,
@@ -156,7 +159,8 @@ impl Matmul {
         }
     }
 
-    /// Starts it; false if it has an epilogue or 8-bit elements and the library has no algorithm: then nothing was started.
+    /// Starts it; false if it has an epilogue or 8-bit elements and the library has no algorithm:
+    /// then nothing was started.
     pub(crate) fn try_run(&self, cuda: &Cuda) -> Result<bool> {
         #[cfg(test)]
         if self.is_optional() && IS_PLAIN.get() {
@@ -203,7 +207,8 @@ impl Matmul {
 
 #[cfg(test)]
 thread_local! {
-    /// Whether products with an epilogue or 8-bit elements are refused, as by a library that has no algorithm for them.
+    /// Whether products with an epilogue or 8-bit elements are refused, as by a library that has no
+    /// algorithm for them.
     static IS_PLAIN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 

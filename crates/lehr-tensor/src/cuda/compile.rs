@@ -78,7 +78,8 @@ pub(super) fn nvrtc(source: &Source, dtype: DType, arch: &str) -> Result<Compile
         |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
     let (names, bodies, options) = (pointers(&names), pointers(&bodies), pointers(&options));
     let mut program = ptr::null_mut();
-    // SAFETY: all strings outlive the calls, the numbers are those of the arrays, the library is there.
+    // SAFETY: all strings outlive the calls, the numbers are those of the arrays, the library is
+    // there.
     unsafe {
         let (n, h, i) = (names.len() as c_int, bodies.as_ptr(), names.as_ptr());
         check(
@@ -249,8 +250,9 @@ pub struct CompileReport {
     pub shared_bytes: u32,
 }
 
-/// Compiles every kernel for each of `archs` (such as `sm_90a`), element type by element type, on several threads. It needs NVRTC,
-/// but no GPU. What the compiler said is kept beside the compiled kernels, so that only what has changed is compiled again.
+/// Compiles every kernel for each of `archs` (such as `sm_90a`), element type by element type, on
+/// several threads. It needs NVRTC, but no GPU. What the compiler said is kept beside the compiled
+/// kernels, so that only what has changed is compiled again.
 ///
 /// # Errors
 /// If NVRTC is missing or a kernel does not compile.
@@ -311,7 +313,8 @@ fn log_of_kept(source: &Source, dtype: DType, arch: &str) -> Result<String> {
     Ok(log)
 }
 
-/// Kernel, registers, spilled and local bytes, shared bytes of each entry in what `ptxas -v` prints.
+/// Kernel, registers, spilled and local bytes, shared bytes of each entry in what `ptxas -v`
+/// prints.
 fn parse(log: &str) -> impl Iterator<Item = (String, u32, u32, u32)> + use<'_> {
     let before = |line: &str, what: &str| -> u32 {
         let number = line

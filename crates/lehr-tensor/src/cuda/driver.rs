@@ -45,7 +45,8 @@ pub(super) struct Driver {
     lt: Lt,
 }
 
-// SAFETY: the driver's handles may be used from any thread; `Driver::bind` makes the context current first.
+// SAFETY: the driver's handles may be used from any thread; `Driver::bind` makes the context
+// current first.
 unsafe impl Send for Driver {}
 // SAFETY: as above; what changes is behind mutexes.
 unsafe impl Sync for Driver {}
@@ -150,8 +151,9 @@ impl Driver {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Allows a kernel that much dynamic shared memory. Without asking, 48 KiB are for its static memory too; what was allowed
-    /// once stays, so that another thread cannot take it away before the launch.
+    /// Allows a kernel that much dynamic shared memory. Without asking, 48 KiB are for its static
+    /// memory too; what was allowed once stays, so that another thread cannot take it away before
+    /// the launch.
     fn allow_shared(&self, function: Function, bytes: u32) -> Result<()> {
         let mut allowed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let most = allowed.entry(function.0).or_insert(0);
@@ -192,7 +194,8 @@ impl Backend for Driver {
             flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
         };
         let mut handle = 0;
-        // SAFETY: `at` to `at + bytes` is reserved and has no memory yet: the arena grows from its end.
+        // SAFETY: `at` to `at + bytes` is reserved and has no memory yet: the arena grows from its
+        // end.
         unsafe {
             let created = sys::cuMemCreate(&raw mut handle, bytes, &raw const prop, 0);
             if created == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
@@ -320,8 +323,8 @@ impl Backend for Driver {
         let function = function.0 as sys::CUfunction;
         let mut pointers: Vec<*mut c_void> =
             args.iter_mut().map(|arg| ptr::from_mut(arg).cast()).collect();
-        // SAFETY: the arguments have the kernel's types (the tests of the ops run every launch), and live longer than this call,
-        // which copies them.
+        // SAFETY: the arguments have the kernel's types (the tests of the ops run every launch),
+        // and live longer than this call, which copies them.
         unsafe {
             let params = pointers.as_mut_ptr();
             let started = sys::cuLaunchKernel(
@@ -372,7 +375,8 @@ impl Backend for Driver {
         self.bind()?;
         let doing = "recording a graph";
         let (mut graph, mut exec) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: as above; the graph is not needed once it can be run, and the earlier one is alive and nobody else's.
+        // SAFETY: as above; the graph is not needed once it can be run, and the earlier one is
+        // alive and nobody else's.
         unsafe {
             let ended = check(sys::cuStreamEndCapture(self.stream, &raw mut graph), doing);
             if let Some(earlier) = earlier.map(|e| e as sys::CUgraphExec) {

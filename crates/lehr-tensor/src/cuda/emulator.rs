@@ -1,8 +1,10 @@
-//! A device that is a C++ compiler: kernels run on the CPU, for tests of their logic and of the code that launches them.
+//! A device that is a C++ compiler: kernels run on the CPU, for tests of their logic and of the
+//! code that launches them.
 //!
-//! Each file of kernels becomes a shared library by `g++` (or what `CXX` names) with `emulator/shim.h` before it. Addresses are
-//! the host's, matrix products are [`crate::gemm`] (`emulator/product.rs`). It computes what a GPU would, up to the order of sums
-//! inside a matrix product, and says nothing about speed.
+//! Each file of kernels becomes a shared library by `g++` (or what `CXX` names) with
+//! `emulator/shim.h` before it. Addresses are the host's, matrix products are [`crate::gemm`]
+//! (`emulator/product.rs`). It computes what a GPU would, up to the order of sums inside a matrix
+//! product, and says nothing about speed.
 
 mod product;
 
@@ -124,7 +126,8 @@ impl Emulator {
 /// Starts a kernel.
 fn launch(function: Function, extent: Extent, args: &mut [u64]) {
     let mut pointers: Vec<_> = args.iter_mut().map(|arg| std::ptr::from_mut(arg).cast()).collect();
-    // SAFETY: the address is that of a launcher; the arguments are as the launching code gives them.
+    // SAFETY: the address is that of a launcher; the arguments are as the launching code gives
+    // them.
     unsafe {
         let launcher: Launcher = std::mem::transmute(function.0 as usize);
         let (grid, block) = (extent.grid.as_ptr(), extent.block.as_ptr());

@@ -55,9 +55,10 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Records what `body` starts on the device, without running it. It must have run once before, so that its kernels are loaded
-    /// and there is memory for its results. It must not upload anything nor read results. What it allocates and frees stays
-    /// reserved for the graph; what was allocated before must outlive it. Other threads that use the device wait meanwhile.
+    /// Records what `body` starts on the device, without running it. It must have run once before,
+    /// so that its kernels are loaded and there is memory for its results. It must not upload
+    /// anything nor read results. What it allocates and frees stays reserved for the graph; what
+    /// was allocated before must outlive it. Other threads that use the device wait meanwhile.
     ///
     /// # Errors
     /// Those of `body`, or if something in it cannot be recorded.
@@ -102,9 +103,10 @@ impl Drop for Graph {
     }
 }
 
-/// Work that is recorded anew each time and then started by one launch, so that the GPU goes from kernel to kernel without the host: a
-/// step of training. What is recorded may change from time to time. If only addresses, numbers and extents differ from the time before, the
-/// driver's own form of the work is not built anew.
+/// Work that is recorded anew each time and then started by one launch, so that the GPU goes from
+/// kernel to kernel without the host: a step of training. What is recorded may change from time to
+/// time. If only addresses, numbers and extents differ from the time before, the driver's own form
+/// of the work is not built anew.
 pub struct OneLaunch {
     cuda: &'static Cuda,
     handle: Option<u64>,
@@ -119,12 +121,13 @@ impl OneLaunch {
         Ok(Self { cuda: Cuda::get(ordinal)?, handle: None })
     }
 
-    /// Records what `body` starts on the device and runs it. It must not read results. It should have run once before without this, so
-    /// that kernels are loaded. Other threads that use the device wait meanwhile.
+    /// Records what `body` starts on the device and runs it. It must not read results. It should
+    /// have run once before without this, so that kernels are loaded. Other threads that use the
+    /// device wait meanwhile.
     ///
     /// # Errors
-    /// Those of `body`, after which nothing of it has run and what it keeps on the device is void, or if something in it cannot be
-    /// recorded.
+    /// Those of `body`, after which nothing of it has run and what it keeps on the device is void,
+    /// or if something in it cannot be recorded.
     pub fn run<T, E: From<Error>>(
         &mut self,
         body: impl FnOnce() -> std::result::Result<T, E>,
@@ -132,7 +135,8 @@ impl OneLaunch {
         let cuda = self.cuda;
         let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
         let recording = Recording::start(cuda, Uploads::Recorded)?;
-        // What is freed inside may be used again inside and after: the work runs once, in its place in the stream.
+        // What is freed inside may be used again inside and after: the work runs once, in its place
+        // in the stream.
         let done = body();
         // What was recorded before is replaced, or forgotten.
         let recorded = recording.end(self.handle.take());

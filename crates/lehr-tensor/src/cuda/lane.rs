@@ -75,7 +75,8 @@ impl Lane for SideStream {
         so_far.record(self.stream)?;
         so_far.hold_up(self.side)?;
         let HostCopy { host, device, bytes, to_host } = copy;
-        // SAFETY: the block of the device lives until the stream has waited for the copy, and the memory of the host for ever.
+        // SAFETY: the block of the device lives until the stream has waited for the copy, and the
+        // memory of the host for ever.
         let begun = unsafe {
             match to_host {
                 true => sys::cuMemcpyDtoHAsync_v2(host as *mut c_void, device, bytes, self.side),

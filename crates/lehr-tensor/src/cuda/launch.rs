@@ -88,7 +88,8 @@ pub(crate) use args;
 const THREADS: u32 = 256;
 
 impl Extent {
-    /// For kernels that stride over `n` elements with any grid: enough blocks to fill the device, not more than there is work.
+    /// For kernels that stride over `n` elements with any grid: enough blocks to fill the device,
+    /// not more than there is work.
     pub(crate) fn elementwise(cuda: &Cuda, n: usize) -> Self {
         let wanted = n.div_ceil(4 * THREADS as usize);
         let most = 16 * cuda.n_sms() as usize;

@@ -25,7 +25,8 @@ struct Wanted {
     files: &'static [&'static str],
 }
 
-/// In the order they have to be opened: cuBLASLt is found by its name once it is open, and NVRTC looks for its builtins so.
+/// In the order they have to be opened: cuBLASLt is found by its name once it is open, and NVRTC
+/// looks for its builtins so.
 const WANTED: [Wanted; 4] = [
     Wanted {
         name: "cuda",
@@ -59,7 +60,8 @@ pub fn libraries() -> Vec<LibraryReport> {
     WANTED.iter().enumerate().map(report).collect()
 }
 
-/// Where a library of the list was found. Each is opened when it is first asked for: cuBLASLt alone takes a quarter of a second.
+/// Where a library of the list was found. Each is opened when it is first asked for: cuBLASLt alone
+/// takes a quarter of a second.
 fn found(index: usize) -> Option<&'static String> {
     static FOUND: [OnceLock<Option<String>>; WANTED.len()] =
         [const { OnceLock::new() }; WANTED.len()];
@@ -90,7 +92,8 @@ pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
     Some((format!("{} not found", missing.join(", ")), hint.to_owned()))
 }
 
-/// Says so where an error may come from a library of a later CUDA (`major`) than the driver's (`driver`, 13000 for 13.0).
+/// Says so where an error may come from a library of a later CUDA (`major`) than the driver's
+/// (`driver`, 13000 for 13.0).
 pub(super) fn too_new_for(driver: u32, major: u32, error: Error) -> Error {
     match error {
         Error::Cuda { doing, reason, hint: None } if major > driver / 1000 => {

@@ -26,7 +26,8 @@ pub fn copy_rate(ordinal: usize) -> Result<f64> {
     Ok(8.0 * n as f64 * f64::from(rounds) / seconds)
 }
 
-/// GFLOP/s of matrix products of a training step's shape on a device, in `dtype`, by the device's own clock.
+/// GFLOP/s of matrix products of a training step's shape on a device, in `dtype`, by the device's
+/// own clock.
 ///
 /// # Errors
 /// If memory runs out or the device fails.

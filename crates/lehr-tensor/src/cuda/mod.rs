@@ -1,12 +1,13 @@
 //! NVIDIA GPUs: devices, memory, kernels, matrix products.
 //!
-//! Nothing of CUDA is needed to build. The driver, NVRTC and cuBLASLt are opened when a GPU is first asked for
-//! (`library`); kernels are CUDA C++ in the folders of the ops (`kernel.cu`), compiled at first use and kept on disk
-//! (`compile`). A device has one stream, so whatever is launched runs in that order and a freed block may be handed out again
-//! at once; the host waits only where it reads a result.
+//! Nothing of CUDA is needed to build. The driver, NVRTC and cuBLASLt are opened when a GPU is
+//! first asked for (`library`); kernels are CUDA C++ in the folders of the ops (`kernel.cu`),
+//! compiled at first use and kept on disk (`compile`). A device has one stream, so whatever is
+//! launched runs in that order and a freed block may be handed out again at once; the host waits
+//! only where it reads a result.
 //!
-//! With `LEHR_CUDA=emulator` device 0 is not a GPU but a C++ compiler: the same launch code and the same kernels run on the CPU
-//! (`emulator`), slowly, to test their logic.
+//! With `LEHR_CUDA=emulator` device 0 is not a GPU but a C++ compiler: the same launch code and the
+//! same kernels run on the CPU (`emulator`), slowly, to test their logic.
 
 mod arena;
 pub(crate) mod blas;
@@ -71,7 +72,8 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// The architecture kernels are compiled for: `sm_90a` for a Hopper, whose own instructions need the `a`.
+    /// The architecture kernels are compiled for: `sm_90a` for a Hopper, whose own instructions
+    /// need the `a`.
     #[must_use]
     pub fn arch(&self) -> String {
         let (major, minor) = self.capability;
@@ -97,7 +99,8 @@ trait Backend: Send + Sync {
     fn info(&self) -> &DeviceInfo;
     /// Reserves a range of addresses: its start and its length.
     fn reserve(&self) -> Result<(u64, usize)>;
-    /// Puts memory behind the bytes from `from` to `to` (or a little beyond) of the range at `base`; says up to where.
+    /// Puts memory behind the bytes from `from` to `to` (or a little beyond) of the range at
+    /// `base`; says up to where.
     fn grow(&self, base: u64, from: usize, to: usize) -> Result<usize>;
     /// Copies from the host; `src` may change as soon as this returns.
     fn upload(&self, dst: u64, src: &[u8]) -> Result<()>;
@@ -117,8 +120,8 @@ trait Backend: Send + Sync {
     fn function(&self, module: u64, name: &str) -> Result<Function>;
     /// Starts a kernel.
     fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()>;
-    /// Starts a matrix product with `workspace` (address, bytes). False if it has an epilogue or 8-bit elements and there is no
-    /// algorithm: then nothing was started.
+    /// Starts a matrix product with `workspace` (address, bytes). False if it has an epilogue or
+    /// 8-bit elements and there is no algorithm: then nothing was started.
     fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<bool>;
     /// Waits until everything started so far has ended.
     fn synchronize(&self) -> Result<()>;
@@ -159,7 +162,8 @@ pub(crate) struct Cuda {
     arena: Arena,
     modules: Mutex<HashMap<(&'static str, DType), u64>>,
     functions: Mutex<HashMap<KernelKey, Function>>,
-    /// Read by whoever gives the stream work, written by whoever records: what other threads do meanwhile has to wait.
+    /// Read by whoever gives the stream work, written by whoever records: what other threads do
+    /// meanwhile has to wait.
     recording: RwLock<()>,
     /// Scratch of matrix products, for all: they run one after another.
     workspace: OnceLock<(Block, usize)>,
@@ -255,7 +259,8 @@ impl Cuda {
         self.backend.synchronize()
     }
 
-    /// Starts the kernel `name` of `source`, compiled for elements of `dtype`. A grid without blocks starts nothing.
+    /// Starts the kernel `name` of `source`, compiled for elements of `dtype`. A grid without
+    /// blocks starts nothing.
     pub(crate) fn launch(
         &self,
         source: &'static Source,
@@ -305,7 +310,8 @@ impl Cuda {
         Ok(function)
     }
 
-    /// Starts a matrix product; false if there is no algorithm for its epilogue or 8-bit elements, and then nothing was started.
+    /// Starts a matrix product; false if there is no algorithm for its epilogue or 8-bit elements,
+    /// and then nothing was started.
     pub(crate) fn matmul(&self, product: &Matmul) -> Result<bool> {
         /// What cuBLAS asks for on Hopper.
         const WORKSPACE_BYTES: usize = 32 << 20;
@@ -330,8 +336,8 @@ impl Cuda {
 /// Whether tests asked for the emulator.
 static EMULATE: AtomicBool = AtomicBool::new(cfg!(test));
 
-/// From now on device 0 is the emulator, unless `LEHR_CUDA=driver`: for tests, which then run on a GPU if they are told to. Devices
-/// that are open stay what they are.
+/// From now on device 0 is the emulator, unless `LEHR_CUDA=driver`: for tests, which then run on a
+/// GPU if they are told to. Devices that are open stay what they are.
 pub fn use_emulator() {
     EMULATE.store(true, Ordering::Relaxed);
 }
@@ -363,7 +369,8 @@ pub fn device_count() -> Result<usize> {
     devices::device_count()
 }
 
-/// Whether there is a GPU that everything is there for: driver, NVRTC and cuBLASLt. The emulator does not count.
+/// Whether there is a GPU that everything is there for: driver, NVRTC and cuBLASLt. The emulator
+/// does not count.
 ///
 /// # Errors
 /// If there is a GPU, but something it needs is missing.
@@ -384,8 +391,9 @@ pub fn usable() -> Result<bool> {
     }
 }
 
-/// Compiles what kernels are not in the cache yet for a device and these element types, on all cores, so that the first step does not
-/// do it one by one. `begin` is told how many files there are, if any.
+/// Compiles what kernels are not in the cache yet for a device and these element types, on all
+/// cores, so that the first step does not do it one by one. `begin` is told how many files there
+/// are, if any.
 ///
 /// # Errors
 /// If the device cannot be opened or a kernel does not compile.

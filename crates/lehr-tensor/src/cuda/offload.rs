@@ -17,9 +17,11 @@ pub(super) struct HostCopy {
 
 /// What makes copies beside the stream, in their own order.
 pub(super) trait Lane: Send + Sync {
-    /// Memory of the host that the device can reach while the host does other things. It is used again, and never given back.
+    /// Memory of the host that the device can reach while the host does other things. It is used
+    /// again, and never given back.
     fn lock_memory(&self, bytes: usize) -> Result<u64>;
-    /// Begins a copy as soon as the stream has done what it was told so far. The ticket is for one [`Lane::wait`].
+    /// Begins a copy as soon as the stream has done what it was told so far. The ticket is for one
+    /// [`Lane::wait`].
     fn begin(&self, copy: HostCopy) -> Result<u64>;
     /// Lets the stream wait for a copy before it does what it is told next. The host does not wait.
     fn wait(&self, ticket: u64) -> Result<()>;
@@ -92,7 +94,8 @@ enum Place {
 }
 
 impl Offloaded {
-    /// Begins to bring a tensor of a GPU to the host. Its room on the device is free as soon as the next one leaves.
+    /// Begins to bring a tensor of a GPU to the host. Its room on the device is free as soon as the
+    /// next one leaves.
     pub(crate) fn new(tensor: &Tensor) -> Result<Self> {
         let cuda = tensor.cuda()?;
         let offloads = cuda.offloads()?;
@@ -110,7 +113,8 @@ impl Offloaded {
         Ok(Self(slot))
     }
 
-    /// The tensor, on the device. The one that left before it begins to come back too, because backward wants it next.
+    /// The tensor, on the device. The one that left before it begins to come back too, because
+    /// backward wants it next.
     pub(crate) fn fetch(&self) -> Result<Tensor> {
         let tensor = self.0.arrive()?;
         if let Some(before) = self.0.before.upgrade() {

@@ -142,8 +142,8 @@ impl Recorded {
     }
 }
 
-/// Locked memory through which uploads go, so that the host need not wait for the stream: parts used in turn, each free again
-/// when the stream has passed its event.
+/// Locked memory through which uploads go, so that the host need not wait for the stream: parts
+/// used in turn, each free again when the stream has passed its event.
 pub(super) struct Staging {
     base: *mut u8,
     events: Vec<Event>,
@@ -178,7 +178,8 @@ impl Staging {
                 self.events[self.next].wait()?;
             }
             let n = (src.len() - done).min(Self::PART_BYTES - self.filled);
-            // SAFETY: the part is free from `filled` on, and the stream reads it before it is used again.
+            // SAFETY: the part is free from `filled` on, and the stream reads it before it is used
+            // again.
             unsafe {
                 let at = self.base.add(self.next * Self::PART_BYTES + self.filled);
                 ptr::copy_nonoverlapping(src.as_ptr().add(done), at, n);

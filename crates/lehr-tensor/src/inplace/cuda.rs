@@ -28,8 +28,8 @@ fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
     Tensor::from_ids(&halves, [halves.len()])?.to_device(beside.device())
 }
 
-/// `Σ x²` over all elements of f32 tensors on one GPU, as bits of an f64 `[2]` on it. Sums of fixed chunks are added in a fixed
-/// order. A `loss` that is not finite makes the sum so.
+/// `Σ x²` over all elements of f32 tensors on one GPU, as bits of an f64 `[2]` on it. Sums of fixed
+/// chunks are added in a fixed order. A `loss` that is not finite makes the sum so.
 pub(super) fn squares_of_all(tensors: &[Tensor], loss: Option<&Tensor>) -> Result<Tensor> {
     let first = &tensors[0];
     let cuda = first.cuda()?;
@@ -55,7 +55,8 @@ pub(super) fn f64_of(bits: &Tensor) -> Result<f64> {
     Ok(f64::from_bits(low | high << 32))
 }
 
-/// A parameter with what its update needs. All are on one GPU, in f32 but for the copy that is computed with.
+/// A parameter with what its update needs. All are on one GPU, in f32 but for the copy that is
+/// computed with.
 pub(crate) struct Item<'a> {
     pub(crate) param: &'a Tensor,
     pub(crate) shadow: Option<&'a Tensor>,
@@ -125,7 +126,8 @@ pub(super) fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) ->
     thin::copy_blocks_at((from[0], from[1] * width), new, all, to[1] * width, (at, width))
 }
 
-/// The index of the largest value of each row of `x [n, width]`: the first of equals, and NaN never.
+/// The index of the largest value of each row of `x [n, width]`: the first of equals, and NaN
+/// never.
 pub(crate) fn argmax(x: &Tensor) -> Result<Tensor> {
     let (cuda, rows, width) = (x.cuda()?, x.shape().n_rows(), x.shape().last_dim());
     let ids = Tensor::uninit_on(x.device(), [rows], DType::I32)?;

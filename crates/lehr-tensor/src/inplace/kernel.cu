@@ -1,7 +1,8 @@
 // The optimizer's passes over all parameters at once, and the index of a row's maximum.
 //
-// A list of tensors is cut into chunks of `chunk_len` elements, a multiple of 8 (16384 is good); the last chunk of a tensor is
-// shorter. `chunks` has an entry for each, in any order, and one launch covers all: one block per chunk is best, any grid is right.
+// A list of tensors is cut into chunks of `chunk_len` elements, a multiple of 8 (16384 is good);
+// the last chunk of a tensor is shorter. `chunks` has an entry for each, in any order, and one
+// launch covers all: one block per chunk is best, any grid is right.
 #include "best.cuh"
 #include "common.cuh"
 
@@ -16,8 +17,8 @@ struct Vector {
     const float* x;
     i64 n;
 };
-// In Rust: #[repr(C)] struct { param: u64, grad: u64, m: u64, v: u64, shadow: u64, n: i64, lr_scale: f32, weight_decay: f32 },
-// 56 bytes.
+// In Rust: #[repr(C)] struct { param: u64, grad: u64, m: u64, v: u64, shadow: u64, n: i64,
+// lr_scale: f32, weight_decay: f32 }, 56 bytes.
 struct AdamwTensor {
     float* param;
     const float* grad;
@@ -31,7 +32,8 @@ struct AdamwTensor {
     float weight_decay;
 };
 
-// A pointer from a table, of which the compiler is told that it is to global memory: it takes the faster instructions.
+// A pointer from a table, of which the compiler is told that it is to global memory: it takes the
+// faster instructions.
 template <class E>
 DEVICE E* global(E* p) {
 #ifndef LEHR_EMULATED
@@ -43,7 +45,8 @@ DEVICE E* global(E* p) {
 // How many of n elements are in the chunk that starts at `start`.
 DEVICE i64 length_of(i64 n, i64 start, int chunk_len) { return n - start < chunk_len ? n - start : chunk_len; }
 
-// The sum of squares of n elements, for thread 0: those of a pack are added in f32, all else in f64.
+// The sum of squares of n elements, for thread 0: those of a pack are added in f32, all else in
+// f64.
 DEVICE double squares_of(const float* x, i64 n) {
     __shared__ double scratch[8];
     double sum = 0;
@@ -55,7 +58,8 @@ DEVICE double squares_of(const float* x, i64 n) {
     elementwise_by<4, 4>(threadIdx.x, blockDim.x, n, step, x);
     return block_sum(sum, scratch);
 }
-// partials[c] = the sum of x^2 over chunk c of a list of f32 tensors. Block 256 threads; tensors start on 16 bytes.
+// partials[c] = the sum of x^2 over chunk c of a list of f32 tensors. Block 256 threads; tensors
+// start on 16 bytes.
 extern "C" __global__ void __launch_bounds__(256, 4)
     sum_of_squares(const Vector* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
     for (int c = blockIdx.x; c < n_chunks; c += gridDim.x) {
@@ -65,8 +69,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         if (threadIdx.x == 0) partials[c] = sum;
     }
 }
-// *sum = the partials, n of them, in a fixed order, and 0 * *loss: what is not finite there is not finite here. `loss` may be null.
-// One block of 256 threads.
+// *sum = the partials, n of them, in a fixed order, and 0 * *loss: what is not finite there is not
+// finite here. `loss` may be null. One block of 256 threads.
 extern "C" __global__ void __launch_bounds__(256)
     sum_of_squares_finish(const double* partials, int n, double* sum, const float* loss) {
     __shared__ double scratch[8];
@@ -83,7 +87,8 @@ extern "C" __global__ void __launch_bounds__(256)
 struct AdamwRule {
     float keep, minus_step, beta1, beta2, rest1, rest2, eps, v_scale, g_scale;
 };
-// Of lr, beta1, ... as in inplace/adamw.rs: keep = 1 - lr lambda, step_size = lr / (1 - beta1^t), v_scale = 1 / sqrt(1 - beta2^t).
+// Of lr, beta1, ... as in inplace/adamw.rs: keep = 1 - lr lambda, step_size = lr / (1 - beta1^t),
+// v_scale = 1 / sqrt(1 - beta2^t).
 DEVICE AdamwRule adamw_rule(
     float lr, float beta1, float beta2, float eps, float step_size, float v_scale, float weight_decay, float g_scale) {
     // Each operation is rounded for itself, as on the CPU: the compiler would fuse them.
@@ -115,12 +120,14 @@ DEVICE void adamw_elements(
     elementwise_by<4, 1>(thread, n_threads, n, step, (const float*)param, grad, (const float*)m, (const float*)v);
 }
 
-// AdamW over a list of tensors, in place: p <- p (1 - lr lambda); m <- beta1 m + (1 - beta1) g; v <- beta2 v + (1 - beta2) g^2;
-// p <- p - step_size m / (sqrt(v) v_scale + eps); shadow <- p rounded. lr and step_size are those of lr_scale = 1.
+// AdamW over a list of tensors, in place: p <- p (1 - lr lambda); m <- beta1 m + (1 - beta1) g; v
+// <- beta2 v + (1 - beta2) g^2; p <- p - step_size m / (sqrt(v) v_scale + eps); shadow <- p
+// rounded. lr and step_size are those of lr_scale = 1.
 //
 // g is grad * grad_scale, and if clip_norm > 0 and norm > clip_norm times clip_norm / norm, where
-// norm = sqrt(*sum_of_squares) * grad_scale: the sum over all gradients as they lie in memory (before grad_scale, which undoes loss
-// scaling). If the sum is not finite, nothing changes. sum_of_squares may be null: no clipping, no check.
+// norm = sqrt(*sum_of_squares) * grad_scale: the sum over all gradients as they lie in memory
+// (before grad_scale, which undoes loss scaling). If the sum is not finite, nothing changes.
+// sum_of_squares may be null: no clipping, no check.
 //
 // Block 256 threads; grid of one dimension, best n_chunks blocks; tensors start on 16 bytes.
 extern "C" __global__ void __launch_bounds__(256, 4)
@@ -155,9 +162,10 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     }
 }
 
-// ids[row] = the index of the largest of x [rows, width] in each row, the smallest index of equals. NaN never wins; if all are NaN
-// the index is 0. One block a row, at most 65535 rows at once in the grid's second dimension; block whole warps, best 256, and 1024 for
-// few rows. x starts on 16 bytes.
+// ids[row] = the index of the largest of x [rows, width] in each row, the smallest index of equals.
+// NaN never wins; if all are NaN the index is 0. One block a row, at most 65535 rows at once in the
+// grid's second dimension; block whole warps, best 256, and 1024 for few rows. x starts on 16
+// bytes.
 extern "C" __global__ void __launch_bounds__(1024) argmax(const T* x, int width, int* ids) {
     const int N = 16 / (int)sizeof(T);
     i64 row = blockIdx.y, at = row * width;

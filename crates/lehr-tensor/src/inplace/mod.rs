@@ -17,7 +17,8 @@ pub use pages::{advance_texts, write_pages};
 /// Numbers per task of elementwise kernels: 64 KiB, half of a second-level cache for two streams.
 pub(crate) const CHUNK: usize = 1 << 14;
 
-/// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys or values.
+/// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys
+/// or values.
 ///
 /// # Errors
 /// If the extents do not fit, or the two differ in element type or device.
@@ -67,7 +68,8 @@ pub fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result
     cuda::write_positions_at(all, new, at)
 }
 
-/// The index of the largest value of each row of `x [.., D]`, `[rows]`: the first of equals; NaN never wins.
+/// The index of the largest value of each row of `x [.., D]`, `[rows]`: the first of equals; NaN
+/// never wins.
 ///
 /// # Errors
 /// If memory runs out or a device fails.

@@ -5,7 +5,8 @@ use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
 use crate::{Result, Tensor};
 
-/// `Σ g²` of a whole gradient, where it was computed: nobody waits for a GPU before the number is asked for.
+/// `Σ g²` of a whole gradient, where it was computed: nobody waits for a GPU before the number is
+/// asked for.
 pub struct SquareSum(Place);
 
 enum Place {
@@ -15,8 +16,8 @@ enum Place {
 }
 
 impl SquareSum {
-    /// The sum over all elements of f32 tensors that live on one device. If one of the `losses` `[1]` there is not finite, the sum is not
-    /// either.
+    /// The sum over all elements of f32 tensors that live on one device. If one of the `losses`
+    /// `[1]` there is not finite, the sum is not either.
     ///
     /// # Errors
     /// If a device fails.
@@ -67,12 +68,14 @@ impl SquareSum {
 pub struct Clip<'a> {
     /// Its squares. If their sum is not finite, nothing is updated.
     pub squares: &'a SquareSum,
-    /// If the norm, after `grad_scale`, is greater than this, the gradient is scaled down to it; 0 = never.
+    /// If the norm, after `grad_scale`, is greater than this, the gradient is scaled down to it; 0
+    /// = never.
     pub norm: f32,
 }
 
 impl Clip<'_> {
-    /// What the gradient is multiplied by, for a `sum` of squares and a `grad_scale`; `None` = nothing is to be updated.
+    /// What the gradient is multiplied by, for a `sum` of squares and a `grad_scale`; `None` =
+    /// nothing is to be updated.
     pub(super) fn scale(&self, sum: f64, grad_scale: f32) -> Option<f32> {
         let (scale, limit) = (f64::from(grad_scale), f64::from(self.norm));
         let norm = sum.sqrt() * scale;

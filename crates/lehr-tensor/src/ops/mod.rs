@@ -5,10 +5,34 @@
 
 use crate::{Error, Result, Tensor};
 
+pub mod act_linear;
+pub mod activation;
+pub mod add_norm;
+pub mod attention;
+pub mod cast;
+pub mod concat;
+pub mod dropout;
+pub mod embedding;
+pub mod feed_forward;
+pub mod gated;
+pub mod gated_linear;
+pub mod gather_rows;
+pub mod layer_norm;
+pub mod linear;
+pub mod linear_cross_entropy;
+pub mod linear_q;
+pub mod rms_norm;
+pub mod rope;
+pub mod slice;
+pub mod softcap;
+pub mod softmax;
+pub mod thin;
+
+/// Lists the ops for the tests of all ops. The modules are declared above rather than by this
+/// macro, because `cargo fmt` does not see modules that a macro declares; `tests.rs` fails if a
+/// folder of this directory is missing here.
 macro_rules! ops {
     ($($name:ident),* $(,)?) => {
-        $(pub mod $name;)*
-
         /// The cases of all ops, in the order of the list.
         #[cfg(test)]
         pub(crate) fn all_cases() -> Vec<crate::testing::Case> {
@@ -16,6 +40,10 @@ macro_rules! ops {
             $(cases.extend($name::tests::cases());)*
             cases
         }
+
+        /// The names in the list.
+        #[cfg(test)]
+        pub(crate) const NAMES: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
@@ -46,8 +74,8 @@ ops!(
 
 mod rows_cuda;
 
-/// Room for the gradient that the two terms of a residual addition share, if one of them (inputs 0 and 1) wants it: that of the
-/// sum, if nobody else sees it, else a new tensor.
+/// Room for the gradient that the two terms of a residual addition share, if one of them (inputs 0
+/// and 1) wants it: that of the sum, if nobody else sees it, else a new tensor.
 fn total_room(
     x: &Tensor,
     d_sum: Option<&Tensor>,

@@ -1,4 +1,5 @@
-//! What kernels that work on rows, several to a block or one, have in common: their extent, and how their gradients are gathered.
+//! What kernels that work on rows, several to a block or one, have in common: their extent, and how
+//! their gradients are gathered.
 
 use crate::autograd::Gradients;
 use crate::cuda::{Cuda, Extent, Source, args, int};
@@ -9,7 +10,8 @@ pub(super) fn lanes(dtype: DType) -> usize {
     16 / dtype.size()
 }
 
-/// Threads along a row and rows per block, for rows of `d` elements of which a thread holds `per_thread` packs.
+/// Threads along a row and rows per block, for rows of `d` elements of which a thread holds
+/// `per_thread` packs.
 fn block(d: usize, dtype: DType, per_thread: usize, most: usize) -> (usize, usize) {
     let threads = d.div_ceil(lanes(dtype)).div_ceil(per_thread);
     match threads {
@@ -63,8 +65,8 @@ fn sum_partials(d: usize) -> Extent {
     extent
 }
 
-/// Gradient of `x`, input 0: `run` gets what its kernel adds to and writes, both `None` if it is not wanted, and gives the sums of
-/// its blocks, which are returned.
+/// Gradient of `x`, input 0: `run` gets what its kernel adds to and writes, both `None` if it is
+/// not wanted, and gives the sums of its blocks, which are returned.
 pub(super) fn write_input<P>(
     x: &Tensor,
     grads: &mut Gradients<'_>,
@@ -80,8 +82,8 @@ pub(super) fn write_input<P>(
     partials.map_or_else(|| run(None, None), Ok)
 }
 
-/// Adds `partials` `[blocks, d]`, the sums of a backward kernel's blocks, to the gradient of `param`, input `index`, by the kernel
-/// `name` of `source`.
+/// Adds `partials` `[blocks, d]`, the sums of a backward kernel's blocks, to the gradient of
+/// `param`, input `index`, by the kernel `name` of `source`.
 pub(super) fn add_partials(
     (source, name): (&'static Source, &'static str),
     x: &Tensor,

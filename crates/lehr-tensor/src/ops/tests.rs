@@ -143,6 +143,20 @@ fn every_op_has_a_case_with_a_gradient() {
     assert!(declared.len() >= 5 && missing.is_empty(), "no case reaches {missing:?}");
 }
 
+/// A folder that is missing in `ops!` would have no case at all.
+#[test]
+fn every_folder_is_in_the_list() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
+    let folders: BTreeSet<String> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let listed = super::NAMES.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(folders, listed);
+}
+
 /// The second backward finds gradients in the leaves and must add to them.
 #[test]
 fn a_second_backward_doubles_the_gradients() {
@@ -179,8 +193,8 @@ fn tolerance_on_gpu(case: &Case, dtype: DType) -> (f64, f64) {
     (case.tolerance.output.max(output), grad.max(2.0 * case.tolerance.grad))
 }
 
-/// One case on GPU 0: outputs against the reference in f64 and gradients against those of the CPU, from the same rounded inputs;
-/// twice, for the same bits.
+/// One case on GPU 0: outputs against the reference in f64 and gradients against those of the CPU,
+/// from the same rounded inputs; twice, for the same bits.
 fn check_on_gpu(case: Case, dtype: DType) {
     let device = Device::Cuda(0);
     let round = |x: f32| {

@@ -27,7 +27,8 @@ struct Inner {
     name: String,
     shape: Shape,
     value: Mutex<Tensor>,
-    /// The value rounded to the type it is computed with, on a GPU: kept beside the f32 value and written with it.
+    /// The value rounded to the type it is computed with, on a GPU: kept beside the f32 value and
+    /// written with it.
     shadow: Mutex<Option<Tensor>>,
     leaf: Arc<Leaf>,
     trainable: AtomicBool,
@@ -69,7 +70,8 @@ impl Param {
         ParamId::of(&self.0.leaf)
     }
 
-    /// The value as a tensor for the forward pass, in the type it is computed with; a leaf of the graph if it is trained.
+    /// The value as a tensor for the forward pass, in the type it is computed with; a leaf of the
+    /// graph if it is trained.
     #[must_use]
     pub fn tensor(&self) -> Tensor {
         let shadow = self.shadow().clone();
@@ -97,8 +99,8 @@ impl Param {
         self.0.shadow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves it to `device`, where it is computed with in `dtype`: f32, or on a GPU also bf16 or f16, of which a copy is then kept.
-    /// Its gradient is forgotten.
+    /// Moves it to `device`, where it is computed with in `dtype`: f32, or on a GPU also bf16 or
+    /// f16, of which a copy is then kept. Its gradient is forgotten.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
@@ -126,7 +128,8 @@ impl Param {
         Err(Error::InUse { name: self.0.name.clone() })
     }
 
-    /// Bytes that a forward pass reads: of the copy in the type it is computed with, if there is one.
+    /// Bytes that a forward pass reads: of the copy in the type it is computed with, if there is
+    /// one.
     #[must_use]
     pub fn read_bytes(&self) -> usize {
         let size = self.shadow().as_ref().map_or(DType::F32, Tensor::dtype).size();

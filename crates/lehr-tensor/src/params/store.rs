@@ -17,7 +17,8 @@ pub struct ParamStore {
     /// Which of them are matrices of layers.
     pub(super) matrices: Vec<usize>,
     stored: Vec<(String, QMatrix)>,
-    /// Of each stored matrix, how many parameters come before it, and whether as a parameter it would be `[in, out]`.
+    /// Of each stored matrix, how many parameters come before it, and whether as a parameter it
+    /// would be `[in, out]`.
     places: Vec<(usize, bool)>,
 }
 
@@ -89,8 +90,9 @@ impl ParamStore {
         stored + self.params.iter().map(Param::read_bytes).sum::<usize>()
     }
 
-    /// From now on training multiplies the matrices of layers in fp8 whose both sides are multiples of 16 and at least `side_min`; how
-    /// many there are. Of those `is_wanted` is asked by name: tables and heads are matrices too.
+    /// From now on training multiplies the matrices of layers in fp8 whose both sides are multiples
+    /// of 16 and at least `side_min`; how many there are. Of those `is_wanted` is asked by name:
+    /// tables and heads are matrices too.
     pub fn use_fp8(&self, side_min: usize, is_wanted: impl Fn(&str) -> bool) -> usize {
         let fits = |side: &usize| *side >= side_min && side.is_multiple_of(linear::fp8::MULTIPLE);
         let matrices = self.matrices.iter().map(|index| &self.params[*index]);
@@ -99,8 +101,8 @@ impl ParamStore {
         wide.map(|param| param.0.fp8.store(true, Ordering::Relaxed)).count()
     }
 
-    /// Moves all parameters to `device`, where they are computed with in `dtype` ([`Param::to_device`]), and stored matrices, in
-    /// their form.
+    /// Moves all parameters to `device`, where they are computed with in `dtype`
+    /// ([`Param::to_device`]), and stored matrices, in their form.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
@@ -109,7 +111,8 @@ impl ParamStore {
         self.stored.iter().try_for_each(|(_, matrix)| matrix.to_device(device, dtype))
     }
 
-    /// Where the parameters live and what they are computed with; the CPU and f32 if there are none.
+    /// Where the parameters live and what they are computed with; the CPU and f32 if there are
+    /// none.
     #[must_use]
     pub fn compute(&self) -> (Device, DType) {
         let of = |param: &Param| {

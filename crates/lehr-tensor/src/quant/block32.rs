@@ -9,7 +9,8 @@
 //! | Q8_0 | d, 32 signed bytes | d q |
 //! | IQ4_NL | d, 16 as Q4_0 | d table\[q\] |
 //!
-//! The encoders round as ggml's `quantize_row_*_ref` do, bit for bit, IQ4_NL excepted (it searches).
+//! The encoders round as ggml's `quantize_row_*_ref` do, bit for bit, IQ4_NL excepted (it
+//! searches).
 
 use super::codec::{f16_at, put_f16};
 use super::tables::{IQ4, iq4_nearest};

@@ -8,7 +8,8 @@ use super::kquant as k;
 
 /// How the numbers of a weight are stored.
 ///
-/// The block formats are ggml's, in the byte layout of GGUF files: <https://github.com/ggml-org/ggml>.
+/// The block formats are ggml's, in the byte layout of GGUF files:
+/// <https://github.com/ggml-org/ggml>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(non_camel_case_types, reason = "the names everybody knows them by")]
 pub enum WeightFormat {
@@ -54,7 +55,8 @@ impl WeightFormat {
         F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
     ];
 
-    /// This format, or the nearest whose blocks fill rows of `width` numbers, as llama.cpp chooses it.
+    /// This format, or the nearest whose blocks fill rows of `width` numbers, as llama.cpp chooses
+    /// it.
     #[must_use]
     pub const fn that_fits(self, width: usize) -> Self {
         let smaller = match self {

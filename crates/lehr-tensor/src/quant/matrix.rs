@@ -40,8 +40,8 @@ impl Scaling {
 }
 
 impl MatrixFormat {
-    /// This format, or the nearest whose blocks or groups fill rows of `width` numbers: smaller groups, a scale for a whole row, another
-    /// format.
+    /// This format, or the nearest whose blocks or groups fill rows of `width` numbers: smaller
+    /// groups, a scale for a whole row, another format.
     #[must_use]
     pub fn that_fits(self, width: usize) -> Self {
         const SMALLEST: usize = 32;
@@ -283,7 +283,8 @@ impl QMatrix {
         Self::new(format, rows, cols, Arc::new(bytes), 0..n, scales)
     }
 
-    /// Copies codes and scales to a GPU, where products with activations of `dtype` then are; or forgets the copy, for the CPU.
+    /// Copies codes and scales to a GPU, where products with activations of `dtype` then are; or
+    /// forgets the copy, for the CPU.
     ///
     /// # Errors
     /// If the device's memory runs out or it fails.

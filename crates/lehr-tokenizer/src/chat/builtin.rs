@@ -1,6 +1,8 @@
-//! The layouts of model families, as short Jinja templates of our own, and which of them fits a tokenizer.
+//! The layouts of model families, as short Jinja templates of our own, and which of them fits a
+//! tokenizer.
 //!
-//! Sources: the families' published templates and inference code; `docs` of each file say what is special.
+//! Sources: the families' published templates and inference code; `docs` of each file say what is
+//! special.
 
 use serde_json::{Map, Value};
 
@@ -19,7 +21,8 @@ pub(super) struct Builtin {
     required: &'static [&'static str],
     /// Special tokens that end an answer beside the one that follows it.
     pub(super) stops: &'static [&'static str],
-    /// Whether [`required`](Self::required) tell the family, so that the template may be chosen by them.
+    /// Whether [`required`](Self::required) tell the family, so that the template may be chosen by
+    /// them.
     is_recognised: bool,
 }
 
@@ -202,7 +205,8 @@ impl ChatTemplate {
         Self::by_name_with(name, Map::new(), Vec::new())
     }
 
-    /// A built-in template for a model with special tokens `special` (`bos_token`, `eos_token`) that ends at `eos_ids`.
+    /// A built-in template for a model with special tokens `special` (`bos_token`, `eos_token`)
+    /// that ends at `eos_ids`.
     ///
     /// # Errors
     /// As [`by_name`](Self::by_name).

@@ -13,8 +13,8 @@ use crate::{Error, Result, Tokenizer};
 
 /// The added tokens of a tokenizer, for finding them in text.
 ///
-/// This repeats what `AddedVocabulary` of the `tokenizers` crate does, with one difference: a special token counts only
-/// where [`Marked::allows`] it.
+/// This repeats what `AddedVocabulary` of the `tokenizers` crate does, with one difference: a
+/// special token counts only where [`Marked::allows`] it.
 pub(super) struct AddedTokens {
     /// Looked for in the text as it is, by first byte, longest first.
     raw: Matcher,
@@ -162,7 +162,8 @@ fn places<'m>(
             at = end;
             continue;
         }
-        // Refused text is passed over whole, as by the plain encoder, but not what the template writes behind it.
+        // Refused text is passed over whole, as by the plain encoder, but not what the template
+        // writes behind it.
         let is_template = |&start: &usize| {
             let candidates = matcher.get(&bytes[start]).map_or(&[][..], Vec::as_slice);
             let mut here = candidates

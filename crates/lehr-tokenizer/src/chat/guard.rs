@@ -1,22 +1,26 @@
 //! Text of users never becomes a special token, whatever a template does with it.
 //!
-//! A template is a program: it may trim, cut, replace and join the text of messages, and the tokens it writes itself
-//! are plain text until the end. So before rendering, *cuts* (characters that no text uses) are put into the strings of
-//! users wherever a special token could begin or end in them; after rendering, the name of a special token counts only
-//! if no cut lies in it. Cuts are then taken out, and what was text is encoded as text.
+//! A template is a program: it may trim, cut, replace and join the text of messages, and the tokens
+//! it writes itself are plain text until the end. So before rendering, *cuts* (characters that no
+//! text uses) are put into the strings of users wherever a special token could begin or end in
+//! them; after rendering, the name of a special token counts only if no cut lies in it. Cuts are
+//! then taken out, and what was text is encoded as text.
 //!
 //! Cuts are put
 //!
-//! 1. after each character with which a special token begins, and before each with which one ends, so that neither a
-//!    name that is joined from several texts nor one from which the template deletes a part is whole. Letters, digits
-//!    and white space have no cut of this kind; where a special token begins or ends with such a character, its whole
-//!    name is looked for, without regard to case;
-//! 2. before a text that could be the middle of a special token, as `im_end` in `'<|' ~ text ~ '|>'`.
+//! 1. after each character with which a special token begins, and before each with which one ends,
+//!   so that neither a name that is joined from several texts nor one from which the template
+//!   deletes a part is whole. Letters, digits and white space have no cut of this kind; where a
+//!   special token begins or ends with such a character, its whole name is looked for, without
+//!   regard to case;
+//! 2. before a text that could be the middle of a special token, as `im_end` in
+//!   `'<|' ~ text ~ '|>'`.
 //!
-//! String constants of the template that neither hold nor touch a special token are left whole where they occur in a
-//! text, so that a template that looks for `</think>` finds it. If `</think>` is itself a special token of the
-//! tokenizer, it is cut like the others and such a template sees an answer without thoughts: safety comes first, and
-//! `reasoning_content` is the way to give a model's thoughts.
+//! String constants of the template that neither hold nor touch a special token are left whole
+//! where they occur in a text, so that a template that looks for `</think>` finds it. If `</think>`
+//! is itself a special token of the tokenizer, it is cut like the others and such a template sees
+//! an answer without thoughts: safety comes first, and `reasoning_content` is the way to give a
+//! model's thoughts.
 
 use std::collections::HashSet;
 
@@ -120,8 +124,8 @@ impl Guard {
         }
     }
 
-    /// The variables of a template: their values are settings that the template compares, so that only the first rule
-    /// holds for strings outside of lists and objects.
+    /// The variables of a template: their values are settings that the template compares, so that
+    /// only the first rule holds for strings outside of lists and objects.
     pub(super) fn variables(&self, variables: &Map<String, Json>) -> Map<String, Json> {
         let guarded = |(key, value): (&String, &Json)| {
             let value = value

@@ -9,7 +9,8 @@ use super::guard::{LEARNT_END, LEARNT_START};
 use super::python::{Moment, indent, tojson};
 use crate::{Error, Result};
 
-/// Instructions a template may run, plus [`FUEL_PER_BYTE`] for each byte of what it is given. About a second.
+/// Instructions a template may run, plus [`FUEL_PER_BYTE`] for each byte of what it is given. About
+/// a second.
 const FUEL: u64 = 2_000_000;
 const FUEL_PER_BYTE: u64 = 64;
 
@@ -157,8 +158,8 @@ fn fault(name: &str, action: &'static str, error: &minijinja::Error) -> Error {
     Error::Template { action, name: name.to_owned(), reason: format!("{line}{reason}") }
 }
 
-/// `{% generation %}` … `{% endgeneration %}` as blocks the interpreter knows, with the same treatment of white
-/// space; and whether there are any.
+/// `{% generation %}` … `{% endgeneration %}` as blocks the interpreter knows, with the same
+/// treatment of white space; and whether there are any.
 fn with_generation_blocks(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
     while let Some(start) = rest.find("{%") {

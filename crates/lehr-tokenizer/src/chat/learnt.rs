@@ -13,9 +13,9 @@ type Span = (usize, usize);
 
 /// The bytes of `text`, which renders `messages`, that are to be learnt.
 ///
-/// A template may say it with `{% generation %}`. Otherwise it follows from what the template writes for the beginning
-/// of the conversation: an answer begins where the text with a generation prompt ends, and ends with the special token
-/// that ends the assistant's turn.
+/// A template may say it with `{% generation %}`. Otherwise it follows from what the template
+/// writes for the beginning of the conversation: an answer begins where the text with a generation
+/// prompt ends, and ends with the special token that ends the assistant's turn.
 pub(super) fn spans(
     template: &ChatTemplate,
     bound: &Bound,
@@ -41,7 +41,8 @@ pub(super) fn spans(
     for (order, (index, _)) in answers().enumerate() {
         let limit = starts.get(order + 1).copied().unwrap_or(text.text.len());
         let end = end(template, bound, (messages, index), options, text, (starts[order], limit))?;
-        // Where no token ends a turn, the role that follows does, and a conversation is closed with it.
+        // Where no token ends a turn, the role that follows does, and a conversation is closed with
+        // it.
         let next = match end {
             End::Token(end) => {
                 ends.push(end);
@@ -65,7 +66,8 @@ pub(super) fn spans(
 pub(super) struct Learnt {
     /// Bytes of its text.
     pub(super) spans: Vec<Span>,
-    /// A token to put behind it, learnt too: the end of an answer that the template leaves open, as GLM-4's does.
+    /// A token to put behind it, learnt too: the end of an answer that the template leaves open, as
+    /// GLM-4's does.
     pub(super) closing: Option<u32>,
 }
 
@@ -92,7 +94,8 @@ fn end(
     match last {
         // The token that ends a turn ends the text of a conversation up to there.
         Some(&(_, (_, end))) if has_prefix && end > start => Ok(End::Token(end)),
-        // The template writes earlier answers otherwise than the last (without thoughts, for example).
+        // The template writes earlier answers otherwise than the last (without thoughts, for
+        // example).
         Some(&(id, _)) => {
             let within =
                 |(token, (from, _)): &&(u32, Span)| *token == id && (start..limit).contains(from);
@@ -122,8 +125,8 @@ fn not_a_prefix(template: &ChatTemplate, index: usize, before: &str, text: &str)
     }
 }
 
-/// The tokens that end an assistant's turn: the special token the template writes right after an answer, and those of
-/// calls to tools that it mentions.
+/// The tokens that end an assistant's turn: the special token the template writes right after an
+/// answer, and those of calls to tools that it mentions.
 pub(super) fn ends_of_turn(template: &ChatTemplate, bound: &Bound) -> Vec<u32> {
     const ANSWER: &str = "answer";
     let conversation =

@@ -40,7 +40,8 @@ pub struct Message {
     /// What is said: plain text, never a special token. Empty where only tools are called.
     #[serde(default, deserialize_with = "text_or_null")]
     pub content: String,
-    /// Other fields, for templates that know them: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
+    /// Other fields, for templates that know them: `tool_calls`, `tool_call_id`, `name`,
+    /// `reasoning_content`.
     #[serde(flatten)]
     pub fields: Map<String, Value>,
 }
@@ -67,9 +68,9 @@ impl Message {
     }
 }
 
-/// Checks that `messages` is a conversation: at least one message, `system` only first, then `user` and `assistant` in
-/// turn, beginning with `user`. Between an `assistant` and the next message there may be results of tools (`tool`),
-/// after which the assistant speaks.
+/// Checks that `messages` is a conversation: at least one message, `system` only first, then `user`
+/// and `assistant` in turn, beginning with `user`. Between an `assistant` and the next message
+/// there may be results of tools (`tool`), after which the assistant speaks.
 ///
 /// # Errors
 /// The first message that does not fit, with what was expected there.

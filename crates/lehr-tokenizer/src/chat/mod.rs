@@ -1,8 +1,9 @@
 //! Messages to tokens: the one renderer of training, evaluation and chat.
 //!
-//! Every layout is a Jinja template, a model's own or one of the [built-in](ChatTemplate::names) ones. It is run as
-//! Hugging Face's transformers runs it, and the text it makes is encoded as Hugging Face's tokenizers encode it, with
-//! one difference: what a user writes is never read as a special token (see `guard.rs`).
+//! Every layout is a Jinja template, a model's own or one of the [built-in](ChatTemplate::names)
+//! ones. It is run as Hugging Face's transformers runs it, and the text it makes is encoded as
+//! Hugging Face's tokenizers encode it, with one difference: what a user writes is never read as a
+//! special token (see `guard.rs`).
 
 mod builtin;
 mod encode;
@@ -32,7 +33,8 @@ use crate::{Error, Result, Tokenizer};
 pub struct Rendered {
     /// Token ids, `[L]`.
     pub ids: Vec<u32>,
-    /// `[L]`; true where the token is to be learnt: the assistant's content and the tokens that end its turn.
+    /// `[L]`; true where the token is to be learnt: the assistant's content and the tokens that end
+    /// its turn.
     pub loss_mask: Vec<bool>,
 }
 
@@ -41,9 +43,11 @@ pub struct Rendered {
 pub struct RenderOptions {
     /// Append what stands before an answer.
     pub add_generation_prompt: bool,
-    /// Further variables of the template: `tools`, `documents`, `enable_thinking` and what else it knows.
+    /// Further variables of the template: `tools`, `documents`, `enable_thinking` and what else it
+    /// knows.
     pub variables: Map<String, Value>,
-    /// The time, for templates that print the date; without it they print the one they were written for.
+    /// The time, for templates that print the date; without it they print the one they were written
+    /// for.
     pub now: Option<Moment>,
 }
 
@@ -75,8 +79,8 @@ struct Bound {
 }
 
 impl ChatTemplate {
-    /// Compiles a Jinja template. `special` are the texts the template knows as `bos_token`, `eos_token` and so on,
-    /// `eos_ids` the ids at which the model ends.
+    /// Compiles a Jinja template. `special` are the texts the template knows as `bos_token`,
+    /// `eos_token` and so on, `eos_ids` the ids at which the model ends.
     ///
     /// # Errors
     /// `source` is not a template.
@@ -130,7 +134,8 @@ impl ChatTemplate {
         Self::new(name, source, *builtin, special.clone(), eos_ids)
     }
 
-    /// Renders `messages`; `add_generation_prompt` appends the tokens after which the assistant speaks.
+    /// Renders `messages`; `add_generation_prompt` appends the tokens after which the assistant
+    /// speaks.
     ///
     /// # Errors
     /// As [`render_with`](Self::render_with).
@@ -150,9 +155,9 @@ impl ChatTemplate {
     /// Renders `messages`.
     ///
     /// # Errors
-    /// The messages are not a conversation (see [`validate`]), a generation prompt is asked for after an assistant's
-    /// message, the template refuses them or cannot say what is to be learnt, or the tokenizer lacks a special token of
-    /// the template.
+    /// The messages are not a conversation (see [`validate`]), a generation prompt is asked for
+    /// after an assistant's message, the template refuses them or cannot say what is to be learnt,
+    /// or the tokenizer lacks a special token of the template.
     pub fn render_with(
         &self,
         tokenizer: &Tokenizer,
@@ -176,8 +181,8 @@ impl ChatTemplate {
         Ok(Rendered { ids, loss_mask })
     }
 
-    /// The text of `messages` as the template writes it, special tokens by name. For people to read: encoding it would
-    /// take what users wrote for special tokens.
+    /// The text of `messages` as the template writes it, special tokens by name. For people to
+    /// read: encoding it would take what users wrote for special tokens.
     ///
     /// # Errors
     /// As [`render_with`](Self::render_with).
@@ -190,8 +195,8 @@ impl ChatTemplate {
         Ok(self.marked(&*self.bind(tokenizer)?, messages, options)?.text)
     }
 
-    /// The ids at which generation of an answer ends: those that end an assistant's turn in this template, the model's
-    /// own, and the end of a document.
+    /// The ids at which generation of an answer ends: those that end an assistant's turn in this
+    /// template, the model's own, and the end of a document.
     ///
     /// # Errors
     /// The tokenizer lacks a special token of the template.
@@ -285,8 +290,8 @@ pub fn render(
     ChatTemplate::default().render(tokenizer, messages, add_generation_prompt)
 }
 
-/// Renders JSON messages without guards, for comparison with transformers: the templates' golden files have messages
-/// that are no conversations.
+/// Renders JSON messages without guards, for comparison with transformers: the templates' golden
+/// files have messages that are no conversations.
 ///
 /// # Errors
 /// The template refuses the messages.

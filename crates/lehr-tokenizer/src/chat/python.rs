@@ -7,8 +7,9 @@ use minijinja::{Error, ErrorKind};
 
 use super::guard::is_reserved;
 
-/// A moment, in the time zone of whoever names it. Templates that print the date are given one; without one they
-/// fall back to the date they were written for, so that a rendering never depends on a clock.
+/// A moment, in the time zone of whoever names it. Templates that print the date are given one;
+/// without one they fall back to the date they were written for, so that a rendering never depends
+/// on a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// Seconds since 1970-01-01 00:00:00.
@@ -40,8 +41,9 @@ impl Moment {
         Self { seconds: seconds.clamp(-62_167_219_200, 253_402_300_799) }
     }
 
-    /// Year, month from 1, day from 1. Days are counted from 0000-03-01, so that a leap day ends its year; an era
-    /// is 400 years (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    /// Year, month from 1, day from 1. Days are counted from 0000-03-01, so that a leap day ends
+    /// its year; an era is 400 years (Howard Hinnant, "chrono-compatible low-level date
+    /// algorithms").
     fn date(self) -> (i64, usize, i64) {
         let day = self.seconds.div_euclid(86_400) + 719_468;
         let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
@@ -53,8 +55,8 @@ impl Moment {
         (era * 400 + year + i64::from(month <= 2), usize::try_from(month).unwrap_or(1), day)
     }
 
-    /// Python's `strftime` in the C locale: the directives `a A b B d e H I j m M p S y Y %` (with `-`: without
-    /// padding) and `F T D R`; others are kept as they are.
+    /// Python's `strftime` in the C locale: the directives `a A b B d e H I j m M p S y Y %` (with
+    /// `-`: without padding) and `F T D R`; others are kept as they are.
     #[must_use]
     pub fn format(self, format: &str) -> String {
         let mut out = String::new();
@@ -330,7 +332,8 @@ mod tests {
 
     #[test]
     fn moments_print_as_in_python() {
-        // datetime(2026, 3, 9, 7, 5, 1), datetime(2000, 2, 29, 23, 59, 59) and datetime(1969, 12, 31, 12)
+        // datetime(2026, 3, 9, 7, 5, 1), datetime(2000, 2, 29, 23, 59, 59) and datetime(1969, 12,
+        // 31, 12)
         let text = |seconds| {
             Moment::from_unix(seconds)
                 .format("%a %A %d %-d %b %B %Y-%m-%d %H:%M:%S %I %p %j %y %e|%Q %")

@@ -74,7 +74,8 @@ impl TemplateParts {
     }
 }
 
-/// The template of a `chat_template` entry: itself, or of a list the one named `default`, else the first.
+/// The template of a `chat_template` entry: itself, or of a list the one named `default`, else the
+/// first.
 fn named_default(file: &str, template: &Value) -> Result<Option<String>> {
     match template {
         Value::Null => Ok(None),
@@ -104,7 +105,8 @@ impl ChatTemplate {
     /// The template of a model: its own, else the built-in one that its special tokens tell of.
     ///
     /// # Errors
-    /// Its template is not Jinja, or it has none and its tokens tell of none: the error lists the built-in names.
+    /// Its template is not Jinja, or it has none and its tokens tell of none: the error lists the
+    /// built-in names.
     pub fn for_model(tokenizer: &Tokenizer, parts: &TemplateParts) -> Result<Self> {
         let TemplateParts { jinja, special, eos_ids, family } = parts;
         if let Some(source) = jinja {
@@ -126,7 +128,8 @@ impl ChatTemplate {
         Self::by_name_with(name, special.clone(), eos_ids.clone())
     }
 
-    /// The files by which a model keeps this template, with their texts: what [`TemplateParts::from_files`] reads.
+    /// The files by which a model keeps this template, with their texts: what
+    /// [`TemplateParts::from_files`] reads.
     #[must_use]
     pub fn files(&self) -> Vec<(&'static str, String)> {
         let mut files = vec![(FILES[0], self.source().to_owned())];

@@ -37,8 +37,8 @@ pub(super) struct Assembly {
 pub(super) struct Template {
     pub(super) before: Vec<(String, u32)>,
     pub(super) after: Vec<(String, u32)>,
-    /// Whether the second text of a pair has `before` too (`<s> a <s> b`), or only `after` (`[CLS] a
-    /// [SEP] b [SEP]`).
+    /// Whether the second text of a pair has `before` too (`<s> a <s> b`), or only `after`
+    /// (`[CLS] a [SEP] b [SEP]`).
     pub(super) repeat_before: bool,
 }
 

@@ -29,8 +29,8 @@ impl Tokenizer {
     /// says; `tokenizer_config.json` beside it, where there is one, says what a file leaves open.
     ///
     /// Kinds: `tokenizer.json`, SentencePiece's `.model`, tiktoken's rank files, Mistral's
-    /// `tekken.json`, `vocab.json` with `merges.txt` (or `encoder.json` with `vocab.bpe`) and BERT's
-    /// `vocab.txt`. A vocabulary inside a GGUF file is a [`VocabParts`](crate::VocabParts).
+    /// `tekken.json`, `vocab.json` with `merges.txt` (or `encoder.json` with `vocab.bpe`) and
+    /// BERT's `vocab.txt`. A vocabulary inside a GGUF file is a [`VocabParts`](crate::VocabParts).
     ///
     /// # Errors
     /// There is no such file, or it is none of these kinds, or it is damaged.

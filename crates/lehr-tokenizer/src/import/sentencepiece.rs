@@ -1,6 +1,7 @@
 //! SentencePiece models: Unigram and BPE, from their files or from parts.
 //!
-//! Source of the fields: <https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto>.
+//! Source of the fields:
+//! <https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto>.
 
 use serde_json::{Value, json};
 use tokenizers::models::ModelWrapper;

@@ -32,7 +32,8 @@ pub trait Optimizer: Send {
     /// If the parameter is still in use by a graph.
     fn update(&mut self, param: &Param) -> Result<()>;
 
-    /// One whole update. If the gradient is not finite by `clip`, nothing changes. It does not wait for a GPU.
+    /// One whole update. If the gradient is not finite by `clip`, nothing changes. It does not wait
+    /// for a GPU.
     ///
     /// # Errors
     /// If a parameter is still in use by a graph.

@@ -15,7 +15,8 @@ pub struct RunConfig {
     pub seed: u64,
     /// Where: `auto` (a GPU if one can be used), `cpu`, `cuda` or `cuda:N`.
     pub device: DeviceChoice,
-    /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16` (with loss scaling).
+    /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16`
+    /// (with loss scaling).
     pub dtype: DTypeChoice,
     /// Whether wide matrices are multiplied in fp8 during training.
     pub fp8: bool,

@@ -11,7 +11,8 @@ use crate::optim::Update;
 use crate::recipe::OptimizerConfig;
 use crate::{Error, LossScale, Result, checkpoint};
 
-/// Dividing by the labels of the whole step makes the gradient independent of how the step is cut into micro-batches.
+/// Dividing by the labels of the whole step makes the gradient independent of how the step is cut
+/// into micro-batches.
 fn normalizer(batches: &[Batch]) -> f32 {
     batches.iter().map(|b| b.n_targets).sum::<usize>().max(1) as f32
 }
@@ -47,8 +48,8 @@ impl Session<'_> {
         }
     }
 
-    /// Forward and backward of all micro-batches, then one update by the clipped gradient, of which nothing comes if it is not finite.
-    /// On a GPU all of this is only begun.
+    /// Forward and backward of all micro-batches, then one update by the clipped gradient, of which
+    /// nothing comes if it is not finite. On a GPU all of this is only begun.
     fn step(&mut self, batches: &[Batch], lr: f32) -> Result<Launched> {
         let factor = self.state.loss_scale.map_or(1.0, |scale| scale.factor);
         let mut losses: Vec<Tensor> = Vec::new();
@@ -86,7 +87,8 @@ impl Session<'_> {
                 self.state.loss_scale = self.state.loss_scale.map(LossScale::after_step);
                 return Ok((loss, norm));
             }
-            // In f16 it may be the factor that was too large, for the gradient. The step changed nothing: it is made again.
+            // In f16 it may be the factor that was too large, for the gradient. The step changed
+            // nothing: it is made again.
             let scale = self.state.loss_scale.filter(|_| loss.is_finite());
             let Some(smaller) = scale.and_then(LossScale::after_overflow) else {
                 return Err(self.not_finite(loss, norm)?);
@@ -136,7 +138,8 @@ impl Session<'_> {
         Ok(Launched { losses, squares: SquareSum::known(squares), factor: 1.0 })
     }
 
-    /// The error of a step whose loss or gradient is no number, of which the weights were kept. The state is saved for study.
+    /// The error of a step whose loss or gradient is no number, of which the weights were kept. The
+    /// state is saved for study.
     fn not_finite(&mut self, loss: f64, grad_norm: f64) -> Result<Error> {
         let (what, value) = match loss.is_finite() {
             false => ("the loss".to_owned(), loss),

@@ -58,8 +58,8 @@ impl DeviceArgs {
 /// What a command that only uses a model does with its weights.
 #[derive(clap::Args)]
 pub(crate) struct UseArgs {
-    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k, q5_k,
-    /// q4_k, q4_0, int4, int4-row, nf4
+    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k,
+    /// q5_k, q4_k, q4_0, int4, int4-row, nf4
     #[arg(long, value_name = "FORMAT", default_value = "stored")]
     pub(crate) weights: Weights,
     #[command(flatten)]
@@ -69,7 +69,8 @@ pub(crate) struct UseArgs {
 }
 
 impl UseArgs {
-    /// Moves a model to the device; says on standard error if not all of its matrices are in the format that was asked for.
+    /// Moves a model to the device; says on standard error if not all of its matrices are in the
+    /// format that was asked for.
     pub(crate) fn place(&self, model: &Model) -> Result<()> {
         if model.n_elsewise() > 0 {
             let mut found = BTreeMap::<String, usize>::new();

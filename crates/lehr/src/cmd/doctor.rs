@@ -12,7 +12,8 @@ use crate::fail::Hinted;
 /// Show what this machine offers: processor, GPUs, their driver and libraries, and what is missing.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Compile all GPU kernels for these architectures (sm_80,sm_90a) and show registers and spills; needs NVRTC, but no GPU
+    /// Compile all GPU kernels for these architectures (sm_80,sm_90a) and show registers and
+    /// spills; needs NVRTC, but no GPU
     #[arg(long, value_delimiter = ',', value_name = "ARCHS")]
     compile: Vec<String>,
     /// Print one JSON object

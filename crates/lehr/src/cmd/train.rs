@@ -33,7 +33,8 @@ pub(crate) struct Common {
     /// auto (a GPU if one can be used), cpu, cuda or cuda:N [default: the recipe's, or auto]
     #[arg(long)]
     pub(crate) device: Option<DeviceChoice>,
-    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16 [default: the recipe's, or auto]
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16 [default: the
+    /// recipe's, or auto]
     #[arg(long)]
     pub(crate) dtype: Option<DTypeChoice>,
     #[command(flatten)]

@@ -102,7 +102,8 @@ macro_rules! numbers {
             }
         }
 
-        /// Bytes of a number whose type has the number `id`; `None` if there is no such number type.
+        /// Bytes of a number whose type has the number `id`; `None` if there is no such number
+        /// type.
         pub(super) fn number_bytes(id: u32) -> Option<usize> {
             match id {
                 $($id => Some(size_of::<$number>()),)*

@@ -1,7 +1,7 @@
 //! The head of a GGUF file: version, metadata, descriptions of tensors.
 //!
-//! The format is specified in <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Nothing a
-//! file says is believed: each count and length is compared with the bytes that are left before
+//! The format is specified in <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Nothing
+//! a file says is believed: each count and length is compared with the bytes that are left before
 //! anything is allocated, so that memory stays within a small multiple of the file's size.
 
 use std::collections::HashSet;

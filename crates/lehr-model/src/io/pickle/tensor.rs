@@ -168,8 +168,9 @@ impl<'a> View<'a> {
         Ok((name, entry))
     }
 
-    /// Bytes from the storage's first to the tensor's last; none if that overflows, or if the tensor
-    /// has more elements than that (a row seen many times would cost memory that no file has).
+    /// Bytes from the storage's first to the tensor's last; none if that overflows, or if the
+    /// tensor has more elements than that (a row seen many times would cost memory that no file
+    /// has).
     fn extent(&self) -> Option<usize> {
         let mut some = self.shape.iter().filter(|d| **d > 0);
         let count = some.try_fold(1usize, |n, d| n.checked_mul(*d))?;
@@ -197,8 +198,8 @@ impl<'a> View<'a> {
 }
 
 impl<'a> Storage<'a> {
-    /// From `('storage', class, key, location, count)`; the old format adds `(key, start, count)` or
-    /// None.
+    /// From `('storage', class, key, location, count)`; the old format adds `(key, start, count)`
+    /// or None.
     fn of(heap: &Heap<'a>, id: Id) -> Result<Self, Fault> {
         let Some([kind, class, key, _, _, rest @ ..]) = heap.sequence(id) else {
             return Err(Fault::new("what names a storage is not of five parts"));

@@ -1,5 +1,5 @@
-//! Copies beside the emulated stream, made as late as they may be: a block that is used again too early, or read too early, gives wrong
-//! numbers.
+//! Copies beside the emulated stream, made as late as they may be: a block that is used again too
+//! early, or read too early, gives wrong numbers.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -41,7 +41,8 @@ impl Lane for LateLane {
             let Some((_, copy)) = state.waiting.pop_front() else { break };
             let HostCopy { host, device, bytes, to_host } = copy;
             let (from, to) = if to_host { (device, host) } else { (host, device) };
-            // SAFETY: the emulated device's addresses are the host's; the caller keeps the block until it has waited.
+            // SAFETY: the emulated device's addresses are the host's; the caller keeps the block
+            // until it has waited.
             unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         }
         Ok(())

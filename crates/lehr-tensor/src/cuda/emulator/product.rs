@@ -7,7 +7,8 @@ use crate::cuda::blas::{Element, Epilogue, Matmul, Operand};
 use crate::cuda::fault;
 use crate::gemm::{Matrix, gemm};
 
-/// An error for what cuBLASLt has no algorithm for, by its documentation: whoever asks for such a product is wrong.
+/// An error for what cuBLASLt has no algorithm for, by its documentation: whoever asks for such a
+/// product is wrong.
 fn check(product: &Matmul) -> Result<()> {
     let &Matmul { m, n, k, a, b, c, accumulate, epilogue, batch } = product;
     let refuse = |rule: &str| Err(fault(format!("multiplying {product:?}"), rule));

@@ -1,8 +1,10 @@
-// CUDA C++ as ordinary C++, so that kernels can be run and tested on a machine without a GPU. It is slow and proves logic, not speed.
+// CUDA C++ as ordinary C++, so that kernels can be run and tested on a machine without a GPU. It is
+// slow and proves logic, not speed.
 //
-// A block's threads are fibers of one thread of the system. A fiber runs until it waits: at a barrier of the block, or in a warp's
-// shuffle. Blocks run one after another. LEHR_EMULATOR_ORDER=reverse runs the fibers in falling order: results that then differ,
-// or a block that never ends ("deadlock"), show a missing barrier.
+// A block's threads are fibers of one thread of the system. A fiber runs until it waits: at a
+// barrier of the block, or in a warp's shuffle. Blocks run one after another.
+// LEHR_EMULATOR_ORDER=reverse runs the fibers in falling order: results that then differ, or a
+// block that never ends ("deadlock"), show a missing barrier.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -217,7 +219,8 @@ static inline void run(dim3 grid, dim3 block_dim, size_t shared_bytes, void (*bo
                     f.group = 0;
                     unsigned char* top = stacks + STACK_BYTES * (i + 1);
 #if defined(__x86_64__)
-                    // What the switch pops: six registers and the address it returns to. The stack is then as after a call.
+                    // What the switch pops: six registers and the address it returns to. The stack
+                    // is then as after a call.
                     void** sp = (void**)(top - 16);
                     sp[0] = (void*)fiber_main;
                     for (int r = 1; r <= 6; r++) sp[-r] = nullptr;
@@ -373,7 +376,8 @@ static inline void ldmatrix(unsigned* r, const void* row, int n, bool trans) {
     // Nobody writes the rows before all have read them, as on a GPU, where the warp is in step.
     exchange(0);
 }
-// Asynchronous copies land as late as a GPU may let them: when their thread waits for their group. A missing wait shows.
+// Asynchronous copies land as late as a GPU may let them: when their thread waits for their group.
+// A missing wait shows.
 struct Copy {
     void* to;
     const void* from;

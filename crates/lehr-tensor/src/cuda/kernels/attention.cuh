@@ -2,15 +2,18 @@
 //
 //   q [B, Tq, H, E]   k, v [B, Tk, K, E]   out, dout [B, Tq, H, E]   lse [B, H, Tq]   stats [B, H, Tq, 2]
 //
-// H / K consecutive query heads share a key-value head. Of q, k, v and their gradients a pointer to the first head of the first token
-// is given and the number of elements from token to token, so that they may lie packed in one buffer; head h starts at h * E.
+// H / K consecutive query heads share a key-value head. Of q, k, v and their gradients a pointer to
+// the first head of the first token is given and the number of elements from token to token, so
+// that they may lie packed in one buffer; head h starts at h * E.
 //
-// What a query sees is an interval [lo, hi) of keys, from `intervals` [B, Tq, 2] if that is not null, otherwise from `causal`, `window`
-// (0 = none) and `n_keys`: query i stands at key p = i + n_keys - Tq. n_keys <= Tk is always given; keys from n_keys on are never read.
-// An empty interval gives output 0 and lse -inf. All sums have a fixed order.
+// What a query sees is an interval [lo, hi) of keys, from `intervals` [B, Tq, 2] if that is not
+// null, otherwise from `causal`, `window` (0 = none) and `n_keys`: query i stands at key p = i +
+// n_keys - Tq. n_keys <= Tk is always given; keys from n_keys on are never read. An empty interval
+// gives output 0 and lse -inf. All sums have a fixed order.
 //
-// Backward, with p = exp(score - lse) and delta = sum_e dout * out:  ds = p (dout v^T - delta),  dq = scale ds k,  dk = scale ds^T q,
-// dv = p^T dout. `stats` holds, per query and head, lse in base 2 and delta.
+// Backward, with p = exp(score - lse) and delta = sum_e dout * out:  ds = p (dout v^T - delta),  dq
+// = scale ds k,  dk = scale ds^T q, dv = p^T dout. `stats` holds, per query and head, lse in base 2
+// and delta.
 #pragma once
 #include "common.cuh"
 
@@ -32,7 +35,8 @@ DEVICE float exp2_t(float x) {
 
 struct Mask {
     const int* intervals;
-    // Without intervals: the query at key p sees keys from p - below to p + above, both counted; "none" is beyond every key.
+    // Without intervals: the query at key p sees keys from p - below to p + above, both counted;
+    // "none" is beyond every key.
     int below, above, n_keys, tq;
 
     DEVICE Mask(const int* intervals, int causal, int window, int n_keys, int tq) : intervals(intervals), n_keys(n_keys), tq(tq) {
@@ -52,7 +56,8 @@ struct Mask {
     }
 };
 
-// What several queries see: some of them keys in [reach_lo, reach_hi), all of them every key of [full_lo, full_hi).
+// What several queries see: some of them keys in [reach_lo, reach_hi), all of them every key of
+// [full_lo, full_hi).
 struct Bounds {
     int reach_lo, reach_hi, full_lo, full_hi;
 
@@ -88,8 +93,9 @@ DEVICE Bounds warp_bounds(const Mask& mask, int b, int q0, int n) {
     return warp_joined(bounds);
 }
 
-// The bounds of queries q0 to q0 + n of row b, from `tile_bounds` [B, ceil(Tq / n), 4] (attention_tile_bounds writes it) if intervals
-// are given. Computed ones grow with the query, so the first and the last query decide.
+// The bounds of queries q0 to q0 + n of row b, from `tile_bounds` [B, ceil(Tq / n), 4]
+// (attention_tile_bounds writes it) if intervals are given. Computed ones grow with the query, so
+// the first and the last query decide.
 DEVICE Bounds tile_bounds_of(const Mask& mask, const int* tile_bounds, int b, int q0, int n) {
     if (mask.intervals) {
         int n_tiles = (mask.tq + n - 1) / n;
@@ -102,10 +108,12 @@ DEVICE Bounds tile_bounds_of(const Mask& mask, const int* tile_bounds, int b, in
 
 // ---- Decoding ----
 //
-// The keys that a few queries see are cut into `n_splits` parts, which blocks take; attention_decode_combine puts them together. The
-// H / K * Tq query rows that share a key-value head are counted so: row r is query r / (H / K) of head kv_head * H / K + r % (H / K).
+// The keys that a few queries see are cut into `n_splits` parts, which blocks take;
+// attention_decode_combine puts them together. The H / K * Tq query rows that share a key-value
+// head are counted so: row r is query r / (H / K) of head kv_head * H / K + r % (H / K).
 
-// The keys [x, y) of part `split` of those that the queries of row b see. Parts are of equal length, a multiple of n; the last are shorter.
+// The keys [x, y) of part `split` of those that the queries of row b see. Parts are of equal
+// length, a multiple of n; the last are shorter.
 DEVICE int2 part_of(const Mask& mask, int b, int split, int n_splits, int n) {
     int lo = INT_MAX, hi = 0;
     for (int i = 0; i < mask.tq; i++) {
@@ -129,7 +137,8 @@ struct InOrder {
     // Row `key` from there on; keys from `end` on are not read.
     DEVICE i64 row(int key, int) const { return key; }
 };
-// ... or in pages of 2^shift rows of a pool that all texts share: `table` [B, max_pages] has the numbers of each text's pages in order.
+// ... or in pages of 2^shift rows of a pool that all texts share: `table` [B, max_pages] has the
+// numbers of each text's pages in order.
 struct InPages {
     const int* table;
     int shift;
@@ -143,8 +152,9 @@ struct InPages {
     }
 };
 
-// Where the part of a row lies in the workspace of B * H * Tq * n_splits * (E + 2) floats: first pairs of maximum (in base 2) and sum of
-// weights, then the weighted sums of values. Rows are counted as [B, K, H / K * Tq].
+// Where the part of a row lies in the workspace of B * H * Tq * n_splits * (E + 2) floats: first
+// pairs of maximum (in base 2) and sum of weights, then the weighted sums of values. Rows are
+// counted as [B, K, H / K * Tq].
 struct Workspace {
     float* stats;
     float* sums;

@@ -8,7 +8,8 @@ struct Best {
     float value;
     int index;
 };
-// The larger, of equals the one with the smaller index. Comparisons with NaN are false, so that NaN never wins.
+// The larger, of equals the one with the smaller index. Comparisons with NaN are false, so that NaN
+// never wins.
 DEVICE void take_better(Best& best, float value, int index) {
     // Without && and ||, which became branches.
     bool better = (value > best.value) | ((value == best.value) & (index < best.index));

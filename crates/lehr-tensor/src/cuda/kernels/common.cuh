@@ -1,8 +1,9 @@
 // What all kernels share: element types, packs of 16 bytes, reductions in a fixed order, Philox.
 //
-// A file of kernels is compiled once per element type T, chosen by LEHR_T: 0 = f32, 1 = bf16, 2 = f16. It includes no header of
-// CUDA's, because NVRTC finds none on a machine that has only the driver. With LEHR_EMULATED it is ordinary C++ (emulator/shim.h),
-// so everything that is PTX has a second form here.
+// A file of kernels is compiled once per element type T, chosen by LEHR_T: 0 = f32, 1 = bf16, 2 =
+// f16. It includes no header of CUDA's, because NVRTC finds none on a machine that has only the
+// driver. With LEHR_EMULATED it is ordinary C++ (emulator/shim.h), so everything that is PTX has a
+// second form here.
 #pragma once
 
 typedef unsigned char u8;
@@ -114,7 +115,8 @@ DEVICE void store_floats(float* to, const float from[N]) {
     for (int i = 0; i + 3 < N; i += 4) store_pack(to + i, Pack<float, 4>{{from[i], from[i + 1], from[i + 2], from[i + 3]}});
 }
 
-// LANES elements of T in four registers: what a thread holds of a row. Unpacked 16-bit elements would take twice as many.
+// LANES elements of T in four registers: what a thread holds of a row. Unpacked 16-bit elements
+// would take twice as many.
 struct __align__(16) Bits {
     u32 v[4];
 };
@@ -122,7 +124,8 @@ DEVICE Bits load_bits(const T* p) {
     Pack<u32, 4> pack = load_pack<u32, 4>((const u32*)p);
     return Bits{{pack.v[0], pack.v[1], pack.v[2], pack.v[3]}};
 }
-// For memory that is read only once: it does not push out of the first-level cache what is read often, such as weights.
+// For memory that is read only once: it does not push out of the first-level cache what is read
+// often, such as weights.
 DEVICE Bits load_bits_once(const T* p) {
 #ifdef LEHR_EMULATED
     return load_bits(p);
@@ -158,7 +161,8 @@ DEVICE Bits add_rounded(const Bits& a, const Bits& b) {
     }
     return sum;
 }
-// Makes the compiler unpack the elements again where they are used next, instead of holding them unpacked until then.
+// Makes the compiler unpack the elements again where they are used next, instead of holding them
+// unpacked until then.
 DEVICE void stay_packed(Bits& b) {
 #ifndef LEHR_EMULATED
     asm volatile("" : "+r"(b.v[0]), "+r"(b.v[1]), "+r"(b.v[2]), "+r"(b.v[3]));
@@ -180,8 +184,8 @@ DEVICE float warp_max(float x) {
     for (int lane = 16; lane > 0; lane >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, lane));
     return x;
 }
-// Sum over the block, the same bits in every thread. The block is whole warps, at most 32; `scratch` holds 33 floats of shared
-// memory and may be used again at once.
+// Sum over the block, the same bits in every thread. The block is whole warps, at most 32;
+// `scratch` holds 33 floats of shared memory and may be used again at once.
 DEVICE float block_sum(float x, float* scratch) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_warps = blockDim.x / WARP;
     x = warp_sum(x);
@@ -211,9 +215,11 @@ DEVICE float block_max(float x, float* scratch) {
     return x;
 }
 
-// Rows in a block of two dimensions: threadIdx.y is the row, threadIdx.x counts the threads of a row. Either blockDim.x is a power
-// of two up to 32 and the block whole warps, or blockDim.x is whole warps and blockDim.y 1. All threads of a row call and all get the
-// same bits. `scratch` holds 32 floats of shared memory, in use until the next barrier: rows one after another take turns with two.
+// Rows in a block of two dimensions: threadIdx.y is the row, threadIdx.x counts the threads of a
+// row. Either blockDim.x is a power of two up to 32 and the block whole warps, or blockDim.x is
+// whole warps and blockDim.y 1. All threads of a row call and all get the same bits. `scratch`
+// holds 32 floats of shared memory, in use until the next barrier: rows one after another take
+// turns with two.
 DEVICE float row_sum(float x, float* scratch) {
     if (blockDim.x <= WARP) {
         for (int lane = blockDim.x / 2; lane > 0; lane >>= 1) x += __shfl_xor_sync(FULL_MASK, x, lane);
@@ -237,7 +243,8 @@ DEVICE float row_max(float x, float* scratch) {
     return warp_max(lane < n_warps ? scratch[lane] : -INFINITY);
 }
 
-// out[c] (+)= sum over b of partials[b, c], partials [n_blocks, d], in a fixed order. Block (32, 32), grid ceil(d / 32).
+// out[c] (+)= sum over b of partials[b, c], partials [n_blocks, d], in a fixed order. Block (32,
+// 32), grid ceil(d / 32).
 DEVICE void sum_rows_of_blocks(const float* partials, float* out, int n_blocks, int d, int accumulate) {
     __shared__ float sums[32][33];
     int column = blockIdx.x * 32 + threadIdx.x;
@@ -256,7 +263,8 @@ DEVICE void sum_rows_of_blocks(const float* partials, float* out, int n_blocks, 
     }
 }
 
-// Copies a row of d elements with the threads of threadIdx.x; both rows start on 16 bytes if d is whole packs.
+// Copies a row of d elements with the threads of threadIdx.x; both rows start on 16 bytes if d is
+// whole packs.
 DEVICE void copy_row(T* to, const T* from, int d) {
     if (!is_packed(d)) {
         for (int c = threadIdx.x; c < d; c += blockDim.x) to[c] = from[c];
@@ -287,7 +295,8 @@ DEVICE float tanh_for_t(float x) {
     return fabsf(x) < 0.2f ? near : far;
 }
 
-// The sum over the block in f64, for thread 0 alone; `scratch` holds a double for each warp and may be used again at once.
+// The sum over the block in f64, for thread 0 alone; `scratch` holds a double for each warp and may
+// be used again at once.
 DEVICE double block_sum(double x, double* scratch) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_warps = blockDim.x / WARP;
 #pragma unroll
@@ -303,13 +312,14 @@ DEVICE double block_sum(double x, double* scratch) {
     return x;
 }
 
-// The index of this thread in a grid of one dimension, and the number of threads: `for (i64 i = thread_index(); i < n; i +=
-// n_threads())` visits every element once.
+// The index of this thread in a grid of one dimension, and the number of threads:
+// `for (i64 i = thread_index(); i < n; i += n_threads())` visits every element once.
 DEVICE i64 thread_index() { return (i64)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE i64 n_threads() { return (i64)gridDim.x * blockDim.x; }
 
-// f(i, packs...) with one pack of N elements of each tensor in `in`, at pack i and at UNROLL - 1 more, `step` packs apart. All packs
-// are loaded before f writes any, for that could be what is read next, as far as the compiler knows.
+// f(i, packs...) with one pack of N elements of each tensor in `in`, at pack i and at UNROLL - 1
+// more, `step` packs apart. All packs are loaded before f writes any, for that could be what is
+// read next, as far as the compiler knows.
 template <int N, int UNROLL, class F, class... In>
 DEVICE void elementwise_step(i64 i, i64 step, const F& f, const In*... in) {
     auto next = [&](auto... packs) {
@@ -318,9 +328,10 @@ DEVICE void elementwise_step(i64 i, i64 step, const F& f, const In*... in) {
     };
     next(load_pack<In, N>(in + i * N)...);
 }
-// Elementwise loops over n elements, shared by `n_threads` threads of which this is number `thread`: calls f(i, packs...) with the
-// packs of N elements, from element i on, of the tensors in `in`, and for the last n % N elements with packs of one. f may write to
-// the places it was given. UNROLL packs of each tensor are loaded ahead: 1 for two tensors or more, 2 or 4 for one.
+// Elementwise loops over n elements, shared by `n_threads` threads of which this is number
+// `thread`: calls f(i, packs...) with the packs of N elements, from element i on, of the tensors in
+// `in`, and for the last n % N elements with packs of one. f may write to the places it was given.
+// UNROLL packs of each tensor are loaded ahead: 1 for two tensors or more, 2 or 4 for one.
 template <int N, int UNROLL, class F, class... In>
 DEVICE void elementwise_by(i64 thread, i64 n_threads, i64 n, const F& f, const In*... in) {
     i64 n_packs = n / N, i = thread;

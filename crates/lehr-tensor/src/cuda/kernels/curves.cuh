@@ -1,7 +1,7 @@
 // The activation functions: value and derivative, as ops/activation/curve.rs defines them.
 //
-// All keep their relative accuracy in the tails (nothing is subtracted from 1 to get a small number), pass NaN on, and neither
-// overflow nor give NaN for any finite input.
+// All keep their relative accuracy in the tails (nothing is subtracted from 1 to get a small
+// number), pass NaN on, and neither overflow nor give NaN for any finite input.
 #pragma once
 #include "common.cuh"
 
@@ -26,8 +26,9 @@ DEVICE float at_most(float x, float high) {
 }
 DEVICE float within(float x, float limit) { return at_most(at_least(x, -limit), limit); }
 
-// e^x for x <= 88 and 1 / x: to the last bits for f32; one instruction for the 16-bit types, good to 1e-5 and with results below
-// 1.2e-38 rounded to 0. There the arithmetic would otherwise take longer than the memory.
+// e^x for x <= 88 and 1 / x: to the last bits for f32; one instruction for the 16-bit types, good
+// to 1e-5 and with results below 1.2e-38 rounded to 0. There the arithmetic would otherwise take
+// longer than the memory.
 DEVICE float curve_exp(float x) {
 #if LEHR_T == 0 || defined(LEHR_EMULATED)
     return expf(x);
@@ -49,7 +50,8 @@ DEVICE float curve_reciprocal(float x) {
 
 // Where exp ends.
 #define EXP_LIMIT 88.0f
-// Beyond this magnitude the GELUs are straight to the last bit; arguments of powers and exponentials are held here.
+// Beyond this magnitude the GELUs are straight to the last bit; arguments of powers and
+// exponentials are held here.
 #define STRAIGHT 20.0f
 
 // sigma(x), and `rest` = 1 - sigma(x).
@@ -60,7 +62,8 @@ DEVICE float sigmoid_both(float x, float& rest) {
     return r;
 }
 
-// A curve is a type with `both`: f(x), and `slope` = f'(x). Where the slope is not used the compiler drops its arithmetic.
+// A curve is a type with `both`: f(x), and `slope` = f'(x). Where the slope is not used the
+// compiler drops its arithmetic.
 
 struct GeluTanh {
     // x (1 + tanh u) / 2 = x sigma(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -75,9 +78,9 @@ struct GeluTanh {
 };
 
 struct GeluErf {
-    // x Phi(x), derivative Phi(x) + x phi(x), with one exponential for Phi and phi.
-    // Phi(-|x|) = e^(-x^2 / 2) t Q(t) with t = 1 / (1 + 0.4 |x| / sqrt 2): Q is the least-maximum polynomial of degree 8 for
-    // erfcx / (2 t), good to 1.3e-7 relative for all x.
+    // x Phi(x), derivative Phi(x) + x phi(x), with one exponential for Phi and phi. Phi(-|x|) =
+    // e^(-x^2 / 2) t Q(t) with t = 1 / (1 + 0.4 |x| / sqrt 2): Q is the least-maximum polynomial of
+    // degree 8 for erfcx / (2 t), good to 1.3e-7 relative for all x.
     static DEVICE float both(float x, float& slope) {
         float inner = within(x, STRAIGHT);
         float t = curve_reciprocal(fmaf(0.2828427f, fabsf(inner), 1.0f));
@@ -122,7 +125,8 @@ struct Relu2 {
     }
 };
 
-// Calls f with the curve of number `kind`, so that the choice is made once and not for each element.
+// Calls f with the curve of number `kind`, so that the choice is made once and not for each
+// element.
 template <class F>
 DEVICE void with_curve(int kind, const F& f) {
     switch (kind) {

@@ -1,18 +1,20 @@
-// Attention of few queries (Tq <= 8) over many keys, on ordinary arithmetic units, bound by the reading of keys and values.
-// `attention.cuh` says what the tensors and masks are.
+// Attention of few queries (Tq <= 8) over many keys, on ordinary arithmetic units, bound by the
+// reading of keys and values. `attention.cuh` says what the tensors and masks are.
 //
-// A block computes the running softmax over a part of the keys, for up to RC of the query rows that share the key-value head.
-// attention_decode_combine (decode.cu) puts the parts together, also those of flash_decode.cu.
+// A block computes the running softmax over a part of the keys, for up to RC of the query rows that
+// share the key-value head. attention_decode_combine (decode.cu) puts the parts together, also
+// those of flash_decode.cu.
 //
-// Each kernel is named by its width W and RC, and takes E <= W. Rows of whole packs are moved by 16 bytes, which needs pointers and
-// strides that are multiples of that.
+// Each kernel is named by its width W and RC, and takes E <= W. Rows of whole packs are moved by 16
+// bytes, which needs pointers and strides that are multiples of that.
 #pragma once
 #include "attention.cuh"
 
 #define DECODE_THREADS 128
 #define DECODE_WARPS (DECODE_THREADS / WARP)
 
-// 16 bytes of a row of E elements, not yet taken apart, so that nothing waits for them; zeros if not valid or beyond E.
+// 16 bytes of a row of E elements, not yet taken apart, so that nothing waits for them; zeros if
+// not valid or beyond E.
 template <bool PACKED>
 DEVICE uint4 load_part(const T* row, int e, int width, bool valid) {
     uint4 x = make_uint4(0, 0, 0, 0);
@@ -51,8 +53,8 @@ struct DecodeScratch {
     float2 stats[DECODE_WARPS][RC];
 };
 
-// TEAM lanes share a key; each holds W / TEAM elements of it, in packs TEAM * LANES apart. A team takes U keys at once, and has a
-// softmax of its own until the end.
+// TEAM lanes share a key; each holds W / TEAM elements of it, in packs TEAM * LANES apart. A team
+// takes U keys at once, and has a softmax of its own until the end.
 template <int W, int TEAM, int RC, bool PACKED, class Place>
 DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride,
                    int k_stride, int v_stride, Place place, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {

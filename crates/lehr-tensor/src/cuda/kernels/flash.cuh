@@ -2,12 +2,14 @@
 //
 // Dao 2023, "FlashAttention-2", https://arxiv.org/abs/2307.08691.
 //
-// `attention.cuh` says what the tensors and masks are. Here E is a multiple of 8; pointers and strides are multiples of 16 bytes. Each
-// kernel is named by its width W and takes E <= W; it pads with zeros in shared memory.
+// `attention.cuh` says what the tensors and masks are. Here E is a multiple of 8; pointers and
+// strides are multiples of 16 bytes. Each kernel is named by its width W and takes E <= W; it pads
+// with zeros in shared memory.
 //
-// All blocks have 128 threads, 4 warps. A warp owns 16 * MT rows of the result (queries, or keys for dk and dv) and keeps them in
-// registers; the other operand comes tile by tile through shared memory, the next tile being copied while this one is at work. Scores
-// never leave the registers: the accumulator of one product has the layout of an operand of the next.
+// All blocks have 128 threads, 4 warps. A warp owns 16 * MT rows of the result (queries, or keys
+// for dk and dv) and keeps them in registers; the other operand comes tile by tile through shared
+// memory, the next tile being copied while this one is at work. Scores never leave the registers:
+// the accumulator of one product has the layout of an operand of the next.
 #pragma once
 #include "attention.cuh"
 #include "mma.cuh"
@@ -17,8 +19,9 @@
 #define THREADS 128
 #define N_WARPS 4
 
-// The intervals of a block's queries, those of a warp being 16 * MT neighbours: into `rows` in shared memory, empty ones and those
-// beyond Tq as [0, 0). The bounds of each warp go into `scratch`; after a barrier block_bounds() gives those of the block.
+// The intervals of a block's queries, those of a warp being 16 * MT neighbours: into `rows` in
+// shared memory, empty ones and those beyond Tq as [0, 0). The bounds of each warp go into
+// `scratch`; after a barrier block_bounds() gives those of the block.
 template <int MT>
 DEVICE void find_rows(const Mask& mask, int b, int q0, int2* rows, Bounds* scratch) {
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, row = warp * 16 * MT + lane;
@@ -39,24 +42,26 @@ DEVICE Bounds block_bounds(const Bounds* scratch) {
     return joined(joined(scratch[0], scratch[1]), joined(scratch[2], scratch[3]));
 }
 
-// Which rows the block computes: from `first` on, of head `head` of row b. Kept in shared memory during the loop over tiles, when
-// registers are scarce.
+// Which rows the block computes: from `first` on, of head `head` of row b. Kept in shared memory
+// during the loop over tiles, when registers are scarce.
 struct __align__(16) Place {
     int b, head, first;
 };
 
 // ---- Tiles in shared memory ----
 
-// Where 16-byte chunk `chunk` of row `row` lies in a tile of rows of W elements. Chunks change places so that the eight rows that
-// ldmatrix reads at once, and the eight threads that copy at once, use all banks.
+// Where 16-byte chunk `chunk` of row `row` lies in a tile of rows of W elements. Chunks change
+// places so that the eight rows that ldmatrix reads at once, and the eight threads that copy at
+// once, use all banks.
 template <int W>
 DEVICE int at(int row, int chunk) {
     int key = W % 64 == 0 ? row & 7 : row >> 1 & 3;
     return row * W + (chunk ^ key) * 8;
 }
 
-// Where a lane of ldmatrix reads 16 rows and two chunks, at any multiple of two chunks. `row` and `chunk` (0 or 1) are those of the lane.
-// The swizzle repeats after 4 (or 2) steps and is the same in both ways below, so few registers hold it.
+// Where a lane of ldmatrix reads 16 rows and two chunks, at any multiple of two chunks. `row` and
+// `chunk` (0 or 1) are those of the lane. The swizzle repeats after 4 (or 2) steps and is the same
+// in both ways below, so few registers hold it.
 template <int W>
 struct Lane {
     int base, key;
@@ -72,7 +77,8 @@ struct Lane {
         return base + rows * W + step / N * (16 * N) + (step % N * 16 ^ key);
     }
 };
-// For A from rows of m, and for B from rows of k (transposed): the matrices are (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
+// For A from rows of m, and for B from rows of k (transposed): the matrices are (rows 0-7, chunk
+// 0), (8-15, 0), (0-7, 1), (8-15, 1).
 template <int W>
 DEVICE Lane<W> lane_by_rows() {
     int lane = threadIdx.x % WARP;
@@ -85,8 +91,9 @@ DEVICE Lane<W> lane_by_chunks() {
     return Lane<W>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
-// Starts to copy the first `n` rows of E elements into a tile of ROWS x W; the rest is zeros. A thread keeps its column within a group
-// of 8 (or 4) chunks and its place in the swizzle, so that its addresses differ by constants and multiples of the stride.
+// Starts to copy the first `n` rows of E elements into a tile of ROWS x W; the rest is zeros. A
+// thread keeps its column within a group of 8 (or 4) chunks and its place in the swizzle, so that
+// its addresses differ by constants and multiples of the stride.
 template <int W, int ROWS>
 DEVICE void copy_rows(T* tile, const T* from, int stride, int n, int width) {
     const int COLUMNS = W % 64 == 0 ? 8 : 4, STEP = THREADS / COLUMNS;
@@ -107,8 +114,9 @@ DEVICE void copy_rows(T* tile, const T* from, int stride, int n, int width) {
     }
 }
 
-// c[m][n] += A B^T over the width: rows of both operands are W wide. A starts at the warp's row, B at the first of N columns.
-// Unrolled less where the registers do not hold what would be loaded ahead.
+// c[m][n] += A B^T over the width: rows of both operands are W wide. A starts at the warp's row, B
+// at the first of N columns. Unrolled less where the registers do not hold what would be loaded
+// ahead.
 template <int W, int MT, int N, int UNROLL = W / 16>
 DEVICE void product_by_width(float c[MT][N / 8][4], const T* a_tile, const T* b_tile, const Lane<W>& by_rows, const Lane<W>& by_chunks) {
 #pragma unroll UNROLL
@@ -168,8 +176,9 @@ DEVICE void clear(float c[MT][N][4]) {
     }
 }
 
-// Writes the warp's rows, row r times factor[r / 16][r / 8 % 2], to `n` rows of E elements; or adds them to what is there. `tile` is
-// room for them that only this warp uses: through it, global memory sees whole chunks.
+// Writes the warp's rows, row r times factor[r / 16][r / 8 % 2], to `n` rows of E elements; or adds
+// them to what is there. `tile` is room for them that only this warp uses: through it, global
+// memory sees whole chunks.
 template <int W, int MT>
 DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float factor[MT][2], T* to, int stride, int n, int width,
                        int accumulate) {
@@ -210,7 +219,8 @@ DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float facto
 
 // ---- Softmax ----
 
-// The running softmax takes in the scores s of BK keys that start at `key`, and leaves the weights in them. Masked keys get weight 0.
+// The running softmax takes in the scores s of BK keys that start at `key`, and leaves the weights
+// in them. Masked keys get weight 0.
 template <int W, int MT, int BK>
 DEVICE void softmax_step(float s[MT][BK / 8][4], float acc[MT][W / 8][4], float row_max[MT][2], float row_sum[MT][2], float scale_log2) {
     float safe_max[MT][2];

@@ -1,11 +1,12 @@
-// Floats of 8 bits, as tensor cores multiply them from Ada on (Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433).
+// Floats of 8 bits, as tensor cores multiply them from Ada on (Micikevicius et al. 2022,
+// https://arxiv.org/abs/2209.05433).
 //
 //            exponent  fraction  bias  largest          smallest above 0
 //   e4m3     4         3         7     448 (code 7e)    2^-9
 //   e5m2     5         2         15    57344 (code 7b)  2^-16
 //
-// Rounded to nearest, ties to even; what is larger than the largest number becomes that; NaN becomes a NaN (code 7f here;
-// of e5m2 an instruction may give another).
+// Rounded to nearest, ties to even; what is larger than the largest number becomes that; NaN
+// becomes a NaN (code 7f here; of e5m2 an instruction may give another).
 #pragma once
 #include "common.cuh"
 
@@ -32,7 +33,8 @@ DEVICE u32 fp8_code(float x) {
         u32 rounded = size + ((1u << (SHIFT - 1)) - 1) + (size >> SHIFT & 1);
         return sign | ((rounded >> SHIFT) - ((u32)(127 - F::BIAS) << F::FRACTION));
     }
-    // Below the normal numbers codes are evenly spaced: a float whose last bit is that step does the rounding.
+    // Below the normal numbers codes are evenly spaced: a float whose last bit is that step does
+    // the rounding.
     const u32 STEPS = (u32)(127 + 24 - F::BIAS - F::FRACTION) << 23;
     float sum = __fadd_rn(__uint_as_float(size), __uint_as_float(STEPS));
     return sign | (__float_as_uint(sum) - STEPS);

@@ -1,10 +1,11 @@
 // Tensor cores and asynchronous copies for 16-bit elements (sm_80 and later), with emulated forms.
 //
-// Fragments of one warp, lane = 4 * group + pair (group = lane / 4 in 0..8, pair = lane % 4), all indices in elements:
-//   A 16x16: a[0] = (group, 2 pair..+2)  a[1] = (group + 8, 2 pair..+2)  a[2] = (group, 2 pair + 8..+2)  a[3] = (group + 8, 2 pair + 8..+2)
-//   B 16x8 (k, n): b[0] = (2 pair..+2, group)  b[1] = (2 pair + 8..+2, group)
-//   C 16x8: c[0], c[1] = (group, 2 pair..+2)  c[2], c[3] = (group + 8, 2 pair..+2)
-// Two elements share a register, the one with the smaller index in the lower half.
+// Fragments of one warp, lane = 4 * group + pair (group = lane / 4 in 0..8, pair = lane % 4), all
+// indices in elements: A 16x16: a[0] = (group, 2 pair..+2)  a[1] = (group + 8, 2 pair..+2)  a[2] =
+// (group, 2 pair + 8..+2)  a[3] = (group + 8, 2 pair + 8..+2) B 16x8 (k, n): b[0] = (2 pair..+2,
+// group)  b[1] = (2 pair + 8..+2, group) C 16x8: c[0], c[1] = (group, 2 pair..+2)  c[2], c[3] =
+// (group + 8, 2 pair..+2) Two elements share a register, the one with the smaller index in the
+// lower half.
 #pragma once
 #include "common.cuh"
 
@@ -47,8 +48,8 @@ DEVICE void mma_16816(float c[4], const u32 a[4], const u32 b[2]) {
 #endif
 }
 
-// Four 8x8 matrices from shared memory: lane l gives the address (a multiple of 16 bytes) of row l % 8 of matrix l / 8, and gets
-// elements 2 pair..+2 of row `group` of matrix i in r[i].
+// Four 8x8 matrices from shared memory: lane l gives the address (a multiple of 16 bytes) of row l
+// % 8 of matrix l / 8, and gets elements 2 pair..+2 of row `group` of matrix i in r[i].
 DEVICE void ldmatrix_x4(u32 r[4], const T* row) {
 #ifdef LEHR_EMULATED
     emu::ldmatrix(r, row, 4, false);
@@ -75,7 +76,8 @@ DEVICE void ldmatrix_x4_trans(u32 r[4], const T* row) {
 
 #endif
 
-// Copies 16 bytes from global to shared memory without waiting; zeros if `valid` is false, and then `from` is not read.
+// Copies 16 bytes from global to shared memory without waiting; zeros if `valid` is false, and then
+// `from` is not read.
 DEVICE void cp_async_16(void* to, const void* from, bool valid) {
 #ifdef LEHR_EMULATED
     emu::copy_16(to, from, valid);
@@ -103,7 +105,8 @@ DEVICE void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-// Waits until at most N groups of this thread are under way; __syncthreads() makes them visible to the others.
+// Waits until at most N groups of this thread are under way; __syncthreads() makes them visible to
+// the others.
 template <int N>
 DEVICE void cp_async_wait() {
 #ifdef LEHR_EMULATED

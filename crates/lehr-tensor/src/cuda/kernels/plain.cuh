@@ -1,15 +1,18 @@
-// Tiles of attention on ordinary arithmetic units, which take every T, and every E up to the width W of the kernel: they pad with
-// zeros. Rows of whole packs are moved by 16 bytes, which needs pointers and strides that are multiples of that.
+// Tiles of attention on ordinary arithmetic units, which take every T, and every E up to the width
+// W of the kernel: they pad with zeros. Rows of whole packs are moved by 16 bytes, which needs
+// pointers and strides that are multiples of that.
 //
-// A block is 16 x 16 threads and works on tiles of 16 * R rows, which lie in shared memory as floats. In a product of two tiles over
-// the width, thread (ty, tx) has rows ty * R + r of the first and rows tx + 16 * c of the second; those of one ty are half a warp.
+// A block is 16 x 16 threads and works on tiles of 16 * R rows, which lie in shared memory as
+// floats. In a product of two tiles over the width, thread (ty, tx) has rows ty * R + r of the
+// first and rows tx + 16 * c of the second; those of one ty are half a warp.
 #pragma once
 #include "attention.cuh"
 
 #define SIDE 16
 #define BLOCK_THREADS (SIDE * SIDE)
 
-// Floats from row to row: the four more let 8 threads read 16 bytes each of 8 rows without bank conflicts.
+// Floats from row to row: the four more let 8 threads read 16 bytes each of 8 rows without bank
+// conflicts.
 template <int W>
 DEVICE constexpr int row_stride() { return W + 4; }
 
@@ -69,13 +72,15 @@ DEVICE void product_by_width(float s[R][R], const float* a, const float* b, int 
     }
 }
 
-// The columns of a thread in a result of W columns: V neighbours from tx * V, then 16 * V further on, and so on.
+// The columns of a thread in a result of W columns: V neighbours from tx * V, then 16 * V further
+// on, and so on.
 template <int W>
 struct Columns {
     static const int N = W / SIDE, V = N < 4 ? N : 4;
 };
 
-// s, the thread's part of a tile of 16 R x 16 R, to shared memory. Only the half warp of the same rows reads it, after __syncwarp().
+// s, the thread's part of a tile of 16 R x 16 R, to shared memory. Only the half warp of the same
+// rows reads it, after __syncwarp().
 template <int R>
 DEVICE void store_part(float* tile, const float s[R][R]) {
     int ty = threadIdx.x / SIDE, tx = threadIdx.x % SIDE;
@@ -155,8 +160,8 @@ DEVICE void clear(float c[R][N]) {
     }
 }
 
-// The intervals of the block's queries into `rows`, empty ones and those beyond Tq as [0, 0), and their bounds into `all`. Barriers
-// are the caller's.
+// The intervals of the block's queries into `rows`, empty ones and those beyond Tq as [0, 0), and
+// their bounds into `all`. Barriers are the caller's.
 template <int ROWS>
 DEVICE void find_rows(const Mask& mask, int b, int q0, int2* rows, Bounds* all) {
     for (int i = threadIdx.x; i < ROWS; i += BLOCK_THREADS) {

@@ -14,7 +14,8 @@ struct Layout {
     static constexpr int BYTES = F::SEGMENT / F::BLOCK * F::BYTES;
     // Copies of 16 bytes that hold a row's segment wherever it starts.
     static constexpr int COPIES = (BYTES + 16 - F::ALIGNED + 15) / 16;
-    // An odd multiple of 16 puts the words of eight rows in different banks, and one of 64 those of packs.
+    // An odd multiple of 16 puts the words of eight rows in different banks, and one of 64 those of
+    // packs.
     static constexpr int STRIDE = F::PAD ? COPIES * 16 + F::PAD : 16 * (COPIES | 1);
     static constexpr int X_STRIDE = F::SEGMENT * (int)sizeof(T) + (F::NEAR ? 64 : 32);
     static constexpr int SCALES = F::SCALES ? ROWS * (F::SEGMENT / 32) * 4 : 0;
@@ -54,8 +55,9 @@ DEVICE void copy_part(void* to, const void* from, int n) {
 #endif
 }
 
-// Copies segments of 16 rows of W, and of x, to shared memory; zeros stand for what lies outside. Lane 4 g + p copies packs of 16
-// bytes p, p + 4, .. of rows g and g + 8: 64 neighbouring bytes of a row at a time.
+// Copies segments of 16 rows of W, and of x, to shared memory; zeros stand for what lies outside.
+// Lane 4 g + p copies packs of 16 bytes p, p + 4, .. of rows g and g + 8: 64 neighbouring bytes of
+// a row at a time.
 template <class F>
 struct Copier {
     typedef Layout<F> L;

@@ -1,4 +1,5 @@
-// What the formats of product.cuh are made of: pairs of a code's numbers from bits and from tables, and the interface `Format`.
+// What the formats of product.cuh are made of: pairs of a code's numbers from bits and from tables,
+// and the interface `Format`.
 #pragma once
 #include "mma.cuh"
 #include "quant.cuh"
@@ -20,7 +21,8 @@ struct OnTensorCores<u32> {
 
 // ---- Pairs from bits. A word holds two codes, at bits 0 and 16. ----
 
-// (v & mask) | base, and with ^: one instruction each. From the operators the compiler makes two, to keep both constants immediate.
+// (v & mask) | base, and with ^: one instruction each. From the operators the compiler makes two,
+// to keep both constants immediate.
 DEVICE u32 and_or(u32 v, u32 mask, u32 base) {
 #ifdef LEHR_EMULATED
     return (v & mask) | base;
@@ -41,7 +43,8 @@ DEVICE u32 and_xor(u32 v, u32 mask, u32 base) {
 }
 
 #if LEHR_T != 0
-// The number 128 (bf16) or 1024 (f16), whose last bits count ones: codes of up to 7 bits or-ed to it are added to it.
+// The number 128 (bf16) or 1024 (f16), whose last bits count ones: codes of up to 7 bits or-ed to
+// it are added to it.
 #if LEHR_T == 1
 #define MAGIC 0x4300u
 #define ONE 0x3f80u
@@ -66,7 +69,8 @@ DEVICE u32 add_pairs(u32 a, u32 b) {
     return c;
 #endif
 }
-// The codes that `mask` leaves of v, and `mask_t` of t (if it is not 0), minus an offset; codes below 64.
+// The codes that `mask` leaves of v, and `mask_t` of t (if it is not 0), minus an offset; codes
+// below 64.
 DEVICE void unsigned_codes(u32& out, u32 v, u32 mask, int offset, u32 t = 0, u32 mask_t = 0) {
     u32 base = mask_t ? and_or(t, mask_t, BOTH(MAGIC)) : BOTH(MAGIC);
     out = add_pairs(and_or(v, mask, base), BOTH(MAGIC + 0x8000u + offset));
@@ -95,12 +99,13 @@ DEVICE void signed_bytes(float2& out, u32 v) {
     out.y = __uint_as_float(and_xor(v >> 8, 0xff00u, 0x47008000u)) - 32896.0f;
 }
 
-// Four bytes, those of even number first: shifts and masks then give pairs of neighbours. From an address that is a multiple of 4,
+// Four bytes, those of even number first: shifts and masks then give pairs of neighbours. From an
+// address that is a multiple of 4,
 DEVICE u32 spread4(const u8* p) { return __byte_perm(u32_at(p), 0, 0x3120); }
 // or of 2.
 DEVICE u32 spread2(const u8* p) { return __byte_perm(u16_at(p), u16_at(p + 2), 0x5140); }
-// N times four bytes, from an address that is a multiple of 16, 4 or 2. With 2, words are read from the multiple of 4 below, one more
-// than N; some may lie past what is needed.
+// N times four bytes, from an address that is a multiple of 16, 4 or 2. With 2, words are read from
+// the multiple of 4 below, one more than N; some may lie past what is needed.
 template <int N, int ALIGNED>
 DEVICE void spread_words(u32* out, const u8* p) {
     if (ALIGNED == 2) {
@@ -143,7 +148,8 @@ DEVICE void byte_pairs(P* out, u32 v) {
     signed_bytes(out[1], v >> 8);
 }
 
-// ---- Tables: for each byte its two numbers, a copy for each lane (of half a warp), so that no two lanes meet in a bank. ----
+// ---- Tables: for each byte its two numbers, a copy for each lane (of half a warp), so that no two
+// lanes meet in a bank. ----
 
 #define TABLE_BYTES (256 * 128)
 // Entry of byte k of a word.
@@ -184,7 +190,8 @@ struct Row {
     const u8* table;
     int quarter;
 };
-// The lane's numbers of a step of a row: scale · (pairs + rest) + minimum, for both halves of 16 columns.
+// The lane's numbers of a step of a row: scale · (pairs + rest) + minimum, for both halves of 16
+// columns.
 template <class P>
 struct Step {
     P pairs[4];
@@ -201,10 +208,12 @@ struct Format {
     // Rows may start anywhere if their width is odd enough; they are then copied number by number.
     static constexpr bool REALIGN = false;
     static constexpr bool NEAR = false, CROSS = false;
-    // Halves of a step have their own scales; there are minima; all scales are 1; there is a rest; scales lie apart.
+    // Halves of a step have their own scales; there are minima; all scales are 1; there is a rest;
+    // scales lie apart.
     static constexpr bool HALVES = false, MINIMA = false, UNIT = false, REST = false, SCALES = false;
-    // Whether there is a way for one row of x (below): lane p then owns all columns of two runs of 32 of a segment, `run_of`(p, 0 and
-    // 1). `load` reads a run, and `pairs` gives eight of its columns: 8 k to 8 k + 7, or 4 k to 4 k + 3 and 16 more (CROSS, not NEAR).
+    // Whether there is a way for one row of x (below): lane p then owns all columns of two runs of
+    // 32 of a segment, `run_of`(p, 0 and 1). `load` reads a run, and `pairs` gives eight of its
+    // columns: 8 k to 8 k + 7, or 4 k to 4 k + 3 and 16 more (CROSS, not NEAR).
     static constexpr bool DIAGONAL = true;
     static DEVICE int run_of(int lane_quarter, int run) { return 2 * lane_quarter + run; }
     struct Raw {

@@ -1,5 +1,5 @@
-// How product.cuh multiplies a segment in shared memory and keeps the sums: on tensor cores for several rows of x (TensorSums) and for
-// one (DiagonalSums), and in f32 (FloatSums).
+// How product.cuh multiplies a segment in shared memory and keeps the sums: on tensor cores for
+// several rows of x (TensorSums) and for one (DiagonalSums), and in f32 (FloatSums).
 #pragma once
 #include "product_copy.cuh"
 
@@ -97,9 +97,10 @@ struct TensorSums {
 
 // Sums of rows g and g + 8 of W and the one row of x, in part: lanes of a row share them.
 //
-// With one row of x, seven of a tensor core's eight columns are idle. So column t is given x of run t of 32 columns of a segment, and
-// zeros elsewhere: the product of the whole segment is then the sums of its eight runs, each in a column of its own, and a lane
-// scales two of them rather than eight. As lane p owns runs of its own, four lanes' part of that factor is x and all else zeros.
+// With one row of x, seven of a tensor core's eight columns are idle. So column t is given x of run
+// t of 32 columns of a segment, and zeros elsewhere: the product of the whole segment is then the
+// sums of its eight runs, each in a column of its own, and a lane scales two of them rather than
+// eight. As lane p owns runs of its own, four lanes' part of that factor is x and all else zeros.
 template <class F>
 struct DiagonalSums {
     float sums[2];
@@ -120,7 +121,8 @@ struct DiagonalSums {
     }
     DEVICE void segment(const Row& low, const Row& high, const u8* x, const u8* zeros, int n) {
         int lane = threadIdx.x % WARP, column = lane / 4, p = lane % 4;
-        // Sums of codes, and of x; of both halves of runs if they have scales of their own. With rests: of low and high rows.
+        // Sums of codes, and of x; of both halves of runs if they have scales of their own. With
+        // rests: of low and high rows.
         float c[2][4], s[2][4];
         for (int i = 0; i < 8; i++) c[i / 4][i % 4] = s[i / 4][i % 4] = 0.0f;
 #pragma unroll

@@ -1,9 +1,10 @@
-// Weights in stored forms, on the GPU: what dequantize.cu and product.cuh share. The layouts are those of quant/block32.rs,
-// quant/kquant/ and quant/scaled.rs.
+// Weights in stored forms, on the GPU: what dequantize.cu and product.cuh share. The layouts are
+// those of quant/block32.rs, quant/kquant/ and quant/scaled.rs.
 #pragma once
 #include "common.cuh"
 
-// Numbers of the formats at the interface of kernels: GGUF's own (WeightFormat::ggml_id), and lehr's from 100 on.
+// Numbers of the formats at the interface of kernels: GGUF's own (WeightFormat::ggml_id), and
+// lehr's from 100 on.
 #define FORMAT_F32 0
 #define FORMAT_F16 1
 #define FORMAT_Q4_0 2
@@ -50,9 +51,9 @@ DEVICE float f16_at(const u8* p) { return to_f32(f16{*(const u16*)p}); }
 DEVICE u32 u16_at(const u8* p) { return *(const u16*)p; }
 DEVICE u32 u32_at(const u8* p) { return *(const u32*)p; }
 
-// Scale (0) or minimum (1) number j of 8 of Q4_K and Q5_K. Of the 12 bytes, given as three words, the low 6 bits of bytes 0 to 3
-// and 4 to 7 are the first four of each, the nibbles of bytes 8 to 11 the low bits of the last four, whose upper two bits stand
-// above the first four.
+// Scale (0) or minimum (1) number j of 8 of Q4_K and Q5_K. Of the 12 bytes, given as three words,
+// the low 6 bits of bytes 0 to 3 and 4 to 7 are the first four of each, the nibbles of bytes 8 to
+// 11 the low bits of the last four, whose upper two bits stand above the first four.
 DEVICE u32 six_bits(const u32 words[3], int j, int minimum) {
     u32 first = words[minimum];
     u32 all = j < 4 ? first & 0x3f3f3f3fu : (words[2] >> 4 * minimum & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u);

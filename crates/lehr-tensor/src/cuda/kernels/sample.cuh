@@ -1,5 +1,5 @@
-// What the kernels that choose tokens know of a row of logits: penalties, weights, bins, the order of candidates. The algorithm is
-// written down in inplace/sample/kernel.cu.
+// What the kernels that choose tokens know of a row of logits: penalties, weights, bins, the order
+// of candidates. The algorithm is written down in inplace/sample/kernel.cu.
 #pragma once
 #include "best.cuh"
 #include "common.cuh"
@@ -38,7 +38,8 @@ struct Row {
     const T* logits;
     // The row's first element.
     i64 at;
-    // Of each id twice how often it was generated, and 1 if it is in the prompt. Null without penalties.
+    // Of each id twice how often it was generated, and 1 if it is in the prompt. Null without
+    // penalties.
     const u32* seen;
     float repetition, frequency, presence;
     // Of the largest logit, once it is known.
@@ -60,7 +61,8 @@ DEVICE float penalized(const Row& row, float l, int id) {
     if (seen > 1) l = __fsub_rn(l, __fadd_rn(__fmul_rn(row.frequency, (float)(seen / 2)), row.presence));
     return l;
 }
-// f(id, logit) for `length` ids of a row from `start` on, by the threads of this block, which load packs of N.
+// f(id, logit) for `length` ids of a row from `start` on, by the threads of this block, which load
+// packs of N.
 template <int N, int UNROLL, class F>
 DEVICE void each_logit(const Row& row, int start, int length, const F& f) {
     if (length <= 0) return;
@@ -90,8 +92,8 @@ DEVICE u64 to_units(float weight) { return weight >= 0.0f ? (u64)(weight * UNIT)
 DEVICE int bin_of(const Row& row, float l) {
     return (int)fminf(__fmul_rn(__fsub_rn(row.top, l), row.bins_per_logit), (float)(BINS - 1));
 }
-// A number that rises along the order of candidates, and back. The bits of floats, with those of the negative ones inverted, rise
-// with the float.
+// A number that rises along the order of candidates, and back. The bits of floats, with those of
+// the negative ones inverted, rise with the float.
 DEVICE u64 rank_of(float l, int id) {
     u32 bits = __float_as_uint(l);
     u32 rising = bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -108,7 +110,8 @@ DEVICE void add_in_halves(u32* low, u32* high, u64 x) {
     if (x_high) atomicAdd(high, x_high);
 }
 
-// The best of the parts of a row, at most 64, the same for every thread; every warp looks for itself.
+// The best of the parts of a row, at most 64, the same for every thread; every warp looks for
+// itself.
 DEVICE Best best_of_parts(const Best* bests, int n_parts) {
     int lane = threadIdx.x % WARP;
     Best best = {-INFINITY, NO_INDEX};

@@ -1,4 +1,5 @@
-//! What cuBLASLt is told about a product: its operation, its matrices, what the choice of an algorithm may take for granted.
+//! What cuBLASLt is told about a product: its operation, its matrices, what the choice of an
+//! algorithm may take for granted.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -48,9 +49,11 @@ impl Operation {
         Ok(operation)
     }
 
-    /// Of 8-bit elements the library wants, by NVIDIA's documentation of cuBLAS (`cublasLtMatmul()`, "to use FP8 kernels"): the first
-    /// operand transposed and the second not, which is how [`Matmul`] has them; f32 inside; dimensions that are multiples of 16. The
-    /// scales are read on the device. `FAST_ACCUM` stays off: parts of the sums are then promoted to f32 as the product goes on.
+    /// Of 8-bit elements the library wants, by NVIDIA's documentation of cuBLAS
+    /// (`cublasLtMatmul()`, "to use FP8 kernels"): the first operand transposed and the second not,
+    /// which is how [`Matmul`] has them; f32 inside; dimensions that are multiples of 16. The
+    /// scales are read on the device. `FAST_ACCUM` stays off: parts of the sums are then promoted
+    /// to f32 as the product goes on.
     fn set_scales(&self, product: &Matmul) -> Result<()> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         for (attribute, scale) in [
@@ -64,9 +67,10 @@ impl Operation {
         Ok(())
     }
 
-    /// NVIDIA's documentation of cuBLAS, `cublasLtEpilogue_t` and `cublasLtMatmulDescAttributes_t`: the bias has one number for each
-    /// row of the result, which are our columns; the auxiliary matrix lies by columns like the result, so that its leading dimension
-    /// is our stride, a multiple of 8 elements; without `AUX_DATA_TYPE` it has the type of the result.
+    /// NVIDIA's documentation of cuBLAS, `cublasLtEpilogue_t` and `cublasLtMatmulDescAttributes_t`:
+    /// the bias has one number for each row of the result, which are our columns; the auxiliary
+    /// matrix lies by columns like the result, so that its leading dimension is our stride, a
+    /// multiple of 8 elements; without `AUX_DATA_TYPE` it has the type of the result.
     fn set_epilogue(&self, product: &Matmul) -> Result<()> {
         use sys::cublasLtEpilogue_t as Kind;
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
@@ -154,8 +158,8 @@ pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
 impl Preference {
     pub(super) fn new(workspace_bytes: usize, [a, b, c]: [u32; 3]) -> Result<Self> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        // Parts of a sum are added in f32 and in a fixed order: not in the result itself, whose type may be a narrow one and
-        // where they arrive in any order.
+        // Parts of a sum are added in f32 and in a fixed order: not in the result itself, whose
+        // type may be a narrow one and where they arrive in any order.
         let reduction =
             sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         let mut handle = ptr::null_mut();

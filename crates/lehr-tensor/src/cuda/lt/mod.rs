@@ -95,8 +95,9 @@ impl Lt {
         Ok(self.handle.get_or_init(|| Handle(handle)).0)
     }
 
-    /// The library thinks in columns: what is stored row by row is to it the transpose. So it is asked for `Cᵀ = Bᵀ Aᵀ`, with B
-    /// as its first operand. False if that has no algorithm and is optional: then nothing was started.
+    /// The library thinks in columns: what is stored row by row is to it the transpose. So it is
+    /// asked for `Cᵀ = Bᵀ Aᵀ`, with B as its first operand. False if that has no algorithm and is
+    /// optional: then nothing was started.
     pub(super) fn matmul(
         &self,
         product: &Matmul,

@@ -10,11 +10,12 @@ mod tests;
 pub(crate) static KERNELS: Source = source!("pages", "kernel.cu");
 const OP: &str = "write_pages";
 
-/// Writes new keys and values `new`, `[B, T, K, E]` each, over the last T tokens of each text in `pools` `[n_pages, P, K, E]`; of a text
-/// that is shorter, the last rows over all of it.
+/// Writes new keys and values `new`, `[B, T, K, E]` each, over the last T tokens of each text in
+/// `pools` `[n_pages, P, K, E]`; of a text that is shorter, the last rows over all of it.
 ///
 /// # Errors
-/// If shapes, types or devices do not fit together, on the CPU if a page is not one of the pool, or if the device fails.
+/// If shapes, types or devices do not fit together, on the CPU if a page is not one of the pool, or
+/// if the device fails.
 ///
 /// # Panics
 /// If a pool is shared and on the CPU.
@@ -71,8 +72,8 @@ pub fn write_pages(pools: [&mut Tensor; 2], new: [&Tensor; 2], pages: &Pages) ->
     Ok(())
 }
 
-/// One more token for each text that has some: adds 1 to `positions` `[B, 1]` and `lengths` `[B]`, i32 on one GPU, where the length is
-/// not 0, whoever shares them.
+/// One more token for each text that has some: adds 1 to `positions` `[B, 1]` and `lengths` `[B]`,
+/// i32 on one GPU, where the length is not 0, whoever shares them.
 ///
 /// # Errors
 /// If they are not integers of these shapes on one GPU, or it fails.

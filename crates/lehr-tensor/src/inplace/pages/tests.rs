@@ -11,7 +11,8 @@ fn normal(shape: &[usize], stream: u64) -> Tensor {
     x
 }
 
-/// Text by text and page by page: a text has the pages that are left by those before, from the last down.
+/// Text by text and page by page: a text has the pages that are left by those before, from the last
+/// down.
 fn pages_of(lengths: &[i32], n_pages: usize, size: usize, max: usize) -> Pages {
     let mut table = vec![i32::MAX; lengths.len() * max];
     let mut free = 0..n_pages as i32;

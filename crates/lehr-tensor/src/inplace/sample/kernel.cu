@@ -1,8 +1,9 @@
 // The choice of the next token of each text of a batch, without a sort of the vocabulary.
 //
-// Candidates are ordered from the largest logit to the smallest, equals by id. Top-k, top-p and the draw each look for the first
-// candidate of that order with which the number of candidates, or the sum of their weights exp((l - top) / temperature), reaches a
-// target; top-p and the draw then only need the sum of the weights of what is kept. Weights are integers in units of 2^-40, so their
+// Candidates are ordered from the largest logit to the smallest, equals by id. Top-k, top-p and the
+// draw each look for the first candidate of that order with which the number of candidates, or the
+// sum of their weights exp((l - top) / temperature), reaches a target; top-p and the draw then only
+// need the sum of the weights of what is kept. Weights are integers in units of 2^-40, so their
 // sums are exact and do not depend on the order of threads.
 //
 //   1. sample_best: the largest logit `top` of each part of a row.
@@ -12,14 +13,16 @@
 //      gathered, sorted and looked through; the next target mostly lies among the same. Else only the target's bin is gathered, and if
 //      even that has too many (as many equal logits), it is cut first, by 8 more bits of (logit, id) a pass.
 //
-// A row of V logits is read three times with top-k or top-p, at most once more for every target beyond the gathered bins.
+// A row of V logits is read three times with top-k or top-p, at most once more for every target
+// beyond the gathered bins.
 #include "sample.cuh"
 
 // The most candidates that are sorted.
 #define LIST 2048
 
-// bests[row, part] = the largest of the first n logits of a part of a row of `logits` [B, stride], after penalties: the lowest id of
-// equals, never NaN. It also sets the row's sums to 0 for sample_bins. Grid (parts, B), at most 64 parts; block 256.
+// bests[row, part] = the largest of the first n logits of a part of a row of `logits` [B, stride],
+// after penalties: the lowest id of equals, never NaN. It also sets the row's sums to 0 for
+// sample_bins. Grid (parts, B), at most 64 parts; block 256.
 extern "C" __global__ void __launch_bounds__(256)
     sample_best(const T* logits, int stride, int n, const Settings* settings, const u32* seen, Best* bests, Sums* sums) {
     int row = blockIdx.y;
@@ -33,8 +36,8 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) bests[row * gridDim.x + blockIdx.x] = best;
 }
 
-// Counts and sums of the bins of each row, and the sum of the weights of at least min_p. Grid and block as of sample_best, whose
-// results it reads.
+// Counts and sums of the bins of each row, and the sum of the weights of at least min_p. Grid and
+// block as of sample_best, whose results it reads.
 extern "C" __global__ void __launch_bounds__(256)
     sample_bins(const T* logits, int stride, int n, const Settings* settings, const u32* seen, const Best* bests, Sums* sums) {
     __shared__ u32 counts[BINS], low[BINS], high[BINS];
@@ -107,7 +110,8 @@ struct Place {
     int index;
     Sum before, with;
 };
-// The first of n with which the sums, beginning at `start`, reach a target; sum_of(i) is that of i alone. For all threads.
+// The first of n with which the sums, beginning at `start`, reach a target; sum_of(i) is that of i
+// alone. For all threads.
 template <class F>
 DEVICE Place first_to_reach(int n, Sum start, Sum target, const F& sum_of) {
     __shared__ Place found;
@@ -149,7 +153,8 @@ DEVICE void sort_list(u64* list, int n) {
     __syncthreads();
 }
 
-// What is gathered: the candidates of the bins from `first` to `last`, n of them; `start` is the sum of all before.
+// What is gathered: the candidates of the bins from `first` to `last`, n of them; `start` is the
+// sum of all before.
 struct Gathered {
     int first, last, n;
     Sum start;
@@ -207,8 +212,9 @@ DEVICE Gathered gather(const Row& row, int n, Sum target, const Place& bin, u64*
     return to;
 }
 
-// ids[row] = the chosen token; counts it in `seen` [B, n]; n_drawn[row] rises if it was drawn. If a logit is NaN or the largest is
-// infinite, probabilities are undefined: the largest logit's token is taken. Grid B; block whole warps, at most 512 threads.
+// ids[row] = the chosen token; counts it in `seen` [B, n]; n_drawn[row] rises if it was drawn. If a
+// logit is NaN or the largest is infinite, probabilities are undefined: the largest logit's token
+// is taken. Grid B; block whole warps, at most 512 threads.
 extern "C" __global__ void __launch_bounds__(512, 1)
     sample_pick(const T* logits, int stride, int n, const Settings* settings, u32* seen, const Best* bests, int n_parts,
                 const Sums* sums, u64* n_drawn, int* ids) {
@@ -269,8 +275,9 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     if (!is_greedy(s)) n_drawn[row] += 1;
 }
 
-// Marks tokens in a row of `seen`: those of a prompt with 1, of what was generated with 2 for each time. The launch with the prompt
-// comes first. Ids outside of 0..n are passed over. Any grid of one dimension.
+// Marks tokens in a row of `seen`: those of a prompt with 1, of what was generated with 2 for each
+// time. The launch with the prompt comes first. Ids outside of 0..n are passed over. Any grid of
+// one dimension.
 extern "C" __global__ void sample_see(const int* tokens, i64 n_tokens, int is_generated, u32* seen, int n) {
     for (i64 i = thread_index(); i < n_tokens; i += n_threads()) {
         int id = tokens[i];

@@ -21,18 +21,21 @@ const SUMS_WORDS: usize = 3 * 2048 + 4;
 const PARTS_MAX: usize = 64;
 const PART: usize = 4096;
 
-/// Chooses a token for each text of a batch on a GPU, from logits `[B, V]` there: what it needs from step to step (settings, how often
-/// each token was seen, how many numbers were drawn, the chosen ids) stays on the device, so a choice can be part of recorded work, and
-/// the host reads ids alone. Clones share all of it.
+/// Chooses a token for each text of a batch on a GPU, from logits `[B, V]` there: what it needs
+/// from step to step (settings, how often each token was seen, how many numbers were drawn, the
+/// chosen ids) stays on the device, so a choice can be part of recorded work, and the host reads
+/// ids alone. Clones share all of it.
 ///
 /// The choice is that of a sort, for the same random numbers: penalties, then
-/// `w = exp((logit − largest) / temperature)`; of the tokens in falling order, equals by id, the first `top_k`, of these the first with
-/// `Σ w ≥ top_p · (Σ w of these)`, of these those with `w ≥ min_p`; then the first with `Σ w > u · (Σ w of what is left)`, where `u` is
-/// number n of `Philox::new(seed, 0x5A4D)` for the n-th draw. A temperature of 0 or `top_k` 1 takes the largest logit and draws
-/// nothing. Weights are cut to multiples of 2⁻⁴⁰, sums are exact: the same bits whatever the order of threads.
+/// `w = exp((logit − largest) / temperature)`; of the tokens in falling order, equals by id, the
+/// first `top_k`, of these the first with `Σ w ≥ top_p · (Σ w of these)`, of these those with
+/// `w ≥ min_p`; then the first with `Σ w > u · (Σ w of what is left)`, where `u` is number n of
+/// `Philox::new(seed, 0x5A4D)` for the n-th draw. A temperature of 0 or `top_k` 1 takes the largest
+/// logit and draws nothing. Weights are cut to multiples of 2⁻⁴⁰, sums are exact: the same bits
+/// whatever the order of threads.
 ///
-/// Where a logit is NaN, or the largest is infinite, there are no probabilities, and the largest logit's token is taken (NaN never is,
-/// unless all are: then token 0).
+/// Where a logit is NaN, or the largest is infinite, there are no probabilities, and the largest
+/// logit's token is taken (NaN never is, unless all are: then token 0).
 #[derive(Clone)]
 pub struct GpuSampler {
     batch: usize,
@@ -50,10 +53,12 @@ pub struct GpuSampler {
 }
 
 impl GpuSampler {
-    /// For `batch` texts and tokens from 0 to `n_ids` − 1; logits beyond are never chosen. Every text begins greedy, with no token seen.
+    /// For `batch` texts and tokens from 0 to `n_ids` − 1; logits beyond are never chosen. Every
+    /// text begins greedy, with no token seen.
     ///
     /// # Errors
-    /// If there are no texts or ids, more than 4,194,304 ids, the device is the CPU, or its memory runs out.
+    /// If there are no texts or ids, more than 4,194,304 ids, the device is the CPU, or its memory
+    /// runs out.
     pub fn new(device: Device, batch: usize, n_ids: usize) -> Result<Self> {
         if device == Device::Cpu {
             return Err(Error::NoKernel { op: OP, device });
@@ -93,8 +98,8 @@ impl GpuSampler {
         cuda.upload(self.n_drawn.device_ptr() + 8 * row, &n_drawn.to_ne_bytes())
     }
 
-    /// Says which tokens text `row` has, for penalties; what it had before is forgotten. Later choices add themselves. Ids that cannot
-    /// be chosen are passed over.
+    /// Says which tokens text `row` has, for penalties; what it had before is forgotten. Later
+    /// choices add themselves. Ids that cannot be chosen are passed over.
     ///
     /// # Errors
     /// If there is no such text, memory runs out or the device fails.
@@ -113,7 +118,8 @@ impl GpuSampler {
         Ok(())
     }
 
-    /// Says which token text `row` has last, as if it had been chosen here, for work that reads [`GpuSampler::ids`].
+    /// Says which token text `row` has last, as if it had been chosen here, for work that reads
+    /// [`GpuSampler::ids`].
     ///
     /// # Errors
     /// If there is no such text or the device fails.
@@ -122,8 +128,8 @@ impl GpuSampler {
         self.ids.cuda()?.upload(self.ids.device_ptr() + 4 * row as u64, &id.to_ne_bytes())
     }
 
-    /// Chooses the next token of each text from `logits [B, V]`, `V` at least the number of ids: they are then in
-    /// [`GpuSampler::ids`], and count as seen. It does not wait for the device.
+    /// Chooses the next token of each text from `logits [B, V]`, `V` at least the number of ids:
+    /// they are then in [`GpuSampler::ids`], and count as seen. It does not wait for the device.
     ///
     /// # Errors
     /// If the logits have another shape, are not floats or on another device, or the device fails.
@@ -152,7 +158,8 @@ impl GpuSampler {
         cuda.launch(&KERNELS, dtype, "sample_pick", extent, args)
     }
 
-    /// The chosen ids, i32 `[B, 1]`, on the device: the tokens of the next step. Every choice overwrites them.
+    /// The chosen ids, i32 `[B, 1]`, on the device: the tokens of the next step. Every choice
+    /// overwrites them.
     #[must_use]
     pub fn ids(&self) -> &Tensor {
         &self.ids
@@ -202,8 +209,8 @@ fn parts(n_ids: usize) -> usize {
     n_ids.div_ceil(PART).min(PARTS_MAX)
 }
 
-/// Adds 1 to every number of three integer tensors on one GPU, whoever shares them: positions and lengths that recorded work reads
-/// again.
+/// Adds 1 to every number of three integer tensors on one GPU, whoever shares them: positions and
+/// lengths that recorded work reads again.
 ///
 /// # Errors
 /// If they are not integers on one GPU, or it fails.

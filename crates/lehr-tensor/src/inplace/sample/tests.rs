@@ -32,7 +32,8 @@ fn penalized(logits: &[f32], text: &Text) -> Vec<f32> {
     out
 }
 
-/// What a text's next token is by the definition. Sums are taken `off` too large in relation, as another rounding might.
+/// What a text's next token is by the definition. Sums are taken `off` too large in relation, as
+/// another rounding might.
 fn chosen(logits: &[f32], text: &Text, off: f64) -> i32 {
     let (s, logits) = (&text.settings, penalized(logits, text));
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -111,7 +112,8 @@ fn logits(kind: usize, noise: Philox, n: usize) -> Vec<f32> {
     out
 }
 
-/// Chooses twice for each text and compares; how many choices were made, and how many only fit with another rounding.
+/// Chooses twice for each text and compares; how many choices were made, and how many only fit with
+/// another rounding.
 fn compare(dtype: DType, v: usize, batch: usize, n_padding: usize) -> (usize, usize) {
     let settings = all_settings();
     let sampler = GpuSampler::new(GPU, batch, v).unwrap();
@@ -228,7 +230,8 @@ fn gpu_choices_pass_over_nan_and_work_when_recorded() {
         assert_eq!(pick(&settings, &[-inf, -inf, -inf]), 0);
         assert_eq!(pick(&settings, &[0.0, inf, 1.0]), 1);
     }
-    // Sampling may change between the runs of recorded work; ids, counts and draws stay on the device.
+    // Sampling may change between the runs of recorded work; ids, counts and draws stay on the
+    // device.
     let values = logits(0, Philox::new(3, 3), 300);
     let on_gpu = Tensor::from_slice(&values, [1, 300]).unwrap().to_device(GPU).unwrap();
     let sampler = GpuSampler::new(GPU, 1, 300).unwrap();

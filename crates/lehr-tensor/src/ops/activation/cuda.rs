@@ -46,5 +46,11 @@ pub(crate) fn backward_and_value(
 ) -> Result<()> {
     let (cuda, n) = (x.cuda()?, x.shape().n_elements());
     let args = args![x, dh_then_h, dx, n as i64, kind(activation)];
-    cuda.launch(&KERNELS, x.dtype(), "activation_backward_and_value", Extent::elementwise(cuda, n), args)
+    cuda.launch(
+        &KERNELS,
+        x.dtype(),
+        "activation_backward_and_value",
+        Extent::elementwise(cuda, n),
+        args,
+    )
 }

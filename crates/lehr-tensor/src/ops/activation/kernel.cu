@@ -1,5 +1,6 @@
-// One pass over memory for each use of an activation. `kind`: 0 gelu_tanh, 1 gelu_erf, 2 silu, 3 relu, 4 relu2.
-// All kernels here: grid and block of one dimension, any grid, at most 256 threads; tensors start on 16 bytes; no shared memory.
+// One pass over memory for each use of an activation. `kind`: 0 gelu_tanh, 1 gelu_erf, 2 silu, 3
+// relu, 4 relu2. All kernels here: grid and block of one dimension, any grid, at most 256 threads;
+// tensors start on 16 bytes; no shared memory.
 #include "curves.cuh"
 
 // y = f(x) for n elements. y may be x.

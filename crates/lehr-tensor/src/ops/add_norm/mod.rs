@@ -127,7 +127,9 @@ impl Op for AddRmsNorm {
         if self.sum.is_cuda() {
             let Self { sum: x, weight, rstd, offset } = self;
             let saved = rms_norm::cuda::Saved { x, weight, rstd, offset: *offset };
-            return share_sum(grads, d_sum, d_normed, |d_sum, dy, grads| saved.backward_sum(d_sum, dy, grads));
+            return share_sum(grads, d_sum, d_normed, |d_sum, dy, grads| {
+                saved.backward_sum(d_sum, dy, grads)
+            });
         }
         let (sum, weight, rstd) = (self.sum.data(), self.weight.data(), self.rstd.data());
         backward_sum(grads, &self.sum, d_sum, d_normed.as_ref(), |dy, dx, accumulate| {
@@ -158,7 +160,9 @@ impl Op for AddLayerNorm {
         if self.sum.is_cuda() {
             let Self { sum: x, weight, stats } = self;
             let saved = layer_norm::cuda::Saved { x, weight, stats };
-            return share_sum(grads, d_sum, d_normed, |d_sum, dy, grads| saved.backward_sum(d_sum, dy, grads));
+            return share_sum(grads, d_sum, d_normed, |d_sum, dy, grads| {
+                saved.backward_sum(d_sum, dy, grads)
+            });
         }
         let (sum, weight, rows) = (self.sum.data(), self.weight.data(), self.stats.rows());
         backward_sum(grads, &self.sum, d_sum, d_normed.as_ref(), |dy, dx, accumulate| {

@@ -16,8 +16,10 @@ pub(crate) static PAGED_DECODE: Source = source!("attention-paged-decode", "page
 pub(crate) static PLAIN_FORWARD: Source = source!("attention-plain-forward", "plain_forward.cu");
 pub(crate) static PLAIN_BACKWARD: Source = source!("attention-plain-backward", "plain_backward.cu");
 pub(crate) static FLASH_FORWARD: Source = source!("attention-flash-forward", "flash_forward.cu");
-pub(crate) static FLASH_BACKWARD_Q: Source = source!("attention-flash-backward-q", "flash_backward_q.cu");
-pub(crate) static FLASH_BACKWARD_KV: Source = source!("attention-flash-backward-kv", "flash_backward_kv.cu");
+pub(crate) static FLASH_BACKWARD_Q: Source =
+    source!("attention-flash-backward-q", "flash_backward_q.cu");
+pub(crate) static FLASH_BACKWARD_KV: Source =
+    source!("attention-flash-backward-kv", "flash_backward_kv.cu");
 pub(crate) static FLASH_DECODE: Source = source!("attention-flash-decode", "flash_decode.cu");
 const OP: &str = "attention";
 
@@ -40,7 +42,8 @@ impl Seen {
     }
 }
 
-/// Heads within a buffer of the device: the first head of the first token, and elements from token to token.
+/// Heads within a buffer of the device: the first head of the first token, and elements from token
+/// to token.
 #[derive(Clone, Copy)]
 struct View {
     ptr: u64,
@@ -89,9 +92,24 @@ macro_rules! family {
         Family {
             width: $width,
             threads: $threads,
-            forward: Tile { source: $sources.forward, name: concat!($prefix, "_forward_", $width), rows: $forward.0, shared_bytes: $forward.1 },
-            backward_q: Tile { source: $sources.backward_q, name: concat!($prefix, "_backward_q_", $width), rows: $q.0, shared_bytes: $q.1 },
-            backward_kv: Tile { source: $sources.backward_kv, name: concat!($prefix, "_backward_kv_", $width), rows: $kv.0, shared_bytes: $kv.1 },
+            forward: Tile {
+                source: $sources.forward,
+                name: concat!($prefix, "_forward_", $width),
+                rows: $forward.0,
+                shared_bytes: $forward.1,
+            },
+            backward_q: Tile {
+                source: $sources.backward_q,
+                name: concat!($prefix, "_backward_q_", $width),
+                rows: $q.0,
+                shared_bytes: $q.1,
+            },
+            backward_kv: Tile {
+                source: $sources.backward_kv,
+                name: concat!($prefix, "_backward_kv_", $width),
+                rows: $kv.0,
+                shared_bytes: $kv.1,
+            },
             kv_queries: $kv_queries,
             split: $split,
         }
@@ -105,8 +123,11 @@ struct Sources {
     backward_kv: &'static Source,
 }
 
-const FLASH: Sources =
-    Sources { forward: &FLASH_FORWARD, backward_q: &FLASH_BACKWARD_Q, backward_kv: &FLASH_BACKWARD_KV };
+const FLASH: Sources = Sources {
+    forward: &FLASH_FORWARD,
+    backward_q: &FLASH_BACKWARD_Q,
+    backward_kv: &FLASH_BACKWARD_KV,
+};
 const PLAIN: Sources =
     Sources { forward: &PLAIN_FORWARD, backward_q: &PLAIN_BACKWARD, backward_kv: &PLAIN_BACKWARD };
 
@@ -127,7 +148,8 @@ static ON_PLAIN_UNITS: [Family; 4] = [
     family!(PLAIN, 256, "attention", 256: (32, 71_440), (16, 67_984), (16, 68_096), 16, false),
 ];
 
-/// The kernels for these heads: tensor cores need 16-bit elements and rows of whole packs of 16 bytes.
+/// The kernels for these heads: tensor cores need 16-bit elements and rows of whole packs of 16
+/// bytes.
 fn family(dtype: DType, width: usize, views: &[View]) -> Result<&'static Family> {
     let is_packed = |view: &View| view.ptr.is_multiple_of(16) && view.stride.is_multiple_of(8);
     let fast = dtype != DType::F32 && width.is_multiple_of(8) && views.iter().all(is_packed);
@@ -165,7 +187,8 @@ pub(super) fn forward(
         return decode([q, k, v], size, seen, scale, out);
     }
     if seen.n_keys.is_some() {
-        let (value, expected) = (size.tq.to_string(), "at most 8, because the number of keys is on the GPU");
+        let (value, expected) =
+            (size.tq.to_string(), "at most 8, because the number of keys is on the GPU");
         return Err(Error::Argument { op: OP, name: "number of queries", value, expected });
     }
     let family = family(dtype, size.width, &[q, k, v])?;
@@ -173,9 +196,24 @@ pub(super) fn forward(
     let lse = lse.map_or(0, |lse| lse.device_ptr());
     let Rule { causal, window, n_keys } = seen.rule;
     let args = args![
-        q.ptr, k.ptr, v.ptr, &*out, lse, seen.intervals.as_ref(), int(OP, q.stride)?, int(OP, k.stride)?,
-        int(OP, v.stride)?, int(OP, size.tq)?, int(OP, size.tk)?, int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?,
-        int(OP, size.width)?, causal, window, n_keys, scale,
+        q.ptr,
+        k.ptr,
+        v.ptr,
+        &*out,
+        lse,
+        seen.intervals.as_ref(),
+        int(OP, q.stride)?,
+        int(OP, k.stride)?,
+        int(OP, v.stride)?,
+        int(OP, size.tq)?,
+        int(OP, size.tk)?,
+        int(OP, size.n_heads)?,
+        int(OP, size.n_kv_heads)?,
+        int(OP, size.width)?,
+        causal,
+        window,
+        n_keys,
+        scale,
     ];
     out.cuda()?.launch(family.forward.source, dtype, family.forward.name, extent, args)
 }
@@ -191,8 +229,14 @@ pub(super) struct Saved<'a> {
 }
 
 impl Saved<'_> {
-    /// Gradients of q, k and v into `grads` (three tensors, or one that holds all), those that are there.
-    pub(super) fn backward(&self, dy: &Tensor, grads: &[Option<&Tensor>], accumulate: bool) -> Result<()> {
+    /// Gradients of q, k and v into `grads` (three tensors, or one that holds all), those that are
+    /// there.
+    pub(super) fn backward(
+        &self,
+        dy: &Tensor,
+        grads: &[Option<&Tensor>],
+        accumulate: bool,
+    ) -> Result<()> {
         let size = self.size;
         if size.width == 0 {
             return Ok(());
@@ -205,15 +249,35 @@ impl Saved<'_> {
         let stats = self.stats(cuda, dy)?;
         let Rule { causal, window, n_keys } = self.seen.rule;
         let intervals = self.seen.intervals.as_ref();
-        let [q_stride, k_stride, v_stride] = [int(OP, q.stride)?, int(OP, k.stride)?, int(OP, v.stride)?];
+        let [q_stride, k_stride, v_stride] =
+            [int(OP, q.stride)?, int(OP, k.stride)?, int(OP, v.stride)?];
         let (tq, tk) = (int(OP, size.tq)?, int(OP, size.tk)?);
         let (n_heads, n_kv_heads, width) =
             (int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?, int(OP, size.width)?);
         if let Some(dq) = dq {
             let extent = over_queries(family, &family.backward_q, size);
             let args = args![
-                q.ptr, k.ptr, v.ptr, dy, &stats, intervals, dq.ptr, q_stride, k_stride, v_stride, int(OP, dq.stride)?,
-                tq, tk, n_heads, n_kv_heads, width, causal, window, n_keys, self.scale, accumulate,
+                q.ptr,
+                k.ptr,
+                v.ptr,
+                dy,
+                &stats,
+                intervals,
+                dq.ptr,
+                q_stride,
+                k_stride,
+                v_stride,
+                int(OP, dq.stride)?,
+                tq,
+                tk,
+                n_heads,
+                n_kv_heads,
+                width,
+                causal,
+                window,
+                n_keys,
+                self.scale,
+                accumulate,
             ];
             cuda.launch(family.backward_q.source, dtype, family.backward_q.name, extent, args)?;
         }
@@ -229,9 +293,30 @@ impl Saved<'_> {
         let part = |view: Option<View>| view.map_or((0, 0), |v| (v.ptr, v.stride));
         let ((dk, dk_stride), (dv, dv_stride)) = (part(dk), part(dv));
         let args = args![
-            q.ptr, k.ptr, v.ptr, dy, &stats, intervals, bounds.as_ref(), dk, dv, q_stride, k_stride, v_stride,
-            int(OP, dk_stride)?, int(OP, dv_stride)?, tq, tk, n_heads, n_kv_heads, width, causal, window, n_keys,
-            self.scale, accumulate,
+            q.ptr,
+            k.ptr,
+            v.ptr,
+            dy,
+            &stats,
+            intervals,
+            bounds.as_ref(),
+            dk,
+            dv,
+            q_stride,
+            k_stride,
+            v_stride,
+            int(OP, dk_stride)?,
+            int(OP, dv_stride)?,
+            tq,
+            tk,
+            n_heads,
+            n_kv_heads,
+            width,
+            causal,
+            window,
+            n_keys,
+            self.scale,
+            accumulate,
         ];
         cuda.launch(tile.source, dtype, tile.name, extent, args)
     }
@@ -242,9 +327,22 @@ impl Saved<'_> {
         let stats = self.out.like_f32([batch, n_heads, tq, 2])?;
         let rows = batch * n_heads * tq;
         let args = args![
-            self.out, dy, self.lse, &stats, int(OP, rows)?, int(OP, tq)?, int(OP, n_heads)?, int(OP, width)?
+            self.out,
+            dy,
+            self.lse,
+            &stats,
+            int(OP, rows)?,
+            int(OP, tq)?,
+            int(OP, n_heads)?,
+            int(OP, width)?
         ];
-        cuda.launch(&PREPARE, self.out.dtype(), "attention_stats", Extent::line(rows.div_ceil(32), 256), args)?;
+        cuda.launch(
+            &PREPARE,
+            self.out.dtype(),
+            "attention_stats",
+            Extent::line(rows.div_ceil(32), 256),
+            args,
+        )?;
         Ok(stats)
     }
 

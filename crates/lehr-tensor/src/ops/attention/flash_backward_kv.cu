@@ -1,4 +1,5 @@
-// The gradients of keys and values of flash_forward.cu, by the formulas of `attention.cuh`; `flash.cuh` has its parts.
+// The gradients of keys and values of flash_forward.cu, by the formulas of `attention.cuh`;
+// `flash.cuh` has its parts.
 #include "flash.cuh"
 
 #if LEHR_T != 0
@@ -9,9 +10,10 @@ struct __align__(16) Step {
     int q0;
 };
 
-// dk (if DK) and dv (if DV) of one block of 64 * MT keys of one key-value head, summed over the query heads that share it and the
-// tiles of BQ queries that see some of the keys. Scores are computed transposed, keys by queries, N queries at a time. Shared memory:
-// keys, values, two tiles of queries and dout and their stats.
+// dk (if DK) and dv (if DV) of one block of 64 * MT keys of one key-value head, summed over the
+// query heads that share it and the tiles of BQ queries that see some of the keys. Scores are
+// computed transposed, keys by queries, N queries at a time. Shared memory: keys, values, two tiles
+// of queries and dout and their stats.
 template <int W, int MT, int BQ, int N, bool DK, bool DV>
 DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const float* stats, const int* tile_bounds, T* dk, T* dv,
                         const Mask& mask, int q_stride, int k_stride, int v_stride, int dk_stride, int dv_stride, int tk, int n_heads,
@@ -62,7 +64,8 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
     if (DK) clear<MT, W / 8>(dk_acc);
     if (DV) clear<MT, W / 8>(dv_acc);
 
-    // Steps go through the query heads and their tiles. One is at work, if `busy`; the next is being copied, if there is a `next_head`.
+    // Steps go through the query heads and their tiles. One is at work, if `busy`; the next is
+    // being copied, if there is a `next_head`.
     int next_head = kv_head * per_kv, next_tile = first;
     const int head_end = first < end ? next_head + per_kv : next_head;
     bool busy = false;
@@ -180,13 +183,14 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
     }
 }
 
-// dk and dv [B, Tk, K, E] (each may be null), all Tk keys: 0 for those that nobody sees. With `accumulate` they are added to.
-// `tile_bounds` for tiles of BQ queries is needed only if intervals are given. The wide ones compute dk and dv in separate blocks,
-// because the registers do not hold both.
+// dk and dv [B, Tk, K, E] (each may be null), all Tk keys: 0 for those that nobody sees. With
+// `accumulate` they are added to. `tile_bounds` for tiles of BQ queries is needed only if intervals
+// are given. The wide ones compute dk and dv in separate blocks, because the registers do not hold
+// both.
 //
-// Grid (ceil(Tk / BK), K, B), of W = 192 and 256 (2 ceil(Tk / BK), K, B); 128 threads. BK, BQ, dynamic shared memory:
-//   W   32: 128, 64, 33904 bytes    64: 128, 64, 66672    96: 64, 64, 74864    128: 64, 64, 99440    192: 64, 32, 98928
-//      256: 64, 16, 98672
+// Grid (ceil(Tk / BK), K, B), of W = 192 and 256 (2 ceil(Tk / BK), K, B); 128 threads. BK, BQ,
+// dynamic shared memory: W   32: 128, 64, 33904 bytes    64: 128, 64, 66672    96: 64, 64, 74864
+// 128: 64, 64, 99440    192: 64, 32, 98928 256: 64, 16, 98672
 #define FLASH_BACKWARD_KV(W, MT, BQ, N, SPLIT, BLOCKS)                                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_kv_##W(                                              \
         const T* q, const T* k, const T* v, const T* dout, const float* stats, const int* intervals, const int* tile_bounds, T* dk,   \

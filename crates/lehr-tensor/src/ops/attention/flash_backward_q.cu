@@ -1,10 +1,11 @@
-// The gradients of queries of flash_forward.cu, by the formulas of `attention.cuh`; `flash.cuh` has its parts.
+// The gradients of queries of flash_forward.cu, by the formulas of `attention.cuh`; `flash.cuh` has
+// its parts.
 #include "flash.cuh"
 
 #if LEHR_T != 0
 
-// dq of one block of 64 * MT queries of one head, N keys at a time. Shared memory: queries, dout, two tiles of BK keys and values, the
-// intervals and the stats.
+// dq of one block of 64 * MT queries of one head, N keys at a time. Shared memory: queries, dout,
+// two tiles of BK keys and values, the intervals and the stats.
 template <int W, int MT, int BK, int N>
 DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const float* stats, T* dq, const Mask& mask, int q_stride,
                        int k_stride, int v_stride, int dq_stride, int tk, int n_heads, int n_kv_heads, int width, float scale,
@@ -125,8 +126,8 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
 
 // dq [B, Tq, H, E]. With `accumulate` it is added to.
 //
-// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. BQ, dynamic shared memory:
-//   W   32: 128, 34896 bytes    64: 128, 67664    96: 128, 75856    128: 128, 100432    192: 64, 99408    256: 64, 99408
+// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. BQ, dynamic shared memory: W   32: 128, 34896
+// bytes    64: 128, 67664    96: 128, 75856    128: 128, 100432    192: 64, 99408    256: 64, 99408
 #define FLASH_BACKWARD_Q(W, MT, BK, N, BLOCKS)                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_q_##W(                                               \
         const T* q, const T* k, const T* v, const T* dout, const float* stats, const int* intervals, T* dq, int q_stride,             \

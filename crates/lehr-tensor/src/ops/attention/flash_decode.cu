@@ -28,8 +28,9 @@ DEVICE void copy_keys(T* tile, const T* from, int stride, const InPages& place, 
     }
 }
 
-// A part of the keys for 16 of the query rows that share a key-value head. Each warp takes 16 of the 64 keys of a tile and has a running
-// softmax of its own until the end. attention_decode_combine of decode.cu puts the parts together.
+// A part of the keys for 16 of the query rows that share a key-value head. Each warp takes 16 of
+// the 64 keys of a tile and has a running softmax of its own until the end.
+// attention_decode_combine of decode.cu puts the parts together.
 template <int W, int STAGES, class Place>
 DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride, int k_stride, int v_stride,
                    Place place, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
@@ -158,12 +159,13 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
     }
 }
 
-// As attention_decode of decode.cu and attention_decode_paged of paged_decode.cu, 16 rows at once; better from about 3 rows on. n_keys is
-// read from n_keys_ptr unless that is null. workspace: B * H * Tq * n_splits * (E + 2) floats.
+// As attention_decode of decode.cu and attention_decode_paged of paged_decode.cu, 16 rows at once;
+// better from about 3 rows on. n_keys is read from n_keys_ptr unless that is null. workspace: B * H
+// * Tq * n_splits * (E + 2) floats.
 //
-// Grid (n_splits, K * ceil(H / K * Tq / 16), B), 128 threads. Choose n_splits so that there are about three blocks per multiprocessor,
-// with at least 128 keys each. Dynamic shared memory:
-//   W   32: 18048 bytes    64: 35456    96: 52864    128: 70272    192: 55936    256: 74368
+// Grid (n_splits, K * ceil(H / K * Tq / 16), B), 128 threads. Choose n_splits so that there are
+// about three blocks per multiprocessor, with at least 128 keys each. Dynamic shared memory: W
+// 32: 18048 bytes    64: 35456    96: 52864    128: 70272    192: 55936    256: 74368
 #define FLASH_DECODE(W, STAGES, BLOCKS)                                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_##W(                                                  \
         const T* q, const T* k, const T* v, float* workspace, const int* intervals, const int* n_keys_ptr, int q_stride,             \

@@ -3,7 +3,8 @@
 
 #if LEHR_T != 0
 
-// One block: 64 * MT queries of one head. Shared memory: the queries, two tiles of BK keys and values, the intervals.
+// One block: 64 * MT queries of one head. Shared memory: the queries, two tiles of BK keys and
+// values, the intervals.
 template <int W, int MT, int BK>
 DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, const Mask& mask, int q_stride, int k_stride, int v_stride,
                     int tk, int n_heads, int n_kv_heads, int width, float scale) {
@@ -16,7 +17,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
     Place* place = (Place*)(scratch + N_WARPS);
 
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, pair = lane % 4;
-    // Heads that share keys are neighbours in the grid. The last queries come first: if the mask is causal, they have the most to do.
+    // Heads that share keys are neighbours in the grid. The last queries come first: if the mask is
+    // causal, they have the most to do.
     int per_kv = n_heads / n_kv_heads, n_tiles = gridDim.x / per_kv, tq = mask.tq;
     int kv_head = blockIdx.y, head = kv_head * per_kv + blockIdx.x % per_kv, b = blockIdx.z;
     int q0 = (n_tiles - 1 - blockIdx.x / per_kv) * BQ, first_row = warp * 16 * MT;
@@ -124,8 +126,9 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
 
 // out = softmax(scale * q k^T + mask) v and, if lse is not null, lse = ln(sum of exp(score)).
 //
-// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. Queries per block BQ, dynamic shared memory:
-//   W   32: 128, 25680 bytes    64: 128, 50256    96: 128, 74832    128: 128, 99408    192: 64, 74320    256: 64, 98896
+// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. Queries per block BQ, dynamic shared memory: W
+// 32: 128, 25680 bytes    64: 128, 50256    96: 128, 74832    128: 128, 99408    192: 64, 74320
+// 256: 64, 98896
 #define FLASH_FORWARD(W, MT, BK, BLOCKS)                                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                                  \
         flash_forward_##W(const T* q, const T* k, const T* v, T* out, float* lse, const int* intervals, int q_stride, int k_stride, \

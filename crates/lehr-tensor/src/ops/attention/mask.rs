@@ -82,8 +82,9 @@ impl Mask {
         Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
     }
 
-    /// Keys and values lie in pages, and each text has a number of its own: its queries are its last tokens. For a few queries without
-    /// gradients; other numbers of keys, segments and prefixes do not go with it.
+    /// Keys and values lie in pages, and each text has a number of its own: its queries are its
+    /// last tokens. For a few queries without gradients; other numbers of keys, segments and
+    /// prefixes do not go with it.
     #[must_use]
     pub fn with_pages(self, pages: Pages) -> Self {
         Self { pages: Some(pages), ..self }
@@ -145,7 +146,8 @@ impl Mask {
         const KEPT: usize = 4;
         let size = [batch, tq, tk];
         let is_known = |(mask, d, s, _): &&Known| mask.is_same(self) && *d == device && *s == size;
-        let known = LAST.with_borrow(|last| last.iter().find(is_known).map(|known| known.3.clone()));
+        let known =
+            LAST.with_borrow(|last| last.iter().find(is_known).map(|known| known.3.clone()));
         if let Some(known) = known {
             return Ok(known);
         }

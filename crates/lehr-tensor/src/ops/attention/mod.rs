@@ -3,9 +3,9 @@
 mod cpu;
 pub(crate) mod cuda;
 mod mask;
-mod pages;
 #[cfg(test)]
 mod paged_tests;
+mod pages;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -275,7 +275,9 @@ impl Op for CudaAttention {
                 saved.backward(&dy, &[Some(dqkv)], accumulate)
             }),
             Inputs::Separate { q, k, v } => {
-                let room = |(i, x): (usize, &Tensor)| grads.wants(i).then(|| x.like(x.shape())).transpose();
+                let room = |(i, x): (usize, &Tensor)| {
+                    grads.wants(i).then(|| x.like(x.shape())).transpose()
+                };
                 let [dq, dk, dv] = [room((0, q))?, room((1, k))?, room((2, v))?];
                 saved.backward(&dy, &[dq.as_ref(), dk.as_ref(), dv.as_ref()], false)?;
                 for (i, grad) in [dq, dk, dv].into_iter().enumerate() {

@@ -82,7 +82,8 @@ fn mask(rules: &Rules) -> Mask {
     }
 }
 
-/// Compares all texts with the definition, on `device` in `dtype`; twice, and the bits are the same.
+/// Compares all texts with the definition, on `device` in `dtype`; twice, and the bits are the
+/// same.
 fn compare(
     lengths: &[i32],
     size: usize,

@@ -5,9 +5,10 @@ use super::{Mask, OP, Size, check_scale, cuda};
 use crate::autograd::records;
 use crate::{Error, Result, Tensor};
 
-/// Which pages of a pool `[n_pages, P, K, E]` each text has, in order, and how many of its tokens lie there: token `i` of text `b` is
-/// row `i % P` of page `table[b, i / P]`. P is a power of two; no two texts have the same page. On a GPU both are read when the work runs,
-/// so that recorded work serves texts that grow, join and leave.
+/// Which pages of a pool `[n_pages, P, K, E]` each text has, in order, and how many of its tokens
+/// lie there: token `i` of text `b` is row `i % P` of page `table[b, i / P]`. P is a power of two;
+/// no two texts have the same page. On a GPU both are read when the work runs, so that recorded
+/// work serves texts that grow, join and leave.
 #[derive(Clone, Debug)]
 pub struct Pages {
     table: Tensor,
@@ -15,8 +16,9 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// From `table` i32 `[B, max_pages]`, of which the entries behind a text's tokens may be anything, and `lengths` i32 `[B]`, 0 for a
-    /// row without a text. On a GPU nobody checks that all is within the pool: the caller has.
+    /// From `table` i32 `[B, max_pages]`, of which the entries behind a text's tokens may be
+    /// anything, and `lengths` i32 `[B]`, 0 for a row without a text. On a GPU nobody checks that
+    /// all is within the pool: the caller has.
     ///
     /// # Errors
     /// If types, shapes or devices do not fit together.
@@ -56,7 +58,8 @@ impl Pages {
         self.table.shape()[1]
     }
 
-    /// An error unless these are `batch` texts in pages of `pool`; how often 1 is doubled to give P.
+    /// An error unless these are `batch` texts in pages of `pool`; how often 1 is doubled to give
+    /// P.
     pub(crate) fn check(&self, op: &'static str, pool: &Tensor, batch: usize) -> Result<u32> {
         self.table.expect_on(op, pool.device())?;
         let shape = pool.shape();
@@ -111,7 +114,10 @@ pub(super) fn attention(
         return refuse("beside inputs that want gradients", "a call inside of no_grad");
     }
     if mask.has_intervals() {
-        return refuse("in a mask with segments or prefixes", "a causal mask, or one that sees all");
+        return refuse(
+            "in a mask with segments or prefixes",
+            "a causal mask, or one that sees all",
+        );
     }
     let mut out = q.like(q.shape())?;
     if out.shape().n_elements() == 0 {
@@ -161,5 +167,8 @@ fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(Size,
         return Err(Error::Shape { op: OP, lhs: qs, rhs: ks, rule });
     }
     let tk = pages.max_pages() << shift;
-    Ok((Size { batch: qs[0], tq: qs[1], tk, n_heads: qs[2], n_kv_heads: ks[2], width: qs[3] }, shift))
+    Ok((
+        Size { batch: qs[0], tq: qs[1], tk, n_heads: qs[2], n_kv_heads: ks[2], width: qs[3] },
+        shift,
+    ))
 }

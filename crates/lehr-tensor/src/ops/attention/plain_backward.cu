@@ -1,4 +1,5 @@
-// The gradients of plain_forward.cu, by the formulas of `attention.cuh`. Each kernel is named by its width W and takes E <= W.
+// The gradients of plain_forward.cu, by the formulas of `attention.cuh`. Each kernel is named by
+// its width W and takes E <= W.
 #include "plain.cuh"
 
 template <int W, int R>
@@ -159,8 +160,9 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
     }
 }
 
-// dk and dv [B, Tk, K, E] (each may be null), all Tk keys: 0 for those that nobody sees. Overwritten or, with `accumulate`, added to.
-// `tile_bounds` for tiles of ROWS queries is needed only if intervals are given.
+// dk and dv [B, Tk, K, E] (each may be null), all Tk keys: 0 for those that nobody sees.
+// Overwritten or, with `accumulate`, added to. `tile_bounds` for tiles of ROWS queries is needed
+// only if intervals are given.
 //
 // Grid (ceil(Tk / ROWS), K, B), 256 threads. ROWS, dynamic shared memory:
 //   W   32: 64, 55296 bytes    64: 64, 88064    128: 32, 72704    256: 16, 68096

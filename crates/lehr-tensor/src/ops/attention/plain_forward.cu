@@ -1,5 +1,6 @@
-// Attention on ordinary arithmetic units: every T and every width up to 256. For f32 it is the only way; flash_forward.cu has tensor
-// cores for the others. `attention.cuh` says what the tensors and masks are, `plain.cuh` which rows are fast.
+// Attention on ordinary arithmetic units: every T and every width up to 256. For f32 it is the only
+// way; flash_forward.cu has tensor cores for the others. `attention.cuh` says what the tensors and
+// masks are, `plain.cuh` which rows are fast.
 //
 // Each kernel is named by its width W and takes E <= W.
 #include "plain.cuh"
@@ -35,7 +36,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
     Bounds* scratch = (Bounds*)(rows + ROWS);
 
     int ty = threadIdx.x / SIDE, tx = threadIdx.x % SIDE;
-    // Heads that share keys are neighbours in the grid. The last queries come first: if the mask is causal, they have the most to do.
+    // Heads that share keys are neighbours in the grid. The last queries come first: if the mask is
+    // causal, they have the most to do.
     int per_kv = n_heads / n_kv_heads, n_tiles = gridDim.x / per_kv, tq = mask.tq;
     int kv_head = blockIdx.y, head = kv_head * per_kv + blockIdx.x % per_kv, b = blockIdx.z;
     int q0 = (n_tiles - 1 - blockIdx.x / per_kv) * ROWS;

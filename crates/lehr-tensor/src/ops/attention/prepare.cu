@@ -1,8 +1,10 @@
-// What the backward kernels of attention read besides their inputs. `attention.cuh` says what the tensors are.
+// What the backward kernels of attention read besides their inputs. `attention.cuh` says what the
+// tensors are.
 #include "attention.cuh"
 
-// bounds [B, ceil(Tq / n), 4]: what each tile of n queries sees, for backward over keys with `intervals` given: two numbers around all
-// keys that some query sees, two around those that all see.
+// bounds [B, ceil(Tq / n), 4]: what each tile of n queries sees, for backward over keys with
+// `intervals` given: two numbers around all keys that some query sees, two around those that all
+// see.
 //
 // Grid (ceil(Tq / n), B), 32 threads.
 extern "C" __global__ void attention_tile_bounds(const int* intervals, int* bounds, int tq, int n_keys, int n) {
@@ -12,8 +14,9 @@ extern "C" __global__ void attention_tile_bounds(const int* intervals, int* boun
     if (threadIdx.x == 0) *to = make_int4(found.reach_lo, found.reach_hi, found.full_lo, found.full_hi);
 }
 
-// stats[b, h, i] = (lse[b, h, i] in base 2, delta = sum_e out[b, i, h, e] * dout[b, i, h, e]); lse of a query that sees nothing becomes
-// +inf, so that exp2(score - lse) is 0. n_rows = B * Tq * H. Eight threads per row.
+// stats[b, h, i] = (lse[b, h, i] in base 2, delta = sum_e out[b, i, h, e] * dout[b, i, h, e]); lse
+// of a query that sees nothing becomes +inf, so that exp2(score - lse) is 0. n_rows = B * Tq * H.
+// Eight threads per row.
 //
 // Any grid (about n_rows / 32 blocks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256)

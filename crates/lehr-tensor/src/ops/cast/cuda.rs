@@ -12,7 +12,9 @@ pub(super) fn cast(x: &Tensor, y: &mut Tensor) -> Result<()> {
     let (from, to, n) = (x.dtype(), y.dtype(), n as i64);
     match (from, to) {
         (DType::F32, _) => cuda.launch(&KERNELS, to, "cast_from_f32", extent, args![x, y, n]),
-        (_, DType::F32) => cuda.launch(&KERNELS, from, "cast_to_f32", extent, args![x, y, n, false]),
+        (_, DType::F32) => {
+            cuda.launch(&KERNELS, from, "cast_to_f32", extent, args![x, y, n, false])
+        }
         (DType::BF16, _) => cuda.launch(&KERNELS, from, "cast_bf16_to_f16", extent, args![x, y, n]),
         _ => cuda.launch(&KERNELS, from, "cast_f16_to_bf16", extent, args![x, y, n]),
     }

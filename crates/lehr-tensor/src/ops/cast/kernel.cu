@@ -1,7 +1,9 @@
-// Conversions between f32 and the 16-bit types, rounded to nearest with ties to even.
-// All kernels here: grid and block of one dimension, any grid, at most 256 threads; tensors start on 16 bytes; no shared memory.
+// Conversions between f32 and the 16-bit types, rounded to nearest with ties to even. All kernels
+// here: grid and block of one dimension, any grid, at most 256 threads; tensors start on 16 bytes;
+// no shared memory.
 //
-// Between types of different sizes a pack is 4 elements: then neighbouring threads touch neighbouring addresses on both sides.
+// Between types of different sizes a pack is 4 elements: then neighbouring threads touch
+// neighbouring addresses on both sides.
 #include "common.cuh"
 
 // y = x for n elements, f32 to T.

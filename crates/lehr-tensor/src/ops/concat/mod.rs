@@ -6,8 +6,8 @@ mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::autograd::{Gradients, Op, record1};
 use super::thin;
+use crate::autograd::{Gradients, Op, record1};
 use crate::{Error, Result, Shape, Tensor};
 use cpu::{Blocks, copy};
 
@@ -91,7 +91,14 @@ impl Op for Concat {
                 if grads.wants(i) {
                     let mut dx = dy.like(*shape)?;
                     let from = Blocks { offset, stride };
-                    thin::cuda::copy_blocks((n, len), &dy, from, &mut dx, Blocks::packed(len), false)?;
+                    thin::cuda::copy_blocks(
+                        (n, len),
+                        &dy,
+                        from,
+                        &mut dx,
+                        Blocks::packed(len),
+                        false,
+                    )?;
                     grads.add(i, dx)?;
                 }
                 offset += len;

@@ -6,7 +6,13 @@ use crate::{Philox, Result, Tensor};
 pub(crate) static KERNELS: Source = source!("dropout", "kernel.cu");
 
 /// `y (+)= x / (1 − p)` where the random number of the element is at least `p`, else 0.
-pub(super) fn apply(x: &Tensor, p: f32, rng: Philox, y: &mut Tensor, accumulate: bool) -> Result<()> {
+pub(super) fn apply(
+    x: &Tensor,
+    p: f32,
+    rng: Philox,
+    y: &mut Tensor,
+    accumulate: bool,
+) -> Result<()> {
     let (cuda, n) = (x.cuda()?, x.shape().n_elements());
     let threshold = (f64::from(p) * 16_777_216.0).ceil() as i32;
     let (seed, stream) = rng.name();

@@ -1,9 +1,9 @@
-// The masked, scaled copy that is both forward and backward.
-// All kernels here: grid and block of one dimension, any grid, at most 256 threads; tensors start on 16 bytes; no shared memory.
+// The masked, scaled copy that is both forward and backward. All kernels here: grid and block of
+// one dimension, any grid, at most 256 threads; tensors start on 16 bytes; no shared memory.
 #include "common.cuh"
 
-// The random words of the N elements from number i on: element i has word i % 4 of block i / 4. N is 1 or a multiple of 4, and
-// then so is i.
+// The random words of the N elements from number i on: element i has word i % 4 of block i / 4. N
+// is 1 or a multiple of 4, and then so is i.
 template <int N>
 DEVICE void random_words(u64 seed, u64 stream, i64 i, u32 words[N]) {
     if constexpr (N % 4 == 0) {
@@ -16,8 +16,8 @@ DEVICE void random_words(u64 seed, u64 stream, i64 i, u32 words[N]) {
     }
 }
 
-// y (+)= scale x where the element's random word has `word >> 8 >= threshold`, else 0, for n elements: threshold = ceil(2^24 p),
-// scale = 1 / (1 - p). y may be x.
+// y (+)= scale x where the element's random word has `word >> 8 >= threshold`, else 0, for n
+// elements: threshold = ceil(2^24 p), scale = 1 / (1 - p). y may be x.
 extern "C" __global__ void __launch_bounds__(256, 4)
     dropout(const T* x, T* y, i64 n, u64 seed, u64 stream, int threshold, float scale, int accumulate) {
     if (accumulate) {

@@ -17,13 +17,7 @@ pub(crate) fn gather(table: &[f32], ids: &[i32], d: usize, y: &mut [f32]) {
 
 /// `table[ids[i]] += dy[i]`, or `=` with 0 in all other rows: tasks own columns, so the rows are
 /// added in order.
-pub(crate) fn scatter_add(
-    dy: &[f32],
-    ids: &[i32],
-    d: usize,
-    table: &mut [f32],
-    accumulate: bool,
-) {
+pub(crate) fn scatter_add(dy: &[f32], ids: &[i32], d: usize, table: &mut [f32], accumulate: bool) {
     /// Columns per task, four cache lines.
     const COLUMNS: usize = 64;
     if !accumulate {
@@ -52,8 +46,7 @@ impl Kernel for AddRows<'_> {
     fn run<S: Simd>(self, _: S) {
         for (dy, id) in self.dy.chunks_exact(self.d).zip(self.ids) {
             // SAFETY: no other task touches these columns.
-            let row =
-                unsafe { self.table.slice(*id as usize * self.d + self.start, self.width) };
+            let row = unsafe { self.table.slice(*id as usize * self.d + self.start, self.width) };
             for (sum, dy) in row.iter_mut().zip(&dy[self.start..]) {
                 *sum += dy;
             }

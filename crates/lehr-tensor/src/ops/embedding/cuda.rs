@@ -18,8 +18,14 @@ pub(crate) fn gather(table: &Tensor, ids: &Tensor, y: &mut Tensor) -> Result<()>
     table.cuda()?.launch(&KERNELS, table.dtype(), "embedding_gather", extent, args)
 }
 
-/// `table[ids[i]] += dy[i]`, or `=` with 0 in all other rows, for a table in f32. The places of an id are added in their order.
-pub(crate) fn scatter_add(dy: &Tensor, ids: &[i32], table: &mut Tensor, accumulate: bool) -> Result<()> {
+/// `table[ids[i]] += dy[i]`, or `=` with 0 in all other rows, for a table in f32. The places of an
+/// id are added in their order.
+pub(crate) fn scatter_add(
+    dy: &Tensor,
+    ids: &[i32],
+    table: &mut Tensor,
+    accumulate: bool,
+) -> Result<()> {
     let &[n_rows, d] = &*table.shape() else { unreachable!("a table has two dimensions") };
     let cuda = dy.cuda()?;
     if !accumulate {
@@ -27,7 +33,8 @@ pub(crate) fn scatter_add(dy: &Tensor, ids: &[i32], table: &mut Tensor, accumula
     }
     let runs = Runs::new(ids, n_rows);
     let place = |values: &[i32]| Tensor::from_ids(values, [values.len()])?.to_device(dy.device());
-    let (order, starts, target) = (place(&runs.order)?, place(&runs.segment_starts)?, place(&runs.segment_target)?);
+    let (order, starts, target) =
+        (place(&runs.order)?, place(&runs.segment_starts)?, place(&runs.segment_target)?);
     let (n_segments, n_long) = (runs.segment_target.len(), runs.long_ids.len());
     let n_work = runs.long_starts.last().map_or(0, |n| *n as usize);
     let work = dy.like_f32([n_work, d])?;
@@ -36,9 +43,8 @@ pub(crate) fn scatter_add(dy: &Tensor, ids: &[i32], table: &mut Tensor, accumula
     extent.grid[1] = d.div_ceil(lanes(dy.dtype()) * columns).min(65_535) as u32;
     extent.block = [columns as u32, (256 / columns) as u32, 1];
     let d = int(OP, d)?;
-    let args = args![
-        dy, &order, &starts, &target, &*table, &work, int(OP, n_segments)?, d, accumulate
-    ];
+    let args =
+        args![dy, &order, &starts, &target, &*table, &work, int(OP, n_segments)?, d, accumulate];
     cuda.launch(&KERNELS, dy.dtype(), "embedding_add_segments", extent, args)?;
     if n_long == 0 {
         return Ok(());
@@ -50,7 +56,8 @@ pub(crate) fn scatter_add(dy: &Tensor, ids: &[i32], table: &mut Tensor, accumula
     cuda.launch(&KERNELS, DType::F32, "embedding_add_long", extent, args)
 }
 
-/// The places of each id, cut into segments that one row of threads adds up: what the kernels' comments call by these names.
+/// The places of each id, cut into segments that one row of threads adds up: what the kernels'
+/// comments call by these names.
 struct Runs {
     order: Vec<i32>,
     segment_starts: Vec<i32>,

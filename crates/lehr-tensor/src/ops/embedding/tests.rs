@@ -25,8 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) fn random_ids(limit: usize, shape: &[usize]) -> Tensor {
     let rng = Philox::new(41, 0);
     let n: usize = shape.iter().product();
-    let ids: Vec<_> =
-        (0..n as u64).map(|i| (rng.block(i)[0] as usize % limit) as i32).collect();
+    let ids: Vec<_> = (0..n as u64).map(|i| (rng.block(i)[0] as usize % limit) as i32).collect();
     Tensor::from_ids(&ids, shape).unwrap()
 }
 

@@ -13,9 +13,10 @@ use crate::{Result, Tensor};
 impl Tensor {
     /// `y = f(x W₁ᵀ + bias₁) W₂ᵀ + bias₂`, of which `f` keeps its argument alone for backward.
     ///
-    /// It is [`Tensor::linear`] and [`Tensor::act_linear`], whose shapes and gradients it has. In training on a GPU, with 16-bit
-    /// elements and the GELU by tanh, the first product writes both the argument and its GELU, so that no pass over memory is
-    /// between the products. Without gradients the argument is not kept, and the two maps are as they are.
+    /// It is [`Tensor::linear`] and [`Tensor::act_linear`], whose shapes and gradients it has. In
+    /// training on a GPU, with 16-bit elements and the GELU by tanh, the first product writes both
+    /// the argument and its GELU, so that no pass over memory is between the products. Without
+    /// gradients the argument is not kept, and the two maps are as they are.
     ///
     /// # Errors
     /// If shapes do not fit or memory runs out.

@@ -4,7 +4,8 @@ use crate::ops::linear::{Affine, WeightLayout};
 use crate::testing::{Case, Pair};
 use crate::{DType, Device, Tensor, cuda};
 
-/// Rows, width, inner width, outputs: with few rows, and with widths that are multiples of 8 and not.
+/// Rows, width, inner width, outputs: with few rows, and with widths that are multiples of 8 and
+/// not.
 const SIZES: [[usize; 4]; 5] =
     [[0, 5, 8, 3], [2, 7, 16, 5], [12, 16, 40, 9], [33, 24, 13, 16], [130, 17, 72, 31]];
 
@@ -22,7 +23,12 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-fn case([n, d, f, out]: [usize; 4], activation: Activation, layout: WeightLayout, bias: bool) -> Case {
+fn case(
+    [n, d, f, out]: [usize; 4],
+    activation: Activation,
+    layout: WeightLayout,
+    bias: bool,
+) -> Case {
     let mut shapes = vec![vec![n, d], vec![f, d], vec![out, f]];
     if layout == WeightLayout::InOut {
         shapes[1..].iter_mut().for_each(|shape| shape.swap(0, 1));
@@ -37,13 +43,15 @@ fn case([n, d, f, out]: [usize; 4], activation: Activation, layout: WeightLayout
         },
         move |x| reference::feed_forward(activation, layout, x),
     );
-    let name = format!("feed_forward {activation:?} {n} × {d} to {f} to {out}, {layout:?}, bias {bias}");
+    let name =
+        format!("feed_forward {activation:?} {n} × {d} to {f} to {out}, {layout:?}, bias {bias}");
     // The inner numbers are of order 1, as in a model.
     let scale = (d as f32).powf(-0.5);
     Case::random(&name, &shapes, pair).map_inputs(|x| scale * x)
 }
 
-/// The GELU of sums that were not rounded before is not always that of rounded sums: so the product wrote it.
+/// The GELU of sums that were not rounded before is not always that of rounded sums: so the product
+/// wrote it.
 #[test]
 fn gpu_products_write_the_gelu_and_take_its_slope() {
     if cuda::device_info(0).unwrap().driver_version > 0 {

@@ -8,7 +8,12 @@ use crate::{Result, Tensor};
 pub(crate) static KERNELS: Source = source!("gated", "kernel.cu");
 
 /// `y = f(gate) · up`.
-pub(crate) fn forward(activation: Activation, gate: &Tensor, up: &Tensor, y: &mut Tensor) -> Result<()> {
+pub(crate) fn forward(
+    activation: Activation,
+    gate: &Tensor,
+    up: &Tensor,
+    y: &mut Tensor,
+) -> Result<()> {
     let (cuda, n) = (gate.cuda()?, gate.shape().n_elements());
     let args = args![gate, up, y, n as i64, kind(activation)];
     cuda.launch(&KERNELS, gate.dtype(), "gated_forward", Extent::elementwise(cuda, n), args)
@@ -39,5 +44,11 @@ pub(crate) fn backward_and_value(
 ) -> Result<()> {
     let (cuda, n) = (gate.cuda()?, gate.shape().n_elements());
     let args = args![gate, up, dh_then_h, dgate, dup, n as i64, kind(activation)];
-    cuda.launch(&KERNELS, gate.dtype(), "gated_backward_and_value", Extent::elementwise(cuda, n), args)
+    cuda.launch(
+        &KERNELS,
+        gate.dtype(),
+        "gated_backward_and_value",
+        Extent::elementwise(cuda, n),
+        args,
+    )
 }

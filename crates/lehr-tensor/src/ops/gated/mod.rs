@@ -46,7 +46,12 @@ impl Tensor {
 }
 
 /// `y = f(gate) · up`, on the device of `gate`.
-pub(super) fn forward(activation: Activation, gate: &Tensor, up: &Tensor, y: &mut Tensor) -> Result<()> {
+pub(super) fn forward(
+    activation: Activation,
+    gate: &Tensor,
+    up: &Tensor,
+    y: &mut Tensor,
+) -> Result<()> {
     if gate.is_cuda() {
         return cuda::forward(activation, gate, up, y);
     }
@@ -68,7 +73,8 @@ impl Op for Gated {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         if dy.is_cuda() {
-            let (mut dgate, mut dup) = (self.gate.like(self.gate.shape())?, self.up.like(self.up.shape())?);
+            let (mut dgate, mut dup) =
+                (self.gate.like(self.gate.shape())?, self.up.like(self.up.shape())?);
             cuda::backward(self.activation, &self.gate, &self.up, &dy, &mut dgate, &mut dup)?;
             grads.add(0, dgate)?;
             return grads.add(1, dup);

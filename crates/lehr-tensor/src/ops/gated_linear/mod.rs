@@ -30,12 +30,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If shapes do not fit or memory runs out.
-    pub fn gated_linear(
-        &self,
-        up: &Self,
-        activation: Activation,
-        map: Affine<'_>,
-    ) -> Result<Self> {
+    pub fn gated_linear(&self, up: &Self, activation: Activation, map: Affine<'_>) -> Result<Self> {
         super::expect_same("gated_linear", self, up)?;
         let size = map.size("gated_linear", self)?;
         let mut y = self.like(self.shape().with_last_dim(size.1))?;
@@ -97,7 +92,14 @@ impl GatedLinear {
         if grads.wants(0) || grads.wants(1) {
             backward.input(&mut h, false)?;
             let (mut dgate, mut dup) = (gate.like(gate.shape())?, gate.like(gate.shape())?);
-            gated::cuda::backward_and_value(self.activation, gate, up, &mut h, &mut dgate, &mut dup)?;
+            gated::cuda::backward_and_value(
+                self.activation,
+                gate,
+                up,
+                &mut h,
+                &mut dgate,
+                &mut dup,
+            )?;
             grads.add(0, dgate)?;
             grads.add(1, dup)?;
         } else if grads.wants(2) {

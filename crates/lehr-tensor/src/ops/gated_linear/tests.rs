@@ -27,7 +27,9 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn pair(activation: Activation, layout: WeightLayout, bias: bool) -> Pair {
     Pair::one(
-        move |x| x[0].gated_linear(&x[1], activation, Affine::new(&x[2], layout, bias.then(|| &x[3]))),
+        move |x| {
+            x[0].gated_linear(&x[1], activation, Affine::new(&x[2], layout, bias.then(|| &x[3])))
+        },
         move |x| {
             let bias = bias.then(|| &x[3]);
             reference::gated_linear(activation, &x[0], &x[1], &x[2], layout, bias)
@@ -50,7 +52,9 @@ fn only_what_is_wanted_gets_a_gradient_and_it_is_the_same() {
             .map(|(x, wanted)| if *wanted { x.trainable() } else { x.clone() })
             .collect();
         let layout = WeightLayout::OutIn;
-        let y = x[0].gated_linear(&x[1], Activation::GeluTanh, Affine::new(&x[2], layout, None)).unwrap();
+        let y = x[0]
+            .gated_linear(&x[1], Activation::GeluTanh, Affine::new(&x[2], layout, None))
+            .unwrap();
         y.mul(&y).unwrap().sum().unwrap().backward().unwrap();
         x.iter().map(|x| x.grad().map(|g| g.to_vec())).collect::<Vec<_>>()
     };

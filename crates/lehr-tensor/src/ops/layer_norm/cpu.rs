@@ -62,12 +62,7 @@ impl Kernel for Forward<'_> {
 
 /// Normalises one row and returns its mean and reciprocal deviation.
 #[inline(always)]
-pub(crate) fn normalise<S: Simd>(
-    s: S,
-    x: &[f32],
-    affine: Affine<'_>,
-    y: &mut [f32],
-) -> (f32, f32) {
+pub(crate) fn normalise<S: Simd>(s: S, x: &[f32], affine: Affine<'_>, y: &mut [f32]) -> (f32, f32) {
     let d = x.len();
     let mean = sum(s, x) / d as f32;
     let rstd = 1.0 / (sum_of_squares(s, x, mean) / d as f32 + affine.eps).sqrt();

@@ -31,7 +31,13 @@ pub(crate) fn add_forward(
 ) -> Result<()> {
     let (rows, d) = (int(OP, x.shape().n_rows())?, int(OP, x.shape().last_dim())?);
     let args = args![x, delta, weight, bias, sum, normed, &stats.mean, &stats.rstd, eps, rows, d];
-    x.cuda()?.launch(&KERNELS, x.dtype(), "add_layer_norm_forward", rows_cuda::forward(x, 896), args)
+    x.cuda()?.launch(
+        &KERNELS,
+        x.dtype(),
+        "add_layer_norm_forward",
+        rows_cuda::forward(x, 896),
+        args,
+    )
 }
 
 /// What backward reads.
@@ -45,8 +51,15 @@ pub(crate) struct Saved<'a> {
 type Partials = [Option<Tensor>; 2];
 
 impl Saved<'_> {
-    /// `dx = base + …` if wanted (`base` may be `dx`), and the sums of each block that are wanted: one pass.
-    fn run(&self, dy: &Tensor, base: Option<u64>, dx: Option<&Tensor>, wanted: [bool; 2]) -> Result<Partials> {
+    /// `dx = base + …` if wanted (`base` may be `dx`), and the sums of each block that are wanted:
+    /// one pass.
+    fn run(
+        &self,
+        dy: &Tensor,
+        base: Option<u64>,
+        dx: Option<&Tensor>,
+        wanted: [bool; 2],
+    ) -> Result<Partials> {
         let &Self { x, weight, stats } = self;
         let cuda = x.cuda()?;
         let (rows, d) = (int(OP, x.shape().n_rows())?, int(OP, x.shape().last_dim())?);
@@ -57,14 +70,30 @@ impl Saved<'_> {
         let [dw, db] = [room(wanted[0])?, room(wanted[1])?];
         let base = base.unwrap_or(0);
         let args = args![
-            x, weight, &stats.mean, &stats.rstd, dy, base, dx, dw.as_ref(), db.as_ref(), rows, d
+            x,
+            weight,
+            &stats.mean,
+            &stats.rstd,
+            dy,
+            base,
+            dx,
+            dw.as_ref(),
+            db.as_ref(),
+            rows,
+            d
         ];
         cuda.launch(&KERNELS, x.dtype(), "layer_norm_backward", extent, args)?;
         Ok([dw, db])
     }
 
-    /// Adds the blocks' sums to the gradients of weight and bias, inputs `index` and the one after it.
-    fn add_partials(&self, partials: Partials, grads: &mut Gradients<'_>, index: usize) -> Result<()> {
+    /// Adds the blocks' sums to the gradients of weight and bias, inputs `index` and the one after
+    /// it.
+    fn add_partials(
+        &self,
+        partials: Partials,
+        grads: &mut Gradients<'_>,
+        index: usize,
+    ) -> Result<()> {
         for (i, partials) in partials.into_iter().enumerate() {
             let Some(partials) = partials else { continue };
             let kernel = (&KERNELS, "layer_norm_sum_partials");
@@ -85,8 +114,8 @@ impl Saved<'_> {
         self.add_partials(partials, grads, 1)
     }
 
-    /// After a residual addition: the gradient that both terms share, which is `d_sum` (if any) plus what comes through the
-    /// normalisation; and those of weight and bias, inputs 2 and 3.
+    /// After a residual addition: the gradient that both terms share, which is `d_sum` (if any)
+    /// plus what comes through the normalisation; and those of weight and bias, inputs 2 and 3.
     pub(crate) fn backward_sum(
         &self,
         d_sum: Option<&Tensor>,

@@ -1,16 +1,18 @@
 // Layer normalisation, alone and after a residual addition, and its gradients.
 //
-// Threads of a row. The caller picks the block from the row's width d, with packs = ceil(d / LANES), LANES = 16 / sizeof(T), and
-// per_thread = 4 (forward) or 2 (backward), t = ceil(packs / per_thread):
-//   t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several rows per block.
-//   t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 896 (forward) or 512 (backward).
-// Any block of one of these two forms gives right results; rows of more than x * per_thread packs, or of a width that is no multiple
-// of LANES, take a slower path that reads rows more than once.
+// Threads of a row. The caller picks the block from the row's width d, with packs = ceil(d /
+// LANES), LANES = 16 / sizeof(T), and per_thread = 4 (forward) or 2 (backward), t = ceil(packs /
+// per_thread): t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several
+// rows per block. t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 896
+// (forward) or 512 (backward). Any block of one of these two forms gives right results; rows of
+// more than x * per_thread packs, or of a width that is no multiple of LANES, take a slower path
+// that reads rows more than once.
 #include "common.cuh"
 
 #define FORWARD_PACKS 4
 #define BACKWARD_PACKS 2
-// Most shared memory for the sums of dweight and dbias in the slow path; wider rows keep them in global memory.
+// Most shared memory for the sums of dweight and dbias in the slow path; wider rows keep them in
+// global memory.
 #define SHARED_SUMS_MAX (96 << 10)
 
 // The mean is known before the deviations from it are squared: rows far from 0 keep their digits.
@@ -100,9 +102,9 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
     }
 }
 
-// y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps).
-// x, y [rows, d] T; weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null.
-// Block: see the top, per_thread = 4. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
+// y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps). x, y [rows, d] T;
+// weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block: see the
+// top, per_thread = 4. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(896) layer_norm_forward(const T* x, const float* weight, const float* bias, T* y,
                                                                       float* mean, float* rstd, float eps, int rows, int d) {
     forward_rows<false>(x, nullptr, weight, bias, nullptr, y, mean, rstd, eps, rows, d);
@@ -163,7 +165,8 @@ DEVICE void write_partial(const float* sums, float* partials, int d) {
     }
 }
 
-// Rows that fit in registers: the next row is on its way while one is worked on, and dweight and dbias are summed in registers.
+// Rows that fit in registers: the next row is on its way while one is worked on, and dweight and
+// dbias are summed in registers.
 DEVICE void backward_in_registers(const T* x, const float* weight, const float* mean, const float* rstd, const T* dy, const T* base,
                                   T* dx, float* weight_partials, float* bias_partials, float* sums, int rows, int d) {
     __shared__ float scratch[2][64];
@@ -244,7 +247,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
     if (bias_partials != nullptr) write_partial(sums + blockDim.y * d, bias_partials, d);
 }
 
-// Other rows: N neighbours at once, dweight and dbias summed in memory that only this thread touches.
+// Other rows: N neighbours at once, dweight and dbias summed in memory that only this thread
+// touches.
 template <int N>
 DEVICE void backward_in_memory(const T* x, const float* weight, const float* mean, const float* rstd, const T* dy, const T* base,
                                T* dx, float* weight_partials, float* bias_partials, float* sums, int rows, int d) {
@@ -305,14 +309,16 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* mea
     if (bias_partials != nullptr) write_partial(sums + blockDim.y * d, bias_partials, d);
 }
 
-// dx = base + rstd (g - mean(g) - x_hat mean(g x_hat)) with g = dy weight and x_hat = (x - mean) rstd, and each block's share of
-// dweight and dbias: weight_partials[block, c] = sum over the block's rows of dy x_hat, bias_partials[block, c] = sum of dy.
-// x, dy, dx, base [rows, d] T; weight [d], mean, rstd [rows], partials [gridDim.x, d] f32. `base` null counts as 0 and may be dx: to
-// add to dx, give dx itself; after a residual addition, give the gradient of the sum. What is not wanted (dx, partials) is null.
-// Block: see the top, per_thread = 2. Grid: as many blocks as the device runs at once, about
-// n_SMs * max(1, min(8, 512 / (blockDim.x blockDim.y))), and at most ceil(rows / blockDim.y).
-// Dynamic shared memory: 2 * blockDim.y * d * 4 bytes if any partials are given and either blockDim.y > 1, or the row does not fit in
-// registers (d % LANES != 0 or d > 2 * LANES * blockDim.x) and that is at most 96 KiB; else 0.
+// dx = base + rstd (g - mean(g) - x_hat mean(g x_hat)) with g = dy weight and x_hat = (x - mean)
+// rstd, and each block's share of dweight and dbias: weight_partials[block, c] = sum over the
+// block's rows of dy x_hat, bias_partials[block, c] = sum of dy. x, dy, dx, base [rows, d] T;
+// weight [d], mean, rstd [rows], partials [gridDim.x, d] f32. `base` null counts as 0 and may be
+// dx: to add to dx, give dx itself; after a residual addition, give the gradient of the sum. What
+// is not wanted (dx, partials) is null. Block: see the top, per_thread = 2. Grid: as many blocks as
+// the device runs at once, about n_SMs * max(1, min(8, 512 / (blockDim.x blockDim.y))), and at most
+// ceil(rows / blockDim.y). Dynamic shared memory: 2 * blockDim.y * d * 4 bytes if any partials are
+// given and either blockDim.y > 1, or the row does not fit in registers (d % LANES != 0 or d > 2 *
+// LANES * blockDim.x) and that is at most 96 KiB; else 0.
 extern "C" __global__ void __launch_bounds__(512) layer_norm_backward(const T* x, const float* weight, const float* mean,
                                                                       const float* rstd, const T* dy, const T* base, T* dx,
                                                                       float* weight_partials, float* bias_partials, int rows, int d) {
@@ -326,8 +332,8 @@ extern "C" __global__ void __launch_bounds__(512) layer_norm_backward(const T* x
     }
 }
 
-// out (+)= the sum of the partials of `n_blocks` blocks, in a fixed order. partials [n_blocks, d], out [d] f32.
-// Block (32, 32), grid ceil(d / 32).
+// out (+)= the sum of the partials of `n_blocks` blocks, in a fixed order. partials [n_blocks, d],
+// out [d] f32. Block (32, 32), grid ceil(d / 32).
 extern "C" __global__ void __launch_bounds__(1024) layer_norm_sum_partials(const float* partials, float* out, int n_blocks, int d,
                                                                            int accumulate) {
     sum_rows_of_blocks(partials, out, n_blocks, d, accumulate);

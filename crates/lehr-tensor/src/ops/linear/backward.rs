@@ -1,9 +1,9 @@
 //! Backward of a linear map on a GPU: the gradients of its input, its weight and its bias.
 
+use super::Kept;
 use super::WeightLayout::{InOut, OutIn};
 use super::cuda::{column_sums, rows, transposed};
 use super::fp8::{self, Copies, Fp8, Product};
-use super::Kept;
 use crate::autograd::Gradients;
 use crate::cuda::blas::{Element, Epilogue, Matmul};
 use crate::{Result, Tensor};
@@ -20,7 +20,8 @@ impl<'a> Backward<'a> {
     pub(crate) fn new(kept: &'a Kept, dy: &'a Tensor) -> Result<Self> {
         let (n, n_out, _) = kept.size;
         let is_fp8 = kept.fp8 && fp8::fits(dy.cuda()?, dy.dtype(), kept.size);
-        let dy8 = is_fp8.then(|| Fp8::new(dy, (n, n_out), Element::E5M2, Copies::Both)).transpose()?;
+        let dy8 =
+            is_fp8.then(|| Fp8::new(dy, (n, n_out), Element::E5M2, Copies::Both)).transpose()?;
         Ok(Self { kept, dy, dy8 })
     }
 
@@ -30,7 +31,8 @@ impl<'a> Backward<'a> {
         if let Some(dy) = &self.dy8 {
             let in_fp8 = || {
                 let (weight, layout) = (&self.kept.weight, self.kept.layout);
-                // Freed when the product was started, which is early enough: who gets the memory writes later.
+                // Freed when the product was started, which is early enough: who gets the memory
+                // writes later.
                 let (_w, w) = Fp8::of_weight(weight, layout, (n_out, n_in), InOut)?;
                 let product = Matmul::new((n, n_in, n_out), dy.rows(), w, rows(dx, n_in));
                 product.accumulate(accumulate).try_run(cuda)
@@ -42,8 +44,8 @@ impl<'a> Backward<'a> {
         self.input_product(dx).accumulate(accumulate).run(cuda)
     }
 
-    /// `dx = dy W ⊙ gelu'(x)` (by tanh), for the x that the GELU is of; false if there is no such product, and then nothing was
-    /// started.
+    /// `dx = dy W ⊙ gelu'(x)` (by tanh), for the x that the GELU is of; false if there is no such
+    /// product, and then nothing was started.
     pub(crate) fn input_of_gelu(&self, x: &Tensor, dx: &mut Tensor) -> Result<bool> {
         let cuda = self.dy.cuda()?;
         if self.dy8.is_some() || !Epilogue::has_gelu(cuda, self.dy.dtype(), self.kept.size.2) {
@@ -62,9 +64,12 @@ impl<'a> Backward<'a> {
         Matmul::new((n, n_in, n_out), rows(dy, n_out), b, rows(dx, n_in))
     }
 
-    /// Gradients of the weight, input `index` of the op, for the input `x` of the map; and of the bias, the input after it if any.
+    /// Gradients of the weight, input `index` of the op, for the input `x` of the map; and of the
+    /// bias, the input after it if any.
     pub(crate) fn params(&self, x: &Tensor, grads: &mut Gradients<'_>, index: usize) -> Result<()> {
-        grads.write_param(index, &self.kept.weight, |dw, accumulate| self.weight(x, dw, accumulate))?;
+        grads.write_param(index, &self.kept.weight, |dw, accumulate| {
+            self.weight(x, dw, accumulate)
+        })?;
         if grads.n_inputs() <= index + 1 || !grads.wants(index + 1) {
             return Ok(());
         }
@@ -82,8 +87,12 @@ impl<'a> Backward<'a> {
             let in_fp8 = || {
                 let x = Fp8::new(x, (n, n_in), Element::E4M3, Copies::Columns)?;
                 let product = match layout {
-                    OutIn => Matmul::new(by_out, dy.columns(), x.columns().by_columns(), rows(dw, n_in)),
-                    InOut => Matmul::new(by_in, x.columns(), dy.columns().by_columns(), rows(dw, n_out)),
+                    OutIn => {
+                        Matmul::new(by_out, dy.columns(), x.columns().by_columns(), rows(dw, n_in))
+                    }
+                    InOut => {
+                        Matmul::new(by_in, x.columns(), dy.columns().by_columns(), rows(dw, n_out))
+                    }
                 };
                 product.accumulate(accumulate).try_run(cuda)
             };

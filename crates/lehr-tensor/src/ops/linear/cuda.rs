@@ -42,15 +42,20 @@ pub(crate) fn forward(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor) 
 }
 
 /// `y = x Wᵀ + bias` by a product in fp8; false if there is none.
-fn forward_fp8((n, n_out, n_in): Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor) -> Result<bool> {
+fn forward_fp8(
+    (n, n_out, n_in): Size,
+    x: &Tensor,
+    map: &Affine<'_>,
+    y: &mut Tensor,
+) -> Result<bool> {
     let (_w, w) = Fp8::of_weight(map.weight, map.layout, (n_out, n_in), OutIn)?;
     let x8 = Fp8::new(x, (n, n_in), Element::E4M3, Copies::Rows)?;
     let product = Matmul::new((n, n_out, n_in), x8.rows(), w, rows(y, n_out));
     product.bias(map.bias.map(Tensor::device_ptr)).try_run(x.cuda()?)
 }
 
-/// How the weight is stored, if there are few rows and a kernel of our own reads it nearer to the memory's speed than a product of
-/// matrices does.
+/// How the weight is stored, if there are few rows and a kernel of our own reads it nearer to the
+/// memory's speed than a product of matrices does.
 fn few(n: usize, dtype: DType) -> Option<WeightFormat> {
     match dtype {
         DType::BF16 if (1..=FEW).contains(&n) => Some(WeightFormat::BF16),
@@ -59,7 +64,13 @@ fn few(n: usize, dtype: DType) -> Option<WeightFormat> {
     }
 }
 
-fn forward_product((n, n_out, n_in): Size, x: &Tensor, weight: &Tensor, layout: WeightLayout, y: &Tensor) -> Matmul {
+fn forward_product(
+    (n, n_out, n_in): Size,
+    x: &Tensor,
+    weight: &Tensor,
+    layout: WeightLayout,
+    y: &Tensor,
+) -> Matmul {
     let b = match layout {
         OutIn => transposed(weight, n_in),
         InOut => rows(weight, n_out),
@@ -67,10 +78,18 @@ fn forward_product((n, n_out, n_in): Size, x: &Tensor, weight: &Tensor, layout: 
     Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out))
 }
 
-/// `y = x Wᵀ + bias` and `h = gelu(y)` (by tanh), written by one product; false if there is none, and then nothing was started.
+/// `y = x Wᵀ + bias` and `h = gelu(y)` (by tanh), written by one product; false if there is none,
+/// and then nothing was started.
 ///
-/// It saves the pass that reads y (2 bytes an element) to write h. h is the GELU of the sum before that is rounded to y.
-pub(crate) fn forward_with_gelu(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor, h: &mut Tensor) -> Result<bool> {
+/// It saves the pass that reads y (2 bytes an element) to write h. h is the GELU of the sum before
+/// that is rounded to y.
+pub(crate) fn forward_with_gelu(
+    size: Size,
+    x: &Tensor,
+    map: &Affine<'_>,
+    y: &mut Tensor,
+    h: &mut Tensor,
+) -> Result<bool> {
     let (cuda, dtype) = (x.cuda()?, x.dtype());
     let is_fp8 = map.fp8 && fp8::fits(cuda, dtype, size);
     if is_fp8 || !Epilogue::has_gelu(cuda, dtype, size.1) || few(size.0, dtype).is_some() {
@@ -81,8 +100,15 @@ pub(crate) fn forward_with_gelu(size: Size, x: &Tensor, map: &Affine<'_>, y: &mu
     product.epilogue(Epilogue::Gelu { bias, aux }).try_run(cuda)
 }
 
-/// `out (+)= Σ over rows` of `x [n, w]`, in f32: sums of parts, whose number depends on the shape alone, then their sum.
-pub(crate) fn column_sums(n: usize, x: &Tensor, w: usize, out: &mut Tensor, accumulate: bool) -> Result<()> {
+/// `out (+)= Σ over rows` of `x [n, w]`, in f32: sums of parts, whose number depends on the shape
+/// alone, then their sum.
+pub(crate) fn column_sums(
+    n: usize,
+    x: &Tensor,
+    w: usize,
+    out: &mut Tensor,
+    accumulate: bool,
+) -> Result<()> {
     const OP: &str = "column_sums";
     let cuda = x.cuda()?;
     if w == 0 {
@@ -108,7 +134,13 @@ pub(crate) fn column_sums(n: usize, x: &Tensor, w: usize, out: &mut Tensor, accu
     };
     let partials = x.like_f32([n_partials, w])?;
     let (n, w_) = (n as i64, int(OP, w)?);
-    cuda.launch(&KERNELS, x.dtype(), "column_sums_partials", Extent::line(blocks, 256), args![x, &partials, n, w_])?;
+    cuda.launch(
+        &KERNELS,
+        x.dtype(),
+        "column_sums_partials",
+        Extent::line(blocks, 256),
+        args![x, &partials, n, w_],
+    )?;
     let args = args![&partials, int(OP, n_partials)?, x, n, w_, &*out, accumulate];
     cuda.launch(&KERNELS, x.dtype(), "column_sums_finish", Extent::line(w.div_ceil(32), 256), args)
 }

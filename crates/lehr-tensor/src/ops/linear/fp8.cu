@@ -1,9 +1,11 @@
-// Matrices in 8 bits for products in fp8: x is stored as round(x * largest / amax) with amax = max |x|, and the product multiplies by
-// amax / largest. `kind`: 0 e4m3 (weights, activations), 1 e5m2 (gradients, whose range is wider). Tensors start on 16 bytes.
+// Matrices in 8 bits for products in fp8: x is stored as round(x * largest / amax) with amax = max
+// |x|, and the product multiplies by amax / largest. `kind`: 0 e4m3 (weights, activations), 1 e5m2
+// (gradients, whose range is wider). Tensors start on 16 bytes.
 #include "fp8.cuh"
 
-// amax[0] = max(amax[0], |x|) over n elements; amax[0] starts at 0. Numbers that are not negative are in the order of their bits, and
-// NaN is above all, so that the order of the atomic operations does not matter. Grid and block of one dimension, any grid, block 256.
+// amax[0] = max(amax[0], |x|) over n elements; amax[0] starts at 0. Numbers that are not negative
+// are in the order of their bits, and NaN is above all, so that the order of the atomic operations
+// does not matter. Grid and block of one dimension, any grid, block 256.
 extern "C" __global__ void __launch_bounds__(256, 4) fp8_amax(const T* x, int* amax, i64 n) {
     int largest = 0;
     auto step = [&](i64, auto x) {
@@ -21,10 +23,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) fp8_amax(const T* x, int* a
     if (largest > 0) atomicMax(amax, largest);
 }
 
-// What numbers are multiplied by before they are rounded. Infinite and NaN maxima give NaN codes or scales, and so results.
+// What numbers are multiplied by before they are rounded. Infinite and NaN maxima give NaN codes or
+// scales, and so results.
 template <class F>
 DEVICE float fp8_factor(float amax) {
-    // Where the quotient would overflow, numbers are too small to matter. Not fminf, which hides NaN.
+    // Where the quotient would overflow, numbers are too small to matter. Not fminf, which hides
+    // NaN.
     float factor = F::largest() / amax;
     return amax == 0.0f ? 1.0f : factor > 3e38f ? 3e38f : factor;
 }
@@ -59,7 +63,8 @@ DEVICE void cast_all(const T* x, const float* amax, float* scale, u32* codes, i6
     }
 }
 
-// codes = x in fp8 for n elements, a multiple of 16, and scale[0] = 1 / factor. Grid and block of one dimension, any grid, block 256.
+// codes = x in fp8 for n elements, a multiple of 16, and scale[0] = 1 / factor. Grid and block of
+// one dimension, any grid, block 256.
 extern "C" __global__ void __launch_bounds__(256, 4)
     fp8_cast(const T* x, const float* amax, float* scale, u32* codes, i64 n, int kind) {
     if (kind == 0) {
@@ -69,7 +74,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     }
 }
 
-// A tile of 64 x 64 codes. Rows are 17 words apart: neighbouring rows are in different banks, rows 16 apart in pairs of two.
+// A tile of 64 x 64 codes. Rows are 17 words apart: neighbouring rows are in different banks, rows
+// 16 apart in pairs of two.
 #define TILE 64
 #define TILE_WORDS 17
 
@@ -110,8 +116,9 @@ DEVICE void cast_tile(const T* x, float factor, u32* rows, u32* columns, int n, 
     store_pack(columns + ((i64)(first_column + column) * n + first_row + part) / 4, words);
 }
 
-// columns [w, n] = the transpose of x [n, w] in fp8, rows [n, w] = x in fp8 unless it is null, scale[0] = 1 / factor, in one pass. n and
-// w are multiples of 16. Grid (ceil(w / 64), ceil(n / 64)), block 256.
+// columns [w, n] = the transpose of x [n, w] in fp8, rows [n, w] = x in fp8 unless it is null,
+// scale[0] = 1 / factor, in one pass. n and w are multiples of 16. Grid (ceil(w / 64), ceil(n /
+// 64)), block 256.
 extern "C" __global__ void __launch_bounds__(256, 4)
     fp8_cast_transpose(const T* x, const float* amax, float* scale, u32* rows, u32* columns, int n, int w, int kind) {
     __shared__ u32 tile[TILE * TILE_WORDS];

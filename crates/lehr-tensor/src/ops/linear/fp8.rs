@@ -1,11 +1,13 @@
 //! Matrices in 8 bits for the products of wide linear maps.
 //!
-//! Each matrix has one scale, from its largest magnitude now: `x ≈ scale · code` with `scale = amax / largest`. Weights and activations
-//! are e4m3, gradients e5m2, whose range is wider (Micikevicius et al. 2022, <https://arxiv.org/abs/2209.05433>). The largest magnitude
-//! is that of the same numbers the codes are of, so nothing is clipped and nothing has to be remembered from step to step.
+//! Each matrix has one scale, from its largest magnitude now: `x ≈ scale · code` with
+//! `scale = amax / largest`. Weights and activations are e4m3, gradients e5m2, whose range is wider
+//! (Micikevicius et al. 2022, <https://arxiv.org/abs/2209.05433>). The largest magnitude is that of
+//! the same numbers the codes are of, so nothing is clipped and nothing has to be remembered from
+//! step to step.
 //!
-//! A product of 8-bit matrices wants its inner dimension contiguous in both, so that the three products of a map need, of x, W and dy,
-//! both the matrix and its transpose.
+//! A product of 8-bit matrices wants its inner dimension contiguous in both, so that the three
+//! products of a map need, of x, W and dy, both the matrix and its transpose.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -28,7 +30,9 @@ pub(crate) const MULTIPLE: usize = 16;
 /// Whether the products of a map of these rows, outputs and inputs can be in fp8.
 pub(super) fn fits(cuda: &Cuda, dtype: DType, (n, n_out, n_in): (usize, usize, usize)) -> bool {
     let is_whole = |n: usize| n > 0 && n.is_multiple_of(MULTIPLE);
-    dtype == DType::BF16 && cuda.info().capability >= CAPABILITY && [n, n_out, n_in].into_iter().all(is_whole)
+    dtype == DType::BF16
+        && cuda.info().capability >= CAPABILITY
+        && [n, n_out, n_in].into_iter().all(is_whole)
 }
 
 /// One of the three products of a map.
@@ -44,7 +48,8 @@ thread_local! {
     static REFUSED: RefCell<BTreeSet<(u8, Size, bool)>> = const { RefCell::new(BTreeSet::new()) };
 }
 
-/// How many kinds of products of this thread were to be in fp8 and were made in bf16, because cuBLASLt has no algorithm for them.
+/// How many kinds of products of this thread were to be in fp8 and were made in bf16, because
+/// cuBLASLt has no algorithm for them.
 #[must_use]
 pub fn n_refused() -> usize {
     REFUSED.with_borrow(BTreeSet::len)
@@ -94,8 +99,14 @@ pub(super) struct Fp8 {
 }
 
 impl Fp8 {
-    /// The matrix of `x`, whose extents are multiples of 16: one pass for the largest magnitude, one for all copies.
-    pub(super) fn new(x: &Tensor, (n, w): (usize, usize), element: Element, copies: Copies) -> Result<Self> {
+    /// The matrix of `x`, whose extents are multiples of 16: one pass for the largest magnitude,
+    /// one for all copies.
+    pub(super) fn new(
+        x: &Tensor,
+        (n, w): (usize, usize),
+        element: Element,
+        copies: Copies,
+    ) -> Result<Self> {
         let (cuda, total) = (x.cuda()?, n * w);
         let room = || Tensor::uninit_on(x.device(), [total / 4], DType::I32);
         let rows = if copies == Copies::Columns { None } else { Some(room()?) };
@@ -108,12 +119,31 @@ impl Fp8 {
         match &columns {
             None => {
                 let args = args![x, &scale, factor, rows.as_ref(), total as i64, kind];
-                cuda.launch(&KERNELS, x.dtype(), "fp8_cast", Extent::elementwise(cuda, total), args)?;
+                cuda.launch(
+                    &KERNELS,
+                    x.dtype(),
+                    "fp8_cast",
+                    Extent::elementwise(cuda, total),
+                    args,
+                )?;
             }
             Some(columns) => {
                 let (grid_x, grid_y) = (int(OP, w.div_ceil(64))?, int(OP, n.div_ceil(64))?);
-                let extent = Extent { grid: [grid_x as u32, grid_y as u32, 1], block: [256, 1, 1], shared_bytes: 0 };
-                let args = args![x, &scale, factor, rows.as_ref(), columns, int(OP, n)?, int(OP, w)?, kind];
+                let extent = Extent {
+                    grid: [grid_x as u32, grid_y as u32, 1],
+                    block: [256, 1, 1],
+                    shared_bytes: 0,
+                };
+                let args = args![
+                    x,
+                    &scale,
+                    factor,
+                    rows.as_ref(),
+                    columns,
+                    int(OP, n)?,
+                    int(OP, w)?,
+                    kind
+                ];
                 cuda.launch(&KERNELS, x.dtype(), "fp8_cast_transpose", extent, args)?;
             }
         }
@@ -137,7 +167,8 @@ impl Fp8 {
         (n_out, n_in): (usize, usize),
         wanted: WeightLayout,
     ) -> Result<(Self, Operand)> {
-        let (size, element) = (if layout == OutIn { (n_out, n_in) } else { (n_in, n_out) }, Element::E4M3);
+        let (size, element) =
+            (if layout == OutIn { (n_out, n_in) } else { (n_in, n_out) }, Element::E4M3);
         if layout == wanted {
             let w = Self::new(weight, size, element, Copies::Rows)?;
             let operand = w.rows().by_columns();

@@ -15,7 +15,8 @@ const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 /// The number of a code; `None` for what is none.
 fn value(code: u8, element: Element) -> Option<f64> {
     let (fraction_bits, bias) = if element == E4M3 { (3, 7) } else { (2, 15) };
-    let (exponent, fraction) = (i32::from(code & 127) >> fraction_bits, code & ((1 << fraction_bits) - 1));
+    let (exponent, fraction) =
+        (i32::from(code & 127) >> fraction_bits, code & ((1 << fraction_bits) - 1));
     let is_number = if element == E4M3 { code & 127 != 127 } else { exponent != 31 };
     let fraction = f64::from(fraction) / f64::from(1 << fraction_bits);
     let size = match exponent {
@@ -47,7 +48,9 @@ fn cast(x: &[f32], amax: f64, element: Element) -> Vec<u8> {
     let mut x = x.to_vec();
     let n = x.len();
     x.resize(n.next_multiple_of(16), 0.0);
-    let there = |values: &[f32]| Tensor::from_slice(values, [values.len()]).unwrap().to_device(GPU).unwrap();
+    let there = |values: &[f32]| {
+        Tensor::from_slice(values, [values.len()]).unwrap().to_device(GPU).unwrap()
+    };
     let (x, amax, scale) = (there(&x), there(&[amax as f32]), there(&[0.0]));
     let (total, kind) = (x.shape().n_elements(), i32::from(element == E5M2));
     let words = Tensor::uninit_on(GPU, [total / 4], DType::I32).unwrap();
@@ -60,7 +63,8 @@ fn cast(x: &[f32], amax: f64, element: Element) -> Vec<u8> {
 #[test]
 fn gpu_gives_every_code_back() {
     for element in [E4M3, E5M2] {
-        let numbers: Vec<_> = (0..=255).filter_map(|code| Some((code, value(code, element)?))).collect();
+        let numbers: Vec<_> =
+            (0..=255).filter_map(|code| Some((code, value(code, element)?))).collect();
         assert_eq!(numbers.len(), if element == E4M3 { 254 } else { 248 });
         let values: Vec<_> = numbers.iter().map(|(_, value)| *value as f32).collect();
         let want: Vec<u8> = numbers.iter().map(|(code, _)| *code).collect();
@@ -73,7 +77,9 @@ fn gpu_rounds_to_the_nearest_code_and_ties_to_even() {
     for element in [E4M3, E5M2] {
         let mut values = Vec::new();
         for code in 0..127u8 {
-            let (Some(low), Some(high)) = (value(code, element), value(code + 1, element)) else { continue };
+            let (Some(low), Some(high)) = (value(code, element), value(code + 1, element)) else {
+                continue;
+            };
             let middle = ((low + high) / 2.0) as f32;
             values.extend([middle, middle.next_up(), middle.next_down(), -middle]);
         }
@@ -111,7 +117,9 @@ fn quantized(x: &[f32], element: Element) -> (Vec<u8>, f64) {
 
 #[test]
 fn gpu_copies_are_the_codes_of_the_matrix_and_of_its_transpose() {
-    for (index, (n, w)) in [(16, 16), (16, 208), (48, 80), (144, 64), (64, 128)].into_iter().enumerate() {
+    for (index, (n, w)) in
+        [(16, 16), (16, 208), (48, 80), (144, 64), (64, 128)].into_iter().enumerate()
+    {
         for dtype in DTYPES {
             for element in [E4M3, E5M2] {
                 let x = normal([n, w], index as u64).cast(dtype).unwrap();
@@ -120,14 +128,20 @@ fn gpu_copies_are_the_codes_of_the_matrix_and_of_its_transpose() {
                 for copies in [Copies::Rows, Copies::Columns, Copies::Both] {
                     let matrix = Fp8::new(&x, (n, w), element, copies).unwrap();
                     let (rows, columns, scales) = matrix.parts();
-                    assert_eq!((rows.is_none(), columns.is_none()), (copies == Copies::Columns, copies == Copies::Rows));
+                    assert_eq!(
+                        (rows.is_none(), columns.is_none()),
+                        (copies == Copies::Columns, copies == Copies::Rows)
+                    );
                     if let Some(rows) = rows {
                         assert_eq!(codes(rows), want, "{n} × {w}, {dtype}");
                     }
                     if let Some(columns) = columns {
                         let got = codes(columns);
                         let transposed = (0..n * w).map(|i| got[i % w * n + i / w]);
-                        assert!(transposed.eq(want.iter().copied()), "{n} × {w}, {dtype}, transposed");
+                        assert!(
+                            transposed.eq(want.iter().copied()),
+                            "{n} × {w}, {dtype}, transposed"
+                        );
                     }
                     let found = f64::from(scales.to_host().unwrap().data()[1]);
                     assert!((found / scale - 1.0).abs() < 1e-6, "scale {found}, not {scale}");
@@ -181,8 +195,15 @@ fn run([x, w, bias, dy]: &[Tensor; 4], layout: WeightLayout, fp8: bool) -> Run {
 }
 
 /// `[m, k]` times `[k, n]` in f64, by strides of the rows and columns of both.
-fn product((m, n, k): (usize, usize, usize), a: &[f64], sa: (usize, usize), b: &[f64], sb: (usize, usize)) -> Vec<f64> {
-    let at = |i: usize, j: usize| (0..k).map(|l| a[i * sa.0 + l * sa.1] * b[l * sb.0 + j * sb.1]).sum();
+fn product(
+    (m, n, k): (usize, usize, usize),
+    a: &[f64],
+    sa: (usize, usize),
+    b: &[f64],
+    sb: (usize, usize),
+) -> Vec<f64> {
+    let at =
+        |i: usize, j: usize| (0..k).map(|l| a[i * sa.0 + l * sa.1] * b[l * sb.0 + j * sb.1]).sum();
     (0..m * n).map(|i| at(i / n, i % n)).collect()
 }
 
@@ -215,7 +236,10 @@ fn inputs(layout: WeightLayout) -> [Tensor; 4] {
 /// The error relative to the largest magnitude, however small that is.
 fn error(got: &[f32], want: &[f64]) -> f64 {
     let size = want.iter().fold(0.0f64, |m, w| m.max(w.abs()));
-    relative_error(got.iter().map(|g| f64::from(*g) / size), &want.iter().map(|w| w / size).collect::<Vec<_>>())
+    relative_error(
+        got.iter().map(|g| f64::from(*g) / size),
+        &want.iter().map(|w| w / size).collect::<Vec<_>>(),
+    )
 }
 
 /// The root mean square of the errors relative to that of the numbers.
@@ -242,19 +266,27 @@ fn gpu_maps_in_fp8_are_those_of_the_codes_and_near_those_of_the_numbers() {
             exact(&numbers(x, E4M3), &numbers(w, E4M3), bias.data(), &numbers(dy, E5M2), layout);
         let plain = |x: &Tensor| x.data().iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
         let of_numbers = exact(&plain(x), &plain(w), bias.data(), &plain(dy), layout);
-        // The result is rounded to bf16, which has 8 bits, but for dW; tensor cores add 8-bit products with some 14 bits. A code has 4 bits, of dy 3: root mean squares of the rounding
-        // are 2.5 % and 5 % of a factor, so 3.6 % of a product of x and W and 5.7 % of one with dy, and of their sums.
-        for (what, got, index, tight, loose) in
-            [("y", &y, 0, 4e-3, 4e-2), ("dx", &grads[0], 1, 4e-3, 6.5e-2), ("dW", &grads[1], 2, 1e-3, 6.5e-2)]
-        {
+        // The result is rounded to bf16, which has 8 bits, but for dW; tensor cores add 8-bit
+        // products with some 14 bits. A code has 4 bits, of dy 3: root mean squares of the rounding
+        // are 2.5 % and 5 % of a factor, so 3.6 % of a product of x and W and 5.7 % of one with dy,
+        // and of their sums.
+        for (what, got, index, tight, loose) in [
+            ("y", &y, 0, 4e-3, 4e-2),
+            ("dx", &grads[0], 1, 4e-3, 6.5e-2),
+            ("dW", &grads[1], 2, 1e-3, 6.5e-2),
+        ] {
             let (off, far) = (error(got, &of_codes[index]), distance(got, &of_numbers[index]));
-            assert!(off < tight, "{layout:?}: {what} is off by {off:.1e} from the product of the codes");
+            assert!(
+                off < tight,
+                "{layout:?}: {what} is off by {off:.1e} from the product of the codes"
+            );
             assert!(far < loose, "{layout:?}: {what} is off by {far:.1e}");
             assert!(far > 2e-2, "{layout:?}: {what} is off by {far:.1e} only: is it in fp8?");
         }
         // The gradient of the bias is a sum of numbers that were never in 8 bits.
         let (_, n_out, _) = SIZE;
-        let sums: Vec<f64> = (0..n_out).map(|o| plain(dy).iter().skip(o).step_by(n_out).sum()).collect();
+        let sums: Vec<f64> =
+            (0..n_out).map(|o| plain(dy).iter().skip(o).step_by(n_out).sum()).collect();
         assert!(error(&grads[2], &sums) < 1e-6);
         let again = run(&inputs, layout, true);
         assert_eq!((y, grads), (again.y, again.grads), "{layout:?}: bits differ");
@@ -265,7 +297,8 @@ fn gpu_maps_in_fp8_are_those_of_the_codes_and_near_those_of_the_numbers() {
 fn gpu_maps_are_in_bf16_where_fp8_is_refused_or_not_recorded() {
     let inputs = inputs(OutIn);
     let plain = run(&inputs, OutIn, false);
-    let refused = cuda::with_plain_products(|| (run(&inputs, OutIn, true), run(&inputs, OutIn, false)));
+    let refused =
+        cuda::with_plain_products(|| (run(&inputs, OutIn, true), run(&inputs, OutIn, false)));
     assert_eq!((&refused.0.y, &refused.0.grads), (&refused.1.y, &refused.1.grads));
     let there = |x: &Tensor| x.cast(DType::BF16).unwrap().to_device(GPU).unwrap();
     let [x, w, bias] = [0, 1, 2].map(|i| there(&inputs[i]));
@@ -284,7 +317,8 @@ fn gpu_feed_forward_layers_in_fp8_are_near_those_in_bf16() {
     let run = |fp8: bool, is_gated: bool| {
         let [x, up, gate, down] = [[32, 64], [96, 64], [96, 64], [64, 96]];
         let x = there(normal(x, 0));
-        let mut weights = [up, gate, down].map(|shape| normal(shape, shape[0] as u64 + u64::from(is_gated)));
+        let mut weights =
+            [up, gate, down].map(|shape| normal(shape, shape[0] as u64 + u64::from(is_gated)));
         weights.iter_mut().for_each(|w| w.data_mut().iter_mut().for_each(|w| *w *= 0.1));
         let [up, gate, down] = weights.map(there);
         let map = |weight| Affine { fp8, ..Affine::new(weight, OutIn, None) };
@@ -301,10 +335,14 @@ fn gpu_feed_forward_layers_in_fp8_are_near_those_in_bf16() {
         [vec![values], grads.into()].concat()
     };
     for is_gated in [false, true] {
-        for (index, (got, want)) in run(true, is_gated).iter().zip(run(false, is_gated)).enumerate() {
+        for (index, (got, want)) in run(true, is_gated).iter().zip(run(false, is_gated)).enumerate()
+        {
             let want: Vec<f64> = want.iter().map(|w| f64::from(*w)).collect();
             let off = error(got, &want);
-            assert!((1e-3..0.12).contains(&off), "gated {is_gated}: result {index} is off by {off:.1e}");
+            assert!(
+                (1e-3..0.12).contains(&off),
+                "gated {is_gated}: result {index} is off by {off:.1e}"
+            );
         }
     }
 }

@@ -1,8 +1,8 @@
 // The bias of a linear map: its addition, and its gradient, the column sums.
 //
-// A row of w elements is read in packs for every w: `group` = LANES / gcd(w, LANES) rows together are whole packs, a row of
-// group * w elements here called long. The last n % group rows are apart. Consecutive threads have consecutive packs of the long
-// rows, and a thread stays in its columns.
+// A row of w elements is read in packs for every w: `group` = LANES / gcd(w, LANES) rows together
+// are whole packs, a row of group * w elements here called long. The last n % group rows are apart.
+// Consecutive threads have consecutive packs of the long rows, and a thread stays in its columns.
 #include "common.cuh"
 
 // The base-2 logarithm of `group`.
@@ -12,7 +12,8 @@ DEVICE int group_shift(int w) {
     return shift;
 }
 
-// sum += rows `row`, row + step, ... of x, a pack of which starts every `stride` elements; 8 loads are under way at once.
+// sum += rows `row`, row + step, ... of x, a pack of which starts every `stride` elements; 8 loads
+// are under way at once.
 DEVICE void add_rows(float sum[LANES], const T* x, i64 row, i64 step, i64 n_rows, i64 stride) {
 #pragma unroll 1
     for (; row < n_rows; row += 8 * step) {
@@ -43,13 +44,14 @@ DEVICE void store_sums(float* to, const float sum[LANES]) {
     }
 }
 
-// First half of the column sums of x [n, w]: partials f32 [n_partials, w], each row the sum of a part of the long rows. With
-// n_packs = group * w / LANES packs in a long row:
-//   n_packs <= 128: n_partials = group * blocks. A block adds up its 256 / n_packs long rows at a time.
-//   else:           n_partials = group * max(1, blocks * 256 / n_packs). Every long row lane of n_packs threads has its own partial.
-// Block 256 threads, grid of one dimension, whose size decides the order of the sums: for the same bits everywhere it must depend
-// on n and w alone. Good: blocks = min(264, ceil(n_long_rows / (8 * (256 / n_packs)))) in the first case, else
-// ceil(n_packs * min(ceil(65536 / n_packs), ceil(n_long_rows / 16)) / 256), where n_long_rows = n / group. If that is 0, there is
+// First half of the column sums of x [n, w]: partials f32 [n_partials, w], each row the sum of a
+// part of the long rows. With n_packs = group * w / LANES packs in a long row: n_packs <= 128:
+// n_partials = group * blocks. A block adds up its 256 / n_packs long rows at a time. else:
+// n_partials = group * max(1, blocks * 256 / n_packs). Every long row lane of n_packs threads has
+// its own partial. Block 256 threads, grid of one dimension, whose size decides the order of the
+// sums: for the same bits everywhere it must depend on n and w alone. Good: blocks = min(264,
+// ceil(n_long_rows / (8 * (256 / n_packs)))) in the first case, else ceil(n_packs * min(ceil(65536
+// / n_packs), ceil(n_long_rows / 16)) / 256), where n_long_rows = n / group. If that is 0, there is
 // nothing to launch and n_partials = 0. x starts on 16 bytes.
 extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const T* x, float* partials, i64 n, int w) {
     __shared__ float scratch[LANES * 256];
@@ -79,7 +81,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const 
         for (int k = 0; k < LANES; k++) sum[k] = scratch[k * 256 + thread];
         store_sums(partials + blockIdx.x * stride + pack * LANES, sum);
     } else {
-        // A lane of threads for every long row; if the grid is too small for one, threads take several packs.
+        // A lane of threads for every long row; if the grid is too small for one, threads take
+        // several packs.
         u32 index = (u32)thread_index(), threads = (u32)n_threads(), lanes = threads / n_packs, lane = index / n_packs;
         u32 step = lanes == 0 ? threads : n_packs;
         if (lanes == 0) lanes = 1;
@@ -92,8 +95,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const 
     }
 }
 
-// Second half: out f32 [w] (+)= the sum of the partials [n_partials, w], and of the last n % group rows of x [n, w]. Block 256
-// threads, grid of one dimension: ceil(w / 32) blocks, any number is right.
+// Second half: out f32 [w] (+)= the sum of the partials [n_partials, w], and of the last n % group
+// rows of x [n, w]. Block 256 threads, grid of one dimension: ceil(w / 32) blocks, any number is
+// right.
 extern "C" __global__ void __launch_bounds__(256)
     column_sums_finish(const float* partials, int n_partials, const T* x, i64 n, int w, float* out, int accumulate) {
     __shared__ float scratch[256];
@@ -122,8 +126,9 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// y += bias in every row: y [n, w], bias [w]. Block 256 threads, grid of one dimension, any; best ceil(n w / (2048 LANES)) blocks
-// and at least ceil(n_packs / 256), n_packs as in column_sums_partials. y starts on 16 bytes.
+// y += bias in every row: y [n, w], bias [w]. Block 256 threads, grid of one dimension, any; best
+// ceil(n w / (2048 LANES)) blocks and at least ceil(n_packs / 256), n_packs as in
+// column_sums_partials. y starts on 16 bytes.
 extern "C" __global__ void __launch_bounds__(256, 2) add_bias(T* y, const T* bias, i64 n, int w) {
     int shift = group_shift(w);
     i64 stride = (i64)w << shift, n_rows = n >> shift;

@@ -37,8 +37,9 @@ pub struct Affine<'a> {
     pub layout: WeightLayout,
     /// `[O]`.
     pub bias: Option<&'a Tensor>,
-    /// Whether its three products may be in fp8 in a forward pass outside of `no_grad`: on a GPU of compute capability 8.9 or more, in
-    /// bf16, with extents that are multiples of 16. Elsewhere it changes nothing.
+    /// Whether its three products may be in fp8 in a forward pass outside of `no_grad`: on a GPU of
+    /// compute capability 8.9 or more, in bf16, with extents that are multiples of 16. Elsewhere it
+    /// changes nothing.
     pub fp8: bool,
 }
 
@@ -117,8 +118,8 @@ impl<'a> Affine<'a> {
         }
     }
 
-    /// The map of `x`, and its GELU (by tanh) as a value without a gradient, both written by one product: `None` if `x` is on the
-    /// CPU or there is no such product.
+    /// The map of `x`, and its GELU (by tanh) as a value without a gradient, both written by one
+    /// product: `None` if `x` is on the CPU or there is no such product.
     pub(super) fn apply_with_gelu(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let size = self.size("linear", x)?;
         if !x.is_cuda() {

@@ -10,8 +10,8 @@ use crate::{DType, Device, Result, Shape, Tensor};
 pub(crate) static KERNELS: Source = source!("linear_cross_entropy", "kernel.cu");
 const OP: &str = "linear_cross_entropy";
 
-/// Largest number of logits in one chunk: 512 MiB in 16 bits. The products are then tall enough for the chip, and the gradient of
-/// the weight, which every chunk adds to, is passed over few times.
+/// Largest number of logits in one chunk: 512 MiB in 16 bits. The products are then tall enough for
+/// the chip, and the gradient of the weight, which every chunk adds to, is passed over few times.
 const LOGITS_MAX: usize = 1 << 28;
 /// Fewest rows in a chunk.
 const ROWS_MIN: usize = 256;
@@ -45,7 +45,12 @@ pub(super) struct HeadGrads<'a> {
 
 impl Head<'_> {
     /// The loss of each labelled row, and gradients of `Σ factor · loss` if there are factors.
-    pub(super) fn run(&self, losses: &mut Tensor, factors: Option<&Factors<'_>>, mut grads: HeadGrads<'_>) -> Result<()> {
+    pub(super) fn run(
+        &self,
+        losses: &mut Tensor,
+        factors: Option<&Factors<'_>>,
+        mut grads: HeadGrads<'_>,
+    ) -> Result<()> {
         let (x, weight) = (self.x, self.weight);
         let cuda = x.cuda()?;
         let &[v, d] = &*weight.shape() else { unreachable!("checked by the op") };
@@ -62,13 +67,17 @@ impl Head<'_> {
         let chunk = n.div_ceil(n.div_ceil(most));
         let logits = x.like([chunk.min(n), ld])?;
         let labels = self.rows.labels_on(x.device())?;
-        let at = |t: &Tensor, row: usize, width: usize| t.device_ptr() + (row * width * t.dtype().size()) as u64;
+        let at = |t: &Tensor, row: usize, width: usize| {
+            t.device_ptr() + (row * width * t.dtype().size()) as u64
+        };
         for first in (0..n).step_by(chunk) {
             let rows = chunk.min(n - first);
             let z = Operand::rows(logits.device_ptr(), logits.dtype(), ld);
             let x_rows = Operand::rows(at(x, first, d), x.dtype(), d);
             let bias = self.bias.map(Tensor::device_ptr);
-            Matmul::new((rows, v, d), x_rows, linear::transposed(weight, d), z).bias(bias).run(cuda)?;
+            Matmul::new((rows, v, d), x_rows, linear::transposed(weight, d), z)
+                .bias(bias)
+                .run(cuda)?;
             let losses = at(losses, first, 1);
             self.turn(cuda, (&logits, ld, rows, v), at(&labels, first, 1), losses, factors, first)?;
             if let Some(dx) = grads.dx.as_deref_mut() {
@@ -113,8 +122,19 @@ impl Head<'_> {
             None => (0.0, 0),
         };
         let args = args![
-            logits, labels, losses, int(OP, rows)?, int(OP, v)?, ld as i64, self.softcap.unwrap_or(0.0),
-            self.z_loss, factor, each, 0u64, factors.is_some(), int(OP, n_cached)?,
+            logits,
+            labels,
+            losses,
+            int(OP, rows)?,
+            int(OP, v)?,
+            ld as i64,
+            self.softcap.unwrap_or(0.0),
+            self.z_loss,
+            factor,
+            each,
+            0u64,
+            factors.is_some(),
+            int(OP, n_cached)?,
         ];
         cuda.launch(&KERNELS, logits.dtype(), "cross_entropy_rows", extent, args)
     }
@@ -140,7 +160,13 @@ fn rows_extent(n: usize, d: usize, dtype: DType) -> Extent {
 pub(super) fn gather(x: &Tensor, positions: &Tensor, out: &mut Tensor) -> Result<()> {
     let (n, d) = (positions.shape().n_elements(), x.shape().last_dim());
     let args = args![x, positions, out, int(OP, n)?, int(OP, d)?];
-    x.cuda()?.launch(&KERNELS, x.dtype(), "gather_labelled_rows", rows_extent(n, d, x.dtype()), args)
+    x.cuda()?.launch(
+        &KERNELS,
+        x.dtype(),
+        "gather_labelled_rows",
+        rows_extent(n, d, x.dtype()),
+        args,
+    )
 }
 
 /// Writes `rows` at their positions with zeros elsewhere, or adds them.
@@ -158,6 +184,11 @@ pub(super) fn scatter(
 }
 
 /// Room for gradients that are wanted.
-pub(super) fn room(wanted: bool, device: Device, shape: Shape, dtype: DType) -> Result<Option<Tensor>> {
+pub(super) fn room(
+    wanted: bool,
+    device: Device,
+    shape: Shape,
+    dtype: DType,
+) -> Result<Option<Tensor>> {
     wanted.then(|| Tensor::uninit_on(device, shape, dtype)).transpose()
 }

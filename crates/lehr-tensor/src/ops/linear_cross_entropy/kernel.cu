@@ -1,10 +1,12 @@
-// The loss over a vocabulary from a chunk of logits, their gradient, and the rows that have a label.
+// The loss over a vocabulary from a chunk of logits, their gradient, and the rows that have a
+// label.
 #include "common.cuh"
 
 // Packs of a thread that are on their way at once.
 #define BATCH 4
 
-// max y and sum of e^(y - max) of the numbers seen so far (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867).
+// max y and sum of e^(y - max) of the numbers seen so far (Milakov and Gimelshein 2018,
+// https://arxiv.org/abs/1805.02867).
 struct OnlineSum {
     float max, sum;
 };
@@ -46,13 +48,14 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
                       const float* factors, const float* scale, int write_gradient, Bits* cache, int n_cached) {
     __shared__ float scratch[2][32];
     __shared__ float shared_scale, shared_pull;
-    // Fast divisions here and below: exact ones are calls, which cost registers, and the error of these is 2 units in the last place.
+    // Fast divisions here and below: exact ones are calls, which cost registers, and the error of
+    // these is 2 units in the last place.
     const float inverse_cap = CAP ? __fdividef(1.0f, cap) : 0.0f;
     const int step = blockDim.x, tid = threadIdx.x;
     for (int r = blockIdx.x; r < n; r += gridDim.x) {
         T* const row = logits + r * ld;
-        // Single elements up to a multiple of 16 bytes, whole packs, and single elements again: fewer than LANES at either end, so
-        // that one thread has at most one of each.
+        // Single elements up to a multiple of 16 bytes, whole packs, and single elements again:
+        // fewer than LANES at either end, so that one thread has at most one of each.
         const int head = min(v, (int)((16 - ((u64)row & 15)) % 16 / sizeof(T)));
         const int n_packs = (v - head) / LANES, tail = head + n_packs * LANES;
         const int cached = min(n_packs, n_cached / LANES);
@@ -101,12 +104,14 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
             shared_scale = __fdividef((float)(f * (1.0 + 2.0 * z * lse)), sum);
             shared_pull = f;
         }
-        // Behind the barrier nobody needs the logits any more, and the scratch of the maximum and the sum is free again.
+        // Behind the barrier nobody needs the logits any more, and the scratch of the maximum and
+        // the sum is free again.
         __syncthreads();
         if (!write_gradient) continue;
         g.scale = shared_scale;
         g.pull = shared_pull;
-        // Backwards: what was read last is still in the second-level cache, what was read first in shared memory.
+        // Backwards: what was read last is still in the second-level cache, what was read first in
+        // shared memory.
         for (int first = (n_packs - 1) / (BATCH * step) * (BATCH * step) + tid; first >= 0; first -= BATCH * step) {
             Bits b[BATCH];
 #pragma unroll
@@ -136,16 +141,17 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
     }
 }
 
-// For each row of logits z, with y = cap tanh(z / cap) (y = z if cap is 0), max = max y, sum = sum of e^(y - max), lse = max + ln sum:
-//   losses[r] = lse - y[label] + z_loss lse^2,
-// and if `write_gradient`, in place of the logits,
-//   f ((1 + 2 z_loss lse) e^(y - lse) - onehot(label)) (1 - (y / cap)^2),  f = (factors ? factors[r] : factor) * (scale ? *scale : 1).
-// logits [n, v] T with ld >= v elements from row to row (elements beyond v are neither read nor written); labels [n] i32, each in 0..v;
-// losses [n] f32 or null; factors [n] f32 or null; scale [1] f32 or null.
-// Block: whole warps, at most 512 threads; 512 unless v is small: about v / (4 LANES). Grid: n, or less.
-// Dynamic shared memory: n_cached * sizeof(T) bytes, n_cached a multiple of LANES: so many logits of a row stay in shared memory
-// between reading and writing, the rest is read twice. Best is the whole row if two blocks of it fit in a multiprocessor (about
-// 100 KB each on an H200), else that much of it. 0 if no gradient is written.
+// For each row of logits z, with y = cap tanh(z / cap) (y = z if cap is 0), max = max y, sum = sum
+// of e^(y - max), lse = max + ln sum: losses[r] = lse - y[label] + z_loss lse^2, and if
+// `write_gradient`, in place of the logits, f ((1 + 2 z_loss lse) e^(y - lse) - onehot(label)) (1 -
+// (y / cap)^2),  f = (factors ? factors[r] : factor) * (scale ? *scale : 1). logits [n, v] T with
+// ld >= v elements from row to row (elements beyond v are neither read nor written); labels [n]
+// i32, each in 0..v; losses [n] f32 or null; factors [n] f32 or null; scale [1] f32 or null. Block:
+// whole warps, at most 512 threads; 512 unless v is small: about v / (4 LANES). Grid: n, or less.
+// Dynamic shared memory: n_cached * sizeof(T) bytes, n_cached a multiple of LANES: so many logits
+// of a row stay in shared memory between reading and writing, the rest is read twice. Best is the
+// whole row if two blocks of it fit in a multiprocessor (about 100 KB each on an H200), else that
+// much of it. 0 if no gradient is written.
 extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy_rows(T* logits, const int* labels, float* losses, int n, int v,
                                                                         i64 ld, float cap, float z_loss, float factor,
                                                                         const float* factors, const float* scale, int write_gradient,
@@ -166,10 +172,11 @@ extern "C" __global__ void gather_labelled_rows(const T* x, const int* positions
     }
 }
 
-// accumulate = 0: out[positions[i]] = rows[i], and zeros in all other rows: every row of `out` is written.
-// accumulate = 1: out[positions[i]] += rows[i], and the other rows are left alone.
-// rows [n, d], out [n_out, d] T; positions [n] i32, rising and below n_out; n may be 0.
-// Block as gather_labelled_rows; grid: ceil(n_out / y) (accumulate = 0) or ceil(n / y) (accumulate = 1), or less.
+// accumulate = 0: out[positions[i]] = rows[i], and zeros in all other rows: every row of `out` is
+// written. accumulate = 1: out[positions[i]] += rows[i], and the other rows are left alone. rows
+// [n, d], out [n_out, d] T; positions [n] i32, rising and below n_out; n may be 0. Block as
+// gather_labelled_rows; grid: ceil(n_out / y) (accumulate = 0) or ceil(n / y) (accumulate = 1), or
+// less.
 extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* positions, T* out, int n, int n_out,
                                                                         int d, int accumulate) {
     const int end = accumulate ? n : n_out;
@@ -186,7 +193,8 @@ extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* posit
             }
             continue;
         }
-        // The number of positions below i: if row i has a label, that is its place among the labelled rows.
+        // The number of positions below i: if row i has a label, that is its place among the
+        // labelled rows.
         int low = 0, high = n;
         while (low < high) {
             int middle = (low + high) / 2;
@@ -203,8 +211,8 @@ extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* posit
     }
 }
 
-// out[0] = (sum of losses) / normalizer, summed in double in a fixed order; 0 for n = 0. losses [n] f32, out [1] f32.
-// One block of 1024 threads.
+// out[0] = (sum of losses) / normalizer, summed in double in a fixed order; 0 for n = 0. losses [n]
+// f32, out [1] f32. One block of 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) sum_losses(const float* losses, float* out, int n, float normalizer) {
     __shared__ double sums[1024];
     double sum = 0.0;

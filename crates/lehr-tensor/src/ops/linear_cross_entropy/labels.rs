@@ -1,9 +1,9 @@
 //! The rows that have a label.
 
+use super::cuda;
 use crate::autograd::Gradients;
 use crate::cpu::threads;
 use crate::ops::rows_per_task;
-use super::cuda;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// The target of a row without a label.

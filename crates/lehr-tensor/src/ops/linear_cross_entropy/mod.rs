@@ -92,7 +92,8 @@ impl Tensor {
         head.forward_backward(losses.data_mut(), &Factors::Same(1.0 / options.normalizer), grads)?;
         let loss = mean(&losses, options.normalizer)?;
         let x_shape = self.shape();
-        let op = || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw, db })) };
+        let op =
+            || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw, db })) };
         Ok(record1(inputs, loss, op))
     }
 }
@@ -193,7 +194,8 @@ impl Op for LinearCrossEntropy {
     }
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        // A loss that is differentiated itself has a gradient of 1: no need to wait for a GPU to hear of it.
+        // A loss that is differentiated itself has a gradient of 1: no need to wait for a GPU to
+        // hear of it.
         let is_seed = grads.is_seed();
         let dy = grads.only_output();
         let factor = if is_seed || dy.is_cuda() { 1.0 } else { dy.item()? };

@@ -1,8 +1,8 @@
 use super::CrossEntropy;
 use crate::testing::Array;
 
-/// For each row `lse` and the logit of its target; `None` without a label. `head` is the weight and,
-/// if there is one, the bias.
+/// For each row `lse` and the logit of its target; `None` without a label. `head` is the weight
+/// and, if there is one, the bias.
 fn rows(x: &Array, head: &[Array], targets: &[i32], cap: Option<f32>) -> Vec<Option<(f64, f64)>> {
     let (d, w) = (x.last_dim(), &head[0]);
     let row = |(r, target): (usize, &i32)| {

@@ -2,14 +2,14 @@
 
 use super::check;
 use super::cpu::{Factors, Head, HeadGrads, WeightGrad};
-use super::labels::Labelled;
 use super::cuda;
+use super::labels::Labelled;
 use crate::autograd::{Gradients, Op, record1, records, unshared};
 use crate::{DType, Result, Shape, Tensor, inplace};
 
 impl Tensor {
-    /// `log p(target) = z_target − lse` of each row, with the logits `z = x Wᵀ + bias`
-    /// (capped to `c tanh(z / c)` if a cap is given); 0 for rows without a label. The logits are never built.
+    /// `log p(target) = z_target − lse` of each row, with the logits `z = x Wᵀ + bias` (capped to
+    /// `c tanh(z / c)` if a cap is given); 0 for rows without a label. The logits are never built.
     ///
     /// | name | shape |
     /// |---|---|
@@ -19,8 +19,9 @@ impl Tensor {
     /// | `targets` | `[N]` or `[B, T]`, i32; −100 = no label |
     /// | returns | that of `targets` |
     ///
-    /// Saves the labelled rows of `x`, `weight`, `bias` and the labels. Backward computes the logits again,
-    /// because the gradient of each row is known only then: `dz = dy (onehot − softmax)`.
+    /// Saves the labelled rows of `x`, `weight`, `bias` and the labels. Backward computes the
+    /// logits again, because the gradient of each row is known only then:
+    /// `dz = dy (onehot − softmax)`.
     ///
     /// # Errors
     /// If shapes do not fit, a target is neither −100 nor in 0..V, the cap is not a positive
@@ -139,7 +140,8 @@ impl TokenLogprobs {
         let mut factors = unshared(factors)?;
         inplace::cuda::scale(&mut factors, -1.0)?;
         let factors = cuda::Factors::PerRow(&factors);
-        let head = cuda::Head { x, weight, bias: bias.as_ref(), rows, z_loss: 0.0, softcap: *softcap };
+        let head =
+            cuda::Head { x, weight, bias: bias.as_ref(), rows, z_loss: 0.0, softcap: *softcap };
         let mut losses = x.like_f32([rows.len()])?;
         let wants_bias = bias.is_some() && grads.wants(2);
         let mut dx = cuda::room(grads.wants(0), x.device(), x.shape(), x.dtype())?;

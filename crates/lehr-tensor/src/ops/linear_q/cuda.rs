@@ -1,4 +1,5 @@
-//! Products with stored weights on a GPU: few rows are multiplied as the codes are read, many with the numbers they stand for.
+//! Products with stored weights on a GPU: few rows are multiplied as the codes are read, many with
+//! the numbers they stand for.
 
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ pub(crate) static PRODUCT_BLOCKS: Source = source!("linear_q-product-blocks", "p
 pub(crate) static PRODUCT_K: Source = source!("linear_q-product-k", "product_k.cu");
 const OP: &str = "linear_q";
 
-/// What a kernel is told of a format: its number, and numbers per scale for those whose scales lie apart.
+/// What a kernel is told of a format: its number, and numbers per scale for those whose scales lie
+/// apart.
 fn code(w: &QMatrix) -> Result<(i32, i32)> {
     let group = |scaling| match scaling {
         Scaling::Row => int(OP, w.cols()),
@@ -60,14 +62,21 @@ fn dequantized(w: &QMatrix, copy: &OnGpu, x: &Tensor) -> Result<(Operand, Option
     let out = x.like([w.rows(), w.cols()])?;
     let (format, group) = code(w)?;
     let args = args![
-        &copy.codes, &copy.scales, &out, int(OP, w.rows())?, int(OP, w.cols())?, int(OP, w.row_bytes())?, format,
+        &copy.codes,
+        &copy.scales,
+        &out,
+        int(OP, w.rows())?,
+        int(OP, w.cols())?,
+        int(OP, w.row_bytes())?,
+        format,
         group,
     ];
     x.cuda()?.launch(&DEQUANTIZE, x.dtype(), "dequantize", extent(w.rows(), w.cols()), args)?;
     Ok((linear::rows(&out, w.cols()), Some(out)))
 }
 
-/// The kernel that multiplies a few rows by a format, and what its shared memory is made of, as in the comment of `product.cuh`.
+/// The kernel that multiplies a few rows by a format, and what its shared memory is made of, as in
+/// the comment of `product.cuh`.
 struct Product {
     source: &'static Source,
     name: &'static str,
@@ -90,7 +99,15 @@ fn product(format: MatrixFormat) -> Product {
     /// Of the levels of four-bit tables, one for each bank of shared memory.
     const TABLE: usize = 32_768;
     let of = |source| {
-        move |name, segment, stride, pad| Product { source, name, segment, stride, pad, scales: 0, table: 0 }
+        move |name, segment, stride, pad| Product {
+            source,
+            name,
+            segment,
+            stride,
+            pad,
+            scales: 0,
+            table: 0,
+        }
     };
     let (own, blocks, k) = (of(&PRODUCT_OWN), of(&PRODUCT_BLOCKS), of(&PRODUCT_K));
     match format {
@@ -113,14 +130,17 @@ fn product(format: MatrixFormat) -> Product {
         },
         MatrixFormat::Int8(_) => Product { scales: 512, ..own("product_int8", 256, 272, 32) },
         MatrixFormat::Int4(_) => Product { scales: 512, ..own("product_int4", 256, 144, 64) },
-        MatrixFormat::Nf4 => Product { scales: 512, table: TABLE, ..own("product_nf4", 256, 144, 64) },
+        MatrixFormat::Nf4 => {
+            Product { scales: 512, table: TABLE, ..own("product_nf4", 256, 144, 64) }
+        }
     }
 }
 
 /// The most rows of `x` that are multiplied as the codes are read.
 pub(crate) const FEW: usize = 8;
 
-/// A matrix `[rows, cols]` on the device: codes, scales (0 if they are among the codes), and what they are.
+/// A matrix `[rows, cols]` on the device: codes, scales (0 if they are among the codes), and what
+/// they are.
 pub(crate) struct Stored {
     pub(crate) format: MatrixFormat,
     pub(crate) codes: u64,
@@ -132,7 +152,12 @@ pub(crate) struct Stored {
 }
 
 /// `y = x Wᵀ + bias` for up to [`FEW`] rows: every byte of the weight is read once.
-pub(crate) fn multiply_few(w: &Stored, x: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) -> Result<()> {
+pub(crate) fn multiply_few(
+    w: &Stored,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    y: &mut Tensor,
+) -> Result<()> {
     /// Rows of the weight per block.
     const ROWS: usize = 16;
     /// What a block may have.
@@ -141,20 +166,34 @@ pub(crate) fn multiply_few(w: &Stored, x: &Tensor, bias: Option<&Tensor>, y: &mu
     let (cuda, n) = (x.cuda()?, x.shape().n_rows());
     let Product { source, name, segment, stride, pad, scales, table } = product(w.format);
     let per_warp = 2 * (ROWS * stride + n * (segment * x.dtype().size() + pad) + scales);
-    // Short rows need no more warps than they have segments; GPUs with less shared memory take fewer.
+    // Short rows need no more warps than they have segments; GPUs with less shared memory take
+    // fewer.
     let room = cuda.shared_max().min(SHARED_MAX) - table - 256;
     let warps = cols.div_ceil(segment).clamp(1, 8).min(room / per_warp).max(1);
     let mut extent = Extent::line(rows.div_ceil(ROWS), 32 * warps as u32);
     extent.shared_bytes = (table + 256 + warps * per_warp) as u32;
     let args = args![
-        w.codes, w.scales, x, bias, &*y, int(OP, n)?, int(OP, rows)?, int(OP, cols)?,
-        int(OP, w.format.row_bytes(cols))?, w.group,
+        w.codes,
+        w.scales,
+        x,
+        bias,
+        &*y,
+        int(OP, n)?,
+        int(OP, rows)?,
+        int(OP, cols)?,
+        int(OP, w.format.row_bytes(cols))?,
+        w.group,
     ];
     cuda.launch(source, x.dtype(), name, extent, args)
 }
 
 /// `y = x Wᵀ + bias`.
-pub(super) fn forward(w: &QMatrix, x: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) -> Result<()> {
+pub(super) fn forward(
+    w: &QMatrix,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    y: &mut Tensor,
+) -> Result<()> {
     let (n, rows, cols) = (x.shape().n_rows(), w.rows(), w.cols());
     let copy = copy_beside(w, x)?;
     if (1..=FEW).contains(&n) && rows > 0 && cols > 0 {
@@ -166,7 +205,9 @@ pub(super) fn forward(w: &QMatrix, x: &Tensor, bias: Option<&Tensor>, y: &mut Te
     let (numbers, _held) = dequantized(w, &copy, x)?;
     let b = Operand { transposed: true, ..numbers };
     let bias = bias.map(Tensor::device_ptr);
-    Matmul::new((n, rows, cols), linear::rows(x, cols), b, linear::rows(y, rows)).bias(bias).run(x.cuda()?)
+    Matmul::new((n, rows, cols), linear::rows(x, cols), b, linear::rows(y, rows))
+        .bias(bias)
+        .run(x.cuda()?)
 }
 
 /// `dx (+)= dy W`.
@@ -174,7 +215,8 @@ pub(super) fn backward(w: &QMatrix, dy: &Tensor, dx: &mut Tensor, accumulate: bo
     let (n, rows, cols) = (dy.shape().n_rows(), w.rows(), w.cols());
     let copy = copy_beside(w, dy)?;
     let (numbers, _held) = dequantized(w, &copy, dy)?;
-    let product = Matmul::new((n, cols, rows), linear::rows(dy, rows), numbers, linear::rows(dx, cols));
+    let product =
+        Matmul::new((n, cols, rows), linear::rows(dy, rows), numbers, linear::rows(dx, cols));
     product.accumulate(accumulate).run(dy.cuda()?)
 }
 
@@ -184,8 +226,16 @@ pub(super) fn gather(w: &QMatrix, copy: &OnGpu, ids: &Tensor, y: &Tensor) -> Res
     let (format, group) = code(w)?;
     let ids = ids.to_device(copy.device)?;
     let args = args![
-        &copy.codes, &copy.scales, &ids, y, int(OP, n)?, int(OP, w.rows())?, int(OP, w.cols())?,
-        int(OP, w.row_bytes())?, format, group,
+        &copy.codes,
+        &copy.scales,
+        &ids,
+        y,
+        int(OP, n)?,
+        int(OP, w.rows())?,
+        int(OP, w.cols())?,
+        int(OP, w.row_bytes())?,
+        format,
+        group,
     ];
     y.cuda()?.launch(&DEQUANTIZE, copy.dtype, "dequantize_rows", extent(n, w.cols()), args)
 }

@@ -1,13 +1,15 @@
-// Numbers of weights in stored forms, rounded to T: whole matrices before a product with many rows of x, and rows of a table.
+// Numbers of weights in stored forms, rounded to T: whole matrices before a product with many rows
+// of x, and rows of a table.
 //
-// A thread writes eight neighbours of a row. Steps are rounded to f32 one by one in the order of ggml's reference, as on the CPU:
-// with T = f32 the bits are the same.
+// A thread writes eight neighbours of a row. Steps are rounded to f32 one by one in the order of
+// ggml's reference, as on the CPU: with T = f32 the bits are the same.
 #include "quant.cuh"
 
 DEVICE float times(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }
 
-// The levels of IQ4 and NF4 in shared memory: 16 words in as many banks, so that lanes may look up what they like at once.
+// The levels of IQ4 and NF4 in shared memory: 16 words in as many banks, so that lanes may look up
+// what they like at once.
 struct Levels {
     float v[32];
 };
@@ -169,7 +171,8 @@ DEVICE float decode_one(const Levels& levels, int format, const u8* row, const f
     return times(level, scales[column / group]);
 }
 
-// The eight from `column` on, a multiple of 8, of rows that start on 16 bytes and consist of whole eights.
+// The eight from `column` on, a multiple of 8, of rows that start on 16 bytes and consist of whole
+// eights.
 DEVICE void decode_aligned(const Levels& levels, int format, const u8* row, const float* scales, int column, int group, float out[8]) {
     u32 v[2];
     switch (format) {
@@ -233,9 +236,10 @@ DEVICE void dequantize_eight(const Levels& levels, const u8* row, const float* s
     }
 }
 
-// The numbers of `rows` rows: out[rows, cols], from w[rows, row_bytes] and, for int8, int4 and nf4, scales[rows, cols / group];
-// `group` is `cols` where a row has one scale. For a range of rows the caller moves the pointers to its first row: `w` must still
-// be a multiple of 16 bytes away from 16 bytes if `row_bytes` is one of 16, which it then is, and of 2 in any case for GGUF's formats.
+// The numbers of `rows` rows: out[rows, cols], from w[rows, row_bytes] and, for int8, int4 and nf4,
+// scales[rows, cols / group]; `group` is `cols` where a row has one scale. For a range of rows the
+// caller moves the pointers to its first row: `w` must still be a multiple of 16 bytes away from 16
+// bytes if `row_bytes` is one of 16, which it then is, and of 2 in any case for GGUF's formats.
 // Grid: (⌈cols / 256⌉, any number up to ⌈rows / 8⌉ and 65535). Block: (32, 8).
 extern "C" __global__ void __launch_bounds__(256, 4) dequantize(const u8* w, const float* scales, T* out, int rows, int cols, int row_bytes,
                                                              int format, int group) {
@@ -251,8 +255,9 @@ extern "C" __global__ void __launch_bounds__(256, 4) dequantize(const u8* w, con
                          aligned);
 }
 
-// out[i, :] = row ids[i] of w, for i below n_ids: out[n_ids, cols]. `rows` is the number of rows of w; rows of NaN where an id is no
-// row. Grid: (⌈cols / 256⌉, any number up to ⌈n_ids / 8⌉ and 65535). Block: (32, 8).
+// out[i, :] = row ids[i] of w, for i below n_ids: out[n_ids, cols]. `rows` is the number of rows of
+// w; rows of NaN where an id is no row. Grid: (⌈cols / 256⌉, any number up to ⌈n_ids / 8⌉ and
+// 65535). Block: (32, 8).
 extern "C" __global__ void __launch_bounds__(256, 4) dequantize_rows(const u8* w, const float* scales, const int* ids, T* out, int n_ids,
                                                                   int rows, int cols, int row_bytes, int format, int group) {
     __shared__ Levels levels;

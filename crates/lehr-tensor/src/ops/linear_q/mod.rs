@@ -7,8 +7,8 @@ pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::autograd::{Gradients, Op, record, record1};
 use super::linear;
+use crate::autograd::{Gradients, Op, record, record1};
 use crate::ops::linear::cpu::column_sums;
 use crate::quant::QMatrix;
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -116,7 +116,9 @@ impl LinearQ {
     fn backward_cuda(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
         if grads.wants(0) {
             let like = dy.like(self.x)?;
-            grads.write_like(0, &like, |dx, accumulate| cuda::backward(&self.w, dy, dx, accumulate))?;
+            grads.write_like(0, &like, |dx, accumulate| {
+                cuda::backward(&self.w, dy, dx, accumulate)
+            })?;
         }
         if grads.n_inputs() < 2 || !grads.wants(1) {
             return Ok(());

@@ -1,4 +1,5 @@
-// Products of a few vectors (product.cuh) with weights that are floats, or int8, int4 and NF4, whose scales lie apart.
+// Products of a few vectors (product.cuh) with weights that are floats, or int8, int4 and NF4,
+// whose scales lie apart.
 #include "product.cuh"
 
 struct Int8 : Format {
@@ -30,7 +31,8 @@ struct Int4 : Format {
     static constexpr int BLOCK = 2, BYTES = 1;
     static constexpr bool REALIGN = true, SCALES = true, NEAR = true, CROSS = true;
     static DEVICE void eight(P* out, u32 v) {
-        // With another sign bit, nibbles with a sign are eight more than they were. The even column is in the upper half.
+        // With another sign bit, nibbles with a sign are eight more than they were. The even column
+        // is in the upper half.
         v ^= 0x88888888u;
         unsigned_codes(out[0], v >> 4, 0x000f000fu, 8);
         unsigned_codes(out[1], v, 0x000f000fu, 8);

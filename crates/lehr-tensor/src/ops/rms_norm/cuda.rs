@@ -41,8 +41,15 @@ pub(crate) struct Saved<'a> {
 }
 
 impl Saved<'_> {
-    /// `dx = base + …` if wanted (`base` may be `dx`), and the sums of each block for `dweight` if wanted: one pass.
-    fn run(&self, dy: &Tensor, base: Option<u64>, dx: Option<&Tensor>, wants_weight: bool) -> Result<Option<Tensor>> {
+    /// `dx = base + …` if wanted (`base` may be `dx`), and the sums of each block for `dweight` if
+    /// wanted: one pass.
+    fn run(
+        &self,
+        dy: &Tensor,
+        base: Option<u64>,
+        dx: Option<&Tensor>,
+        wants_weight: bool,
+    ) -> Result<Option<Tensor>> {
         let &Self { x, weight, rstd, offset } = self;
         let cuda = x.cuda()?;
         let (rows, d) = (int(OP, x.shape().n_rows())?, int(OP, x.shape().last_dim())?);
@@ -55,7 +62,12 @@ impl Saved<'_> {
     }
 
     /// Adds the blocks' sums to the gradient of the weight, input `index`.
-    fn add_partials(&self, partials: Option<Tensor>, grads: &mut Gradients<'_>, index: usize) -> Result<()> {
+    fn add_partials(
+        &self,
+        partials: Option<Tensor>,
+        grads: &mut Gradients<'_>,
+        index: usize,
+    ) -> Result<()> {
         let Some(partials) = partials else { return Ok(()) };
         let kernel = (&KERNELS, "rms_norm_sum_partials");
         rows_cuda::add_partials(kernel, self.x, &partials, grads, (index, self.weight))
@@ -69,8 +81,8 @@ impl Saved<'_> {
         self.add_partials(partials, grads, 1)
     }
 
-    /// After a residual addition: the gradient that both terms share, which is `d_sum` (if any) plus what comes through the
-    /// normalisation; and the weight's, input 2.
+    /// After a residual addition: the gradient that both terms share, which is `d_sum` (if any)
+    /// plus what comes through the normalisation; and the weight's, input 2.
     pub(crate) fn backward_sum(
         &self,
         d_sum: Option<&Tensor>,

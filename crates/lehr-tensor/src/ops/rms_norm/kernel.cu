@@ -1,16 +1,18 @@
 // Root-mean-square normalisation, alone and after a residual addition, and its gradients.
 //
-// Threads of a row. The caller picks the block from the row's width d, with packs = ceil(d / LANES), LANES = 16 / sizeof(T), and
-// per_thread = 4 (forward) or 2 (backward), t = ceil(packs / per_thread):
-//   t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several rows per block.
-//   t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 1024 (forward) or 512 (backward).
-// Any block of one of these two forms gives right results; rows of more than x * per_thread packs, or of a width that is no multiple
-// of LANES, take a slower path that reads rows twice.
+// Threads of a row. The caller picks the block from the row's width d, with packs = ceil(d /
+// LANES), LANES = 16 / sizeof(T), and per_thread = 4 (forward) or 2 (backward), t = ceil(packs /
+// per_thread): t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several
+// rows per block. t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 1024
+// (forward) or 512 (backward). Any block of one of these two forms gives right results; rows of
+// more than x * per_thread packs, or of a width that is no multiple of LANES, take a slower path
+// that reads rows twice.
 #include "common.cuh"
 
 #define FORWARD_PACKS 4
 #define BACKWARD_PACKS 2
-// Most shared memory for the sums of dweight in the slow path; wider rows keep them in global memory.
+// Most shared memory for the sums of dweight in the slow path; wider rows keep them in global
+// memory.
 #define SHARED_SUMS_MAX (96 << 10)
 
 template <bool ADD>
@@ -75,16 +77,16 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum
     }
 }
 
-// y = x rstd (weight + offset), rstd = 1 / sqrt(mean(x^2) + eps).
-// x, y [rows, d] T; weight [d] f32; rstd [rows] f32, may be null.
-// Block: see the top, per_thread = 4. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
+// y = x rstd (weight + offset), rstd = 1 / sqrt(mean(x^2) + eps). x, y [rows, d] T; weight [d] f32;
+// rstd [rows] f32, may be null. Block: see the top, per_thread = 4. Grid: ceil(rows / blockDim.y),
+// or less. No dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(const T* x, const float* weight, T* y, float* rstd, float eps,
                                                                     float offset, int rows, int d) {
     forward_rows<false>(x, nullptr, weight, nullptr, y, rstd, eps, offset, rows, d);
 }
 
-// sum = x + delta, rounded to T; normed = rms_norm(sum). `sum` may be x or delta.
-// x, delta, sum, normed [rows, d] T; weight [d] f32; rstd [rows] f32, may be null. Launch as rms_norm_forward.
+// sum = x + delta, rounded to T; normed = rms_norm(sum). `sum` may be x or delta. x, delta, sum,
+// normed [rows, d] T; weight [d] f32; rstd [rows] f32, may be null. Launch as rms_norm_forward.
 extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_forward(const T* x, const T* delta, const float* weight, T* sum,
                                                                         T* normed, float* rstd, float eps, float offset, int rows,
                                                                         int d) {
@@ -119,7 +121,8 @@ DEVICE void write_partial(const float* sums, float* partials, int d) {
     }
 }
 
-// Rows that fit in registers: the next row is on its way while one is worked on, and dweight is summed in registers.
+// Rows that fit in registers: the next row is on its way while one is worked on, and dweight is
+// summed in registers.
 DEVICE void backward_in_registers(const T* x, const float* weight, const float* rstd, const T* dy, const T* base, T* dx,
                                   float* partials, float* sums, float offset, int rows, int d) {
     __shared__ float scratch[2][32];
@@ -224,14 +227,15 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* rst
     if (partials != nullptr && in_shared) write_partial(sums, partials, d);
 }
 
-// dx = base + rstd (g - x rstd^2 mean(g x)) with g = dy (weight + offset), and each block's share of dweight:
-// partials[block, c] = sum over the block's rows of dy x rstd.
-// x, dy, dx, base [rows, d] T; weight [d], rstd [rows], partials [gridDim.x, d] f32. `base` null counts as 0 and may be dx: to add to
-// dx, give dx itself; after a residual addition, give the gradient of the sum. dx null: only dweight; partials null: only dx.
-// Block: see the top, per_thread = 2. Grid: as many blocks as the device runs at once, about
-// n_SMs * max(1, min(8, 640 / (blockDim.x blockDim.y))), and at most ceil(rows / blockDim.y).
-// Dynamic shared memory: blockDim.y * d * 4 bytes if partials is given and either blockDim.y > 1, or the row does not fit in
-// registers (d % LANES != 0 or d > 2 * LANES * blockDim.x) and that is at most 96 KiB; else 0.
+// dx = base + rstd (g - x rstd^2 mean(g x)) with g = dy (weight + offset), and each block's share
+// of dweight: partials[block, c] = sum over the block's rows of dy x rstd. x, dy, dx, base [rows,
+// d] T; weight [d], rstd [rows], partials [gridDim.x, d] f32. `base` null counts as 0 and may be
+// dx: to add to dx, give dx itself; after a residual addition, give the gradient of the sum. dx
+// null: only dweight; partials null: only dx. Block: see the top, per_thread = 2. Grid: as many
+// blocks as the device runs at once, about n_SMs * max(1, min(8, 640 / (blockDim.x blockDim.y))),
+// and at most ceil(rows / blockDim.y). Dynamic shared memory: blockDim.y * d * 4 bytes if partials
+// is given and either blockDim.y > 1, or the row does not fit in registers (d % LANES != 0 or d > 2
+// * LANES * blockDim.x) and that is at most 96 KiB; else 0.
 extern "C" __global__ void __launch_bounds__(512) rms_norm_backward(const T* x, const float* weight, const float* rstd, const T* dy,
                                                                     const T* base, T* dx, float* partials, float offset, int rows,
                                                                     int d) {
@@ -245,8 +249,8 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm_backward(const T* x, 
     }
 }
 
-// dweight (+)= the sum of the partials of `n_blocks` blocks, in a fixed order. partials [n_blocks, d], dweight [d] f32.
-// Block (32, 32), grid ceil(d / 32).
+// dweight (+)= the sum of the partials of `n_blocks` blocks, in a fixed order. partials [n_blocks,
+// d], dweight [d] f32. Block (32, 32), grid ceil(d / 32).
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_sum_partials(const float* partials, float* dweight, int n_blocks, int d,
                                                                          int accumulate) {
     sum_rows_of_blocks(partials, dweight, n_blocks, d, accumulate);

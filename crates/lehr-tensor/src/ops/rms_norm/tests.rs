@@ -3,7 +3,10 @@ use crate::testing::{Case, Pair, golden_cases};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = golden_cases("rms_norm", |params, _| {
-        pair(params.number("eps").unwrap_or(1e-5) as f32, params.number("offset").unwrap_or(0.0) as f32)
+        pair(
+            params.number("eps").unwrap_or(1e-5) as f32,
+            params.number("offset").unwrap_or(0.0) as f32,
+        )
     });
     for shape in [&[0, 4][..], &[1, 1], &[3, 5], &[2, 3, 17], &[70, 384], &[5, 1000]] {
         let shapes = [shape.to_vec(), vec![shape[shape.len() - 1]]];

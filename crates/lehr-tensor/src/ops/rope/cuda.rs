@@ -30,14 +30,28 @@ pub(super) fn rotate(
     let packs = table.n_tokens() * n_heads.div_ceil(4) * (width - half);
     let extent = Extent::line(packs.div_ceil(256 * crate::ops::rows_cuda::lanes(x.dtype())), 256);
     let args = args![
-        x, &angles.cos, &angles.sin, &*y, int(OP, table.n_tokens())?, int(OP, n_heads)?, int(OP, width)?,
-        int(OP, half)?, layout, sign, accumulate,
+        x,
+        &angles.cos,
+        &angles.sin,
+        &*y,
+        int(OP, table.n_tokens())?,
+        int(OP, n_heads)?,
+        int(OP, width)?,
+        int(OP, half)?,
+        layout,
+        sign,
+        accumulate,
     ];
     cuda.launch(&KERNELS, x.dtype(), "rope_rotate", extent, args)
 }
 
 /// Cosines and sines of one or two streams of positions.
-pub(super) fn angles(positions: &[Tensor], inv_freq: &[f64], amplitude: f64, device: Device) -> Result<Angles> {
+pub(super) fn angles(
+    positions: &[Tensor],
+    inv_freq: &[f64],
+    amplitude: f64,
+    device: Device,
+) -> Result<Angles> {
     let (n, width) = (positions[0].shape().n_elements(), positions.len() * inv_freq.len());
     let cos = Tensor::uninit_on(device, [n, width], DType::F32)?;
     let sin = cos.like([n, width])?;
@@ -47,14 +61,22 @@ pub(super) fn angles(positions: &[Tensor], inv_freq: &[f64], amplitude: f64, dev
     let frequencies = frequencies_on(inv_freq, device)?;
     let cuda = cos.cuda()?;
     let args = args![
-        &a, b.as_ref(), &frequencies, &cos, &sin, amplitude, int(OP, n)?, int(OP, inv_freq.len())?
+        &a,
+        b.as_ref(),
+        &frequencies,
+        &cos,
+        &sin,
+        amplitude,
+        int(OP, n)?,
+        int(OP, inv_freq.len())?
     ];
     cuda.launch(&KERNELS, DType::F32, "rope_table", Extent::elementwise(cuda, n * width), args)?;
     Ok(Angles { cos, sin })
 }
 
-/// The frequencies on a device. A model has one or two sets of them, of some hundred bytes: they are kept for the life of the process, so
-/// that work that is recorded uploads nothing and finds them whenever it runs, on whichever thread.
+/// The frequencies on a device. A model has one or two sets of them, of some hundred bytes: they
+/// are kept for the life of the process, so that work that is recorded uploads nothing and finds
+/// them whenever it runs, on whichever thread.
 fn frequencies_on(inv_freq: &[f64], device: Device) -> Result<Tensor> {
     static KNOWN: Mutex<Vec<(Vec<f64>, Device, Tensor)>> = Mutex::new(Vec::new());
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,7 +91,8 @@ fn frequencies_on(inv_freq: &[f64], device: Device) -> Result<Tensor> {
         .flat_map(|bits| [bits as u32 as i32, (bits >> 32) as u32 as i32])
         .collect();
     let there = Tensor::from_ids(&words, [words.len()])?.to_device(device)?;
-    // An upload that is only recorded has not been made if the recording fails: such a copy is not for others.
+    // An upload that is only recorded has not been made if the recording fails: such a copy is not
+    // for others.
     if !cuda::is_recorder() {
         known().push((inv_freq.to_vec(), device, there.clone()));
     }

@@ -1,9 +1,9 @@
 // Rotary position embedding: the table of cosines and sines, and the rotation.
 #include "common.cuh"
 
-// cos, sin [t, c] = amplitude * cos, sin(position * inv_freq[c % n_freq]), the angle in double. Columns below n_freq take their position
-// from `a`, the others, n_freq more if `b` is given, from `b`.
-// a, b [n] i32, b may be null; inv_freq [n_freq] double; cos, sin [n, n_freq or 2 n_freq] f32.
+// cos, sin [t, c] = amplitude * cos, sin(position * inv_freq[c % n_freq]), the angle in double.
+// Columns below n_freq take their position from `a`, the others, n_freq more if `b` is given, from
+// `b`. a, b [n] i32, b may be null; inv_freq [n_freq] double; cos, sin [n, n_freq or 2 n_freq] f32.
 // Any one-dimensional grid and block.
 extern "C" __global__ void rope_table(const int* a, const int* b, const double* inv_freq, float* cos, float* sin, double amplitude, int n,
                                       int n_freq) {
@@ -12,8 +12,9 @@ extern "C" __global__ void rope_table(const int* a, const int* b, const double* 
         const int token = (int)(i / width), column = (int)(i % width);
         const int position = column < n_freq ? a[token] : b[token];
         const double angle = position * inv_freq[column < n_freq ? column : column - n_freq];
-        // sincos() needs a stack for huge angles. Here the angle less the nearest multiple of pi / 2, which is taken off in three parts
-        // to keep all digits (Cody and Waite), goes to sincospi(), which needs none.
+        // sincos() needs a stack for huge angles. Here the angle less the nearest multiple of pi /
+        // 2, which is taken off in three parts to keep all digits (Cody and Waite), goes to
+        // sincospi(), which needs none.
         const double turns = rint(angle * 0.63661977236758134308);
         double rest = fma(-turns, 1.57079632679489655800e+00, angle);
         rest = fma(-turns, 6.12323399573676603587e-17, rest);
@@ -50,8 +51,8 @@ struct Held<1> {
 };
 DEVICE float element(T x, int) { return to_f32(x); }
 
-// A unit of work is N dimensions twice, at `first` and `second`, of HEADS heads; behind the units that rotate come those that copy N
-// dimensions.
+// A unit of work is N dimensions twice, at `first` and `second`, of HEADS heads; behind the units
+// that rotate come those that copy N dimensions.
 template <int N>
 DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_tokens, int n_heads, int width, int half, int layout,
                    float sign, int accumulate) {
@@ -73,7 +74,8 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
         } else {
             first = column, second = column + half;
         }
-        // Adjacent pairs in packs: the pack at `first` has the columns `first / 2 ..`, that at `second` the columns `second / 2 ..`.
+        // Adjacent pairs in packs: the pack at `first` has the columns `first / 2 ..`, that at
+        // `second` the columns `second / 2 ..`.
         const bool adjacent = N > 1 && layout == ADJACENT_PAIRS;
         float c[N], s[N];
         if (unit < rotating) {
@@ -139,13 +141,14 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
     }
 }
 
-// y (+)= the heads of x rotated by the table's angles times `sign` (1 forward, -1 backward): a pair (a, b) of dimensions becomes
-// (a cos - b sin, b cos + a sin), and dimensions from 2 half on pass through. `layout`, with E = width:
-//   0: pair i is (i, half + i)   1: (2i, 2i + 1)   2: half-split in each half of the head, 2 half = E: (i, half / 2 + i) for i < half / 2,
-//   and the same half dimensions further for the other columns.
-// x, y [n_tokens, n_heads, width] T; cos, sin [n_tokens, half] f32. y may be x if accumulate = 0.
-// Block 256, grid: ceil(n_tokens * ceil(n_heads / 4) * (width - half) / LANES / 256), or any other: its stride covers all.
-// n_tokens * ceil(n_heads / 4) * (width - half) must be below 2^32.
+// y (+)= the heads of x rotated by the table's angles times `sign` (1 forward, -1 backward): a pair
+// (a, b) of dimensions becomes (a cos - b sin, b cos + a sin), and dimensions from 2 half on pass
+// through. `layout`, with E = width: 0: pair i is (i, half + i)   1: (2i, 2i + 1)   2: half-split
+// in each half of the head, 2 half = E: (i, half / 2 + i) for i < half / 2, and the same half
+// dimensions further for the other columns. x, y [n_tokens, n_heads, width] T; cos, sin [n_tokens,
+// half] f32. y may be x if accumulate = 0. Block 256, grid: ceil(n_tokens * ceil(n_heads / 4) *
+// (width - half) / LANES / 256), or any other: its stride covers all. n_tokens * ceil(n_heads / 4)
+// * (width - half) must be below 2^32.
 extern "C" __global__ void __launch_bounds__(256) rope_rotate(const T* x, const float* cos, const float* sin, T* y, int n_tokens,
                                                               int n_heads, int width, int half, int layout, float sign,
                                                               int accumulate) {

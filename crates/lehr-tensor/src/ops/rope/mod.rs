@@ -40,7 +40,13 @@ impl Tensor {
 }
 
 /// `y (+)=` the heads of `x` rotated by the table's angles times `sign`, on the device of `x`.
-fn rotate(x: &Tensor, table: &RopeTable, sign: f32, y: &mut Tensor, accumulate: bool) -> Result<()> {
+fn rotate(
+    x: &Tensor,
+    table: &RopeTable,
+    sign: f32,
+    y: &mut Tensor,
+    accumulate: bool,
+) -> Result<()> {
     let (n_heads, width) = heads(x);
     if x.is_cuda() {
         return cuda::rotate(x, table, (n_heads, width), sign, y, accumulate);

@@ -42,7 +42,8 @@ pub(super) fn llama3_scaled(
 ) -> Vec<f64> {
     let scale = |w: &f64| {
         let turns = original_max_positions * w / std::f64::consts::TAU;
-        let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+        let keep =
+            ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
         (1.0 - keep) * w / factor + keep * w
     };
     inv_freq.iter().map(scale).collect()

@@ -22,8 +22,8 @@ pub(super) enum Pairs {
     TwoHalves,
 }
 
-/// Cosine and sine per token and frequency, computed where and when they are first needed, and shared by all layers. Clones share
-/// the numbers.
+/// Cosine and sine per token and frequency, computed where and when they are first needed, and
+/// shared by all layers. Clones share the numbers.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     /// One or two streams of positions, on the CPU.
@@ -112,7 +112,9 @@ impl RopeTable {
         }
         let angles = match device {
             Device::Cpu => angles(&self.positions, &self.inv_freq, self.amplitude)?,
-            Device::Cuda(_) => cuda::angles(&self.positions, &self.inv_freq, self.amplitude, device)?,
+            Device::Cuda(_) => {
+                cuda::angles(&self.positions, &self.inv_freq, self.amplitude, device)?
+            }
         };
         known.push((device, angles.clone()));
         Ok(angles)

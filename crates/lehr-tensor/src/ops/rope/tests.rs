@@ -1,6 +1,4 @@
-use super::frequencies::{
-    Yarn, inverse_frequencies, linear_scaled, llama3_scaled, yarn_scaled,
-};
+use super::frequencies::{Yarn, inverse_frequencies, linear_scaled, llama3_scaled, yarn_scaled};
 use super::{RopeLayout, RopeTable, reference};
 use crate::ops::embedding::tests::random_ids;
 use crate::testing::{Case, Pair, golden_cases};
@@ -10,7 +8,8 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = golden_cases("rope", |params, _| {
         let number = |name| params.number(name);
         let rotary_dim = number("rotary_dim").unwrap_or(0.0) as usize / params.n_ids();
-        let mut inv_freq = reference::inverse_frequencies(number("theta").unwrap_or(0.0), rotary_dim);
+        let mut inv_freq =
+            reference::inverse_frequencies(number("theta").unwrap_or(0.0), rotary_dim);
         if let Some(factor) = number("scaling_factor") {
             let [low, high, positions] =
                 ["low_freq_factor", "high_freq_factor", "original_positions"]
@@ -153,7 +152,8 @@ fn llama_3_frequencies_have_the_known_values() {
 #[test]
 fn frequencies_are_those_of_double_precision_rounded() {
     for (theta, dim) in [(10_000.0, 2), (10_000.0, 64), (500_000.0, 128), (1e6, 80)] {
-        let (plain, exact) = (inverse_frequencies(theta, dim), reference::inverse_frequencies(theta, dim));
+        let (plain, exact) =
+            (inverse_frequencies(theta, dim), reference::inverse_frequencies(theta, dim));
         assert_eq!(plain.len(), dim / 2);
         for factors in [(8.0, 1.0, 4.0, 8192.0), (32.0, 1.0, 4.0, 8192.0), (8.0, 1.0, 4.0, 32.0)] {
             let (factor, low, high, positions) = factors;

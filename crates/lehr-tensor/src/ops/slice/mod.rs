@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::concat::blocks;
 use super::concat::cpu::{Blocks, clear, copy};
-use crate::autograd::{Gradients, Op, record1};
 use super::thin;
+use crate::autograd::{Gradients, Op, record1};
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {

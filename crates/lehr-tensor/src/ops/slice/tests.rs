@@ -28,10 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn pair(dim: usize, range: Range<usize>) -> Pair {
     let same = range.clone();
-    Pair::one(
-        move |x| x[0].slice(dim, range.clone()),
-        move |x| reference::slice(&x[0], dim, &same),
-    )
+    Pair::one(move |x| x[0].slice(dim, range.clone()), move |x| reference::slice(&x[0], dim, &same))
 }
 
 #[test]

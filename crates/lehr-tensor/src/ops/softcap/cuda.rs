@@ -13,7 +13,13 @@ pub(super) fn forward(cap: f32, x: &Tensor, y: &mut Tensor) -> Result<()> {
 }
 
 /// `dx (+)= dy (1 − (y / c)²)`.
-pub(super) fn backward(cap: f32, y: &Tensor, dy: &Tensor, dx: &mut Tensor, accumulate: bool) -> Result<()> {
+pub(super) fn backward(
+    cap: f32,
+    y: &Tensor,
+    dy: &Tensor,
+    dx: &mut Tensor,
+    accumulate: bool,
+) -> Result<()> {
     let (cuda, n) = (y.cuda()?, y.shape().n_elements());
     let args = args![y, dy, dx, n as i64, cap, accumulate];
     cuda.launch(&KERNELS, y.dtype(), "softcap_backward", Extent::elementwise(cuda, n), args)

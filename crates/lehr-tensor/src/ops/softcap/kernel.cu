@@ -1,4 +1,5 @@
-// A smooth bound on logits. Both kernels: n elements, any one-dimensional grid and block; best one pack of LANES to a thread.
+// A smooth bound on logits. Both kernels: n elements, any one-dimensional grid and block; best one
+// pack of LANES to a thread.
 #include "common.cuh"
 
 // y = cap tanh(x / cap). x, y [n] T; y may be x.

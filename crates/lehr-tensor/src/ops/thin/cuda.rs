@@ -52,20 +52,36 @@ pub(super) fn unary(op: Unary, a: &Tensor, factor: f32) -> Result<Tensor> {
 }
 
 /// `[outer, a, middle, b, inner]` as `[outer, b, middle, a, inner]`.
-pub(super) fn swapped(x: &Tensor, [outer, a, middle, b, inner]: [usize; 5], y: &mut Tensor) -> Result<()> {
+pub(super) fn swapped(
+    x: &Tensor,
+    [outer, a, middle, b, inner]: [usize; 5],
+    y: &mut Tensor,
+) -> Result<()> {
     /// What the second and third dimension of a grid may have.
     const GRID_MAX: usize = 65_535;
     let (cuda, n) = (x.cuda()?, x.shape().n_elements());
     let [outer_, a_, middle_, b_, inner_] = [outer, a, middle, b, inner].map(|n| n as i64);
     if inner != 1 || n == 0 {
         let args = args![x, y, outer_, a_, middle_, b_, inner_];
-        return cuda.launch(&KERNELS, x.dtype(), "transpose_rows", Extent::elementwise(cuda, n), args);
+        return cuda.launch(
+            &KERNELS,
+            x.dtype(),
+            "transpose_rows",
+            Extent::elementwise(cuda, n),
+            args,
+        );
     }
     let edge = 8 * lanes(x.dtype());
     let mut extent = Extent::line(b.div_ceil(edge), 256);
     extent.grid[1] = a.div_ceil(edge).min(GRID_MAX) as u32;
     extent.grid[2] = (outer * middle).min(GRID_MAX) as u32;
-    cuda.launch(&KERNELS, x.dtype(), "transpose_tiles", extent, args![x, y, outer_, a_, middle_, b_])
+    cuda.launch(
+        &KERNELS,
+        x.dtype(),
+        "transpose_tiles",
+        extent,
+        args![x, y, outer_, a_, middle_, b_],
+    )
 }
 
 /// Copies `n` blocks of `len` elements, or adds them to what is there.
@@ -80,13 +96,13 @@ pub(crate) fn copy_blocks(
     let cuda = src.cuda()?;
     let [from_at, from_stride, to_at, to_stride] =
         [from.offset, from.stride, to.offset, to.stride].map(|n| n as i64);
-    let args = args![
-        src, from_at, from_stride, &*dst, to_at, to_stride, n as i64, len as i64, accumulate
-    ];
+    let args =
+        args![src, from_at, from_stride, &*dst, to_at, to_stride, n as i64, len as i64, accumulate];
     cuda.launch(&KERNELS, src.dtype(), "copy_blocks", Extent::elementwise(cuda, n * len), args)
 }
 
-/// Copies `n` packed blocks of `len` elements, block i to `i · stride + *at · unit` of `dst`: the number `at` is on the device.
+/// Copies `n` packed blocks of `len` elements, block i to `i · stride + *at · unit` of `dst`: the
+/// number `at` is on the device.
 pub(crate) fn copy_blocks_at(
     (n, len): (usize, usize),
     src: &Tensor,
@@ -99,21 +115,33 @@ pub(crate) fn copy_blocks_at(
     cuda.launch(&KERNELS, src.dtype(), "copy_blocks_at", Extent::elementwise(cuda, n * len), args)
 }
 
-/// `Σ x / divisor` as `[1]`, in the type of `x`. The grid depends on the number of elements alone, and so do the bits.
+/// `Σ x / divisor` as `[1]`, in the type of `x`. The grid depends on the number of elements alone,
+/// and so do the bits.
 pub(super) fn sum(x: &Tensor, divisor: f64) -> Result<Tensor> {
     let (cuda, n) = (x.cuda()?, x.shape().n_elements());
     let blocks = n.div_ceil(8192).clamp(1, 1024);
     // Doubles, in room for pairs of floats.
     let partials = x.like_f32([blocks, 2])?;
     let total = x.like_f32([1])?;
-    cuda.launch(&KERNELS, x.dtype(), "sum_partials", Extent::line(blocks, 256), args![x, &partials, n as i64])?;
+    cuda.launch(
+        &KERNELS,
+        x.dtype(),
+        "sum_partials",
+        Extent::line(blocks, 256),
+        args![x, &partials, n as i64],
+    )?;
     let args = args![&partials, blocks as i32, &total, divisor];
     cuda.launch(&KERNELS, x.dtype(), "sum_finish", Extent::line(1, 256), args)?;
     total.cast(x.dtype())
 }
 
 /// A tensor like `like` filled with `value · factor`, for a value that is on the device.
-pub(super) fn filled_from(like: &Tensor, shape: crate::Shape, value: &Tensor, factor: f32) -> Result<Tensor> {
+pub(super) fn filled_from(
+    like: &Tensor,
+    shape: crate::Shape,
+    value: &Tensor,
+    factor: f32,
+) -> Result<Tensor> {
     let (y, value) = (like.like(shape)?, value.to_f32()?);
     let (cuda, n) = (y.cuda()?, shape.n_elements());
     let args = args![&y, n as i64, &value, factor];

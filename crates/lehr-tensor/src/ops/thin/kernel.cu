@@ -1,10 +1,11 @@
-// Elementwise functions, transposes, copies of strided blocks, sums.
-// Unless a kernel says otherwise: grid and block of one dimension, any grid, at most 256 threads, no shared memory; tensors start on
-// 16 bytes.
+// Elementwise functions, transposes, copies of strided blocks, sums. Unless a kernel says
+// otherwise: grid and block of one dimension, any grid, at most 256 threads, no shared memory;
+// tensors start on 16 bytes.
 #include "common.cuh"
 
-// y = f(a, b) for n elements, with `op` 0: a + b, 1: a - b, 2: a b, 3: a / b, and the gradients 4: -b a (of a quotient b with
-// respect to the divisor, a = dy / divisor), 5: a (1 - b^2) (of b = tanh), 6: a b (1 - b) (of b = sigmoid). y may be a or b.
+// y = f(a, b) for n elements, with `op` 0: a + b, 1: a - b, 2: a b, 3: a / b, and the gradients 4:
+// -b a (of a quotient b with respect to the divisor, a = dy / divisor), 5: a (1 - b^2) (of b =
+// tanh), 6: a b (1 - b) (of b = sigmoid). y may be a or b.
 extern "C" __global__ void __launch_bounds__(256, 4) binary(const T* a, const T* b, T* y, i64 n, int op) {
     auto run = [=](auto f) {
         auto step = [=](i64 i, auto a, auto b) {
@@ -25,8 +26,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) binary(const T* a, const T*
     }
 }
 
-// y = f(a) for n elements, with `op` 0: factor a, 1: -a, 2: e^a, 3: log a, 4: tanh a, 5: 1 / (1 + e^-a). y may be a. Only op 0
-// uses the factor.
+// y = f(a) for n elements, with `op` 0: factor a, 1: -a, 2: e^a, 3: log a, 4: tanh a, 5: 1 / (1 +
+// e^-a). y may be a. Only op 0 uses the factor.
 extern "C" __global__ void __launch_bounds__(256, 4) unary(const T* a, T* y, i64 n, int op, float factor) {
     auto run = [=](auto f) {
         auto step = [=](i64 i, auto a) {
@@ -69,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) add_assign(T* dst, const T*
     };
     elementwise<LANES, 2>(n, step, (const T*)dst, src);
 }
-// dst += src for n elements, dst in f32. Packs of 4: neighbouring threads touch neighbouring addresses on both sides.
+// dst += src for n elements, dst in f32. Packs of 4: neighbouring threads touch neighbouring
+// addresses on both sides.
 extern "C" __global__ void __launch_bounds__(256, 4) add_assign_f32(float* dst, const T* src, i64 n) {
     auto step = [=](i64 i, auto old, auto x) {
         for (int k = 0; k < x.N_ELEMENTS; k++) old.v[k] += to_f32(x.v[k]);
@@ -99,12 +101,14 @@ extern "C" __global__ void __launch_bounds__(256) fill_from(T* y, i64 n, const f
 extern "C" __global__ void __launch_bounds__(256) fill_u32(u32* y, i64 n, int bits) { fill_values(y, n, (u32)bits); }
 
 // [outer, a, middle, b] -> [outer, b, middle, a]: matrices [a, b] whose rows are `middle` rows apart are transposed in tiles of
-// EDGE x EDGE, EDGE = 32 (f32) or 64 (16-bit), whose rows take 128 bytes. Block 256 threads; grid (ceil(b / EDGE), ceil(a / EDGE),
-// outer * middle), the last two cut off at 65535. x and y do not overlap.
+// EDGE x EDGE, EDGE = 32 (f32) or 64 (16-bit), whose rows take 128 bytes. Block 256 threads; grid
+// (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two cut off at 65535. x and y do not
+// overlap.
 #define EDGE (8 * LANES)
 extern "C" __global__ void __launch_bounds__(256)
     transpose_tiles(const T* __restrict__ x, T* __restrict__ y, i64 outer, i64 a, i64 middle, i64 b) {
-    // One more word per row than the tile has, for the path without packs: the elements of a column lie in different banks.
+    // One more word per row than the tile has, for the path without packs: the elements of a column
+    // lie in different banks.
     const int STRIDE = EDGE + 4 / (int)sizeof(T), ROUNDS = EDGE * 8 / 256;
     __shared__ __align__(16) T tile[EDGE * STRIDE];
     int thread = threadIdx.x;
@@ -121,8 +125,8 @@ extern "C" __global__ void __launch_bounds__(256)
             T* to = y + ((o * b + b0) * middle + m) * a + a0;
             int rows = (int)(a - a0 < EDGE ? a - a0 : EDGE);
             if (packed) {
-                // Pack p of row i lies at p ^ (i / LANES % 8): the 8 lanes that gather 8 packs of one column, LANES rows each, then
-                // read from different banks.
+                // Pack p of row i lies at p ^ (i / LANES % 8): the 8 lanes that gather 8 packs of
+                // one column, LANES rows each, then read from different banks.
                 PackT packs[ROUNDS];
 #pragma unroll
                 for (int r = 0; r < ROUNDS; r++) {
@@ -173,7 +177,8 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// Moves packs of N elements: pack i from `from(i)` to `to(i)`, for n packs. Two loads are under way at once.
+// Moves packs of N elements: pack i from `from(i)` to `to(i)`, for n packs. Two loads are under way
+// at once.
 template <int N, class From, class To>
 DEVICE void move_packs(i64 n, const From& from, const To& to) {
     i64 i = thread_index(), step = n_threads();
@@ -200,7 +205,8 @@ DEVICE void transpose_rows_by(const T* x, T* y, I n_packs, I a, I middle, I b, I
     move_packs<N>(n_packs, from, [=](i64 i) { return y + i * N; });
 }
 // [outer, a, middle, b, inner] -> [outer, b, middle, a, inner]: whole rows of `inner` elements move, in packs where
-// inner % LANES = 0 (at most 2^32 packs). For inner = 1 use transpose_tiles. x and y do not overlap.
+// inner % LANES = 0 (at most 2^32 packs). For inner = 1 use transpose_tiles. x and y do not
+// overlap.
 extern "C" __global__ void __launch_bounds__(256)
     transpose_rows(const T* x, T* y, i64 outer, i64 a, i64 middle, i64 b, i64 inner) {
     i64 n = outer * a * middle * b * inner;
@@ -222,8 +228,9 @@ DEVICE void copy_blocks_by(const T* src, i64 src_stride, T* dst, i64 dst_stride,
         store_pack(to(i), sum);
     }
 }
-// Copies n blocks of `len` elements, or adds them to what is there: block i is at offset + i * stride on either side. In packs (at
-// most 2^32) if lengths, offsets and strides are multiples of LANES. src and dst do not overlap; the stride of dst is at least len.
+// Copies n blocks of `len` elements, or adds them to what is there: block i is at offset + i *
+// stride on either side. In packs (at most 2^32) if lengths, offsets and strides are multiples of
+// LANES. src and dst do not overlap; the stride of dst is at least len.
 extern "C" __global__ void __launch_bounds__(256)
     copy_blocks(const T* src, i64 src_offset, i64 src_stride, T* dst, i64 dst_offset, i64 dst_stride, i64 n, i64 len, int accumulate) {
     src += src_offset;
@@ -239,7 +246,8 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// copy_blocks of packed blocks of src to blocks of dst that start at i * stride + *at * unit: for recorded launches, whose place grows.
+// copy_blocks of packed blocks of src to blocks of dst that start at i * stride + *at * unit: for
+// recorded launches, whose place grows.
 extern "C" __global__ void __launch_bounds__(256)
     copy_blocks_at(const T* src, T* dst, i64 stride, const int* at, i64 unit, i64 n, i64 len) {
     i64 offset = (i64)*at * unit, total = n * len, small = (i64)1 << 32;
@@ -270,9 +278,9 @@ extern "C" __global__ void __launch_bounds__(256) clear_blocks(T* dst, i64 offse
     else clear_blocks_by<1, u64>(dst, stride, n * len, len);
 }
 
-// partials[block] = the sum of a part of x, n elements. Block 256 threads; a grid of one dimension, which decides the order of the
-// sums: for the same bits everywhere it must depend on n alone (best min(1024, ceil(n / 8192)) blocks). The elements of a pack are
-// added in f32, all else in f64.
+// partials[block] = the sum of a part of x, n elements. Block 256 threads; a grid of one dimension,
+// which decides the order of the sums: for the same bits everywhere it must depend on n alone (best
+// min(1024, ceil(n / 8192)) blocks). The elements of a pack are added in f32, all else in f64.
 extern "C" __global__ void __launch_bounds__(256, 4) sum_partials(const T* x, double* partials, i64 n) {
     __shared__ double scratch[8];
     double sum = 0;

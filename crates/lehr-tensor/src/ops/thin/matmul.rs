@@ -1,7 +1,7 @@
 //! Products of stacks of matrices.
 
-use crate::cuda::blas::{self, Operand};
 use crate::autograd::{Gradients, Op, record1};
+use crate::cuda::blas::{self, Operand};
 use crate::gemm::{Matrix, gemm};
 use crate::{Error, Result, Tensor};
 
@@ -65,29 +65,44 @@ impl Size {
         Operand { batch_stride: rows * columns, ..operand }
     }
 
-    fn product(&self, size: (usize, usize, usize), [a, b, c]: [Operand; 3], x: &Tensor, add: bool) -> Result<()> {
+    fn product(
+        &self,
+        size: (usize, usize, usize),
+        [a, b, c]: [Operand; 3],
+        x: &Tensor,
+        add: bool,
+    ) -> Result<()> {
         let product = blas::Matmul { batch: self.batch, ..blas::Matmul::new(size, a, b, c) };
         product.accumulate(add).run(x.cuda()?)
     }
 
     fn forward_cuda(&self, a: &Tensor, b: &Tensor, y: &mut Tensor) -> Result<()> {
         let &Self { m, n, k, .. } = self;
-        let operands =
-            [Self::stack(a, (m, k), false), Self::stack(b, (k, n), false), Self::stack(y, (m, n), false)];
+        let operands = [
+            Self::stack(a, (m, k), false),
+            Self::stack(b, (k, n), false),
+            Self::stack(y, (m, n), false),
+        ];
         self.product((m, n, k), operands, a, false)
     }
 
     fn backward_lhs_cuda(&self, dy: &Tensor, b: &Tensor, da: &mut Tensor, add: bool) -> Result<()> {
         let &Self { m, n, k, .. } = self;
-        let operands =
-            [Self::stack(dy, (m, n), false), Self::stack(b, (k, n), true), Self::stack(da, (m, k), false)];
+        let operands = [
+            Self::stack(dy, (m, n), false),
+            Self::stack(b, (k, n), true),
+            Self::stack(da, (m, k), false),
+        ];
         self.product((m, k, n), operands, dy, add)
     }
 
     fn backward_rhs_cuda(&self, a: &Tensor, dy: &Tensor, db: &mut Tensor, add: bool) -> Result<()> {
         let &Self { m, n, k, .. } = self;
-        let operands =
-            [Self::stack(a, (m, k), true), Self::stack(dy, (m, n), false), Self::stack(db, (k, n), false)];
+        let operands = [
+            Self::stack(a, (m, k), true),
+            Self::stack(dy, (m, n), false),
+            Self::stack(db, (k, n), false),
+        ];
         self.product((k, n, m), operands, dy, add)
     }
 
@@ -126,9 +141,12 @@ impl Op for Matmul {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         if dy.is_cuda() {
-            grads.write_like(0, &self.lhs, |da, add| self.size.backward_lhs_cuda(&dy, &self.rhs, da, add))?;
-            return grads
-                .write_like(1, &self.rhs, |db, add| self.size.backward_rhs_cuda(&self.lhs, &dy, db, add));
+            grads.write_like(0, &self.lhs, |da, add| {
+                self.size.backward_lhs_cuda(&dy, &self.rhs, da, add)
+            })?;
+            return grads.write_like(1, &self.rhs, |db, add| {
+                self.size.backward_rhs_cuda(&self.lhs, &dy, db, add)
+            });
         }
         grads.write(0, self.lhs.shape(), |da, accumulate| {
             self.size.backward_lhs(dy.data(), self.rhs.data(), da, accumulate)

@@ -156,8 +156,9 @@ fn name(args: &Args) -> String {
     }
 }
 
-/// Seconds to read the prompts, one after the other, and to generate the most likely tokens after them, for all texts at once. A GPU
-/// chooses them itself; like whoever generates, the host waits for the ids of each.
+/// Seconds to read the prompts, one after the other, and to generate the most likely tokens after
+/// them, for all texts at once. A GPU chooses them itself; like whoever generates, the host waits
+/// for the ids of each.
 fn once(
     model: &Model,
     cache: &mut KvCache,

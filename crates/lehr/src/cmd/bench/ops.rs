@@ -1,4 +1,5 @@
-//! `lehr bench ops`: each operation against what bounds it on this device, the copying of memory or the rate of matrix products.
+//! `lehr bench ops`: each operation against what bounds it on this device, the copying of memory or
+//! the rate of matrix products.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -188,7 +189,8 @@ impl Bench<'_> {
                 _ => x.layer_norm(&weight, Some(&weight), 1e-5),
             };
             self.report(op, &shape, self.repeated(|| no_grad(|| norm(&x)).map(drop))?, bytes(2));
-            // x by way of an op: the gradient of a leaf would be in f32. It still becomes that once, which is counted.
+            // x by way of an op: the gradient of a leaf would be in f32. It still becomes that
+            // once, which is counted.
             let seconds = self.backward(|| norm(&x.trainable().reshape([tokens, WIDTH])?))?;
             let cast = if self.dtype == DType::F32 { 0.0 } else { (6 * tokens * WIDTH) as f64 };
             let moved = (3 * tokens * WIDTH * self.dtype.size()) as f64 + cast;

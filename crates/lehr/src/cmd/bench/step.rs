@@ -48,7 +48,8 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// Activations until backward: keep, recompute (less memory, more work), or offload (and on the host)
+    /// Activations until backward: keep, recompute (less memory, more work), or offload (and on the
+    /// host)
     #[arg(long, default_value = "keep")]
     activations: Activations,
     /// Record each step as a CUDA graph and start it by one launch
@@ -345,7 +346,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// GFLOP/s of dense products of 16-bit floats by the data sheet of Hopper's full chips, which MFU is a share of.
+/// GFLOP/s of dense products of 16-bit floats by the data sheet of Hopper's full chips, which MFU
+/// is a share of.
 fn dense_peak(info: &cuda::DeviceInfo) -> Option<f64> {
     ["H100", "H200"].iter().any(|name| info.name.contains(name)).then_some(989e3)
 }

@@ -17,15 +17,15 @@ use crate::fail::Hinted;
 /// A file of prompts, and how they are worked on.
 #[derive(clap::Args)]
 pub(crate) struct PromptsArgs {
-    /// Continue all prompts of a file instead: a .txt with one a line, or a .jsonl with objects that have a
-    /// "prompt". Prints one JSON object for each, in their order
+    /// Continue all prompts of a file instead: a .txt with one a line, or a .jsonl with objects
+    /// that have a "prompt". Prints one JSON object for each, in their order
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
     /// With --prompts: at most so many texts at once
     #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "prompt")]
     batch: usize,
-    /// With --prompts: memory for the keys and values of so many tokens; if the texts have more, some wait
-    /// [default: enough for N whole texts]
+    /// With --prompts: memory for the keys and values of so many tokens; if the texts have more,
+    /// some wait [default: enough for N whole texts]
     #[arg(long, value_name = "TOKENS", conflicts_with = "prompt")]
     cache_tokens: Option<usize>,
     /// With --prompts: write the objects to this file

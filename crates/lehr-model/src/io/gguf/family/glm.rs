@@ -1,7 +1,7 @@
 //! ChatGLM2, ChatGLM3 and GLM-4: heads are rotated in adjacent pairs there and here.
 //!
-//! Files call all but the newest chatglm. Those made from THUDM's own folders have q, k and v in one
-//! matrix, those made from transformers' have three.
+//! Files call all but the newest chatglm. Those made from THUDM's own folders have q, k and v in
+//! one matrix, those made from transformers' have three.
 
 use serde_json::{Map, Value as Json};
 

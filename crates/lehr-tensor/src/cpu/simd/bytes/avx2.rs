@@ -268,8 +268,8 @@ impl Bytes for Avx2Bytes {
             let index = _mm_unpacklo_epi8(_mm_srli_epi16::<4>(bytes), bytes);
             let (low, high) =
                 (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
-            // The permutations look at three bits of an index, the choice between them at the fourth,
-            // moved to the sign.
+            // The permutations look at three bits of an index, the choice between them at the
+            // fourth, moved to the sign.
             let half = |index: __m128i| {
                 let index = _mm256_cvtepu8_epi32(index);
                 let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));

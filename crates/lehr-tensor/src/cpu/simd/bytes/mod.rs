@@ -1,8 +1,8 @@
 //! The vocabulary of products of few-bit integers: 64 bytes, 16 sums and 16 floats at a time.
 //!
-//! Unlike [`Simd`](super::Simd) its width is the same for every instruction set, so that a format is
-//! taken apart in one way. The order of additions is the same too; only scalar code, which has no
-//! fused multiply-add, rounds differently.
+//! Unlike [`Simd`](super::Simd) its width is the same for every instruction set, so that a format
+//! is taken apart in one way. The order of additions is the same too; only scalar code, which has
+//! no fused multiply-add, rounds differently.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -124,8 +124,9 @@ fn visible(problem: &Problem<'_>, token: usize, first: usize) -> Range<usize> {
     within(problem.intervals[2 * token])..within(problem.intervals[2 * token + 1])
 }
 
-/// The keys of a range, counted from key `first` of a text, in pieces that lie one behind the other: all of them, or what is in a page;
-/// and the token, counted through the buffer, with which each begins.
+/// The keys of a range, counted from key `first` of a text, in pieces that lie one behind the
+/// other: all of them, or what is in a page; and the token, counted through the buffer, with which
+/// each begins.
 #[inline(always)]
 fn pieces(
     problem: &Problem<'_>,

@@ -1,5 +1,5 @@
-//! A few queries over many keys: bound by the reading of keys and values, which as many blocks as the device runs at once do, each a
-//! part of them; a second kernel puts the parts together.
+//! A few queries over many keys: bound by the reading of keys and values, which as many blocks as
+//! the device runs at once do, each a part of them; a second kernel puts the parts together.
 
 use super::{DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, Size, View};
 use crate::cuda::{Arg, Cuda, Extent, Source, args, int};
@@ -10,8 +10,8 @@ use crate::{DType, Result, Tensor};
 /// The most queries for which keys are divided among blocks.
 pub(in crate::ops::attention) const DECODE_MAX: usize = 8;
 
-/// A kernel for a few queries, in its form for keys in order and for keys in pages; how many query rows its blocks take at once, and its
-/// shared memory.
+/// A kernel for a few queries, in its form for keys in order and for keys in pages; how many query
+/// rows its blocks take at once, and its shared memory.
 struct Decode {
     sources: [&'static Source; 2],
     names: [&'static str; 2],
@@ -26,7 +26,8 @@ macro_rules! names {
     };
 }
 
-/// Tensor cores take 16 rows for the price of one; for one or two, plain arithmetic keeps up with the memory.
+/// Tensor cores take 16 rows for the price of one; for one or two, plain arithmetic keeps up with
+/// the memory.
 fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
     if on_tensor_cores && rows > 2 {
         let (names, shared_bytes) = match width {
@@ -66,7 +67,13 @@ struct Division {
 
 impl Division {
     /// For at most `n_keys` keys of a text.
-    fn new(cuda: &Cuda, views: &[View; 3], size: Size, n_keys: usize, out: &Tensor) -> Result<Self> {
+    fn new(
+        cuda: &Cuda,
+        views: &[View; 3],
+        size: Size,
+        n_keys: usize,
+        out: &Tensor,
+    ) -> Result<Self> {
         /// Fewest keys that are worth a block.
         const KEYS_MIN: usize = 64;
         let rows = size.n_heads / size.n_kv_heads * size.tq;
@@ -92,7 +99,12 @@ impl Division {
         let mut extent = Extent::line(self.rows, if size.width > 64 { 128 } else { 64 });
         extent.grid[1..].copy_from_slice(&[size.n_kv_heads as u32, size.batch as u32]);
         let args = args![
-            &self.workspace, out, int(OP, size.tq)?, int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?, int(OP, size.width)?,
+            &self.workspace,
+            out,
+            int(OP, size.tq)?,
+            int(OP, size.n_heads)?,
+            int(OP, size.n_kv_heads)?,
+            int(OP, size.width)?,
             self.n_splits,
         ];
         cuda.launch(&DECODE, dtype, "attention_decode_combine", extent, args)
@@ -100,20 +112,42 @@ impl Division {
 }
 
 /// Keys in order.
-pub(super) fn decode(views: [View; 3], size: Size, seen: &Seen, scale: f32, out: &mut Tensor) -> Result<()> {
+pub(super) fn decode(
+    views: [View; 3],
+    size: Size,
+    seen: &Seen,
+    scale: f32,
+    out: &mut Tensor,
+) -> Result<()> {
     let Rule { causal, window, n_keys } = seen.rule;
     let division = Division::new(out.cuda()?, &views, size, n_keys as usize, out)?;
     let [q, k, v] = views;
     let args = args![
-        q.ptr, k.ptr, v.ptr, &division.workspace, seen.intervals.as_ref(), seen.n_keys.as_ref(), int(OP, q.stride)?,
-        int(OP, k.stride)?, int(OP, v.stride)?, int(OP, size.tq)?, int(OP, size.tk)?, int(OP, size.n_heads)?,
-        int(OP, size.n_kv_heads)?, int(OP, size.width)?, causal, window, n_keys, scale, division.n_splits,
+        q.ptr,
+        k.ptr,
+        v.ptr,
+        &division.workspace,
+        seen.intervals.as_ref(),
+        seen.n_keys.as_ref(),
+        int(OP, q.stride)?,
+        int(OP, k.stride)?,
+        int(OP, v.stride)?,
+        int(OP, size.tq)?,
+        int(OP, size.tk)?,
+        int(OP, size.n_heads)?,
+        int(OP, size.n_kv_heads)?,
+        int(OP, size.width)?,
+        causal,
+        window,
+        n_keys,
+        scale,
+        division.n_splits,
     ];
     division.run(0, args, size, out)
 }
 
-/// Keys in pages of `1 << shift` tokens, whose table and lengths are read when the work runs: `q [B, Tq, H, E]`, pools
-/// `[n_pages, P, K, E]`.
+/// Keys in pages of `1 << shift` tokens, whose table and lengths are read when the work runs:
+/// `q [B, Tq, H, E]`, pools `[n_pages, P, K, E]`.
 pub(in crate::ops::attention) fn decode_paged(
     [q, k, v]: [&Tensor; 3],
     size: Size,
@@ -122,15 +156,32 @@ pub(in crate::ops::attention) fn decode_paged(
     scale: f32,
     out: &mut Tensor,
 ) -> Result<()> {
-    let view = |x: &Tensor, n_heads: usize| View { ptr: x.device_ptr(), stride: n_heads * size.width };
+    let view =
+        |x: &Tensor, n_heads: usize| View { ptr: x.device_ptr(), stride: n_heads * size.width };
     let views = [view(q, size.n_heads), view(k, size.n_kv_heads), view(v, size.n_kv_heads)];
     let division = Division::new(out.cuda()?, &views, size, size.tk, out)?;
     let [q, k, v] = views;
     let Rule { causal, window, .. } = rule;
     let args = args![
-        q.ptr, k.ptr, v.ptr, &division.workspace, pages.table(), pages.lengths(), int(OP, pages.max_pages())?, shift,
-        int(OP, q.stride)?, int(OP, k.stride)?, int(OP, v.stride)?, int(OP, size.tq)?, int(OP, size.n_heads)?,
-        int(OP, size.n_kv_heads)?, int(OP, size.width)?, causal, window, scale, division.n_splits,
+        q.ptr,
+        k.ptr,
+        v.ptr,
+        &division.workspace,
+        pages.table(),
+        pages.lengths(),
+        int(OP, pages.max_pages())?,
+        shift,
+        int(OP, q.stride)?,
+        int(OP, k.stride)?,
+        int(OP, v.stride)?,
+        int(OP, size.tq)?,
+        int(OP, size.n_heads)?,
+        int(OP, size.n_kv_heads)?,
+        int(OP, size.width)?,
+        causal,
+        window,
+        scale,
+        division.n_splits,
     ];
     division.run(1, args, size, out)
 }

@@ -10,8 +10,8 @@ use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
 use crate::cpu::threads::{self, SharedMut};
 use crate::quant::QMatrix;
 
-/// How many bytes ahead weights are asked for. The processor's own prefetching stops at the end of a
-/// page; with this a core reads twice as fast.
+/// How many bytes ahead weights are asked for. The processor's own prefetching stops at the end of
+/// a page; with this a core reads twice as fast.
 pub(super) const AHEAD: usize = 4096;
 
 /// Rows of weights per task: enough work to be worth waking a thread, and otherwise two tasks for

@@ -12,10 +12,7 @@ use crate::{DType, Result};
 const PANEL: usize = 1 << 20;
 
 /// Calls `body` with ranges of rows and their numbers.
-fn panels(
-    w: &QMatrix,
-    mut body: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
-) -> Result<()> {
+fn panels(w: &QMatrix, mut body: impl FnMut(Range<usize>, &[f32]) -> Result<()>) -> Result<()> {
     let (rows, cols) = (w.rows(), w.cols());
     let step = (PANEL / cols / 64 * 64).max(64).min(rows);
     let mut panel = CpuBuffer::uninit(DType::F32, step * cols)?;

@@ -151,17 +151,33 @@ block32!(Q5_1, 24, {}, |s, p, n| {
     terms(s, n, codes, s.q_f16(p, 24), s.q_f16(p.add(2), 24))
 });
 
-block32!(Q8_0, 34, { const SIGNED: bool = true; const OFFSET: bool = false; }, |s, p, n| {
-    let codes = (s.load_runs(p.add(2), 34), s.load_runs(p.add(18), 34));
-    let scale = s.q_f16(p, 34);
-    terms(s, n, codes, scale, scale)
-});
+block32!(
+    Q8_0,
+    34,
+    {
+        const SIGNED: bool = true;
+        const OFFSET: bool = false;
+    },
+    |s, p, n| {
+        let codes = (s.load_runs(p.add(2), 34), s.load_runs(p.add(18), 34));
+        let scale = s.q_f16(p, 34);
+        terms(s, n, codes, scale, scale)
+    }
+);
 
-block32!(Iq4Nl, 18, { const SIGNED: bool = true; const OFFSET: bool = false; }, |s, p, n| {
-    let codes = iq4(s, nibbles(s, s.load_runs(p.add(2), 18)));
-    let scale = s.q_f16(p, 18);
-    terms(s, n, codes, scale, scale)
-});
+block32!(
+    Iq4Nl,
+    18,
+    {
+        const SIGNED: bool = true;
+        const OFFSET: bool = false;
+    },
+    |s, p, n| {
+        let codes = iq4(s, nibbles(s, s.load_runs(p.add(2), 18)));
+        let scale = s.q_f16(p, 18);
+        terms(s, n, codes, scale, scale)
+    }
+);
 
 /// Signed bytes with scales apart; group `i` of 32 has scale `i >> shift`.
 #[derive(Clone, Copy)]
@@ -277,10 +293,7 @@ pub(super) mod k {
     fn even_odd<S: Bytes>(s: S, bytes: u64, add: f32) -> (S::Q, S::Q) {
         const EVEN: u64 = 0x00FF_00FF_00FF_00FF;
         let (one, add) = (s.q([1.0; 4]), s.q([add; 4]));
-        (
-            s.q_fma(s.q_u16(bytes & EVEN), one, add),
-            s.q_fma(s.q_u16(bytes >> 8 & EVEN), one, add),
-        )
+        (s.q_fma(s.q_u16(bytes & EVEN), one, add), s.q_fma(s.q_u16(bytes >> 8 & EVEN), one, add))
     }
 
     /// Scales and minima of half `half` of a block of Q4_K or Q5_K.
@@ -364,21 +377,28 @@ pub(super) mod k {
         terms(s, n, either(s, s.deal_in_turn(even, odd), high), scale, offset)
     });
 
-    block256!(Q2K, 84, { const HALVES: bool = true; }, |s, p, half, _n| {
-        let packed = long(p.add(8 * half));
-        let each = u64::MAX / 255 * 15;
-        let (d, e) = (s.q_f16_splat(p.add(80)), times(s, s.q_f16_splat(p.add(82)), -1.0));
-        let (scale, scale_second) = even_odd(s, packed & each, 0.0);
-        let (offset, offset_second) = even_odd(s, packed >> 4 & each, 0.0);
-        Terms {
-            first: shared(s, p.add(16 + 32 * half), PAIRS, 3),
-            second: shared(s, p.add(32 + 32 * half), PAIRS, 3),
-            scale: s.q_mul(d, scale),
-            scale_second: s.q_mul(d, scale_second),
-            offset: s.q_mul(e, offset),
-            offset_second: s.q_mul(e, offset_second),
+    block256!(
+        Q2K,
+        84,
+        {
+            const HALVES: bool = true;
+        },
+        |s, p, half, _n| {
+            let packed = long(p.add(8 * half));
+            let each = u64::MAX / 255 * 15;
+            let (d, e) = (s.q_f16_splat(p.add(80)), times(s, s.q_f16_splat(p.add(82)), -1.0));
+            let (scale, scale_second) = even_odd(s, packed & each, 0.0);
+            let (offset, offset_second) = even_odd(s, packed >> 4 & each, 0.0);
+            Terms {
+                first: shared(s, p.add(16 + 32 * half), PAIRS, 3),
+                second: shared(s, p.add(32 + 32 * half), PAIRS, 3),
+                scale: s.q_mul(d, scale),
+                scale_second: s.q_mul(d, scale_second),
+                offset: s.q_mul(e, offset),
+                offset_second: s.q_mul(e, offset_second),
+            }
         }
-    });
+    );
 
     /// Terms of codes around a middle, with signed scales of half-groups times the f16 at `d`.
     ///
@@ -405,44 +425,66 @@ pub(super) mod k {
         }
     }
 
-    block256!(Q3K, 110, { const HALVES: bool = true; }, |s, p, half, _n| {
-        let low = (
-            shared(s, p.add(32 + 32 * half), PAIRS, 3),
-            shared(s, p.add(48 + 32 * half), PAIRS, 3),
-        );
-        let third = (
-            s.shl::<2>(shared(s, p, SINGLES[half], 1)),
-            s.shl::<2>(shared(s, p.add(16), SINGLES[half], 1)),
-        );
-        let codes = either(s, low, third);
-        let low = long(p.add(96)) >> (4 * half) & (u64::MAX / 255 * 15);
-        let high = word(p.add(104)) >> (4 * half);
-        let high = u64::from(high & each(3)) | u64::from(high >> 2 & each(3)) << 32;
-        let scales = even_odd(s, low | high << 4, -32.0);
-        centred(s, codes, scales, p.add(108), 4.0)
-    });
+    block256!(
+        Q3K,
+        110,
+        {
+            const HALVES: bool = true;
+        },
+        |s, p, half, _n| {
+            let low = (
+                shared(s, p.add(32 + 32 * half), PAIRS, 3),
+                shared(s, p.add(48 + 32 * half), PAIRS, 3),
+            );
+            let third = (
+                s.shl::<2>(shared(s, p, SINGLES[half], 1)),
+                s.shl::<2>(shared(s, p.add(16), SINGLES[half], 1)),
+            );
+            let codes = either(s, low, third);
+            let low = long(p.add(96)) >> (4 * half) & (u64::MAX / 255 * 15);
+            let high = word(p.add(104)) >> (4 * half);
+            let high = u64::from(high & each(3)) | u64::from(high >> 2 & each(3)) << 32;
+            let scales = even_odd(s, low | high << 4, -32.0);
+            centred(s, codes, scales, p.add(108), 4.0)
+        }
+    );
 
-    block256!(Q6K, 210, { const HALVES: bool = true; }, |s, p, half, _n| {
-        let (low, high) = nibbles(s, s.load(p.add(64 * half)));
-        let upper = (
-            s.shl::<4>(shared(s, p.add(128 + 32 * half), PAIRS, 3)),
-            s.shl::<4>(shared(s, p.add(144 + 32 * half), PAIRS, 3)),
-        );
-        let codes = either(s, s.deal(low, high), upper);
-        // A signed byte with its highest bit flipped is the number plus 128.
-        let scales = even_odd(s, long(p.add(192 + 8 * half)) ^ (u64::MAX / 255 * 128), -128.0);
-        centred(s, codes, scales, p.add(208), 32.0)
-    });
+    block256!(
+        Q6K,
+        210,
+        {
+            const HALVES: bool = true;
+        },
+        |s, p, half, _n| {
+            let (low, high) = nibbles(s, s.load(p.add(64 * half)));
+            let upper = (
+                s.shl::<4>(shared(s, p.add(128 + 32 * half), PAIRS, 3)),
+                s.shl::<4>(shared(s, p.add(144 + 32 * half), PAIRS, 3)),
+            );
+            let codes = either(s, s.deal(low, high), upper);
+            // A signed byte with its highest bit flipped is the number plus 128.
+            let scales = even_odd(s, long(p.add(192 + 8 * half)) ^ (u64::MAX / 255 * 128), -128.0);
+            centred(s, codes, scales, p.add(208), 32.0)
+        }
+    );
 
-    block256!(Iq4Xs, 136, { const SIGNED: bool = true; const OFFSET: bool = false; }, |s, p, half, n| {
-        let codes = iq4(s, nibbles(s, s.load(p.add(8 + 64 * half))));
-        let head = long(p);
-        let low = (head >> (32 + 16 * half)) as u32;
-        let low = low & 15 | (low & 0xF0) << 4 | (low & 0xF00) << 8 | (low & 0xF000) << 12;
-        let high = (head >> (16 + 8 * half)) as u32;
-        let high = high & 3 | (high & 0xC) << 6 | (high & 0x30) << 12 | (high & 0xC0) << 18;
-        let scale = s.q_fma(s.q_u8(low | high << 4), s.q([1.0; 4]), s.q([-32.0; 4]));
-        let scale = s.q_mul(s.q_f16_splat(p), scale);
-        terms(s, n, codes, scale, scale)
-    });
+    block256!(
+        Iq4Xs,
+        136,
+        {
+            const SIGNED: bool = true;
+            const OFFSET: bool = false;
+        },
+        |s, p, half, n| {
+            let codes = iq4(s, nibbles(s, s.load(p.add(8 + 64 * half))));
+            let head = long(p);
+            let low = (head >> (32 + 16 * half)) as u32;
+            let low = low & 15 | (low & 0xF0) << 4 | (low & 0xF00) << 8 | (low & 0xF000) << 12;
+            let high = (head >> (16 + 8 * half)) as u32;
+            let high = high & 3 | (high & 0xC) << 6 | (high & 0x30) << 12 | (high & 0xC0) << 18;
+            let scale = s.q_fma(s.q_u8(low | high << 4), s.q([1.0; 4]), s.q([-32.0; 4]));
+            let scale = s.q_mul(s.q_f16_splat(p), scale);
+            terms(s, n, codes, scale, scale)
+        }
+    );
 }

@@ -1,6 +1,6 @@
 //! Many rows of activations: panels of weights are packed as bytes and multiplied in integers by
-//! register tiles, group by group of 32 numbers (16 where the halves of a group have scales of their
-//! own). Only where products of bytes are much faster than those of floats.
+//! register tiles, group by group of 32 numbers (16 where the halves of a group have scales of
+//! their own). Only where products of bytes are much faster than those of floats.
 
 use std::ops::Range;
 
@@ -54,7 +54,16 @@ pub(super) fn multiply<W: Stored>(
         };
         let packed = packed.as_mut_slice();
         dispatch_bytes(Panel { format, w, first: panel * NR, n_quads: x.n_quads, packed });
-        let tiles = Tiles { x: x.quads(), n_quads: x.n_quads, packed, rows, first: panel * NR, n_out, bias, y };
+        let tiles = Tiles {
+            x: x.quads(),
+            n_quads: x.n_quads,
+            packed,
+            rows,
+            first: panel * NR,
+            n_out,
+            bias,
+            y,
+        };
         if W::HALVES {
             dispatch_bytes(Halves(tiles));
         } else {
