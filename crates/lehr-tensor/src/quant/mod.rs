@@ -1,9 +1,9 @@
 //! Stored forms of weights: floats of 16 and 32 bits, and few-bit integers with scales.
 //!
 //! [`WeightFormat`] is a format of GGUF files: bytes to numbers and numbers to bytes.
-//! [`QMatrix`] is a weight matrix in such a format or one of our own ([`MatrixFormat`]), whose bytes
-//! stay where they lie: [`Tensor::linear_q`](crate::Tensor::linear_q) multiplies with it and
-//! [`QMatrix::embedding`] looks rows up.
+//! [`QMatrix`] is a weight matrix in such a format or in one of our own ([`MatrixFormat`]). Its
+//! bytes stay where they are: [`Tensor::linear_q`](crate::Tensor::linear_q) multiplies by it, and
+//! [`QMatrix::embedding`] looks up its rows.
 //!
 //! ```
 //! # use std::sync::Arc;
