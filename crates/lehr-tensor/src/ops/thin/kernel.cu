@@ -113,11 +113,10 @@ extern "C" __global__ void __launch_bounds__(256) fill_u32(u32* y, i64 n, int bi
     fill_values(y, n, (u32)bits);
 }
 
-// [outer, a, middle, b] -> [outer, b, middle, a]: matrices [a, b] whose rows are `middle` rows
-// apart are transposed in tiles of
-// EDGE x EDGE, EDGE = 32 (f32) or 64 (16-bit), whose rows take 128 bytes. Block 256 threads; grid
-// (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two cut off at 65535. x and y do not
-// overlap.
+// [outer, a, middle, b] -> [outer, b, middle, a]: transposes matrices [a, b] whose rows are `middle`
+// rows apart, in tiles of EDGE x EDGE. EDGE is 32 (f32) or 64 (16-bit), so a row of a tile takes
+// 128 bytes. Block 256 threads; grid (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two
+// at most 65535. x and y do not overlap.
 #define EDGE (8 * LANES)
 extern "C" __global__ void __launch_bounds__(256)
     transpose_tiles(const T* __restrict__ x, T* __restrict__ y, i64 outer, i64 a, i64 middle,
@@ -222,10 +221,9 @@ DEVICE void transpose_rows_by(const T* x, T* y, I n_packs, I a, I middle, I b, I
     };
     move_packs<N>(n_packs, from, [=](i64 i) { return y + i * N; });
 }
-// [outer, a, middle, b, inner] -> [outer, b, middle, a, inner]: whole rows of `inner` elements
-// move, in packs where
-// inner % LANES = 0 (at most 2^32 packs). For inner = 1 use transpose_tiles. x and y do not
-// overlap.
+// [outer, a, middle, b, inner] -> [outer, b, middle, a, inner]: moves whole rows of `inner`
+// elements, in packs if inner % LANES = 0 (at most 2^32 packs). For inner = 1 use transpose_tiles.
+// x and y do not overlap.
 extern "C" __global__ void __launch_bounds__(256)
     transpose_rows(const T* x, T* y, i64 outer, i64 a, i64 middle, i64 b, i64 inner) {
     i64 n = outer * a * middle * b * inner;
