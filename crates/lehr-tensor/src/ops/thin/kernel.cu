@@ -113,9 +113,9 @@ extern "C" __global__ void __launch_bounds__(256) fill_u32(u32* y, i64 n, int bi
     fill_values(y, n, (u32)bits);
 }
 
-// [outer, a, middle, b] -> [outer, b, middle, a]: transposes matrices [a, b] whose rows are `middle`
-// rows apart, in tiles of EDGE x EDGE. EDGE is 32 (f32) or 64 (16-bit), so a row of a tile takes
-// 128 bytes. Block 256 threads; grid (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two
+// [outer, a, middle, b] -> [outer, b, middle, a]: transposes matrices [a, b], whose rows are
+// `middle` rows apart, in tiles of EDGE x EDGE. EDGE is 32 (f32) or 64 (16-bit), so a row of a tile
+// takes 128 bytes. Block 256 threads; grid (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two
 // at most 65535. x and y do not overlap.
 #define EDGE (8 * LANES)
 extern "C" __global__ void __launch_bounds__(256)
