@@ -18,6 +18,7 @@ pub mod quant;
 mod random;
 mod shape;
 pub mod simd;
+pub mod strided;
 #[cfg(test)]
 mod testing;
 pub mod threads;

@@ -17,6 +17,7 @@ pub mod autograd;
 pub mod cuda;
 pub mod inplace;
 pub mod ops;
+mod pages;
 mod params;
 pub mod quant;
 mod tensor;

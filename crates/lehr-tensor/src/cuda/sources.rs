@@ -4,6 +4,7 @@ use super::Source;
 use crate::{inplace, ops};
 
 pub(crate) static ALL: &[&Source] = &[
+    &inplace::copy::KERNELS,
     &inplace::cuda::KERNELS,
     &inplace::pages::KERNELS,
     &inplace::sample::KERNELS,

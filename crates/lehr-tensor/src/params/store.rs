@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use super::Param;
-use crate::ops::linear;
+use crate::cuda::FP8_MULTIPLE;
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
@@ -94,7 +94,7 @@ impl ParamStore {
     /// of 16 and at least `side_min`; how many there are. Of those `is_wanted` is asked by name:
     /// tables and heads are matrices too.
     pub fn use_fp8(&self, side_min: usize, is_wanted: impl Fn(&str) -> bool) -> usize {
-        let fits = |side: &usize| *side >= side_min && side.is_multiple_of(linear::fp8::MULTIPLE);
+        let fits = |side: &usize| *side >= side_min && side.is_multiple_of(FP8_MULTIPLE);
         let matrices = self.matrices.iter().map(|index| &self.params[*index]);
         let wide =
             matrices.filter(|param| is_wanted(param.name()) && param.shape().iter().all(fits));
