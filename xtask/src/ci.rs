@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::{Result, arrows, cargo, links, readme};
+use crate::{Result, arrows, cargo, folders, links, readme};
 
 /// The steps of cargo before our own checks.
 const STEPS: &[(&str, &[&str])] = &[
@@ -44,6 +44,7 @@ pub fn run(root: &Path, mut begin: impl FnMut(&str)) -> Result<bool> {
     }
     begin("crate dependencies, paths and commands in Markdown");
     let mut problems = arrows::problems(root)?;
+    problems.extend(folders::problems(root)?);
     problems.extend(links::problems(root)?);
     problems.extend(readme::problems(root, &build_lehr(root, true)?)?);
     for problem in &problems {

@@ -22,6 +22,7 @@ pub mod strided;
 #[cfg(test)]
 mod testing;
 pub mod threads;
+pub mod vectors;
 
 pub use device::Device;
 pub use dtype::DType;

@@ -14,6 +14,7 @@
 //! The crate knows nothing of models, files or text.
 
 pub mod autograd;
+mod copy;
 pub mod cuda;
 pub mod inplace;
 pub mod ops;

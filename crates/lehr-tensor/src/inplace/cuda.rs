@@ -1,8 +1,8 @@
 //! What is done in place on a GPU.
 
-pub(crate) use super::copy::{add_assign, scale, scale_by};
-use super::copy::{copy_runs, copy_runs_at};
 use super::{AdamW, Clip};
+use crate::copy::{copy_runs, copy_runs_at};
+pub(crate) use crate::copy::{scale, scale_by};
 use crate::cpu::strided::{RunSize, Runs};
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::{DType, Result, Tensor};

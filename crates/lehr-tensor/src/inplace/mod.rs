@@ -1,12 +1,9 @@
 //! Functions that write into a buffer and have no gradient.
 
-use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::strided::{RunSize, Runs};
-use crate::cpu::{CHUNK, threads};
 use crate::{Error, Result, Tensor};
 
 mod adamw;
-pub(crate) mod copy;
 pub(crate) mod cuda;
 mod norm;
 pub(crate) mod pages;
@@ -99,27 +96,4 @@ pub fn overwrite_ids(tensor: &Tensor, values: &[i32]) -> Result<()> {
     }
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
     tensor.cuda()?.upload(tensor.device_ptr(), &bytes)
-}
-
-/// `dst += src`.
-pub(crate) fn add_assign(dst: &mut [f32], src: &[f32]) {
-    assert_eq!(dst.len(), src.len());
-    threads::run_chunks(dst, CHUNK, |index, dst| {
-        dispatch(AddAssign { dst, src: &src[index * CHUNK..] });
-    });
-}
-
-struct AddAssign<'a> {
-    dst: &'a mut [f32],
-    src: &'a [f32],
-}
-
-impl Kernel for AddAssign<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (d, s) in self.dst.iter_mut().zip(self.src) {
-            *d += s;
-        }
-    }
 }

@@ -6,8 +6,8 @@ mod reference;
 pub(crate) mod tests;
 
 use crate::autograd::{Gradients, Op, record1};
+use crate::copy::copy_runs;
 use crate::cpu::strided::{RunSize, Runs, copy};
-use crate::inplace::copy::copy_runs;
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::concat::runs;
 use crate::autograd::{Gradients, Op, record1};
+use crate::copy::copy_runs;
 use crate::cpu::strided::{RunSize, Runs, clear, copy};
-use crate::inplace::copy::copy_runs;
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {

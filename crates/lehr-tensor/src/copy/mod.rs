@@ -4,7 +4,7 @@ use crate::cpu::strided::{RunSize, Runs};
 use crate::cuda::{Extent, Source, args, source};
 use crate::{DType, Result, Tensor};
 
-pub(crate) static KERNELS: Source = source!("inplace_copy", "copy.cu");
+pub(crate) static KERNELS: Source = source!("copy", "kernel.cu");
 
 /// Copies runs of elements or, if `accumulate`, adds them to what is there.
 pub(crate) fn copy_runs(
