@@ -1,7 +1,6 @@
 //! Functions that write into a buffer and have no gradient.
 
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::{CHUNK, threads};
+use crate::cpu::strided::{RunSize, Runs};
 use crate::{Error, Result, Tensor};
 
 mod adamw;
@@ -38,7 +37,8 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
     let width: usize = to[2..].iter().product();
     let (len, stride, offset) = (from[1] * width, to[1] * width, at * width);
     if all.is_cuda() {
-        return cuda::write_blocks(all, new, (from[0], len), offset, stride);
+        let size = RunSize { n: from[0], len };
+        return cuda::write_runs(all, new, size, Runs { offset, stride });
     }
     let all = all.data_mut();
     for (row, new) in new.data().chunks_exact(len.max(1)).enumerate() {
@@ -84,25 +84,16 @@ pub fn argmax(x: &Tensor) -> Result<Tensor> {
     Tensor::from_ids(&ids, [ids.len()])
 }
 
-/// `dst += src`.
-pub(crate) fn add_assign(dst: &mut [f32], src: &[f32]) {
-    assert_eq!(dst.len(), src.len());
-    threads::run_chunks(dst, CHUNK, |index, dst| {
-        dispatch(AddAssign { dst, src: &src[index * CHUNK..] });
-    });
-}
-
-struct AddAssign<'a> {
-    dst: &'a mut [f32],
-    src: &'a [f32],
-}
-
-impl Kernel for AddAssign<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (d, s) in self.dst.iter_mut().zip(self.src) {
-            *d += s;
-        }
+/// Writes integers over those of a tensor on a GPU, whoever shares it: the inputs of recorded work.
+///
+/// # Errors
+/// If the tensor is not an integer tensor of that size on a GPU, or the device fails.
+pub fn overwrite_ids(tensor: &Tensor, values: &[i32]) -> Result<()> {
+    tensor.expect_ids("overwrite_ids")?;
+    if tensor.shape().n_elements() != values.len() {
+        let expected = format!("{} numbers", values.len());
+        return Err(Error::Rank { op: "overwrite_ids", found: tensor.shape(), expected });
     }
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+    tensor.cuda()?.upload(tensor.device_ptr(), &bytes)
 }

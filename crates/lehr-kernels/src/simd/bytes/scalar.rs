@@ -1,7 +1,7 @@
 //! The vocabulary in plain Rust: the fallback, and what the others are tested against.
 
 use super::Bytes;
-use crate::quant::f16_to_f32;
+use crate::math::f16_to_f32;
 
 #[derive(Clone, Copy)]
 pub(super) struct Scalar;
