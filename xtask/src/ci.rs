@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::{Result, arrows, cargo, links, readme};
+use crate::{Result, TEST, arrows, cargo, links, readme};
 
 /// The steps of cargo before our own checks.
 const STEPS: &[(&str, &[&str])] = &[
@@ -15,14 +15,6 @@ const STEPS: &[(&str, &[&str])] = &[
     ("tests", TEST),
     ("documentation", &["doc", "--release", "--workspace", "--no-deps"]),
 ];
-
-const TEST: &[&str] = &["test", "--release", "--workspace"];
-
-/// The command that runs all tests, as READMEs give it.
-#[must_use]
-pub fn test_command() -> String {
-    format!("cargo {}", TEST.join(" "))
-}
 
 /// Runs all steps, telling `begin` what each does; false at the first that fails.
 ///

@@ -26,6 +26,15 @@ pub fn root() -> &'static Path {
         .expect("the folder of xtask is in the repository")
 }
 
+/// The arguments of cargo that run all tests.
+const TEST: &[&str] = &["test", "--release", "--workspace"];
+
+/// The command that runs all tests, as READMEs give it.
+#[must_use]
+pub fn test_command() -> String {
+    format!("cargo {}", TEST.join(" "))
+}
+
 /// The cargo that runs this program, in the folder `root`.
 fn cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{Result, ci, markdown};
+use crate::{Result, markdown, test_command};
 
 /// How many commands both READMEs share at their start.
 const N_FIRST: usize = 2;
@@ -51,9 +51,8 @@ pub fn problems_with(root: &Path, help: &mut Help<'_>) -> Result<Vec<String>> {
         if i < readmes.len() {
             first.push(commands.into_iter().map(|c| c.1).take(N_FIRST).collect::<Vec<_>>());
         }
-        if i == 0 && !text.contains(&ci::test_command()) {
-            problems
-                .push(format!("{name} does not say `{}`, the test command", ci::test_command()));
+        if i == 0 && !text.contains(&test_command()) {
+            problems.push(format!("{name} does not say `{}`, the test command", test_command()));
         }
     }
     if let [english, chinese] = first.as_slice()

@@ -3,23 +3,11 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
-
+use super::Document;
 use super::files::{Format, SourceFile, list};
 use super::records::records;
 use super::text::TextDocuments;
 use crate::{Error, Result};
-
-/// One text.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Document {
-    /// The text; never only white space.
-    pub text: String,
-    /// The record's `id` field, else the file's name with `:line` or `#number`.
-    pub id: String,
-    /// The other fields of the record.
-    pub metadata: Map<String, Value>,
-}
 
 /// How to read documents.
 #[derive(Debug, Clone, PartialEq, Eq)]

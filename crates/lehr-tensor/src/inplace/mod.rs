@@ -1,4 +1,4 @@
-//! Functions that write into a buffer and have no gradient.
+//! Functions that write into a buffer and have no gradient. They refuse tensors that want one.
 
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
@@ -21,12 +21,14 @@ pub(crate) const CHUNK: usize = 1 << 14;
 /// or values.
 ///
 /// # Errors
-/// If the extents do not fit, or the two differ in element type or device.
+/// If the extents do not fit, the two differ in element type or device, or one wants a gradient.
 ///
 /// # Panics
 /// If `all` is shared and on the CPU.
 pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> {
     const OP: &str = "write_positions";
+    refuse_grad(OP, "new", new)?;
+    refuse_grad(OP, "all", all)?;
     all.expect_beside(OP, new)?;
     let (to, from) = (all.shape(), new.shape());
     let fits = to.len() == from.len()
@@ -50,13 +52,15 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
     Ok(())
 }
 
-/// [`write_positions`] on a GPU from a position on that is there too, i32 `[1]`, and is read when the work runs. The caller has checked
-/// that it fits.
+/// [`write_positions`] on a GPU, from a position that is on the device too, i32 `[1]`, and is read
+/// when the work runs. The caller has checked that it fits.
 ///
 /// # Errors
-/// If the extents do not fit, or the tensors are not on one GPU.
+/// If the extents do not fit, the tensors are not on one GPU, or one wants a gradient.
 pub fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
     const OP: &str = "write_positions_at";
+    refuse_grad(OP, "new", new)?;
+    refuse_grad(OP, "all", all)?;
     all.expect_beside(OP, new)?;
     at.expect_ids(OP)?;
     at.expect_on(OP, all.device())?;
@@ -87,6 +91,14 @@ pub fn argmax(x: &Tensor) -> Result<Tensor> {
     Tensor::from_ids(&ids, [ids.len()])
 }
 
+/// An error if a tensor wants a gradient, which would end here without a word.
+pub(crate) fn refuse_grad(op: &'static str, name: &'static str, tensor: &Tensor) -> Result<()> {
+    match tensor.wants_grad() {
+        true => Err(Error::WantsGrad { op, name }),
+        false => Ok(()),
+    }
+}
+
 /// `dst += src`.
 pub(crate) fn add_assign(dst: &mut [f32], src: &[f32]) {
     assert_eq!(dst.len(), src.len());
@@ -107,5 +119,44 @@ impl Kernel for AddAssign<'_> {
         for (d, s) in self.dst.iter_mut().zip(self.src) {
             *d += s;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::no_grad;
+    use crate::ops::attention::Pages;
+
+    #[test]
+    fn what_is_written_in_place_must_not_want_a_gradient() {
+        let mut all = Tensor::zeros([1, 4, 1, 2]).unwrap();
+        let new = Tensor::full([1, 1, 1, 2], 3.0).unwrap();
+        let leaf = new.trainable();
+        let refused = |result: Result<()>, name: &str| {
+            let error = result.unwrap_err();
+            let Error::WantsGrad { name: found, .. } = &error else { panic!("{error}") };
+            assert_eq!(*found, name);
+            assert!(error.hint().unwrap().contains("no_grad"));
+        };
+        refused(write_positions(&mut all, &leaf, 0), "new");
+        refused(write_positions(&mut all, &leaf.scale(2.0).unwrap(), 0), "new");
+        refused(write_positions(&mut all.trainable(), &new, 0), "all");
+        let at = Tensor::from_ids(&[0], [1]).unwrap();
+        refused(write_positions_at(&mut all, &leaf, &at), "new");
+        let pages = Pages::new(
+            Tensor::from_ids(&[0], [1, 1]).unwrap(),
+            Tensor::from_ids(&[1], [1]).unwrap(),
+        )
+        .unwrap();
+        let mut other = all.duplicate().unwrap();
+        refused(write_pages([&mut all, &mut other], [&new, &leaf], &pages), "new");
+        assert_eq!(all.to_vec(), [0.0; 8]);
+        // What is computed without a graph wants nothing.
+        let product = no_grad(|| leaf.scale(2.0)).unwrap();
+        write_positions(&mut all, &product, 1).unwrap();
+        assert_eq!(all.to_vec(), [0.0, 0.0, 6.0, 6.0, 0.0, 0.0, 0.0, 0.0]);
     }
 }

@@ -10,7 +10,7 @@ use tokenizers::models::unigram::Unigram;
 use super::assemble::{Added, Assembly, Template, replace, sequence, split};
 use super::bpe::{Ranked, merges_by_rank, model};
 use super::protobuf::Fields;
-use super::vocab_parts::TokenType;
+use super::token_type::TokenType;
 use crate::check::charsmap;
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
