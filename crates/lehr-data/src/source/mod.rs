@@ -6,6 +6,7 @@
 
 mod conversations;
 mod document;
+mod documents;
 mod files;
 mod kind;
 mod labelled;
@@ -14,18 +15,7 @@ mod text;
 mod zstd;
 
 pub use conversations::{Conversation, read_conversations};
-pub use document::{Documents, ReadOptions, documents, read_documents};
+pub use document::Document;
+pub use documents::{Documents, ReadOptions, documents, read_documents};
 pub use kind::{DatasetKind, guess_kind};
 pub use labelled::{Labelled, LabelledFields, read_labelled};
-use serde_json::{Map, Value};
-
-/// One text.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Document {
-    /// The text; never only white space.
-    pub text: String,
-    /// The record's `id` field, else the file's name with `:line` or `#number`.
-    pub id: String,
-    /// The other fields of the record.
-    pub metadata: Map<String, Value>,
-}

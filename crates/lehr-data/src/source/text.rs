@@ -1,6 +1,6 @@
 //! Plain text files, cut into documents at paragraphs.
 
-use super::Document;
+use super::document::Document;
 use super::files::{Lines, SourceFile};
 use crate::Result;
 

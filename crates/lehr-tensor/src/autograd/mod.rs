@@ -113,9 +113,10 @@ pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
     with_mode(Mode::Compute, body)
 }
 
-/// Like [`no_grad`], but ops choose the kernels they would choose while recording: [`Recompute`]
-/// repeats this pass with recording on, and both passes must give the same bits. (They may differ
-/// in the last bits where an op's inputs and parameters all want no gradient.)
+/// Like [`no_grad`], but ops choose the kernels they would choose while recording. [`Recompute`]
+/// repeats this pass with recording on, and both passes must give the same bits. (The last bits may
+/// differ where no input and no parameter of an op wants a gradient, because such an op is not
+/// recorded.)
 ///
 /// The second result is whether a trained parameter took part: if not, and no input wants a
 /// gradient, there is nothing to repeat.

@@ -2,7 +2,7 @@
 
 use super::{Gradients, Op, is_recording, no_grad, record_always};
 use crate::cuda::Offloaded;
-use crate::{Result, Tensor};
+use crate::{Result, Shape, Tensor};
 
 /// A stretch of a computation, and how it is run again.
 pub struct Recompute<D, B> {
@@ -20,14 +20,14 @@ pub struct Recompute<D, B> {
 /// An input that is kept.
 enum Kept {
     Here(Tensor),
-    OnHost(Offloaded),
+    OnHost { buffer: Offloaded, shape: Shape },
 }
 
 impl Kept {
     fn get(&self) -> Result<Tensor> {
         match self {
             Self::Here(tensor) => Ok(tensor.clone()),
-            Self::OnHost(offloaded) => offloaded.fetch(),
+            Self::OnHost { buffer, shape } => Ok(Tensor::on_gpu(*shape, buffer.fetch()?)),
         }
     }
 }
@@ -64,7 +64,10 @@ where
             return Ok(outputs);
         }
         let keep = |tensor: &&Tensor| match self.offload && tensor.is_cuda() {
-            true => Offloaded::new(tensor).map(Kept::OnHost),
+            true => {
+                let buffer = Offloaded::new(tensor.gpu_buffer()?)?;
+                Ok(Kept::OnHost { buffer, shape: tensor.shape() })
+            }
             false => Ok(Kept::Here(tensor.detach())),
         };
         let kept = kept.iter().map(keep).collect::<Result<_>>()?;

@@ -1,25 +1,25 @@
-//! What a token of a vocabulary is for.
+//! Types of the tokens of a vocabulary.
 
-/// What a token is for, with the numbers of GGUF and SentencePiece.
+/// Purpose of a token, numbered as in GGUF and SentencePiece files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TokenType {
     /// A piece of text.
     #[default]
     Normal,
-    /// Stands for what the vocabulary cannot express.
+    /// Replaces text that the vocabulary cannot express.
     Unknown,
-    /// Written by programs only.
+    /// Control token, which only programs insert.
     Control,
-    /// A symbol that is never cut.
+    /// Symbol that is never split.
     UserDefined,
-    /// Not used.
+    /// Unused id.
     Unused,
     /// One byte, named `<0xAB>`.
     Byte,
 }
 
 impl TokenType {
-    /// Its number.
+    /// Returns the number in files.
     pub fn number(self) -> i32 {
         match self {
             Self::Normal => 1,
@@ -31,7 +31,7 @@ impl TokenType {
         }
     }
 
-    /// The type of this number; none if there is no such type.
+    /// Returns the type with this number, or `None` if there is none.
     pub fn from_number(number: i32) -> Option<Self> {
         Some(match number {
             1 => Self::Normal,
