@@ -33,7 +33,7 @@ pub use glm130b::{Glm130b, Glm130bConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::{Tensor, no_grad};
+use lehr_tensor::{Tensor, is_recording, no_grad};
 pub use llama::LlamaConfig;
 pub use mistral::MistralConfig;
 pub use qwen2::Qwen2Config;
@@ -55,16 +55,17 @@ use crate::{Error, KvCache, Result};
 /// They are separate because a loss never needs all logits at once.
 pub trait Architecture: Send + Sync {
     /// Hidden states `[B, T, D]` after the last norm, recorded if that is on. With a cache the
-    /// tokens continue the cached ones.
+    /// tokens continue the cached ones, and recording must be off: [`Architecture::hidden`].
+    ///
+    /// # Errors
+    /// If the tokens do not fit the model or the cache, a cached pass would be recorded, or memory
+    /// runs out.
+    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor>;
+
+    /// [`Architecture::forward`], which with a cache records nothing.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor>;
-
-    /// [`Architecture::forward`], of which with a cache nothing is recorded.
-    ///
-    /// # Errors
-    /// As [`Architecture::forward`].
     fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
         match cache {
             None => self.forward(tokens, None),
@@ -188,6 +189,15 @@ macro_rules! families {
         impl Config {
             /// The `model_type`s there are.
             const MODEL_TYPES: &'static [&'static str] = &[$(<$config>::MODEL_TYPE),*];
+
+            /// The names of the families.
+            pub const FAMILIES: &'static [&'static str] = &[$(stringify!($family)),*];
+
+            /// The family's name.
+            #[must_use]
+            pub fn family(&self) -> &'static str {
+                match self { $(Self::$family(_) => stringify!($family),)* }
+            }
 
             /// Reads a parsed `config.json`.
             ///
@@ -413,8 +423,16 @@ fn divides(part_key: &str, part: usize, whole_key: &str, whole: usize) -> Result
     Err(Error::config(part_key, part, format!("a divisor of {whole_key} = {whole}")))
 }
 
-/// An error unless the new tokens fit the model's context and the cache.
+/// An error unless the new tokens fit the model's context and the cache, or if a pass with a cache
+/// would be recorded.
 fn check_room(tokens: &Tokens, cache: Option<&KvCache>, spec: &Spec) -> Result<()> {
+    if cache.is_some() && is_recording() {
+        return Err(Error::Recorded {
+            doing: "continuing the tokens of a cache",
+            found: "a forward pass that is recorded for backward",
+            expected: "one within `no_grad`: a cache cuts the gradient of keys and values",
+        });
+    }
     let start = cache.map_or(0, KvCache::len);
     let limit = cache.map_or(spec.max_positions, |c| c.capacity().min(spec.max_positions));
     let found = start + tokens.len();
