@@ -54,7 +54,7 @@ pub(super) fn attention(
         k: Heads { data: k.data(), offset: 0, stride: heads(k) },
         v: Heads { data: v.data(), offset: 0, stride: heads(v) },
     };
-    cpu::decode(&problem, out.data_mut())?;
+    cpu::forward(&problem, out.data_mut(), None)?;
     Ok(out)
 }
 
@@ -66,8 +66,9 @@ fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(Size,
     crate::ops::expect_same(OP, k, v)?;
     q.expect_beside(OP, k)?;
     let (qs, ks) = (q.shape(), k.shape());
-    if qs.len() != 4 || qs[1] > cuda::DECODE_MAX {
-        let expected = format!("[B, Tq, H, E] with at most {} queries of a text", cuda::DECODE_MAX);
+    if qs.len() != 4 || (q.is_cuda() && qs[1] > cuda::DECODE_MAX) {
+        let most = cuda::DECODE_MAX;
+        let expected = format!("[B, Tq, H, E] with at most {most} queries of a text on a GPU");
         return Err(Error::Rank { op: OP, found: qs, expected });
     }
     let shift = pages.check(OP, k, qs[0])?;
