@@ -9,7 +9,9 @@ use crate::{Result, cargo};
 /// Each crate and the workspace crates it may use. The same arrows hold for tests and build
 /// scripts.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("lehr-tensor", &[]),
+    ("lehr-kernels", &[]),
+    ("lehr-cuda", &["lehr-kernels"]),
+    ("lehr-tensor", &["lehr-kernels", "lehr-cuda"]),
     ("lehr-tokenizer", &[]),
     ("lehr-demo", &[]),
     ("lehr-model", &["lehr-tensor"]),
