@@ -61,8 +61,8 @@ fn sixteen_bits_and_stored_weights_stay_near_f32() {
             model.to_device(Device::Cuda(0), dtype).unwrap();
             let off = distance(logits(&model).data(), want.data());
             // A bf16 has 8 bits, so each of the few roundings of a layer is off by up to 0.4 %. The
-            // bound sees a missing sub-layer, which moves logits far more; single kernels are compared
-            // with their references in lehr-tensor.
+            // bound sees a missing sub-layer, which moves logits far more; single kernels are
+            // compared with their references in lehr-tensor.
             assert!(off < 2e-2, "{family} in {dtype}: logits are off by {off:.1e}");
         }
         let int8 = Model::open(&folder, "int8".parse::<Weights>().unwrap()).unwrap();
