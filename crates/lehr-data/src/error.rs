@@ -151,7 +151,9 @@ pub enum Error {
         batches: u64,
     },
     /// No example has a supervised token.
-    #[error("making a loader: none of {examples} {what} has a token to learn within {len} tokens")]
+    #[error(
+        "making a loader: none of {examples} {what} has a supervised token within {len} tokens"
+    )]
     NothingToLearn {
         /// Number of examples.
         examples: usize,
@@ -171,7 +173,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// There are too few labels to tell apart.
-    #[error("learning the labels: found {}, expected at least two", quoted(.found))]
+    #[error("collecting the labels: found {}, expected at least two", quoted(.found))]
     TooFewLabels {
         /// The labels found.
         found: Vec<String>,
@@ -187,13 +189,13 @@ impl Error {
         let hint = match self {
             Self::Io { action: "reading", .. } => "check that the path exists and may be read",
             Self::Io { .. } => "check that the folder exists and that the disk is not full",
-            Self::UnknownExtension { .. } => "rename the file after what is inside it",
+            Self::UnknownExtension { .. } => "rename the file to match its content",
             Self::NotUtf8 { .. } => {
                 "convert the file, as with: iconv -f GB18030 -t UTF-8 IN > OUT (or -f UTF-16, \
                  -f LATIN1)"
             }
             Self::Compressed { .. } => {
-                "the file may be cut or not compressed at all: test it with gzip -t or zstd -t, or \
+                "the file may be truncated or not compressed: test it with gzip -t or zstd -t, or \
                  fetch it again"
             }
             Self::Malformed { .. } => "correct or remove the record",
@@ -208,7 +210,7 @@ impl Error {
             Self::Empty { .. } => "check the path, the endings of the files and the text field",
             Self::Fraction { .. } => "0.05 keeps every twentieth document for validation",
             Self::NoDocuments => "check the path of the text and how it is split",
-            Self::Shard { .. } => "delete the folder of the shard; it is made again from the text",
+            Self::Shard { .. } => "delete the shard's folder; lehr makes it again from the text",
             Self::OtherTokenizer { .. } => {
                 "tokenise the text again with this tokenizer, or use the tokenizer of the shard"
             }
@@ -218,7 +220,7 @@ impl Error {
                 "raise the sequence length, or check that answers are not empty"
             }
             Self::UnknownLabel { .. } => {
-                "the labels are learnt from the training data: add examples of this label there, \
+                "labels come from the training data: add examples of this label there, \
                  or correct it"
             }
             Self::TooFewLabels { .. } => "check which field holds the label",

@@ -164,7 +164,7 @@ impl Error {
                  bits, or report the model's family and format"
                     .to_owned(),
             ),
-            Self::Windows { .. } => Some("leave --window and --stride out".to_owned()),
+            Self::Windows { .. } => Some("omit --window and --stride".to_owned()),
             Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
             Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
             Self::InPrompt { source, .. } => source.hint(),

@@ -155,7 +155,7 @@ impl Error {
             }
             Self::File { .. } => "check that the folder exists and that the disk is not full",
             Self::Json { .. } => {
-                "the file may be cut, or from another program: use the tokenizer.json of a \
+                "the file may be truncated or from another program: use the tokenizer.json of a \
                  Hugging Face folder or one trained here"
             }
             Self::Decoder { .. } => {
@@ -163,7 +163,7 @@ impl Error {
                  byte-level, SentencePiece or WordPiece tokenizer"
             }
             Self::Import { .. } => {
-                "the file may be cut, or of another kind: lehr reads tokenizer.json, SentencePiece \
+                "the file may be truncated or of another kind: lehr reads tokenizer.json, SentencePiece \
                  models, tiktoken and tekken files, vocab.json with merges.txt, BERT's vocab.txt, \
                  and the vocabularies of GGUF models"
             }
@@ -183,18 +183,16 @@ impl Error {
                 ));
             }
             Self::Template { action: "reading", .. } => {
-                "expected a Jinja template as Hugging Face folders have it"
+                "give a Jinja template as in Hugging Face folders"
             }
-            Self::Template { .. } => {
-                "another template can be named, or given as a file with the ending .jinja"
-            }
+            Self::Template { .. } => "name another template, or give a file that ends in .jinja",
             Self::NoTemplate { .. } => {
                 "name the template the model was trained with, or give its file with the ending \
                  .jinja"
             }
             Self::Conversation { .. } => {
                 "a conversation is an optional system message first, then user and assistant in \
-                 turn, beginning with user; results of tools follow the assistant that called them"
+                 turn, beginning with user; tool results follow the assistant that called them"
             }
         };
         Some(hint.to_owned())

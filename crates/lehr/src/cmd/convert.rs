@@ -89,13 +89,13 @@ fn show(done: &Conversion, args: &Args, target: Target, seconds: f64) {
         formats.join(", "),
     );
     if !done.left_out.is_empty() {
-        println!("left out, GGUF has no place for them: {}", done.left_out.join(", "));
+        println!("dropped, because GGUF cannot store them: {}", done.left_out.join(", "));
     }
     println!("proof, on {}: {}", tokens(&done.proof), figures(&done.proof, target));
 }
 
 fn tokens(proof: &Proof) -> String {
-    format!("{} tokens, read again from what was written", proof.n_tokens)
+    format!("{} tokens, with the copy read back", proof.n_tokens)
 }
 
 fn figures(proof: &Proof, target: Target) -> String {

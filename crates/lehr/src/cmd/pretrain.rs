@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let Some(data) = &common.data else {
         return Err(Hinted::error(
-            "nothing to learn from: neither a recipe nor --data was given",
+            "no training data: neither a recipe nor --data was given",
             "lehr pretrain --data my.txt, or lehr pretrain configs/tiny-llama.toml",
         ));
     };

@@ -203,7 +203,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     {
         let doing =
             "bench step: --cuda-graph records a step on a GPU, without --activations offload";
-        return Err(Hinted::error(doing, "add --device cuda, or leave --cuda-graph out"));
+        return Err(Hinted::error(doing, "add --device cuda, or omit --cuda-graph"));
     }
     let mut model = Model::new(config(args.arch, &shape), 1337)?;
     model.set_activations(args.activations);

@@ -134,7 +134,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
         _ => {
             return Err(Hinted::error(
                 format!("--prompts is {name}, expected a name that ends in .txt or .jsonl"),
-                "a .txt has one prompt a line; a .jsonl one object a line, with a \"prompt\"",
+                "a .txt has one prompt per line; a .jsonl one object per line, with a \"prompt\"",
             ));
         }
     };
@@ -153,7 +153,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
     };
     if prompts.is_empty() {
         let hint =
-            "give a .txt with one prompt a line, or a .jsonl with a \"prompt\" in each object";
+            "give a .txt with one prompt per line, or a .jsonl with a \"prompt\" in each object";
         return Err(Hinted::error(format!("reading {name}: it has no prompts"), hint));
     }
     Ok(prompts)

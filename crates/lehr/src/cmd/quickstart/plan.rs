@@ -55,7 +55,7 @@ impl Plan {
         if let Ok(text) = std::fs::read_to_string(path) {
             return serde_json::from_str(&text).map_err(|e| {
                 let found = format!("reading the plan {}: {e}", path.display());
-                Hinted::error(found, "remove the folder to begin anew, or put the plan right")
+                Hinted::error(found, "remove the folder to start again, or correct the plan")
             });
         }
         let plan = Self::fit(seconds, machine_gflops());
