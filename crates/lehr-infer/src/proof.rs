@@ -49,16 +49,17 @@ impl Proof {
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
         let (bounds, mut faults) = (self.bounds, Vec::new());
-        // Written so that NaN is a fault.
-        if !(self.error <= bounds.error) {
+        // NaN is a fault.
+        let is_above = |value: f64, most: f64| value.is_nan() || value > most;
+        if is_above(self.error, bounds.error) {
             let (found, most) = (self.error, bounds.error);
             faults.push(format!("relative error {found:.3e}, expected at most {most:.1e}"));
         }
-        if let Some(kl) = self.kl.filter(|kl| !(*kl <= bounds.kl)) {
+        if let Some(kl) = self.kl.filter(|kl| is_above(*kl, bounds.kl)) {
             let most = bounds.kl;
             faults.push(format!("KL divergence {kl:.2e} nats, expected at most {most:.1e}"));
         }
-        if let Some(top1) = self.top1.filter(|top1| !(*top1 >= bounds.top1)) {
+        if let Some(top1) = self.top1.filter(|top1| is_above(-top1, -bounds.top1)) {
             let (found, least) = (100.0 * top1, 100.0 * bounds.top1);
             faults.push(format!("same first choice {found:.1} %, expected at least {least:.0} %"));
         }

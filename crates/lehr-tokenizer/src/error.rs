@@ -163,9 +163,9 @@ impl Error {
                  byte-level, SentencePiece or WordPiece tokenizer"
             }
             Self::Import { .. } => {
-                "the file may be truncated or of another kind: lehr reads tokenizer.json, SentencePiece \
-                 models, tiktoken and tekken files, vocab.json with merges.txt, BERT's vocab.txt, \
-                 and the vocabularies of GGUF models"
+                "the file may be truncated or of another kind: lehr reads tokenizer.json, \
+                 SentencePiece models, tiktoken and tekken files, vocab.json with merges.txt, \
+                 BERT's vocab.txt, and the vocabularies of GGUF models"
             }
             Self::Export { .. } => "convert to a folder instead: it keeps tokenizer.json as it is",
             Self::NoTokenizer { .. } => "copy the tokenizer's files beside the model",
