@@ -1,6 +1,6 @@
 //! Linear maps, with weights in f32 and in every stored format.
 
-use lehr_tensor::ops::activation::{Activation, GeluKind};
+use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::quant::{Activations, MatrixFormat, QMatrix, Scaling, WeightFormat};
 use lehr_tensor::{Isa, Tensor};
@@ -59,7 +59,7 @@ fn linear_with_an_activation_before_or_between() {
             });
         }
         assert_rows_independent(&format!("{isa}: gelu"), N, sizes(), |rows| {
-            pick(&gate, rows).gelu(GeluKind::Erf).unwrap()
+            pick(&gate, rows).activation(Activation::GeluErf).unwrap()
         });
     });
 }
