@@ -71,7 +71,8 @@ fn recomputed<S: Stack>(
     context: &S::Context,
     activations: Activations,
 ) -> Result<(Tensor, Tensor)> {
-    let (x_next, h_next) = rehearse(|| stack.block(index, (x, h), context, None))?;
+    let (pair, trains) = rehearse(|| stack.block(index, (x, h), context, None));
+    let (x_next, h_next) = pair?;
     let (reader, blocks, context) = (Arc::clone(stack), Arc::clone(stack), context.clone());
     let recompute = Recompute {
         derive: move |kept: &[Tensor]| Ok(vec![reader.read(index, &kept[0]).map_err(as_engine)?]),
@@ -80,6 +81,7 @@ fn recomputed<S: Stack>(
             outputs.map(|(x, h)| vec![x, h]).map_err(as_engine)
         },
         offload: activations == Activations::Offload,
+        trains,
     };
     // If the next block reads the residual stream itself, there is one output: its gradient is one
     // sum.

@@ -1,7 +1,8 @@
 //! What is done in place with keys and values in pages.
 
+use super::refuse_grad;
 use crate::cuda::{Extent, Source, args, int, source};
-use crate::ops::attention::Pages;
+use crate::pages::Pages;
 use crate::{DType, Error, Result, Tensor};
 
 #[cfg(test)]
@@ -14,8 +15,8 @@ const OP: &str = "write_pages";
 /// `pools` `[n_pages, P, K, E]`; of a text that is shorter, the last rows over all of it.
 ///
 /// # Errors
-/// If shapes, types or devices do not fit together, on the CPU if a page is not one of the pool, or
-/// if the device fails.
+/// If shapes, types or devices do not fit together, a tensor wants a gradient, on the CPU if a page
+/// is not one of the pool, or if the device fails.
 ///
 /// # Panics
 /// If a pool is shared and on the CPU.
@@ -23,6 +24,8 @@ pub fn write_pages(pools: [&mut Tensor; 2], new: [&Tensor; 2], pages: &Pages) ->
     let shape = new[0].shape();
     let mut shift = 0;
     for (pool, new) in pools.iter().zip(new) {
+        refuse_grad(OP, "new", new)?;
+        refuse_grad(OP, "pool", pool)?;
         pool.expect_float(OP)?;
         pool.expect_beside(OP, new)?;
         pool.expect_beside(OP, &*pools[0])?;
