@@ -1,6 +1,6 @@
 //! Linear maps, with weights in f32 and in every stored format.
 
-use lehr_tensor::ops::activation::{Activation, GeluKind};
+use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::quant::{Activations, MatrixFormat, QMatrix, Scaling, WeightFormat};
 use lehr_tensor::{Isa, Tensor};
@@ -58,8 +58,8 @@ fn linear_with_an_activation_before_or_between() {
                 pick(&x, rows).feed_forward(up_map, curve, down).unwrap()
             });
         }
-        assert_rows_independent(&format!("{isa}: gelu"), N, sizes(), |rows| {
-            pick(&gate, rows).gelu(GeluKind::Erf).unwrap()
+        assert_rows_independent(&format!("{isa}: GELU"), N, sizes(), |rows| {
+            pick(&gate, rows).activation(Activation::GeluErf).unwrap()
         });
     });
 }
