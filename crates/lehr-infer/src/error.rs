@@ -127,16 +127,15 @@ pub enum Error {
     },
     /// A converted model does not compute what its source does.
     #[error(
-        "converting a model: the copy {} differs from the source: relative error {:.3e}, \
-         expected at most {:.0e}{}",
-        path.display(), proof.error, proof.limit,
-        if proof.same_ids == Some(false) { ", and its tokenizer gives other ids" } else { "" }
+        "converting a model: the copy {} differs from the source by more than its format explains: \
+         {}",
+        path.display(), proof.faults().join("; ")
     )]
     Unproven {
         /// What was written.
         path: PathBuf,
         /// How it differs.
-        proof: Box<crate::convert::Proof>,
+        proof: Box<crate::proof::Proof>,
     },
 }
 
@@ -161,11 +160,11 @@ impl Error {
                 Some("remove it first, or give another place with --to".to_owned())
             }
             Self::Unproven { .. } => Some(
-                "the copy is left where it was written, to be looked at; choose a format with \
-                 more bits, or report the model's family and format"
+                "the copy stays where it was written, for inspection; choose a format with more \
+                 bits, or report the model's family and format"
                     .to_owned(),
             ),
-            Self::Windows { .. } => Some("leave --window and --stride out".to_owned()),
+            Self::Windows { .. } => Some("omit --window and --stride".to_owned()),
             Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
             Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
             Self::InPrompt { source, .. } => source.hint(),

@@ -12,6 +12,7 @@ mod inspect;
 mod load;
 mod perplexity;
 mod pooling;
+mod proof;
 mod sample;
 mod stop;
 mod verify;

@@ -77,8 +77,8 @@ fn formats() -> Vec<MatrixFormat> {
     WeightFormat::ALL.into_iter().map(MatrixFormat::from).chain(own).collect()
 }
 
-/// Rows of weights and columns: below and beyond a quad of 128 and a pass of 512 columns, with rests
-/// of vectors and of blocks of rows.
+/// Rows of weights and columns: below and beyond a quad of 128 and a pass of 512 columns, with
+/// rests of vectors and of blocks of rows.
 fn shapes(format: MatrixFormat) -> Vec<(usize, usize)> {
     let of = |cols: usize| cols.next_multiple_of(format.block_len());
     let mut shapes = vec![(37, of(32)), (70, of(544)), (19, of(1100))];

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Formats in which the weights might be kept, by the names people know them by.
+/// Formats for weights, by their common names.
 const FORMATS: [(&str, WeightFormat); 4] = [
     ("f32", WeightFormat::F32),
     ("bf16", WeightFormat::BF16),
@@ -104,7 +104,7 @@ fn show_memory(spec: &Spec, outline: &Outline) {
     line("memory", "weights, and the cache of one sequence at full context");
     for (name, format) in FORMATS {
         let weights = bytes(outline.weight_bytes(format));
-        // Keys and values are kept as floats.
+        // Keys and values are floats.
         let cache = match format {
             WeightFormat::F32 | WeightFormat::BF16 if outline.is_causal => {
                 bytes(spec.n_cached() * format.block_bytes() as u64)
@@ -164,7 +164,7 @@ fn formats(stored: &[StoredTensor]) -> BTreeMap<&str, (usize, u64)> {
     formats
 }
 
-/// What the run directory says about the training of a checkpoint, if there is one.
+/// Reads what the run directory says about the training of a checkpoint, if there is one.
 fn training(run: &Path, checkpoint: &Path) -> Option<serde_json::Map<String, Value>> {
     let run = match run.join("recipe.toml").is_file() {
         true => run.to_owned(),
@@ -247,12 +247,12 @@ fn to_json(
     json
 }
 
-/// A count for people: `124.4 M`.
+/// Formats a count for people: `124.4 M`.
 fn count(n: u64) -> String {
     scaled(n, 1000.0, ["", " k", " M", " G", " T"])
 }
 
-/// Bytes for people: `248.9 MiB`.
+/// Formats bytes for people: `248.9 MiB`.
 fn bytes(n: u64) -> String {
     scaled(n, 1024.0, [" B", " KiB", " MiB", " GiB", " TiB"])
 }

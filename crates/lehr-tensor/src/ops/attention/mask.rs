@@ -83,8 +83,8 @@ impl Mask {
     }
 
     /// Keys and values lie in pages, and each text has a number of its own: its queries are its
-    /// last tokens. Without gradients, and on a GPU for a few queries; other numbers of keys, segments and
-    /// prefixes do not go with it.
+    /// last tokens. Without gradients, and on a GPU for a few queries; other numbers of keys,
+    /// segments and prefixes do not go with it.
     #[must_use]
     pub fn with_pages(self, pages: Pages) -> Self {
         Self { pages: Some(pages), ..self }

@@ -127,7 +127,8 @@ DEVICE void row_sums(float& a, float& b, float* scratch) {
 struct RowPart : RowPair {
     float mean, rstd;
 };
-DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* mean, const float* rstd, i64 row, int rows, int d) {
+DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* mean, const float* rstd,
+    i64 row, int rows, int d) {
     load_pair(part, x, dy, row, rows, d);
     part.mean = row < rows ? mean[row] : 0.0f;
     part.rstd = row < rows ? rstd[row] : 0.0f;
@@ -201,7 +202,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         store_sums(mine, dw, d);
     }
     if (bias_partials != nullptr) {
-        float* mine = several ? sums + (blockDim.y + threadIdx.y) * d : bias_partials + (i64)blockIdx.x * d;
+        float* mine = several ? sums + (blockDim.y + threadIdx.y) * d
+            : bias_partials + (i64)blockIdx.x * d;
         store_sums(mine, db, d);
     }
     if (!several) return;

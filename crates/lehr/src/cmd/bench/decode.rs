@@ -17,7 +17,7 @@ use super::system;
 use crate::cmd::compute::UseArgs;
 use crate::fail::Hinted;
 
-/// Tokens of the prompt that are read at once, as in generation.
+/// Prompt tokens read at once, as in generation.
 const BLOCK: usize = 512;
 
 #[derive(clap::Args)]
@@ -28,16 +28,16 @@ pub(crate) struct Args {
     /// Random weights of this shape instead of a model
     #[arg(long, value_enum)]
     shape: Option<ShapeArg>,
-    /// Texts at once; more than one have their keys and values in pages
+    /// Texts at once; with more than one, keys and values are kept in pages
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Tokens of the prompt
+    /// Prompt length in tokens
     #[arg(long, default_value_t = 512)]
     prompt: usize,
-    /// Tokens to generate after it
+    /// Tokens to generate
     #[arg(long, default_value_t = 128)]
     new: usize,
-    /// Runs; the median counts
+    /// Runs; the result is their median
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     #[command(flatten)]
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         batch => Some(PagedCache::new(&model, batch, capacity, usize::MAX)?),
     };
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    // The first run touches the memory and is not counted.
+    // The first run touches memory and is not counted.
     for round in 0..=args.rounds {
         let (read_s, generate_s) = once(&model, &mut cache, pages.as_mut(), args)?;
         if round > 0 {
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let (prefill_tok_s, decode_tok_s) = (median(&mut prefill), median(&mut decode));
-    // Every generated token reads all weights once, but of a table of its own only one row.
+    // Every generated token reads all weights once, but only one row of an untied embedding.
     let gb_s = decode_tok_s / args.batch as f64 * model.decode_bytes() as f64 / 1e9;
     let copy_gb_s = match model.compute().0 {
         Device::Cuda(ordinal) => Some(cuda::copy_rate(ordinal)? / 1e9),
@@ -157,8 +157,8 @@ fn name(args: &Args) -> String {
     }
 }
 
-/// Seconds to read the prompts, one after the other, and to generate the most likely tokens after
-/// them, for all texts at once. A GPU chooses them itself; like whoever generates, the host waits
+/// Measures the seconds to read the prompts, one after the other, and to generate greedily from
+/// them for all texts at once. A GPU chooses the tokens itself; as in generation, the host waits
 /// for the ids of each.
 fn once(
     model: &Model,
@@ -223,7 +223,7 @@ fn generate(
     Ok(())
 }
 
-/// Continues the texts in pages, of which each has a row.
+/// Continues the texts in pages, one row per text.
 fn generate_paged(
     model: &Model,
     pages: &mut PagedCache,

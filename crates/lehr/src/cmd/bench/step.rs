@@ -24,7 +24,7 @@ use crate::fail::Hinted;
 /// Training steps: forward, loss, backward, AdamW.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Size of model and batch
+    /// Shape of model and batch
     #[arg(long, value_enum, default_value_t = Size::Small)]
     config: Size,
     /// Family
@@ -33,13 +33,13 @@ pub(crate) struct Args {
     /// Timed steps
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// Untimed steps before
+    /// Untimed steps before them
     #[arg(long, default_value_t = 2)]
     warmup: usize,
-    /// Rows per step [default: the config's]
+    /// Sequences per step [default: the config's]
     #[arg(long)]
     batch: Option<usize>,
-    /// Tokens per row [default: the config's]
+    /// Tokens per sequence [default: the config's]
     #[arg(long)]
     length: Option<usize>,
     /// Device: cpu, auto, cuda or cuda:N
@@ -48,11 +48,11 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// Activations until backward: keep, recompute (less memory, more work), or offload (and on the
+    /// Activation checkpointing: keep, recompute (less memory, more work), or offload (kept on the
     /// host)
     #[arg(long, default_value = "keep")]
     activations: Activations,
-    /// Record each step as a CUDA graph and start it by one launch
+    /// Record each step as a CUDA graph and start it with one launch
     #[arg(long)]
     cuda_graph: bool,
     /// Multiply matrices whose sides are 2,048 or more in fp8, as with run.fp8 of a recipe
@@ -168,7 +168,7 @@ fn config(arch: Arch, s: &Shape) -> Config {
     }
 }
 
-/// Eight fixed batches of random tokens, as the peer has them.
+/// Eight fixed batches of random tokens, as in the PyTorch program.
 fn batches(s: &Shape) -> Result<Vec<(Tokens, Tensor)>> {
     let stream = Philox::new(0, 0);
     let n = s.b * s.t;
@@ -203,7 +203,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     {
         let doing =
             "bench step: --cuda-graph records a step on a GPU, without --activations offload";
-        return Err(Hinted::error(doing, "add --device cuda, or leave --cuda-graph out"));
+        return Err(Hinted::error(doing, "add --device cuda, or omit --cuda-graph"));
     }
     let mut model = Model::new(config(args.arch, &shape), 1337)?;
     model.set_activations(args.activations);
@@ -252,7 +252,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 Some(one_launch) => one_launch.run(on_gpu)?,
                 None => on_gpu()?,
             };
-            // The only time the GPU is waited for.
+            // The only wait for the GPU.
             return Ok(value.item()? / factor);
         }
         let loss = model.loss(tokens, targets, normalizer)?;

@@ -16,7 +16,7 @@ use crate::ui::stop_on_ctrl_c;
 
 /// Rows of a batch: about 15 reviews.
 const ROWS: usize = 8;
-/// The same with few labels, so that there are enough steps to learn from.
+/// The same with few labels, which gives enough steps to learn from.
 const FEW_ROWS: usize = 4;
 
 /// The reviews of one language.
@@ -145,7 +145,7 @@ fn measure(
         train: Box::new(ClassLoader::new(&train, labels, tokenizer, options)?),
         validation: Box::new(ClassLoader::new(&dev, labels, tokenizer, held_out)?),
     };
-    // One of the classifiers is kept for use.
+    // Keeps one of the classifiers for use.
     let kept =
         (pretrained && !few && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
     let outcome = lehr_train::run(&recipe, &task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
