@@ -102,6 +102,33 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// A prompt has a token that the model does not know.
+    #[error("the prompt has token {id}, expected ids below {vocab_size}")]
+    TokenId {
+        /// The token.
+        id: u32,
+        /// The model's ids.
+        vocab_size: usize,
+    },
+    /// Logits from which nothing can be chosen.
+    #[error(
+        "choosing the next token: {n_nan} of {n} logits are NaN and the largest is {top}, \
+         expected numbers"
+    )]
+    Logits {
+        /// Those that are no numbers.
+        n_nan: usize,
+        /// The largest of the others.
+        top: f32,
+        /// All of them.
+        n: usize,
+    },
+    /// An engine for a single request has others.
+    #[error("generating a text: the engine works on {n} other requests, expected none")]
+    Busy {
+        /// Those there are.
+        n: usize,
+    },
     /// A folder makes vectors of texts in a way that is not known.
     #[error("reading how texts become vectors, {}: {reason}", path.display())]
     Pooling {
@@ -170,6 +197,13 @@ impl Error {
             Self::InPrompt { source, .. } => source.hint(),
             Self::EmptyBatch => Some("give --batch 1 or more".to_owned()),
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),
+            Self::TokenId { .. } => Some("use the tokenizer of this model".to_owned()),
+            Self::Logits { .. } => Some(
+                "the weights are damaged, or the numbers overflow: look at them with lehr verify, \
+                 or use --dtype f32"
+                    .to_owned(),
+            ),
+            Self::Busy { .. } => Some("submit the request and call step instead".to_owned()),
             Self::Sampling { name, expected, .. } => {
                 Some(format!("give --{} {expected}", name.replace('_', "-")))
             }

@@ -10,7 +10,6 @@ pub mod arch;
 mod cache;
 mod classifier;
 mod compute;
-mod decode;
 mod error;
 pub mod io;
 mod model;
@@ -27,9 +26,8 @@ pub use arch::{
 pub use cache::KvCache;
 pub use classifier::Classifier;
 pub use compute::{Compute, DTypeChoice, DeviceChoice, FP8_SIDE_MIN};
-pub use decode::DecodeGraph;
 pub use error::{Error, Result};
 pub use model::Model;
 pub use outline::{Outline, Parameter, Role, StoredTensor};
-pub use paged::{PagedCache, PagedGraph};
+pub use paged::{DecodeGraph, PagedCache, PagedSize};
 pub use weights::Weights;

@@ -272,6 +272,13 @@ impl Model {
         self.arch.hidden(tokens, Some(cache))
     }
 
+    /// Whether a text begins with a prefix whose tokens see one another in both directions, and
+    /// which the ids say the length of.
+    #[must_use]
+    pub fn has_prefix(&self) -> bool {
+        self.arch.has_prefix()
+    }
+
     /// How many of a text's first tokens have to be run in one call, because they see one another
     /// in both directions: 0 for causal models.
     ///

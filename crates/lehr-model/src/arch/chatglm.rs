@@ -372,6 +372,10 @@ impl Architecture for Arc<ChatGlm> {
         &self.head
     }
 
+    fn has_prefix(&self) -> bool {
+        true
+    }
+
     fn undivided(&self, ids: &[i32]) -> Result<usize> {
         self.rule.undivided(ids)
     }

@@ -303,6 +303,10 @@ impl Architecture for Arc<Glm130b> {
         &self.head
     }
 
+    fn has_prefix(&self) -> bool {
+        true
+    }
+
     fn undivided(&self, ids: &[i32]) -> Result<usize> {
         self.rule.undivided(ids)
     }

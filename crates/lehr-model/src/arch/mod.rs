@@ -119,6 +119,12 @@ pub trait Architecture: Send + Sync {
         None
     }
 
+    /// Whether a text begins with a prefix whose tokens see one another in both directions, and
+    /// which the ids say the length of.
+    fn has_prefix(&self) -> bool {
+        false
+    }
+
     /// How many of a text's first tokens have to be run in one call, because they see one another
     /// in both directions: 0 for causal models.
     ///

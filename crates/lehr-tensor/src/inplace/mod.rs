@@ -12,6 +12,7 @@ pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};
+pub(crate) use pages::gather_pages;
 pub use pages::{advance_texts, write_pages};
 
 /// Numbers per task of elementwise kernels: 64 KiB, half of a second-level cache for two streams.

@@ -32,6 +32,16 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// What a rule says of `n_keys` keys.
+    pub(super) fn by_rule(rule: Rule, n_keys: usize) -> Self {
+        Self { rule: Rule { n_keys: n_keys as i32, ..rule }, intervals: None, n_keys: None }
+    }
+
+    /// Intervals on the device, `[B, Tq, 2]`, within `n_keys` keys.
+    pub(super) fn by_intervals(rule: Rule, n_keys: usize, intervals: Tensor) -> Self {
+        Self { intervals: Some(intervals), ..Self::by_rule(rule, n_keys) }
+    }
+
     pub(super) fn of(mask: &Mask, size: Size, x: &Tensor) -> Result<Self> {
         let rule = mask.rule(size.batch, size.tk)?;
         let intervals = match mask.has_intervals() {

@@ -82,9 +82,9 @@ impl Mask {
         Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
     }
 
-    /// Keys and values lie in pages, and each text has a number of its own: its queries are its
-    /// last tokens. For a few queries without gradients; other numbers of keys, segments and
-    /// prefixes do not go with it.
+    /// Keys and values lie in pages, and each sequence has a number of its own: its queries are its
+    /// last tokens. Without gradients; other numbers of keys and segments do not go with it, a
+    /// prefix does, with one length per sequence.
     #[must_use]
     pub fn with_pages(self, pages: Pages) -> Self {
         Self { pages: Some(pages), ..self }
@@ -97,14 +97,28 @@ impl Mask {
 
     /// The intervals of `tq` queries at the end of texts of these lengths, `[B, Tq, 2]`.
     pub(super) fn intervals_at_ends(&self, lengths: &[i32], tq: usize) -> Vec<i32> {
-        let of_text = |&n: &i32| {
+        let of_text = |(b, &n): (usize, &i32)| {
             (0..tq).flat_map(move |i| {
                 let (n, p) = (i64::from(n), i as i64 + i64::from(n) - tq as i64);
-                let (lo, hi) = self.interval(p, (0, n), 0);
+                let (lo, hi) = self.interval(p, (0, n), self.prefix_len(b, p, 0));
                 [lo as i32, hi as i32]
             })
         };
-        lengths.iter().flat_map(of_text).collect()
+        lengths.iter().enumerate().flat_map(of_text).collect()
+    }
+
+    /// Whether one of the `tq` queries at the end of texts of these lengths sees keys behind its
+    /// own, because they are in the prefix.
+    pub(super) fn prefix_reaches_beyond(&self, lengths: &[i32], tq: usize) -> bool {
+        lengths.iter().enumerate().any(|(b, n)| {
+            let first = i64::from(*n) - tq as i64;
+            self.prefix_len(b, first, 0) > first + 1
+        })
+    }
+
+    /// Whether several texts share a row.
+    pub(super) fn has_segments(&self) -> bool {
+        self.segment_starts.is_some()
     }
 
     /// The number of keys that is on a GPU.

@@ -1,18 +1,21 @@
-//! Keys and values that lie in pages, which texts of different lengths share.
+//! Keys and values that lie in pages of a pool that sequences of different lengths share.
 
 use super::cpu::{self, Heads, Paged, Problem};
-use super::{Mask, OP, Size, check_scale, cuda};
+use super::{Inputs, Mask, OP, Size, check_scale, cuda};
 use crate::autograd::records;
-use crate::{Error, Result, Tensor};
+use crate::inplace::gather_pages;
+use crate::{Device, Error, Result, Tensor};
 
-/// Which pages of a pool `[n_pages, P, K, E]` each text has, in order, and how many of its tokens
-/// lie there: token `i` of text `b` is row `i % P` of page `table[b, i / P]`. P is a power of two;
-/// no two texts have the same page. On a GPU both are read when the work runs, so that recorded
-/// work serves texts that grow, join and leave.
+/// The pages of a pool `[n_pages, P, K, E]` that each sequence has, in order, and its number of
+/// tokens: token `i` of sequence `b` is row `i % P` of page `table[b, i / P]`. P is a power of two.
+/// Sequences may share pages that none of them writes. A GPU reads table and lengths when the work
+/// runs, so recorded work serves sequences that grow, join and leave.
 #[derive(Clone, Debug)]
 pub struct Pages {
     table: Tensor,
     lengths: Tensor,
+    /// The lengths on the host, if they are known there.
+    host_lengths: Option<Tensor>,
 }
 
 impl Pages {
@@ -27,7 +30,10 @@ impl Pages {
         lengths.expect_ids(OP)?;
         lengths.expect_on(OP, table.device())?;
         match (&*table.shape(), &*lengths.shape()) {
-            ([batch, _], [n]) if batch == n => Ok(Self { table, lengths }),
+            ([batch, _], [n]) if batch == n => {
+                let host_lengths = (lengths.device() == Device::Cpu).then(|| lengths.clone());
+                Ok(Self { table, lengths, host_lengths })
+            }
             _ => {
                 let rule = "a table of pages is [B, max_pages], lengths are [B]";
                 Err(Error::Shape { op: OP, lhs: table.shape(), rhs: lengths.shape(), rule })
@@ -35,7 +41,16 @@ impl Pages {
         }
     }
 
-    /// How many texts there are.
+    /// The same pages with table and lengths on `device`. The host still knows the lengths.
+    ///
+    /// # Errors
+    /// If memory runs out or the device fails.
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        let (table, lengths) = (self.table.to_device(device)?, self.lengths.to_device(device)?);
+        Ok(Self { table, lengths, host_lengths: self.host_lengths.clone() })
+    }
+
+    /// How many sequences there are.
     #[must_use]
     pub fn batch(&self) -> usize {
         self.lengths.shape()[0]
@@ -97,8 +112,11 @@ impl Pages {
     }
 }
 
-/// [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`, for masks with pages. The queries are the last
-/// of each text's tokens.
+/// Computes [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`,
+/// for masks with pages. The queries are the last tokens of each sequence.
+///
+/// Few queries read the pages where they lie. For many queries, whose products cost far more than a
+/// copy, the keys and values of the layer are first brought in order.
 pub(super) fn attention(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),
@@ -107,46 +125,79 @@ pub(super) fn attention(
 ) -> Result<Tensor> {
     let (size, shift) = check(q, (k, v), pages)?;
     check_scale(scale)?;
-    let refuse = |value: &str, expected| {
-        Err(Error::Argument { op: OP, name: "pages", value: value.to_owned(), expected })
-    };
     if records(&[q, k, v]) {
-        return refuse("beside inputs that want gradients", "a call inside of no_grad");
+        return Err(refused("beside inputs that want gradients", "a call inside of no_grad"));
     }
-    if mask.has_intervals() {
-        return refuse(
-            "in a mask with segments or prefixes",
-            "a causal mask, or one that sees all",
-        );
+    if mask.has_segments() {
+        return Err(refused("in a mask with segments", "a mask without segments"));
     }
     let mut out = q.like(q.shape())?;
     if out.shape().n_elements() == 0 {
         return Ok(out);
     }
     let rule = mask.rule(size.batch, size.tk)?;
-    if q.is_cuda() {
-        if size.width > 256 {
-            let (value, expected) = (size.width.to_string(), "at most 256 on a GPU");
-            return Err(Error::Argument { op: OP, name: "head width", value, expected });
-        }
+    if q.is_cuda() && size.width > 256 {
+        let (value, expected) = (size.width.to_string(), "at most 256 on a GPU");
+        return Err(Error::Argument { op: OP, name: "head width", value, expected });
+    }
+    let host_lengths = pages.host_lengths.as_ref().map(Tensor::ids);
+    // A query at or after the end of the prefix sees what a causal mask shows.
+    let sees_ahead = match host_lengths {
+        Some(lengths) => mask.prefix_reaches_beyond(lengths, size.tq),
+        None => mask.has_intervals(),
+    };
+    if q.is_cuda() && size.tq <= cuda::DECODE_MAX && !sees_ahead {
         cuda::decode_paged([q, k, v], size, rule, (pages, shift), scale, &mut out)?;
         return Ok(out);
     }
-    let lengths = pages.lengths.ids();
+    let Some(lengths) = host_lengths else {
+        let expected = "at most 8 queries without a prefix, or lengths that the host knows too";
+        return Err(refused("whose lengths only the GPU knows", expected));
+    };
     let intervals = mask.intervals_at_ends(lengths, size.tq);
     let heads = |x: &Tensor| x.shape()[2] * size.width;
-    let problem = Problem {
+    let n_keys = lengths.iter().copied().max().unwrap_or(0) as usize;
+    let mut problem = Problem {
         size,
-        n_keys: lengths.iter().copied().max().unwrap_or(0) as usize,
+        n_keys,
         scale,
         intervals: &intervals,
-        pages: Some(Paged { table: pages.table.ids(), max: pages.max_pages(), shift }),
-        q: Heads { data: q.data(), offset: 0, stride: heads(q) },
-        k: Heads { data: k.data(), offset: 0, stride: heads(k) },
-        v: Heads { data: v.data(), offset: 0, stride: heads(v) },
+        pages: None,
+        q: Heads { data: &[], offset: 0, stride: heads(q) },
+        k: Heads { data: &[], offset: 0, stride: heads(k) },
+        v: Heads { data: &[], offset: 0, stride: heads(v) },
     };
-    cpu::decode(&problem, out.data_mut())?;
+    if !q.is_cuda() && size.tq <= cpu::DECODE_MAX {
+        let (table, max) = (pages.table.ids(), pages.max_pages());
+        problem.pages = Some(Paged { table, max, shift });
+        (problem.q.data, problem.k.data, problem.v.data) = (q.data(), k.data(), v.data());
+        cpu::forward(&problem, out.data_mut(), None)?;
+        return Ok(out);
+    }
+    let [k, v] = gather_pages([k, v], pages, n_keys)?;
+    problem.size.tk = n_keys;
+    if !q.is_cuda() {
+        (problem.q.data, problem.k.data, problem.v.data) = (q.data(), k.data(), v.data());
+        cpu::forward(&problem, out.data_mut(), None)?;
+        return Ok(out);
+    }
+    let size = problem.size;
+    // One sequence without a prefix is what a rule describes; others differ row by row.
+    let seen = match size.batch == 1 && !sees_ahead {
+        true => cuda::Seen::by_rule(rule, n_keys),
+        false => {
+            let shape = [size.batch, size.tq, 2];
+            let intervals = Tensor::from_ids(&intervals, shape)?.to_device(q.device())?;
+            cuda::Seen::by_intervals(rule, n_keys, intervals)
+        }
+    };
+    let inputs = Inputs::Separate { q: q.clone(), k, v };
+    cuda::forward(&inputs, size, &seen, scale, &mut out, None)?;
     Ok(out)
+}
+
+fn refused(value: &str, expected: &'static str) -> Error {
+    Error::Argument { op: OP, name: "pages", value: value.to_owned(), expected }
 }
 
 /// The extents, `tk` being the most tokens of a text, and P as a shift.
@@ -157,8 +208,8 @@ fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(Size,
     crate::ops::expect_same(OP, k, v)?;
     q.expect_beside(OP, k)?;
     let (qs, ks) = (q.shape(), k.shape());
-    if qs.len() != 4 || qs[1] > cuda::DECODE_MAX {
-        let expected = format!("[B, Tq, H, E] with at most {} queries of a text", cuda::DECODE_MAX);
+    if qs.len() != 4 {
+        let expected = "[B, Tq, H, E]".to_owned();
         return Err(Error::Rank { op: OP, found: qs, expected });
     }
     let shift = pages.check(OP, k, qs[0])?;

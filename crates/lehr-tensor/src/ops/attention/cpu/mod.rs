@@ -19,12 +19,12 @@ use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Result};
 
 pub(super) use backward::{Saved, backward};
-pub(super) use decode::decode;
+use decode::decode;
 
 /// Queries, and keys, per tile.
 const BLOCK: usize = 64;
 /// The most queries per head for which keys are read straight from where they lie.
-const DECODE_MAX: usize = 4;
+pub(super) const DECODE_MAX: usize = 4;
 
 /// Queries, keys or values within a buffer: heads lie side by side in the rows of tokens.
 #[derive(Clone, Copy)]
