@@ -97,7 +97,8 @@ fn log_sum_exp(logits: &[f32]) -> f32 {
 /// The generated part of a sequence, while it grows.
 pub(crate) struct Continuation {
     limits: Limits,
-    stream: StreamDecoder,
+    /// None if nobody reads the text.
+    stream: Option<StreamDecoder>,
     text: StopText,
     ids: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
@@ -115,11 +116,15 @@ pub(crate) struct Pushed {
 
 impl Continuation {
     /// With `continues_text` a space at the start is kept, because the text stands behind another.
-    pub(crate) fn new(tokenizer: &Tokenizer, limits: Limits, continues_text: bool) -> Self {
-        let stream = match continues_text {
+    pub(crate) fn new(
+        tokenizer: Option<&Tokenizer>,
+        limits: Limits,
+        continues_text: bool,
+    ) -> Self {
+        let stream = tokenizer.map(|tokenizer| match continues_text {
             true => tokenizer.continuing_decoder(),
             false => tokenizer.stream_decoder(),
-        };
+        });
         let text = StopText::new(limits.stop.clone());
         Self { limits, stream, text, ids: Vec::new(), logprobs: Vec::new() }
     }
@@ -141,7 +146,8 @@ impl Continuation {
         }
         self.ids.push(id);
         self.logprobs.extend(logprob);
-        let (piece, stopped) = self.text.push(&self.stream.push(id));
+        let text = self.stream.as_mut().map_or_else(String::new, |stream| stream.push(id));
+        let (piece, stopped) = self.text.push(&text);
         let finish = if stopped {
             Some(Finish::Stop)
         } else if !has_room {
@@ -156,7 +162,8 @@ impl Continuation {
     pub(crate) fn end(mut self, finish: Finish, n_drawn: u64) -> (String, Generated) {
         let mut rest = String::new();
         if !(finish == Finish::Stop && self.text.stopped) {
-            rest = self.text.push(&self.stream.finish()).0 + &self.text.flush();
+            let text = self.stream.take().map_or_else(String::new, StreamDecoder::finish);
+            rest = self.text.push(&text).0 + &self.text.flush();
         }
         let (ids, text, logprobs) = (self.ids, self.text.released, self.logprobs);
         (rest, Generated { ids, text, finish, logprobs, n_drawn })

@@ -123,6 +123,9 @@ pub enum Error {
         /// All of them.
         n: usize,
     },
+    /// Stop texts where there is no text.
+    #[error("generating tokens: there are stop texts, but the engine makes no text")]
+    StopWithoutText,
     /// An engine for a single request has others.
     #[error("generating a text: the engine works on {n} other requests, expected none")]
     Busy {
@@ -203,6 +206,7 @@ impl Error {
                  or use --dtype f32"
                     .to_owned(),
             ),
+            Self::StopWithoutText => Some("give the engine a tokenizer, or stop ids".to_owned()),
             Self::Busy { .. } => Some("submit the request and call step instead".to_owned()),
             Self::Sampling { name, expected, .. } => {
                 Some(format!("give --{} {expected}", name.replace('_', "-")))

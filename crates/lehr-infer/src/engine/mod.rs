@@ -60,7 +60,8 @@ const PREFILL_CHUNK: usize = 512;
 /// is at work, however its prompt is cut, and whether a prefix was reused.
 pub struct Engine<'m> {
     model: &'m Model,
-    tokenizer: &'m Tokenizer,
+    /// None if nobody reads the text.
+    tokenizer: Option<&'m Tokenizer>,
     cache: PagedCache,
     step: Box<dyn Step>,
     prefill_budget: usize,
@@ -81,6 +82,22 @@ impl<'m> Engine<'m> {
         tokenizer: &'m Tokenizer,
         settings: EngineSettings,
     ) -> Result<Self> {
+        Self::build(model, Some(tokenizer), settings)
+    }
+
+    /// An engine that gives tokens without their text, all of the model's vocabulary.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn without_text(model: &'m Model, settings: EngineSettings) -> Result<Self> {
+        Self::build(model, None, settings)
+    }
+
+    fn build(
+        model: &'m Model,
+        tokenizer: Option<&'m Tokenizer>,
+        settings: EngineSettings,
+    ) -> Result<Self> {
         if settings.max_sequences == 0 {
             return Err(Error::EmptyBatch);
         }
@@ -92,7 +109,8 @@ impl<'m> Engine<'m> {
         };
         let cache = PagedCache::new(model, size)?;
         // Rows of the embedding beyond the tokenizer's ids are padding, and never chosen.
-        let n_ids = tokenizer.vocab_size().min(model.spec().vocab_size);
+        let n_ids = tokenizer.map_or(usize::MAX, Tokenizer::vocab_size);
+        let n_ids = n_ids.min(model.spec().vocab_size);
         let step = step::step_for(model, &cache, n_ids)?;
         Ok(Self {
             model,
@@ -131,6 +149,9 @@ impl<'m> Engine<'m> {
         }
         if found >= limit {
             return Err(Error::PromptTooLong { found, limit });
+        }
+        if self.tokenizer.is_none() && !request.limits.stop.is_empty() {
+            return Err(Error::StopWithoutText);
         }
         let vocab_size = self.model.spec().vocab_size;
         if let Some(&id) = request.prompt.iter().find(|id| **id as usize >= vocab_size) {

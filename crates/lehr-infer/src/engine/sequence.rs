@@ -37,7 +37,7 @@ impl Sequence {
     pub(super) fn new(
         id: RequestId,
         request: Request,
-        (model, tokenizer): (&Model, &Tokenizer),
+        (model, tokenizer): (&Model, Option<&Tokenizer>),
     ) -> Result<Self> {
         let Request { prompt, sampling, n_drawn, limits, continues_text } = request;
         let tokens: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
