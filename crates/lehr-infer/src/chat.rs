@@ -36,7 +36,8 @@ impl<'a> ChatSession<'a> {
         let template = template.clone();
         // A model without the template's tokens is refused before the first word is typed.
         let stop_ids = template.stop_ids(tokenizer)?;
-        let engine = Engine::new(model, tokenizer, EngineSettings { context, ..EngineSettings::ONE })?;
+        let engine =
+            Engine::new(model, tokenizer, EngineSettings { context, ..EngineSettings::ONE })?;
         let system = system.map(|text| Message::new(Role::System, text));
         let messages = system.into_iter().collect();
         Ok(Self { engine, tokenizer, template, stop_ids, messages, n_forgotten: 0 })

@@ -58,6 +58,9 @@ pub struct Generated {
     /// How many random numbers of the seed's stream were drawn in all. A request that continues
     /// the draws begins with it.
     pub n_drawn: u64,
+    /// How many tokens of the prompt were not run, because an earlier request began with the same
+    /// ones.
+    pub n_reused: usize,
 }
 
 /// How likely the model found a token, before penalties, temperature and filters.
@@ -116,11 +119,7 @@ pub(crate) struct Pushed {
 
 impl Continuation {
     /// With `continues_text` a space at the start is kept, because the text stands behind another.
-    pub(crate) fn new(
-        tokenizer: Option<&Tokenizer>,
-        limits: Limits,
-        continues_text: bool,
-    ) -> Self {
+    pub(crate) fn new(tokenizer: Option<&Tokenizer>, limits: Limits, continues_text: bool) -> Self {
         let stream = tokenizer.map(|tokenizer| match continues_text {
             true => tokenizer.continuing_decoder(),
             false => tokenizer.stream_decoder(),
@@ -159,14 +158,14 @@ impl Continuation {
     }
 
     /// Ends it: the text that was held back, and everything that was generated.
-    pub(crate) fn end(mut self, finish: Finish, n_drawn: u64) -> (String, Generated) {
+    pub(crate) fn end(mut self, finish: Finish) -> (String, Generated) {
         let mut rest = String::new();
         if !(finish == Finish::Stop && self.text.stopped) {
             let text = self.stream.take().map_or_else(String::new, StreamDecoder::finish);
             rest = self.text.push(&text).0 + &self.text.flush();
         }
         let (ids, text, logprobs) = (self.ids, self.text.released, self.logprobs);
-        (rest, Generated { ids, text, finish, logprobs, n_drawn })
+        (rest, Generated { ids, text, finish, logprobs, n_drawn: 0, n_reused: 0 })
     }
 }
 
@@ -185,5 +184,21 @@ mod tests {
         assert!((f64::from(found.top[1].1) - want(2)).abs() < 1e-6);
         assert_eq!(TokenLogprob::new(&logits, 0, 9).top.len(), 4);
         assert_eq!(TokenLogprob::new(&logits, 0, 0).top, []);
+    }
+
+    #[test]
+    fn a_continuation_keeps_the_space_at_its_start_and_an_answer_drops_it() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../lehr-tokenizer/tests/golden/bpe.model");
+        let tokenizer = Tokenizer::from_sentencepiece(&std::fs::read(path).unwrap()).unwrap();
+        // The first word of a text stands behind a space that is not written.
+        let ids = tokenizer.encode("the").unwrap();
+        let text = |continues| {
+            let mut new = Continuation::new(Some(&tokenizer), Limits::default(), continues);
+            let pieces: String = ids.iter().map(|id| new.push(*id, None, true).piece).collect();
+            let (rest, generated) = new.end(Finish::Length);
+            assert_eq!(pieces + &rest, generated.text);
+            generated.text
+        };
+        assert_eq!((text(true).as_str(), text(false).as_str()), (" the", "the"));
     }
 }

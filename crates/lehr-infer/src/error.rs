@@ -60,7 +60,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// The prompt leaves no room for an answer.
-    #[error("the prompt has {found} tokens, the model's context is {limit}")]
+    #[error("the prompt has {found} tokens, the context is {limit}")]
     PromptTooLong {
         /// Tokens of the prompt.
         found: usize,
@@ -196,7 +196,9 @@ impl Error {
             ),
             Self::Windows { .. } => Some("leave --window and --stride out".to_owned()),
             Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
-            Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
+            Self::PromptTooLong { .. } => {
+                Some("shorten the prompt, or raise --context".to_owned())
+            }
             Self::InPrompt { source, .. } => source.hint(),
             Self::EmptyBatch => Some("give --batch 1 or more".to_owned()),
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),

@@ -136,8 +136,7 @@ fn every_text_is_the_one_it_would_be_alone() {
             let finishes: Vec<_> = want.iter().map(|(.., finish)| *finish).collect();
             assert!(finishes.contains(&Finish::Stop) && finishes.contains(&Finish::ContextFull));
             for texts in [1, 3, 16] {
-                let mut engine =
-                    Engine::new(&model, &tokenizer, settings(texts, None)).unwrap();
+                let mut engine = Engine::new(&model, &tokenizer, settings(texts, None)).unwrap();
                 let (found, order) = together(&mut engine, &requests).unwrap();
                 assert_eq!(found, want, "{name} on {device}, {texts} at once");
                 assert_eq!(texts == 1, order.is_sorted());
@@ -177,7 +176,7 @@ fn what_cannot_be_generated_is_an_error_of_that_request() {
     let mut engine = Engine::new(&model, &tokenizer, settings(3, Some(32))).unwrap();
     assert_eq!(engine.context(), 32);
     let error = engine.submit(requests[3].clone()).unwrap_err();
-    assert_eq!(error.to_string(), "the prompt has 40 tokens, the model's context is 32");
+    assert_eq!(error.to_string(), "the prompt has 40 tokens, the context is 32");
     let grows = [Request { limits: Limits::default(), ..requests[0].clone() }];
     let (ids, _, finish) = together(&mut engine, &grows).unwrap().0.remove(0);
     // The last token is not run, so it needs no room.
@@ -439,6 +438,9 @@ fn a_conversation_reuses_its_pages_and_grows() {
     for turn in 0..6 {
         let request = Request::new(prompt.clone(), Sampling::GREEDY, limits.clone());
         let said = engine.generate(request, &mut ignore).unwrap();
+        // All that was said before is there, in whole pages; the last token was never run.
+        let n_before = if turn == 0 { 0 } else { prompt.len() - 60 - 1 };
+        assert_eq!(said.n_reused, n_before / 16 * 16, "turn {turn}");
         prompt.extend(&said.ids);
         prompt.extend((0..60).map(|i| (i * turn) % 250));
         // Memory follows the conversation, and nothing is kept twice.

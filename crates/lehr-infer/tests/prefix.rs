@@ -58,11 +58,7 @@ fn request(prompt: &[u32], n: usize) -> Request {
     Request::new(prompt.to_vec(), Sampling::GREEDY, limits)
 }
 
-fn engine<'m>(
-    model: &'m Model,
-    tokenizer: &'m Tokenizer,
-    settings: EngineSettings,
-) -> Engine<'m> {
+fn engine<'m>(model: &'m Model, tokenizer: &'m Tokenizer, settings: EngineSettings) -> Engine<'m> {
     Engine::new(model, tokenizer, EngineSettings { context: Some(1500), ..settings }).unwrap()
 }
 

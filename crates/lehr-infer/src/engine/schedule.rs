@@ -32,6 +32,8 @@ impl Engine<'_> {
                 }
             }
             sequence.is_decoding = false;
+            let n_reused = self.cache.len(sequence.row).unwrap_or(0);
+            sequence.n_reused.get_or_insert(n_reused);
             self.running.push(sequence);
         }
     }
@@ -75,7 +77,8 @@ impl Engine<'_> {
             }
             let done = self.cache.len(sequence.row).unwrap_or(0);
             let left = sequence.tokens.len() - done;
-            let n = left.min(budget).min(PREFILL_CHUNK).max(sequence.undivided.saturating_sub(done));
+            let n =
+                left.min(budget).min(PREFILL_CHUNK).max(sequence.undivided.saturating_sub(done));
             let (ids, is_last) = (&sequence.tokens[done..done + n], n == left);
             let read = self.cache.prefill(self.model, sequence.row, ids, is_last);
             match read.map_err(Error::from) {

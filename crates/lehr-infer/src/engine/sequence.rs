@@ -25,6 +25,8 @@ pub(super) struct Sequence {
     pub(super) row: usize,
     /// Whether all tokens but the last have been run.
     pub(super) is_decoding: bool,
+    /// How many tokens were in the cache when it first began.
+    pub(super) n_reused: Option<usize>,
 }
 
 /// A chosen token.
@@ -51,6 +53,7 @@ impl Sequence {
             new: Continuation::new(tokenizer, limits, continues_text),
             row: 0,
             is_decoding: false,
+            n_reused: None,
         })
     }
 
@@ -100,12 +103,13 @@ impl Sequence {
     /// Ends the sequence: the text that was held back, and all that was generated.
     pub(super) fn end(self, finish: Finish) -> (String, Generated) {
         let (_, n_drawn) = self.sampler.state();
-        self.new.end(finish, n_drawn)
+        let (rest, generated) = self.new.end(finish);
+        (rest, Generated { n_drawn, n_reused: self.n_reused.unwrap_or(0), ..generated })
     }
 }
 
 /// An error unless there are probabilities: a NaN, or an infinite largest logit, leaves none.
-pub(super) fn check_logits(logits: &[f32]) -> Result<()> {
+fn check_logits(logits: &[f32]) -> Result<()> {
     let n_nan = logits.iter().filter(|logit| logit.is_nan()).count();
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     match n_nan == 0 && top.is_finite() {

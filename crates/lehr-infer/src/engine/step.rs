@@ -4,7 +4,7 @@ use lehr_model::{DecodeGraph, Model, PagedCache};
 use lehr_tensor::inplace::sample::GpuSampler;
 use lehr_tensor::{Device, Tensor};
 
-use super::sequence::{Choice, Sequence, check_logits};
+use super::sequence::{Choice, Sequence};
 use crate::{Result, TokenLogprob};
 
 /// Runs the last tokens of sequences and chooses those after them.
@@ -130,13 +130,17 @@ impl Step for GpuStep {
         };
         let ids = self.sampler.read()?;
         let mut choose = |sequence: &mut &mut Sequence| {
-            let (row, token) = (sequence.row, ids[sequence.row] as u32);
+            let row = sequence.row;
+            // The GPU says of logits that are no numbers only that they are none.
+            let Ok(token) = u32::try_from(ids[row]) else {
+                let logits = on_host(&logits.slice(0, row..row + 1)?, self.n_ids)?;
+                return sequence.choose(logits);
+            };
             sequence.sampler.count_choice();
             let logprob = match sequence.logprobs {
                 None => None,
                 Some(n) => {
                     let logits = on_host(&logits.slice(0, row..row + 1)?, self.n_ids)?;
-                    check_logits(&logits)?;
                     Some(TokenLogprob::new(&logits, token, n))
                 }
             };

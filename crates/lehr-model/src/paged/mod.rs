@@ -304,17 +304,15 @@ impl PagedCache {
             return Ok(());
         }
         let len = (n_pages + missing.max(n_pages / 2)).max(FIRST).min(self.limit);
-        let grown = self.pools.grow_pages(len);
-        if let Err(error) = grown {
-            // Where memory ends, the bound is: there may be pages to overwrite.
-            if n_pages + self.pages.n_available() < wanted || n_pages == 0 {
-                return Err(error.into());
-            }
-            self.limit = n_pages;
-            return Ok(());
-        }
+        // Some pools may have moved even if others found no memory.
         self.n_moves += 1;
-        self.pages.grow_to(len);
+        match self.pools.grow_pages(len) {
+            Ok(()) => self.pages.grow_to(len),
+            Err(error) if n_pages == 0 => return Err(error.into()),
+            // Where memory ends is the bound: contents that nobody uses are overwritten then, and
+            // sequences may have to wait.
+            Err(_) => self.limit = n_pages,
+        }
         Ok(())
     }
 

@@ -63,8 +63,7 @@ impl Objective for LanguageModel {
         let mut ignore = |_: &str| ControlFlow::Continue(());
         if let Some(template) = &self.template {
             let mut sampler = Sampler::new(sampling)?;
-            let mut session =
-                ChatSession::new(&self.model, &self.tokenizer, template, None, None)?;
+            let mut session = ChatSession::new(&self.model, &self.tokenizer, template, None, None)?;
             return Ok(Some(session.answer(prompt, &mut sampler, &limits, &mut ignore)?.text));
         }
         limits.stop_ids.extend(self.tokenizer.end_of_document().ok());

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use lehr_infer::{Engine, EngineSettings, Finish, Generated, Limits, Loaded, Request, TokenLogprob};
+use lehr_infer::{
+    Engine, EngineSettings, Finish, Generated, Limits, Loaded, Request, TokenLogprob,
+};
 use lehr_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! What is done in place with keys and values in pages.
 
-use crate::cuda::{Extent, Source, args, int, source};
 use crate::cpu::threads;
+use crate::cuda::{Extent, Source, args, int, source};
 use crate::ops::attention::Pages;
 use crate::{DType, Error, Result, Tensor};
 

@@ -164,10 +164,8 @@ fn gpu_and_cpu_attend_by_many_queries_over_pages() {
 #[test]
 fn gpu_and_cpu_queries_of_a_prefix_see_all_of_it() {
     for place in places() {
-        let rules = |prefix: &[i32], window| Rules {
-            prefix: Some(prefix.to_vec()),
-            ..causal(window)
-        };
+        let rules =
+            |prefix: &[i32], window| Rules { prefix: Some(prefix.to_vec()), ..causal(window) };
         // A prefix that is run, one that was, and queries on both sides of its end.
         compare(&[40], 16, (40, 4, 2, 8), &rules(&[33], None), place);
         compare(&[60], 16, (12, 2, 1, 32), &rules(&[33], None), place);
