@@ -3,8 +3,8 @@
 use lehr_tensor::ops::attention::{Mask, Pages};
 use lehr_tensor::{DType, Device, Result, Tensor, inplace};
 
-use crate::Spec;
-use crate::arch::Prefix;
+use crate::prefix::Prefix;
+use crate::spec::Spec;
 
 /// The KV cache of a batch of sequences of one length: per layer two tensors `[B, S, K, E]`,
 /// allocated once. What is behind the last position is never read, so it is not zeroed.

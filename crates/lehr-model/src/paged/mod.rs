@@ -8,8 +8,9 @@ use lehr_tensor::Tensor;
 use lehr_tensor::ops::attention::Pages;
 
 use self::pool::{PagePool, ROOT};
-use crate::arch::{Activations, Prefix};
+use crate::arch::Activations;
 use crate::cache::Place;
+use crate::prefix::Prefix;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
 /// Tokens of a page.

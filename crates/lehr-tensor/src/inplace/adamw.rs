@@ -1,6 +1,7 @@
 //! The AdamW update, fused: one pass over parameter, gradient and both moments.
 
-use super::{CHUNK, Clip, cuda};
+use super::{Clip, cuda};
+use crate::cpu::CHUNK;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
 use crate::{Param, Result, Tensor};

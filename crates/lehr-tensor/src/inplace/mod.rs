@@ -1,7 +1,7 @@
 //! Functions that write into a buffer and have no gradient.
 
 use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
+use crate::cpu::{CHUNK, threads};
 use crate::{Error, Result, Tensor};
 
 mod adamw;
@@ -14,9 +14,6 @@ pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};
 pub(crate) use pages::gather_pages;
 pub use pages::{advance_texts, write_pages};
-
-/// Numbers per task of elementwise kernels: 64 KiB, half of a second-level cache for two streams.
-pub(crate) const CHUNK: usize = 1 << 14;
 
 /// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys
 /// or values.
