@@ -94,7 +94,8 @@ pub enum Error {
     },
     /// A cache in pages is full.
     #[error(
-        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of {page_len} tokens) are free"
+        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of \
+         {page_len} tokens) are free"
     )]
     PagesFull {
         /// What was being done.
@@ -156,8 +157,8 @@ impl Error {
                     .to_owned(),
             ),
             Self::NotCausal { .. } => Some(
-                "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` and, \
-                 fine-tuned on labelled texts, `lehr classify`"
+                "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` \
+                 and, fine-tuned on labelled texts, `lehr classify`"
                     .to_owned(),
             ),
             Self::NoHead { .. } => Some(

@@ -79,7 +79,8 @@ impl UseArgs {
             }
             let list: Vec<_> = found.iter().map(|(format, n)| format!("{n} in {format}")).collect();
             eprintln!(
-                "note: {} matrices are in another format than --weights says, the nearest whose blocks fill their rows: {}",
+                "note: {} matrices are in another format than --weights says, the nearest whose \
+                 blocks fill their rows: {}",
                 model.n_elsewise(),
                 list.join(", ")
             );

@@ -215,7 +215,10 @@ fn to_json(
         json["training"] = training.into();
     }
     if tensors {
-        let tensor = |t: &StoredTensor| json!({ "name": t.name, "shape": t.shape, "format": t.format, "bytes": t.n_bytes });
+        let tensor = |t: &StoredTensor| {
+            let (name, bytes) = (&t.name, t.n_bytes);
+            json!({ "name": name, "shape": t.shape, "format": t.format, "bytes": bytes })
+        };
         json["tensors"] = found.stored.iter().map(tensor).collect();
     }
     json

@@ -139,8 +139,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         println!(
             "prompt of {}: {prefill_tok_s:.0} tokens/s; generation: {decode_tok_s:.1} tokens/s, \
-             reading {gb_s:.1} GB/s of weights; weights {weights_mb:.0} MB, in all {peak_rss_mb:.0} \
-             MB, loaded in {load_s:.2} s",
+             reading {gb_s:.1} GB/s of weights; weights {weights_mb:.0} MB, in all \
+             {peak_rss_mb:.0} MB, loaded in {load_s:.2} s",
             args.prompt
         );
     }
