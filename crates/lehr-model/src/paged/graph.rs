@@ -81,18 +81,21 @@ impl DecodeGraph {
         if self.n_moves != cache.n_moves {
             (self.graph, self.n_moves) = (None, cache.n_moves);
         }
-        if self.graph.is_none() {
-            let (logits, graph) = self.run_or_record(model, sampler, cache, longest)?;
-            (self.run, self.graph) = (Some((sampler.clone(), logits)), graph);
-        }
+        let logits = match (&self.run, &self.graph) {
+            (Some((_, logits)), Some(_)) => logits.clone(),
+            _ => {
+                let (logits, graph) = self.run_or_record(model, sampler, cache, longest)?;
+                (self.run, self.graph) = (Some((sampler.clone(), logits.clone())), graph);
+                logits
+            }
+        };
         if let Some(graph) = &self.graph {
             graph.launch()?;
         }
         last.iter().for_each(|(row, id)| cache.advance(*row, &[*id]));
         lengths.iter_mut().for_each(|n| *n += i32::from(*n > 0));
         self.known = Some((table, lengths));
-        let logits = self.run.as_ref().map(|(_, logits)| logits.clone());
-        logits.ok_or(Error::Stored { doing: "running what was recorded" })
+        Ok(logits)
     }
 
     /// Runs the work if it has not run before; else records it, to be started.
