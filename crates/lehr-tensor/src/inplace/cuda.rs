@@ -119,13 +119,6 @@ pub(super) fn write_blocks(
     thin::copy_blocks((n, len), new, Blocks::packed(len), all, Blocks { offset, stride }, false)
 }
 
-/// Writes `new` `[B, T, ..]` into `all` `[B, S, ..]` from position `*at` on.
-pub(super) fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
-    let (to, from) = (all.shape(), new.shape());
-    let width: usize = to[2..].iter().product();
-    thin::copy_blocks_at((from[0], from[1] * width), new, all, to[1] * width, (at, width))
-}
-
 /// The index of the largest value of each row of `x [n, width]`: the first of equals, and NaN
 /// never.
 pub(crate) fn argmax(x: &Tensor) -> Result<Tensor> {

@@ -313,10 +313,3 @@ extern "C" __global__ void sample_see(const int* tokens, i64 n_tokens, int is_ge
         }
     }
 }
-
-// Adds 1 to all numbers of three lists. One block.
-extern "C" __global__ void increment(int* a, int n_a, int* b, int n_b, int* c, int n_c) {
-    for (int i = threadIdx.x; i < n_a; i += blockDim.x) a[i] += 1;
-    for (int i = threadIdx.x; i < n_b; i += blockDim.x) b[i] += 1;
-    for (int i = threadIdx.x; i < n_c; i += blockDim.x) c[i] += 1;
-}

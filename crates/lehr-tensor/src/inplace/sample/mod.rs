@@ -213,20 +213,3 @@ impl GpuSampler {
 fn parts(n_ids: usize) -> usize {
     n_ids.div_ceil(PART).min(PARTS_MAX)
 }
-
-/// Adds 1 to every number of three integer tensors on one GPU, whoever shares them: positions and
-/// lengths that recorded work reads again.
-///
-/// # Errors
-/// If they are not integers on one GPU, or it fails.
-pub fn increment(numbers: [&Tensor; 3]) -> Result<()> {
-    const OP: &str = "increment";
-    let [a, b, c] = numbers;
-    for tensor in numbers {
-        tensor.expect_ids(OP)?;
-        tensor.expect_on(OP, a.device())?;
-    }
-    let n = |tensor: &Tensor| int(OP, tensor.shape().n_elements());
-    let args = args![a, n(a)?, b, n(b)?, c, n(c)?];
-    a.cuda()?.launch(&KERNELS, DType::F32, "increment", Extent::line(1, 32), args)
-}

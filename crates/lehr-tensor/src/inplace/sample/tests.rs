@@ -285,8 +285,4 @@ fn gpu_samplers_refuse_what_they_cannot_do() {
     assert!(sampler.pick(&Tensor::zeros([2, 5]).unwrap()).is_err());
     // Tokens outside of the vocabulary are not counted.
     sampler.set_seen(1, &[-1, 5, 9], &[7]).unwrap();
-    let number = Tensor::zeros_on(GPU, [2], DType::I32).unwrap();
-    increment([&number, sampler.ids(), sampler.ids()]).unwrap();
-    assert_eq!(number.to_host().unwrap().ids(), [1, 1]);
-    assert!(increment([&number, &logits([1, 1]), &number]).is_err());
 }

@@ -19,7 +19,6 @@ pub struct Mask {
     segment_starts: Option<Tensor>,
     prefix: Option<Tensor>,
     n_keys: Option<usize>,
-    n_keys_on_gpu: Option<Tensor>,
     pages: Option<Pages>,
 }
 
@@ -75,13 +74,6 @@ impl Mask {
         Self { n_keys: Some(n_keys), ..self }
     }
 
-    /// Like [`Mask::with_n_keys`], with the number on a GPU, i32 `[1]`, where it is read when the
-    /// work runs. `n_keys` is its upper bound. Only for a few queries, outside of recording.
-    #[must_use]
-    pub fn with_n_keys_on_gpu(self, n_keys: usize, number: Tensor) -> Self {
-        Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
-    }
-
     /// Keys and values lie in pages, and each sequence has a number of its own: its queries are its
     /// last tokens. Without gradients; other numbers of keys and segments do not go with it, a
     /// prefix does, with one length per sequence.
@@ -119,11 +111,6 @@ impl Mask {
     /// Whether several texts share a row.
     pub(super) fn has_segments(&self) -> bool {
         self.segment_starts.is_some()
-    }
-
-    /// The number of keys that is on a GPU.
-    pub(super) fn n_keys_on_gpu(&self) -> Option<&Tensor> {
-        self.n_keys_on_gpu.as_ref()
     }
 
     /// Number of keys that hold values.

@@ -101,20 +101,6 @@ pub(crate) fn copy_blocks(
     cuda.launch(&KERNELS, src.dtype(), "copy_blocks", Extent::elementwise(cuda, n * len), args)
 }
 
-/// Copies `n` packed blocks of `len` elements, block i to `i · stride + *at · unit` of `dst`: the
-/// number `at` is on the device.
-pub(crate) fn copy_blocks_at(
-    (n, len): (usize, usize),
-    src: &Tensor,
-    dst: &mut Tensor,
-    stride: usize,
-    (at, unit): (&Tensor, usize),
-) -> Result<()> {
-    let cuda = src.cuda()?;
-    let args = args![src, &*dst, stride as i64, at, unit as i64, n as i64, len as i64];
-    cuda.launch(&KERNELS, src.dtype(), "copy_blocks_at", Extent::elementwise(cuda, n * len), args)
-}
-
 /// `Σ x / divisor` as `[1]`, in the type of `x`. The grid depends on the number of elements alone,
 /// and so do the bits.
 pub(super) fn sum(x: &Tensor, divisor: f64) -> Result<Tensor> {

@@ -267,22 +267,6 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// copy_blocks of packed blocks of src to blocks of dst that start at i * stride + *at * unit: for
-// recorded launches, whose place grows.
-extern "C" __global__ void __launch_bounds__(256)
-    copy_blocks_at(const T* src, T* dst, i64 stride, const int* at, i64 unit, i64 n, i64 len) {
-    i64 offset = (i64)*at * unit, total = n * len, small = (i64)1 << 32;
-    dst += offset;
-    if ((offset | stride | len) % LANES == 0) {
-        copy_blocks_by<LANES, u32>(src, len / LANES, dst, stride / LANES, total / LANES,
-            len / LANES, false);
-    } else if (total < small) {
-        copy_blocks_by<1, u32>(src, len, dst, stride, total, len, false);
-    } else {
-        copy_blocks_by<1, u64>(src, len, dst, stride, total, len, false);
-    }
-}
-
 template <int N, class I>
 DEVICE void clear_blocks_by(T* dst, i64 stride, I n_packs, I len) {
     Pack<T, N> zero;
