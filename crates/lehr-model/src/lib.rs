@@ -20,9 +20,10 @@ mod paged;
 mod weights;
 
 pub use arch::{
-    Activations, Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config, FrequencyDtype,
-    Gemma3Config, Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, LlamaConfig, MistralConfig,
-    Qwen2Config, Qwen3Config, RopeConfig, RopeScaling, RopeSettings, Spec, TextDivision, Tokens,
+    ActivationCheckpointing, Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config,
+    FrequencyDtype, Gemma3Config, Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, Layout,
+    LlamaConfig, MistralConfig, PackedText, Pass, Qwen2Config, Qwen3Config, RopeConfig,
+    RopeScaling, RopeSettings, Spec, TokenPosition, TokenRows, Tokens,
 };
 pub use cache::KvCache;
 pub use classifier::Classifier;

@@ -10,7 +10,7 @@ use lehr_tensor::{ParamBuilder, Tensor};
 
 use super::rope::Rope;
 use super::stack::{self, Stack};
-use super::{Architecture, Spec, Tokens, check_room};
+use super::{Architecture, Pass, Residual, Spec, Tokens};
 use crate::nn::{Embedding, Linear, RmsNorm};
 use crate::{KvCache, Result};
 
@@ -26,11 +26,11 @@ pub(super) trait Block: Send + Sync + 'static {
     /// If the tokens do not fit the cache or memory runs out.
     fn forward(
         &self,
-        pair: (&Tensor, &Tensor),
+        residual: &Residual,
         context: &Context,
         next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)>;
+    ) -> Result<Residual>;
 }
 
 /// The tokens and their rotation.
@@ -80,8 +80,6 @@ pub(super) fn build<B: Block>(
     Ok(Box::new(Arc::new(Decoder { shape, embed_tokens, blocks, norm, head })))
 }
 
-impl<B: Block> Decoder<B> {}
-
 impl<B: Block> Stack for Decoder<B> {
     type Context = Context;
 
@@ -89,29 +87,30 @@ impl<B: Block> Stack for Decoder<B> {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         Ok(self.blocks[index].input_layernorm().forward(x)?)
     }
 
     fn block(
         &self,
         index: usize,
-        pair: (&Tensor, &Tensor),
+        residual: &Residual,
         context: &Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let next_norm = self.blocks.get(index + 1).map_or(&self.norm, Block::input_layernorm);
-        self.blocks[index].forward(pair, context, next_norm, cache)
+        self.blocks[index].forward(residual, context, next_norm, cache)
     }
 }
 
 impl<B: Block> Architecture for Arc<Decoder<B>> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
         let Shape { spec, rope, rope_layout, .. } = &self.shape;
-        check_room(tokens, cache.as_deref(), spec)?;
+        pass.check(spec)?;
+        let tokens = pass.tokens;
         let rope = rope.table_of(&tokens.positions, *rope_layout)?;
         let x = self.embed_tokens.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
+        stack::run(self, x, &(tokens.clone(), rope), pass)
     }
 
     fn head(&self) -> &Linear {
