@@ -6,6 +6,7 @@
 //!
 //! Shapes follow the legend of `lehr_tensor`.
 
+pub mod adapt;
 pub mod arch;
 mod cache;
 mod classifier;
@@ -17,20 +18,24 @@ mod model;
 pub mod nn;
 mod outline;
 mod paged;
+mod spec;
 mod weights;
 
 pub use arch::{
     ActivationCheckpointing, Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config,
     FrequencyDtype, Gemma3Config, Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, Layout,
     LlamaConfig, MistralConfig, PackedText, Pass, Qwen2Config, Qwen3Config, RopeConfig,
-    RopeScaling, RopeSettings, Spec, TokenPosition, TokenRows, Tokens,
+    RopeScaling, RopeSettings, TokenPosition, TokenRows, Tokens,
 };
 pub use cache::KvCache;
 pub use classifier::Classifier;
 pub use compute::{Compute, DTypeChoice, DeviceChoice, FP8_SIDE_MIN};
 pub use decode::DecodeGraph;
 pub use error::{Error, Result};
+pub use io::StoredTensor;
+pub use lehr_tensor::Role;
 pub use model::Model;
-pub use outline::{Outline, Parameter, Role, StoredTensor};
+pub use outline::{Outline, Parameter};
 pub use paged::{PagedCache, PagedGraph};
+pub use spec::Spec;
 pub use weights::Weights;

@@ -39,7 +39,8 @@ pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use params::{
-    Init, Load, LoadStored, Named, Param, ParamBuilder, ParamStore, Source, StoredShape, Weight,
+    Init, Load, LoadStored, NamePattern, Named, Param, ParamBuilder, ParamStore, Role, Source,
+    StoredMatrix, StoredShape, Weight,
 };
 pub use random::Philox;
 pub use shape::Shape;

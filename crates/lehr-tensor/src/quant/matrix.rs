@@ -361,6 +361,16 @@ impl QMatrix {
         self.range.len() + size_of_val::<[f32]>(&self.scales)
     }
 
+    /// All its numbers, f32 `[rows, cols]` on the CPU.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn to_f32(&self) -> Result<Tensor> {
+        let mut values = Tensor::uninit([self.rows, self.cols], DType::F32)?;
+        self.dequantize_rows(0..self.rows, values.data_mut());
+        Ok(values)
+    }
+
     /// Writes the numbers of some rows to `out`, `[rows, cols]` row-major, in parallel.
     ///
     /// # Panics
