@@ -10,7 +10,7 @@ use lehr_infer::{
     Check, Engine, EngineSettings, Event, Finish, Generated, Limits, Request, Sampler, Sampling,
     verify,
 };
-use lehr_model::{Config, DecodeGraph, Model, PagedCache, PagedSize, Tokens, Weights};
+use lehr_model::{Config, DecodeGraph, Layout, Model, PagedCache, PagedSize, Tokens, Weights};
 use lehr_tensor::inplace::sample::GpuSampler;
 use lehr_tensor::{DType, Device, cuda, no_grad};
 use lehr_tokenizer::{Tokenizer, Trainer};
@@ -83,7 +83,7 @@ fn cache(model: &Model, max_sequences: usize, context: usize) -> PagedCache {
 fn continued(model: &Model, prompt: &[i32], n: usize) -> (Vec<i32>, Vec<Vec<f32>>) {
     let mut cache = cache(model, 1, prompt.len() + n);
     let (device, vocab_size) = (model.compute().0, model.spec().vocab_size);
-    let row = cache.begin(prompt).unwrap();
+    let row = cache.begin(prompt, Layout::causal(prompt.len())).unwrap();
     let mut logits = cache.prefill(model, row, prompt, true).unwrap().unwrap();
     let mut gpu = DecodeGraph::new(model, &cache).unwrap().map(|graph| {
         let sampler = GpuSampler::new(device, 1, vocab_size).unwrap();
@@ -245,7 +245,7 @@ fn a_batch_goes_on_by_the_choices_on_the_gpu() {
     for (row, sampling) in all.iter().enumerate() {
         gpu.set(row, sampling, 0).unwrap();
         gpu.set_seen(row, prompts[row], &[]).unwrap();
-        assert_eq!(pages.begin(prompts[row]).unwrap(), row);
+        assert_eq!(pages.begin(prompts[row], Layout::causal(5)).unwrap(), row);
         pages.prefill(model, row, &prompts[row][..4], false).unwrap();
     }
     // All rows run the last token of their prompts together.

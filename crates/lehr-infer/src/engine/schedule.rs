@@ -24,7 +24,7 @@ impl Engine<'_> {
                 finish(sequence, Finish::Length, events);
                 continue;
             }
-            match self.cache.begin(&sequence.tokens) {
+            match self.cache.begin(&sequence.tokens, sequence.layout.clone()) {
                 Ok(row) => sequence.row = row,
                 Err(error) => {
                     events.push(Event::Failed { id: sequence.id, error: error.into() });
@@ -77,8 +77,10 @@ impl Engine<'_> {
             }
             let done = self.cache.len(sequence.row).unwrap_or(0);
             let left = sequence.tokens.len() - done;
-            let n =
-                left.min(budget).min(PREFILL_CHUNK).max(sequence.undivided.saturating_sub(done));
+            let n = left
+                .min(budget)
+                .min(PREFILL_CHUNK)
+                .max(sequence.layout.prefix_len.saturating_sub(done));
             let (ids, is_last) = (&sequence.tokens[done..done + n], n == left);
             let read = self.cache.prefill(self.model, sequence.row, ids, is_last);
             match read.map_err(Error::from) {

@@ -1,6 +1,6 @@
 //! A request at work: its tokens so far and the state of its sampler.
 
-use lehr_model::Model;
+use lehr_model::{Layout, Model};
 use lehr_tokenizer::Tokenizer;
 
 use super::{Event, Request, RequestId};
@@ -18,8 +18,8 @@ pub(super) struct Sequence {
     pub(super) sampler: Sampler,
     /// How many alternatives are reported of each token, if any.
     pub(super) logprobs: Option<usize>,
-    /// How many of the first tokens have to be run in one call.
-    pub(super) undivided: usize,
+    /// Where the tokens stand, and how many of the first have to be run in one call.
+    pub(super) layout: Layout,
     new: Continuation,
     /// The row of the cache; without meaning while it waits.
     pub(super) row: usize,
@@ -46,7 +46,7 @@ impl Sequence {
         Ok(Self {
             id,
             n_prompt: tokens.len(),
-            undivided: model.undivided(&tokens)?,
+            layout: model.layout(&tokens)?,
             tokens,
             sampler: Sampler::continued(sampling, n_drawn)?,
             logprobs: limits.logprobs,

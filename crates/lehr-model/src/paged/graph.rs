@@ -6,7 +6,6 @@ use lehr_tensor::ops::attention::Pages;
 use lehr_tensor::{DType, Device, Tensor};
 
 use super::PagedCache;
-use crate::arch::Activations;
 use crate::{Error, Model, Result, Tokens};
 
 /// The next token of the sequences of a [`PagedCache`] on a GPU. The first time the work is run as
@@ -106,16 +105,13 @@ impl DecodeGraph {
         cache: &mut PagedCache,
         longest: usize,
     ) -> Result<(Tensor, Option<Graph>)> {
-        let (ids, positions) = (sampler.ids().clone(), self.positions.clone());
-        let activations = Activations::Keep;
-        let tokens = Tokens { ids, positions, segment_starts: None, activations };
+        let tokens = Tokens::causal(sampler.ids().clone(), self.positions.clone())?;
         let work = |pools: &mut crate::KvCache| {
             let logits = model.next_logits(&tokens, pools)?;
             sampler.pick(&logits)?;
             inplace::advance_texts(&self.positions, self.pages.lengths())?;
             Ok(logits)
         };
-        cache.pools.set_prefixes(Vec::new());
         cache.run(longest, self.pages.clone(), |pools| {
             if self.run.is_none() {
                 return Ok((work(pools)?, None));

@@ -8,9 +8,8 @@ use lehr_tensor::Tensor;
 use lehr_tensor::ops::attention::Pages;
 
 use self::pool::{PagePool, ROOT};
-use crate::arch::Activations;
+use crate::arch::{Layout, TokenRows};
 use crate::cache::Place;
-use crate::prefix::Prefix;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
 /// Tokens of a page.
@@ -62,8 +61,8 @@ struct Sequence {
     /// How many of its pages are known to others, and the name of the prefix that ends there.
     n_named: usize,
     name: u64,
-    /// How it is divided, if the model has a bidirectional prefix.
-    prefix: Option<Prefix>,
+    /// Where its tokens stand.
+    layout: Layout,
 }
 
 impl PagedCache {
@@ -139,22 +138,25 @@ impl PagedCache {
         self.sequences.iter().all(Option::is_none)
     }
 
-    /// Begins a sequence that will start with `ids`, and says in which row. Its first tokens may be
+    /// Begins a sequence that will start with `ids`, laid out by the model ([`Model::layout`]), and
+    /// says in which row. Its first tokens may be
     /// there already, from an earlier sequence: [`PagedCache::len`] says how many. The last of
     /// `ids` never is, because the caller wants the logits after it.
     ///
     /// # Errors
     /// If all rows have sequences.
-    pub fn begin(&mut self, ids: &[i32]) -> Result<usize> {
+    pub fn begin(&mut self, ids: &[i32], layout: Layout) -> Result<usize> {
         let Some(row) = self.sequences.iter().position(Option::is_none) else {
             let found = format!("{} sequences", self.max_sequences());
             let expected = "a row without a sequence";
             return Err(Error::Paged { doing: "beginning a sequence", found, expected });
         };
-        let mut new =
-            Sequence { pages: Vec::new(), ids: Vec::new(), n_named: 0, name: ROOT, prefix: None };
+        // A page of a bidirectional prefix depends on tokens that come after it.
+        let reuse = self.reuse && layout.prefix_len == 0;
+        let (pages, seen) = (Vec::new(), Vec::new());
+        let mut new = Sequence { pages, ids: seen, n_named: 0, name: ROOT, layout };
         let before_last = &ids[..ids.len().saturating_sub(1)];
-        for page in before_last.chunks_exact(PAGE_LEN).take_while(|_| self.reuse) {
+        for page in before_last.chunks_exact(PAGE_LEN).take_while(|_| reuse) {
             let Some(found) = self.pages.reuse(new.name, page) else { break };
             new.pages.push(found.page);
             new.ids.extend_from_slice(page);
@@ -174,8 +176,8 @@ impl PagedCache {
     /// Runs the next tokens `ids` of the sequence in `row`. If `wants_logits`, gives the logits
     /// `[1, V]` after the last of them.
     ///
-    /// The first tokens of a sequence whose model has a bidirectional prefix have to include the
-    /// whole prefix, see [`Model::undivided`].
+    /// The first tokens of a sequence with a bidirectional prefix have to include all of it, see
+    /// [`Layout::prefix_len`].
     ///
     /// # Errors
     /// If the row has no sequence, the sequence would be too long, the pages do not suffice, an id
@@ -190,10 +192,9 @@ impl PagedCache {
         const DOING: &str = "reading a prompt";
         let Some(len) = self.len(row) else { return Err(no_sequence(DOING, row)) };
         self.reserve(DOING, &[row], ids.len())?;
-        let sequence = self.sequences[row].as_ref();
         let pages = self.pages_of(&[(row, len + ids.len())])?;
-        self.pools.set_prefixes(sequence.and_then(|s| s.prefix).into_iter().collect());
-        let tokens = Tokens::new(ids, 1, len)?;
+        let layouts: Vec<_> = self.sequences[row].iter().map(|s| &s.layout).collect();
+        let tokens = Tokens::of_texts(ids, &layouts, len)?;
         let logits = self.run(len, pages, |pools| {
             Ok(match wants_logits {
                 true => Some(model.next_logits(&tokens, pools)?),
@@ -203,10 +204,6 @@ impl PagedCache {
                 }
             })
         })?;
-        let prefix = self.pools.prefixes().first().copied();
-        if let Some(sequence) = &mut self.sequences[row] {
-            sequence.prefix = prefix;
-        }
         self.advance(row, ids);
         Ok(logits)
     }
@@ -219,24 +216,34 @@ impl PagedCache {
     /// id is outside of the vocabulary, or memory runs out.
     pub fn next_logits(&mut self, model: &Model, next: &[(usize, i32)]) -> Result<Tensor> {
         let lens = self.begin_step(next)?;
-        let ids: Vec<i32> = next.iter().map(|(_, id)| *id).collect();
-        let positions: Vec<i32> = lens.iter().map(|len| *len as i32).collect();
+        let tokens = self.next_tokens(next)?;
         let grown: Vec<_> = next.iter().zip(&lens).map(|((row, _), len)| (*row, len + 1)).collect();
         let pages = self.pages_of(&grown)?;
-        let shape = [next.len(), 1];
-        let tokens = Tokens {
-            ids: Tensor::from_ids(&ids, shape)?,
-            positions: Tensor::from_ids(&positions, shape)?,
-            segment_starts: None,
-            activations: Activations::Keep,
-        };
-        let prefix = |(row, _): &(usize, i32)| self.sequences[*row].as_ref().and_then(|s| s.prefix);
-        let prefixes = next.iter().filter_map(prefix).collect();
-        self.pools.set_prefixes(prefixes);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let logits = self.run(longest, pages, |pools| model.next_logits(&tokens, pools))?;
         next.iter().for_each(|(row, id)| self.advance(*row, &[*id]));
         Ok(logits)
+    }
+
+    /// One more token of each of these sequences, as a row of its own.
+    fn next_tokens(&self, next: &[(usize, i32)]) -> Result<Tokens> {
+        let ids: Vec<i32> = next.iter().map(|(_, id)| *id).collect();
+        let (mut positions, mut block_positions, mut prefix_lens) = (vec![], vec![], vec![]);
+        for sequence in next.iter().filter_map(|(row, _)| self.sequences[*row].as_ref()) {
+            let place = sequence.layout.at(sequence.ids.len());
+            positions.push(place.position);
+            block_positions.extend(place.block_position);
+            prefix_lens.push(sequence.layout.prefix_len as i32);
+        }
+        Tokens::packed(&TokenRows {
+            ids: &ids,
+            positions: &positions,
+            block_positions: (!block_positions.is_empty()).then_some(&block_positions),
+            segment_starts: &vec![0; ids.len()],
+            prefix_lens: Some(&prefix_lens),
+            batch_size: ids.len(),
+            seq_len: 1,
+        })
     }
 
     /// Checks the rows that get one more token, gives each the page for it, and says how long their
@@ -321,7 +328,7 @@ impl PagedCache {
     fn advance(&mut self, row: usize, ids: &[i32]) {
         let Some(sequence) = &mut self.sequences[row] else { return };
         sequence.ids.extend_from_slice(ids);
-        if !self.reuse || sequence.prefix.is_some() {
+        if !self.reuse || sequence.layout.prefix_len > 0 {
             return;
         }
         let full = sequence.ids.len() / PAGE_LEN;

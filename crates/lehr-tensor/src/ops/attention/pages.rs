@@ -128,14 +128,15 @@ pub(super) fn attention(
     if records(&[q, k, v]) {
         return Err(refused("beside inputs that want gradients", "a call inside of no_grad"));
     }
-    if mask.has_segments() {
-        return Err(refused("in a mask with segments", "a mask without segments"));
+    if mask.has_segments() || mask.has_leading_keys() {
+        let expected = "a mask without segments and leading keys";
+        return Err(refused("in a mask with segments or leading keys", expected));
     }
     let mut out = q.like(q.shape())?;
     if out.shape().n_elements() == 0 {
         return Ok(out);
     }
-    let rule = mask.rule(size.batch, size.tk)?;
+    let rule = mask.rule(size.batch, size.tq, size.tk)?;
     if q.is_cuda() && size.width > 256 {
         let (value, expected) = (size.width.to_string(), "at most 256 on a GPU");
         return Err(Error::Argument { op: OP, name: "head width", value, expected });
