@@ -5,6 +5,7 @@
 
 pub mod arrows;
 pub mod ci;
+pub mod folders;
 pub mod links;
 pub mod markdown;
 pub mod readme;

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 pub use arena::Block;
-pub use blas::{FP8_CAPABILITY, with_plain_products};
+pub use blas::{FP8_CAPABILITY, FP8_MULTIPLE, with_plain_products};
 pub use buffer::CudaBuffer;
 pub use compile::Source;
 pub use compile::{CompileReport, compile_all};

@@ -171,6 +171,15 @@ macro_rules! families {
             /// The `model_type`s there are.
             const MODEL_TYPES: &'static [&'static str] = &[$(<$config>::MODEL_TYPE),*];
 
+            /// The names of the families.
+            pub const FAMILIES: &'static [&'static str] = &[$(stringify!($family)),*];
+
+            /// The family's name.
+            #[must_use]
+            pub fn family(&self) -> &'static str {
+                match self { $(Self::$family(_) => stringify!($family),)* }
+            }
+
             /// Reads a parsed `config.json`.
             ///
             /// # Errors

@@ -1,8 +1,8 @@
 //! What is done in place with keys and values in pages.
 
-use crate::cpu::threads;
+use super::refuse_grad;
 use crate::cuda::{Extent, Source, args, int, source};
-use crate::ops::attention::Pages;
+use crate::pages::Pages;
 use crate::{DType, Error, Result, Tensor};
 
 #[cfg(test)]
@@ -15,8 +15,8 @@ const OP: &str = "write_pages";
 /// `pools` `[n_pages, P, K, E]`; of a text that is shorter, the last rows over all of it.
 ///
 /// # Errors
-/// If shapes, types or devices do not fit together, on the CPU if a page is not one of the pool, or
-/// if the device fails.
+/// If shapes, types or devices do not fit together, a tensor wants a gradient, on the CPU if a page
+/// is not one of the pool, or if the device fails.
 ///
 /// # Panics
 /// If a pool is shared and on the CPU.
@@ -24,6 +24,8 @@ pub fn write_pages(pools: [&mut Tensor; 2], new: [&Tensor; 2], pages: &Pages) ->
     let shape = new[0].shape();
     let mut shift = 0;
     for (pool, new) in pools.iter().zip(new) {
+        refuse_grad(OP, "new", new)?;
+        refuse_grad(OP, "pool", pool)?;
         pool.expect_float(OP)?;
         pool.expect_beside(OP, new)?;
         pool.expect_beside(OP, &*pools[0])?;
@@ -73,9 +75,9 @@ pub fn write_pages(pools: [&mut Tensor; 2], new: [&Tensor; 2], pages: &Pages) ->
     Ok(())
 }
 
-/// The keys and values in `pools` `[n_pages, P, K, E]` in the order of the tokens, `[B, n, K, E]`
-/// each; zeros behind the last token of a text. `n` is at most the tokens that the table has room
-/// for.
+/// Brings the keys and values in `pools` `[n_pages, P, K, E]` on a GPU in the order of the tokens,
+/// `[B, n, K, E]` each, with zeros behind the last token of a text. `n` is at most the tokens that
+/// the table has room for.
 ///
 /// # Errors
 /// If shapes, types or devices do not fit together, memory runs out or the device fails.
@@ -90,47 +92,27 @@ pub(crate) fn gather_pages(pools: [&Tensor; 2], pages: &Pages, n: usize) -> Resu
     }
     let width = shape[2] * shape[3];
     let room = |pool: &Tensor| pool.like([batch, n, shape[2], shape[3]]);
-    let [mut k, mut v] = [room(pools[0])?, room(pools[1])?];
+    let [k, v] = [room(pools[0])?, room(pools[1])?];
     if k.shape().n_elements() == 0 {
         return Ok([k, v]);
     }
-    if k.is_cuda() {
-        let args = args![
-            pools[0],
-            pools[1],
-            &k,
-            &v,
-            pages.table(),
-            pages.lengths(),
-            int(OP, pages.max_pages())?,
-            shift,
-            int(OP, n)?,
-            int(OP, batch * n)?,
-            int(OP, width)?,
-        ];
-        let cuda = k.cuda()?;
-        let mut extent = Extent::line((batch * n).min(16 * cuda.n_sms() as usize), 128);
-        extent.grid[1] = 2;
-        cuda.launch(&KERNELS, k.dtype(), "gather_pages", extent, args)?;
-        return Ok([k, v]);
-    }
-    let (table, lengths) = (pages.table().ids(), pages.lengths().ids());
-    for (pool, to) in pools.iter().zip([&mut k, &mut v]) {
-        let pool = pool.data();
-        threads::run_chunks(to.data_mut(), width << shift, |chunk, rows| {
-            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-                let i = (chunk << shift) + i;
-                let (b, token) = (i / n, i % n);
-                if token >= lengths[b] as usize {
-                    row.fill(0.0);
-                    continue;
-                }
-                let page = table[b * pages.max_pages() + (token >> shift)] as usize;
-                let at = (page << shift) + token % (1 << shift);
-                row.copy_from_slice(&pool[at * width..][..width]);
-            }
-        });
-    }
+    let args = args![
+        pools[0],
+        pools[1],
+        &k,
+        &v,
+        pages.table(),
+        pages.lengths(),
+        int(OP, pages.max_pages())?,
+        shift,
+        int(OP, n)?,
+        int(OP, batch * n)?,
+        int(OP, width)?,
+    ];
+    let cuda = k.cuda()?;
+    let mut extent = Extent::line((batch * n).min(16 * cuda.n_sms() as usize), 128);
+    extent.grid[1] = 2;
+    cuda.launch(&KERNELS, k.dtype(), "gather_pages", extent, args)?;
     Ok([k, v])
 }
 

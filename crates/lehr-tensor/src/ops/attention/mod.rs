@@ -11,8 +11,8 @@ mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use crate::pages::Pages;
 pub use mask::Mask;
-pub use pages::Pages;
 
 use crate::autograd::{Gradients, Op, record1, trains};
 use crate::cpu::threads::SharedMut;
