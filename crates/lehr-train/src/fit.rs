@@ -8,7 +8,7 @@ use lehr_data::{
     read_labelled,
 };
 use lehr_infer::Loaded;
-use lehr_model::{Activations, Compute, DTypeChoice, DeviceChoice, Weights};
+use lehr_model::{ActivationCheckpointing, Compute, DTypeChoice, DeviceChoice, Weights};
 use lehr_tensor::gemm::{Matrix, gemm};
 use lehr_tensor::{Device, cuda};
 use lehr_tokenizer::chat::Role;
@@ -176,7 +176,7 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
             rows,
             len,
             accumulation: 1,
-            activations: Activations::Keep,
+            activations: ActivationCheckpointing::None,
             cuda_graph: false,
         },
         eval: EvalConfig { every_steps: every, batches_max: 64 },
@@ -272,7 +272,7 @@ pub fn fit_finetune(
             rows,
             len,
             accumulation: 1,
-            activations: Activations::Keep,
+            activations: ActivationCheckpointing::None,
             cuda_graph: false,
         },
         eval: EvalConfig { every_steps: every, batches_max: 0 },

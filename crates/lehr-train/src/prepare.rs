@@ -266,7 +266,7 @@ fn template(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
 /// The recipe's model, new or loaded, with a vocabulary that fits the tokenizer.
 fn model(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     let mut model = build_model(recipe, tokenizer)?;
-    model.set_activations(recipe.train.activations);
+    model.set_activation_checkpointing(recipe.train.activations);
     Ok(model)
 }
 

@@ -8,7 +8,7 @@ mod common;
 use std::sync::atomic::AtomicBool;
 
 use common::{Watch, gpt2, llama, prepared, recipe, run_in_memory, run_watched};
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use lehr_tensor::cuda;
 use lehr_train::recipe::{ModelConfig, ObjectiveKind, OptimizerConfig};
 use lehr_train::{AdamW, LossScale, Outcome, Recipe, RunDir, TrainState, checkpoint, run};
@@ -48,7 +48,7 @@ fn check(model: ModelConfig, objective: ObjectiveKind) {
     assert!(off < 2e-2, "{objective:?}: bf16 on the GPU is off by {off:.1e}: {first:?}, {cpu:?}");
     let bits = |v: &[f64]| v.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&first), bits(&again), "{objective:?}: two runs differ");
-    for activations in [Activations::Recompute, Activations::Offload] {
+    for activations in [ActivationCheckpointing::Recompute, ActivationCheckpointing::Offload] {
         let mut again = bf16.clone();
         again.train.activations = activations;
         let found = losses(&again);
@@ -107,11 +107,12 @@ fn products_in_fp8_learn_as_those_in_bf16() {
             lehr_train::run(&recipe, &task, None, &mut watch, &stop).unwrap();
             watch.losses()
         };
-        let (first, again) = (fp8(Activations::Keep), fp8(Activations::Keep));
+        let (first, again) =
+            (fp8(ActivationCheckpointing::None), fp8(ActivationCheckpointing::None));
         let off = distance(&first, &bf16);
         assert!((1e-5..5e-3).contains(&off), "fp8 is off by {off:.1e}: {first:?}, {bf16:?}");
         assert_eq!(first, again);
-        assert_eq!(first, fp8(Activations::Recompute));
+        assert_eq!(first, fp8(ActivationCheckpointing::Recompute));
     }
 }
 

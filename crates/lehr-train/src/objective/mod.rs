@@ -7,7 +7,7 @@ pub use classify::Classify;
 pub use language::LanguageModel;
 use lehr_data::{Batch, Loader};
 use lehr_model::io::TensorFile;
-use lehr_model::{Model, Tokens};
+use lehr_model::{Model, TokenRows, Tokens};
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::ChatTemplate;
@@ -114,6 +114,13 @@ pub fn evaluate(
 }
 
 fn tokens_of(batch: &Batch) -> Result<Tokens> {
-    let Batch { tokens, positions, segment_starts, rows, len, .. } = batch;
-    Ok(Tokens::packed(tokens, positions, segment_starts, (*rows, *len))?)
+    Ok(Tokens::packed(&TokenRows {
+        ids: &batch.tokens,
+        positions: &batch.positions,
+        block_positions: None,
+        segment_starts: &batch.segment_starts,
+        prefix_lens: None,
+        batch_size: batch.rows,
+        seq_len: batch.len,
+    })?)
 }

@@ -1,6 +1,6 @@
 //! The sections of a recipe.
 
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
@@ -177,8 +177,8 @@ pub struct TrainConfig {
     pub len: usize,
     /// Micro-batches per step.
     pub accumulation: u64,
-    /// What becomes of activations until backward: `keep`, `recompute` or `offload`.
-    pub activations: Activations,
+    /// What becomes of activations until backward: `none`, `recompute` or `offload`.
+    pub activations: ActivationCheckpointing,
     /// On a GPU, whether a step is recorded as a CUDA graph and started by one launch.
     pub cuda_graph: bool,
 }
@@ -245,7 +245,7 @@ pub(super) fn validate(recipe: &Recipe, faults: &mut Vec<String>) {
     check(train.len > 0, "train.len", &train.len, "at least 1");
     check(train.accumulation > 0, "train.accumulation", &train.accumulation, "at least 1");
     check(checkpoint.keep > 0, "checkpoint.keep", &checkpoint.keep, "at least 1");
-    let waits = in_backward_of(recipe) || train.activations == Activations::Offload;
+    let waits = in_backward_of(recipe) || train.activations == ActivationCheckpointing::Offload;
     let expected = "false, or optimizer.in_backward = false and train.activations not offload";
     check(!(train.cuda_graph && waits), "train.cuda_graph", &train.cuda_graph, expected);
     if let Some(index) = sample.prompts.iter().position(String::is_empty) {

@@ -1,5 +1,5 @@
 use super::*;
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 
 fn example() -> Recipe {
     Recipe {
@@ -43,7 +43,7 @@ fn example() -> Recipe {
             rows: 2,
             len: 64,
             accumulation: 1,
-            activations: Activations::Keep,
+            activations: ActivationCheckpointing::None,
             cuda_graph: false,
         },
         eval: EvalConfig { every_steps: 5, batches_max: 0 },

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,7 +132,7 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
             rows: 4,
             len: 48,
             accumulation: 1,
-            activations: Activations::Keep,
+            activations: ActivationCheckpointing::None,
             cuda_graph: false,
         },
         eval: EvalConfig { every_steps: 0, batches_max: 2 },

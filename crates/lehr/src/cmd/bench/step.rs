@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::ValueEnum;
 use lehr_model::{
-    Activations, Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config, LlamaConfig,
-    Model, RopeConfig, Tokens,
+    ActivationCheckpointing, Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config,
+    LlamaConfig, Model, RopeConfig, Tokens,
 };
 use lehr_tensor::cuda::OneLaunch;
 use lehr_tensor::inplace::{Clip, SquareSum};
@@ -48,11 +48,11 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// Activation checkpointing: keep, recompute (less memory, more work), or offload (kept on the
+    /// What is kept until backward: none (everything), recompute (less memory, more work), or offload (and on the
     /// host)
-    #[arg(long, default_value = "keep")]
-    activations: Activations,
-    /// Record each step as a CUDA graph and start it with one launch
+    #[arg(long, default_value = "none")]
+    activations: ActivationCheckpointing,
+    /// Record each step as a CUDA graph and start it by one launch
     #[arg(long)]
     cuda_graph: bool,
     /// Multiply matrices whose sides are 2,048 or more in fp8, as with run.fp8 of a recipe
@@ -199,14 +199,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         compute.check_fp8()?;
     }
     if args.cuda_graph
-        && (compute.device == Device::Cpu || args.activations == Activations::Offload)
+        && (compute.device == Device::Cpu || args.activations == ActivationCheckpointing::Offload)
     {
         let doing =
             "bench step: --cuda-graph records a step on a GPU, without --activations offload";
         return Err(Hinted::error(doing, "add --device cuda, or omit --cuda-graph"));
     }
     let mut model = Model::new(config(args.arch, &shape), 1337)?;
-    model.set_activations(args.activations);
+    model.set_activation_checkpointing(args.activations);
     model.to_device(compute.device, compute.dtype)?;
     let n_fp8 = if args.fp8 { model.use_fp8(FP8_SIDE_MIN) } else { 0 };
     let rule = OptimizerConfig::Adamw {

@@ -1,6 +1,6 @@
 //! Amounts of data and steps, fitted to the machine once and then kept.
 
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use std::fmt;
 use std::path::Path;
 
@@ -121,7 +121,7 @@ impl Plan {
                 rows: ROWS,
                 len: LEN,
                 accumulation: 1,
-                activations: Activations::Keep,
+                activations: ActivationCheckpointing::None,
                 cuda_graph: false,
             },
             eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
