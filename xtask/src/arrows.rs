@@ -8,7 +8,9 @@ use crate::{Result, cargo};
 
 /// Each crate and those of ours it may use. Tests and build scripts obey the same arrows.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("lehr-tensor", &[]),
+    ("lehr-kernels", &[]),
+    ("lehr-cuda", &["lehr-kernels"]),
+    ("lehr-tensor", &["lehr-kernels", "lehr-cuda"]),
     ("lehr-tokenizer", &[]),
     ("lehr-demo", &[]),
     ("lehr-model", &["lehr-tensor"]),

@@ -153,7 +153,8 @@ impl Error {
                 Some(format!("give --{} {expected}", name.replace('_', "-")))
             }
             Self::Pooling { .. } => Some(
-                "use a model whose vectors are pooled over its hidden states, such as all-MiniLM-L6-v2"
+                "use a model whose vectors are pooled over its hidden states, such as \
+                 all-MiniLM-L6-v2"
                     .to_owned(),
             ),
             Self::Golden { .. } => Some(

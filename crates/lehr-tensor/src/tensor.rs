@@ -41,6 +41,8 @@ impl Tensor {
     /// If the device's arena is full, or the device cannot be used.
     pub fn uninit_on(device: Device, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
         let Device::Cuda(ordinal) = device else { return Self::uninit(shape, dtype) };
+        #[cfg(test)]
+        crate::cuda::use_emulator();
         let shape = shape.into();
         let buffer = CudaBuffer::uninit(ordinal, dtype, shape.n_elements())?;
         Ok(Self { shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
@@ -179,6 +181,22 @@ impl Tensor {
         }
     }
 
+    /// Its storage on its GPU.
+    pub(crate) fn gpu_buffer(&self) -> Result<Arc<CudaBuffer>> {
+        match &self.storage {
+            Storage::Cuda(buffer) => Ok(Arc::clone(buffer)),
+            Storage::Cpu(_) => {
+                Err(Error::NoKernel { op: "a copy from a GPU", device: Device::Cpu })
+            }
+        }
+    }
+
+    /// A tensor over storage on a GPU, which has room for the shape.
+    pub(crate) fn on_gpu(shape: Shape, buffer: Arc<CudaBuffer>) -> Self {
+        debug_assert_eq!(shape.n_elements() * buffer.dtype().size(), buffer.n_bytes());
+        Self { shape, storage: Storage::Cuda(buffer), edge: None }
+    }
+
     /// Its address on its GPU. What is on the CPU has none, and kernels then fail.
     pub(crate) fn device_ptr(&self) -> u64 {
         match &self.storage {
@@ -198,6 +216,8 @@ impl Tensor {
         }
         match (&self.storage, device) {
             (Storage::Cpu(buffer), Device::Cuda(ordinal)) => {
+                #[cfg(test)]
+                crate::cuda::use_emulator();
                 let buffer = CudaBuffer::upload(ordinal, buffer.dtype(), buffer.bytes())?;
                 Ok(Self { shape: self.shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
             }
@@ -327,7 +347,10 @@ impl Tensor {
     }
 
     /// A copy with storage of its own, without the graph behind it.
-    pub(crate) fn duplicate(&self) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn duplicate(&self) -> Result<Self> {
         let mut out = self.like(self.shape)?;
         match (&self.storage, &mut out.storage) {
             (Storage::Cuda(from), Storage::Cuda(to)) => {

@@ -3,6 +3,7 @@
 mod base;
 mod change;
 mod checkpoint;
+mod entry;
 mod files;
 mod folder;
 pub mod gguf;
@@ -16,6 +17,7 @@ mod tensor_file;
 
 pub use base::{BASE, BaseModel};
 pub use checkpoint::Checkpoint;
+pub use entry::StoredTensor;
 pub use files::{read_json, write_file, write_json, write_parts, write_stream};
 pub use folder::FloatFormat;
 pub(crate) use folder::write_folder;

@@ -2,7 +2,7 @@
 
 use super::{Gradients, Op, is_recording, no_grad, record_always};
 use crate::cuda::Offloaded;
-use crate::{Result, Tensor};
+use crate::{Result, Shape, Tensor};
 
 /// A stretch of a computation, and how it is run again.
 pub struct Recompute<D, B> {
@@ -18,14 +18,14 @@ pub struct Recompute<D, B> {
 /// An input that is kept.
 enum Kept {
     Here(Tensor),
-    OnHost(Offloaded),
+    OnHost { buffer: Offloaded, shape: Shape },
 }
 
 impl Kept {
     fn get(&self) -> Result<Tensor> {
         match self {
             Self::Here(tensor) => Ok(tensor.clone()),
-            Self::OnHost(offloaded) => offloaded.fetch(),
+            Self::OnHost { buffer, shape } => Ok(Tensor::on_gpu(*shape, buffer.fetch()?)),
         }
     }
 }
@@ -59,7 +59,10 @@ where
         }
         let inputs: Vec<&Tensor> = kept.iter().chain(derived).copied().collect();
         let keep = |tensor: &&Tensor| match self.offload && tensor.is_cuda() {
-            true => Offloaded::new(tensor).map(Kept::OnHost),
+            true => {
+                let buffer = Offloaded::new(tensor.gpu_buffer()?)?;
+                Ok(Kept::OnHost { buffer, shape: tensor.shape() })
+            }
             false => Ok(Kept::Here(tensor.detach())),
         };
         let kept = kept.iter().map(keep).collect::<Result<_>>()?;
@@ -105,13 +108,14 @@ mod tests {
     use super::*;
     use crate::ops::activation::Activation;
     use crate::ops::linear::WeightLayout;
-    use crate::{DType, Device, Init, Param, ParamBuilder, ParamStore, Source};
+    use crate::{DType, Device, Init, Param, ParamBuilder, ParamStore, Role, Source};
 
     fn weights(n: usize) -> (ParamStore, Vec<Param>) {
         let mut store = ParamStore::default();
         let source = Source::Init { seed: 5 };
         let mut builder = ParamBuilder::new(&mut store, &source);
-        let params = (0..n).map(|i| builder.at(i).param("w", [8, 8], Init::Normal(0.4)).unwrap());
+        let init = Init::Normal(0.4);
+        let params = (0..n).map(|i| builder.at(i).param("w", Role::Mlp, [8, 8], init).unwrap());
         let params = params.collect();
         (store, params)
     }

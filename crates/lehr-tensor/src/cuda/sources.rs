@@ -3,7 +3,7 @@
 use super::Source;
 use crate::{inplace, ops};
 
-pub(super) static ALL: &[&Source] = &[
+pub(crate) static ALL: &[&Source] = &[
     &inplace::cuda::KERNELS,
     &inplace::pages::KERNELS,
     &inplace::sample::KERNELS,

@@ -1,7 +1,7 @@
 //! Functions that write into a buffer and have no gradient.
 
 use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
+use crate::cpu::{CHUNK, threads};
 use crate::{Error, Result, Tensor};
 
 mod adamw;
@@ -13,9 +13,6 @@ pub mod sample;
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};
 pub use pages::{advance_texts, write_pages};
-
-/// Numbers per task of elementwise kernels: 64 KiB, half of a second-level cache for two streams.
-pub(crate) const CHUNK: usize = 1 << 14;
 
 /// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys
 /// or values.
@@ -50,8 +47,8 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
     Ok(())
 }
 
-/// [`write_positions`] on a GPU from a position on that is there too, i32 `[1]`, and is read when the work runs. The caller has checked
-/// that it fits.
+/// Like [`write_positions`], on a GPU. The first position is i32 `[1]` on that GPU and is read when
+/// the work runs. The caller has checked that the rows fit.
 ///
 /// # Errors
 /// If the extents do not fit, or the tensors are not on one GPU.

@@ -244,6 +244,7 @@ fn check_on_gpu(case: Case, dtype: DType) {
 #[test]
 fn gpu_matches_reference_and_cpu_and_repeats_its_bits() {
     let mut failures = Vec::new();
+    crate::cuda::use_emulator();
     crate::cuda::prepare(0, &[DType::F32, DType::BF16, DType::F16], &mut |_| ()).unwrap();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for case in super::all_cases() {

@@ -97,8 +97,8 @@ impl Pages {
     }
 }
 
-/// [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`, for masks with pages. The queries are the last
-/// of each text's tokens.
+/// Computes [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`,
+/// for masks with pages. The queries are the last tokens of each sequence.
 pub(super) fn attention(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),

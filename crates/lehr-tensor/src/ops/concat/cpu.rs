@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use crate::cpu::CHUNK;
 use crate::cpu::threads::{self, SharedMut};
-use crate::inplace::CHUNK;
 
 /// Where equal blocks of numbers lie: block `i` starts at `offset + i · stride`.
 #[derive(Clone, Copy)]
