@@ -158,7 +158,7 @@ pub fn perplexity(
 /// −Σ ln p of the last `n` of the tokens `ids`.
 fn nll_of_last(loaded: &Loaded, ids: &[i32], n: usize) -> Result<f64> {
     let model = &loaded.model;
-    let hidden = model.hidden(&Tokens::new(ids, 1, 0)?)?;
+    let hidden = model.hidden(&model.tokens(ids, 1)?)?;
     let hidden = hidden.reshape([ids.len(), model.spec().hidden_size])?;
     let mut nll = 0.0;
     let positions: Vec<i32> = (ids.len() - n..ids.len()).map(|at| at as i32).collect();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lehr_model::io::gguf::{FileType, GgufOptions, Metadata};
 use lehr_model::io::{FloatFormat, ModelSource, read_json};
-use lehr_model::{Model, Tokens, Weights};
+use lehr_model::{Model, Weights};
 use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 use serde_json::{Value, json};
@@ -334,7 +334,7 @@ struct Output {
 
 fn outputs(model: &Model, ids: &[i32]) -> Result<Output> {
     no_grad(|| {
-        let hidden = model.hidden(&Tokens::new(ids, 1, 0)?)?;
+        let hidden = model.hidden(&model.tokens(ids, 1)?)?;
         let logits = match model.logits(&hidden) {
             Ok(logits) => Some(logits),
             Err(lehr_model::Error::NoHead { .. }) => None,

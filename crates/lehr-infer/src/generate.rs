@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use lehr_model::{DecodeGraph, KvCache, Model, Tokens};
+use lehr_model::{DecodeGraph, KvCache, Layout, Model, Tokens};
 use lehr_tensor::inplace::sample::GpuSampler;
 use lehr_tensor::{Device, Tensor};
 use lehr_tokenizer::Tokenizer;
@@ -25,6 +25,8 @@ pub struct Generator<'a> {
     gpu_sampler: Option<GpuSampler>,
     /// Tokens whose keys and values are in the cache.
     seen: Vec<i32>,
+    /// Where the tokens of the prompt stand, and those generated behind it.
+    layout: Layout,
 }
 
 impl<'a> Generator<'a> {
@@ -36,7 +38,15 @@ impl<'a> Generator<'a> {
         model.check_causal("generating text")?;
         let spec = model.spec();
         let cache = model.cache(1, capacity.min(spec.max_positions))?;
-        Ok(Self { model, tokenizer, cache, graph: None, gpu_sampler: None, seen: Vec::new() })
+        Ok(Self {
+            model,
+            tokenizer,
+            cache,
+            graph: None,
+            gpu_sampler: None,
+            seen: Vec::new(),
+            layout: Layout::causal(0),
+        })
     }
 
     /// Positions there is room for.
@@ -98,12 +108,13 @@ impl<'a> Generator<'a> {
     /// Brings the cache to the end of `prompt`, which has tokens, and returns the logits of the
     /// next token, `[1, V]`.
     pub(crate) fn prefill(&mut self, prompt: &[i32]) -> Result<Tensor> {
-        let undivided = self.model.undivided(prompt)?;
+        self.layout = self.model.layout(prompt)?;
         let shared = self.seen.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token is always run: its logits are what is asked for.
         let shared = self.cache.truncate(shared.min(prompt.len() - 1));
         self.seen.truncate(shared);
-        // A context whose tokens see one another in both directions cannot be cut.
+        // A prefix whose tokens see one another in both directions cannot be cut.
+        let undivided = self.layout.prefix_len + 1;
         let new = &prompt[shared..];
         let first = undivided.saturating_sub(shared).max(PREFILL_BLOCK).min(new.len());
         let mut logits = self.advance(&new[..first])?;
@@ -124,7 +135,7 @@ impl<'a> Generator<'a> {
                 graph.next_logits(self.model, ids, &mut self.cache)?
             }
             _ => {
-                let tokens = Tokens::new(ids, 1, self.seen.len())?;
+                let tokens = Tokens::of_texts(ids, &[&self.layout], self.seen.len())?;
                 self.model.next_logits(&tokens, &mut self.cache)?
             }
         };

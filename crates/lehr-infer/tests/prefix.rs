@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use lehr_infer::{Generator, Limits, Sampler, Sampling};
-use lehr_model::{Config, Model, Tokens};
+use lehr_model::{Config, Model};
 use lehr_tensor::no_grad;
 use lehr_tokenizer::{Tokenizer, Trainer};
 use serde_json::json;
@@ -43,7 +43,7 @@ fn by_hand(model: &Model, prompt: &[u32], n: usize, n_ids: usize) -> Vec<u32> {
     let mut all: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
     for _ in 0..n {
         let logits = no_grad(|| {
-            let tokens = Tokens::new(&all, 1, 0).unwrap();
+            let tokens = model.tokens(&all, 1).unwrap();
             model.logits(&model.hidden(&tokens).unwrap()).unwrap()
         });
         let last = &logits.data()[logits.data().len() - 300..][..n_ids];

@@ -3,7 +3,6 @@
 use lehr_tensor::ops::attention::{Mask, Pages};
 use lehr_tensor::{DType, Device, Result, Tensor, inplace};
 
-use crate::prefix::Prefix;
 use crate::spec::Spec;
 
 /// The KV cache of a batch of sequences: per layer two tensors `[B, S, K, E]`, allocated once.
@@ -16,8 +15,8 @@ pub struct KvCache {
     capacity: usize,
     len: usize,
     place: Place,
-    /// How each row is divided, for models whose texts have a bidirectional context.
-    prefixes: Vec<Prefix>,
+    /// The longest bidirectional prefix of a text, 0 for causal texts.
+    prefix_len: usize,
 }
 
 /// Where new keys and values go, and what is there.
@@ -67,7 +66,7 @@ impl KvCache {
         let zeros = || Tensor::zeros_on(device, shape, dtype);
         let layer = |_| Ok((zeros()?, zeros()?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, len: 0, place: Place::End, prefixes: Vec::new() })
+        Ok(Self { layers, capacity, len: 0, place: Place::End, prefix_len: 0 })
     }
 
     /// Positions filled so far.
@@ -89,23 +88,25 @@ impl KvCache {
     }
 
     /// Forgets all positions from `len` on and returns how many remain: the next tokens are
-    /// written there. Tokens of a bidirectional context have seen one another, so if not all of
-    /// them and the `<sop>` after them can stay, none does.
+    /// written there. Tokens of a bidirectional prefix have seen one another, so if not all of
+    /// them and the token after them, which ends the prefix, can stay, none does.
     #[must_use = "more may be forgotten than was asked for"]
     pub fn truncate(&mut self, len: usize) -> usize {
-        let whole = self.prefixes.iter().map(|prefix| prefix.len + 1).max().unwrap_or(0);
-        self.len = if len < whole { 0 } else { self.len.min(len) };
+        self.len = self.len.min(len);
+        if self.len <= self.prefix_len {
+            (self.len, self.prefix_len) = (0, 0);
+        }
         self.len
     }
 
-    /// How each row is divided, as it was said last.
-    pub(crate) fn prefixes(&self) -> &[Prefix] {
-        &self.prefixes
+    /// Returns the longest bidirectional prefix of the texts, 0 if they are causal.
+    pub(crate) fn prefix_len(&self) -> usize {
+        self.prefix_len
     }
 
-    /// Remembers how each row is divided.
-    pub(crate) fn set_prefixes(&mut self, prefixes: Vec<Prefix>) {
-        self.prefixes = prefixes;
+    /// Remembers that a text begins with a bidirectional prefix of `len` tokens.
+    pub(crate) fn keep_prefix(&mut self, len: usize) {
+        self.prefix_len = self.prefix_len.max(len);
     }
 
     /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's

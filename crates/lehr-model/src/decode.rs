@@ -4,7 +4,6 @@ use lehr_tensor::cuda::{self, Graph};
 use lehr_tensor::inplace::sample::{self, GpuSampler};
 use lehr_tensor::{DType, Device, Tensor};
 
-use crate::arch::Activations;
 use crate::cache::Place;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
@@ -29,25 +28,20 @@ pub struct DecodeGraph {
 
 impl DecodeGraph {
     /// Room for the inputs of `batch` texts; `None` where there is nothing to record: on the CPU,
-    /// and for models that derive their mask from the tokens.
+    /// and for texts with a bidirectional prefix.
     ///
     /// # Errors
     /// If memory runs out or the device fails.
     pub fn new(model: &Model, cache: &KvCache, batch: usize) -> Result<Option<Self>> {
         let (Device::Cuda(device), _) = model.compute() else { return Ok(None) };
-        if !model.is_causal() || !cache.prefixes().is_empty() {
+        if !model.is_causal() || cache.prefix_len() > 0 {
             return Ok(None);
         }
         let numbers = |shape: &[usize]| Tensor::zeros_on(Device::Cuda(device), shape, DType::I32);
         let row = [batch, 1];
         Ok(Some(Self {
             device,
-            tokens: Tokens {
-                ids: numbers(&row)?,
-                positions: numbers(&row)?,
-                segment_starts: None,
-                activations: Activations::Keep,
-            },
+            tokens: Tokens::causal(numbers(&row)?, numbers(&row)?)?,
             lens: (numbers(&[1])?, numbers(&[1])?),
             len_on_gpu: None,
             logits: (None, None),
@@ -116,9 +110,7 @@ impl DecodeGraph {
             self.choice = (None, None);
         }
         if self.choice.1.is_none() {
-            let positions = self.tokens.positions.clone();
-            let (ids, activations) = (sampler.ids().clone(), Activations::Keep);
-            let tokens = Tokens { ids, positions, segment_starts: None, activations };
+            let tokens = Tokens::causal(sampler.ids().clone(), self.tokens.positions.clone())?;
             let work = |cache: &mut KvCache| {
                 sampler.pick(&model.next_logits(&tokens, cache)?)?;
                 Ok(sample::increment([&tokens.positions, &self.lens.0, &self.lens.1])?)

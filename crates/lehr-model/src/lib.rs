@@ -18,14 +18,14 @@ mod model;
 pub mod nn;
 mod outline;
 mod paged;
-mod prefix;
 mod spec;
 mod weights;
 
 pub use arch::{
-    Activations, Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config, FrequencyDtype,
-    Gemma3Config, Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, LlamaConfig, MistralConfig,
-    Qwen2Config, Qwen3Config, RopeConfig, RopeScaling, RopeSettings, TextDivision, Tokens,
+    ActivationCheckpointing, Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config,
+    FrequencyDtype, Gemma3Config, Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, Layout,
+    LlamaConfig, MistralConfig, PackedText, Pass, Qwen2Config, Qwen3Config, RopeConfig,
+    RopeScaling, RopeSettings, TokenPosition, TokenRows, Tokens,
 };
 pub use cache::KvCache;
 pub use classifier::Classifier;

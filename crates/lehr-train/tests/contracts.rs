@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{Watch, checkpoint_bytes, gpt2, llama, prepared, recipe};
 use lehr_data::Batch;
-use lehr_model::{Config, Model, Tokens};
+use lehr_model::{Config, Model, TokenRows, Tokens};
 use lehr_tensor::{Shape, Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 use lehr_train::recipe::ObjectiveKind;
@@ -21,8 +21,16 @@ use lehr_train::{
 use serde_json::{Value, json};
 
 fn tokens(batch: &Batch) -> Tokens {
-    let extent = (batch.batch_size, batch.seq_len);
-    Tokens::packed(&batch.tokens, &batch.positions, &batch.segment_starts, extent).unwrap()
+    Tokens::packed(&TokenRows {
+        ids: &batch.tokens,
+        positions: &batch.positions,
+        block_positions: None,
+        segment_starts: &batch.segment_starts,
+        prefix_lens: None,
+        batch_size: batch.batch_size,
+        seq_len: batch.seq_len,
+    })
+    .unwrap()
 }
 
 /// Learns the next token and the hidden states of a teacher that is not trained, and keeps a moving

@@ -8,10 +8,10 @@ mod common;
 use std::sync::atomic::AtomicBool;
 
 use common::{Watch, gpt2, llama, prepared, recipe, run_in_memory, run_watched};
-use lehr_model::{DTypeChoice, DeviceChoice};
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use lehr_tensor::cuda;
 use lehr_train::checkpoint::Contents;
-use lehr_train::recipe::{ActivationCheckpointing, ModelConfig, ObjectiveKind};
+use lehr_train::recipe::{ModelConfig, ObjectiveKind};
 use lehr_train::{LossScale, Outcome, Recipe, RunDir, Stepper, TrainState, checkpoint, run};
 
 const GPU: DeviceChoice = DeviceChoice::Cuda(0);

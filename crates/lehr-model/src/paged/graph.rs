@@ -6,7 +6,6 @@ use lehr_tensor::ops::attention::Pages;
 use lehr_tensor::{DType, Device, Tensor};
 
 use super::{PagedCache, Text};
-use crate::arch::Activations;
 use crate::cache::Place;
 use crate::decode::{check_sampler, run_or_record};
 use crate::{Error, Model, Result, Tokens};
@@ -68,9 +67,7 @@ impl PagedGraph {
             self.choice = (None, None);
         }
         if self.choice.1.is_none() {
-            let (ids, positions) = (sampler.ids().clone(), self.positions.clone());
-            let activations = Activations::Keep;
-            let tokens = Tokens { ids, positions, segment_starts: None, activations };
+            let tokens = Tokens::causal(sampler.ids().clone(), self.positions.clone())?;
             let place = Place::Pages(self.pages.clone());
             let has_run = self.choice.0.is_some();
             cache.pools.set_len(longest);

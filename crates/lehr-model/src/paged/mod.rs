@@ -6,7 +6,6 @@ pub use graph::PagedGraph;
 use lehr_tensor::Tensor;
 use lehr_tensor::ops::attention::Pages;
 
-use crate::arch::Activations;
 use crate::cache::Place;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
@@ -110,7 +109,7 @@ impl PagedCache {
     /// has a bidirectional context, or memory runs out.
     pub fn join(&mut self, one: &KvCache) -> Result<usize> {
         const DOING: &str = "adding a text to the cache";
-        if !one.prefixes().is_empty() {
+        if one.prefix_len() > 0 {
             return Err(Error::Prompt {
                 reason:
                     "the tokens of its context see one another, which a cache in pages cannot keep"
@@ -171,12 +170,9 @@ impl PagedCache {
         let grown: Vec<_> = texts.iter().map(|text| (*text, text.len + 1)).collect();
         let pages = self.pages_of(&grown)?;
         let shape = [next.len(), 1];
-        let tokens = Tokens {
-            ids: Tensor::from_ids(&ids, shape)?,
-            positions: Tensor::from_ids(&positions, shape)?,
-            segment_starts: None,
-            activations: Activations::Keep,
-        };
+        let (ids, positions) =
+            (Tensor::from_ids(&ids, shape)?, Tensor::from_ids(&positions, shape)?);
+        let tokens = Tokens::causal(ids, positions)?;
         self.pools.set_len(longest);
         self.pools.set_place(Place::Pages(pages));
         let logits = model.next_logits(&tokens, &mut self.pools);

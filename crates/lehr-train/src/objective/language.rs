@@ -57,16 +57,19 @@ impl Objective for LanguageModel {
 
     fn check_prompt(&self, prompt: &str) -> Result<()> {
         let limit = self.model.spec().max_positions;
-        let (found, room) = match &self.template {
+        let (ids, room) = match &self.template {
             Some(template) => {
                 // What an answer ends with must be there too.
                 template.stop_ids(&self.tokenizer)?;
                 let messages = [Message::new(Role::User, prompt)];
                 let ids = template.render(&self.tokenizer, &messages, true)?.ids;
-                (ids.len(), ChatSession::answer_room(limit))
+                (ids, ChatSession::answer_room(limit))
             }
-            None => (self.tokenizer.encode(prompt)?.len(), 0),
+            None => (self.tokenizer.encode(prompt)?, 0),
         };
+        let found = ids.len();
+        // Some models are told in the prompt what to continue.
+        self.model.layout(&ids.iter().map(|id| *id as i32).collect::<Vec<_>>())?;
         match found {
             0 => Err(lehr_infer::Error::EmptyPrompt.into()),
             _ if found + room >= limit => {

@@ -9,7 +9,7 @@ pub use evaluate::{Evaluation, Scores, evaluate};
 pub use language::{LanguageModel, next_token_loss};
 use lehr_data::Batch;
 use lehr_model::io::TensorFile;
-use lehr_model::{Model, Tokens};
+use lehr_model::{Model, TokenRows, Tokens};
 use lehr_tensor::{Shape, Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::ChatTemplate;
@@ -173,6 +173,14 @@ pub trait Rollout {
 
 /// The tokens of a batch, as a model takes them.
 fn tokens_of(batch: &Batch) -> Result<Tokens> {
-    let Batch { tokens, positions, segment_starts, batch_size, seq_len, .. } = batch;
-    Ok(Tokens::packed(tokens, positions, segment_starts, (*batch_size, *seq_len))?)
+    let given = |values| Some(values).filter(|values: &&[i32]| !values.is_empty());
+    Ok(Tokens::packed(&TokenRows {
+        ids: &batch.tokens,
+        positions: &batch.positions,
+        block_positions: given(&batch.block_positions),
+        segment_starts: &batch.segment_starts,
+        prefix_lens: given(&batch.prefix_lens),
+        batch_size: batch.batch_size,
+        seq_len: batch.seq_len,
+    })?)
 }

@@ -34,10 +34,11 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let validation = SftLoader::new(&validation, &tokenizer, &template, validation_options)?;
     let model = model::prepare(recipe, &tokenizer)?;
     model.check_causal("training on conversations")?;
+    let layout = model::layout_rule(&model);
     Ok(Task {
         objective: Box::new(LanguageModel::new(model, tokenizer, Some(template))),
-        train: Box::new(train_loader),
-        validation: Box::new(validation),
+        train: Box::new(train_loader.with_layout(layout.clone())),
+        validation: Box::new(validation.with_layout(layout)),
     })
 }
 

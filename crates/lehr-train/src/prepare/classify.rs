@@ -46,10 +46,11 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
             Classifier::new(model, labels.names().to_vec(), recipe.run.seed)?
         }
     };
+    let layout = model::layout_rule(classifier.model());
     Ok(Task {
         objective: Box::new(Classify::new(classifier, tokenizer)),
-        train: Box::new(train_loader),
-        validation: Box::new(validation),
+        train: Box::new(train_loader.with_layout(layout.clone())),
+        validation: Box::new(validation.with_layout(layout)),
     })
 }
 

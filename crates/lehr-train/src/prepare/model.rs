@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lehr_data::{Layout, LayoutRule};
 use lehr_infer::{Loaded, check_vocabulary};
 use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
 use lehr_tokenizer::Tokenizer;
@@ -30,9 +31,20 @@ fn loaded(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
     Ok(loaded.model)
 }
 
+/// How the loaders place the tokens of this model's texts.
+pub(super) fn layout_rule(model: &Model) -> LayoutRule {
+    let layout = model.layout_rule();
+    LayoutRule::new(move |ids| {
+        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        let lehr_model::Layout { positions, block_positions, prefix_len, .. } =
+            layout(&ids).map_err(|e| e.to_string())?;
+        Ok(Layout { positions, block_positions, prefix_len })
+    })
+}
+
 /// Applies what the recipe says of how a model is trained.
 pub(super) fn set_up(recipe: &Recipe, model: &mut Model) {
-    model.set_activations(recipe.train.activation_checkpointing.into());
+    model.set_activation_checkpointing(recipe.train.activation_checkpointing);
 }
 
 /// The configuration of a new model.

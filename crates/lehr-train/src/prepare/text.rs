@@ -35,9 +35,13 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let (train_options, validation_options) = loader_options(recipe);
     let model = model::prepare(recipe, &tokenizer)?;
     model.check_causal("training on the next token")?;
+    let layout = model::layout_rule(&model);
+    let loader = |shards, options| -> Result<_> {
+        Ok(Box::new(PretrainLoader::new(shards, options)?.with_layout(layout.clone())))
+    };
     Ok(Task {
+        train: loader(train, train_options)?,
+        validation: loader(validation, validation_options)?,
         objective: Box::new(LanguageModel::new(model, tokenizer, None)),
-        train: Box::new(PretrainLoader::new(train, train_options)?),
-        validation: Box::new(PretrainLoader::new(validation, validation_options)?),
     })
 }

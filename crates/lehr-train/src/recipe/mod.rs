@@ -14,8 +14,7 @@ use std::path::{Path, PathBuf};
 pub use model::{ModelConfig, ObjectiveKind, TokenizerConfig};
 pub use optimizer::{AdamwConfig, OptimizerConfig, OptimizerRule, ScheduleConfig};
 pub use sections::{
-    ActivationCheckpointing, CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig,
-    SavedWeights, TrainConfig,
+    CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig, SavedWeights, TrainConfig,
 };
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
 //! The sections of a recipe that are plain lists of keys.
 
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use serde::{Deserialize, Serialize};
 
 use super::{Faults, Recipe};
@@ -77,29 +77,6 @@ pub struct TrainConfig {
     pub cuda_graph: bool,
     /// Patterns of the names of parameters that are not trained; `*` stands for any text.
     pub freeze: Vec<String>,
-}
-
-/// Which activations are kept between forward and backward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ActivationCheckpointing {
-    /// All.
-    #[default]
-    None,
-    /// The input of each block; backward computes the rest again.
-    Recompute,
-    /// The same, and on a GPU those inputs wait in the host's memory.
-    Offload,
-}
-
-impl From<ActivationCheckpointing> for Activations {
-    fn from(value: ActivationCheckpointing) -> Self {
-        match value {
-            ActivationCheckpointing::None => Self::Keep,
-            ActivationCheckpointing::Recompute => Self::Recompute,
-            ActivationCheckpointing::Offload => Self::Offload,
-        }
-    }
 }
 
 impl TrainConfig {

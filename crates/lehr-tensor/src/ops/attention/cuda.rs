@@ -33,7 +33,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn of(mask: &Mask, size: Size, x: &Tensor) -> Result<Self> {
-        let rule = mask.rule(size.batch, size.tk)?;
+        let rule = mask.rule(size.batch, size.tq, size.tk)?;
         let intervals = match mask.has_intervals() {
             true => Some(mask.intervals_on(x.device(), size.batch, size.tq, size.tk)?),
             false => None,

@@ -113,9 +113,9 @@ pub(super) fn attention(
     if records(&[q, k, v]) {
         return refuse("beside inputs that want gradients", "a call inside of no_grad");
     }
-    if mask.has_intervals() {
+    if mask.has_intervals() || mask.has_leading_keys() {
         return refuse(
-            "in a mask with segments or prefixes",
+            "in a mask with segments, prefixes or leading keys",
             "a causal mask, or one that sees all",
         );
     }
@@ -123,7 +123,7 @@ pub(super) fn attention(
     if out.shape().n_elements() == 0 {
         return Ok(out);
     }
-    let rule = mask.rule(size.batch, size.tk)?;
+    let rule = mask.rule(size.batch, size.tq, size.tk)?;
     if q.is_cuda() {
         if size.width > 256 {
             let (value, expected) = (size.width.to_string(), "at most 256 on a GPU");

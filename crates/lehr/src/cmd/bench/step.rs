@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 use lehr_data::Batch;
 use lehr_model::{
-    Activations, Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config, LlamaConfig,
-    Model, RopeConfig,
+    ActivationCheckpointing, Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config,
+    LlamaConfig, Model, RopeConfig,
 };
 use lehr_tensor::{Device, Philox, cuda, threads};
 use lehr_train::recipe::OptimizerConfig;
@@ -47,10 +47,10 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// Activations until backward: keep, recompute (less memory, more work), or offload (and on the
+    /// What is kept until backward: none (everything), recompute (less memory, more work), or offload (and on the
     /// host)
-    #[arg(long, default_value = "keep")]
-    activations: Activations,
+    #[arg(long, default_value = "none")]
+    activations: ActivationCheckpointing,
     /// Record each step as a CUDA graph and start it by one launch
     #[arg(long)]
     cuda_graph: bool,
@@ -207,7 +207,7 @@ struct Bench {
 impl Bench {
     fn new(args: &Args, shape: &Shape, compute: &Compute) -> Result<Self> {
         let mut model = Model::new(config(args.arch, shape), 1337)?;
-        model.set_activations(args.activations);
+        model.set_activation_checkpointing(args.activations);
         model.to_device(compute.device, compute.dtype)?;
         if args.fp8 {
             model.use_fp8(FP8_SIDE_MIN);
@@ -303,7 +303,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         compute.check_fp8()?;
     }
     if args.cuda_graph
-        && (compute.device == Device::Cpu || args.activations == Activations::Offload)
+        && (compute.device == Device::Cpu || args.activations == ActivationCheckpointing::Offload)
     {
         let doing =
             "bench step: --cuda-graph records a step on a GPU, without --activations offload";
