@@ -139,8 +139,7 @@ impl Batch {
             let start = self.segment_starts[at];
             // The first token of a segment says so itself.
             let first = usize::try_from(start).ok().filter(|first| *first <= t);
-            let is_first =
-                |first: &usize| self.segment_starts[row * self.seq_len + first] == start;
+            let is_first = |first: &usize| self.segment_starts[row * self.seq_len + first] == start;
             if first.filter(is_first).is_none() {
                 return fault(format!("row {row}: the segment of token {t} begins at {start}"));
             }
@@ -168,7 +167,8 @@ impl Batch {
             }
             // Groups lie together, so that one pass compares them.
             if group != n_groups && group + 1 != n_groups {
-                let reason = format!("sequence {index} is of group {group} after {n_groups} groups");
+                let reason =
+                    format!("sequence {index} is of group {group} after {n_groups} groups");
                 return Err(Error::Batch { reason });
             }
             n_groups = group + 1;

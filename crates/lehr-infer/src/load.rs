@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use lehr_model::io::{ModelSource, Scrutiny, newest_checkpoint};
 use lehr_model::io::gguf::Metadata;
+use lehr_model::io::{ModelSource, Scrutiny, newest_checkpoint};
 use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};

@@ -184,9 +184,9 @@ impl Error {
                 "generate shorter texts, or give the cache more room (--cache-tokens)".to_owned(),
             ),
             Self::Paged { .. } | Self::RecordedCache => None,
-            Self::Layout { .. } => Some(
-                "lay the tokens out with the model that reads them (Model::layout)".to_owned(),
-            ),
+            Self::Layout { .. } => {
+                Some("lay the tokens out with the model that reads them (Model::layout)".to_owned())
+            }
             Self::Prompt { hint, .. } => Some(hint.clone()),
             Self::TooLong { .. } => {
                 Some("shorten the prompt, or use a model with a longer context".to_owned())

@@ -11,12 +11,12 @@
 pub mod checkpoint;
 mod error;
 mod freeze;
-mod plan;
 mod loss_scale;
 mod metrics;
 mod objective;
 mod observe;
 mod optim;
+mod plan;
 mod prepare;
 pub mod recipe;
 mod report;
@@ -26,7 +26,6 @@ mod schedule;
 mod state;
 
 pub use error::{Error, Result};
-pub use plan::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
 pub use loss_scale::LossScale;
 pub use metrics::{Metrics, read_metrics};
 pub use objective::{
@@ -35,6 +34,7 @@ pub use objective::{
 };
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Optimizer, Update};
+pub use plan::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;
 pub use report::write_report;

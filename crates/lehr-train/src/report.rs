@@ -36,8 +36,10 @@ fn curves(report: &mut Report, metrics: &[Metrics]) {
         name: name.to_owned(),
         points: points(value),
     };
-    let loss =
-        [curve("training", &|m| Some(m.loss)), curve("held out", &|m| m.eval.as_ref().map(|e| e.loss))];
+    let loss = [
+        curve("training", &|m| Some(m.loss)),
+        curve("held out", &|m| m.eval.as_ref().map(|e| e.loss)),
+    ];
     report.curves("Loss", "step", "nats per label", &loss, false);
     let bits = curve("held out", &|m| m.eval.as_ref().and_then(|e| e.bits_per_byte));
     if !bits.points.is_empty() {

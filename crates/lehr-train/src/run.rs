@@ -186,7 +186,8 @@ impl<'a> Session<'a> {
 
     /// The micro-batches of a step, none after the last.
     fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
-        let n = if step < self.recipe.train.steps { self.recipe.train.grad_accumulation } else { 0 };
+        let n =
+            if step < self.recipe.train.steps { self.recipe.train.grad_accumulation } else { 0 };
         (0..n).map(|i| Ok(self.task.train.batch(step * n + i)?)).collect()
     }
 
@@ -317,8 +318,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
-        let path =
-            checkpoint::save(self.storage, dir, &contents, self.recipe.checkpoint.keep)?;
+        let path = checkpoint::save(self.storage, dir, &contents, self.recipe.checkpoint.keep)?;
         self.saved_step = Some(self.state.step);
         self.observer.event(&Event::Saved { path: &path });
         Ok(())

@@ -122,8 +122,7 @@ fn distillation(recipe: &Recipe) -> Task {
     let tokenizer = task.objective.tokenizer().clone();
     let average = student.params().params()[0].to_host().unwrap();
     let (rate, n_updates) = (0.25, 0);
-    task.objective =
-        Box::new(Distil { student, teacher, tokenizer, average, rate, n_updates });
+    task.objective = Box::new(Distil { student, teacher, tokenizer, average, rate, n_updates });
     task
 }
 

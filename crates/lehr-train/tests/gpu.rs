@@ -91,7 +91,7 @@ fn products_in_fp8_learn_as_those_in_bf16() {
         let scratch = tempfile::tempdir().unwrap();
         let mut recipe = recipe(scratch.path(), model, objective);
         let train = &mut recipe.train;
-    (train.steps, train.grad_accumulation, train.batch_size) = (12, 2, 2);
+        (train.steps, train.grad_accumulation, train.batch_size) = (12, 2, 2);
         let recipe = on(&recipe, GPU, DTypeChoice::Bf16);
         let bf16 = losses(&recipe);
         let fp8 = |checkpointing| {

@@ -107,8 +107,7 @@ fn a_classifier_whose_backbone_is_frozen_keeps_its_head() {
     assert_eq!(names.names().collect::<Vec<_>>(), ["score.weight"]);
     let classifier = Classifier::load(&dir).unwrap();
     let params = classifier.model().params().params().iter();
-    let found: Vec<_> =
-        params.map(|p| (p.name().to_owned(), bits(&p.tensor().to_vec()))).collect();
+    let found: Vec<_> = params.map(|p| (p.name().to_owned(), bits(&p.tensor().to_vec()))).collect();
     assert!(found == weights(&task));
     // A head that is frozen itself is in no base, so it is saved.
     tuned.train.freeze = vec!["score*".to_owned(), "*embed_tokens*".to_owned()];

@@ -128,8 +128,18 @@ fn wrong_settings_are_named_with_what_was_meant() {
     refused(&["tokenizer.vocab_size=many"], &["many"]);
     // All at once, so that nobody has to try again and again.
     refused(
-        &["train.batch_size=0", "optimizer.beta2=1.5", "train.seq_len=500", "sample.prompts=[\"\"]"],
-        &["train.batch_size is 0", "beta2 is 1.5", "train.seq_len is 500", "sample.prompts is empty at 0"],
+        &[
+            "train.batch_size=0",
+            "optimizer.beta2=1.5",
+            "train.seq_len=500",
+            "sample.prompts=[\"\"]",
+        ],
+        &[
+            "train.batch_size is 0",
+            "beta2 is 1.5",
+            "train.seq_len is 500",
+            "sample.prompts is empty at 0",
+        ],
     );
     for (minutes, says) in [("0", "0"), ("-2", "-2"), ("nan", "NaN"), ("inf", "inf")] {
         let minutes = format!("--minutes={minutes}");

@@ -1,7 +1,7 @@
 //! Packed labelled texts, for sequence classification.
 
-use std::collections::BTreeSet;
 use lehr_tokenizer::Tokenizer;
+use std::collections::BTreeSet;
 
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
@@ -88,7 +88,8 @@ impl ClassLoader {
         let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
         let mut truncated = 0;
         let mut encoded = Vec::with_capacity(examples.len());
-        for (index, framed) in tokenizer.encode_ended(&texts, options.seq_len)?.into_iter().enumerate()
+        for (index, framed) in
+            tokenizer.encode_ended(&texts, options.seq_len)?.into_iter().enumerate()
         {
             let label = &examples[index].label;
             let class = labels.class(label).ok_or_else(|| Error::UnknownLabel {
@@ -102,7 +103,14 @@ impl ClassLoader {
         let lengths: Vec<usize> = encoded.iter().map(|example| example.ids.len()).collect();
         let packing = Packing::new(&lengths, options.seq_len);
         let rows = Rows::new(options, packing.rows() as u64);
-        Ok(Self { examples: encoded, packing, rows, pad: crate::batch::id(end), truncated, layout: None })
+        Ok(Self {
+            examples: encoded,
+            packing,
+            rows,
+            pad: crate::batch::id(end),
+            truncated,
+            layout: None,
+        })
     }
 
     /// Places the tokens of each text by `layout` instead of counting from 0.

@@ -48,7 +48,8 @@ impl LoaderOptions {
 
     pub(crate) fn check(&self) -> Result<()> {
         let Self { batch_size, seq_len, rank, world, .. } = *self;
-        let positions = batch_size.checked_mul(seq_len).and_then(|positions| i32::try_from(positions).ok());
+        let positions =
+            batch_size.checked_mul(seq_len).and_then(|positions| i32::try_from(positions).ok());
         if batch_size == 0 || seq_len == 0 || positions.is_none() {
             return Err(Error::Options(format!(
                 "a batch of {batch_size} rows of {seq_len} tokens, expected 1 to {} tokens in all",
@@ -83,7 +84,8 @@ impl Rows {
     }
 
     pub(crate) fn batches_per_epoch(&self) -> u64 {
-        self.count.div_ceil((self.options.batch_size as u64).saturating_mul(self.options.world as u64))
+        self.count
+            .div_ceil((self.options.batch_size as u64).saturating_mul(self.options.world as u64))
     }
 
     /// The rows of batch `index`; fewer than asked for at the end of sequential data.

@@ -91,13 +91,7 @@ impl SftLoader {
         self.dropped
     }
 
-    fn fill(
-        &self,
-        batch: &mut Batch,
-        row: usize,
-        start: usize,
-        example: &Rendered,
-    ) -> Result<()> {
+    fn fill(&self, batch: &mut Batch, row: usize, start: usize, example: &Rendered) -> Result<()> {
         let n = example.ids.len() - 1;
         batch.put_segment(row, start, &example.ids[..n], self.layout.as_ref())?;
         for t in 0..n {

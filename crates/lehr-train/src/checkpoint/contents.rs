@@ -79,7 +79,8 @@ impl Contents<'_> {
     fn weights(&self) -> Result<TensorFile> {
         let Some(base) = self.base else { return self.objective.weights() };
         let own = |param: &&Param| !base.has(param);
-        let named = |p: &Param| -> (String, Tensor) { (p.name().to_owned(), p.tensor_f32().detach()) };
+        let named =
+            |p: &Param| -> (String, Tensor) { (p.name().to_owned(), p.tensor_f32().detach()) };
         let params = self.objective.model().params().params();
         let own = params.iter().filter(own).map(named).collect();
         Ok(TensorFile::new(own, &[("format", "pt")])?)

@@ -48,7 +48,8 @@ impl Texts {
                 Err(lehr_data::Error::Batch { reason })
             }
         };
-        let labels: Vec<i32> = batch.sequences.iter().map(label).collect::<std::result::Result<_, _>>()?;
+        let labels: Vec<i32> =
+            batch.sequences.iter().map(label).collect::<std::result::Result<_, _>>()?;
         Ok(Self {
             tokens: tokens_of(batch)?,
             ends: Tensor::from_ids(&batch.sequence_ends(), n)?,

@@ -33,7 +33,10 @@ fn overrides_change_numbers_texts_and_kinds() {
         ["optimizer.lr=1", "run.dir=runs/y", "train.steps=7", "sample.prompts=[\"a\", \"b\"]"];
     let sets: Vec<_> = sets.iter().map(|s| (*s).to_owned()).collect();
     let recipe = example().with_overrides(&sets).unwrap();
-    assert_eq!((recipe.optimizer.lr, recipe.run.dir.as_str(), recipe.train.steps), (1.0, "runs/y", 7));
+    assert_eq!(
+        (recipe.optimizer.lr, recipe.run.dir.as_str(), recipe.train.steps),
+        (1.0, "runs/y", 7)
+    );
     assert_eq!(recipe.sample.prompts, ["a", "b"]);
 }
 

@@ -47,8 +47,8 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// What is kept until backward: none (everything), recompute (less memory, more work), or offload (and on the
-    /// host)
+    /// Activation checkpointing: none (all are kept), recompute (less memory, more work), or
+    /// offload (and what is kept waits on the host)
     #[arg(long, default_value = "none")]
     activations: ActivationCheckpointing,
     /// Record each step as a CUDA graph and start it by one launch

@@ -9,7 +9,7 @@ use lehr_train::recipe::{ModelConfig, ObjectiveKind, TokenizerConfig};
 use lehr_train::{LanguageModel, Quiet, RunDir, Task, evaluate, write_report};
 
 use super::corpus::{LANGUAGES, dialogue};
-use super::plan::{SEQ_LEN, Plan, SEEDS};
+use super::plan::{Plan, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
 use crate::ui::stop_on_ctrl_c;
 

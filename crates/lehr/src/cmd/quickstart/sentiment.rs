@@ -10,7 +10,7 @@ use lehr_train::recipe::{ModelConfig, ObjectiveKind, Recipe, TokenizerConfig};
 use lehr_train::{Classify, Objective, Quiet, RunDir, Task, evaluate, write_report};
 
 use super::corpus::{LANGUAGES, sentiment};
-use super::plan::{FEW, SEQ_LEN, Plan, SEEDS};
+use super::plan::{FEW, Plan, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
 use crate::ui::stop_on_ctrl_c;
 
