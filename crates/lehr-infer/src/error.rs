@@ -67,26 +67,6 @@ pub enum Error {
         /// The context.
         limit: usize,
     },
-    /// Windows over a text that cannot be.
-    #[error(
-        "scoring a text: windows of {window} tokens, each {stride} after the one before, expected \
-         at least 3 and at most the model's context of {context}, and steps of at least 1, shorter \
-         than a window"
-    )]
-    Windows {
-        /// Tokens in a window.
-        window: usize,
-        /// From one window to the next.
-        stride: usize,
-        /// The model's context.
-        context: usize,
-    },
-    /// There is nothing to predict.
-    #[error("scoring a text: it has {found} tokens, expected one and another to predict from it")]
-    TextTooShort {
-        /// Tokens of the text.
-        found: usize,
-    },
     /// One of several prompts cannot be continued.
     #[error("prompt {number} of {n}: {source}")]
     InPrompt {
@@ -194,8 +174,6 @@ impl Error {
                  bits, or report the model's family and format"
                     .to_owned(),
             ),
-            Self::Windows { .. } => Some("omit --window and --stride".to_owned()),
-            Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
             Self::PromptTooLong { .. } => {
                 Some("shorten the prompt, or raise --context".to_owned())
             }
