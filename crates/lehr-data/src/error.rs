@@ -162,6 +162,18 @@ pub enum Error {
         /// The length of a row.
         len: usize,
     },
+    /// The parts of a batch contradict one another.
+    #[error("checking a batch: {reason}")]
+    Batch {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tokens of a segment cannot be placed.
+    #[error("placing the tokens of a segment: {reason}")]
+    Layout {
+        /// What is wrong.
+        reason: String,
+    },
     /// A label was not seen in training.
     #[error("labelled text {index}: the label is {label:?}, expected one of {}", quoted(.known))]
     UnknownLabel {
@@ -223,6 +235,8 @@ impl Error {
                 "labels come from the training data: add examples of this label there, \
                  or correct it"
             }
+            Self::Batch { .. } => "correct the loader, or the rollout, that made the batch",
+            Self::Layout { .. } => "check that the text has the tokens that the model's kind needs",
             Self::TooFewLabels { .. } => "check which field holds the label",
             Self::Tokenizer(source) => return source.hint(),
         };

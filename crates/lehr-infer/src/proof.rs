@@ -79,7 +79,7 @@ pub(crate) struct Output {
 /// Runs a model on one sequence of ids.
 pub(crate) fn outputs(model: &Model, ids: &[i32]) -> Result<Output> {
     no_grad(|| {
-        let hidden = model.hidden(&Tokens::new(ids, 1, 0)?)?;
+        let hidden = model.hidden(&model.tokens(ids, 1)?)?;
         let logits = match model.logits(&hidden) {
             Ok(logits) => Some(logits),
             Err(lehr_model::Error::NoHead { .. }) => None,

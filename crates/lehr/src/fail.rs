@@ -27,6 +27,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<lehr_train::Error>() {
             return e.hint();
         }
+        if let Some(e) = cause.downcast_ref::<lehr_eval::PerplexityError>() {
+            return e.hint();
+        }
         if let Some(e) = cause.downcast_ref::<lehr_infer::Error>() {
             return e.hint();
         }

@@ -1,5 +1,6 @@
 //! Display of a run for people.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -88,7 +89,7 @@ impl Show {
             self.smoothed_loss,
             m.tokens_per_s,
             100.0 * m.gflops / self.peak
-        );
+        ) + &named(&m.metrics);
         if let Some(bar) = &self.bar {
             bar.set_message(text);
             bar.set_position(m.step);
@@ -137,6 +138,7 @@ impl Observer for Show {
                 if let Some(accuracy) = evaluation.accuracy {
                     text += &format!(", accuracy {:.1}%", 100.0 * accuracy);
                 }
+                text += &named(&evaluation.metrics);
                 self.line(&text);
             }
             Event::Sampled { prompt, text, .. } => {
@@ -151,7 +153,12 @@ impl Observer for Show {
     }
 }
 
-/// Prints how to continue an interrupted run.
+/// The objective's named numbers, behind the others.
+fn named(metrics: &BTreeMap<String, f64>) -> String {
+    metrics.iter().map(|(name, value)| format!("  {name} {value:.4}")).collect()
+}
+
+/// Says how to continue an interrupted run.
 pub(crate) fn say_interrupted(style: Style, dir: &Path, step: u64, steps: u64, command: &str) {
     if style == Style::Json {
         let event = json!({

@@ -74,19 +74,3 @@ extern "C" __global__ void __launch_bounds__(256)
         copy_runs_by<1, u64>(src, src_stride, dst, dst_stride, total, len, accumulate);
     }
 }
-
-// copy_runs of packed runs of src to runs of dst that start at i * stride + *at * unit: for
-// recorded launches, whose place grows.
-extern "C" __global__ void __launch_bounds__(256)
-    copy_runs_at(const T* src, T* dst, i64 stride, const int* at, i64 unit, i64 n, i64 len) {
-    i64 offset = (i64)*at * unit, total = n * len, small = (i64)1 << 32;
-    dst += offset;
-    if ((offset | stride | len) % LANES == 0) {
-        copy_runs_by<LANES, u32>(src, len / LANES, dst, stride / LANES, total / LANES, len / LANES,
-            false);
-    } else if (total < small) {
-        copy_runs_by<1, u32>(src, len, dst, stride, total, len, false);
-    } else {
-        copy_runs_by<1, u64>(src, len, dst, stride, total, len, false);
-    }
-}

@@ -11,6 +11,7 @@ pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};
+pub(crate) use pages::gather_pages;
 pub use pages::{advance_texts, write_pages};
 
 /// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys
@@ -47,26 +48,6 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
         all[row * stride + offset..][..len].copy_from_slice(new);
     }
     Ok(())
-}
-
-/// Like [`write_positions`], on a GPU. The first position is i32 `[1]` on that GPU and is read when
-/// the work runs. The caller has checked that the rows fit.
-///
-/// # Errors
-/// If the extents do not fit, the tensors are not on one GPU, or one wants a gradient.
-pub fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
-    const OP: &str = "write_positions_at";
-    refuse_grad(OP, "new", new)?;
-    refuse_grad(OP, "all", all)?;
-    all.expect_beside(OP, new)?;
-    at.expect_ids(OP)?;
-    at.expect_on(OP, all.device())?;
-    let (to, from) = (all.shape(), new.shape());
-    if to.len() != from.len() || to.len() < 2 || to[0] != from[0] || to[2..] != from[2..] {
-        let rule = "the new positions must fit behind the old ones";
-        return Err(Error::Shape { op: OP, lhs: to, rhs: from, rule });
-    }
-    cuda::write_positions_at(all, new, at)
 }
 
 /// The index of the largest value of each row of `x [.., D]`, `[rows]`: the first of equals; NaN

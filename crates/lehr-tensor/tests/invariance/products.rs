@@ -58,7 +58,7 @@ fn linear_with_an_activation_before_or_between() {
                 pick(&x, rows).feed_forward(up_map, curve, down).unwrap()
             });
         }
-        assert_rows_independent(&format!("{isa}: gelu"), N, sizes(), |rows| {
+        assert_rows_independent(&format!("{isa}: GELU"), N, sizes(), |rows| {
             pick(&gate, rows).activation(Activation::GeluErf).unwrap()
         });
     });

@@ -10,6 +10,7 @@ use lehr_infer::{ChatSession, Finish, Loaded};
 use serde_json::json;
 
 use super::compute::UseArgs;
+use super::generate::context_full;
 use super::sampling::SamplingArgs;
 use crate::{fail, ui};
 
@@ -49,7 +50,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => loaded.template()?,
     };
     let system = args.system.as_deref();
-    let mut session = ChatSession::new(&loaded.model, &loaded.tokenizer, &template, system)?;
+    let context = args.sampling.context();
+    let mut session =
+        ChatSession::new(&loaded.model, &loaded.tokenizer, &template, system, context)?;
     let mut answer = |session: &mut ChatSession<'_>, text: &str| -> Result<()> {
         let mut on_text = |piece: &str| {
             if args.json {
@@ -65,13 +68,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         };
         let out = session.answer(text, &mut sampler, &limits, &mut on_text)?;
         if args.json {
-            let finish = format!("{:?}", out.finish).to_lowercase();
+            let finish = out.finish.as_str();
             println!("{}", json!({ "question": text, "answer": out.text, "finish": finish }));
-        } else {
-            println!();
-            if out.finish == Finish::Length {
-                eprintln!("(cut at the limit of tokens; raise it with -n)");
-            }
+            return Ok(());
+        }
+        println!();
+        match out.finish {
+            Finish::Length => eprintln!("(cut at the limit of tokens; raise it with -n)"),
+            Finish::ContextFull => eprintln!("{}", context_full(session.context())),
+            Finish::Stop | Finish::Cancelled => {}
         }
         Ok(())
     };

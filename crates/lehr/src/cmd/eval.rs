@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use lehr_infer::{Loaded, Windows, perplexity};
+use lehr_eval::{Windows, perplexity};
+use lehr_infer::Loaded;
 use serde_json::json;
 
 use super::compute::UseArgs;

@@ -103,10 +103,10 @@ pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result
         Style::Json => println!("{}", json!({ "event": "note", "text": text })),
     };
     say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
-    let task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
+    let mut task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
     let (device, dtype) = task.objective.model().compute();
     let mut show = Show::new(style, device_gflops(&Compute { device, dtype, note: None })?);
-    let outcome = lehr_train::run(recipe, &task, Some(&dir), &mut show, stop)?;
+    let outcome = lehr_train::run(recipe, &mut task, Some(&dir), &mut show, stop)?;
     if dir.metrics().is_file() {
         write_report(&dir, recipe)?;
     }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Bytes;
-use crate::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// Proof that the processor has the instruction set.
 #[derive(Clone, Copy)]
@@ -64,7 +64,7 @@ impl Bytes for Avx2Bytes {
         // SAFETY: the token includes that of the floats, whose moves leave bits alone; pointers are
         // the caller's promise, strides are multiples of 4.
         unsafe {
-            let s = crate::cpu::simd::Avx2::new();
+            let s = crate::simd::Avx2::new();
             let (src, dst) = (src.cast::<f32>(), dst.cast::<f32>());
             let (src_stride, dst_stride) = (src_stride / 4, dst_stride / 4);
             for (i, j) in [(0, 0), (0, 8), (8, 0), (8, 8)] {

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lehr_infer::{BatchGenerator, BatchSize, Generated, Limits, Loaded, Request, Sampling};
-use lehr_model::PagedCache;
+use lehr_infer::{Engine, EngineSettings, Error, Event, Generated, Loaded, Request, Sampling};
 use serde_json::{Value, json};
 
 use crate::fail::Hinted;
@@ -21,11 +20,11 @@ pub(crate) struct PromptsArgs {
     /// a "prompt". Prints one JSON object per prompt, in order
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
-    /// With --prompts: most texts at once
+    /// With --prompts: at most N sequences at once
     #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "prompt")]
     batch: usize,
-    /// With --prompts: tokens whose keys and values fit in memory; further texts wait [default:
-    /// enough for N whole texts]
+    /// With --prompts: memory for the keys and values of so many tokens. If the sequences have
+    /// more, the last ones are preempted and wait [default: enough for N whole sequences]
     #[arg(long, value_name = "TOKENS", conflicts_with = "prompt")]
     cache_tokens: Option<usize>,
     /// With --prompts: write the objects to this file
@@ -33,47 +32,69 @@ pub(crate) struct PromptsArgs {
     output: Option<PathBuf>,
 }
 
-/// Continues all prompts. Each samples with the seed of `sampling` plus its index.
+/// Continues all prompts as `like` says; each is sampled with the seed of `like` plus its index.
 pub(crate) fn run(
     args: &PromptsArgs,
     prompts: &[String],
     loaded: &Loaded,
-    sampling: Sampling,
-    limits: &Limits,
+    like: &Request,
+    context: Option<usize>,
 ) -> Result<()> {
-    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     let mut requests = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
-        let seed = sampling.seed.wrapping_add(index as u64);
-        let (prompt, sampling) = (tokenizer.encode_prompt(prompt)?, Sampling { seed, ..sampling });
-        requests.push(Request { prompt, sampling, limits: limits.clone() });
+        let seed = like.sampling.seed.wrapping_add(index as u64);
+        let sampling = Sampling { seed, ..like.sampling };
+        let prompt = loaded.tokenizer.encode_prompt(prompt)?;
+        requests.push(Request { prompt, sampling, ..like.clone() });
     }
     let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
-    let size = BatchSize {
-        texts: args.batch.min(requests.len()),
-        capacity: longest.saturating_add(limits.max_tokens.unwrap_or(0)).saturating_add(1),
-        n_pages: args.cache_tokens.map(PagedCache::pages_for),
+    let settings = EngineSettings {
+        max_sequences: args.batch.min(requests.len()),
+        context: Some(super::context(longest, &like.limits, context)),
+        cache_tokens: args.cache_tokens,
+        ..EngineSettings::ONE
     };
-    let mut generator = BatchGenerator::new(model, tokenizer, size)?;
+    let mut engine = Engine::new(&loaded.model, &loaded.tokenizer, settings)?;
+    // All prompts are checked before the first text begins.
+    let n = requests.len();
+    let mut ids = Vec::with_capacity(n);
+    for (index, request) in requests.into_iter().enumerate() {
+        ids.push(engine.submit(request).map_err(|source| in_prompt(index, n, source))?);
+    }
     let mut lines = Lines::new(args.output.as_deref())?;
     let start = Instant::now();
     let mut n_tokens = 0;
-    generator.generate(&requests, &mut |index, generated| {
-        n_tokens += generated.ids.len();
-        lines.put(index, object(index, &prompts[index], &generated))
-    })?;
+    'work: while !engine.is_idle() {
+        for event in engine.step()? {
+            let index = |id| ids.binary_search(&id).unwrap_or_default();
+            match event {
+                Event::Token { .. } | Event::Text { .. } => {}
+                Event::Failed { id, error } => return Err(in_prompt(index(id), n, error).into()),
+                Event::Finished { id, generated } => {
+                    n_tokens += generated.ids.len();
+                    let index = index(id);
+                    if lines.put(index, object(index, &prompts[index], &generated)).is_break() {
+                        break 'work;
+                    }
+                }
+            }
+        }
+    }
     lines.end()?;
     let seconds = start.elapsed().as_secs_f64();
-    let (n, rate) = (prompts.len(), n_tokens as f64 / seconds);
+    let rate = n_tokens as f64 / seconds;
     eprintln!("{n} texts, {n_tokens} new tokens in {seconds:.1} s: {rate:.1} tokens/s");
     Ok(())
 }
 
+fn in_prompt(index: usize, n: usize, source: Error) -> Error {
+    Error::InPrompt { number: index + 1, n, source: Box::new(source) }
+}
+
 fn object(index: usize, prompt: &str, generated: &Generated) -> Value {
-    let finish = format!("{:?}", generated.finish).to_lowercase();
     json!({
-        "index": index, "prompt": prompt, "text": generated.text, "finish": finish,
-        "n_tokens": generated.ids.len(),
+        "index": index, "prompt": prompt, "text": generated.text,
+        "finish": generated.finish.as_str(), "n_tokens": generated.ids.len(),
     })
 }
 
