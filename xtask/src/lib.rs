@@ -1,7 +1,7 @@
 //! The checks of the repository, as functions that return what is wrong.
 //!
-//! [`ci`] runs them all, with the compiler's own; the others are one file each. They are also run as
-//! tests (`xtask/tests`), so that `cargo test` finds what continuous integration would.
+//! [`ci`] runs all of them, together with the compiler's own; the others are one module each. They
+//! also run as tests (`xtask/tests`), so `cargo test` finds what continuous integration would find.
 
 pub mod arrows;
 pub mod ci;
@@ -9,12 +9,29 @@ pub mod folders;
 pub mod links;
 pub mod markdown;
 pub mod readme;
+pub mod tidy;
 
 use std::path::Path;
 use std::process::Command;
 
 /// Failures of the checks themselves: a file that cannot be read, a program that does not start.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Arguments of the cargo command that runs all tests.
+const TEST: &[&str] = &["test", "--release", "--workspace"];
+
+/// The command that runs all tests, as the READMEs give it.
+#[must_use]
+pub fn test_command() -> String {
+    format!("cargo {}", TEST.join(" "))
+}
+
+/// Whether missing files are failures: `LEHR_REQUIRE_FIXTURES=1`, which continuous integration
+/// sets.
+#[must_use]
+pub fn requires_fixtures() -> bool {
+    std::env::var_os("LEHR_REQUIRE_FIXTURES").is_some_and(|value| value == "1")
+}
 
 /// The root of the repository.
 ///

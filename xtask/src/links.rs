@@ -1,4 +1,4 @@
-//! Every path a Markdown file speaks of exists.
+//! Paths in Markdown files: every one of them exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};

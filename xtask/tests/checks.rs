@@ -66,7 +66,8 @@ fn a_missing_path_is_found_with_its_file_and_line() {
 
 #[test]
 fn commands_are_joined_and_freed_of_prompts_and_comments() {
-    let text = "text\n```sh\n$ lehr a \\\n    --b c  # why\n# alone\n\nlehr d\n```\nlehr not code\n\n    lehr e\n";
+    let text = "text\n```sh\n$ lehr a \\\n    --b c  # why\n# alone\n\nlehr d\n```\nlehr not \
+                code\n\n    lehr e\n";
     let commands = markdown::commands(text);
     assert_eq!(
         commands,

@@ -173,7 +173,8 @@ pub(super) fn nvrtc_version() -> Result<(i32, i32)> {
     Ok((major, minor))
 }
 
-/// [`nvrtc`] with the result kept on disk: a program starts without compiling from the second time on.
+/// Compiles with [`nvrtc`] and keeps the result on disk, so only the first start of a program
+/// compiles.
 pub(super) fn cubin(source: &Source, dtype: DType, arch: &str) -> Result<Vec<u8>> {
     let path = cache_path(source, dtype, arch)?;
     // A machine that lost power may have left an empty file.

@@ -350,8 +350,8 @@ fn launchers(text: &str) -> String {
     for name in kernel_names(text) {
         let _ = writeln!(
             out,
-            "extern \"C\" void launch_{name}(const unsigned* grid, const unsigned* block, size_t shared, void** args) {{ \
-             emu::launch({name}, grid, block, shared, args); }}"
+            "extern \"C\" void launch_{name}(const unsigned* grid, const unsigned* block, \
+             size_t shared, void** args) {{ emu::launch({name}, grid, block, shared, args); }}"
         );
     }
     out

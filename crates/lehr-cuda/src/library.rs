@@ -81,12 +81,12 @@ pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
     }
     let hint = match missing.iter().any(|name| name == "libcuda") {
         true => {
-            "it comes with NVIDIA's driver, and `nvidia-smi` says whether that is installed; with the \
-             device cpu or auto there is no need for it"
+            "it comes with NVIDIA's driver, and `nvidia-smi` says whether that is installed; with \
+             the device cpu or auto there is no need for it"
         }
         false => {
-            "install the CUDA toolkit, or set LEHR_CUDA_LIBS to the folders that hold it, for instance \
-             the nvidia/*/lib folders of a Python environment"
+            "install the CUDA toolkit, or set LEHR_CUDA_LIBS to the folders that hold it, for \
+             instance the nvidia/*/lib folders of a Python environment"
         }
     };
     Some((format!("{} not found", missing.join(", ")), hint.to_owned()))
@@ -98,8 +98,8 @@ pub(super) fn too_new_for(driver: u32, major: u32, error: Error) -> Error {
     match error {
         Error::Cuda { doing, reason, hint: None } if major > driver / 1000 => {
             let hint = format!(
-                "the library found is of CUDA {major}, the driver for CUDA {}.{}: update the driver, or set LEHR_CUDA_LIBS to \
-                 the folders of CUDA {}'s libraries",
+                "the library found is of CUDA {major}, the driver for CUDA {}.{}: update the \
+                 driver, or set LEHR_CUDA_LIBS to the folders of CUDA {}'s libraries",
                 driver / 1000,
                 driver % 1000 / 10,
                 driver / 1000

@@ -76,7 +76,8 @@ impl Error {
                 "the label set must be made from all labels before training".to_owned()
             }
             Self::NotFinite { .. } => {
-                "that run diverged: leave it out and say so, or repeat it with a lower learning rate"
+                "that run diverged: leave it out and say so, or repeat it with a lower learning \
+                 rate"
                     .to_owned()
             }
             Self::TooManySuccesses { .. } => return None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lehr_model::io::gguf::{FileType, GgufOptions, Metadata, write_gguf};
+use lehr_model::io::gguf::{FileType, GgufOptions, Metadata};
 use lehr_model::io::{FloatFormat, ModelSource, read_json};
 use lehr_model::{Model, Tokens, Weights};
 use lehr_tensor::{Tensor, no_grad};
@@ -162,7 +162,7 @@ impl Written<'_> {
             file_type,
             tokenizer: self.gguf_tokenizer()?,
         };
-        let summary = write_gguf(file, self.model, &options)?;
+        let summary = self.model.save_gguf(file, &options)?;
         Ok((summary.formats, summary.left_out))
     }
 

@@ -70,7 +70,8 @@ pub enum Error {
     /// Windows over a text that cannot be.
     #[error(
         "scoring a text: windows of {window} tokens, each {stride} after the one before, expected \
-         at least 3 and at most the model's context of {context}, and steps of at least 1, shorter than a window"
+         at least 3 and at most the model's context of {context}, and steps of at least 1, shorter \
+         than a window"
     )]
     Windows {
         /// Tokens in a window.
@@ -174,7 +175,8 @@ impl Error {
                 Some(format!("give --{} {expected}", name.replace('_', "-")))
             }
             Self::Pooling { .. } => Some(
-                "use a model whose vectors are pooled over its hidden states, such as all-MiniLM-L6-v2"
+                "use a model whose vectors are pooled over its hidden states, such as \
+                 all-MiniLM-L6-v2"
                     .to_owned(),
             ),
             Self::Golden { .. } => Some(

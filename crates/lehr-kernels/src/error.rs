@@ -119,6 +119,20 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A pattern of names selects no parameter.
+    #[error("selecting parameters: no name matches `{pattern}`")]
+    NoParam {
+        /// The pattern.
+        pattern: String,
+    },
+    /// A function without a gradient was given a tensor that wants one.
+    #[error("{op}: `{name}` wants a gradient, and what is written in place has none")]
+    WantsGrad {
+        /// The function.
+        op: &'static str,
+        /// Its argument.
+        name: &'static str,
+    },
     /// A parameter could not be loaded by the model's source.
     #[error("loading parameter `{name}` of shape {shape}: {reason}")]
     Source {
@@ -156,6 +170,10 @@ impl Error {
                     .to_owned(),
             ),
             Self::Isa { .. } => Some("unset LEHR_ISA to choose automatically".to_owned()),
+            Self::NoParam { .. } => Some(
+                "`*` stands for any characters; `lehr inspect MODEL` lists the names".to_owned(),
+            ),
+            Self::WantsGrad { .. } => Some("call it within `no_grad`".to_owned()),
             _ => None,
         }
     }

@@ -3,8 +3,8 @@
 use lehr_tensor::ops::attention::{Mask, Pages};
 use lehr_tensor::{DType, Device, Result, Tensor, inplace};
 
-use crate::Spec;
-use crate::arch::Prefix;
+use crate::prefix::Prefix;
+use crate::spec::Spec;
 
 /// The KV cache of a batch of sequences: per layer two tensors `[B, S, K, E]`, allocated once.
 ///

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::{Param, ParamBuilder, Shape, Source, Tensor, Weight, no_grad};
+use lehr_tensor::{Role, Shape, Source, Tensor, no_grad};
 use serde_json::Value;
 
 use crate::io::{self, Checkpoint};
-use crate::nn::Linear;
+use crate::nn::{LayerBuilder, Linear, LinearShape};
 use crate::{Config, Error, Model, Result, Tokens};
 
 /// A backbone and a head that gives each sequence one logit per label, as in `transformers`'
@@ -31,23 +30,24 @@ impl Head {
     fn build(model: &mut Model, n_labels: usize, source: &Source<'_>) -> Result<Self> {
         const STD: f32 = 0.02;
         let (is_causal, d) = (model.is_causal(), model.spec().hidden_size);
-        let known = |name: &str| model.params().get(&format!("bert.pooler.dense.{name}")).cloned();
-        let known = known("weight").zip(known("bias"));
-        let mut p = ParamBuilder::new(model.params_mut(), source);
+        let known = model.pooler().cloned();
+        let mut p = LayerBuilder::new(model.params_mut(), source);
+        let shape = LinearShape::new(d, n_labels);
         if is_causal {
-            let size = (d, n_labels);
-            let score = Linear::build(&mut p.at("score"), OutIn, size, false, STD)?;
+            let score = Linear::build(&mut p.at("score"), Role::Head, shape, STD)?;
             return Ok(Self::Last { score });
         }
         let pooler = match known {
-            Some((weight, bias)) => Linear::tied(Weight::Param(weight)).with_bias(bias),
+            Some(pooler) => pooler,
             None => {
                 let mut p = p.at("bert");
-                Linear::build(&mut p.at("pooler").at("dense"), OutIn, (d, d), true, STD)?
+                let mut p = p.at("pooler");
+                let square = LinearShape::new(d, d).with_bias(true);
+                Linear::build(&mut p.at("dense"), Role::Transform, square, STD)?
             }
         };
-        let size = (d, n_labels);
-        let classifier = Linear::build(&mut p.at("classifier"), OutIn, size, true, STD)?;
+        let shape = shape.with_bias(true);
+        let classifier = Linear::build(&mut p.at("classifier"), Role::Head, shape, STD)?;
         Ok(Self::First { pooler, classifier })
     }
 
@@ -152,11 +152,7 @@ impl Classifier {
     ) -> Result<Tensor> {
         let options = CrossEntropy { normalizer, z_loss: 0.0, softcap: None };
         let pooled = self.pooled(tokens, ends)?;
-        let (weight, bias) = (self.head.output().weight(), self.head.output().bias());
-        let Some(weight) = weight.param().map(Param::tensor) else {
-            return Err(Error::Stored { doing: "computing the loss" });
-        };
-        Ok(pooled.linear_cross_entropy(&weight, bias.as_ref(), labels, options)?)
+        Ok(self.head.output().cross_entropy(&pooled, labels, options)?)
     }
 
     /// The most likely label of each sequence.
@@ -192,6 +188,7 @@ impl Classifier {
     /// # Errors
     /// If a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        self.model.check_plain("writing the classifier")?;
         std::fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
         io::write_json(&dir.join("config.json"), &self.config_json())?;
         let file = io::TensorFile::of_params(self.model.params())?;

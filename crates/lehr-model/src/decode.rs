@@ -85,7 +85,11 @@ impl DecodeGraph {
         if let Some(graph) = &self.logits.1 {
             graph.launch()?;
         }
-        self.logits.0.clone().ok_or(Error::Stored { doing: "running what was recorded" })
+        self.logits.0.clone().ok_or(Error::Recorded {
+            doing: "reading the logits of recorded work",
+            found: "work that chooses the token on the device",
+            expected: "work that was recorded for its logits",
+        })
     }
 
     /// Appends to each text the token that `sampler` chose last, and chooses the next: nothing is

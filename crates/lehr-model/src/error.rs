@@ -33,11 +33,25 @@ pub enum Error {
         /// What can be done about it.
         hint: Option<String>,
     },
-    /// Something needs weights in f32.
-    #[error("{doing}: the weights are used as they are stored, expected f32")]
-    Stored {
+    /// Something else was expected of adapters.
+    #[error("{doing}: {found}")]
+    Adapter {
         /// What was being done.
         doing: &'static str,
+        /// What was found.
+        found: String,
+        /// What can be done about it.
+        hint: &'static str,
+    },
+    /// Recorded work was used in a way it cannot be.
+    #[error("{doing}: found {found}, expected {expected}")]
+    Recorded {
+        /// What was being done.
+        doing: &'static str,
+        /// What was found.
+        found: &'static str,
+        /// What was expected.
+        expected: &'static str,
     },
     /// A setting of `config.json` or of a recipe's model has a value it cannot take.
     #[error("model configuration: {key} is {found}, expected {expected}")]
@@ -80,7 +94,8 @@ pub enum Error {
     },
     /// A cache in pages is full.
     #[error(
-        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of {page_len} tokens) are free"
+        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of \
+         {page_len} tokens) are free"
     )]
     PagesFull {
         /// What was being done.
@@ -135,14 +150,15 @@ impl Error {
                 "the file may be damaged or of another model: copy or download it again".to_owned()
             })),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
-            Self::Stored { .. } => Some("load the model for training".to_owned()),
+            Self::Adapter { hint, .. } => Some((*hint).to_owned()),
+            Self::Recorded { .. } => None,
             Self::Config { .. } => Some(
                 "correct it where the model is described: config.json, or [model] of the recipe"
                     .to_owned(),
             ),
             Self::NotCausal { .. } => Some(
-                "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` and, \
-                 fine-tuned on labelled texts, `lehr classify`"
+                "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` \
+                 and, fine-tuned on labelled texts, `lehr classify`"
                     .to_owned(),
             ),
             Self::NoHead { .. } => Some(
@@ -168,6 +184,14 @@ impl Error {
 
     pub(crate) fn format(path: &Path, reason: impl Into<String>) -> Self {
         Self::Format { path: path.to_owned(), reason: reason.into(), hint: None }
+    }
+
+    pub(crate) fn adapter(
+        doing: &'static str,
+        found: impl Into<String>,
+        hint: &'static str,
+    ) -> Self {
+        Self::Adapter { doing, found: found.into(), hint }
     }
 
     pub(crate) fn config(

@@ -1,17 +1,21 @@
 //! A model with its parameters: built new, loaded from a folder, saved to one.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::path::Path;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
 use lehr_tensor::{
-    DType, Device, LoadStored, Param, ParamBuilder, ParamStore, Philox, Shape, Source, StoredShape,
-    Tensor, no_grad,
+    DType, Device, LoadStored, Named, ParamStore, Philox, Role, Shape, Source, StoredShape, Tensor,
+    no_grad,
 };
 
+use crate::adapt::{Adapted, AdapterConfig, AdapterFactory};
 use crate::arch::Activations;
+use crate::io::gguf::{GgufOptions, GgufSummary};
 use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
+use crate::nn::{LayerBuilder, Linear};
 use crate::{Architecture, Config, Error, KvCache, Result, Spec, TextDivision, Tokens, Weights};
 
 /// A model of any family with its parameters.
@@ -21,6 +25,7 @@ pub struct Model {
     params: ParamStore,
     n_elsewise: usize,
     activations: Activations,
+    adapters: Vec<Adapted>,
 }
 
 impl Model {
@@ -41,8 +46,8 @@ impl Model {
         let Weights::In(format) = weights else { return Self::new(config, seed) };
         let load = |_: &str, _: Shape| Ok(None);
         // All rows have the same numbers: what they are changes no speed.
-        let find = |name: &str, shape: StoredShape| {
-            if is_table(name) {
+        let find = |_: &str, shape: StoredShape, role: Role| {
+            if role.is_vocabulary() {
                 return None;
             }
             let mut row = vec![0.0; shape.cols];
@@ -102,7 +107,32 @@ impl Model {
     /// As [`Model::load`].
     pub fn open_source(source: &ModelSource, weights: Weights) -> Result<Self> {
         let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
-        Self::from_weights(config, checkpoint, weights)
+        Self::from_weights(config, checkpoint, weights, None)
+    }
+
+    /// A new model with random weights and new adapters, of which only the adapters are trained.
+    ///
+    /// # Errors
+    /// As [`Model::new`], and if a target of `adapters` matches no layer or their settings are
+    /// impossible.
+    pub fn new_adapted(config: Config, adapters: &AdapterConfig, seed: u64) -> Result<Self> {
+        let built = Self::build_adapted(config, &Source::Init { seed }, Some(adapters));
+        built.map(|(model, _)| model)
+    }
+
+    /// [`Model::open_source`] with new adapters beside the weights, which are frozen: only the
+    /// adapters are trained. Stored (quantised) weights stay as they are.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and if a target of `adapters` matches no layer or their settings are
+    /// impossible.
+    pub fn open_adapted(
+        source: &ModelSource,
+        weights: Weights,
+        adapters: &AdapterConfig,
+    ) -> Result<Self> {
+        let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
+        Self::from_weights(config, checkpoint, weights, Some(adapters))
     }
 
     /// Builds the model of `config` with the weights of `checkpoint`, all in f32.
@@ -110,10 +140,15 @@ impl Model {
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn from_checkpoint(config: Config, checkpoint: &Checkpoint) -> Result<Self> {
-        Self::from_weights(config, checkpoint, Weights::F32)
+        Self::from_weights(config, checkpoint, Weights::F32, None)
     }
 
-    fn from_weights(mut config: Config, checkpoint: &Checkpoint, weights: Weights) -> Result<Self> {
+    fn from_weights(
+        mut config: Config,
+        checkpoint: &Checkpoint,
+        weights: Weights,
+        adapters: Option<&AdapterConfig>,
+    ) -> Result<Self> {
         config.fit_to(&|name| checkpoint.has(name));
         let names = config.clone();
         let load = |name: &str, shape: Shape| {
@@ -126,7 +161,7 @@ impl Model {
             }
         };
         let n_elsewise = Cell::new(0);
-        let find = |name: &str, shape: StoredShape| {
+        let find = |name: &str, shape: StoredShape, role: Role| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
             match weights {
                 Weights::AsStored => checkpoint.matrix(&known, shape),
@@ -134,7 +169,7 @@ impl Model {
                     let matrix = checkpoint.matrix(&known, shape)?;
                     Some(matrix.with_activations(quant::Activations::F32))
                 }
-                Weights::In(_) if is_table(name) => {
+                Weights::In(_) if role.is_vocabulary() => {
                     // The same numbers as in f32, in half the memory.
                     checkpoint.matrix(&known, shape).filter(|table| is_16_bits(table.format()))
                 }
@@ -148,7 +183,8 @@ impl Model {
         };
         let stored = (weights != Weights::F32).then_some(&find as &LoadStored<'_>);
         let source = Source::Load { load: &load, stored, seed: 0 };
-        let (mut model, _) = Self::build(config, &source).map_err(|e| checkpoint.explain(e))?;
+        let built = Self::build_adapted(config, &source, adapters);
+        let (mut model, _) = built.map_err(|e| checkpoint.explain(e))?;
         model.n_elsewise = n_elsewise.get();
         Ok(model)
     }
@@ -161,11 +197,81 @@ impl Model {
     }
 
     pub(crate) fn build(config: Config, source: &Source<'_>) -> Result<(Self, Spec)> {
+        Self::build_adapted(config, source, None)
+    }
+
+    fn build_adapted(
+        config: Config,
+        source: &Source<'_>,
+        adapters: Option<&AdapterConfig>,
+    ) -> Result<(Self, Spec)> {
         config.validate()?;
+        adapters.map_or(Ok(()), AdapterConfig::validate)?;
+        let factory = adapters.map(AdapterFactory::new);
         let mut params = ParamStore::default();
-        let arch = config.build(&mut ParamBuilder::new(&mut params, source))?;
-        let spec = arch.spec();
-        Ok((Self { config, arch, params, n_elsewise: 0, activations: Activations::Keep }, spec))
+        let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
+        let arch = config.build(&mut root)?;
+        let adapters = match factory.map(AdapterFactory::finish) {
+            Some(built) => {
+                // Only what an adapter adds is trained.
+                params.freeze(|param| param.role() != Role::Adapter);
+                built.map_err(|unused| {
+                    Error::adapter(
+                        "adapting the model",
+                        format!("no linear layer matches `{unused}`"),
+                        "`*` stands for any characters; the paths are the names of the weights \
+                         without `.weight`",
+                    )
+                })?
+            }
+            None => Vec::new(),
+        };
+        let (spec, activations) = (arch.spec(), Activations::Keep);
+        Ok((Self { config, arch, params, n_elsewise: 0, activations, adapters }, spec))
+    }
+
+    /// The adapters, in the order of their layers.
+    #[must_use]
+    pub fn adapters(&self) -> &[Adapted] {
+        &self.adapters
+    }
+
+    /// A model on the CPU without adapters that computes the same: each adapter is merged into its
+    /// layer's matrix, which is then in f32. Other weights stay as they are, stored ones included.
+    ///
+    /// # Errors
+    /// If an adapter belongs to a head that is tied to the embedding, which would change with it,
+    /// or memory runs out.
+    pub fn merged(&self) -> Result<Self> {
+        let weights = self.params.named();
+        let by_name: HashMap<&str, &Named<'_>> =
+            weights.iter().map(|weight| (weight.name(), weight)).collect();
+        let mut adapters = HashMap::new();
+        for adapted in &self.adapters {
+            let path = &adapted.path;
+            let name = format!("{path}.weight");
+            if !by_name.contains_key(&*name) {
+                let found =
+                    format!("`{path}` is tied to the embedding, which would change with it");
+                let hint = "adapt other layers, or use the model with its adapters unmerged";
+                return Err(Error::adapter("merging adapters", found, hint));
+            }
+            adapters.insert(name, adapted);
+        }
+        let load = |name: &str, _: Shape| {
+            let weight = by_name.get(name).ok_or_else(|| "the model lacks it".to_owned())?;
+            let merged = || match adapters.get(name) {
+                Some(adapted) => adapted.merge(&weight.to_host()?),
+                None => weight.to_host(),
+            };
+            merged().and_then(|value| value.duplicate()).map(Some).map_err(|e| e.to_string())
+        };
+        let stored = |name: &str, _: StoredShape, _: Role| {
+            let kept = by_name.get(name).filter(|_| !adapters.contains_key(name));
+            kept.and_then(|weight| weight.stored()).cloned()
+        };
+        let source = Source::Load { load: &load, stored: Some(&stored), seed: 0 };
+        Self::build(self.config.clone(), &source).map(|(model, _)| model)
     }
 
     /// Adds parameters that are not the backbone's: heads.
@@ -193,8 +299,7 @@ impl Model {
     ///
     /// It changes nothing where [`Compute::check_fp8`](crate::Compute::check_fp8) is an error.
     pub fn use_fp8(&self, side_min: usize) -> usize {
-        let is_position = |name: &str| POSITIONS.iter().any(|end| name.ends_with(end));
-        self.params.use_fp8(side_min, |name| !is_table(name) && !is_position(name))
+        self.params.use_fp8(side_min)
     }
 
     /// Where it lives and what it computes in.
@@ -246,11 +351,14 @@ impl Model {
         }
     }
 
-    fn check_head(&self, doing: &'static str) -> Result<()> {
-        match self.arch.has_head() {
-            true => Ok(()),
-            false => Err(Error::NoHead { doing, class: self.config.class() }),
-        }
+    /// The head, or an error if there is none; `doing` is what it was wanted for.
+    fn head(&self, doing: &'static str) -> Result<&Linear> {
+        self.arch.head().ok_or_else(|| Error::NoHead { doing, class: self.config.class() })
+    }
+
+    /// The layer that classifiers apply to an encoder's first token, if its weights hold one.
+    pub(crate) fn pooler(&self) -> Option<&Linear> {
+        self.arch.pooler()
     }
 
     /// Hidden states `[B, T, D]` after the last norm.
@@ -294,8 +402,8 @@ impl Model {
     /// # Errors
     /// If the model has no head or memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.check_head("computing logits")?;
-        let logits = self.arch.head().forward(&self.arch.head_input(hidden)?)?;
+        let head = self.head("computing logits")?;
+        let logits = head.forward(&self.arch.head_input(hidden)?)?;
         Ok(match self.arch.logit_softcap() {
             Some(cap) => logits.softcap(cap)?,
             None => logits,
@@ -310,17 +418,23 @@ impl Model {
     /// # Errors
     /// If the model has no head, a target is outside of the vocabulary or memory runs out.
     pub fn loss(&self, tokens: &Tokens, targets: &Tensor, normalizer: f32) -> Result<Tensor> {
-        self.check_head("computing the loss")?;
-        let hidden = self.hidden(tokens)?;
+        let head = self.head("computing the loss")?;
+        let hidden = self.arch.head_input(&self.hidden(tokens)?)?;
         let softcap = self.arch.logit_softcap();
         let options = CrossEntropy { normalizer, z_loss: 0.0, softcap };
-        let hidden = self.arch.head_input(&hidden)?;
-        let head = self.arch.head();
-        let Some(weight) = head.weight().param().map(Param::tensor) else {
-            return Err(Error::Stored { doing: "computing the loss" });
-        };
-        let bias = head.bias();
-        Ok(hidden.linear_cross_entropy(&weight, bias.as_ref(), targets, options)?)
+        Ok(head.cross_entropy(&hidden, targets, options)?)
+    }
+
+    /// The natural logarithm of the probability of each of `targets` (i32 `[B, T]`, −100 = none,
+    /// which gives 0), f32 `[B, T]`. Targets stand where they are predicted, as in
+    /// [`Model::loss`].
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn token_logprobs(&self, tokens: &Tokens, targets: &Tensor) -> Result<Tensor> {
+        let head = self.head("computing log-probabilities")?;
+        let hidden = self.arch.head_input(&self.hidden(tokens)?)?;
+        Ok(head.token_logprobs(&hidden, targets, self.arch.logit_softcap())?)
     }
 
     /// Logits `[B, V]` of the token after the last one, with the cache advanced.
@@ -349,15 +463,16 @@ impl Model {
     /// also the head only a row.
     #[must_use]
     pub fn decode_bytes(&self) -> usize {
-        let bytes = |ends: &[&str]| -> usize {
-            let is_named = |name: &str| ends.iter().any(|end| name.ends_with(end));
-            let params = self.params.params().iter().filter(|p| is_named(p.name()));
-            let stored = self.params.stored().iter().filter(|(name, _)| is_named(name));
-            params.map(Param::read_bytes).sum::<usize>()
-                + stored.map(|(_, w)| w.n_bytes()).sum::<usize>()
+        let looked_up = match self.arch.head() {
+            Some(head) if !head.is_tied() => self.bytes_read(Role::TokenEmbedding),
+            _ => 0,
         };
-        let has_own_head = bytes(&HEADS) > 0;
-        self.params.read_bytes() - if has_own_head { bytes(&TABLES) } else { 0 }
+        self.params.read_bytes() - looked_up
+    }
+
+    fn bytes_read(&self, role: Role) -> usize {
+        let named = self.params.named();
+        named.iter().filter(|weight| weight.role() == role).map(Named::read_bytes).sum()
     }
 
     /// Writes `config.json` and the weights in f32 into `dir`, which `transformers` loads.
@@ -374,7 +489,31 @@ impl Model {
     /// # Errors
     /// If a number does not fit the format or a file cannot be written.
     pub fn save_as(&self, dir: &Path, format: FloatFormat) -> Result<()> {
-        io::write_folder(dir, self, self.config.to_json(), format)
+        self.check_plain("writing the model")?;
+        io::write_folder(dir, &self.params, self.config.to_json(), format)
+    }
+
+    /// Writes a GGUF file that llama.cpp loads, piece by piece, beside its place first.
+    ///
+    /// # Errors
+    /// If GGUF has no place for the family or one of its settings, a number does not fit the
+    /// format, or the file cannot be written.
+    pub fn save_gguf(&self, path: &Path, options: &GgufOptions<'_>) -> Result<GgufSummary> {
+        self.check_plain("writing the model")?;
+        let (config, spec) = (self.config.to_json(), self.spec());
+        io::gguf::write_gguf(path, (&config, &spec), &self.params, options)
+    }
+
+    /// An error if there are adapters: files of whole models have no place for them.
+    pub(crate) fn check_plain(&self, doing: &'static str) -> Result<()> {
+        match self.adapters.len() {
+            0 => Ok(()),
+            n => Err(Error::adapter(
+                doing,
+                format!("{n} of its layers have adapters, which the file has no place for"),
+                "merge them first",
+            )),
+        }
     }
 
     /// Floating-point operations of one training step (forward and backward) over `batch` rows of
@@ -383,36 +522,19 @@ impl Model {
     #[must_use]
     pub fn flops_per_step(&self, batch: usize, t: usize) -> f64 {
         let spec = self.spec();
-        let mut looked_up = POSITIONS.to_vec();
-        if !self.arch.has_head() {
-            looked_up.push("word_embeddings.weight");
-        }
-        let is_matrix = |p: &&lehr_tensor::Param| {
-            p.shape().len() == 2 && !looked_up.iter().any(|end| p.name().ends_with(end))
+        let tied = self.arch.head().is_some_and(Linear::is_tied);
+        // An embedding that is not the head too is looked up, not multiplied.
+        let is_multiplied = |role: Role| match role {
+            Role::TokenEmbedding => tied,
+            role => role.is_hidden_matrix() || matches!(role, Role::Head | Role::Adapter),
         };
-        let mut n: usize =
-            self.params.params().iter().filter(is_matrix).map(|p| p.shape().n_elements()).sum();
-        if HEADS.iter().any(|name| self.params.get(name).is_some()) {
-            // An untied embedding is looked up, not multiplied.
-            n -= spec.vocab_size * spec.hidden_size;
-        }
+        let params = self.params.params().iter().filter(|param| is_multiplied(param.role()));
+        let n: usize = params.map(|param| param.shape().n_elements()).sum();
         let (b, t) = (batch as f64, t as f64);
         let heads = (spec.n_heads * spec.head_dim) as f64;
         let sides = if self.is_causal() { 1.0 } else { 2.0 };
         6.0 * n as f64 * b * t + 6.0 * sides * spec.n_layers as f64 * b * t * t * heads
     }
-}
-
-/// Matrices with a row for each token: heads and embeddings.
-const HEADS: [&str; 2] = ["lm_head.weight", "transformer.output_layer.weight"];
-const TABLES: [&str; 3] = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"];
-
-/// Tables that are looked up by other numbers than ids of tokens.
-const POSITIONS: [&str; 3] =
-    ["wpe.weight", "position_embeddings.weight", "token_type_embeddings.weight"];
-
-fn is_table(name: &str) -> bool {
-    HEADS.iter().chain(&TABLES).any(|end| name.ends_with(end))
 }
 
 fn is_16_bits(format: MatrixFormat) -> bool {

@@ -1,64 +1,12 @@
 //! The parameters of a model without their numbers: what there is to load, and how large it is.
 
 use std::cell::RefCell;
-use std::fmt;
 
 use lehr_tensor::quant::WeightFormat;
-use lehr_tensor::{Shape, Source, Tensor};
+use lehr_tensor::{Param, Role, Shape, Source, Tensor};
 
 use crate::io::Checkpoint;
-use crate::{Config, Model, Result, Spec};
-
-/// What a parameter is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Tables looked up by token, position or kind.
-    Embedding,
-    /// Projections of attention.
-    Attention,
-    /// Matrices between.
-    Mlp,
-    /// Scales and shifts of norms.
-    Norm,
-    /// What turns hidden states into logits, unless it is the embedding.
-    Head,
-    /// Anything else.
-    Other,
-}
-
-impl Role {
-    /// All roles, in the order of a model.
-    pub const ALL: [Self; 6] =
-        [Self::Embedding, Self::Attention, Self::Mlp, Self::Norm, Self::Head, Self::Other];
-
-    /// By the words that the families' published names share. A norm in the attention is a norm, a
-    /// projection out of the attention is of the attention.
-    fn of(name: &str) -> Self {
-        const WORDS: [(Role, &[&str]); 5] = [
-            (Role::Norm, &["norm", "ln_"]),
-            (Role::Head, &["lm_head", "output_layer", "cls.", "pooler"]),
-            (Role::Embedding, &["embed", "wte", "wpe"]),
-            (Role::Attention, &["attn", "attention", "query_key_value"]),
-            (Role::Mlp, &["mlp", "intermediate", "output.dense"]),
-        ];
-        let name = name.to_lowercase();
-        let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
-        WORDS.iter().find(|(_, words)| has(words)).map_or(Self::Other, |(role, _)| *role)
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Embedding => "embedding",
-            Self::Attention => "attention",
-            Self::Mlp => "mlp",
-            Self::Norm => "norm",
-            Self::Head => "head",
-            Self::Other => "other",
-        })
-    }
-}
+use crate::{Config, Model, Result};
 
 /// A parameter that is not loaded.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +38,7 @@ impl Outline {
     pub fn new(mut config: Config, checkpoint: &Checkpoint) -> Result<Self> {
         config.fit_to(&|name| checkpoint.has(name));
         let names = config.clone();
-        let parameters = RefCell::new(Vec::new());
+        let found = RefCell::new(Vec::new());
         let load = |name: &str, shape: Shape| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n));
             let Some(stored_as) = known else { return Err(checkpoint.missing(name)) };
@@ -99,14 +47,22 @@ impl Outline {
             {
                 return Err(format!("`{stored_as}` has shape {stored:?}"));
             }
-            let (name, role) = (name.to_owned(), Role::of(name));
-            parameters.borrow_mut().push(Parameter { name, stored_as, shape, role });
+            found.borrow_mut().push((stored_as, shape));
             // Building only puts parameters in their places: nothing looks at this one.
             Tensor::zeros([1]).map(Some).map_err(|e| e.to_string())
         };
         let built = Model::build(config, &Source::Load { load: &load, stored: None, seed: 0 });
         let (model, _) = built.map_err(|e| checkpoint.explain(e))?;
-        Ok(Self { is_causal: model.is_causal(), parameters: parameters.into_inner() })
+        // Parameters were asked for in the order in which the model has them.
+        let parameter = |(param, (stored_as, shape)): (&Param, (String, Shape))| Parameter {
+            name: param.name().to_owned(),
+            stored_as,
+            shape,
+            role: param.role(),
+        };
+        let found = found.into_inner();
+        let parameters = model.params().params().iter().zip(found).map(parameter).collect();
+        Ok(Self { is_causal: model.is_causal(), parameters })
     }
 
     /// Number of parameter values.
@@ -141,26 +97,4 @@ impl Parameter {
     pub fn n_values(&self) -> u64 {
         self.shape.n_elements() as u64
     }
-}
-
-impl Spec {
-    /// Numbers in the cache of keys and values of one sequence at full context: `2 L S K E`.
-    #[must_use]
-    pub fn n_cached(&self) -> u64 {
-        let sizes = [self.n_layers, self.max_positions, self.n_kv_heads, self.head_dim];
-        sizes.iter().fold(2u64, |n, size| n.saturating_mul(*size as u64))
-    }
-}
-
-/// A tensor as it lies in a file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoredTensor {
-    /// Its name in the checkpoint.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// What its numbers are: `F32`, `BF16`, `Q4_K`, …
-    pub format: String,
-    /// Bytes of it in the file.
-    pub n_bytes: u64,
 }

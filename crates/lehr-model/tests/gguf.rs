@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lehr_model::io::gguf::{FileType, GgufOptions, Metadata, write_gguf};
+use lehr_model::io::gguf::{FileType, GgufOptions, Metadata};
 use lehr_model::io::{Checkpoint, ModelSource};
 use lehr_model::{Model, Tokens};
 use lehr_tensor::{StoredShape, no_grad};
@@ -59,7 +59,7 @@ fn every_family_comes_back_from_a_file() {
         let want = output(&model, &tokens);
         for file_type in FileType::ALL {
             let path = scratch.path().join(format!("{name}-{}.gguf", file_type.name()));
-            let written = write_gguf(&path, &model, &options(file_type));
+            let written = model.save_gguf(&path, &options(file_type));
             if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
                 let error = written.unwrap_err().to_string();
                 assert!(error.contains(reason), "{name}: {error}");
@@ -91,7 +91,7 @@ fn a_file_names_its_tokens_and_settings() {
     let path = scratch.path().join("model.gguf");
     let dir = golden_dirs().into_iter().find(|d| d.ends_with("llama-rope-scaled")).unwrap();
     let model = Model::load(&dir).unwrap();
-    write_gguf(&path, &model, &options(FileType::F16)).unwrap();
+    model.save_gguf(&path, &options(FileType::F16)).unwrap();
     let source = ModelSource::open(&path).unwrap();
     let metadata = source.gguf_metadata().unwrap();
     assert_eq!(metadata.string("general.architecture").unwrap(), Some("llama"));
@@ -109,7 +109,7 @@ fn a_matrix_can_be_had_as_it_is_stored() {
     let path = scratch.path().join("model.gguf");
     let dir = golden_dirs().into_iter().find(|d| d.ends_with("llama")).unwrap();
     let model = Model::load(&dir).unwrap();
-    write_gguf(&path, &model, &options(FileType::Q8_0)).unwrap();
+    model.save_gguf(&path, &options(FileType::Q8_0)).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
     for name in ["self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"] {
         let name = format!("model.layers.1.{name}.weight");

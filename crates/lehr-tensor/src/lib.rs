@@ -32,6 +32,7 @@ pub use lehr_kernels::{
     threads,
 };
 pub use params::{
-    Init, Load, LoadStored, Named, Param, ParamBuilder, ParamStore, Source, StoredShape, Weight,
+    Init, Load, LoadStored, NamePattern, Named, Param, ParamBuilder, ParamStore, Role, Source,
+    StoredMatrix, StoredShape, Weight,
 };
 pub use tensor::Tensor;

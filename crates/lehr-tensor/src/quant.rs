@@ -108,6 +108,16 @@ impl QMatrix {
     pub(crate) fn on_gpu(&self) -> Option<Arc<OnGpu>> {
         self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// Returns all numbers, f32 `[rows, cols]` on the CPU.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn to_f32(&self) -> Result<Tensor> {
+        let mut values = Tensor::uninit([self.rows(), self.cols()], DType::F32)?;
+        self.dequantize_rows(0..self.rows(), values.data_mut());
+        Ok(values)
+    }
 }
 
 impl From<StoredMatrix> for QMatrix {

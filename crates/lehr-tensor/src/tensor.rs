@@ -347,7 +347,10 @@ impl Tensor {
     }
 
     /// A copy with storage of its own, without the graph behind it.
-    pub(crate) fn duplicate(&self) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    pub fn duplicate(&self) -> Result<Self> {
         let mut out = self.like(self.shape)?;
         match (&self.storage, &mut out.storage) {
             (Storage::Cuda(from), Storage::Cuda(to)) => {

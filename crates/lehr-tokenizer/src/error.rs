@@ -20,7 +20,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The text is not a `tokenizer.json`.
-    #[error("reading tokenizer.json{}: expected a Hugging Face tokenizer, found: {reason}", at(.path))]
+    #[error(
+        "reading tokenizer.json{}: expected a Hugging Face tokenizer, found: {reason}",
+        at(.path)
+    )]
     Json {
         /// The file, where there is one.
         path: Option<PathBuf>,
@@ -185,7 +188,8 @@ impl Error {
                 "another template can be named, or given as a file with the ending .jinja"
             }
             Self::NoTemplate { .. } => {
-                "name the template the model was trained with, or give its file with the ending .jinja"
+                "name the template the model was trained with, or give its file with the ending \
+                 .jinja"
             }
             Self::Conversation { .. } => {
                 "a conversation is an optional system message first, then user and assistant in \

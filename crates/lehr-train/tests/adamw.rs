@@ -7,7 +7,8 @@ use std::sync::Mutex;
 
 use lehr_tensor::inplace::{AdamW, Clip, SquareSum, adamw};
 use lehr_tensor::{
-    Init, ParamBuilder, ParamStore, Philox, Shape, Source, Tensor, available_isas, set_isa, threads,
+    Init, ParamBuilder, ParamStore, Philox, Role, Shape, Source, Tensor, available_isas, set_isa,
+    threads,
 };
 use lehr_train::recipe::OptimizerConfig;
 use lehr_train::{Optimizer, Update};
@@ -146,9 +147,9 @@ fn store(golden: &Golden) -> ParamStore {
     let mut store = ParamStore::default();
     let source = Source::Load { load: &load, stored: None, seed: 0 };
     let mut p = ParamBuilder::new(&mut store, &source);
-    p.param("matrix", [5, 7], Init::Constant(0.0)).unwrap();
-    p.param("vector", [33], Init::Constant(0.0)).unwrap();
-    p.param("wte.weight", [5, 7], Init::Constant(0.0)).unwrap();
+    p.param("matrix", Role::Mlp, [5, 7], Init::Constant(0.0)).unwrap();
+    p.param("vector", Role::Bias, [33], Init::Constant(0.0)).unwrap();
+    p.param("wte.weight", Role::TokenEmbedding, [5, 7], Init::Constant(0.0)).unwrap();
     store
 }
 

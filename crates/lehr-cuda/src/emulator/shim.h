@@ -57,7 +57,9 @@ static inline float4 make_float4(float x, float y, float z, float w) { return {x
 static inline int2 make_int2(int x, int y) { return {x, y}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+    return {x, y, z, w};
+}
 
 namespace emu {
 
@@ -143,7 +145,8 @@ static inline void to_fiber(Fiber* fiber) {
 #endif
 
 [[noreturn]] static inline void fail(const char* what) {
-    std::fprintf(stderr, "emulated kernel: %s (block %u,%u,%u)\n", what, state.block.x, state.block.y, state.block.z);
+    std::fprintf(stderr, "emulated kernel: %s (block %u,%u,%u)\n", what, state.block.x,
+        state.block.y, state.block.z);
     std::abort();
 }
 
@@ -184,7 +187,8 @@ static inline std::vector<struct Copy>* new_copies();
 static const size_t STACK_BYTES = 256 << 10;
 static const unsigned THREADS_MAX = 1024;
 
-static inline void run(dim3 grid, dim3 block_dim, size_t shared_bytes, void (*body)(void*), void* data) {
+static inline void run(dim3 grid, dim3 block_dim, size_t shared_bytes, void (*body)(void*),
+    void* data) {
     static thread_local unsigned char* stacks = nullptr;
     static thread_local Fiber* fibers = nullptr;
     static thread_local Warp* warps = nullptr;
@@ -200,7 +204,8 @@ static inline void run(dim3 grid, dim3 block_dim, size_t shared_bytes, void (*bo
     if (shared_bytes > 227 << 10) fail("a block has at most 227 KiB of shared memory");
     const char* order = std::getenv("LEHR_EMULATOR_ORDER");
     const bool reverse = order && !std::strcmp(order, "reverse");
-    unsigned char* dynamic = (unsigned char*)std::aligned_alloc(128, (shared_bytes + 128) / 128 * 128);
+    unsigned char* dynamic =
+        (unsigned char*)std::aligned_alloc(128, (shared_bytes + 128) / 128 * 128);
     state.grid = grid, state.block_dim = block_dim, state.dynamic = dynamic;
     state.body = body, state.body_data = data;
     for (unsigned z = 0; z < grid.z; z++)
@@ -210,10 +215,12 @@ static inline void run(dim3 grid, dim3 block_dim, size_t shared_bytes, void (*bo
                 state.barrier = Barrier{0, 0, n};
                 // What was not written before it is read stands out.
                 std::memset(dynamic, 0xff, shared_bytes);
-                for (unsigned w = 0; w * 32 < n; w++) warps[w].barrier = Barrier{0, 0, std::min(32u, n - w * 32)};
+                for (unsigned w = 0; w * 32 < n; w++)
+                    warps[w].barrier = Barrier{0, 0, std::min(32u, n - w * 32)};
                 for (unsigned i = 0; i < n; i++) {
                     Fiber& f = fibers[i];
-                    f.thread = {i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y)};
+                    f.thread = {i % block_dim.x, i / block_dim.x % block_dim.y,
+                        i / (block_dim.x * block_dim.y)};
                     f.lane = i % 32, f.warp = &warps[i / 32], f.done = false, f.waits_for = nullptr;
                     if (!f.copies) f.copies = new_copies();
                     f.group = 0;
@@ -256,7 +263,8 @@ static inline void call(void (*kernel)(A...), void** args, std::index_sequence<I
     kernel(*(std::remove_reference_t<A>*)args[I]...);
 }
 template <class... A>
-static inline void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, size_t shared_bytes, void** args) {
+static inline void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block,
+    size_t shared_bytes, void** args) {
     struct Data {
         void (*kernel)(A...);
         void** args;
@@ -302,7 +310,8 @@ static inline float f16_to_f32(uint16_t h) {
         std::memcpy(&y, &bits, 4);
         return y;
     }
-    y = exponent ? std::ldexp((float)(1024 + fraction), (int)exponent - 25) : std::ldexp((float)fraction, -24);
+    y = exponent ? std::ldexp((float)(1024 + fraction), (int)exponent - 25)
+        : std::ldexp((float)fraction, -24);
     return sign ? -y : y;
 }
 static inline uint16_t f32_to_f16(float x) {
@@ -387,11 +396,16 @@ struct Copy {
 };
 static inline std::vector<Copy>* new_copies() { return new std::vector<Copy>; }
 static inline void copy_later(void* to, const void* from, int n_valid, int n) {
-    if ((uintptr_t)to % n || (n_valid && (uintptr_t)from % n)) fail("an asynchronous copy starts on a multiple of its size");
+    if ((uintptr_t)to % n || (n_valid && (uintptr_t)from % n))
+        fail("an asynchronous copy starts on a multiple of its size");
     state.fiber->copies->push_back({to, from, n, n_valid, state.fiber->group});
 }
-static inline void copy_16(void* to, const void* from, bool valid) { copy_later(to, from, valid ? 16 : 0, 16); }
-static inline void copy_8(void* to, const void* from, bool valid) { copy_later(to, from, valid ? 8 : 0, 8); }
+static inline void copy_16(void* to, const void* from, bool valid) {
+    copy_later(to, from, valid ? 16 : 0, 16);
+}
+static inline void copy_8(void* to, const void* from, bool valid) {
+    copy_later(to, from, valid ? 8 : 0, 8);
+}
 static inline void copy_commit() { state.fiber->group++; }
 // Until at most `n_open` groups of this thread are under way.
 static inline void copy_wait(unsigned n_open) {
@@ -447,8 +461,12 @@ static inline unsigned __ballot_sync(unsigned, int predicate) {
     for (int lane = 0; lane < 32; lane++) bits |= (emu::slot(slots, lane) != 0 ? 1u : 0u) << lane;
     return bits;
 }
-static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
+static inline int __any_sync(unsigned mask, int predicate) {
+    return __ballot_sync(mask, predicate) != 0;
+}
+static inline int __all_sync(unsigned mask, int predicate) {
+    return __ballot_sync(mask, !predicate) == 0;
+}
 
 static inline float __uint_as_float(unsigned x) {
     float y;
@@ -487,11 +505,13 @@ static inline V __ldg(const V* p) { return *p; }
 static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     unsigned long long bytes = (unsigned long long)y << 32 | x;
     unsigned z = 0;
-    for (int i = 0; i < 4; i++) z |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    for (int i = 0; i < 4; i++)
+        z |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     return z;
 }
 static inline int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; i++) c += (int)(signed char)(a >> 8 * i) * (int)(signed char)(b >> 8 * i);
+    for (int i = 0; i < 4; i++)
+        c += (int)(signed char)(a >> 8 * i) * (int)(signed char)(b >> 8 * i);
     return c;
 }
 static inline float atomicAdd(float* p, float x) {

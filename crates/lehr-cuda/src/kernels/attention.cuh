@@ -1,6 +1,7 @@
 // What all kernels of attention share: masks, and where the parts of decoding go.
 //
-//   q [B, Tq, H, E]   k, v [B, Tk, K, E]   out, dout [B, Tq, H, E]   lse [B, H, Tq]   stats [B, H, Tq, 2]
+//   q [B, Tq, H, E]   k, v [B, Tk, K, E]   out, dout [B, Tq, H, E]   lse [B, H, Tq]
+//   stats [B, H, Tq, 2]
 //
 // H / K consecutive query heads share a key-value head. Of q, k, v and their gradients a pointer to
 // the first head of the first token is given and the number of elements from token to token, so
@@ -39,7 +40,8 @@ struct Mask {
     // "none" is beyond every key.
     int below, above, n_keys, tq;
 
-    DEVICE Mask(const int* intervals, int causal, int window, int n_keys, int tq) : intervals(intervals), n_keys(n_keys), tq(tq) {
+    DEVICE Mask(const int* intervals, int causal, int window, int n_keys, int tq)
+        : intervals(intervals), n_keys(n_keys), tq(tq) {
         const int ALL = 1 << 30;
         below = window > 0 ? min(window - 1, ALL) : ALL;
         above = causal ? 0 : below;
@@ -72,7 +74,8 @@ DEVICE Bounds bounds_of(int2 seen) {
 // Of no query at all.
 DEVICE Bounds no_bounds() { return Bounds{INT_MAX, 0, 0, INT_MAX}; }
 DEVICE Bounds joined(Bounds a, Bounds b) {
-    return Bounds{min(a.reach_lo, b.reach_lo), max(a.reach_hi, b.reach_hi), max(a.full_lo, b.full_lo), min(a.full_hi, b.full_hi)};
+    return Bounds{min(a.reach_lo, b.reach_lo), max(a.reach_hi, b.reach_hi),
+        max(a.full_lo, b.full_lo), min(a.full_hi, b.full_hi)};
 }
 DEVICE Bounds warp_joined(Bounds a) {
 #pragma unroll
@@ -89,7 +92,8 @@ DEVICE Bounds warp_joined(Bounds a) {
 // The bounds of queries q0 to q0 + n of row b, by one warp.
 DEVICE Bounds warp_bounds(const Mask& mask, int b, int q0, int n) {
     Bounds bounds = no_bounds();
-    for (int i = threadIdx.x % WARP; i < n && q0 + i < mask.tq; i += WARP) bounds = joined(bounds, bounds_of(mask.interval(b, q0 + i)));
+    for (int i = threadIdx.x % WARP; i < n && q0 + i < mask.tq; i += WARP)
+        bounds = joined(bounds, bounds_of(mask.interval(b, q0 + i)));
     return warp_joined(bounds);
 }
 
@@ -143,7 +147,8 @@ struct InPages {
     const int* table;
     int shift;
 
-    DEVICE InPages(const int* table, int max_pages, int shift) : table(table + (i64)blockIdx.z * max_pages), shift(shift) {}
+    DEVICE InPages(const int* table, int max_pages, int shift)
+        : table(table + (i64)blockIdx.z * max_pages), shift(shift) {}
     DEVICE i64 first(int) const { return 0; }
     // Beyond `end` the table may hold anything.
     DEVICE i64 row(int key, int end) const {
@@ -160,9 +165,14 @@ struct Workspace {
     float* sums;
     int n_splits, width;
 
-    DEVICE Workspace(float* workspace, int n_rows, int n_splits, int width) : stats(workspace), n_splits(n_splits), width(width) {
+    DEVICE Workspace(float* workspace, int n_rows, int n_splits, int width)
+        : stats(workspace), n_splits(n_splits), width(width) {
         sums = workspace + 2 * (i64)n_rows * n_splits;
     }
-    DEVICE float* sums_of(int row, int split) const { return sums + ((i64)row * n_splits + split) * width; }
-    DEVICE float* stats_of(int row, int split) const { return stats + 2 * ((i64)row * n_splits + split); }
+    DEVICE float* sums_of(int row, int split) const {
+        return sums + ((i64)row * n_splits + split) * width;
+    }
+    DEVICE float* stats_of(int row, int split) const {
+        return stats + 2 * ((i64)row * n_splits + split);
+    }
 };

@@ -112,7 +112,8 @@ template <int N>
 DEVICE void store_floats(float* to, const float from[N]) {
     if (N == 1) to[0] = from[0];
 #pragma unroll
-    for (int i = 0; i + 3 < N; i += 4) store_pack(to + i, Pack<float, 4>{{from[i], from[i + 1], from[i + 2], from[i + 3]}});
+    for (int i = 0; i + 3 < N; i += 4)
+        store_pack(to + i, Pack<float, 4>{{from[i], from[i + 1], from[i + 2], from[i + 3]}});
 }
 
 // LANES elements of T in four registers: what a thread holds of a row. Unpacked 16-bit elements
@@ -155,7 +156,8 @@ DEVICE Bits add_rounded(const Bits& a, const Bits& b) {
 #if LEHR_T == 0
         sum.v[i] = __float_as_uint(element(a, i) + element(b, i));
 #else
-        T low = from_f32<T>(element(a, 2 * i) + element(b, 2 * i)), high = from_f32<T>(element(a, 2 * i + 1) + element(b, 2 * i + 1));
+        T low = from_f32<T>(element(a, 2 * i) + element(b, 2 * i)),
+            high = from_f32<T>(element(a, 2 * i + 1) + element(b, 2 * i + 1));
         sum.v[i] = (u32)low.bits | (u32)high.bits << 16;
 #endif
     }
@@ -222,7 +224,8 @@ DEVICE float block_max(float x, float* scratch) {
 // turns with two.
 DEVICE float row_sum(float x, float* scratch) {
     if (blockDim.x <= WARP) {
-        for (int lane = blockDim.x / 2; lane > 0; lane >>= 1) x += __shfl_xor_sync(FULL_MASK, x, lane);
+        for (int lane = blockDim.x / 2; lane > 0; lane >>= 1)
+            x += __shfl_xor_sync(FULL_MASK, x, lane);
         return x;
     }
     int lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP;
@@ -233,7 +236,8 @@ DEVICE float row_sum(float x, float* scratch) {
 }
 DEVICE float row_max(float x, float* scratch) {
     if (blockDim.x <= WARP) {
-        for (int lane = blockDim.x / 2; lane > 0; lane >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, lane));
+        for (int lane = blockDim.x / 2; lane > 0; lane >>= 1)
+            x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, lane));
         return x;
     }
     int lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP;
@@ -245,7 +249,8 @@ DEVICE float row_max(float x, float* scratch) {
 
 // out[c] (+)= sum over b of partials[b, c], partials [n_blocks, d], in a fixed order. Block (32,
 // 32), grid ceil(d / 32).
-DEVICE void sum_rows_of_blocks(const float* partials, float* out, int n_blocks, int d, int accumulate) {
+DEVICE void sum_rows_of_blocks(const float* partials, float* out, int n_blocks, int d,
+    int accumulate) {
     __shared__ float sums[32][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     float sum = 0.0f;
@@ -337,7 +342,8 @@ DEVICE void elementwise_by(i64 thread, i64 n_threads, i64 n, const F& f, const I
     i64 n_packs = n / N, i = thread;
     if constexpr (UNROLL > 1) {
 #pragma unroll 1
-        for (; i + (UNROLL - 1) * n_threads < n_packs; i += UNROLL * n_threads) elementwise_step<N, UNROLL>(i, n_threads, f, in...);
+        for (; i + (UNROLL - 1) * n_threads < n_packs; i += UNROLL * n_threads)
+            elementwise_step<N, UNROLL>(i, n_threads, f, in...);
     }
 #pragma unroll 1
     for (; i < n_packs; i += n_threads) elementwise_step<N, 1>(i, n_threads, f, in...);

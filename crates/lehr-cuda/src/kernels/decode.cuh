@@ -24,9 +24,11 @@ DEVICE uint4 load_part(const T* row, int e, int width, bool valid) {
     }
     T part[LANES];
 #pragma unroll
-    for (int j = 0; j < LANES; j++) part[j] = valid && e + j < width ? row[e + j] : from_f32<T>(0.0f);
+    for (int j = 0; j < LANES; j++)
+        part[j] = valid && e + j < width ? row[e + j] : from_f32<T>(0.0f);
 #if LEHR_T == 0
-    return make_uint4(__float_as_uint(part[0]), __float_as_uint(part[1]), __float_as_uint(part[2]), __float_as_uint(part[3]));
+    return make_uint4(__float_as_uint(part[0]), __float_as_uint(part[1]), __float_as_uint(part[2]),
+        __float_as_uint(part[3]));
 #else
     u32 two[4];
 #pragma unroll
@@ -56,15 +58,18 @@ struct DecodeScratch {
 // TEAM lanes share a key; each holds W / TEAM elements of it, in packs TEAM * LANES apart. A team
 // takes U keys at once, and has a softmax of its own until the end.
 template <int W, int TEAM, int RC, bool PACKED, class Place>
-DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride,
-                   int k_stride, int v_stride, Place place, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
+DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const T* v,
+    float* workspace, const Mask& mask, int q_stride, int k_stride, int v_stride, Place place,
+    int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
     const int N = W / TEAM, PACKS = N / LANES, TEAMS = WARP / TEAM, KEYS = DECODE_WARPS * TEAMS;
     // 256 bytes under way per thread, or half of that where the registers are full.
     const int U = (sizeof(T) == 2 && N * RC == 64 ? 64 : 128) / (N * (int)sizeof(T));
 
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, member = lane % TEAM, team = warp * TEAMS + lane / TEAM;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, member = lane % TEAM,
+        team = warp * TEAMS + lane / TEAM;
     int per_kv = n_heads / n_kv_heads, n_rows = per_kv * mask.tq, n_chunks = (n_rows + RC - 1) / RC;
-    int split = blockIdx.x, kv_head = blockIdx.y / n_chunks, row0 = blockIdx.y % n_chunks * RC, b = blockIdx.z;
+    int split = blockIdx.x, kv_head = blockIdx.y / n_chunks, row0 = blockIdx.y % n_chunks * RC,
+        b = blockIdx.z;
 
     const int2 part = part_of(mask, b, split, n_splits, KEYS);
     const int first = part.x, end = part.y;
@@ -112,7 +117,8 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
             const T* from = v + place.row(key, end) * v_stride;
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
-                values[u][p] = load_part<PACKED>(from, (member + p * TEAM) * LANES, width, key < end);
+                values[u][p] = load_part<PACKED>(from, (member + p * TEAM) * LANES, width,
+                    key < end);
             }
         }
         float s[U][RC];
@@ -134,7 +140,8 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
 #pragma unroll
             for (int r = 0; r < RC; r++) {
 #pragma unroll
-                for (int other = TEAM / 2; other > 0; other >>= 1) s[u][r] += __shfl_xor_sync(FULL_MASK, s[u][r], other);
+                for (int other = TEAM / 2; other > 0; other >>= 1)
+                    s[u][r] += __shfl_xor_sync(FULL_MASK, s[u][r], other);
                 if (key < seen[r].x || key >= min(seen[r].y, end)) s[u][r] = -INFINITY;
             }
         }
@@ -143,7 +150,8 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
             float new_max = row_max[r];
 #pragma unroll
             for (int u = 0; u < U; u++) new_max = fmaxf(new_max, s[u][r]);
-            float safe_max = new_max == -INFINITY ? 0.0f : new_max, factor = exp2_t(row_max[r] - safe_max);
+            float safe_max = new_max == -INFINITY ? 0.0f : new_max,
+                factor = exp2_t(row_max[r] - safe_max);
             row_max[r] = new_max;
             row_sum[r] *= factor;
 #pragma unroll
@@ -176,18 +184,22 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
         for (int other = TEAM; other < WARP; other <<= 1) {
             float other_max = __shfl_xor_sync(FULL_MASK, row_max[r], other);
             float other_sum = __shfl_xor_sync(FULL_MASK, row_sum[r], other);
-            float new_max = fmaxf(row_max[r], other_max), safe_max = new_max == -INFINITY ? 0.0f : new_max;
+            float new_max = fmaxf(row_max[r], other_max),
+                safe_max = new_max == -INFINITY ? 0.0f : new_max;
             float mine = exp2_t(row_max[r] - safe_max), others = exp2_t(other_max - safe_max);
             row_max[r] = new_max;
             row_sum[r] = row_sum[r] * mine + other_sum * others;
 #pragma unroll
-            for (int e = 0; e < N; e++) acc[r][e] = acc[r][e] * mine + __shfl_xor_sync(FULL_MASK, acc[r][e], other) * others;
+            for (int e = 0; e < N; e++)
+                acc[r][e] = acc[r][e] * mine
+                    + __shfl_xor_sync(FULL_MASK, acc[r][e], other) * others;
         }
         if (lane < TEAM) {
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
 #pragma unroll
-                for (int j = 0; j < LANES; j++) scratch.sums[warp][r][(member + p * TEAM) * LANES + j] = acc[r][p * LANES + j];
+                for (int j = 0; j < LANES; j++)
+                    scratch.sums[warp][r][(member + p * TEAM) * LANES + j] = acc[r][p * LANES + j];
             }
             if (member == 0) scratch.stats[warp][r] = make_float2(row_max[r], row_sum[r]);
         }
@@ -215,12 +227,12 @@ DEVICE void decode(DecodeScratch<W, RC>& scratch, const T* q, const T* k, const 
 }
 
 // The body of a kernel whose keys and values lie as PLACE says.
-#define DECODE_BY(W, TEAM, RC, PLACE)                                                                                                 \
-    __shared__ DecodeScratch<W, RC> scratch;                                                                                          \
-    if (is_packed(width) && is_packed(q_stride) && is_packed(k_stride) && is_packed(v_stride)) {                                      \
-        decode<W, TEAM, RC, true>(scratch, q, k, v, workspace, mask, q_stride, k_stride, v_stride, PLACE, n_heads, n_kv_heads, width, \
-                                  scale, n_splits);                                                                                   \
-    } else {                                                                                                                          \
-        decode<W, TEAM, RC, false>(scratch, q, k, v, workspace, mask, q_stride, k_stride, v_stride, PLACE, n_heads, n_kv_heads,       \
-                                   width, scale, n_splits);                                                                           \
+#define DECODE_BY(W, TEAM, RC, PLACE) \
+    __shared__ DecodeScratch<W, RC> scratch; \
+    if (is_packed(width) && is_packed(q_stride) && is_packed(k_stride) && is_packed(v_stride)) { \
+        decode<W, TEAM, RC, true>(scratch, q, k, v, workspace, mask, q_stride, k_stride, v_stride, \
+            PLACE, n_heads, n_kv_heads, width, scale, n_splits); \
+    } else { \
+        decode<W, TEAM, RC, false>(scratch, q, k, v, workspace, mask, q_stride, k_stride, \
+            v_stride, PLACE, n_heads, n_kv_heads, width, scale, n_splits); \
     }

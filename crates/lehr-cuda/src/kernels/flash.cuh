@@ -109,7 +109,8 @@ DEVICE void copy_rows(T* tile, const T* from, int stride, int n, int width) {
 #pragma unroll
         for (int j = 0; j < W / (8 * COLUMNS); j++) {
             bool valid = i * STEP < n && j * 8 * COLUMNS < width;
-            cp_async_16(tile + i * STEP * W + j * 8 * COLUMNS, from + (i64)i * STEP * stride + j * 8 * COLUMNS, valid);
+            cp_async_16(tile + i * STEP * W + j * 8 * COLUMNS,
+                from + (i64)i * STEP * stride + j * 8 * COLUMNS, valid);
         }
     }
 }
@@ -118,7 +119,8 @@ DEVICE void copy_rows(T* tile, const T* from, int stride, int n, int width) {
 // at the first of N columns. Unrolled less where the registers do not hold what would be loaded
 // ahead.
 template <int W, int MT, int N, int UNROLL = W / 16>
-DEVICE void product_by_width(float c[MT][N / 8][4], const T* a_tile, const T* b_tile, const Lane<W>& by_rows, const Lane<W>& by_chunks) {
+DEVICE void product_by_width(float c[MT][N / 8][4], const T* a_tile, const T* b_tile,
+    const Lane<W>& by_rows, const Lane<W>& by_chunks) {
 #pragma unroll UNROLL
     for (int step = 0; step < W / 16; step++) {
         u32 a[MT][4];
@@ -139,7 +141,8 @@ DEVICE void product_by_width(float c[MT][N / 8][4], const T* a_tile, const T* b_
 
 // acc[m][e] += P B: P, N columns wide, is an accumulator (rounded to T here), B has N rows of W.
 template <int W, int MT, int N>
-DEVICE void product_by_rows(float acc[MT][W / 8][4], const float p[MT][N / 8][4], const T* b_tile, const Lane<W>& by_rows) {
+DEVICE void product_by_rows(float acc[MT][W / 8][4], const float p[MT][N / 8][4], const T* b_tile,
+    const Lane<W>& by_rows) {
 #pragma unroll
     for (int n = 0; n < N / 16; n++) {
         u32 a[MT][4];
@@ -180,8 +183,8 @@ DEVICE void clear(float c[MT][N][4]) {
 // them to what is there. `tile` is room for them that only this warp uses: through it, global
 // memory sees whole chunks.
 template <int W, int MT>
-DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float factor[MT][2], T* to, int stride, int n, int width,
-                       int accumulate) {
+DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float factor[MT][2], T* to,
+    int stride, int n, int width, int accumulate) {
     const int CHUNKS = W / 8, COPIES = 16 * MT * CHUNKS / WARP;
     int lane = threadIdx.x % WARP, group = lane / 4, pair = lane % 4;
     __syncwarp();
@@ -189,7 +192,9 @@ DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float facto
 #pragma unroll 4
         for (int i = 0; i < COPIES; i++) {
             int index = lane + i * WARP, row = index / CHUNKS, chunk = index % CHUNKS;
-            if (row < n && chunk * 8 < width) store_pack(tile + at<W>(row, chunk), load_pack<T, 8>(to + (i64)row * stride + chunk * 8));
+            if (row < n && chunk * 8 < width)
+                store_pack(tile + at<W>(row, chunk),
+                    load_pack<T, 8>(to + (i64)row * stride + chunk * 8));
         }
         __syncwarp();
     }
@@ -200,7 +205,8 @@ DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float facto
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 u32* two = (u32*)(tile + at<W>(16 * m + 8 * h + group, e) + 2 * pair);
-                float low = acc[m][e][2 * h] * factor[m][h], high = acc[m][e][2 * h + 1] * factor[m][h];
+                float low = acc[m][e][2 * h] * factor[m][h],
+                    high = acc[m][e][2 * h + 1] * factor[m][h];
                 if (accumulate) {
                     low += unpack_low(*two);
                     high += unpack_high(*two);
@@ -213,7 +219,9 @@ DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float facto
 #pragma unroll 4
     for (int i = 0; i < COPIES; i++) {
         int index = lane + i * WARP, row = index / CHUNKS, chunk = index % CHUNKS;
-        if (row < n && chunk * 8 < width) store_pack(to + (i64)row * stride + chunk * 8, load_pack<T, 8>(tile + at<W>(row, chunk)));
+        if (row < n && chunk * 8 < width)
+            store_pack(to + (i64)row * stride + chunk * 8,
+                load_pack<T, 8>(tile + at<W>(row, chunk)));
     }
 }
 
@@ -222,7 +230,8 @@ DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float facto
 // The running softmax takes in the scores s of BK keys that start at `key`, and leaves the weights
 // in them. Masked keys get weight 0.
 template <int W, int MT, int BK>
-DEVICE void softmax_step(float s[MT][BK / 8][4], float acc[MT][W / 8][4], float row_max[MT][2], float row_sum[MT][2], float scale_log2) {
+DEVICE void softmax_step(float s[MT][BK / 8][4], float acc[MT][W / 8][4], float row_max[MT][2],
+    float row_sum[MT][2], float scale_log2) {
     float safe_max[MT][2];
     bool changed = false;
     float old_max[MT][2];
@@ -232,7 +241,8 @@ DEVICE void softmax_step(float s[MT][BK / 8][4], float acc[MT][W / 8][4], float 
         for (int h = 0; h < 2; h++) {
             float x = fmaxf(s[m][0][2 * h], s[m][0][2 * h + 1]);
 #pragma unroll
-            for (int n = 1; n < BK / 8; n++) x = fmaxf(x, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+            for (int n = 1; n < BK / 8; n++)
+                x = fmaxf(x, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
             x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, 1));
             x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, 2));
             old_max[m][h] = row_max[m][h];

@@ -34,7 +34,8 @@ DEVICE void load_rows(float* tile, const T* from, int stride, int n, int width) 
 #pragma unroll
             for (int j = 0; j < LANES; j += 4) {
                 float4* to = (float4*)(tile + row * S + e + j);
-                *to = make_float4(to_f32(x.v[j]), to_f32(x.v[j + 1]), to_f32(x.v[j + 2]), to_f32(x.v[j + 3]));
+                *to = make_float4(to_f32(x.v[j]), to_f32(x.v[j + 1]), to_f32(x.v[j + 2]),
+                    to_f32(x.v[j + 3]));
             }
         }
     } else {
@@ -67,7 +68,8 @@ DEVICE void product_by_width(float s[R][R], const float* a, const float* b, int 
 #pragma unroll
         for (int r = 0; r < R; r++) {
 #pragma unroll
-            for (int c = 0; c < R; c++) s[r][c] += x[r].x * y[c].x + x[r].y * y[c].y + x[r].z * y[c].z + x[r].w * y[c].w;
+            for (int c = 0; c < R; c++)
+                s[r][c] += x[r].x * y[c].x + x[r].y * y[c].y + x[r].z * y[c].z + x[r].w * y[c].w;
         }
     }
 }
@@ -87,14 +89,16 @@ DEVICE void store_part(float* tile, const float s[R][R]) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
 #pragma unroll
-        for (int c = 0; c < R; c++) tile[(ty * R + r) * row_stride<SIDE * R>() + tx + SIDE * c] = s[r][c];
+        for (int c = 0; c < R; c++)
+            tile[(ty * R + r) * row_stride<SIDE * R>() + tx + SIDE * c] = s[r][c];
     }
 }
 
 // acc += P B, with the tile P of store_part() and 16 R rows of B.
 template <int W, int R>
 DEVICE void product_by_rows(float acc[R][Columns<W>::N], const float* p, const float* b) {
-    const int S = row_stride<W>(), P = row_stride<SIDE * R>(), V = Columns<W>::V, GROUPS = Columns<W>::N / V;
+    const int S = row_stride<W>(), P = row_stride<SIDE * R>(), V = Columns<W>::V,
+        GROUPS = Columns<W>::N / V;
     int ty = threadIdx.x / SIDE, tx = threadIdx.x % SIDE;
     p += ty * R * P;
     b += tx * V;
@@ -123,7 +127,8 @@ DEVICE void product_by_rows(float acc[R][Columns<W>::N], const float* p, const f
 
 // The thread's rows of acc, row r times factor[r], to `n` rows of E elements, or added to them.
 template <int W, int R>
-DEVICE void write_rows(const float acc[R][Columns<W>::N], const float factor[R], T* to, int stride, int n, int width, int accumulate) {
+DEVICE void write_rows(const float acc[R][Columns<W>::N], const float factor[R], T* to, int stride,
+    int n, int width, int accumulate) {
     const int V = Columns<W>::V, GROUPS = Columns<W>::N / V;
     int ty = threadIdx.x / SIDE, tx = threadIdx.x % SIDE;
     const bool whole = width % V == 0 && stride % V == 0;
@@ -139,12 +144,16 @@ DEVICE void write_rows(const float acc[R][Columns<W>::N], const float factor[R],
                 Pack<T, V> x;
                 if (accumulate) x = load_pack<T, V>(at);
 #pragma unroll
-                for (int j = 0; j < V; j++) x.v[j] = from_f32<T>(acc[r][g * V + j] * factor[r] + (accumulate ? to_f32(x.v[j]) : 0.0f));
+                for (int j = 0; j < V; j++)
+                    x.v[j] = from_f32<T>(acc[r][g * V + j] * factor[r]
+                        + (accumulate ? to_f32(x.v[j]) : 0.0f));
                 store_pack(at, x);
             } else {
 #pragma unroll
                 for (int j = 0; j < V; j++) {
-                    if (e + j < width) at[j] = from_f32<T>(acc[r][g * V + j] * factor[r] + (accumulate ? to_f32(at[j]) : 0.0f));
+                    if (e + j < width)
+                        at[j] = from_f32<T>(acc[r][g * V + j] * factor[r]
+                            + (accumulate ? to_f32(at[j]) : 0.0f));
                 }
             }
         }

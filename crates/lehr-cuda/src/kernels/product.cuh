@@ -28,10 +28,12 @@
 // Sums all segments of this warp, of which the first STAGES are under way, and writes the sums to
 // `out`, [ROWS, TOKENS].
 template <class F, class Sums>
-DEVICE void sum_segments(const Copier<F>& copier, u8* stages, float* all_partial, const u8* zeros, const u8* table, int n_segments) {
+DEVICE void sum_segments(const Copier<F>& copier, u8* stages, float* all_partial, const u8* zeros,
+    const u8* table, int n_segments) {
     typedef Layout<F> L;
     constexpr int STEPS = F::SEGMENT / 32;
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP, n = copier.n, stage_bytes = L::bytes(n);
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP,
+        n = copier.n, stage_bytes = L::bytes(n);
     int low = lane / 4, high = low + 8, slot = 0;
     Sums sums;
     sums.clear();
@@ -41,7 +43,8 @@ DEVICE void sum_segments(const Copier<F>& copier, u8* stages, float* all_partial
         u8* at = stages + slot * stage_bytes;
         const u8* x = at + ROWS * L::STRIDE;
         const float* scales = (const float*)(x + n * L::X_STRIDE);
-        int low_phase = copier.phase(copier.first_row + low, segment), high_phase = copier.phase(copier.first_row + high, segment);
+        int low_phase = copier.phase(copier.first_row + low, segment),
+            high_phase = copier.phase(copier.first_row + high, segment);
         Row low_row = {at + low * L::STRIDE + low_phase, scales + low * STEPS, table, lane % 4};
         Row high_row = {at + high * L::STRIDE + high_phase, scales + high * STEPS, table, lane % 4};
         sums.segment(low_row, high_row, x, zeros, n);
@@ -57,13 +60,15 @@ DEVICE void sum_segments(const Copier<F>& copier, u8* stages, float* all_partial
 }
 
 template <class F>
-DEVICE void product(const u8* w, const float* scales, const T* x, const T* bias, T* y, int n, int rows, int cols, int row_bytes,
-                    int group) {
+DEVICE void product(const u8* w, const float* scales, const T* x, const T* bias, T* y, int n,
+    int rows, int cols, int row_bytes, int group) {
     DYNAMIC_SHARED(u8, shared);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP;
-    int first_row = blockIdx.x * ROWS, n_segments = (cols + F::SEGMENT - 1) / F::SEGMENT, stage_bytes = Layout<F>::bytes(n);
+    int first_row = blockIdx.x * ROWS, n_segments = (cols + F::SEGMENT - 1) / F::SEGMENT,
+        stage_bytes = Layout<F>::bytes(n);
     Copier<F> copier(w, scales, x, n, rows, cols, row_bytes, group);
-    u8 *zeros = shared + (F::TABLE ? TABLE_BYTES : 0), *stages = zeros + ZEROS, *mine = stages + warp * STAGES * stage_bytes;
+    u8 *zeros = shared + (F::TABLE ? TABLE_BYTES : 0), *stages = zeros + ZEROS,
+        *mine = stages + warp * STAGES * stage_bytes;
 #pragma unroll 1
     for (int i = 0; i < STAGES; i++) {
         int segment = warp + i * n_warps;
@@ -79,7 +84,8 @@ DEVICE void product(const u8* w, const float* scales, const T* x, const T* bias,
     if constexpr (OnTensorCores<typename F::P>::value) {
 #if LEHR_T != 0
         if constexpr (F::DIAGONAL) {
-            if (n == 1) sum_segments<F, DiagonalSums<F>>(copier, mine, partial, zeros, table, n_segments);
+            if (n == 1)
+                sum_segments<F, DiagonalSums<F>>(copier, mine, partial, zeros, table, n_segments);
             else sum_segments<F, TensorSums<F>>(copier, mine, partial, zeros, table, n_segments);
         } else {
             sum_segments<F, TensorSums<F>>(copier, mine, partial, zeros, table, n_segments);
@@ -112,8 +118,9 @@ DEVICE void product(const u8* w, const float* scales, const T* x, const T* bias,
 // 0          0     0     0     0     0     0     0     0     0     0     0       0       0   512
 // 512   512 table       0          0     0     0     0     0     0     0     0     0     0     0
 // 32768   32768     0     0 32768
-#define PRODUCT(name, F)                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(256, 3)                                                                                \
-        name(const u8* w, const float* scales, const T* x, const T* bias, T* y, int n, int rows, int cols, int row_bytes, int group) { \
-        product<F>(w, scales, x, bias, y, n, rows, cols, row_bytes, group);                                                            \
+#define PRODUCT(name, F) \
+    extern "C" __global__ void __launch_bounds__(256, 3) \
+        name(const u8* w, const float* scales, const T* x, const T* bias, T* y, int n, int rows, \
+            int cols, int row_bytes, int group) { \
+        product<F>(w, scales, x, bias, y, n, rows, cols, row_bytes, group); \
     }

@@ -29,8 +29,11 @@ DEVICE void copy(void* to, const void* from) {
     emu::copy_later(to, from, N, N);
 #else
     u32 address = (u32)__cvta_generic_to_shared(to);
-    if (N == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+    if (N == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from)
+            : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from)
+        : "memory");
 #endif
 }
 // Copies 16 bytes through the first-level cache, for what other warps read too.
@@ -50,8 +53,11 @@ DEVICE void copy_part(void* to, const void* from, int n) {
     emu::copy_later(to, from, n, N);
 #else
     u32 address = (u32)__cvta_generic_to_shared(to);
-    if (N == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(n) : "memory");
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(n) : "memory");
+    if (N == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+            "r"(n) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from),
+        "r"(n) : "memory");
 #endif
 }
 
@@ -67,7 +73,8 @@ struct Copier {
     const T* x;
     int lane, first_row, n, rows, cols, row_bytes, row_scales, group_shift;
 
-    DEVICE Copier(const u8* w, const float* scales, const T* x, int n, int rows, int cols, int row_bytes, int group)
+    DEVICE Copier(const u8* w, const float* scales, const T* x, int n, int rows, int cols,
+        int row_bytes, int group)
         : w(w), scales(scales), x(x), n(n), rows(rows), cols(cols), row_bytes(row_bytes) {
         lane = threadIdx.x % WARP;
         first_row = blockIdx.x * ROWS;
@@ -80,7 +87,8 @@ struct Copier {
     }
     // Where in shared memory a row's segment starts: copies start on 16 bytes, rows need not.
     DEVICE int phase(int row, int segment) const {
-        return F::ALIGNED == 16 ? 0 : (int)(((u32)row * (u32)row_bytes + (u32)segment * (u32)L::BYTES) & 15);
+        return F::ALIGNED == 16 ? 0
+            : (int)(((u32)row * (u32)row_bytes + (u32)segment * (u32)L::BYTES) & 15);
     }
     DEVICE void weights(u8* to, int segment) const {
         int start = segment * L::BYTES, left = row_bytes - start;
@@ -88,7 +96,8 @@ struct Copier {
             const u8* from = w - (i64)(lane / 4) * row_bytes + start;
             for (int r = 0; r < ROWS; r++, from += row_bytes) {
                 int valid = first_row + r < rows ? left : 0;
-                for (int i = lane; i < L::BYTES; i += WARP) to[r * L::STRIDE + i] = i < valid ? from[i] : (u8)0;
+                for (int i = lane; i < L::BYTES; i += WARP)
+                    to[r * L::STRIDE + i] = i < valid ? from[i] : (u8)0;
             }
             return;
         }
@@ -104,7 +113,8 @@ struct Copier {
             const u8* from = w + (half ? (i64)8 * row_bytes : 0) + start;
             int at = F::ALIGNED == 16 ? 0 : (int)((u64)from & 15), skip = lane % 4 * 16 - at;
             from += skip;
-            int end = INSIDE || first_row + lane / 4 + 8 * half < rows ? min(left, L::BYTES) - skip : 0;
+            int end = INSIDE || first_row + lane / 4 + 8 * half < rows ? min(left, L::BYTES) - skip
+                : 0;
 #pragma unroll
             for (int i = 0; i < L::COPIES; i += 4) {
                 if (i + 4 > L::COPIES && lane % 4 >= L::COPIES - i) break;
@@ -118,7 +128,8 @@ struct Copier {
         const T* from = x + first;
         if (!is_packed(cols)) {
             for (int t = 0; t < n; t++, from += cols, to += L::X_STRIDE)
-                for (int c = lane; c < F::SEGMENT; c += WARP) ((T*)to)[c] = c < left ? from[c] : from_f32<T>(0.0f);
+                for (int c = lane; c < F::SEGMENT; c += WARP)
+                    ((T*)to)[c] = c < left ? from[c] : from_f32<T>(0.0f);
             return;
         }
         from += lane * LANES;
@@ -128,7 +139,8 @@ struct Copier {
                 for_packs([&](int i) { copy_cached(to + 16 * i, from + i * LANES); });
         } else {
             for (int t = 0; t < n; t++, from += cols, to += L::X_STRIDE)
-                for_packs([&](int i) { copy_part<16>(to + 16 * i, from + i * LANES, (left - (lane + i) * LANES) * (int)sizeof(T)); });
+                for_packs([&](int i) { copy_part<16>(to + 16 * i, from + i * LANES,
+                    (left - (lane + i) * LANES) * (int)sizeof(T)); });
         }
     }
     // The packs of a row of x that this lane copies.

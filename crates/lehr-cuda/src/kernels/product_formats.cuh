@@ -153,13 +153,16 @@ DEVICE void byte_pairs(P* out, u32 v) {
 
 #define TABLE_BYTES (256 * 128)
 // Entry of byte k of a word.
-DEVICE const u8* entry(const u8* table, u32 v, int k) { return table + ((k == 0 ? v << 7 : v >> (8 * k - 7)) & 0x7f80u); }
+DEVICE const u8* entry(const u8* table, u32 v, int k) {
+    return table + ((k == 0 ? v << 7 : v >> (8 * k - 7)) & 0x7f80u);
+}
 
 // NF4: the upper nibble first. IQ4: the lower one.
 template <bool NF4>
 DEVICE void fill_table(u8* table) {
     for (int b = threadIdx.x; b < 256; b += blockDim.x) {
-        float low = NF4 ? NF4_LEVELS[b >> 4] : IQ4_LEVELS[b & 15], high = NF4 ? NF4_LEVELS[b & 15] : IQ4_LEVELS[b >> 4];
+        float low = NF4 ? NF4_LEVELS[b >> 4] : IQ4_LEVELS[b & 15],
+            high = NF4 ? NF4_LEVELS[b & 15] : IQ4_LEVELS[b >> 4];
 #if LEHR_T == 0
         float2 value = make_float2(low, high);
 #else
@@ -171,7 +174,8 @@ DEVICE void fill_table(u8* table) {
             continue;
         }
 #endif
-        for (int i = 0; i < 16; i++) *(decltype(value)*)(table + 128 * b + 8 * ((i + b) % 16)) = value;
+        for (int i = 0; i < 16; i++)
+            *(decltype(value)*)(table + 128 * b + 8 * ((i + b) % 16)) = value;
     }
 }
 // Bytes between two lanes' copies of an entry.
@@ -210,7 +214,8 @@ struct Format {
     static constexpr bool NEAR = false, CROSS = false;
     // Halves of a step have their own scales; there are minima; all scales are 1; there is a rest;
     // scales lie apart.
-    static constexpr bool HALVES = false, MINIMA = false, UNIT = false, REST = false, SCALES = false;
+    static constexpr bool HALVES = false, MINIMA = false, UNIT = false, REST = false,
+        SCALES = false;
     // Whether there is a way for one row of x (below): lane p then owns all columns of two runs of
     // 32 of a segment, `run_of`(p, 0 and 1). `load` reads a run, and `pairs` gives eight of its
     // columns: 8 k to 8 k + 7, or 4 k to 4 k + 3 and 16 more (CROSS, not NEAR).

@@ -28,13 +28,15 @@ struct TensorSums {
             Pack<u32, 4> v = load_pack<u32, 4>((const u32*)(x + 64 * j));
             for (int i = 0; i < 4; i++) b[i] = v.v[i];
         } else {
-            Pack<u32, 2> v = load_pack<u32, 2>((const u32*)(x + 64 * j)), u = load_pack<u32, 2>((const u32*)(x + 64 * j + 32));
+            Pack<u32, 2> v = load_pack<u32, 2>((const u32*)(x + 64 * j)),
+                u = load_pack<u32, 2>((const u32*)(x + 64 * j + 32));
             b[0] = v.v[0], b[1] = v.v[1], b[2] = u.v[0], b[3] = u.v[1];
         }
         if (F::CROSS) cross(b);
     }
     // c += half `half` of the step.
-    static DEVICE void multiply(float c[4], const u32* low, const u32* high, const u32 b[4], int half) {
+    static DEVICE void multiply(float c[4], const u32* low, const u32* high, const u32 b[4],
+        int half) {
         u32 a[4] = {low[2 * half], high[2 * half], low[2 * half + 1], high[2 * half + 1]};
         mma_16816(c, a, b + 2 * half);
     }
@@ -43,7 +45,8 @@ struct TensorSums {
         mma_16816(c, ones, b + 2 * half);
     }
     DEVICE void add(const float c[4], float low, float high) {
-        sums[0] += low * c[0], sums[1] += low * c[1], sums[2] += high * c[2], sums[3] += high * c[3];
+        sums[0] += low * c[0], sums[1] += low * c[1], sums[2] += high * c[2],
+            sums[3] += high * c[3];
     }
     DEVICE void step(int j, const u8* x, int n, const Step<u32>& low, const Step<u32>& high) {
         u32 b[4];
@@ -111,7 +114,8 @@ struct DiagonalSums {
     }
     static DEVICE void load_x(const u8* x, int k, u32 b[4]) {
         if (F::CROSS && !F::NEAR) {
-            Pack<u32, 2> v = load_pack<u32, 2>((const u32*)(x + 8 * k)), u = load_pack<u32, 2>((const u32*)(x + 32 + 8 * k));
+            Pack<u32, 2> v = load_pack<u32, 2>((const u32*)(x + 8 * k)),
+                u = load_pack<u32, 2>((const u32*)(x + 32 + 8 * k));
             b[0] = v.v[0], b[1] = v.v[1], b[2] = u.v[0], b[3] = u.v[1];
         } else {
             Pack<u32, 4> v = load_pack<u32, 4>((const u32*)(x + 16 * k));
@@ -225,7 +229,8 @@ struct FloatSums {
             constexpr int HALVES = F::HALVES ? 2 : 1, N = F::HALVES ? 2 : 4;
 #pragma unroll
             for (int half = 0; half < HALVES; half++) {
-                float a = dot(low.pairs + N * half, v + 2 * N * half, N), b = dot(high.pairs + N * half, v + 2 * N * half, N);
+                float a = dot(low.pairs + N * half, v + 2 * N * half, N),
+                    b = dot(high.pairs + N * half, v + 2 * N * half, N);
                 sums[0][t] += F::UNIT ? a : low.scale[half] * a;
                 sums[1][t] += F::UNIT ? b : high.scale[half] * b;
                 if (F::MINIMA) {

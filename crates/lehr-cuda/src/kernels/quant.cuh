@@ -25,7 +25,8 @@
 #define FORMAT_NF4 102
 
 // The levels of IQ4_NL and IQ4_XS.
-__constant__ float IQ4_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+__constant__ float IQ4_LEVELS[16] =
+    {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 // The levels of NF4.
 __constant__ float NF4_LEVELS[16] = {
     -1.0f,
@@ -56,6 +57,7 @@ DEVICE u32 u32_at(const u8* p) { return *(const u32*)p; }
 // 11 the low bits of the last four, whose upper two bits stand above the first four.
 DEVICE u32 six_bits(const u32 words[3], int j, int minimum) {
     u32 first = words[minimum];
-    u32 all = j < 4 ? first & 0x3f3f3f3fu : (words[2] >> 4 * minimum & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u);
+    u32 all = j < 4 ? first & 0x3f3f3f3fu
+        : (words[2] >> 4 * minimum & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u);
     return all >> 8 * (j % 4) & 255;
 }

@@ -29,7 +29,9 @@ struct Sum {
     u64 weight;
 };
 DEVICE Sum operator+(Sum a, Sum b) { return {a.count + b.count, a.weight + b.weight}; }
-DEVICE bool reaches(Sum sum, Sum target) { return (sum.count >= target.count) | (sum.weight >= target.weight); }
+DEVICE bool reaches(Sum sum, Sum target) {
+    return (sum.count >= target.count) | (sum.weight >= target.weight);
+}
 
 DEVICE bool is_greedy(const Settings& s) { return s.temperature == 0.0f || s.top_k == 1; }
 
@@ -45,7 +47,8 @@ struct Row {
     // Of the largest logit, once it is known.
     float top, temperature, bins_per_logit;
 };
-DEVICE Row row_of(const T* logits, int row, int stride, int n, const Settings& s, const u32* seen, float top) {
+DEVICE Row row_of(const T* logits, int row, int stride, int n, const Settings& s, const u32* seen,
+    float top) {
     bool has_penalty = s.repetition != 1.0f || s.frequency != 0.0f || s.presence != 0.0f;
     // Not infinite: 0 times that is NaN.
     float bins_per_logit = fminf(BINS_PER_E / s.temperature, 1e30f);
@@ -57,8 +60,10 @@ DEVICE Row row_of(const T* logits, int row, int stride, int n, const Settings& s
 DEVICE float penalized(const Row& row, float l, int id) {
     if (!row.seen) return l;
     u32 seen = row.seen[id];
-    if (seen && row.repetition != 1.0f) l = l > 0.0f ? l / row.repetition : __fmul_rn(l, row.repetition);
-    if (seen > 1) l = __fsub_rn(l, __fadd_rn(__fmul_rn(row.frequency, (float)(seen / 2)), row.presence));
+    if (seen && row.repetition != 1.0f)
+        l = l > 0.0f ? l / row.repetition : __fmul_rn(l, row.repetition);
+    if (seen > 1)
+        l = __fsub_rn(l, __fadd_rn(__fmul_rn(row.frequency, (float)(seen / 2)), row.presence));
     return l;
 }
 // f(id, logit) for `length` ids of a row from `start` on, by the threads of this block, which load
@@ -71,10 +76,13 @@ DEVICE void each_logit(const Row& row, int start, int length, const F& f) {
     int head = (int)((LANES - at % LANES) % LANES);
     if (head > length) head = length;
     const T* p = row.logits + at;
-    if ((int)threadIdx.x < head) f(start + (int)threadIdx.x, penalized(row, to_f32(p[threadIdx.x]), start + (int)threadIdx.x));
+    if ((int)threadIdx.x < head)
+        f(start + (int)threadIdx.x,
+            penalized(row, to_f32(p[threadIdx.x]), start + (int)threadIdx.x));
     auto step = [&](i64 i, auto pack) {
         int first = start + head + (int)i;
-        for (int k = 0; k < pack.N_ELEMENTS; k++) f(first + k, penalized(row, to_f32(pack.v[k]), first + k));
+        for (int k = 0; k < pack.N_ELEMENTS; k++)
+            f(first + k, penalized(row, to_f32(pack.v[k]), first + k));
     };
     elementwise_by<N, UNROLL>(threadIdx.x, blockDim.x, length - head, step, p + head);
 }
@@ -85,7 +93,9 @@ DEVICE void each_logit_of_part(const Row& row, int n, const F& f) {
     each_logit<LANES, UNROLL>(row, start, min(part, n - start), f);
 }
 
-DEVICE float weight_of(const Row& row, float l) { return expf(__fsub_rn(l, row.top) / row.temperature); }
+DEVICE float weight_of(const Row& row, float l) {
+    return expf(__fsub_rn(l, row.top) / row.temperature);
+}
 // NaN becomes 0.
 DEVICE u64 to_units(float weight) { return weight >= 0.0f ? (u64)(weight * UNIT) : 0; }
 // It never rises where the logit rises.
@@ -116,7 +126,8 @@ DEVICE Best best_of_parts(const Best* bests, int n_parts) {
     int lane = threadIdx.x % WARP;
     Best best = {-INFINITY, NO_INDEX};
     if (lane < n_parts) best = bests[lane];
-    if (lane + WARP < n_parts) take_better(best, bests[lane + WARP].value, bests[lane + WARP].index);
+    if (lane + WARP < n_parts)
+        take_better(best, bests[lane + WARP].value, bests[lane + WARP].index);
 #pragma unroll
     for (int other = 16; other > 0; other >>= 1) {
         float value = __shfl_xor_sync(FULL_MASK, best.value, other);

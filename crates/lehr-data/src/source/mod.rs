@@ -6,6 +6,7 @@
 
 mod conversations;
 mod document;
+mod documents;
 mod files;
 mod kind;
 mod labelled;
@@ -14,6 +15,7 @@ mod text;
 mod zstd;
 
 pub use conversations::{Conversation, read_conversations};
-pub use document::{Document, Documents, ReadOptions, documents, read_documents};
+pub use document::Document;
+pub use documents::{Documents, ReadOptions, documents, read_documents};
 pub use kind::{DatasetKind, guess_kind};
 pub use labelled::{Labelled, LabelledFields, read_labelled};

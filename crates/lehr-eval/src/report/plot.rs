@@ -107,7 +107,8 @@ impl Frame {
             svg,
             format_args!(
                 "<path class=\"axis\" d=\"M{left:.1} {bottom}H{right}\"/>\n\
-             <text class=\"label\" x=\"{x_middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\"{}>{}</text>\n\
+             <text class=\"label\" x=\"{x_middle:.1}\" y=\"{:.1}\" \
+             text-anchor=\"middle\"{}>{}</text>\n\
              <text class=\"label\" transform=\"translate(14 {y_middle}) rotate(-90)\" \
              text-anchor=\"middle\"{}>{}</text>\n",
                 HEIGHT - 8.0,

@@ -5,13 +5,12 @@
 use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
-use lehr_tensor::{Init, ParamBuilder, Tensor};
+use lehr_tensor::{Init, Role, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::stack::{self, Stack};
 use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
-use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a BERT `config.json`.
@@ -131,7 +130,7 @@ impl FamilyConfig for BertConfig {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(Bert::build(self, p)?)))
     }
 
@@ -195,19 +194,22 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &BertConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &BertConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
         let (eps, std) = (config.layer_norm_eps, config.initializer_range);
-        let linear = |mut p: ParamBuilder<'_>, size| Linear::build(&mut p, OutIn, size, true, std);
+        let linear = |mut p: LayerBuilder<'_>, role, (n_in, n_out)| {
+            Linear::build(&mut p, role, LinearShape::new(n_in, n_out).with_bias(true), std)
+        };
+        let (attn, mlp) = (Role::Attention, Role::Mlp);
         let mut attention = p.at("attention");
         Ok(Self {
-            query: linear(attention.at("self").at("query"), (d, d))?,
-            key: linear(attention.at("self").at("key"), (d, d))?,
-            value: linear(attention.at("self").at("value"), (d, d))?,
-            attention_output: linear(attention.at("output").at("dense"), (d, d))?,
+            query: linear(attention.at("self").at("query"), attn, (d, d))?,
+            key: linear(attention.at("self").at("key"), attn, (d, d))?,
+            value: linear(attention.at("self").at("value"), attn, (d, d))?,
+            attention_output: linear(attention.at("output").at("dense"), attn, (d, d))?,
             attention_norm: LayerNorm::build(&mut attention.at("output").at("LayerNorm"), d, eps)?,
-            intermediate: linear(p.at("intermediate").at("dense"), (d, inner))?,
-            output: linear(p.at("output").at("dense"), (inner, d))?,
+            intermediate: linear(p.at("intermediate").at("dense"), mlp, (d, inner))?,
+            output: linear(p.at("output").at("dense"), mlp, (inner, d))?,
             output_norm: LayerNorm::build(&mut p.at("output").at("LayerNorm"), d, eps)?,
         })
     }
@@ -223,10 +225,27 @@ impl Block {
     }
 }
 
-/// The layers between the hidden states and the word embedding as a head.
-struct Transform {
+/// The head that predicts masked tokens, `decoder(norm(act(dense(h))))`.
+struct Head {
     dense: Linear,
     norm: LayerNorm,
+    decoder: Linear,
+}
+
+impl Head {
+    fn build(config: &BertConfig, words: &Embedding, mut p: LayerBuilder<'_>) -> Result<Self> {
+        let (d, v, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
+        let decoder = match config.tie_word_embeddings {
+            true => Linear::tied(&mut p.at("decoder"), words)?,
+            false => Linear::build(&mut p.at("decoder"), Role::Head, LinearShape::new(d, v), std)?,
+        };
+        let bias = p.param("bias", Role::Bias, [v], Init::Constant(0.0))?;
+        let mut p = p.at("transform");
+        let square = LinearShape::new(d, d).with_bias(true);
+        let dense = Linear::build(&mut p.at("dense"), Role::Transform, square, std)?;
+        let norm = LayerNorm::build(&mut p.at("LayerNorm"), d, config.layer_norm_eps)?;
+        Ok(Self { dense, norm, decoder: decoder.with_bias(bias) })
+    }
 }
 
 /// The BERT encoder.
@@ -238,56 +257,43 @@ pub struct Bert {
     token_types: Embedding,
     norm: LayerNorm,
     blocks: Vec<Block>,
-    transform: Option<Transform>,
-    head: Linear,
+    /// Only classifiers use it.
+    pooler: Option<Linear>,
+    head: Option<Head>,
 }
 
 impl Bert {
-    fn build(config: &BertConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &BertConfig, p: &mut LayerBuilder<'_>) -> Result<Self> {
         let (d, std) = (config.hidden_size, config.initializer_range);
         let (eps, parts) = (config.layer_norm_eps, config.parts());
         let mut root = p.at("bert");
-        let mut table =
-            |name, rows| Embedding::build(&mut root.at("embeddings").at(name), rows, d, std);
-        let words = table("word_embeddings", config.vocab_size)?;
-        let positions = table("position_embeddings", config.max_position_embeddings)?;
-        let token_types = table("token_type_embeddings", config.type_vocab_size)?;
+        let mut table = |name, role, n_rows| {
+            Embedding::build(&mut root.at("embeddings").at(name), role, n_rows, d, std)
+        };
+        let (v, t) = (config.vocab_size, config.max_position_embeddings);
+        let words = table("word_embeddings", Role::TokenEmbedding, v)?;
+        let positions = table("position_embeddings", Role::PositionEmbedding, t)?;
+        let token_types =
+            table("token_type_embeddings", Role::TokenTypeEmbedding, config.type_vocab_size)?;
         let norm = LayerNorm::build(&mut root.at("embeddings").at("LayerNorm"), d, eps)?;
         let mut blocks = Vec::new();
         for index in 0..config.num_hidden_layers {
             blocks.push(Block::build(config, root.at("encoder").at("layer").at(index))?);
         }
-        if parts.pooler {
-            // Only classifiers use it: they find it among the parameters.
-            Linear::build(&mut root.at("pooler").at("dense"), OutIn, (d, d), true, std)?;
-        }
-        let (mut head, mut transform) = (Linear::tied(words.weight()), None);
-        if parts.head {
-            let mut cls = p.at("cls");
-            let mut predictions = cls.at("predictions");
-            if !config.tie_word_embeddings {
-                let size = (d, config.vocab_size);
-                head = Linear::build(&mut predictions.at("decoder"), OutIn, size, false, std)?;
+        let square = LinearShape::new(d, d).with_bias(true);
+        let pooler = match parts.pooler {
+            true => {
+                let mut p = root.at("pooler");
+                Some(Linear::build(&mut p.at("dense"), Role::Transform, square, std)?)
             }
-            let bias = predictions.param("bias", [config.vocab_size], Init::Constant(0.0))?;
-            head = head.with_bias(bias);
-            let mut p = predictions.at("transform");
-            let dense = Linear::build(&mut p.at("dense"), OutIn, (d, d), true, std)?;
-            transform =
-                Some(Transform { dense, norm: LayerNorm::build(&mut p.at("LayerNorm"), d, eps)? });
-        }
+            false => None,
+        };
+        let head = match parts.head {
+            true => Some(Head::build(config, &words, p.at("cls").at("predictions"))?),
+            false => None,
+        };
         let (config, activation) = (config.clone(), config.activation()?);
-        Ok(Self {
-            config,
-            activation,
-            words,
-            positions,
-            token_types,
-            norm,
-            blocks,
-            transform,
-            head,
-        })
+        Ok(Self { config, activation, words, positions, token_types, norm, blocks, pooler, head })
     }
 
     fn embed(&self, tokens: &Tokens) -> Result<Tensor> {
@@ -335,21 +341,21 @@ impl Architecture for Arc<Bert> {
         stack::run(self, self.embed(tokens)?, tokens, tokens.activations, None)
     }
 
-    fn head(&self) -> &Linear {
-        &self.head
+    fn head(&self) -> Option<&Linear> {
+        self.head.as_ref().map(|head| &head.decoder)
+    }
+
+    fn pooler(&self) -> Option<&Linear> {
+        self.pooler.as_ref()
     }
 
     fn head_input(&self, hidden: &Tensor) -> Result<Tensor> {
-        match &self.transform {
-            Some(Transform { dense, norm }) => {
+        match &self.head {
+            Some(Head { dense, norm, .. }) => {
                 Ok(norm.forward(&dense.forward(hidden)?.activation(self.activation)?)?)
             }
             None => Ok(hidden.clone()),
         }
-    }
-
-    fn has_head(&self) -> bool {
-        self.transform.is_some()
     }
 
     fn is_causal(&self) -> bool {

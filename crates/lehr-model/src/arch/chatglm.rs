@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeTable, frequencies};
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -20,7 +19,7 @@ use super::stack::{self, Stack};
 use super::{
     Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
 };
-use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a ChatGLM-6B `config.json`.
@@ -182,7 +181,7 @@ impl FamilyConfig for ChatGlmConfig {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(ChatGlm::build(self, p)?)))
     }
 
@@ -224,11 +223,14 @@ pub(super) struct PerHeadAttention {
 }
 
 impl PerHeadAttention {
-    pub(super) fn build(mut p: ParamBuilder<'_>, d: usize, (qkv, out): (f32, f32)) -> Result<Self> {
-        let wide = (d, 3 * d);
+    pub(super) fn build(mut p: LayerBuilder<'_>, d: usize, (qkv, out): (f32, f32)) -> Result<Self> {
+        let mut linear = |name, (n_in, n_out), std| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(true);
+            Linear::build(&mut p.at(name), Role::Attention, shape, std)
+        };
         Ok(Self {
-            query_key_value: Linear::build(&mut p.at("query_key_value"), OutIn, wide, true, qkv)?,
-            dense: Linear::build(&mut p.at("dense"), OutIn, (d, d), true, out)?,
+            query_key_value: linear("query_key_value", (d, 3 * d), qkv)?,
+            dense: linear("dense", (d, d), out)?,
         })
     }
 
@@ -268,7 +270,7 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &ChatGlmConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &ChatGlmConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, f, std) = (config.hidden_size, config.inner_hidden_size, config.initializer_range);
         let eps = config.layernorm_epsilon;
         let input_layernorm = LayerNorm::build(&mut p.at("input_layernorm"), d, eps)?;
@@ -276,7 +278,10 @@ impl Block {
         let post_attention_layernorm =
             LayerNorm::build(&mut p.at("post_attention_layernorm"), d, eps)?;
         let mut mlp = p.at("mlp");
-        let mut linear = |name, size| Linear::build(&mut mlp.at(name), OutIn, size, true, std);
+        let mut linear = |name, (n_in, n_out)| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(true);
+            Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
+        };
         let dense_h_to_4h = linear("dense_h_to_4h", (d, f))?;
         let dense_4h_to_h = linear("dense_4h_to_h", (f, d))?;
         Ok(Self {
@@ -301,11 +306,11 @@ pub struct ChatGlm {
 }
 
 impl ChatGlm {
-    fn build(config: &ChatGlmConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
-        let (d, std) = (config.hidden_size, config.initializer_range);
+    fn build(config: &ChatGlmConfig, p: &mut LayerBuilder<'_>) -> Result<Self> {
+        let (d, v, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
         let mut root = p.at("transformer");
         let word_embeddings =
-            Embedding::build(&mut root.at("word_embeddings"), config.vocab_size, d, std)?;
+            Embedding::build(&mut root.at("word_embeddings"), Role::TokenEmbedding, v, d, std)?;
         let mut blocks = Vec::new();
         for index in 0..config.num_layers {
             blocks.push(Block::build(config, root.at("layers").at(index))?);
@@ -313,11 +318,8 @@ impl ChatGlm {
         let final_layernorm =
             LayerNorm::build(&mut root.at("final_layernorm"), d, config.layernorm_epsilon)?;
         let head = match config.tie_word_embeddings {
-            true => Linear::tied(word_embeddings.weight()),
-            false => {
-                let size = (d, config.vocab_size);
-                Linear::build(&mut p.at("lm_head"), OutIn, size, false, std)?
-            }
+            true => Linear::tied(&mut p.at("lm_head"), &word_embeddings)?,
+            false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
         };
         let (rule, inv_freq) = (config.prefix_rule(), config.inverse_frequencies());
         let config = config.clone();
@@ -368,8 +370,8 @@ impl Architecture for Arc<ChatGlm> {
         stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
     }
 
-    fn head(&self) -> &Linear {
-        &self.head
+    fn head(&self) -> Option<&Linear> {
+        Some(&self.head)
     }
 
     fn undivided(&self, ids: &[i32]) -> Result<usize> {

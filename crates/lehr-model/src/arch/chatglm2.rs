@@ -6,9 +6,8 @@
 use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -17,7 +16,7 @@ use super::stack::{self, Stack};
 use super::{
     Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive, residual_std,
 };
-use crate::nn::{Embedding, LayerNorm, Linear, RmsNorm};
+use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape, RmsNorm};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a ChatGLM2 `config.json`; what a file leaves out is as in the published code.
@@ -162,7 +161,7 @@ impl FamilyConfig for ChatGlm2Config {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(ChatGlm2::build(self, p)?)))
     }
 }
@@ -181,7 +180,7 @@ enum Norm {
 }
 
 impl Norm {
-    fn build(config: &ChatGlm2Config, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &ChatGlm2Config, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, eps) = (config.hidden_size, config.layernorm_epsilon);
         Ok(match config.rmsnorm {
             true => Self::Rms(RmsNorm::build(&mut p, d, eps)?),
@@ -215,20 +214,24 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &ChatGlm2Config, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &ChatGlm2Config, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, f, std) = (config.hidden_size, config.ffn_hidden_size, config.initializer_range);
         let (spec, bias) = (config.spec(), config.add_bias_linear);
         let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
         let residual_std = residual_std(std, spec.n_layers);
         let input_layernorm = Norm::build(config, p.at("input_layernorm"))?;
         let mut attn = p.at("self_attention");
-        let (qkv_bias, wide) = (bias || config.add_qkv_bias, (d, q + 2 * kv));
-        let query_key_value =
-            Linear::build(&mut attn.at("query_key_value"), OutIn, wide, qkv_bias, std)?;
-        let dense = Linear::build(&mut attn.at("dense"), OutIn, (q, d), bias, residual_std)?;
+        let qkv = LinearShape::new(d, q + 2 * kv).with_bias(bias || config.add_qkv_bias);
+        let role = Role::Attention;
+        let query_key_value = Linear::build(&mut attn.at("query_key_value"), role, qkv, std)?;
+        let out = LinearShape::new(q, d).with_bias(bias);
+        let dense = Linear::build(&mut attn.at("dense"), role, out, residual_std)?;
         let post_attention_layernorm = Norm::build(config, p.at("post_attention_layernorm"))?;
         let mut mlp = p.at("mlp");
-        let mut linear = |name, size, std| Linear::build(&mut mlp.at(name), OutIn, size, bias, std);
+        let mut linear = |name, (n_in, n_out), std| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
+            Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
+        };
         Ok(Self {
             input_layernorm,
             query_key_value,
@@ -297,13 +300,14 @@ pub struct ChatGlm2 {
 }
 
 impl ChatGlm2 {
-    fn build(config: &ChatGlm2Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &ChatGlm2Config, p: &mut LayerBuilder<'_>) -> Result<Self> {
         let (d, vocab, std) =
             (config.hidden_size, config.padded_vocab_size, config.initializer_range);
         let mut root = p.at("transformer");
         let mut embedding = root.at("embedding");
+        let role = Role::TokenEmbedding;
         let word_embeddings =
-            Embedding::build(&mut embedding.at("word_embeddings"), vocab, d, std)?;
+            Embedding::build(&mut embedding.at("word_embeddings"), role, vocab, d, std)?;
         let mut encoder = root.at("encoder");
         let mut blocks = Vec::new();
         for index in 0..config.num_layers {
@@ -314,8 +318,11 @@ impl ChatGlm2 {
             false => None,
         };
         let head = match config.tie_word_embeddings {
-            true => Linear::tied(word_embeddings.weight()),
-            false => Linear::build(&mut root.at("output_layer"), OutIn, (d, vocab), false, std)?,
+            true => Linear::tied(&mut root.at("output_layer"), &word_embeddings)?,
+            false => {
+                let shape = LinearShape::new(d, vocab);
+                Linear::build(&mut root.at("output_layer"), Role::Head, shape, std)?
+            }
         };
         let inv_freq = config.inverse_frequencies();
         let config = config.clone();
@@ -369,8 +376,8 @@ impl Architecture for Arc<ChatGlm2> {
         stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
     }
 
-    fn head(&self) -> &Linear {
-        &self.head
+    fn head(&self) -> Option<&Linear> {
+        Some(&self.head)
     }
 
     fn spec(&self) -> Spec {

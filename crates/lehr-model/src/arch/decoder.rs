@@ -4,14 +4,13 @@
 
 use std::sync::Arc;
 
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 
 use super::rope::Rope;
 use super::stack::{self, Stack};
 use super::{Architecture, Spec, Tokens, check_room};
-use crate::nn::{Embedding, Linear, RmsNorm};
+use crate::nn::{Embedding, LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{KvCache, Result};
 
 /// A block of a family.
@@ -61,26 +60,25 @@ struct Decoder<B> {
 /// # Errors
 /// If the source of parameters fails or `block` does.
 pub(super) fn build<B: Block>(
-    p: &mut ParamBuilder<'_>,
+    p: &mut LayerBuilder<'_>,
     shape: Shape,
-    block: impl Fn(usize, ParamBuilder<'_>) -> Result<B>,
+    block: impl Fn(usize, LayerBuilder<'_>) -> Result<B>,
 ) -> Result<Box<dyn Architecture>> {
     let (d, v, std) = (shape.spec.hidden_size, shape.spec.vocab_size, shape.std);
     let mut root = p.at("model");
-    let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), v, d, std)?;
+    let role = Role::TokenEmbedding;
+    let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), role, v, d, std)?;
     let mut blocks = Vec::new();
     for index in 0..shape.spec.n_layers {
         blocks.push(block(index, root.at("layers").at(index))?);
     }
     let norm = RmsNorm::build(&mut root.at("norm"), d, shape.rms_norm_eps)?;
     let head = match shape.is_tied {
-        true => Linear::tied(embed_tokens.weight()),
-        false => Linear::build(&mut p.at("lm_head"), OutIn, (d, v), false, std)?,
+        true => Linear::tied(&mut p.at("lm_head"), &embed_tokens)?,
+        false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
     };
     Ok(Box::new(Arc::new(Decoder { shape, embed_tokens, blocks, norm, head })))
 }
-
-impl<B: Block> Decoder<B> {}
 
 impl<B: Block> Stack for Decoder<B> {
     type Context = Context;
@@ -114,8 +112,8 @@ impl<B: Block> Architecture for Arc<Decoder<B>> {
         stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
     }
 
-    fn head(&self) -> &Linear {
-        &self.head
+    fn head(&self) -> Option<&Linear> {
+        Some(&self.head)
     }
 
     fn spec(&self) -> Spec {

@@ -5,9 +5,8 @@
 
 use std::sync::Arc;
 
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::RopeTable;
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -18,7 +17,7 @@ use super::{
     Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
     check_spec, parse, positive, residual_std, with_and_without_prefix,
 };
-use crate::nn::{Embedding, GatedMlp, Linear, RmsNorm};
+use crate::nn::{Embedding, GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a Gemma 3 `config.json`; what a file leaves out is as in transformers.
@@ -169,7 +168,7 @@ impl FamilyConfig for Gemma3Config {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(Gemma3::build(self, p)?)))
     }
 
@@ -261,18 +260,19 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &Gemma3Config, index: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &Gemma3Config, index: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, e, std) = (config.hidden_size, config.head_dim, config.initializer_range);
         let (spec, window) = (config.spec(), config.window(index)?);
         let (q, kv) = (spec.n_heads * e, spec.n_kv_heads * e);
         let out_std = residual_std(std, spec.n_layers);
-        let norm = |mut p: ParamBuilder<'_>, width| {
+        let norm = |mut p: LayerBuilder<'_>, width| {
             RmsNorm::build_one_plus(&mut p, width, config.rms_norm_eps)
         };
         let input_layernorm = norm(p.at("input_layernorm"), d)?;
         let mut attn = p.at("self_attn");
-        let mut project = |name, size, std| {
-            Linear::build(&mut attn.at(name), OutIn, size, config.attention_bias, std)
+        let mut project = |name, (n_in, n_out), std| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(config.attention_bias);
+            Linear::build(&mut attn.at(name), Role::Attention, shape, std)
         };
         Ok(Self {
             heads: Heads::new(&spec, index)
@@ -290,10 +290,14 @@ impl Block {
             pre_feedforward_layernorm: norm(p.at("pre_feedforward_layernorm"), d)?,
             mlp: GatedMlp::build(
                 &mut p.at("mlp"),
-                (d, config.intermediate_size),
-                false,
-                activation("hidden_activation", &config.hidden_activation)?,
-                (std, out_std),
+                GatedMlpShape {
+                    width: d,
+                    inner: config.intermediate_size,
+                    bias: false,
+                    activation: activation("hidden_activation", &config.hidden_activation)?,
+                    std,
+                    down_std: out_std,
+                },
             )?,
             post_feedforward_layernorm: norm(p.at("post_feedforward_layernorm"), d)?,
         })
@@ -330,19 +334,20 @@ pub struct Gemma3 {
 }
 
 impl Gemma3 {
-    fn build(config: &Gemma3Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &Gemma3Config, p: &mut LayerBuilder<'_>) -> Result<Self> {
         let spec = config.spec();
         let (d, v, std) = (spec.hidden_size, spec.vocab_size, config.initializer_range);
         let mut root = p.at("model");
-        let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), v, d, std)?;
+        let role = Role::TokenEmbedding;
+        let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), role, v, d, std)?;
         let mut blocks = Vec::new();
         for index in 0..spec.n_layers {
             blocks.push(Block::build(config, index, root.at("layers").at(index))?);
         }
         let norm = RmsNorm::build_one_plus(&mut root.at("norm"), d, config.rms_norm_eps)?;
         let head = match config.tie_word_embeddings {
-            true => Linear::tied(embed_tokens.weight()),
-            false => Linear::build(&mut p.at("lm_head"), OutIn, (d, v), false, std)?,
+            true => Linear::tied(&mut p.at("lm_head"), &embed_tokens)?,
+            false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
         };
         let global_rope = Rope::new(&config.rope(FULL)?, spec.head_dim)?;
         let local_rope = Rope::new(&config.rope(SLIDING)?, spec.head_dim)?;
@@ -391,8 +396,8 @@ impl Architecture for Arc<Gemma3> {
         stack::run(self, x, &(tokens.clone(), global, local), tokens.activations, cache)
     }
 
-    fn head(&self) -> &Linear {
-        &self.head
+    fn head(&self) -> Option<&Linear> {
+        Some(&self.head)
     }
 
     fn logit_softcap(&self) -> Option<f32> {

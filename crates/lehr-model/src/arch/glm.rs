@@ -3,9 +3,8 @@
 //! SwiGLU MLP whose gate and up matrix are one. Weights are `[out, in]`.
 
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,7 +14,7 @@ use super::rope::Rope;
 use super::{
     Architecture, FamilyConfig, RopeConfig, Spec, Tokens, activation, check_spec, residual_std,
 };
-use crate::nn::{Linear, RmsNorm};
+use crate::nn::{LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a GLM-4 `config.json`; what a file leaves out is as in transformers.
@@ -110,7 +109,7 @@ impl FamilyConfig for GlmConfig {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         let shape = decoder::Shape {
             spec: self.spec(),
             rope: self.rope()?,
@@ -146,12 +145,14 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn build(config: &GlmConfig, layer: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+    pub(super) fn build(config: &GlmConfig, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, std, spec) = (config.hidden_size, config.initializer_range, config.spec());
         let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
         let (bias, out_std) = (config.attention_bias, residual_std(std, spec.n_layers));
-        let mut project =
-            |name, size, bias, std| Linear::build(&mut p.at(name), OutIn, size, bias, std);
+        let mut project = |name, (n_in, n_out), bias, std| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
+            Linear::build(&mut p.at(name), Role::Attention, shape, std)
+        };
         Ok(Self {
             heads: Heads::new(&spec, layer),
             q_proj: project("q_proj", (d, q), bias, std)?,
@@ -183,13 +184,13 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    pub(super) fn build(config: &GlmConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
+    pub(super) fn build(config: &GlmConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, f, std) = (config.hidden_size, config.intermediate_size, config.initializer_range);
-        let (wide, down) = ((d, 2 * f), (f, d));
+        let (wide, down) = (LinearShape::new(d, 2 * f), LinearShape::new(f, d));
         let down_std = residual_std(std, config.num_hidden_layers);
         Ok(Self {
-            gate_up_proj: Linear::build(&mut p.at("gate_up_proj"), OutIn, wide, false, std)?,
-            down_proj: Linear::build(&mut p.at("down_proj"), OutIn, down, false, down_std)?,
+            gate_up_proj: Linear::build(&mut p.at("gate_up_proj"), Role::Mlp, wide, std)?,
+            down_proj: Linear::build(&mut p.at("down_proj"), Role::Mlp, down, down_std)?,
             activation: activation("hidden_act", &config.hidden_act)?,
         })
     }
@@ -210,7 +211,7 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &GlmConfig, layer: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &GlmConfig, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, eps) = (config.hidden_size, config.rms_norm_eps);
         let mut norm = |name| RmsNorm::build(&mut p.at(name), d, eps);
         Ok(Self {

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::chatglm::PerHeadAttention;
@@ -20,7 +19,7 @@ use super::{
     Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
 };
 use crate::io::ShardRule;
-use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
 /// The settings of GLM-130B. Its checkpoint comes without a `config.json`; this form is lehr's own,
@@ -141,7 +140,7 @@ impl FamilyConfig for Glm130bConfig {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(Glm130b::build(self, p)?)))
     }
 
@@ -198,7 +197,7 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &Glm130bConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &Glm130bConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, f, eps) = (config.hidden_size, config.inner_hidden_size, config.layernorm_epsilon);
         let std = |n_in, n_out| config.deepnorm_std(n_in, n_out);
         let input_layernorm = LayerNorm::build(&mut p.at("input_layernorm"), d, eps)?;
@@ -207,7 +206,10 @@ impl Block {
         let post_attention_layernorm =
             LayerNorm::build(&mut p.at("post_attention_layernorm"), d, eps)?;
         let mut mlp = p.at("mlp");
-        let mut linear = |name, size, std| Linear::build(&mut mlp.at(name), OutIn, size, true, std);
+        let mut linear = |name, (n_in, n_out), std| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(true);
+            Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
+        };
         let dense_h_to_4h = linear("dense_h_to_4h", (d, 2 * f), std(d, f))?;
         let dense_4h_to_h = linear("dense_4h_to_h", (f, d), std(f, d))?;
         Ok(Self {
@@ -240,18 +242,18 @@ pub struct Glm130b {
 }
 
 impl Glm130b {
-    fn build(config: &Glm130bConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
-        let (d, std) = (config.hidden_size, config.initializer_range);
+    fn build(config: &Glm130bConfig, p: &mut LayerBuilder<'_>) -> Result<Self> {
+        let (d, v, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
         let mut root = p.at("transformer");
         let word_embeddings =
-            Embedding::build(&mut root.at("word_embeddings"), config.vocab_size, d, std)?;
+            Embedding::build(&mut root.at("word_embeddings"), Role::TokenEmbedding, v, d, std)?;
         let mut blocks = Vec::new();
         for index in 0..config.num_layers {
             blocks.push(Block::build(config, root.at("layers").at(index))?);
         }
         let final_layernorm =
             LayerNorm::build(&mut root.at("final_layernorm"), d, config.layernorm_epsilon)?;
-        let head = Linear::tied(word_embeddings.weight());
+        let head = Linear::tied(&mut p.at("lm_head"), &word_embeddings)?;
         let inv_freq = frequencies::inverse_frequencies(10_000.0, config.spec().head_dim);
         let (config, rule) = (config.clone(), config.prefix_rule());
         Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
@@ -299,8 +301,8 @@ impl Architecture for Arc<Glm130b> {
         stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
     }
 
-    fn head(&self) -> &Linear {
-        &self.head
+    fn head(&self) -> Option<&Linear> {
+        Some(&self.head)
     }
 
     fn undivided(&self, ids: &[i32]) -> Result<usize> {

@@ -1,14 +1,14 @@
 //! GLM-4-0414 (zai-org 2025): GLM-4-9B with two more norms in each block, on what attention and MLP
 //! add to the residual stream ("sandwich" norms).
 
+use lehr_tensor::Tensor;
 use lehr_tensor::ops::rope::RopeLayout;
-use lehr_tensor::{ParamBuilder, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::decoder;
 use super::glm::{Attention, GlmConfig, Mlp};
 use super::{Architecture, FamilyConfig, Spec};
-use crate::nn::RmsNorm;
+use crate::nn::{LayerBuilder, RmsNorm};
 use crate::{KvCache, Result};
 
 /// The settings of a GLM-4-0414 `config.json`: those of GLM-4.
@@ -28,7 +28,7 @@ impl FamilyConfig for Glm4Config {
         self.0.spec()
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         let shape = decoder::Shape {
             spec: self.spec(),
             rope: self.0.rope()?,
@@ -51,7 +51,7 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &GlmConfig, layer: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &GlmConfig, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, eps) = (config.hidden_size, config.rms_norm_eps);
         let mut norm = |name| RmsNorm::build(&mut p.at(name), d, eps);
         Ok(Self {

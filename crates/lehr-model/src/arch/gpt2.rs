@@ -4,13 +4,12 @@
 use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::linear::WeightLayout::InOut;
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::stack::{self, Stack};
 use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
-use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a GPT-2 `config.json`.
@@ -93,7 +92,7 @@ impl FamilyConfig for Gpt2Config {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(Gpt2::build(self, p)?)))
     }
 
@@ -129,7 +128,7 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &Gpt2Config, index: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &Gpt2Config, index: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, eps, std) = (config.n_embd, config.layer_norm_epsilon, config.initializer_range);
         let inner = config.n_inner.unwrap_or(4 * d);
         // Each block adds twice to the residual stream; its variance at the end stays that of one.
@@ -141,25 +140,17 @@ impl Block {
         if config.scale_attn_by_inverse_layer_idx {
             scale /= (index + 1) as f32;
         }
+        let linear = |mut p: LayerBuilder<'_>, role, (n_in, n_out), std| {
+            let shape = LinearShape::new(n_in, n_out).transposed().with_bias(true);
+            Linear::build(&mut p, role, shape, std)
+        };
         Ok(Self {
             ln_1: LayerNorm::build(&mut p.at("ln_1"), d, eps)?,
-            c_attn: Linear::build(&mut p.at("attn").at("c_attn"), InOut, (d, 3 * d), true, std)?,
-            c_proj: Linear::build(
-                &mut p.at("attn").at("c_proj"),
-                InOut,
-                (d, d),
-                true,
-                residual_std,
-            )?,
+            c_attn: linear(p.at("attn").at("c_attn"), Role::Attention, (d, 3 * d), std)?,
+            c_proj: linear(p.at("attn").at("c_proj"), Role::Attention, (d, d), residual_std)?,
             ln_2: LayerNorm::build(&mut p.at("ln_2"), d, eps)?,
-            c_fc: Linear::build(&mut p.at("mlp").at("c_fc"), InOut, (d, inner), true, std)?,
-            mlp_c_proj: Linear::build(
-                &mut p.at("mlp").at("c_proj"),
-                InOut,
-                (inner, d),
-                true,
-                residual_std,
-            )?,
+            c_fc: linear(p.at("mlp").at("c_fc"), Role::Mlp, (d, inner), std)?,
+            mlp_c_proj: linear(p.at("mlp").at("c_proj"), Role::Mlp, (inner, d), residual_std)?,
             attention_scale: scale,
         })
     }
@@ -201,25 +192,21 @@ pub struct Gpt2 {
 }
 
 impl Gpt2 {
-    fn build(config: &Gpt2Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &Gpt2Config, p: &mut LayerBuilder<'_>) -> Result<Self> {
         let (d, std) = (config.n_embd, config.initializer_range);
         let mut root = p.at("transformer");
-        let wte = Embedding::build(&mut root.at("wte"), config.vocab_size, d, std)?;
-        let wpe = Embedding::build(&mut root.at("wpe"), config.n_positions, d, std)?;
+        let v = config.vocab_size;
+        let wte = Embedding::build(&mut root.at("wte"), Role::TokenEmbedding, v, d, std)?;
+        let role = Role::PositionEmbedding;
+        let wpe = Embedding::build(&mut root.at("wpe"), role, config.n_positions, d, std)?;
         let mut blocks = Vec::new();
         for index in 0..config.n_layer {
             blocks.push(Block::build(config, index, root.at("h").at(index))?);
         }
         let ln_f = LayerNorm::build(&mut root.at("ln_f"), d, config.layer_norm_epsilon)?;
         let head = match config.tie_word_embeddings {
-            true => Linear::tied(wte.weight()),
-            false => Linear::build(
-                &mut p.at("lm_head"),
-                lehr_tensor::ops::linear::WeightLayout::OutIn,
-                (d, config.vocab_size),
-                false,
-                std,
-            )?,
+            true => Linear::tied(&mut p.at("lm_head"), &wte)?,
+            false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
         };
         let activation = config.activation()?;
         Ok(Self { config: config.clone(), activation, wte, wpe, blocks, ln_f, head })
@@ -260,8 +247,8 @@ impl Architecture for Arc<Gpt2> {
         stack::run(self, x, tokens, tokens.activations, cache)
     }
 
-    fn head(&self) -> &Linear {
-        &self.head
+    fn head(&self) -> Option<&Linear> {
+        Some(&self.head)
     }
 
     fn spec(&self) -> Spec {

@@ -2,9 +2,8 @@
 //! <https://arxiv.org/abs/2407.21783>): RoPE, RMSNorm before each sub-layer, grouped-query
 //! attention, a SwiGLU MLP. Weights are `[out, in]`.
 
-use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{ParamBuilder, Tensor};
+use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,7 +14,7 @@ use super::{
     Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_spec,
     divides, residual_std, with_and_without_prefix,
 };
-use crate::nn::{GatedMlp, Linear, RmsNorm};
+use crate::nn::{GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{KvCache, Result};
 
 /// The settings of a Llama `config.json`; what a file leaves out is as in transformers.
@@ -113,7 +112,7 @@ impl FamilyConfig for LlamaConfig {
         }
     }
 
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         let shape = decoder::Shape {
             spec: self.spec(),
             rope: Rope::new(&self.rope()?, self.spec().head_dim)?,
@@ -152,7 +151,7 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &LlamaConfig, index: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+    fn build(config: &LlamaConfig, index: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, eps, bias) = (config.hidden_size, config.rms_norm_eps, config.attention_bias);
         let spec = config.spec();
         let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
@@ -160,8 +159,10 @@ impl Block {
         let out_std = residual_std(std, spec.n_layers);
         let input_layernorm = RmsNorm::build(&mut p.at("input_layernorm"), d, eps)?;
         let mut attn = p.at("self_attn");
-        let mut project =
-            |name, size, std| Linear::build(&mut attn.at(name), OutIn, size, bias, std);
+        let mut project = |name, (n_in, n_out), std| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
+            Linear::build(&mut attn.at(name), Role::Attention, shape, std)
+        };
         Ok(Self {
             heads: Heads::new(&spec, index),
             input_layernorm,
@@ -176,10 +177,14 @@ impl Block {
             )?,
             mlp: GatedMlp::build(
                 &mut p.at("mlp"),
-                (d, config.intermediate_size),
-                config.mlp_bias,
-                activation("hidden_act", &config.hidden_act)?,
-                (std, out_std),
+                GatedMlpShape {
+                    width: d,
+                    inner: config.intermediate_size,
+                    bias: config.mlp_bias,
+                    activation: activation("hidden_act", &config.hidden_act)?,
+                    std,
+                    down_std: out_std,
+                },
             )?,
         })
     }

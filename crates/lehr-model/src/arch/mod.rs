@@ -33,10 +33,9 @@ pub use glm130b::{Glm130b, Glm130bConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::{ParamBuilder, Tensor, no_grad};
+use lehr_tensor::{Tensor, no_grad};
 pub use llama::LlamaConfig;
 pub use mistral::MistralConfig;
-pub(crate) use prefix::Prefix;
 pub use qwen2::Qwen2Config;
 pub use qwen3::Qwen3Config;
 pub use rope::{RopeConfig, RopeScaling, RopeSettings};
@@ -46,27 +45,9 @@ use serde_json::Value;
 pub use tokens::{Activations, Tokens};
 
 use crate::io::ShardRule;
-use crate::nn::Linear;
+use crate::nn::{LayerBuilder, Linear};
+pub use crate::spec::Spec;
 use crate::{Error, KvCache, Result};
-
-/// The sizes the rest of the program needs of any model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spec {
-    /// Blocks.
-    pub n_layers: usize,
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key-value heads.
-    pub n_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Number of token ids.
-    pub vocab_size: usize,
-    /// Longest context.
-    pub max_positions: usize,
-}
 
 /// What a family's model computes: tokens to hidden states, and the head that turns those into
 /// logits.
@@ -91,8 +72,13 @@ pub trait Architecture: Send + Sync {
         }
     }
 
-    /// The output projection to the vocabulary.
-    fn head(&self) -> &Linear;
+    /// The output projection to the vocabulary; encoders are published without one too.
+    fn head(&self) -> Option<&Linear>;
+
+    /// The layer that classifiers apply to an encoder's first token, if its weights hold one.
+    fn pooler(&self) -> Option<&Linear> {
+        None
+    }
 
     /// What the output projection is applied to, from the hidden states: those themselves, except
     /// where a family has layers between.
@@ -101,11 +87,6 @@ pub trait Architecture: Send + Sync {
     /// If memory runs out.
     fn head_input(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(hidden.clone())
-    }
-
-    /// Whether the head is there: encoders are published without one too.
-    fn has_head(&self) -> bool {
-        true
     }
 
     /// Whether a token sees only what comes before it, so that the model can continue a text. An
@@ -173,7 +154,7 @@ pub(crate) trait FamilyConfig: Serialize + DeserializeOwned {
     fn spec(&self) -> Spec;
 
     /// Builds the layers.
-    fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>>;
+    fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>>;
 
     /// Names a parameter may have in published checkpoints.
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -251,7 +232,7 @@ macro_rules! families {
             ///
             /// # Errors
             /// If the source of parameters fails.
-            pub fn build(&self, p: &mut ParamBuilder<'_>) -> Result<Box<dyn Architecture>> {
+            pub fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
                 match self { $(Self::$family(config) => config.build(p),)* }
             }
 

@@ -9,6 +9,7 @@ use lehr_tensor::Tensor;
 use lehr_tensor::ops::attention::Mask;
 
 use super::Tokens;
+use crate::prefix::Prefix;
 use crate::{Error, KvCache, Result};
 
 /// A token that says what is asked for.
@@ -25,28 +26,6 @@ pub(super) struct PrefixRule {
     pub(super) sop: u32,
     /// The first of these that the context contains counts.
     pub(super) masks: Vec<MaskToken>,
-}
-
-/// The division of one text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Prefix {
-    /// Tokens before `<sop>`.
-    pub(crate) len: usize,
-    /// Position of `<sop>`, were it counted on.
-    start: i32,
-    /// Where `<sop>` and all that follows stand, if they do not count on.
-    frozen: Option<i32>,
-}
-
-impl Prefix {
-    /// The position of the token that is number `index` of the text and would stand at `position`,
-    /// and its position in the continuation: 0 in the context, 1 for `<sop>`.
-    fn positions(&self, index: usize, position: i32) -> (i32, i32) {
-        if index < self.len {
-            return (position, 0);
-        }
-        (self.frozen.unwrap_or(position), position - self.start + 1)
-    }
 }
 
 /// What the blocks need to know of their tokens.

@@ -12,10 +12,10 @@ use memmap2::{Mmap, MmapMut};
 use serde_json::Value;
 
 use super::change::{Change, model_rows};
+use super::entry::{Entry, FileDtype, StoredTensor};
 use super::gguf::{self, Metadata};
-pub(crate) use super::strided::Strides;
 use super::{pickle, read_json, safetensors_file};
-use crate::{Error, Result, StoredTensor};
+use crate::{Error, Result};
 
 /// The weights of a folder or file, read in place.
 pub struct Checkpoint {
@@ -35,46 +35,6 @@ struct GgufHead {
 pub(crate) struct WeightFile {
     pub(crate) path: PathBuf,
     pub(crate) map: Arc<Mmap>,
-}
-
-/// One tensor of a file, as the file describes it. Whoever makes one has checked that the bytes lie
-/// within the file and are those of the shape.
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    /// Which of the checkpoint's files.
-    pub(crate) file: usize,
-    pub(crate) dtype: FileDtype,
-    pub(crate) shape: Vec<usize>,
-    /// Where in the file its bytes begin.
-    pub(crate) offset: usize,
-    /// Up to where its bytes reach.
-    pub(crate) n_bytes: usize,
-    /// How the file's numbers differ from the tensor's. `shape` is the tensor's.
-    pub(crate) change: Change,
-    /// None: row-major, the last dimension contiguous.
-    pub(crate) strides: Option<Strides>,
-}
-
-/// What the numbers of a file are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FileDtype {
-    /// Weights.
-    Weights(WeightFormat),
-    F64,
-    I64,
-    I32,
-    /// Anything else, by the name the file gives it: it can be listed, not read.
-    Other(&'static str),
-}
-
-impl std::fmt::Display for FileDtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Weights(format) => write!(f, "{format:?}"),
-            Self::Other(name) => f.write_str(name),
-            other => write!(f, "{other:?}"),
-        }
-    }
 }
 
 /// Whether two shapes are the same but for extents of 1 in front, which GGUF files leave out.

@@ -3,13 +3,13 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use lehr_tensor::Named;
 use lehr_tensor::quant::WeightFormat;
+use lehr_tensor::{Named, ParamStore};
 use serde_json::{Map, Value, json};
 
 use super::files::{write_json, write_stream};
 use super::tensor_file::safetensors_head;
-use crate::{Error, Model, Result};
+use crate::{Error, Result};
 
 /// Bytes of a weight file after which another one begins.
 const FILE_BYTES: usize = 5_000_000_000;
@@ -69,7 +69,7 @@ impl FloatFormat {
     }
 }
 
-/// Writes `config.json`, with `config` for the model's own, and the weights as `model.safetensors`,
+/// Writes `config` as `config.json` and the weights as `model.safetensors`,
 /// or as numbered files with an index if they take more than 5 GB. Each file replaces an old one
 /// only when it is whole.
 ///
@@ -77,13 +77,13 @@ impl FloatFormat {
 /// If a number does not fit the format or a file cannot be written.
 pub(crate) fn write_folder(
     dir: &Path,
-    model: &Model,
+    params: &ParamStore,
     mut config: Value,
     format: FloatFormat,
 ) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
     config["dtype"] = format.torch_name().into();
-    write_weights(dir, &model.params().named(), format, FILE_BYTES)?;
+    write_weights(dir, &params.named(), format, FILE_BYTES)?;
     write_json(&dir.join("config.json"), &config)
 }
 
@@ -178,7 +178,7 @@ mod tests {
         let (model, scratch) = (golden(), tempfile::tempdir().unwrap());
         let dir = scratch.path();
         for format in [FloatFormat::F32, FloatFormat::F16, FloatFormat::BF16] {
-            write_folder(dir, &model, model.config().to_json(), format).unwrap();
+            write_folder(dir, model.params(), model.config().to_json(), format).unwrap();
             let one = Model::load(dir).unwrap();
             write_weights(dir, &model.params().named(), format, 20_000).unwrap();
             assert!(dir.join("model.safetensors.index.json").is_file());
@@ -207,7 +207,7 @@ mod tests {
     fn a_number_beyond_f16_is_named() {
         let (model, scratch) = (golden(), tempfile::tempdir().unwrap());
         model.params().params()[0].update(|values, _| values[3] = 1e6).unwrap();
-        let write = |format| write_folder(scratch.path(), &model, json!({}), format);
+        let write = |format| write_folder(scratch.path(), model.params(), json!({}), format);
         let error = write(FloatFormat::F16).unwrap_err().to_string();
         assert!(
             error.contains("model.embed_tokens.weight") && error.contains("1000000"),

@@ -2,6 +2,7 @@
 
 mod change;
 mod checkpoint;
+mod entry;
 mod files;
 mod folder;
 pub mod gguf;
@@ -13,6 +14,7 @@ mod strided;
 mod tensor_file;
 
 pub use checkpoint::Checkpoint;
+pub use entry::StoredTensor;
 pub use files::{read_json, write_file, write_json, write_parts, write_stream};
 pub use folder::FloatFormat;
 pub(crate) use folder::write_folder;

@@ -6,7 +6,7 @@ use lehr_tensor::quant::WeightFormat;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
 
 use super::change::Change;
-use super::checkpoint::{Entry, FileDtype};
+use super::entry::{Entry, FileDtype};
 use crate::{Error, Result};
 
 /// Whether the bytes begin as a safetensors file does: the length of a header in JSON, and it.

@@ -1,25 +1,32 @@
 //! The lookup table of tokens or positions.
 
-use lehr_tensor::{Init, ParamBuilder, Result, Tensor, Weight};
+use lehr_tensor::{Init, Result, Role, Tensor, Weight};
 
-/// A table `[V, D]` of which rows are picked.
+use super::LayerBuilder;
+
+/// A table `[V, D]` of which rows are looked up.
 pub struct Embedding {
-    weight: Weight,
+    pub(super) weight: Weight,
+    /// Entries, V.
+    pub(super) n_rows: usize,
+    /// Width of a row, D.
+    pub(super) width: usize,
 }
 
 impl Embedding {
-    /// A table of `rows` rows; it starts normal with `std`.
+    /// A table of `n_rows` rows for the given role; it starts normal with `std`.
     ///
     /// # Errors
     /// If the source of parameters fails.
-    pub fn build(p: &mut ParamBuilder<'_>, rows: usize, width: usize, std: f32) -> Result<Self> {
-        Ok(Self { weight: p.matrix("weight", [rows, width], false, Init::Normal(std))? })
-    }
-
-    /// The table, for a head tied to it.
-    #[must_use]
-    pub fn weight(&self) -> Weight {
-        self.weight.clone()
+    pub fn build(
+        p: &mut LayerBuilder<'_>,
+        role: Role,
+        n_rows: usize,
+        width: usize,
+        std: f32,
+    ) -> Result<Self> {
+        let weight = p.matrix("weight", role, [n_rows, width], false, Init::Normal(std))?;
+        Ok(Self { weight, n_rows, width })
     }
 
     /// `ids [..]` to `[.., D]`.

@@ -1,49 +1,94 @@
-//! The affine layer, the only place a weight matrix is applied.
+//! The affine layer, the only place where a weight matrix is applied.
 
-use lehr_tensor::ops::linear::{Affine, WeightLayout};
-use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor, Weight};
+use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
+use lehr_tensor::ops::linear::{Affine, WeightLayout};
+use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
+use lehr_tensor::{Init, Param, Result, Role, Tensor, Weight};
+
+use super::{Embedding, LayerBuilder};
+use crate::adapt::Adapter;
 
 /// `y = x Wᵀ + bias`.
 ///
 /// Architectures know nothing of how the weight is stored or adapted: a weight in few bits is
-/// multiplied as it is, and whatever else replaces the dense weight later does so in here.
+/// multiplied as it is, and an adapter is applied here, in every method.
+#[derive(Clone)]
 pub struct Linear {
+    path: String,
     weight: Weight,
     layout: WeightLayout,
     bias: Option<Param>,
+    adapter: Option<Arc<dyn Adapter>>,
+    is_tied: bool,
+}
+
+/// The form of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Inputs.
+    pub n_in: usize,
+    /// Outputs.
+    pub n_out: usize,
+    /// Memory layout of the weight.
+    pub layout: WeightLayout,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+impl LinearShape {
+    /// A weight `[out, in]` without bias.
+    #[must_use]
+    pub fn new(n_in: usize, n_out: usize) -> Self {
+        Self { n_in, n_out, layout: WeightLayout::OutIn, bias: false }
+    }
+
+    /// The same with a bias, or without.
+    #[must_use]
+    pub fn with_bias(self, bias: bool) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// The same with a weight `[in, out]`.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self { layout: WeightLayout::InOut, ..self }
+    }
 }
 
 impl Linear {
-    /// A layer from `n_in` to `n_out` numbers; the weight starts normal with `std`, the bias at 0.
+    /// A layer for `role`; the weight starts normal with `std`, the bias at 0.
     ///
     /// # Errors
     /// If the source of parameters fails.
     pub fn build(
-        p: &mut ParamBuilder<'_>,
-        layout: WeightLayout,
-        (n_in, n_out): (usize, usize),
-        bias: bool,
+        p: &mut LayerBuilder<'_>,
+        role: Role,
+        shape: LinearShape,
         std: f32,
     ) -> Result<Self> {
-        let shape = match layout {
-            WeightLayout::OutIn => [n_out, n_in],
-            WeightLayout::InOut => [n_in, n_out],
-        };
+        let LinearShape { n_in, n_out, layout, bias } = shape;
         let transposed = layout == WeightLayout::InOut;
-        let weight = p.matrix("weight", shape, transposed, Init::Normal(std))?;
+        let sides = if transposed { [n_in, n_out] } else { [n_out, n_in] };
+        let weight = p.matrix("weight", role, sides, transposed, Init::Normal(std))?;
         let bias = match bias {
-            true => Some(p.param("bias", [n_out], Init::Constant(0.0))?),
+            true => Some(p.param("bias", Role::Bias, [n_out], Init::Constant(0.0))?),
             false => None,
         };
-        Ok(Self { weight, layout, bias })
+        let (path, adapter) = (p.path().to_owned(), p.adapter(shape)?);
+        Ok(Self { path, weight, layout, bias, adapter, is_tied: false })
     }
 
-    /// A layer over an existing `[out, in]` matrix: a head tied to the embedding.
-    #[must_use]
-    pub fn tied(weight: Weight) -> Self {
-        Self { weight, layout: WeightLayout::OutIn, bias: None }
+    /// A head at the present path that is tied to the token embedding.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn tied(p: &mut LayerBuilder<'_>, embedding: &Embedding) -> Result<Self> {
+        let (path, weight) = (p.path().to_owned(), embedding.weight.clone());
+        let adapter = p.adapter(LinearShape::new(embedding.width, embedding.n_rows))?;
+        let layout = WeightLayout::OutIn;
+        Ok(Self { path, weight, layout, bias: None, adapter, is_tied: true })
     }
 
     /// The same layer with `bias` `[out]`.
@@ -52,16 +97,22 @@ impl Linear {
         Self { bias: Some(bias), ..self }
     }
 
-    /// The bias as a tensor, if there is one.
+    /// Its path: the name of its weight in checkpoints without `.weight`, or for a tied head the
+    /// name it would have.
     #[must_use]
-    pub fn bias(&self) -> Option<Tensor> {
-        self.bias.as_ref().map(Param::tensor)
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
-    /// The weight.
+    /// Whether the weight is the token embedding's.
     #[must_use]
-    pub fn weight(&self) -> &Weight {
-        &self.weight
+    pub fn is_tied(&self) -> bool {
+        self.is_tied
+    }
+
+    /// The bias as a tensor, if there is one.
+    fn bias(&self) -> Option<Tensor> {
+        self.bias.as_ref().map(Param::tensor)
     }
 
     /// The map with a weight that is a parameter.
@@ -70,11 +121,24 @@ impl Linear {
         Affine { weight, layout: self.layout, bias: bias.as_ref(), fp8 }
     }
 
+    /// The weight as a parameter, if it is one and nothing is adapted: what fused products need.
+    fn plain(&self) -> Option<&Param> {
+        self.weight.param().filter(|_| self.adapter.is_none())
+    }
+
     /// `x [.., I]` to `[.., O]`.
     ///
     /// # Errors
     /// If the width of `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.adapter {
+            None => self.base(x),
+            Some(adapter) => adapter.forward(x, &|x| self.base(x)),
+        }
+    }
+
+    /// The layer without its adapter.
+    fn base(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias();
         match &self.weight {
             Weight::Param(w) => x.affine(self.map(&w.tensor(), &bias)),
@@ -82,38 +146,80 @@ impl Linear {
         }
     }
 
-    /// `down(act(up(x)))`, the plain feed-forward layer of GPT-2 and BERT, of which `up(x)` alone
-    /// is kept for backward.
+    /// `down(act(up(x)))`, the plain feed-forward layer of GPT-2 and BERT. Where both are plain
+    /// parameters, only `up(x)` is kept for backward.
     ///
     /// # Errors
     /// If the widths do not fit.
     pub fn feed_forward(x: &Tensor, up: &Self, act: Activation, down: &Self) -> Result<Tensor> {
         let (up_bias, down_bias) = (up.bias(), down.bias());
-        match (&up.weight, &down.weight) {
-            (Weight::Param(up_weight), Weight::Param(down_weight)) => {
+        match (up.plain(), down.plain()) {
+            (Some(up_weight), Some(down_weight)) => {
                 let (up_weight, down_weight) = (up_weight.tensor(), down_weight.tensor());
                 let (wide, narrow) =
                     (up.map(&up_weight, &up_bias), down.map(&down_weight, &down_bias));
                 x.feed_forward(wide, act, narrow)
             }
-            (_, Weight::Param(w)) => {
-                up.forward(x)?.act_linear(act, down.map(&w.tensor(), &down_bias))
-            }
-            (_, Weight::Stored(w)) => {
-                up.forward(x)?.activation(act)?.linear_q(w, down_bias.as_ref())
-            }
+            (None, Some(w)) => up.forward(x)?.act_linear(act, down.map(&w.tensor(), &down_bias)),
+            (_, None) => down.forward(&up.forward(x)?.activation(act)?),
         }
     }
 
-    /// `forward(act(gate) ⊙ up)` without keeping the product for backward.
+    /// `forward(act(gate) ⊙ up)`, without keeping the product for backward where the weight is a
+    /// plain parameter.
     ///
     /// # Errors
     /// If the widths do not fit.
     pub fn forward_gated(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
+        match self.plain() {
+            Some(w) => gate.gated_linear(up, act, self.map(&w.tensor(), &self.bias())),
+            None => self.forward(&gate.gated(up, act)?),
+        }
+    }
+
+    /// The cross-entropy of `targets` (i32 `[..]`, −100 = no label) with the outputs at `x [.., I]`
+    /// as logits, `[1]`. The logits are built only where the layer has an adapter.
+    ///
+    /// # Errors
+    /// If shapes do not fit, a target is out of range or memory runs out.
+    pub fn cross_entropy(
+        &self,
+        x: &Tensor,
+        targets: &Tensor,
+        options: CrossEntropy,
+    ) -> Result<Tensor> {
+        if self.adapter.is_some() {
+            let CrossEntropy { normalizer, z_loss, softcap } = options;
+            let losses = self.forward(x)?.cross_entropy_rows(targets, z_loss, softcap)?;
+            return losses.sum()?.scale(1.0 / normalizer);
+        }
         let bias = self.bias();
         match &self.weight {
-            Weight::Param(w) => gate.gated_linear(up, act, self.map(&w.tensor(), &bias)),
-            Weight::Stored(w) => gate.gated(up, act)?.linear_q(w, bias.as_ref()),
+            Weight::Param(w) => {
+                x.linear_cross_entropy(&w.tensor(), bias.as_ref(), targets, options)
+            }
+            Weight::Stored(w) => x.linear_cross_entropy(w, bias.as_ref(), targets, options),
+        }
+    }
+
+    /// The log-probability of each target (i32 `[..]`, −100 = none, which gives 0) with the outputs
+    /// at `x [.., I]` as logits, `[..]`. `softcap` caps the logits.
+    ///
+    /// # Errors
+    /// As [`Linear::cross_entropy`].
+    pub fn token_logprobs(
+        &self,
+        x: &Tensor,
+        targets: &Tensor,
+        softcap: Option<f32>,
+    ) -> Result<Tensor> {
+        if self.adapter.is_some() {
+            return self.forward(x)?.cross_entropy_rows(targets, 0.0, softcap)?.scale(-1.0);
+        }
+        let bias = self.bias();
+        match &self.weight {
+            Weight::Param(w) => x.token_logprobs(&w.tensor(), bias.as_ref(), targets, softcap),
+            Weight::Stored(w) => x.token_logprobs(w, bias.as_ref(), targets, softcap),
         }
     }
 }

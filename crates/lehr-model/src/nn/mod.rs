@@ -1,11 +1,13 @@
 //! Layers shared by the architectures: one struct, its builder, its forward.
 
+mod builder;
 mod embedding;
 mod linear;
 mod mlp;
 mod norm;
 
+pub use builder::LayerBuilder;
 pub use embedding::Embedding;
-pub use linear::Linear;
-pub use mlp::GatedMlp;
+pub use linear::{Linear, LinearShape};
+pub use mlp::{GatedMlp, GatedMlpShape};
 pub use norm::{LayerNorm, RmsNorm};

@@ -1,6 +1,8 @@
 //! Normalisation layers, alone and fused with the residual addition before them.
 
-use lehr_tensor::{Init, Param, ParamBuilder, Result, Tensor};
+use lehr_tensor::{Init, Param, Result, Role, Tensor};
+
+use super::LayerBuilder;
 
 /// Root-mean-square normalisation with a learned scale: the weight, or one more than it.
 pub struct RmsNorm {
@@ -15,7 +17,7 @@ impl RmsNorm {
     ///
     /// # Errors
     /// If the source of parameters fails.
-    pub fn build(p: &mut ParamBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
+    pub fn build(p: &mut LayerBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
         Self::with_offset(p, width, eps, 0.0)
     }
 
@@ -23,12 +25,12 @@ impl RmsNorm {
     ///
     /// # Errors
     /// If the source of parameters fails.
-    pub fn build_one_plus(p: &mut ParamBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
+    pub fn build_one_plus(p: &mut LayerBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
         Self::with_offset(p, width, eps, 1.0)
     }
 
-    fn with_offset(p: &mut ParamBuilder<'_>, width: usize, eps: f32, offset: f32) -> Result<Self> {
-        let weight = p.param("weight", [width], Init::Constant(1.0 - offset))?;
+    fn with_offset(p: &mut LayerBuilder<'_>, width: usize, eps: f32, offset: f32) -> Result<Self> {
+        let weight = p.param("weight", Role::Norm, [width], Init::Constant(1.0 - offset))?;
         Ok(Self { weight, eps, offset })
     }
 
@@ -61,9 +63,9 @@ impl LayerNorm {
     ///
     /// # Errors
     /// If the source of parameters fails.
-    pub fn build(p: &mut ParamBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
-        let weight = p.param("weight", [width], Init::Constant(1.0))?;
-        Ok(Self { weight, bias: p.param("bias", [width], Init::Constant(0.0))?, eps })
+    pub fn build(p: &mut LayerBuilder<'_>, width: usize, eps: f32) -> Result<Self> {
+        let weight = p.param("weight", Role::Norm, [width], Init::Constant(1.0))?;
+        Ok(Self { weight, bias: p.param("bias", Role::Norm, [width], Init::Constant(0.0))?, eps })
     }
 
     /// Normalises each row of `x [.., D]`.

@@ -157,8 +157,8 @@ impl Gradients<'_> {
         Ok(())
     }
 
-    /// [`Gradients::write`] on any device: `body(dst, accumulate)` is given a tensor of the shape, element type and device of
-    /// `like`, the input or one like it.
+    /// Like [`Gradients::write`], on any device: `body(dst, accumulate)` gets a tensor with the
+    /// shape, element type and device of `like`, which is the input or a tensor like it.
     ///
     /// # Errors
     /// Those of `body`, or if memory runs out.
@@ -171,7 +171,8 @@ impl Gradients<'_> {
         self.write_as(index, (like.shape(), like), like.dtype(), body)
     }
 
-    /// [`Gradients::write_like`] for a parameter: `dst` is in f32, whatever the parameter is computed with.
+    /// Like [`Gradients::write_like`], for a parameter: `dst` is f32, whatever the computing type
+    /// of the parameter is.
     ///
     /// # Errors
     /// Those of `body`, or if memory runs out.
@@ -184,7 +185,8 @@ impl Gradients<'_> {
         self.write_as(index, (like.shape(), like), DType::F32, body)
     }
 
-    /// [`Gradients::write_param`] for a parameter of that shape, of the element type and on the device of `beside`.
+    /// Like [`Gradients::write_param`], for a parameter with the given shape and the element type
+    /// and device of `beside`.
     pub(crate) fn write_param_shaped(
         &mut self,
         index: usize,

@@ -111,10 +111,10 @@ pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
     with_mode(Mode::Compute, body)
 }
 
-/// [`no_grad`] for a forward pass that [`Recompute`] runs again, recorded: where ops compute in another way when they are recorded, they do
-/// so here too, and so the numbers are those of the second run. (They may differ in the last bits
-/// where an op's inputs and parameters all want no gradient, so that it is not recorded in the
-/// end.)
+/// Like [`no_grad`], but ops choose the kernels they would choose while recording. [`Recompute`]
+/// repeats this pass with recording on, and both passes must give the same bits. (The last bits may
+/// differ where no input and no parameter of an op wants a gradient, because such an op is not
+/// recorded.)
 pub fn rehearse<T>(body: impl FnOnce() -> T) -> T {
     with_mode(Mode::Rehearse, body)
 }

@@ -108,13 +108,14 @@ mod tests {
     use super::*;
     use crate::ops::activation::Activation;
     use crate::ops::linear::WeightLayout;
-    use crate::{DType, Device, Init, Param, ParamBuilder, ParamStore, Source};
+    use crate::{DType, Device, Init, Param, ParamBuilder, ParamStore, Role, Source};
 
     fn weights(n: usize) -> (ParamStore, Vec<Param>) {
         let mut store = ParamStore::default();
         let source = Source::Init { seed: 5 };
         let mut builder = ParamBuilder::new(&mut store, &source);
-        let params = (0..n).map(|i| builder.at(i).param("w", [8, 8], Init::Normal(0.4)).unwrap());
+        let init = Init::Normal(0.4);
+        let params = (0..n).map(|i| builder.at(i).param("w", Role::Mlp, [8, 8], init).unwrap());
         let params = params.collect();
         (store, params)
     }

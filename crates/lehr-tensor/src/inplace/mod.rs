@@ -47,8 +47,8 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
     Ok(())
 }
 
-/// [`write_positions`] on a GPU from a position on that is there too, i32 `[1]`, and is read when the work runs. The caller has checked
-/// that it fits.
+/// Like [`write_positions`], on a GPU. The first position is i32 `[1]` on that GPU and is read when
+/// the work runs. The caller has checked that the rows fit.
 ///
 /// # Errors
 /// If the extents do not fit, or the tensors are not on one GPU.

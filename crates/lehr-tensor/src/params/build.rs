@@ -1,14 +1,15 @@
 //! Building parameters: from a seed or a checkpoint.
 
-use super::{Init, Param, ParamStore, Weight};
+use super::{Init, Param, ParamStore, Role, Weight};
 use crate::quant::QMatrix;
 use crate::{Error, Philox, Result, Shape, Tensor};
 
 /// Reads a parameter by name and shape; `Ok(None)` = start as new, an error is text to be shown.
 pub type Load<'a> = dyn Fn(&str, Shape) -> std::result::Result<Option<Tensor>, String> + 'a;
 
-/// Finds a matrix `[rows, cols]` in its stored form by name; `None` = load it as a parameter.
-pub type LoadStored<'a> = dyn Fn(&str, StoredShape) -> Option<QMatrix> + 'a;
+/// Finds a matrix `[rows, cols]` in its stored form by name and role; `None` = load it as a
+/// parameter.
+pub type LoadStored<'a> = dyn Fn(&str, StoredShape, Role) -> Option<QMatrix> + 'a;
 
 /// Which matrix is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub enum Source<'a> {
     },
 }
 
-/// Builds parameters below a path: `p.at("layers").at(3).param("weight", …)` is
+/// A place in a model where parameters are built: `p.at("layers").at(3).param("weight", …)` is
 /// `layers.3.weight`.
 pub struct ParamBuilder<'a> {
     path: String,
@@ -60,11 +61,29 @@ impl<'a> ParamBuilder<'a> {
         ParamBuilder { path, store: &mut *self.store, source: self.source }
     }
 
+    /// The same place with another source of values: for parameters that a checkpoint of the model
+    /// does not have.
+    pub fn with_source<'b>(&'b mut self, source: &'b Source<'b>) -> ParamBuilder<'b> {
+        ParamBuilder { path: self.path.clone(), store: &mut *self.store, source }
+    }
+
+    /// The present path, which is the name of the layer.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Adds the parameter `name` below the present path.
     ///
     /// # Errors
     /// If the name is taken, the source fails or memory runs out.
-    pub fn param(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
+    pub fn param(
+        &mut self,
+        name: &str,
+        role: Role,
+        shape: impl Into<Shape>,
+        init: Init,
+    ) -> Result<Param> {
         let (name, shape) = (self.join(name), shape.into());
         let value = match self.source {
             Source::Init { seed } => initial(*seed, &name, shape, init)?,
@@ -74,7 +93,7 @@ impl<'a> ParamBuilder<'a> {
                 Err(reason) => return Err(Error::Source { name, shape, reason }),
             },
         };
-        self.store.add(name, value)
+        self.store.add(name, role, value)
     }
 
     /// Adds the matrix `name` of a layer: in its stored form if the source has it so, else as a
@@ -85,6 +104,7 @@ impl<'a> ParamBuilder<'a> {
     pub fn matrix(
         &mut self,
         name: &str,
+        role: Role,
         shape: [usize; 2],
         transposed: bool,
         init: Init,
@@ -92,14 +112,12 @@ impl<'a> ParamBuilder<'a> {
         if let Source::Load { stored: Some(find), .. } = self.source {
             let [rows, cols] = if transposed { [shape[1], shape[0]] } else { shape };
             let path = self.join(name);
-            if let Some(matrix) = find(&path, StoredShape { rows, cols, transposed }) {
-                self.store.add_stored(path, matrix.clone(), transposed);
+            if let Some(matrix) = find(&path, StoredShape { rows, cols, transposed }, role) {
+                self.store.add_stored(path, role, matrix.clone(), transposed);
                 return Ok(Weight::Stored(matrix));
             }
         }
-        let param = self.param(name, shape, init)?;
-        self.store.matrices.push(self.store.params.len() - 1);
-        Ok(Weight::Param(param))
+        Ok(Weight::Param(self.param(name, role, shape, init)?))
     }
 
     fn join(&self, part: &str) -> String {

@@ -1,6 +1,8 @@
 //! Parameters: named, ordered, with their gradients.
 
 mod build;
+mod pattern;
+mod role;
 mod store;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +12,9 @@ use crate::autograd::{Leaf, ParamId};
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor, is_recording};
 pub use build::{Load, LoadStored, ParamBuilder, Source, StoredShape};
-pub use store::{Named, ParamStore};
+pub use pattern::NamePattern;
+pub use role::Role;
+pub use store::{Named, ParamStore, StoredMatrix};
 
 /// How a parameter without a checkpoint starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +29,7 @@ pub enum Init {
 
 struct Inner {
     name: String,
+    role: Role,
     shape: Shape,
     value: Mutex<Tensor>,
     /// The value rounded to the type it is computed with, on a GPU: kept beside the f32 value and
@@ -40,9 +45,10 @@ struct Inner {
 pub struct Param(Arc<Inner>);
 
 impl Param {
-    fn new(name: String, value: Tensor) -> Self {
+    fn new(name: String, role: Role, value: Tensor) -> Self {
         Self(Arc::new(Inner {
             name,
+            role,
             shape: value.shape(),
             value: Mutex::new(value),
             shadow: Mutex::default(),
@@ -56,6 +62,12 @@ impl Param {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.0.role
     }
 
     /// Its shape.
@@ -161,9 +173,17 @@ impl Param {
         self.0.trainable.load(Ordering::Relaxed)
     }
 
-    /// Freezes or frees it.
+    /// Freezes it (`false`) or has it trained again. A frozen parameter is a constant of the
+    /// forward pass: backward does not reach it and computes nothing below it that no trained
+    /// parameter needs. Its gradient, if it has one, is dropped.
+    ///
+    /// Optimisers make state for the parameters that are trained when they are made: freeze
+    /// before.
     pub fn set_trainable(&self, trainable: bool) {
         self.0.trainable.store(trainable, Ordering::Relaxed);
+        if !trainable {
+            self.clear_grad();
+        }
     }
 
     /// Whether products with it may be in fp8 during training ([`crate::ops::linear::Affine`]).

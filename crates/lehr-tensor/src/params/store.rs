@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use super::Param;
+use super::{NamePattern, Param, Role};
 use crate::cuda::FP8_MULTIPLE;
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
@@ -14,12 +14,46 @@ use crate::{DType, Device, Error, Result, Shape, Tensor};
 pub struct ParamStore {
     pub(super) params: Vec<Param>,
     by_name: HashMap<String, usize>,
-    /// Which of them are matrices of layers.
-    pub(super) matrices: Vec<usize>,
-    stored: Vec<(String, QMatrix)>,
-    /// Of each stored matrix, how many parameters come before it, and whether as a parameter it
-    /// would be `[in, out]`.
-    places: Vec<(usize, bool)>,
+    stored: Vec<StoredMatrix>,
+}
+
+/// A matrix that is used as it is stored.
+#[derive(Clone)]
+pub struct StoredMatrix {
+    name: String,
+    role: Role,
+    matrix: QMatrix,
+    /// Whether as a parameter it would be `[in, out]`.
+    transposed: bool,
+    /// Number of parameters that were built before it.
+    n_before: usize,
+}
+
+impl StoredMatrix {
+    /// Its path, which is its name in checkpoints.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Its numbers, `[out, in]`.
+    #[must_use]
+    pub fn matrix(&self) -> &QMatrix {
+        &self.matrix
+    }
+
+    /// Its shape as a parameter.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
+        Shape::from(if self.transposed { [cols, rows] } else { [rows, cols] })
+    }
 }
 
 impl ParamStore {
@@ -38,66 +72,87 @@ impl ParamStore {
     /// The matrices that are used as they are stored, in order: not among
     /// [`params`](Self::params).
     #[must_use]
-    pub fn stored(&self) -> &[(String, QMatrix)] {
+    pub fn stored(&self) -> &[StoredMatrix] {
         &self.stored
     }
 
     /// All weights, in the order they were built.
     #[must_use]
     pub fn named(&self) -> Vec<Named<'_>> {
-        let mut stored = self.stored.iter().zip(&self.places).peekable();
+        let mut stored = self.stored.iter().peekable();
         let mut all = Vec::new();
         for (n_before, param) in self.params.iter().map(Some).chain([None]).enumerate() {
-            while let Some(((name, matrix), (_, transposed))) =
-                stored.next_if(|(_, (place, _))| *place <= n_before)
-            {
-                let (rows, cols, transposed) = (matrix.rows(), matrix.cols(), *transposed);
-                let shape = Shape::from(if transposed { [cols, rows] } else { [rows, cols] });
-                all.push(Named { name, shape, value: Value::Stored { matrix, transposed } });
+            while let Some(matrix) = stored.next_if(|matrix| matrix.n_before <= n_before) {
+                all.push(Named(Value::Stored(matrix)));
             }
-            all.extend(param.map(|param| {
-                let (name, shape) = (param.name(), param.shape());
-                Named { name, shape, value: Value::Param(param) }
-            }));
+            all.extend(param.map(|param| Named(Value::Param(param))));
         }
         all
     }
 
     /// Adds a matrix in its stored form; as a parameter it would be `[in, out]` if `transposed`.
-    pub(super) fn add_stored(&mut self, name: String, matrix: QMatrix, transposed: bool) {
-        self.places.push((self.params.len(), transposed));
-        self.stored.push((name, matrix));
+    pub(super) fn add_stored(
+        &mut self,
+        name: String,
+        role: Role,
+        matrix: QMatrix,
+        transposed: bool,
+    ) {
+        let n_before = self.params.len();
+        self.stored.push(StoredMatrix { name, role, matrix, transposed, n_before });
+    }
+
+    /// Freezes the parameters that `is_frozen` chooses; how many. The others stay as they are.
+    pub fn freeze(&self, is_frozen: impl Fn(&Param) -> bool) -> usize {
+        let frozen = self.params.iter().filter(|param| is_frozen(param));
+        frozen.map(|param| param.set_trainable(false)).count()
+    }
+
+    /// Freezes the parameters whose names match one of `patterns`; how many.
+    ///
+    /// # Errors
+    /// If a pattern matches no parameter: then nothing is frozen.
+    pub fn freeze_matching(&self, patterns: &[NamePattern]) -> Result<usize> {
+        for pattern in patterns {
+            if !self.params.iter().any(|param| pattern.matches(param.name())) {
+                return Err(Error::NoParam { pattern: pattern.to_string() });
+            }
+        }
+        Ok(self.freeze(|param| patterns.iter().any(|pattern| pattern.matches(param.name()))))
+    }
+
+    /// The parameters that are trained, in order.
+    pub fn trainable(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|param| param.is_trainable())
     }
 
     /// Number of values, those of stored matrices included, tied weights counted once.
     #[must_use]
     pub fn n_values(&self) -> usize {
-        let stored: usize = self.stored.iter().map(|(_, w)| w.rows() * w.cols()).sum();
+        let stored: usize = self.stored.iter().map(|s| s.matrix.rows() * s.matrix.cols()).sum();
         stored + self.params.iter().map(|p| p.shape().n_elements()).sum::<usize>()
     }
 
     /// Bytes that the values take.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        let stored: usize = self.stored.iter().map(|(_, w)| w.n_bytes()).sum();
+        let stored: usize = self.stored.iter().map(|s| s.matrix.n_bytes()).sum();
         stored + self.params.iter().map(|p| 4 * p.shape().n_elements()).sum::<usize>()
     }
 
     /// Bytes that a forward pass which uses everything reads.
     #[must_use]
     pub fn read_bytes(&self) -> usize {
-        let stored: usize = self.stored.iter().map(|(_, w)| w.n_bytes()).sum();
+        let stored: usize = self.stored.iter().map(|s| s.matrix.n_bytes()).sum();
         stored + self.params.iter().map(Param::read_bytes).sum::<usize>()
     }
 
-    /// From now on training multiplies the matrices of layers in fp8 whose both sides are multiples
-    /// of 16 and at least `side_min`; how many there are. Of those `is_wanted` is asked by name:
-    /// tables and heads are matrices too.
-    pub fn use_fp8(&self, side_min: usize, is_wanted: impl Fn(&str) -> bool) -> usize {
+    /// Lets training multiply in fp8 the hidden matrices ([`Role::is_hidden_matrix`]) whose both
+    /// sides are at least `side_min` and multiples of 16; how many there are.
+    pub fn use_fp8(&self, side_min: usize) -> usize {
         let fits = |side: &usize| *side >= side_min && side.is_multiple_of(FP8_MULTIPLE);
-        let matrices = self.matrices.iter().map(|index| &self.params[*index]);
-        let wide =
-            matrices.filter(|param| is_wanted(param.name()) && param.shape().iter().all(fits));
+        let matrices = self.params.iter().filter(|param| param.role().is_hidden_matrix());
+        let wide = matrices.filter(|param| param.shape().iter().all(fits));
         wide.map(|param| param.0.fp8.store(true, Ordering::Relaxed)).count()
     }
 
@@ -108,7 +163,7 @@ impl ParamStore {
     /// If memory runs out or a device fails.
     pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
         self.params.iter().try_for_each(|param| param.to_device(device, dtype))?;
-        self.stored.iter().try_for_each(|(_, matrix)| matrix.to_device(device, dtype))
+        self.stored.iter().try_for_each(|stored| stored.matrix.to_device(device, dtype))
     }
 
     /// Where the parameters live and what they are computed with; the CPU and f32 if there are
@@ -127,12 +182,12 @@ impl ParamStore {
         self.params.iter().for_each(Param::clear_grad);
     }
 
-    pub(super) fn add(&mut self, name: String, value: Tensor) -> Result<Param> {
+    pub(super) fn add(&mut self, name: String, role: Role, value: Tensor) -> Result<Param> {
         if self.by_name.contains_key(&name) {
             return Err(Error::DuplicateParam { name });
         }
         self.by_name.insert(name.clone(), self.params.len());
-        let param = Param::new(name, value);
+        let param = Param::new(name, role, value);
         self.params.push(param.clone());
         Ok(param)
     }
@@ -140,29 +195,58 @@ impl ParamStore {
 
 /// A weight of a store by its name, whether it can be trained or is used as it is stored.
 #[derive(Clone, Copy)]
-pub struct Named<'a> {
-    name: &'a str,
-    shape: Shape,
-    value: Value<'a>,
-}
+pub struct Named<'a>(Value<'a>);
 
 #[derive(Clone, Copy)]
 enum Value<'a> {
     Param(&'a Param),
-    Stored { matrix: &'a QMatrix, transposed: bool },
+    Stored(&'a StoredMatrix),
 }
 
 impl Named<'_> {
     /// Its path, which is its name in checkpoints.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.name
+        match self.0 {
+            Value::Param(param) => param.name(),
+            Value::Stored(stored) => stored.name(),
+        }
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match self.0 {
+            Value::Param(param) => param.role(),
+            Value::Stored(stored) => stored.role(),
+        }
     }
 
     /// Its shape as a parameter.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        self.shape
+        match self.0 {
+            Value::Param(param) => param.shape(),
+            Value::Stored(stored) => stored.shape(),
+        }
+    }
+
+    /// The matrix in its stored form, if it is used so.
+    #[must_use]
+    pub fn stored(&self) -> Option<&QMatrix> {
+        match self.0 {
+            Value::Param(_) => None,
+            Value::Stored(stored) => Some(stored.matrix()),
+        }
+    }
+
+    /// Bytes that a forward pass which uses all of it reads.
+    #[must_use]
+    pub fn read_bytes(&self) -> usize {
+        match self.0 {
+            Value::Param(param) => param.read_bytes(),
+            Value::Stored(stored) => stored.matrix.n_bytes(),
+        }
     }
 
     /// Its numbers in f32 on the CPU, of a stored form those that it stands for.
@@ -170,12 +254,11 @@ impl Named<'_> {
     /// # Errors
     /// If memory runs out or a device fails.
     pub fn to_host(&self) -> Result<Tensor> {
-        match self.value {
+        match self.0 {
             Value::Param(param) => param.to_host(),
-            Value::Stored { matrix, transposed } => {
-                let mut values = Tensor::uninit([matrix.rows(), matrix.cols()], DType::F32)?;
-                matrix.dequantize_rows(0..matrix.rows(), values.data_mut());
-                if transposed { Ok(values.transpose(0, 1)?.detach()) } else { Ok(values) }
+            Value::Stored(StoredMatrix { matrix, transposed, .. }) => {
+                let values = matrix.to_f32()?;
+                if *transposed { Ok(values.transpose(0, 1)?.detach()) } else { Ok(values) }
             }
         }
     }

@@ -116,9 +116,9 @@ fn not_a_prefix(template: &ChatTemplate, index: usize, before: &str, text: &str)
         action: "finding what is to be learnt with",
         name: template.name().to_owned(),
         reason: format!(
-            "the text up to message {index} is {:?} at character {same}, but in the whole conversation it is {:?}; \
-             expected a template that writes the beginning of a conversation the same whatever follows, or that \
-             marks answers with {{% generation %}}",
+            "the text up to message {index} is {:?} at character {same}, but in the whole \
+             conversation it is {:?}; expected a template that writes the beginning of a \
+             conversation the same whatever follows, or that marks answers with {{% generation %}}",
             shown(before),
             shown(text)
         ),

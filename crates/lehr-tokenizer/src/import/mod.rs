@@ -9,10 +9,12 @@ mod protobuf;
 mod sentencepiece;
 mod tekken;
 mod tiktoken;
+mod token_type;
 mod vocab_export;
 mod vocab_parts;
 mod wordpiece;
 
 pub use chatglm::ChatGlm;
 pub use tiktoken::TiktokenKind;
-pub use vocab_parts::{TokenType, VocabParts};
+pub use token_type::TokenType;
+pub use vocab_parts::VocabParts;

@@ -10,7 +10,7 @@ use tokenizers::models::unigram::Unigram;
 use super::assemble::{Added, Assembly, Template, replace, sequence, split};
 use super::bpe::{Ranked, merges_by_rank, model};
 use super::protobuf::Fields;
-use super::vocab_parts::TokenType;
+use super::token_type::TokenType;
 use crate::check::charsmap;
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
@@ -183,7 +183,10 @@ impl Model {
             let map = base64::engine::general_purpose::STANDARD.encode(&self.charsmap);
             members.push(json!({"type": "Precompiled", "precompiled_charsmap": map}));
         }
-        let regex = |pattern: &str, to: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": to});
+        let regex = |pattern: &str, to: &str| {
+            let pattern = json!({ "Regex": pattern });
+            json!({"type": "Replace", "pattern": pattern, "content": to})
+        };
         if self.remove_extra_whitespaces {
             // At the end, SentencePiece takes what it writes for a space too.
             members.push(regex(r"\A +|[ ▁]+\z", ""));

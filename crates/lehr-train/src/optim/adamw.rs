@@ -54,15 +54,10 @@ impl Moments {
         rule: &inplace::AdamW,
         embedding_lr_ratio: f32,
     ) -> inplace::AdamWItem<'a> {
-        let lr_scale = if is_embedding(param.name()) { embedding_lr_ratio } else { 1.0 };
+        let lr_scale = if param.role().is_embedding() { embedding_lr_ratio } else { 1.0 };
         let weight_decay = if param.shape().len() >= 2 { rule.weight_decay } else { 0.0 };
         inplace::AdamWItem { param, m: &mut self.m, v: &mut self.v, lr_scale, weight_decay }
     }
-}
-
-/// Whether the parameter is a lookup table of tokens or positions (perhaps also the tied head).
-fn is_embedding(name: &str) -> bool {
-    ["embed_tokens.weight", "wte.weight", "wpe.weight"].iter().any(|end| name.ends_with(end))
 }
 
 impl Optimizer for AdamW {

@@ -74,12 +74,13 @@ impl UseArgs {
     pub(crate) fn place(&self, model: &Model) -> Result<()> {
         if model.n_elsewise() > 0 {
             let mut found = BTreeMap::<String, usize>::new();
-            for (_, matrix) in model.params().stored() {
-                *found.entry(matrix.format().to_string()).or_default() += 1;
+            for stored in model.params().stored() {
+                *found.entry(stored.matrix().format().to_string()).or_default() += 1;
             }
             let list: Vec<_> = found.iter().map(|(format, n)| format!("{n} in {format}")).collect();
             eprintln!(
-                "note: {} matrices are in another format than --weights says, the nearest whose blocks fill their rows: {}",
+                "note: {} matrices are in another format than --weights says, the nearest whose \
+                 blocks fill their rows: {}",
                 model.n_elsewise(),
                 list.join(", ")
             );

@@ -85,7 +85,8 @@ fn describe(info: &DeviceInfo) -> String {
 fn as_json(gpus: &Result<Vec<DeviceInfo>>) -> Value {
     let gpu = |info: &DeviceInfo| {
         json!({
-            "name": info.name, "capability": [info.capability.0, info.capability.1], "sms": info.n_sms,
+            "name": info.name, "sms": info.n_sms,
+            "capability": [info.capability.0, info.capability.1],
             "memory_bytes": info.memory_bytes, "driver_version": info.driver_version,
         })
     };

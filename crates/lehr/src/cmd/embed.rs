@@ -104,7 +104,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if matches!(output, Output::Matrix) && texts.len() > MATRIX_MAX {
         return Err(Hinted::error(
             format!(
-                "{} texts are too many for a matrix of similarities, which shows at most {MATRIX_MAX}",
+                "{} texts are too many for a matrix of similarities, which shows at most \
+                 {MATRIX_MAX}",
                 texts.len()
             ),
             "give --json, or --out vectors.safetensors",

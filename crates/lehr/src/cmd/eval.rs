@@ -68,7 +68,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "perplexity {:.4}, {:.4} bits per byte: {} tokens for {} bytes, {} windows of {} every {}, {seconds:.1} s",
+        "perplexity {:.4}, {:.4} bits per byte: {} tokens for {} bytes, {} windows of {} every \
+         {}, {seconds:.1} s",
         found.perplexity(),
         found.bits_per_byte(),
         found.n_tokens,

@@ -95,7 +95,7 @@ fn show_parameters(outline: &Outline) {
         let n = outline.n_values_of(role);
         if n > 0 {
             let share = 100.0 * n as f64 / total as f64;
-            println!("    {:12} {:>10}  {share:4.1} %", role.to_string(), count(n));
+            println!("    {:20} {:>10}  {share:4.1} %", role.to_string(), count(n));
         }
     }
 }
@@ -206,7 +206,8 @@ fn to_json(
         });
     }
     if let (Some(config), Some(outline)) = (&found.config, &found.outline) {
-        let roles = Role::ALL.map(|role| (role.to_string(), outline.n_values_of(role).into()));
+        let roles = Role::ALL
+            .map(|role| (role.to_string().replace(' ', "_"), outline.n_values_of(role).into()));
         let weights =
             FORMATS.map(|(_, format)| (format!("{format:?}"), outline.weight_bytes(format).into()));
         json["causal"] = outline.is_causal.into();
@@ -237,7 +238,10 @@ fn to_json(
         json["training"] = training.into();
     }
     if tensors {
-        let tensor = |t: &StoredTensor| json!({ "name": t.name, "shape": t.shape, "format": t.format, "bytes": t.n_bytes });
+        let tensor = |t: &StoredTensor| {
+            let (name, bytes) = (&t.name, t.n_bytes);
+            json!({ "name": name, "shape": t.shape, "format": t.format, "bytes": bytes })
+        };
         json["tensors"] = found.stored.iter().map(tensor).collect();
     }
     json

@@ -34,7 +34,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         let rows: Vec<_> = checks
             .iter()
-            .map(|c| json!({ "item": c.item, "error": c.error, "limit": c.limit, "passed": c.passed() }))
+            .map(|c| {
+                let passed = c.passed();
+                json!({ "item": c.item, "error": c.error, "limit": c.limit, "passed": passed })
+            })
             .collect();
         println!("{}", json!({ "passed": passed, "checks": rows }));
     } else {

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lehr_tensor::Named;
 use lehr_tensor::quant::WeightFormat;
+use lehr_tensor::{Named, ParamStore};
+use serde_json::Value;
 
 use super::family::{self, Family};
 use super::file_type::{FileType, Traits};
@@ -14,7 +15,8 @@ use super::names::{Heads, Kind};
 use super::writer::{self, Planned};
 use crate::io::change::{file_rows, transpose};
 use crate::io::files::write_stream;
-use crate::{Error, Model, Result};
+use crate::spec::Spec;
+use crate::{Error, Result};
 
 /// The version of the block formats, which `general.quantization_version` says.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -53,15 +55,20 @@ enum Values<'a> {
     Given(Vec<f32>),
 }
 
-/// Writes `model` as a GGUF file that llama.cpp loads, piece by piece, beside its place first.
+/// Writes the parameters of a model, whose `config.json` is `config`, as a GGUF file that llama.cpp
+/// loads: piece by piece, beside its place first.
 ///
 /// # Errors
 /// If GGUF has no place for the family or one of its settings, a number does not fit the format, or
 /// the file cannot be written.
-pub fn write_gguf(path: &Path, model: &Model, options: &GgufOptions<'_>) -> Result<GgufSummary> {
-    let config = model.config().to_json();
-    let family = family::of_config(&config)?;
-    let mut keys = family.describe(&config)?;
+pub(crate) fn write_gguf(
+    path: &Path,
+    (config, spec): (&Value, &Spec),
+    params: &ParamStore,
+    options: &GgufOptions<'_>,
+) -> Result<GgufSummary> {
+    let family = family::of_config(config)?;
+    let mut keys = family.describe(config)?;
     let heads = keys.heads()?;
     let mut left_out = Vec::new();
     let mut tensors = Vec::new();
@@ -69,14 +76,14 @@ pub fn write_gguf(path: &Path, model: &Model, options: &GgufOptions<'_>) -> Resu
         let plan = Planned { name, shape: vec![factors.len()], format: WeightFormat::F32 };
         tensors.push(Tensor { plan, values: Values::Given(factors), kind: Kind::Same });
     }
-    for weight in model.params().named() {
+    for weight in params.named() {
         match plan(family, weight.name(), &weight.shape())? {
             Some((plan, kind)) => tensors.push(Tensor { plan, values: Values::Of(weight), kind }),
             None => left_out.push(weight.name().to_owned()),
         }
     }
-    choose_formats(&mut tensors, options.file_type, model);
-    let metadata = finish(keys.metadata, options, model.spec().vocab_size);
+    choose_formats(&mut tensors, options.file_type, spec);
+    let metadata = finish(keys.metadata, options, spec.vocab_size);
     let plans: Vec<_> = tensors.iter().map(|t| &t.plan).collect();
     let head = writer::head(&metadata, &plans);
     let n_bytes = plans.iter().map(|p| p.n_bytes() + writer::n_padding(p.n_bytes()));
@@ -110,8 +117,7 @@ fn plan(family: &Family, name: &str, shape: &[usize]) -> Result<Option<(Planned,
     Ok(Some((Planned { name: ggml, shape, format: WeightFormat::F32 }, kind)))
 }
 
-fn choose_formats(tensors: &mut [Tensor<'_>], file_type: FileType, model: &Model) {
-    let spec = model.spec();
+fn choose_formats(tensors: &mut [Tensor<'_>], file_type: FileType, spec: &Spec) {
     let traits = Traits {
         n_blocks: spec.n_layers,
         is_tied: !tensors.iter().any(|t| t.plan.name == "output.weight"),

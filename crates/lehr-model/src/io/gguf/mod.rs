@@ -2,7 +2,7 @@
 //!
 //! Reading presents the tensors under the names and shapes of our families, as if the file were a
 //! Hugging Face folder: what conversion to GGUF did to the numbers is undone as they are read.
-//! [`write_gguf`] does it.
+//! [`Model::save_gguf`](crate::Model::save_gguf) does it.
 
 mod export;
 mod family;
@@ -14,13 +14,14 @@ mod writer;
 
 use std::path::Path;
 
-pub use export::{GgufOptions, GgufSummary, write_gguf};
+pub(crate) use export::write_gguf;
+pub use export::{GgufOptions, GgufSummary};
 pub use file_type::FileType;
 pub use metadata::{Array, Metadata, Value};
 use serde_json::Value as Json;
 
 use super::change::Change;
-use super::checkpoint::{Entry, FileDtype};
+use super::entry::{Entry, FileDtype};
 use crate::Result;
 use reader::{GgmlType, TensorInfo};
 

@@ -10,7 +10,7 @@ use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 use super::machine::unpickle;
 use super::tensor::View;
 use super::{Fault, state_dict};
-use crate::io::checkpoint::Entry;
+use crate::io::entry::Entry;
 
 /// Where the files of an archive lie in it: first byte and length.
 type Places<'a> = HashMap<&'a str, (usize, usize)>;

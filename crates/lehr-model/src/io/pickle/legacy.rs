@@ -9,7 +9,7 @@ use super::machine::{Unpickled, unpickle};
 use super::tensor::{View, storages};
 use super::value::Value;
 use super::{Fault, state_dict};
-use crate::io::checkpoint::Entry;
+use crate::io::entry::Entry;
 
 /// `0x1950a86a20f9469cfc6c`.
 const MAGIC: [u8; 10] = [0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19];

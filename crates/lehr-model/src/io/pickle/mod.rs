@@ -15,7 +15,7 @@ mod value;
 use std::fmt::Display;
 use std::path::Path;
 
-use super::checkpoint::Entry;
+use super::entry::Entry;
 use crate::{Error, Result};
 
 /// How a zip file begins.

@@ -7,7 +7,8 @@ use lehr_tensor::quant::WeightFormat::{BF16, F16, F32};
 use super::Fault;
 use super::value::{Heap, Id, Value};
 use crate::io::change::Change;
-use crate::io::checkpoint::{Entry, FileDtype, Strides};
+use crate::io::entry::{Entry, FileDtype};
+use crate::io::strided::Strides;
 
 /// A storage's or tensor's type: its name in `torch`, that of the storage's class, what its numbers
 /// are, and the bytes of one.

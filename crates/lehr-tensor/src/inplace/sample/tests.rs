@@ -153,7 +153,8 @@ fn compare(dtype: DType, v: usize, batch: usize, n_padding: usize) -> (usize, us
                 let is_near = !fits(0.0);
                 assert!(
                     !is_near || fits(3e-6) || fits(-3e-6),
-                    "{dtype}, V = {v}, B = {batch}, row {row}, step {step}, {:?}: found {found}, expected {}",
+                    "{dtype}, V = {v}, B = {batch}, row {row}, step {step}, {:?}: found {found}, \
+                     expected {}",
                     text.settings,
                     chosen(row_logits, text, 0.0)
                 );

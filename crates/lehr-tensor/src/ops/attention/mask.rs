@@ -75,8 +75,8 @@ impl Mask {
         Self { n_keys: Some(n_keys), ..self }
     }
 
-    /// [`Mask::with_n_keys`] with a number that is on a GPU, i32 `[1]`, and is read when the work runs: `n_keys` is the most it will be. For a
-    /// few queries, outside of recording.
+    /// Like [`Mask::with_n_keys`], with the number on a GPU, i32 `[1]`, where it is read when the
+    /// work runs. `n_keys` is its upper bound. Only for a few queries, outside of recording.
     #[must_use]
     pub fn with_n_keys_on_gpu(self, n_keys: usize, number: Tensor) -> Self {
         Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
@@ -130,7 +130,8 @@ impl Mask {
         Ok(Rule { causal: self.causal, window, n_keys: self.n_keys(tk) as i32 })
     }
 
-    /// [`Mask::intervals`] on a GPU. All layers of a model ask for the same ones in turn: the last are kept.
+    /// Returns [`Mask::intervals`] on a GPU. All layers of a model need the same ones in turn, so
+    /// the most recent are cached.
     pub(super) fn intervals_on(
         &self,
         device: Device,

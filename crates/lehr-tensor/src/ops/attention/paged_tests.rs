@@ -117,7 +117,8 @@ fn compare(
         for (found, want) in part(&found).iter().zip(&want.data) {
             assert!(
                 (f64::from(*found) - want).abs() <= tolerance,
-                "{device} {dtype}, text of {length}, P = {size}, Tq = {tq}, H = {h}, K = {kv}, E = {e}: {found}, not {want}"
+                "{device} {dtype}, text of {length}, P = {size}, Tq = {tq}, H = {h}, K = {kv}, \
+                 E = {e}: {found}, not {want}"
             );
         }
     }

@@ -6,8 +6,8 @@ use crate::autograd::records;
 use crate::pages::Pages;
 use crate::{Error, Result, Tensor};
 
-/// [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`, for masks with pages. The queries are the last
-/// of each text's tokens.
+/// Computes [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`,
+/// for masks with pages. The queries are the last tokens of each sequence.
 pub(super) fn attention(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),

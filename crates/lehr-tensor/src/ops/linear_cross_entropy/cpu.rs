@@ -3,12 +3,15 @@
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
 use crate::ops::linear::{WeightLayout::OutIn, cpu as linear};
+use crate::ops::linear_q::cpu as linear_q;
 use crate::ops::softcap::cpu::cap_row;
 use crate::ops::softmax::cpu::{exp_scaled, max_and_sum};
 use crate::ops::{rows_per_task, softcap};
 use crate::{DType, Result, Tensor};
 
+use super::HeadWeight;
 use super::labels::Labelled;
+use crate::quant::QMatrix;
 
 /// Largest number of logits in one chunk: 32 MiB.
 const LOGITS_MAX: usize = 1 << 23;
@@ -21,16 +24,29 @@ fn chunk_rows(n: usize, n_vocabulary: usize) -> usize {
     n.div_ceil(n.div_ceil(most).max(1)).max(1)
 }
 
+/// How a row of logits turns into its loss.
+#[derive(Clone, Copy)]
+pub(super) struct RowLoss {
+    pub(super) n_vocabulary: usize,
+    pub(super) z_loss: f32,
+    pub(super) softcap: Option<f32>,
+}
+
+/// The matrix, `[V, D]`.
+#[derive(Clone, Copy)]
+enum Matrix<'a> {
+    Dense(&'a [f32]),
+    Stored(&'a QMatrix),
+}
+
 /// The last layer with the labels of its rows.
 pub(super) struct Head<'a> {
     x: &'a [f32],
-    weight: &'a [f32],
+    weight: Matrix<'a>,
     bias: Option<&'a [f32]>,
     labels: &'a [i32],
-    n_vocabulary: usize,
     width: usize,
-    z_loss: f32,
-    softcap: Option<f32>,
+    loss: RowLoss,
     pub(super) chunk_rows: usize,
 }
 
@@ -58,22 +74,24 @@ impl<'a> Head<'a> {
     /// `x` holds the labelled rows only.
     pub(super) fn new(
         x: &'a Tensor,
-        weight: &'a Tensor,
+        weight: HeadWeight<'a>,
         bias: Option<&'a Tensor>,
         rows: &'a Labelled,
         z_loss: f32,
         softcap: Option<f32>,
     ) -> Self {
         let &[n_vocabulary, width] = &*weight.shape() else { unreachable!("checked by the op") };
+        let weight = match weight {
+            HeadWeight::Dense(weight) => Matrix::Dense(weight.data()),
+            HeadWeight::Stored(weight) => Matrix::Stored(weight),
+        };
         Self {
             x: x.data(),
-            weight: weight.data(),
+            weight,
             bias: bias.map(Tensor::data),
             labels: rows.labels(),
-            n_vocabulary,
             width,
-            z_loss,
-            softcap,
+            loss: RowLoss { n_vocabulary, z_loss, softcap },
             chunk_rows: chunk_rows(rows.len(), n_vocabulary),
         }
     }
@@ -81,7 +99,7 @@ impl<'a> Head<'a> {
     /// The loss of each row.
     pub(super) fn forward(&self, losses: &mut [f32]) -> Result<()> {
         self.for_each_chunk(losses, |chunk, logits, losses| {
-            self.turn(logits, &self.labels[chunk.first..], losses, None);
+            self.loss.turn(logits, &self.labels[chunk.first..], losses, None);
             Ok(())
         })
     }
@@ -100,17 +118,23 @@ impl<'a> Head<'a> {
             grads.db.into_iter().for_each(|db| db.fill(0.0));
             return Ok(());
         }
-        let (v, d) = (self.n_vocabulary, self.width);
+        let (v, d) = (self.loss.n_vocabulary, self.width);
         self.for_each_chunk(losses, |chunk, logits, losses| {
             let factors = match factors {
                 Factors::Same(factor) => Factors::Same(*factor),
                 Factors::PerRow(each) => Factors::PerRow(&each[chunk.first..]),
             };
-            self.turn(logits, &self.labels[chunk.first..], losses, Some(&factors));
+            self.loss.turn(logits, &self.labels[chunk.first..], losses, Some(&factors));
             let (size, range) = ((chunk.n, v, d), chunk.first * d..(chunk.first + chunk.n) * d);
             if let Some(dx) = grads.dx.as_deref_mut() {
                 let dx = &mut dx[range.clone()];
-                linear::backward_input(size, logits, self.weight, OutIn, dx, false)?;
+                match self.weight {
+                    Matrix::Dense(w) => {
+                        linear::backward_input(size, logits, w, OutIn, dx, false)?;
+                    }
+                    Matrix::Stored(w) if d > 0 => linear_q::backward(w, logits, dx, false)?,
+                    Matrix::Stored(_) => (),
+                }
             }
             if let Some(grad) = grads.weight.as_mut() {
                 let add = grad.accumulate || chunk.first > 0;
@@ -129,21 +153,32 @@ impl<'a> Head<'a> {
         losses: &mut [f32],
         mut body: impl FnMut(Chunk, &mut [f32], &mut [f32]) -> Result<()>,
     ) -> Result<()> {
-        let (v, d) = (self.n_vocabulary, self.width);
+        let (v, d) = (self.loss.n_vocabulary, self.width);
         let n_max = self.chunk_rows.min(losses.len());
         let mut logits = Tensor::uninit([n_max, v], DType::F32)?;
         for (index, losses) in losses.chunks_mut(self.chunk_rows).enumerate() {
             let chunk = Chunk { first: index * self.chunk_rows, n: losses.len() };
             let logits = &mut logits.data_mut()[..chunk.n * v];
             let x = &self.x[chunk.first * d..(chunk.first + chunk.n) * d];
-            linear::forward((chunk.n, v, d), x, self.weight, OutIn, self.bias, logits)?;
+            match self.weight {
+                Matrix::Stored(w) if d > 0 => linear_q::forward(w, x, self.bias, logits)?,
+                // Without columns there is nothing of the weight to read.
+                Matrix::Stored(_) => {
+                    linear::forward((chunk.n, v, d), x, &[], OutIn, self.bias, logits)?;
+                }
+                Matrix::Dense(w) => {
+                    linear::forward((chunk.n, v, d), x, w, OutIn, self.bias, logits)?;
+                }
+            }
             body(chunk, logits, losses)?;
         }
         Ok(())
     }
+}
 
-    /// Turns a chunk of logits into losses and, given factors, in place into their gradient.
-    fn turn(
+impl RowLoss {
+    /// Turns rows of logits into losses and, given factors, in place into their gradient.
+    pub(super) fn turn(
         &self,
         logits: &mut [f32],
         labels: &[i32],
@@ -157,7 +192,7 @@ impl<'a> Head<'a> {
             // SAFETY: tasks own disjoint rows.
             let losses = unsafe { losses.slice(first, logits.len() / v) };
             let labels = &labels[first..];
-            dispatch(Rows { head: self, logits, labels, losses, factors, first });
+            dispatch(Rows { loss: self, logits, labels, losses, factors, first });
         });
     }
 }
@@ -169,7 +204,7 @@ struct Chunk {
 }
 
 struct Rows<'a> {
-    head: &'a Head<'a>,
+    loss: &'a RowLoss,
     logits: &'a mut [f32],
     labels: &'a [i32],
     losses: &'a mut [f32],
@@ -183,18 +218,18 @@ impl Kernel for Rows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let rows = self.logits.chunks_exact_mut(self.head.n_vocabulary);
+        let rows = self.logits.chunks_exact_mut(self.loss.n_vocabulary);
         for (r, (row, loss)) in rows.zip(self.losses).enumerate() {
             let factor = self.factors.map(|factors| match factors {
                 Factors::Same(factor) => *factor,
                 Factors::PerRow(each) => each[self.first + r],
             });
-            *loss = self.head.row(s, row, self.labels[r] as usize, factor);
+            *loss = self.loss.row(s, row, self.labels[r] as usize, factor);
         }
     }
 }
 
-impl Head<'_> {
+impl RowLoss {
     /// The loss of one row of logits, which turns into its gradient if there is a factor:
     /// `factor · ((1 + 2 z lse) e^(y − lse) − onehot)`, times `1 − (y / c)²` under a cap.
     #[inline(always)]

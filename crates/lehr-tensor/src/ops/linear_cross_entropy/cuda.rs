@@ -1,9 +1,11 @@
 //! The pass over the vocabulary on a GPU, chunk by chunk of rows.
 
+use super::HeadWeight;
 use super::labels::Labelled;
 use crate::cuda::blas::{Matmul, Operand};
 use crate::cuda::{Cuda, Extent, Source, args, int, source};
 use crate::ops::linear::cuda as linear;
+use crate::ops::linear_q::cuda as linear_q;
 use crate::ops::rows_cuda::lanes;
 use crate::{DType, Device, Result, Shape, Tensor};
 
@@ -16,15 +18,35 @@ const LOGITS_MAX: usize = 1 << 28;
 /// Fewest rows in a chunk.
 const ROWS_MIN: usize = 256;
 
+/// How a row of logits turns into its loss.
+#[derive(Clone, Copy)]
+pub(super) struct RowLoss {
+    pub(super) z_loss: f32,
+    pub(super) softcap: Option<f32>,
+}
+
 /// The last layer with the labels of its rows.
 pub(super) struct Head<'a> {
     /// The labelled rows.
     pub(super) x: &'a Tensor,
-    pub(super) weight: &'a Tensor,
+    pub(super) weight: HeadWeight<'a>,
     pub(super) bias: Option<&'a Tensor>,
     pub(super) rows: &'a Labelled,
-    pub(super) z_loss: f32,
-    pub(super) softcap: Option<f32>,
+    pub(super) loss: RowLoss,
+}
+
+/// Rows of logits on the device, their labels and their losses.
+pub(super) struct Chunk<'a> {
+    pub(super) logits: &'a Tensor,
+    /// Numbers from one row of logits to the next.
+    pub(super) stride: usize,
+    pub(super) n: usize,
+    pub(super) n_vocabulary: usize,
+    /// Where its labels and losses begin on the device.
+    pub(super) labels: u64,
+    pub(super) losses: u64,
+    /// Number of its first row among the factors.
+    pub(super) first: usize,
 }
 
 /// What the gradient of each row's loss is multiplied with.
@@ -61,6 +83,12 @@ impl Head<'_> {
             }
             return grads.db.map_or(Ok(()), Tensor::fill_zero);
         }
+        // A stored matrix is turned into numbers once, for all chunks.
+        let (rows_of_weight, _held) = match weight {
+            HeadWeight::Dense(weight) => (linear::rows(weight, d), None),
+            HeadWeight::Stored(weight) => linear_q::numbers(weight, x)?,
+        };
+        let transposed = Operand { transposed: true, ..rows_of_weight };
         // Rows of logits start on 128 bytes, for the products; a bias is as long as a row.
         let ld = if self.bias.is_some() { v } else { v.next_multiple_of(64) };
         let most = (LOGITS_MAX / ld.max(1)).max(ROWS_MIN);
@@ -75,14 +103,20 @@ impl Head<'_> {
             let z = Operand::rows(logits.device_ptr(), logits.dtype(), ld);
             let x_rows = Operand::rows(at(x, first, d), x.dtype(), d);
             let bias = self.bias.map(Tensor::device_ptr);
-            Matmul::new((rows, v, d), x_rows, linear::transposed(weight, d), z)
-                .bias(bias)
-                .run(cuda)?;
-            let losses = at(losses, first, 1);
-            self.turn(cuda, (&logits, ld, rows, v), at(&labels, first, 1), losses, factors, first)?;
+            Matmul::new((rows, v, d), x_rows, transposed, z).bias(bias).run(cuda)?;
+            let chunk = Chunk {
+                logits: &logits,
+                stride: ld,
+                n: rows,
+                n_vocabulary: v,
+                labels: at(&labels, first, 1),
+                losses: at(losses, first, 1),
+                first,
+            };
+            self.loss.turn(cuda, &chunk, factors)?;
             if let Some(dx) = grads.dx.as_deref_mut() {
                 let out = Operand::rows(at(dx, first, d), dx.dtype(), d);
-                Matmul::new((rows, d, v), z, linear::rows(weight, d), out).run(cuda)?;
+                Matmul::new((rows, d, v), z, rows_of_weight, out).run(cuda)?;
             }
             if let Some((dw, accumulate)) = grads.dw.as_mut() {
                 let transposed = Operand::transposed(logits.device_ptr(), logits.dtype(), ld);
@@ -95,26 +129,26 @@ impl Head<'_> {
         }
         Ok(())
     }
+}
 
-    /// Turns a chunk of logits into losses and, given factors, in place into their gradient.
-    fn turn(
+impl RowLoss {
+    /// Turns rows of logits into losses and, given factors, in place into their gradient.
+    pub(super) fn turn(
         &self,
         cuda: &Cuda,
-        (logits, ld, rows, v): (&Tensor, usize, usize, usize),
-        labels: u64,
-        losses: u64,
+        chunk: &Chunk<'_>,
         factors: Option<&Factors<'_>>,
-        first: usize,
     ) -> Result<()> {
         /// Shared memory for the logits of a row: two blocks fit in a multiprocessor.
         const CACHE_BYTES: usize = 96 << 10;
+        let &Chunk { logits, stride, n, n_vocabulary: v, labels, losses, first } = chunk;
         let lanes = lanes(logits.dtype());
         let threads = (v.div_ceil(4 * lanes).next_multiple_of(32)).clamp(32, 512);
         let n_cached = match factors {
             Some(_) => (v / lanes * lanes).min(CACHE_BYTES / logits.dtype().size()),
             None => 0,
         };
-        let mut extent = Extent::line(rows, threads as u32);
+        let mut extent = Extent::line(n, threads as u32);
         extent.shared_bytes = (n_cached * logits.dtype().size()) as u32;
         let (factor, each) = match factors {
             Some(Factors::Same(factor)) => (*factor, 0),
@@ -125,9 +159,9 @@ impl Head<'_> {
             logits,
             labels,
             losses,
-            int(OP, rows)?,
+            int(OP, n)?,
             int(OP, v)?,
-            ld as i64,
+            stride as i64,
             self.softcap.unwrap_or(0.0),
             self.z_loss,
             factor,

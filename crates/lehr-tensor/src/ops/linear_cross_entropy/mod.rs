@@ -5,6 +5,7 @@ pub(crate) mod cuda;
 mod labels;
 #[cfg(test)]
 mod reference;
+mod rows;
 #[cfg(test)]
 pub(crate) mod tests;
 mod token_logprobs;
@@ -15,6 +16,7 @@ use self::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use self::labels::Labelled;
 use super::softcap;
 use crate::autograd::{Gradients, Op, record1, records};
+use crate::quant::QMatrix;
 use crate::{DType, Error, Result, Shape, Tensor, inplace};
 
 /// The form of the loss.
@@ -28,6 +30,54 @@ pub struct CrossEntropy {
     pub z_loss: f32,
     /// If given, logits are `c tanh(z / c)`.
     pub softcap: Option<f32>,
+}
+
+/// The matrix `[V, D]` of a head.
+#[derive(Clone, Copy)]
+pub enum HeadWeight<'a> {
+    /// Numbers; they may be trained.
+    Dense(&'a Tensor),
+    /// A matrix that is used as it is stored, and has no gradient.
+    Stored(&'a QMatrix),
+}
+
+impl<'a> From<&'a Tensor> for HeadWeight<'a> {
+    fn from(weight: &'a Tensor) -> Self {
+        Self::Dense(weight)
+    }
+}
+
+impl<'a> From<&'a QMatrix> for HeadWeight<'a> {
+    fn from(weight: &'a QMatrix) -> Self {
+        Self::Stored(weight)
+    }
+}
+
+impl<'a> HeadWeight<'a> {
+    fn shape(self) -> Shape {
+        match self {
+            Self::Dense(weight) => weight.shape(),
+            Self::Stored(weight) => [weight.rows(), weight.cols()].into(),
+        }
+    }
+
+    fn dense(self) -> Option<&'a Tensor> {
+        match self {
+            Self::Dense(weight) => Some(weight),
+            Self::Stored(_) => None,
+        }
+    }
+}
+
+/// Inputs 0, 1 and 2 of the ops over a head. The targets, which have no gradient, stand for what is
+/// not there.
+fn inputs<'a>(
+    x: &'a Tensor,
+    weight: HeadWeight<'a>,
+    bias: Option<&'a Tensor>,
+    targets: &'a Tensor,
+) -> [&'a Tensor; 3] {
+    [x, weight.dense().unwrap_or(targets), bias.unwrap_or(targets)]
 }
 
 impl Tensor {
@@ -49,17 +99,22 @@ impl Tensor {
     /// `dW = dzᵀ x` and `dbias = Σ dz` follow at once: saved are those of the labelled rows, so
     /// backward computes no product, and may run only once. With no labelled row the loss is 0.
     ///
+    /// A stored `weight` is multiplied as by [`Tensor::linear_q`], and has no gradient. On the CPU it
+    /// is read where it lies; on a GPU its V · D numbers in the type of `x` need memory until the
+    /// forward pass is over.
+    ///
     /// # Errors
     /// If shapes do not fit, a target is neither −100 nor in 0..V, the normaliser or the cap is
     /// not a positive number, or memory runs out.
-    pub fn linear_cross_entropy(
+    pub fn linear_cross_entropy<'a>(
         &self,
-        weight: &Self,
+        weight: impl Into<HeadWeight<'a>>,
         bias: Option<&Self>,
         targets: &Self,
         options: CrossEntropy,
     ) -> Result<Self> {
         const OP: &str = "linear_cross_entropy";
+        let weight = weight.into();
         let rows = check(OP, self, (weight, bias), targets, options.softcap)?;
         if rows.len() > 0 && !(options.normalizer > 0.0 && options.normalizer.is_finite()) {
             let (name, value) = ("normalizer", options.normalizer.to_string());
@@ -67,13 +122,13 @@ impl Tensor {
         }
         let x = rows.gather(self)?;
         if self.is_cuda() {
-            return cuda_loss(self, (weight, bias), &x, rows, options);
+            let inputs = inputs(self, weight, bias, targets);
+            return cuda_loss(inputs, (weight, bias), &x, rows, options);
         }
         let head = Head::new(&x, weight, bias, &rows, options.z_loss, options.softcap);
         let mut losses = Self::uninit([rows.len()], DType::F32)?;
-        let with_bias = [self, weight, bias.unwrap_or(weight)];
-        let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
-        if !records(inputs) {
+        let inputs = inputs(self, weight, bias, targets);
+        if !records(&inputs) {
             head.forward(losses.data_mut())?;
             return mean(&losses, options.normalizer);
         }
@@ -82,7 +137,7 @@ impl Tensor {
             wanted.then(|| Self::uninit(shape, DType::F32)).transpose()
         };
         let mut dx = room(Some(self), x.shape())?;
-        let mut dw = room(Some(weight), weight.shape())?;
+        let mut dw = room(weight.dense(), weight.shape())?;
         let mut db = room(bias, [weight.shape()[0]].into())?;
         let grads = HeadGrads {
             dx: dx.as_mut().map(Self::data_mut),
@@ -94,40 +149,39 @@ impl Tensor {
         let x_shape = self.shape();
         let op =
             || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw, db })) };
-        Ok(record1(inputs, loss, op))
+        Ok(record1(&inputs, loss, op))
     }
 }
 
 /// The loss on a GPU. The gradient of the weight is in f32, that of `x` has its type.
 fn cuda_loss(
-    full: &Tensor,
-    (weight, bias): (&Tensor, Option<&Tensor>),
+    inputs: [&Tensor; 3],
+    (weight, bias): (HeadWeight<'_>, Option<&Tensor>),
     x: &Tensor,
     rows: Labelled,
     options: CrossEntropy,
 ) -> Result<Tensor> {
     let CrossEntropy { normalizer, z_loss, softcap } = options;
     let mut losses = x.like_f32([rows.len()])?;
-    let head = cuda::Head { x, weight, bias, rows: &rows, z_loss, softcap };
-    let with_bias = [full, weight, bias.unwrap_or(weight)];
-    let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
-    if !records(inputs) {
+    let loss = cuda::RowLoss { z_loss, softcap };
+    let head = cuda::Head { x, weight, bias, rows: &rows, loss };
+    if !records(&inputs) {
         head.run(&mut losses, None, cuda::HeadGrads::default())?;
         return cuda::mean(&losses, normalizer);
     }
     let room = |of: Option<&Tensor>, shape: Shape, dtype: DType| {
         cuda::room(of.is_some_and(Tensor::wants_grad), x.device(), shape, dtype)
     };
-    let mut dx = room(Some(full), x.shape(), x.dtype())?;
-    let mut dw = room(Some(weight), weight.shape(), DType::F32)?;
+    let mut dx = room(Some(inputs[0]), x.shape(), x.dtype())?;
+    let mut dw = room(weight.dense(), weight.shape(), DType::F32)?;
     let mut db = room(bias, [weight.shape()[0]].into(), DType::F32)?;
     let grads =
         cuda::HeadGrads { dx: dx.as_mut(), dw: dw.as_mut().map(|dw| (dw, false)), db: db.as_mut() };
     head.run(&mut losses, Some(&cuda::Factors::Same(1.0 / normalizer)), grads)?;
     let loss = cuda::mean(&losses, normalizer)?;
-    let x_shape = full.shape();
+    let x_shape = inputs[0].shape();
     let op = || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw, db })) };
-    Ok(record1(inputs, loss, op))
+    Ok(record1(&inputs, loss, op))
 }
 
 /// `Σ losses / normalizer`, summed in f64 in the order of the rows; 0 for no rows.
@@ -143,12 +197,12 @@ fn mean(losses: &Tensor, normalizer: f32) -> Result<Tensor> {
 fn check(
     op: &'static str,
     x: &Tensor,
-    (weight, bias): (&Tensor, Option<&Tensor>),
+    (weight, bias): (HeadWeight<'_>, Option<&Tensor>),
     targets: &Tensor,
     softcap: Option<f32>,
 ) -> Result<Labelled> {
     x.expect_float(op)?;
-    x.expect_beside(op, weight)?;
+    weight.dense().map_or(Ok(()), |weight| x.expect_beside(op, weight))?;
     bias.map_or(Ok(()), |bias| x.expect_beside(op, bias))?;
     targets.expect_ids(op)?;
     super::expect_rank_min(op, x, 1)?;
@@ -165,6 +219,18 @@ fn check(
         let rule = "the bias must have one number per row of the weight";
         return Err(Error::Shape { op, lhs: bias.shape(), rhs: weight.shape(), rule });
     }
+    find_labelled(op, x, targets, n_vocabulary, softcap)
+}
+
+/// Checks targets and cap of rows of logits, and finds the labelled ones.
+fn find_labelled(
+    op: &'static str,
+    x: &Tensor,
+    targets: &Tensor,
+    n_vocabulary: usize,
+    softcap: Option<f32>,
+) -> Result<Labelled> {
+    let shape = x.shape();
     if *targets.shape() != shape[..shape.len() - 1] {
         let rule = "there must be one target per row of x";
         return Err(Error::Shape { op, lhs: shape, rhs: targets.shape(), rule });

@@ -90,7 +90,7 @@ fn many_chunks_give_what_one_chunk_gives() {
     let rows = Labelled::find("test", &targets, 37).unwrap();
     let factors: Vec<f32> = (0..50).map(|i| i as f32 / 50.0 - 0.3).collect();
     let pass = |chunk_rows: usize| {
-        let mut head = Head::new(&x, &w, Some(&bias), &rows, 0.01, Some(4.0));
+        let mut head = Head::new(&x, (&w).into(), Some(&bias), &rows, 0.01, Some(4.0));
         head.chunk_rows = chunk_rows;
         let (mut losses, mut dx, mut dw) = (vec![0.0; 50], vec![0.0; 600], vec![1.0; 37 * 12]);
         let (mut db, mut forward) = (vec![7.0; 37], losses.clone());

@@ -1,10 +1,11 @@
 //! The log-probability of each target, for preference losses, policy gradients and scoring.
 
-use super::check;
 use super::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use super::cuda;
 use super::labels::Labelled;
+use super::{HeadWeight, check, inputs};
 use crate::autograd::{Gradients, Op, record1, records, unshared};
+use crate::quant::QMatrix;
 use crate::{DType, Result, Shape, Tensor, inplace};
 
 impl Tensor {
@@ -19,6 +20,8 @@ impl Tensor {
     /// | `targets` | `[N]` or `[B, T]`, i32; −100 = no label |
     /// | returns | that of `targets` |
     ///
+    /// A stored `weight` has no gradient ([`Tensor::linear_cross_entropy`]).
+    ///
     /// Saves the labelled rows of `x`, `weight`, `bias` and the labels. Backward computes the
     /// logits again, because the gradient of each row is known only then:
     /// `dz = dy (onehot − softmax)`.
@@ -26,59 +29,81 @@ impl Tensor {
     /// # Errors
     /// If shapes do not fit, a target is neither −100 nor in 0..V, the cap is not a positive
     /// number, or memory runs out.
-    pub fn token_logprobs(
+    pub fn token_logprobs<'a>(
         &self,
-        weight: &Self,
+        weight: impl Into<HeadWeight<'a>>,
         bias: Option<&Self>,
         targets: &Self,
         softcap: Option<f32>,
     ) -> Result<Self> {
+        let weight = weight.into();
         let rows = check("token_logprobs", self, (weight, bias), targets, softcap)?;
         let x = rows.gather(self)?;
         if self.is_cuda() {
-            return on_cuda(self, (weight, bias), x, rows, targets.shape(), softcap);
+            return on_cuda(self, (weight, bias), x, rows, targets, softcap);
         }
         let mut values = Self::uninit([rows.len()], DType::F32)?;
         let head = Head::new(&x, weight, bias, &rows, 0.0, softcap);
         head.forward(values.data_mut())?;
         inplace::scale(values.data_mut(), -1.0);
         let y = rows.scatter_values(&values, targets.shape())?;
-        let with_bias = [self, weight, bias.unwrap_or(weight)];
-        let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
-        if !records(inputs) {
+        let inputs = inputs(self, weight, bias, targets);
+        if !records(&inputs) {
             return Ok(y);
         }
-        let (x_shape, weight, bias) = (self.shape(), weight.detach(), bias.map(Self::detach));
+        let (x_shape, weight, bias) = (self.shape(), Kept::of(weight), bias.map(Self::detach));
         let op = || TokenLogprobs { x, weight, bias, rows, x_shape, softcap };
-        Ok(record1(inputs, y, op))
+        Ok(record1(&inputs, y, op))
     }
 }
 
 fn on_cuda(
     full: &Tensor,
-    (weight, bias): (&Tensor, Option<&Tensor>),
+    (weight, bias): (HeadWeight<'_>, Option<&Tensor>),
     x: Tensor,
     rows: Labelled,
-    shape: Shape,
+    targets: &Tensor,
     softcap: Option<f32>,
 ) -> Result<Tensor> {
     let mut values = x.like_f32([rows.len()])?;
-    let head = cuda::Head { x: &x, weight, bias, rows: &rows, z_loss: 0.0, softcap };
+    let loss = cuda::RowLoss { z_loss: 0.0, softcap };
+    let head = cuda::Head { x: &x, weight, bias, rows: &rows, loss };
     head.run(&mut values, None, cuda::HeadGrads::default())?;
     inplace::cuda::scale(&mut values, -1.0)?;
-    let y = rows.scatter_values(&values, shape)?;
+    let y = rows.scatter_values(&values, targets.shape())?;
     drop(values);
-    let with_bias = [full, weight, bias.unwrap_or(weight)];
-    let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
-    let (x_shape, weight, bias) = (full.shape(), weight.detach(), bias.map(Tensor::detach));
+    let inputs = inputs(full, weight, bias, targets);
+    let (x_shape, weight, bias) = (full.shape(), Kept::of(weight), bias.map(Tensor::detach));
     let op = || TokenLogprobs { x, weight, bias, rows, x_shape, softcap };
-    Ok(record1(inputs, y, op))
+    Ok(record1(&inputs, y, op))
+}
+
+/// The matrix that backward needs.
+enum Kept {
+    Dense(Tensor),
+    Stored(QMatrix),
+}
+
+impl Kept {
+    fn of(weight: HeadWeight<'_>) -> Self {
+        match weight {
+            HeadWeight::Dense(weight) => Self::Dense(weight.detach()),
+            HeadWeight::Stored(weight) => Self::Stored(weight.clone()),
+        }
+    }
+
+    fn get(&self) -> HeadWeight<'_> {
+        match self {
+            Self::Dense(weight) => HeadWeight::Dense(weight),
+            Self::Stored(weight) => HeadWeight::Stored(weight),
+        }
+    }
 }
 
 struct TokenLogprobs {
     /// The labelled rows.
     x: Tensor,
-    weight: Tensor,
+    weight: Kept,
     bias: Option<Tensor>,
     rows: Labelled,
     x_shape: Shape,
@@ -101,8 +126,9 @@ impl Op for TokenLogprobs {
         }
         inplace::scale(factors.data_mut(), -1.0);
         let factors = Factors::PerRow(factors.data());
-        let (bias, softcap) = (self.bias.as_ref(), self.softcap);
-        let head = Head::new(&self.x, &self.weight, bias, &self.rows, 0.0, softcap);
+        let (weight, bias) = (self.weight.get(), self.bias.as_ref());
+        let softcap = self.softcap;
+        let head = Head::new(&self.x, weight, bias, &self.rows, 0.0, softcap);
         let mut losses = Tensor::uninit([self.rows.len()], DType::F32)?;
         let losses = losses.data_mut();
         let room = |wanted: bool, shape: Shape| {
@@ -110,14 +136,14 @@ impl Op for TokenLogprobs {
         };
         let mut dx = room(grads.wants(0), self.x.shape())?;
         let wants_bias = bias.is_some() && grads.wants(2);
-        let mut db = room(wants_bias, [self.weight.shape()[0]].into())?;
+        let mut db = room(wants_bias, [weight.shape()[0]].into())?;
         let wanted = HeadGrads {
             dx: dx.as_mut().map(Tensor::data_mut),
             weight: None,
             db: db.as_mut().map(Tensor::data_mut),
         };
         if grads.wants(1) {
-            grads.write(1, self.weight.shape(), |dw, accumulate| {
+            grads.write(1, weight.shape(), |dw, accumulate| {
                 let weight = Some(WeightGrad { dw, accumulate });
                 head.forward_backward(losses, &factors, HeadGrads { weight, ..wanted })
             })?;
@@ -136,18 +162,19 @@ impl Op for TokenLogprobs {
 
 impl TokenLogprobs {
     fn backward_cuda(&self, factors: Tensor, grads: &mut Gradients<'_>) -> Result<()> {
-        let Self { x, weight, bias, rows, softcap, .. } = self;
+        let Self { x, bias, rows, softcap, .. } = self;
+        let weight = self.weight.get();
         let mut factors = unshared(factors)?;
         inplace::cuda::scale(&mut factors, -1.0)?;
         let factors = cuda::Factors::PerRow(&factors);
-        let head =
-            cuda::Head { x, weight, bias: bias.as_ref(), rows, z_loss: 0.0, softcap: *softcap };
+        let loss = cuda::RowLoss { z_loss: 0.0, softcap: *softcap };
+        let head = cuda::Head { x, weight, bias: bias.as_ref(), rows, loss };
         let mut losses = x.like_f32([rows.len()])?;
         let wants_bias = bias.is_some() && grads.wants(2);
         let mut dx = cuda::room(grads.wants(0), x.device(), x.shape(), x.dtype())?;
         let mut db = cuda::room(wants_bias, x.device(), [weight.shape()[0]].into(), DType::F32)?;
         let wanted = cuda::HeadGrads { dx: dx.as_mut(), dw: None, db: db.as_mut() };
-        if grads.wants(1) {
+        if let Some(weight) = weight.dense().filter(|_| grads.wants(1)) {
             grads.write_param(1, weight, |dw, accumulate| {
                 let wanted = cuda::HeadGrads { dw: Some((dw, accumulate)), ..wanted };
                 head.run(&mut losses, Some(&factors), wanted)

@@ -48,6 +48,12 @@ fn extent(rows: usize, cols: usize) -> Extent {
     extent
 }
 
+/// [`dequantized`] of the copy of `w` beside `x`.
+pub(crate) fn numbers(w: &QMatrix, x: &Tensor) -> Result<(Operand, Option<Tensor>)> {
+    let copy = copy_beside(w, x)?;
+    dequantized(w, &copy, x)
+}
+
 /// The matrix as numbers of the type of `x`: the codes themselves if they are such numbers.
 fn dequantized(w: &QMatrix, copy: &OnGpu, x: &Tensor) -> Result<(Operand, Option<Tensor>)> {
     let stored = match w.format() {

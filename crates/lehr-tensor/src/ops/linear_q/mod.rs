@@ -1,6 +1,6 @@
 //! The affine map of the last dimension with a weight in a stored form.
 
-mod cpu;
+pub(crate) mod cpu;
 pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;

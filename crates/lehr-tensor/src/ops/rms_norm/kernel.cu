@@ -4,12 +4,13 @@
 #include "rows.cuh"
 
 template <bool ADD>
-DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum, T* y, float* rstd, float eps, float offset,
-                         int rows, int d) {
+DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum, T* y, float* rstd,
+    float eps, float offset, int rows, int d) {
     __shared__ float scratch[2][32];
     const bool in_registers = is_packed(d) && d / LANES <= FORWARD_PACKS * (int)blockDim.x;
     int turn = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
         // Threads without a row go along: they are needed in the sums.
         const i64 row = first + threadIdx.y, at = row * d;
         const bool valid = row < rows;
@@ -39,7 +40,8 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum
                 stay_packed(v[p]);
                 PackT out;
 #pragma unroll
-                for (int i = 0; i < LANES; i++) out.v[i] = from_f32<T>(element(v[p], i) * r * (w[i] + offset));
+                for (int i = 0; i < LANES; i++)
+                    out.v[i] = from_f32<T>(element(v[p], i) * r * (w[i] + offset));
                 store_pack(y + at + column, out);
             }
         } else {
@@ -63,16 +65,15 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum
 // y = x rstd (weight + offset), rstd = 1 / sqrt(mean(x^2) + eps). x, y [rows, d] T; weight [d] f32;
 // rstd [rows] f32, may be null. Block: per_thread = FORWARD_PACKS. Grid: ceil(rows / blockDim.y),
 // or less. No dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(const T* x, const float* weight, T* y, float* rstd, float eps,
-                                                                    float offset, int rows, int d) {
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(const T* x, const float* weight,
+    T* y, float* rstd, float eps, float offset, int rows, int d) {
     forward_rows<false>(x, nullptr, weight, nullptr, y, rstd, eps, offset, rows, d);
 }
 
 // sum = x + delta, rounded to T; normed = rms_norm(sum). `sum` may be x or delta. x, delta, sum,
 // normed [rows, d] T; weight [d] f32; rstd [rows] f32, may be null. Launch as rms_norm_forward.
-extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_forward(const T* x, const T* delta, const float* weight, T* sum,
-                                                                        T* normed, float* rstd, float eps, float offset, int rows,
-                                                                        int d) {
+extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_forward(const T* x, const T* delta,
+    const float* weight, T* sum, T* normed, float* rstd, float eps, float offset, int rows, int d) {
     forward_rows<true>(x, delta, weight, sum, normed, rstd, eps, offset, rows, d);
 }
 
@@ -80,15 +81,16 @@ extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_forward(const T*
 struct RowPart : RowPair {
     float rstd;
 };
-DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* rstd, i64 row, int rows, int d) {
+DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* rstd, i64 row, int rows,
+    int d) {
     load_pair(part, x, dy, row, rows, d);
     part.rstd = row < rows ? rstd[row] : 0.0f;
 }
 
 // Rows that fit in registers: the next row is on its way while one is worked on, and dweight is
 // summed in registers.
-DEVICE void backward_in_registers(const T* x, const float* weight, const float* rstd, const T* dy, const T* base, T* dx,
-                                  float* partials, float* sums, float offset, int rows, int d) {
+DEVICE void backward_in_registers(const T* x, const float* weight, const float* rstd, const T* dy,
+    const T* base, T* dx, float* partials, float* sums, float offset, int rows, int d) {
     __shared__ float scratch[2][32];
     float dw[BACKWARD_PACKS][LANES] = {};
     const i64 stride = (i64)gridDim.x * blockDim.y;
@@ -96,7 +98,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
     RowPart part;
     load_part(part, x, dy, rstd, row, rows, d);
     int turn = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += stride, row += stride, turn ^= 1) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += stride, row += stride, turn ^= 1) {
         RowPart next;
         load_part(next, x, dy, rstd, row + stride, rows, d);
         Bits added[BACKWARD_PACKS] = {};
@@ -113,7 +116,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
             float w[LANES] = {};
             if (column < d) load_floats<LANES>(weight + column, w);
 #pragma unroll
-            for (int i = 0; i < LANES; i++) dot += element(part.dy[p], i) * (w[i] + offset) * element(part.x[p], i);
+            for (int i = 0; i < LANES; i++)
+                dot += element(part.dy[p], i) * (w[i] + offset) * element(part.x[p], i);
         }
         const float r = part.rstd, pull = row_sum(dot, scratch[turn]) * r * r / d;
 #pragma unroll
@@ -130,7 +134,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
                 float xi = element(part.x[p], i), dyi = element(part.dy[p], i);
                 dw[p][i] += dyi * (xi * r);
                 // `added` is 0 where nothing is to be added.
-                out.v[i] = from_f32<T>(element(added[p], i) + r * (dyi * (w[i] + offset) - xi * pull));
+                out.v[i] = from_f32<T>(element(added[p], i)
+                    + r * (dyi * (w[i] + offset) - xi * pull));
             }
             if (dx != nullptr && row < rows) store_pack(dx + row * d + column, out);
         }
@@ -146,8 +151,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
 
 // Other rows: N neighbours at once, dweight summed in memory that only this thread touches.
 template <int N>
-DEVICE void backward_in_memory(const T* x, const float* weight, const float* rstd, const T* dy, const T* base, T* dx, float* partials,
-                               float* sums, float offset, int rows, int d) {
+DEVICE void backward_in_memory(const T* x, const float* weight, const float* rstd, const T* dy,
+    const T* base, T* dx, float* partials, float* sums, float offset, int rows, int d) {
     __shared__ float scratch[2][32];
     const bool in_shared = blockDim.y > 1 || d * (int)sizeof(float) <= SHARED_SUMS_MAX;
     float* mine = in_shared ? sums + threadIdx.y * d : partials + (i64)blockIdx.x * d;
@@ -157,7 +162,8 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* rst
         for (int c = threadIdx.x * N; c < d; c += step) store_floats<N>(mine + c, zeros);
     }
     int turn = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
         const i64 row = first + threadIdx.y, at = row * d;
         const int width = row < rows ? d : 0;
         const float r = row < rows ? rstd[row] : 0.0f;
@@ -171,7 +177,8 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* rst
         }
         const float pull = row_sum(dot, scratch[turn]) * r * r / d;
         for (int c = threadIdx.x * N; c < width; c += step) {
-            Pack<T, N> xs = load_pack<T, N>(x + at + c), dys = load_pack<T, N>(dy + at + c), out = {};
+            Pack<T, N> xs = load_pack<T, N>(x + at + c), dys = load_pack<T, N>(dy + at + c),
+                out = {};
             if (base != nullptr) out = load_pack<T, N>(base + at + c);
             float w[N], dw[N] = {};
             load_floats<N>(weight + c, w);
@@ -200,9 +207,9 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* rst
 // and at most ceil(rows / blockDim.y). Dynamic shared memory: blockDim.y * d * 4 bytes if partials
 // is given and either blockDim.y > 1, or the row does not fit in registers (d % LANES != 0 or d > 2
 // * LANES * blockDim.x) and that is at most 96 KiB; else 0.
-extern "C" __global__ void __launch_bounds__(512) rms_norm_backward(const T* x, const float* weight, const float* rstd, const T* dy,
-                                                                    const T* base, T* dx, float* partials, float offset, int rows,
-                                                                    int d) {
+extern "C" __global__ void __launch_bounds__(512) rms_norm_backward(const T* x, const float* weight,
+    const float* rstd, const T* dy, const T* base, T* dx, float* partials, float offset, int rows,
+    int d) {
     DYNAMIC_SHARED(float, sums);
     if (!is_packed(d)) {
         backward_in_memory<1>(x, weight, rstd, dy, base, dx, partials, sums, offset, rows, d);
@@ -215,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm_backward(const T* x, 
 
 // dweight (+)= the sum of the partials of `n_blocks` blocks, in a fixed order. partials [n_blocks,
 // d], dweight [d] f32. Block (32, 32), grid ceil(d / 32).
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_sum_partials(const float* partials, float* dweight, int n_blocks, int d,
-                                                                         int accumulate) {
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_sum_partials(const float* partials,
+    float* dweight, int n_blocks, int d, int accumulate) {
     sum_rows_of_blocks(partials, dweight, n_blocks, d, accumulate);
 }

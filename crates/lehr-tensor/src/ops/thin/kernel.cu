@@ -6,11 +6,13 @@
 // y = f(a, b) for n elements, with `op` 0: a + b, 1: a - b, 2: a b, 3: a / b, and the gradients 4:
 // -b a (of a quotient b with respect to the divisor, a = dy / divisor), 5: a (1 - b^2) (of b =
 // tanh), 6: a b (1 - b) (of b = sigmoid). y may be a or b.
-extern "C" __global__ void __launch_bounds__(256, 4) binary(const T* a, const T* b, T* y, i64 n, int op) {
+extern "C" __global__ void __launch_bounds__(256, 4) binary(const T* a, const T* b, T* y, i64 n,
+    int op) {
     auto run = [=](auto f) {
         auto step = [=](i64 i, auto a, auto b) {
             auto out = pack_like<T>(a);
-            for (int k = 0; k < a.N_ELEMENTS; k++) out.v[k] = from_f32<T>(f(to_f32(a.v[k]), to_f32(b.v[k])));
+            for (int k = 0; k < a.N_ELEMENTS; k++)
+                out.v[k] = from_f32<T>(f(to_f32(a.v[k]), to_f32(b.v[k])));
             store_pack(y + i, out);
         };
         elementwise<LANES, 1>(n, step, a, b);
@@ -28,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) binary(const T* a, const T*
 
 // y = f(a) for n elements, with `op` 0: factor a, 1: -a, 2: e^a, 3: log a, 4: tanh a, 5: 1 / (1 +
 // e^-a). y may be a. Only op 0 uses the factor.
-extern "C" __global__ void __launch_bounds__(256, 4) unary(const T* a, T* y, i64 n, int op, float factor) {
+extern "C" __global__ void __launch_bounds__(256, 4) unary(const T* a, T* y, i64 n, int op,
+    float factor) {
     auto run = [=](auto f) {
         auto step = [=](i64 i, auto a) {
             auto out = pack_like<T>(a);
@@ -59,16 +62,18 @@ DEVICE void fill_values(E* y, i64 n, E value) {
     for (i64 i = n_packs * N + thread_index(); i < n; i += n_threads()) y[i] = value;
 }
 // y = *value * factor for n elements: a value that was computed on the device.
-extern "C" __global__ void __launch_bounds__(256) fill_from(T* y, i64 n, const float* value, float factor) {
+extern "C" __global__ void __launch_bounds__(256) fill_from(T* y, i64 n, const float* value,
+    float factor) {
     fill_values(y, n, from_f32<T>(*value * factor));
 }
-// [outer, a, middle, b] -> [outer, b, middle, a]: matrices [a, b] whose rows are `middle` rows apart are transposed in tiles of
-// EDGE x EDGE, EDGE = 32 (f32) or 64 (16-bit), whose rows take 128 bytes. Block 256 threads; grid
-// (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two cut off at 65535. x and y do not
-// overlap.
+// [outer, a, middle, b] -> [outer, b, middle, a]: transposes matrices [a, b] whose rows are `middle`
+// rows apart, in tiles of EDGE x EDGE. EDGE is 32 (f32) or 64 (16-bit), so a row of a tile takes
+// 128 bytes. Block 256 threads; grid (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two
+// at most 65535. x and y do not overlap.
 #define EDGE (8 * LANES)
 extern "C" __global__ void __launch_bounds__(256)
-    transpose_tiles(const T* __restrict__ x, T* __restrict__ y, i64 outer, i64 a, i64 middle, i64 b) {
+    transpose_tiles(const T* __restrict__ x, T* __restrict__ y, i64 outer, i64 a, i64 middle,
+        i64 b) {
     // One more word per row than the tile has, for the path without packs: the elements of a column
     // lie in different banks.
     const int STRIDE = EDGE + 4 / (int)sizeof(T), ROUNDS = EDGE * 8 / 256;
@@ -93,12 +98,14 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
                 for (int r = 0; r < ROUNDS; r++) {
                     int slot = thread + r * 256, i = slot / 8, p = slot % 8;
-                    if (i < rows && p * LANES < columns) packs[r] = load_pack<T, LANES>(from + i * from_stride + p * LANES);
+                    if (i < rows && p * LANES < columns)
+                        packs[r] = load_pack<T, LANES>(from + i * from_stride + p * LANES);
                 }
 #pragma unroll
                 for (int r = 0; r < ROUNDS; r++) {
                     int slot = thread + r * 256, i = slot / 8, p = slot % 8;
-                    if (i < rows && p * LANES < columns) store_pack(tile + i * EDGE + (p ^ (i / LANES % 8)) * LANES, packs[r]);
+                    if (i < rows && p * LANES < columns)
+                        store_pack(tile + i * EDGE + (p ^ (i / LANES % 8)) * LANES, packs[r]);
                 }
                 __syncthreads();
 #pragma unroll
@@ -106,7 +113,8 @@ extern "C" __global__ void __launch_bounds__(256)
                     int slot = thread + r * 256, j = slot / 8, q = slot % 8;
                     if (j < columns && q * LANES < rows) {
                         PackT out;
-                        const T* column = tile + q * LANES * EDGE + (j / LANES ^ q) * LANES + j % LANES;
+                        const T* column = tile + q * LANES * EDGE + (j / LANES ^ q) * LANES
+                            + j % LANES;
 #pragma unroll
                         for (int k = 0; k < LANES; k++) out.v[k] = column[k * EDGE];
                         store_pack(to + j * to_stride + q * LANES, out);
@@ -152,13 +160,14 @@ DEVICE void transpose_rows_by(const T* x, T* y, I n_packs, I a, I middle, I b, I
     };
     move_packs<N>(n_packs, from, [=](i64 i) { return y + i * N; });
 }
-// [outer, a, middle, b, inner] -> [outer, b, middle, a, inner]: whole rows of `inner` elements move, in packs where
-// inner % LANES = 0 (at most 2^32 packs). For inner = 1 use transpose_tiles. x and y do not
-// overlap.
+// [outer, a, middle, b, inner] -> [outer, b, middle, a, inner]: moves whole rows of `inner`
+// elements, in packs if inner % LANES = 0 (at most 2^32 packs). For inner = 1 use transpose_tiles.
+// x and y do not overlap.
 extern "C" __global__ void __launch_bounds__(256)
     transpose_rows(const T* x, T* y, i64 outer, i64 a, i64 middle, i64 b, i64 inner) {
     i64 n = outer * a * middle * b * inner;
-    if (inner % LANES == 0) transpose_rows_by<LANES, u32>(x, y, n / LANES, a, middle, b, inner / LANES);
+    if (inner % LANES == 0)
+        transpose_rows_by<LANES, u32>(x, y, n / LANES, a, middle, b, inner / LANES);
     else if (n < (i64)1 << 32) transpose_rows_by<1, u32>(x, y, n, a, middle, b, inner);
     else transpose_rows_by<1, u64>(x, y, n, a, middle, b, inner);
 }
@@ -166,7 +175,8 @@ extern "C" __global__ void __launch_bounds__(256)
 // partials[block] = the sum of a part of x, n elements. Block 256 threads; a grid of one dimension,
 // which decides the order of the sums: for the same bits everywhere it must depend on n alone (best
 // min(1024, ceil(n / 8192)) blocks). The elements of a pack are added in f32, all else in f64.
-extern "C" __global__ void __launch_bounds__(256, 4) sum_partials(const T* x, double* partials, i64 n) {
+extern "C" __global__ void __launch_bounds__(256, 4) sum_partials(const T* x, double* partials,
+    i64 n) {
     __shared__ double scratch[8];
     double sum = 0;
     auto step = [&](i64 i, auto x) {
@@ -179,7 +189,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) sum_partials(const T* x, do
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 // *y = (the sum of n partials) / divisor. One block of 256 threads.
-extern "C" __global__ void __launch_bounds__(256) sum_finish(const double* partials, int n, float* y, double divisor) {
+extern "C" __global__ void __launch_bounds__(256) sum_finish(const double* partials, int n,
+    float* y, double divisor) {
     __shared__ double scratch[8];
     double sum = 0;
     for (int i = threadIdx.x; i < n; i += 256) sum += partials[i];

@@ -130,7 +130,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "{}",
             json!({
                 "peer": "lehr", "version": env!("CARGO_PKG_VERSION"),
-                "model": name(args), "batch": args.batch, "paged": pages.is_some(), "device": model.compute().0.to_string(),
+                "model": name(args), "batch": args.batch, "paged": pages.is_some(),
+                "device": model.compute().0.to_string(),
                 "dtype": model.compute().1.to_string(), "tok_s": decode_tok_s, "gbytes_s": gb_s,
                 "share": copy_gb_s.map(|rate| gb_s / rate), "threads": threads::n_threads(),
                 "prompt": args.prompt, "new": args.new, "rounds": args.rounds,
@@ -141,8 +142,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         println!(
             "prompt of {}: {prefill_tok_s:.0} tokens/s; generation: {decode_tok_s:.1} tokens/s, \
-             reading {gb_s:.1} GB/s of weights; weights {weights_mb:.0} MB, in all {peak_rss_mb:.0} \
-             MB, loaded in {load_s:.2} s",
+             reading {gb_s:.1} GB/s of weights; weights {weights_mb:.0} MB, in all \
+             {peak_rss_mb:.0} MB, loaded in {load_s:.2} s",
             args.prompt
         );
     }

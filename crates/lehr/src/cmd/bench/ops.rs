@@ -14,7 +14,8 @@ use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
 use lehr_tensor::quant::{QMatrix, WeightFormat};
 use lehr_tensor::{
-    DType, Device, Init, ParamBuilder, ParamStore, Philox, Shape, Source, Tensor, cuda, no_grad,
+    DType, Device, Init, ParamBuilder, ParamStore, Philox, Role, Shape, Source, Tensor, cuda,
+    no_grad,
 };
 use serde_json::json;
 
@@ -274,7 +275,7 @@ impl Bench<'_> {
         let source = Source::Init { seed: 1 };
         let mut builder = ParamBuilder::new(&mut store, &source);
         for i in 0..count {
-            builder.at(i).param("weight", [n], Init::Normal(0.02))?;
+            builder.at(i).param("weight", Role::Mlp, [n], Init::Normal(0.02))?;
         }
         store.to_device(self.device, self.dtype)?;
         for param in store.params() {

@@ -336,7 +336,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         };
         let peak_rss_mb = device_peak_mb.unwrap_or(peak_rss_mb);
         println!(
-            "{config_name} {arch_name}: {:.1} ms per step, {tok_s:.0} tokens/s, {gflops:.0} GFLOP/s \
+            "{config_name} {arch_name}: {:.1} ms per step, {tok_s:.0} tokens/s, \
+             {gflops:.0} GFLOP/s \
              ({:.0}% of the {peak:.0} of matrix products), {peak_rss_mb:.0} MB, first step after \
              {first_step_s:.2} s, loss {loss_first:.4} to {loss_last:.4}",
             median * 1e3,

@@ -161,8 +161,8 @@ impl fmt::Display for Plan {
         write!(
             f,
             "plan for about {:.0} s at {:.0} GFLOP/s: {} steps of pre-training; {} seeds of \
-             fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with and \
-             without pre-training; {} steps of dialogue",
+             fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with \
+             and without pre-training; {} steps of dialogue",
             self.seconds,
             self.gflops,
             self.pretrain_steps,

@@ -86,7 +86,7 @@ fn metadata(keys: &mut Keys<'_>) -> Result<()> {
     let n_blocks = keys.need_integer("num_hidden_layers")?;
     let (width, heads) =
         (keys.need_integer("hidden_size")?, keys.need_integer("num_attention_heads")?);
-    let head_dim = llama::head_dim(keys)?;
+    let head_dim = keys.head_dim()?;
     let expected = score_width(n_blocks.into(), width.into(), heads.into(), head_dim.into());
     match keys.float("query_pre_attn_scalar")? {
         Some(found) if found != expected as f64 => {

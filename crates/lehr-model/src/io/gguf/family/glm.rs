@@ -102,7 +102,7 @@ fn glm_metadata(keys: &mut Keys<'_>) -> Result<()> {
     llama::common_metadata(keys)?;
     let in_map = keys.config()["rope_parameters"]["partial_rotary_factor"].as_f64();
     let factor = in_map.or(keys.float("partial_rotary_factor")?).unwrap_or(0.5);
-    let rotary_dim = f64::from(llama::head_dim(keys)?) * factor;
+    let rotary_dim = f64::from(keys.head_dim()?) * factor;
     keys.set("rope.dimension_count", rotary_dim as u32);
     Ok(())
 }

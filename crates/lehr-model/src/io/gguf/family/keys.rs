@@ -112,6 +112,13 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Width of a head, given or implied by the width of the model.
+    pub(super) fn head_dim(&self) -> Result<u32> {
+        let heads = self.need_integer("num_attention_heads")?.max(1);
+        let implied = self.need_integer("hidden_size")? / heads;
+        Ok(self.integer("head_dim")?.unwrap_or(implied))
+    }
+
     /// Query and key heads.
     pub(in crate::io::gguf) fn heads(&self) -> Result<Heads> {
         let get = |name: &str| self.metadata.integer(&format!("{}.{name}", self.arch));

@@ -65,7 +65,7 @@ fn metadata(keys: &mut Keys<'_>) -> Result<()> {
     common_metadata(keys)?;
     let vocab_size = keys.need_integer("vocab_size")?;
     keys.set("vocab_size", vocab_size);
-    let head_dim = head_dim(keys)?;
+    let head_dim = keys.head_dim()?;
     keys.set("rope.dimension_count", head_dim);
     if let Some(window) = keys.integer("sliding_window")? {
         keys.set(WINDOW, window);
@@ -108,15 +108,8 @@ pub(super) fn common_metadata(keys: &mut Keys<'_>) -> Result<()> {
     keys.set("attention.head_count_kv", kv_heads);
     rope::metadata(keys)?;
     keys.copy_float("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
-    let head_dim = head_dim(keys)?;
+    let head_dim = keys.head_dim()?;
     keys.set("attention.key_length", head_dim);
     keys.set("attention.value_length", head_dim);
     Ok(())
-}
-
-/// Width of a head, said or implied.
-pub(super) fn head_dim(keys: &Keys<'_>) -> Result<u32> {
-    let implied =
-        keys.need_integer("hidden_size")? / keys.need_integer("num_attention_heads")?.max(1);
-    Ok(keys.integer("head_dim")?.unwrap_or(implied))
 }

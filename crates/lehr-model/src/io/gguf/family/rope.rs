@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use lehr_tensor::ops::rope::frequencies::{inverse_frequencies, llama3_scaled};
 use serde_json::{Map, Value as Json, json};
 
-use super::{Keys, Settings, llama, object};
+use super::{Keys, Settings, object};
 use crate::{Error, Result};
 
 /// The factors are stored as f32, and computed from wavelengths rounded to f32.
@@ -77,7 +77,7 @@ pub(super) fn metadata(keys: &mut Keys<'_>) -> Result<()> {
         Some("llama3") => {
             let (factor, low, high) =
                 (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
-            let plain = inverse_frequencies(theta, llama::head_dim(keys)? as usize);
+            let plain = inverse_frequencies(theta, keys.head_dim()? as usize);
             let scaled = llama3_scaled(&plain, factor, low, high, need(ORIGINAL)?);
             let factors = plain.iter().zip(&scaled).map(|(plain, scaled)| (plain / scaled) as f32);
             keys.set_rope_factors(factors.collect());

@@ -24,7 +24,7 @@ fn few() -> usize {
 const FEW_FLOATS: usize = 64;
 
 /// `y = x Wᵀ + bias`; `x` has at least one row, `w` one row and one column.
-pub(super) fn forward(w: &QMatrix, x: &[f32], bias: Option<&[f32]>, y: &mut [f32]) -> Result<()> {
+pub(crate) fn forward(w: &QMatrix, x: &[f32], bias: Option<&[f32]>, y: &mut [f32]) -> Result<()> {
     let n_x = x.len() / w.cols();
     if n_x <= FEW_FLOATS {
         match w.format() {
@@ -48,7 +48,7 @@ pub(super) fn forward(w: &QMatrix, x: &[f32], bias: Option<&[f32]>, y: &mut [f32
 }
 
 /// `dx (+)= dy W`.
-pub(super) fn backward(w: &QMatrix, dy: &[f32], dx: &mut [f32], accumulate: bool) -> Result<()> {
+pub(crate) fn backward(w: &QMatrix, dy: &[f32], dx: &mut [f32], accumulate: bool) -> Result<()> {
     panels::backward(w, dy, dx, accumulate)
 }
 

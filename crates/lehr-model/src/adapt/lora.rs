@@ -1,0 +1,78 @@
+//! Low-rank adaptation: LoRA (Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
+
+use lehr_tensor::ops::linear::WeightLayout::OutIn;
+use lehr_tensor::{Init, Param, ParamBuilder, Result, Role, Tensor, no_grad};
+
+use super::Adapter;
+use crate::Error;
+
+/// The settings of LoRA.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank R of the update, at least 1.
+    pub rank: usize,
+    /// The update is multiplied by `alpha / rank`.
+    pub alpha: f32,
+}
+
+impl LoraConfig {
+    /// An error if a setting is impossible.
+    pub(super) fn validate(self) -> crate::Result<()> {
+        if self.rank == 0 {
+            return Err(Error::config("the rank of LoRA", 0, "at least 1"));
+        }
+        if !self.alpha.is_finite() {
+            return Err(Error::config("alpha of LoRA", self.alpha, "a finite number"));
+        }
+        Ok(())
+    }
+}
+
+/// An update of rank R beside a linear layer: `y = base(x) + (α / R) · B (A x)`.
+///
+/// | name | shape | starts |
+/// |---|---|---|
+/// | `lora_A` | `[R, I]` | uniform in ±1/√I, as PyTorch's linear layers and PEFT |
+/// | `lora_B` | `[O, R]` | at 0, so that the model starts as its base |
+///
+/// Backward computes gradients of A and B, and hands `dx` on; the base needs none.
+pub struct Lora {
+    a: Param,
+    b: Param,
+    scale: f32,
+}
+
+impl Lora {
+    /// The update of a layer from `n_in` to `n_out` numbers.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub(super) fn build(
+        p: &mut ParamBuilder<'_>,
+        LoraConfig { rank, alpha }: LoraConfig,
+        n_in: usize,
+        n_out: usize,
+    ) -> Result<Self> {
+        let bound = 1.0 / (n_in.max(1) as f32).sqrt();
+        let role = Role::Adapter;
+        let a = p.at("lora_A").param("weight", role, [rank, n_in], Init::Uniform(bound))?;
+        let b = p.at("lora_B").param("weight", role, [n_out, rank], Init::Constant(0.0))?;
+        Ok(Self { a, b, scale: alpha / rank as f32 })
+    }
+}
+
+impl Adapter for Lora {
+    fn forward(&self, x: &Tensor, base: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        // Scaled where it is narrowest.
+        let low = x.linear(&self.a.tensor(), OutIn, None)?.scale(self.scale)?;
+        base(x)?.add(&low.linear(&self.b.tensor(), OutIn, None)?)
+    }
+
+    fn merge(&self, weight: &Tensor) -> Result<Tensor> {
+        no_grad(|| {
+            // `B A` as rows of B times A, `[O, R] [R, I]`.
+            let (a, b) = (self.a.to_host()?, self.b.to_host()?);
+            weight.add(&b.matmul(&a)?.scale(self.scale)?)
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! Where the layers of a model are built.
+
+use std::sync::Arc;
+
+use lehr_tensor::ops::linear::WeightLayout;
+use lehr_tensor::{Init, Param, ParamBuilder, ParamStore, Result, Role, Shape, Source, Weight};
+
+use super::LinearShape;
+use crate::adapt::{Adapter, AdapterFactory};
+
+/// A place in a model where layers are built: a path, where values come from, and the adapters of
+/// the linear layers below. `p.at("layers").at(3)` is `layers.3`.
+pub struct LayerBuilder<'a> {
+    params: ParamBuilder<'a>,
+    adapters: Option<&'a AdapterFactory<'a>>,
+}
+
+impl<'a> LayerBuilder<'a> {
+    /// A builder at the root of a store.
+    pub fn new(store: &'a mut ParamStore, source: &'a Source<'a>) -> Self {
+        Self { params: ParamBuilder::new(store, source), adapters: None }
+    }
+
+    /// The same place, where the linear layers that `adapters` selects get one.
+    pub(crate) fn with_adapters(self, adapters: Option<&'a AdapterFactory<'a>>) -> Self {
+        Self { adapters, ..self }
+    }
+
+    /// A builder one level deeper.
+    pub fn at(&mut self, part: impl std::fmt::Display) -> LayerBuilder<'_> {
+        LayerBuilder { params: self.params.at(part), adapters: self.adapters }
+    }
+
+    /// The present path, which is the name of the layer.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.params.path()
+    }
+
+    /// Adds the parameter `name` below the present path.
+    ///
+    /// # Errors
+    /// If the name is taken, the source fails or memory runs out.
+    pub fn param(
+        &mut self,
+        name: &str,
+        role: Role,
+        shape: impl Into<Shape>,
+        init: Init,
+    ) -> Result<Param> {
+        self.params.param(name, role, shape, init)
+    }
+
+    /// Adds the matrix `name`, as it is stored if the source has it so
+    /// ([`ParamBuilder::matrix`]).
+    ///
+    /// # Errors
+    /// As [`LayerBuilder::param`].
+    pub(super) fn matrix(
+        &mut self,
+        name: &str,
+        role: Role,
+        shape: [usize; 2],
+        transposed: bool,
+        init: Init,
+    ) -> Result<Weight> {
+        self.params.matrix(name, role, shape, transposed, init)
+    }
+
+    /// The adapter of the linear layer at the present path, if it is to have one.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub(super) fn adapter(&mut self, shape: LinearShape) -> Result<Option<Arc<dyn Adapter>>> {
+        let LinearShape { n_in, n_out, layout, .. } = shape;
+        match self.adapters {
+            Some(adapters) => {
+                adapters.build(&mut self.params, [n_in, n_out], layout == WeightLayout::InOut)
+            }
+            None => Ok(None),
+        }
+    }
+}

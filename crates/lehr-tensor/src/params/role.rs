@@ -1,0 +1,84 @@
+//! What a parameter is for.
+
+use std::fmt;
+
+/// What a parameter is for, said where it is built.
+///
+/// Optimisers, quantisation, freezing and reports ask for the role instead of guessing it from a
+/// name: the names are those of published checkpoints and differ between families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// The table of token vectors `[V, D]`; a tied head is applied from it.
+    TokenEmbedding,
+    /// A table of vectors by position.
+    PositionEmbedding,
+    /// A table of vectors by segment of the text (BERT's token types).
+    TokenTypeEmbedding,
+    /// A projection of attention: queries, keys, values, output.
+    Attention,
+    /// A matrix of a feed-forward layer.
+    Mlp,
+    /// A hidden matrix behind the last block: BERT's pooler, and the transform before its head.
+    Transform,
+    /// The output projection to tokens or labels, unless it is the token embedding itself.
+    Head,
+    /// The scale or shift of a norm.
+    Norm,
+    /// The bias of a linear layer.
+    Bias,
+    /// A matrix that an adapter adds to a linear layer.
+    Adapter,
+}
+
+impl Role {
+    /// All roles, in the order of a model.
+    pub const ALL: [Self; 10] = [
+        Self::TokenEmbedding,
+        Self::PositionEmbedding,
+        Self::TokenTypeEmbedding,
+        Self::Attention,
+        Self::Mlp,
+        Self::Transform,
+        Self::Head,
+        Self::Norm,
+        Self::Bias,
+        Self::Adapter,
+    ];
+
+    /// Whether it is a table of which rows are looked up.
+    #[must_use]
+    pub fn is_embedding(self) -> bool {
+        matches!(self, Self::TokenEmbedding | Self::PositionEmbedding | Self::TokenTypeEmbedding)
+    }
+
+    /// Whether it is a matrix between the embedding and the head: the ones that fp8 and Muon are
+    /// for, and that quantisation rounds.
+    #[must_use]
+    pub fn is_hidden_matrix(self) -> bool {
+        matches!(self, Self::Attention | Self::Mlp | Self::Transform)
+    }
+
+    /// Whether it has one row per token of the vocabulary, or per label: the embedding and the
+    /// head, a model's most sensitive matrices.
+    #[must_use]
+    pub fn is_vocabulary(self) -> bool {
+        matches!(self, Self::TokenEmbedding | Self::Head)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TokenEmbedding => "token embedding",
+            Self::PositionEmbedding => "position embedding",
+            Self::TokenTypeEmbedding => "token type embedding",
+            Self::Attention => "attention",
+            Self::Mlp => "mlp",
+            Self::Transform => "transform",
+            Self::Head => "head",
+            Self::Norm => "norm",
+            Self::Bias => "bias",
+            Self::Adapter => "adapter",
+        })
+    }
+}
