@@ -23,8 +23,8 @@ pub(crate) fn copy_runs(
     cuda.launch(&KERNELS, src.dtype(), "copy_runs", Extent::elementwise(cuda, n * len), args)
 }
 
-/// Copies packed runs, run i to element `i · stride + *at · unit` of `dst`. The number `at` is on the
-/// device, so recorded work can be run for another place.
+/// Copies packed runs, run i to element `i · stride + *at · unit` of `dst`. The number `at` is on
+/// the device, so recorded work can be run again for another place.
 pub(crate) fn copy_runs_at(
     RunSize { n, len }: RunSize,
     src: &Tensor,
