@@ -28,13 +28,13 @@ pub struct DecodeGraph {
 
 impl DecodeGraph {
     /// Room for the inputs of `batch` texts; `None` where there is nothing to record: on the CPU,
-    /// and for texts with a bidirectional prefix.
+    /// and for texts with a bidirectional or a learned prefix.
     ///
     /// # Errors
     /// If memory runs out or the device fails.
     pub fn new(model: &Model, cache: &KvCache, batch: usize) -> Result<Option<Self>> {
         let (Device::Cuda(device), _) = model.compute() else { return Ok(None) };
-        if !model.is_causal() || cache.prefix_len() > 0 {
+        if !model.is_causal() || cache.prefix_len() > 0 || model.kv_prefix_len() > 0 {
             return Ok(None);
         }
         let numbers = |shape: &[usize]| Tensor::zeros_on(Device::Cuda(device), shape, DType::I32);
