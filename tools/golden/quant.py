@@ -1,8 +1,8 @@
-"""Decodes and encodes blocks of weights with the `gguf` package, the reference of lehr-tensor's formats.
+"""Decodes and encodes blocks of weights with the `gguf` package, the reference of lehr-kernels' formats.
 
     python tools/golden/quant.py [OUT]
 
-writes OUT (default crates/lehr-tensor/tests/golden/quant.safetensors):
+writes OUT (default crates/lehr-kernels/tests/golden/quant.safetensors):
 
 | key | dtype | meaning |
 |---|---|---|
@@ -26,7 +26,7 @@ from gguf import GGMLQuantizationType as Type
 from safetensors_file import save
 
 SEED = 20261
-DEFAULT_OUT = Path(__file__).resolve().parents[2] / "crates/lehr-tensor/tests/golden/quant.safetensors"
+DEFAULT_OUT = Path(__file__).resolve().parents[2] / "crates/lehr-kernels/tests/golden/quant.safetensors"
 # Where the f16 scales of a block stand.
 SCALES = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use xtask::{Result, arrows, ci, links, readme, root};
+use xtask::{Result, arrows, ci, folders, links, readme, root, tidy};
 
 const USAGE: &str = "\
 Checks of the repository.
@@ -11,11 +11,12 @@ Checks of the repository.
 Usage: cargo xtask <COMMAND>
 
 Commands:
-  ci      everything a change must pass, in order
-  arrows  crates depend on one another only in the allowed direction
-  links   paths in Markdown files exist
-  kernels GPU kernels compile for all architectures without register spills
-  readme  both READMEs start with the same commands, and `lehr` accepts every command in Markdown
+  ci       run everything a change must pass, in order
+  tidy     check formatting, lengths, skipped tests, unused operations and wording
+  arrows   check that crates, and folders inside them, depend only in the allowed direction
+  links    check that paths in Markdown files exist
+  kernels  compile the GPU kernels for all architectures and check for register spills
+  readme   check the commands in the READMEs and guides against the help of `lehr`
 ";
 
 fn main() -> ExitCode {
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     };
     let result = match command {
         "ci" => ci::run(root(), |step| println!("==> {step}")),
-        "arrows" => arrows::problems(root()).map(|p| report(command, &p)),
+        "arrows" => arrow_problems().map(|p| report(command, &p)),
+        "tidy" => tidy::problems(root()).map(|p| report(command, &p)),
         "kernels" => ci::kernels(root(), |step| println!("==> {step}")),
         "links" => links::problems(root()).map(|p| report(command, &p)),
         "readme" => readme_problems().map(|p| report(command, &p)),
@@ -43,6 +45,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn arrow_problems() -> Result<Vec<String>> {
+    let mut problems = arrows::problems(root())?;
+    problems.extend(folders::problems(root())?);
+    Ok(problems)
 }
 
 fn readme_problems() -> Result<Vec<String>> {

@@ -1,18 +1,27 @@
-//! The parts of Markdown files that the checks look at.
+//! Parts of Markdown files that the checks read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
 
-/// Folders that hold what programs made.
+/// Folders of generated files.
 const SKIPPED: &[&str] = &["target", "runs", "node_modules", "venv"];
 
-/// All Markdown files below `folder`, in order; not those of hidden folders.
+/// Lists the Markdown files below `folder`, in order, without hidden folders.
 ///
 /// # Errors
 /// If a folder cannot be read.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    files_with(folder, &["md"])
+}
+
+/// Lists the files below `folder` whose ending is one of `endings`, in order, without hidden
+/// folders.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub fn files_with(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let read = fs::read_dir(folder).map_err(|e| format!("reading {}: {e}", folder.display()))?;
     for entry in read {
@@ -21,9 +30,9 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
         let name = name.to_string_lossy();
         if path.is_dir() {
             if !name.starts_with('.') && !SKIPPED.contains(&&*name) {
-                found.extend(files(&path)?);
+                found.extend(files_with(&path, endings)?);
             }
-        } else if path.extension().is_some_and(|e| e == "md") {
+        } else if path.extension().is_some_and(|e| endings.iter().any(|ending| e == *ending)) {
             found.push(path);
         }
     }

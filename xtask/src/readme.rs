@@ -1,17 +1,17 @@
-//! What READMEs and guides tell people to type works.
+//! Commands in READMEs and guides: `lehr` accepts every one of them.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{Result, ci, markdown};
+use crate::{Result, markdown, test_command};
 
-/// How many commands both READMEs share at their start.
+/// Number of commands with which both READMEs start.
 const N_FIRST: usize = 2;
 
-/// What is wrong in README.md, README.zh.md and the Markdown files of `docs`, given the built
-/// program.
+/// Checks README.md, README.zh.md and the Markdown files of `docs` against the built program, and
+/// returns what is wrong.
 ///
 /// # Errors
 /// If a file cannot be read or the program does not start.
@@ -20,10 +20,10 @@ pub fn problems(root: &Path, program: &Path) -> Result<Vec<String>> {
     problems_with(root, &mut help)
 }
 
-/// Gives the `--help` text of a command, `None` if there is no such command.
+/// Returns the `--help` text of a command, or `None` if there is no such command.
 pub type Help<'a> = dyn FnMut(&[String]) -> Result<Option<String>> + 'a;
 
-/// The same, given a function for the program's help.
+/// Like [`problems`], with a function in place of the program.
 ///
 /// # Errors
 /// If a file cannot be read or `help` fails.
@@ -51,16 +51,16 @@ pub fn problems_with(root: &Path, help: &mut Help<'_>) -> Result<Vec<String>> {
         if i < readmes.len() {
             first.push(commands.into_iter().map(|c| c.1).take(N_FIRST).collect::<Vec<_>>());
         }
-        if i == 0 && !text.contains(&ci::test_command()) {
-            problems
-                .push(format!("{name} does not say `{}`, the test command", ci::test_command()));
+        if i == 0 && !text.contains(&test_command()) {
+            problems.push(format!("{name} does not name `{}`, the test command", test_command()));
         }
     }
     if let [english, chinese] = first.as_slice()
         && (english != chinese || english.len() < N_FIRST)
     {
         problems.push(format!(
-            "the READMEs must start with the same {N_FIRST} commands, not {english:?} and {chinese:?}"
+            "the READMEs must start with the same {N_FIRST} commands, \
+             not {english:?} and {chinese:?}"
         ));
     }
     Ok(problems)
@@ -68,7 +68,7 @@ pub fn problems_with(root: &Path, help: &mut Help<'_>) -> Result<Vec<String>> {
 
 type Cache = HashMap<Vec<String>, Option<String>>;
 
-/// What `lehr` would not accept in a line of shell.
+/// Lists what `lehr` would reject in a line of shell.
 fn faults(line: &str, cache: &mut Cache, help: &mut Help<'_>) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for part in line.split(['|', ';', '&']) {
@@ -80,7 +80,7 @@ fn faults(line: &str, cache: &mut Cache, help: &mut Help<'_>) -> Result<Vec<Stri
     Ok(faults)
 }
 
-/// The words after the program's name, if the command starts `lehr`.
+/// Returns the words after the program's name, if the command starts `lehr`.
 fn arguments<'a>(words: &'a [&'a str]) -> Option<&'a [&'a str]> {
     let is_setting = |w: &&str| w.split_once('=').is_some_and(|(name, _)| !name.starts_with('-'));
     let skipped = words.iter().take_while(|w| is_setting(w)).count();
@@ -99,7 +99,7 @@ fn faults_of(words: &[&str], cache: &mut Cache, help: &mut Help<'_>) -> Result<V
     let mut path = Vec::new();
     let mut text = cached(&path, cache, help)?.unwrap_or_default();
     let mut rest = words;
-    // Descends while the help lists commands and the next word is none of its options.
+    // Descends while the help lists commands and the next word is not an option.
     while let Some((word, after)) = rest.split_first()
         && !word.starts_with('-')
         && has_commands(&text)
@@ -128,7 +128,7 @@ fn cached(path: &[String], cache: &mut Cache, help: &mut Help<'_>) -> Result<Opt
     Ok(text)
 }
 
-/// `-x` or `--name`, not `-`, `-5` or text in quotes.
+/// Whether a word is `-x` or `--name`; `-`, `-5` and quoted text are not.
 fn is_option(word: &str) -> bool {
     let name = word.trim_start_matches('-');
     word.starts_with('-') && name.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -144,7 +144,7 @@ fn lists_command(help: &str, word: &str) -> bool {
     section.any(|l| l.split_whitespace().next() == Some(word))
 }
 
-/// Whether an option stands at the start of a line of the help, alone or as `-s, --long`.
+/// Whether a line of the help begins with the option, alone or as `-s, --long`.
 fn lists_option(help: &str, option: &str) -> bool {
     let starts = help.lines().map(str::trim_start).filter(|l| l.starts_with('-'));
     let mut listed = starts.flat_map(|l| l.split_whitespace().take(2));
@@ -154,7 +154,7 @@ fn lists_option(help: &str, option: &str) -> bool {
     })
 }
 
-/// What the program prints for `--help` after the words of `path`.
+/// Runs the program with the words of `path` and `--help`, and returns what it prints.
 fn help_of(program: &Path, path: &[String]) -> Result<Option<String>> {
     let output = Command::new(program).args(path).arg("--help").output();
     let output = output.map_err(|e| format!("starting {}: {e}", program.display()))?;

@@ -28,7 +28,14 @@ fn a_dependency_against_the_arrows_is_found_in_every_section() {
 
     let bad = package("lehr-tensor", &[("lehr-model", Some("dev"))]);
     let problems = check(&[bad, good]);
-    assert_eq!(problems, ["lehr-tensor uses lehr-model (dev), but may use no crate of ours"]);
+    assert_eq!(
+        problems,
+        ["lehr-tensor uses lehr-model (dev), but may use lehr-kernels, lehr-cuda"]
+    );
+
+    let kernels = package("lehr-kernels", &[("lehr-tensor", None)]);
+    let problems = check(&[kernels, tensor.clone()]);
+    assert_eq!(problems, ["lehr-kernels uses lehr-tensor, but may use no crate of ours"]);
 
     let data = package("lehr-data", &[("lehr-tensor", None)]);
     let problems = check(&[tensor, data]);
@@ -59,7 +66,8 @@ fn a_missing_path_is_found_with_its_file_and_line() {
 
 #[test]
 fn commands_are_joined_and_freed_of_prompts_and_comments() {
-    let text = "text\n```sh\n$ lehr a \\\n    --b c  # why\n# alone\n\nlehr d\n```\nlehr not code\n\n    lehr e\n";
+    let text = "text\n```sh\n$ lehr a \\\n    --b c  # why\n# alone\n\nlehr d\n```\nlehr not \
+                code\n\n    lehr e\n";
     let commands = markdown::commands(text);
     assert_eq!(
         commands,

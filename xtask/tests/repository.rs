@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use xtask::{arrows, ci, links, readme, root};
+use xtask::{arrows, ci, links, readme, root, tidy};
 
 fn expect_none(problems: &[String]) {
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+#[test]
+fn sources_are_formatted_and_within_their_limits() {
+    expect_none(&tidy::problems(root()).unwrap());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! From files of text to batches of token ids.
 //!
 //! ```text
-//! files -> source (documents, labelled texts, conversations) -> split -> tokenize (shards) -> loader -> Batch
+//! files -> source (documents, labelled texts, conversations) -> split -> tokenize (shards)
+//!       -> loader -> Batch
 //! ```
 //!
 //! Every loader is a pure function of (seed, batch index), so a run resumes at any batch without
@@ -15,7 +16,7 @@ pub mod source;
 mod split;
 mod tokenize;
 
-pub use batch::Batch;
+pub use batch::{Batch, Layout, LayoutRule, Sequence};
 pub use error::{Error, Result};
 pub use loader::{ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, SftLoader};
 pub use shard::ShardSet;

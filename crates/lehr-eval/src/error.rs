@@ -1,4 +1,4 @@
-//! What can go wrong while measuring, and what to do about it.
+//! Errors of measurements, and their remedies.
 
 /// Result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -7,7 +7,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is nothing to compute from.
+    /// There is no data to compute from.
     #[error("computing {what}: no {items} were given, expected at least one")]
     Empty {
         /// What was being computed.
@@ -64,7 +64,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the user can do about it, if anything can be said.
+    /// Returns a remedy for the user, if one is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -76,7 +76,8 @@ impl Error {
                 "the label set must be made from all labels before training".to_owned()
             }
             Self::NotFinite { .. } => {
-                "that run diverged: leave it out and say so, or repeat it with a lower learning rate"
+                "that run diverged: leave it out and say so, or repeat it with a lower learning \
+                 rate"
                     .to_owned()
             }
             Self::TooManySuccesses { .. } => return None,

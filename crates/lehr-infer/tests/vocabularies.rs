@@ -1,8 +1,12 @@
-//! Vocabularies of GGUF files against the ids that llama.cpp expects, over the files that
-//! `scripts/get-fixtures.sh` fetches. They are too large to commit: without LEHR_FIXTURES nothing
-//! is compared here, and the small files of lehr-tokenizer's tests stand for each kind.
+//! Vocabularies of GGUF files compared with the ids that llama.cpp expects.
+//!
+//! `scripts/get-fixtures.sh` fetches the files, which are too large to commit. Without
+//! `LEHR_FIXTURES` this test is skipped; lehr-tokenizer's tests cover each kind with a small file.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../lehr-model/tests/common/fixtures.rs"]
+mod fixtures;
 
 use std::path::Path;
 
@@ -41,8 +45,8 @@ fn open(folder: &Path, name: &str) -> Tokenizer {
 
 #[test]
 fn ids_of_gguf_vocabularies_are_those_of_llama_cpp() {
-    let Some(folder) = std::env::var_os("LEHR_FIXTURES") else { return };
-    let folder = Path::new(&folder);
+    let Some(folder) = fixtures::path("LEHR_FIXTURES") else { return };
+    let folder = folder.as_path();
     for (name, count) in EXPECTED {
         let tokenizer = open(folder, name);
         let read = |end: &str| {

@@ -65,7 +65,8 @@ impl Compute {
         Self::choose_and_say(device, dtype, &mut |_| ())
     }
 
-    /// [`Compute::choose`] that tells `begin` how many files of kernels are compiled first, which takes seconds and is done once.
+    /// Like [`Compute::choose`], and tells `begin` how many files of kernels it compiles first.
+    /// That takes seconds and happens once.
     ///
     /// # Errors
     /// As [`Compute::choose`].
@@ -126,7 +127,8 @@ impl Compute {
         Err(lehr_tensor::Error::Cuda {
             doing: "choosing fp8 for the products of training".to_owned(),
             reason: format!(
-                "found {} on {place}, expected bf16 on a GPU of compute capability {major}.{minor} or more",
+                "found {} on {place}, expected bf16 on a GPU of compute capability \
+                 {major}.{minor} or more",
                 self.dtype
             ),
             hint: Some("do without it: `--set run.fp8=false`, or no --fp8".to_owned()),

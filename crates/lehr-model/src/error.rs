@@ -94,7 +94,8 @@ pub enum Error {
     },
     /// A cache in pages is full.
     #[error(
-        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of {page_len} tokens) are free"
+        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of \
+         {page_len} tokens) are free"
     )]
     PagesFull {
         /// What was being done.
@@ -178,8 +179,8 @@ impl Error {
                     .to_owned(),
             ),
             Self::NotCausal { .. } => Some(
-                "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` and, \
-                 fine-tuned on labelled texts, `lehr classify`"
+                "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` \
+                 and, fine-tuned on labelled texts, `lehr classify`"
                     .to_owned(),
             ),
             Self::NoHead { .. } => Some(
@@ -191,9 +192,9 @@ impl Error {
                 "generate shorter texts, or give the cache more room (--cache-tokens)".to_owned(),
             ),
             Self::Paged { .. } | Self::RecordedCache | Self::KvPrefix { .. } => None,
-            Self::Layout { .. } => Some(
-                "lay the tokens out with the model that reads them (Model::layout)".to_owned(),
-            ),
+            Self::Layout { .. } => {
+                Some("lay the tokens out with the model that reads them (Model::layout)".to_owned())
+            }
             Self::Prompt { hint, .. } => Some(hint.clone()),
             Self::TooLong { .. } => {
                 Some("shorten the prompt, or use a model with a longer context".to_owned())

@@ -22,7 +22,7 @@ use crate::{Architecture, Config, Error, KvCache, Result, Spec, Tokens, Weights}
 /// A model of any family with its parameters.
 pub struct Model {
     config: Config,
-    arch: Box<dyn Architecture>,
+    arch: Arc<dyn Architecture>,
     params: ParamStore,
     n_elsewise: usize,
     checkpointing: ActivationCheckpointing,
@@ -212,7 +212,7 @@ impl Model {
         let factory = adapters.map(AdapterFactory::new);
         let mut params = ParamStore::default();
         let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
-        let arch = config.build(&mut root)?;
+        let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
         let adapters = match factory.map(AdapterFactory::finish) {
             Some(built) => {
                 // Only what an adapter adds is trained.
@@ -417,6 +417,12 @@ impl Model {
         no_grad(|| self.arch.forward(pass))
     }
 
+    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    #[must_use]
+    pub fn has_prefix(&self) -> bool {
+        self.arch.has_prefix()
+    }
+
     /// Lays out one text: the positions of its tokens, and how many of the first see one another in
     /// both directions.
     ///
@@ -424,6 +430,13 @@ impl Model {
     /// If the text lacks the tokens that say so, for GLM-130B and ChatGLM-6B.
     pub fn layout(&self, ids: &[i32]) -> Result<Layout> {
         self.arch.layout(ids)
+    }
+
+    /// [`Model::layout`] as a function of its own, for loaders.
+    #[must_use]
+    pub fn layout_rule(&self) -> impl Fn(&[i32]) -> Result<Layout> + Send + Sync + use<> {
+        let arch = Arc::clone(&self.arch);
+        move |ids| arch.layout(ids)
     }
 
     /// Lays out `batch` whole texts of one length, in one slice.

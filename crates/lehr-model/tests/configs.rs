@@ -90,7 +90,9 @@ fn both_spellings_of_rope_mean_the_same() {
     for family in &FAMILIES[..4] {
         let old = json!({
             "rope_theta": 5000.0,
-            "rope_scaling": { "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 },
+            "rope_scaling": {
+                "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16
+            },
         });
         let new = json!({ "rope_parameters": {
             "rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0,

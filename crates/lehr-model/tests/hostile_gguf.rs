@@ -213,7 +213,9 @@ proptest! {
 
     /// Whatever bytes change, reading ends, with all numbers or an error.
     #[test]
-    fn changed_bytes_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+    fn changed_bytes_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
         let mut bytes = File::default().bytes();
         for (at, byte) in changes {
             let at = at.index(bytes.len());

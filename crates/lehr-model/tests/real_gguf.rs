@@ -1,11 +1,13 @@
-//! Published GGUF files against what their reference computed. `scripts/get-models.sh DEST --gemma`
-//! fetches them, and `LEHR_MODELS=DEST` says where they are, as the gate does. They are too large
-//! to commit: without LEHR_MODELS nothing is compared here, and the small files of the other tests
-//! stand for each format.
+//! Published GGUF files compared with what their reference computed.
+//!
+//! `scripts/get-models.sh DEST --gemma` fetches the files, which are too large to commit, and
+//! `LEHR_MODELS=DEST` names their folder. Without it these tests are skipped; other tests cover
+//! each format with a small file.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
+#[path = "common/fixtures.rs"]
+mod fixtures;
 
 use lehr_model::io::ModelSource;
 use lehr_model::{Model, Tokens};
@@ -15,16 +17,12 @@ fn ids(value: &Value) -> Vec<i32> {
     value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as i32).collect()
 }
 
-/// The file `name` of the folder of models, if there is such a folder.
-fn published(name: &str) -> Option<PathBuf> {
-    std::env::var_os("LEHR_MODELS").map(|folder| PathBuf::from(folder).join(name))
-}
-
-/// The reference has prompts, their ids, the ten largest logits of the next token and a greedy
-/// continuation, as an independent f32 implementation computed them from the same file.
+/// The reference holds prompts, their ids, the ten largest logits of the next token and a greedy
+/// continuation. An independent f32 implementation computed them from the same file.
 #[test]
 fn smollm2_computes_what_its_reference_computes() {
-    let Some(path) = published("SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
+    let Some(folder) = fixtures::path("LEHR_MODELS") else { return };
+    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
     let model = Model::load(&path).unwrap();
     let reference: Value = serde_json::from_str(include_str!("smollm2_reference.json")).unwrap();
     for (name, case) in reference.as_object().unwrap() {
@@ -52,11 +50,12 @@ fn smollm2_computes_what_its_reference_computes() {
     }
 }
 
-/// The text after a plain prompt must be English, which no wrong rotation, norm or window leaves
-/// it.
+/// The continuation of a plain prompt must be sensible English. A wrong rotation, norm or window
+/// destroys it.
 #[test]
 fn gemma3_knows_what_follows() {
-    let Some(path) = published("gemma-3-270m-q4_k_m.gguf") else { return };
+    let Some(folder) = fixtures::path("LEHR_MODELS") else { return };
+    let path = folder.join("gemma-3-270m-q4_k_m.gguf");
     let source = ModelSource::open(&path).unwrap();
     let tokens = source.gguf_metadata().unwrap().strings("tokenizer.ggml.tokens").unwrap().unwrap();
     let id = |text: &str| tokens.iter().position(|token| token == text).unwrap() as i32;

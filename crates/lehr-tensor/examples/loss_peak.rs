@@ -64,8 +64,8 @@ fn main() -> Result<()> {
         })?;
         let gflop = 6.0 * (n * d * v) as f64 / 1e9;
         println!(
-            "{n} x {d} to {v}: forward {:.0} ms; with gradients {:.0} ms ({:.0} ms with a bias), {:.0} GFLOP/s; \
-             products alone {:.0} ms: {:.0} % of their speed",
+            "{n} x {d} to {v}: forward {:.0} ms; with gradients {:.0} ms ({:.0} ms with a bias), \
+             {:.0} GFLOP/s; products alone {:.0} ms: {:.0} % of their speed",
             forward * 1e3,
             both * 1e3,
             with_bias * 1e3,

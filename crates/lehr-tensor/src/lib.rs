@@ -14,34 +14,25 @@
 //! The crate knows nothing of models, files or text.
 
 pub mod autograd;
-mod cpu;
+mod copy;
 pub mod cuda;
-mod device;
-mod dtype;
-mod error;
-mod free_list;
 pub mod inplace;
 pub mod ops;
+mod pages;
 mod params;
 pub mod quant;
-mod random;
-mod shape;
 mod tensor;
 #[cfg(test)]
 mod testing;
 
 pub use autograd::{Gradients, Op, ParamId, Recompute, is_recording, no_grad, rehearse};
-pub use cpu::arena;
-pub use cpu::gemm;
-pub use cpu::simd::{Isa, available_isas, isa, set_isa};
-pub use cpu::threads;
-pub use device::Device;
-pub use dtype::DType;
-pub use error::{Error, Result};
+use lehr_kernels as cpu;
+pub use lehr_kernels::{
+    DType, Device, Error, Isa, Philox, Result, Shape, arena, available_isas, gemm, isa, set_isa,
+    threads,
+};
 pub use params::{
     Init, Load, LoadStored, NamePattern, Named, Param, ParamBuilder, ParamStore, Role, Source,
     StoredMatrix, StoredShape, Weight,
 };
-pub use random::Philox;
-pub use shape::Shape;
 pub use tensor::Tensor;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::autograd::Edge;
 use crate::cpu::buffer::{CpuBuffer, Element};
-use crate::cuda::{Cuda, CudaBuffer};
+use crate::cuda::{Arg, Cuda, CudaBuffer};
 use crate::{DType, Device, Error, Result, Shape, threads};
 
 /// The memory behind a tensor, one arm per device.
@@ -41,6 +41,8 @@ impl Tensor {
     /// If the device's arena is full, or the device cannot be used.
     pub fn uninit_on(device: Device, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
         let Device::Cuda(ordinal) = device else { return Self::uninit(shape, dtype) };
+        #[cfg(test)]
+        crate::cuda::use_emulator();
         let shape = shape.into();
         let buffer = CudaBuffer::uninit(ordinal, dtype, shape.n_elements())?;
         Ok(Self { shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
@@ -179,6 +181,22 @@ impl Tensor {
         }
     }
 
+    /// Its storage on its GPU.
+    pub(crate) fn gpu_buffer(&self) -> Result<Arc<CudaBuffer>> {
+        match &self.storage {
+            Storage::Cuda(buffer) => Ok(Arc::clone(buffer)),
+            Storage::Cpu(_) => {
+                Err(Error::NoKernel { op: "a copy from a GPU", device: Device::Cpu })
+            }
+        }
+    }
+
+    /// A tensor over storage on a GPU, which has room for the shape.
+    pub(crate) fn on_gpu(shape: Shape, buffer: Arc<CudaBuffer>) -> Self {
+        debug_assert_eq!(shape.n_elements() * buffer.dtype().size(), buffer.n_bytes());
+        Self { shape, storage: Storage::Cuda(buffer), edge: None }
+    }
+
     /// Its address on its GPU. What is on the CPU has none, and kernels then fail.
     pub(crate) fn device_ptr(&self) -> u64 {
         match &self.storage {
@@ -198,6 +216,8 @@ impl Tensor {
         }
         match (&self.storage, device) {
             (Storage::Cpu(buffer), Device::Cuda(ordinal)) => {
+                #[cfg(test)]
+                crate::cuda::use_emulator();
                 let buffer = CudaBuffer::upload(ordinal, buffer.dtype(), buffer.bytes())?;
                 Ok(Self { shape: self.shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
             }
@@ -385,6 +405,19 @@ impl Tensor {
     pub(crate) fn expect_beside(&self, op: &'static str, other: &Self) -> Result<()> {
         other.expect_on(op, self.device())?;
         other.expect_dtype(op, self.dtype())
+    }
+}
+
+/// The address of a tensor.
+impl From<&Tensor> for Arg {
+    fn from(tensor: &Tensor) -> Self {
+        tensor.device_ptr().into()
+    }
+}
+
+impl From<&mut Tensor> for Arg {
+    fn from(tensor: &mut Tensor) -> Self {
+        tensor.device_ptr().into()
     }
 }
 

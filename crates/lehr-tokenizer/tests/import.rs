@@ -318,7 +318,8 @@ proptest! {
             .prop_map(String::from),
     ], 0..8)) {
         static TOKENIZERS: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
-            let names = ["bpe", "bpe_symbols", "bpe_no_prefix", "unigram", "unigram_bytes", "chatglm"];
+            let names =
+                ["bpe", "bpe_symbols", "bpe_no_prefix", "unigram", "unigram_bytes", "chatglm"];
             names.iter().map(|name| sentencepiece(name)).collect()
         });
         let text = parts.concat();

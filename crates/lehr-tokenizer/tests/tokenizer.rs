@@ -32,7 +32,8 @@ proptest! {
     #[test]
     fn text_around_special_names_comes_back_without_special_ids(
         parts in prop::collection::vec(prop_oneof![
-            any::<String>(), prop::sample::select(DEFAULT_SPECIAL_TOKENS.to_vec()).prop_map(String::from)
+            any::<String>(),
+            prop::sample::select(DEFAULT_SPECIAL_TOKENS.to_vec()).prop_map(String::from)
         ], 0..6)
     ) {
         let text = parts.concat();

@@ -83,7 +83,8 @@ pub enum Error {
 fn io_hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            "free some space; what was saved before is whole, and the same command continues from it"
+            "free some space; what was saved before is whole, and the same command continues from \
+             it"
         }
         ErrorKind::NotFound => "check the path",
         _ => "check that the path is right and may be read and written",
@@ -101,7 +102,8 @@ impl Error {
             Self::Tokenizer(error) => error.hint(),
             Self::Infer(error) => error.hint(),
             Self::Recipe { hint, .. } => Some(hint.clone().unwrap_or_else(|| {
-                "a recipe names every setting; `lehr pretrain --data FILE --dry-run` prints a whole one"
+                "a recipe names every setting; `lehr pretrain --data FILE --dry-run` prints a \
+                 whole one"
                     .to_owned()
             })),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),

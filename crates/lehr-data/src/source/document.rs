@@ -1,110 +1,14 @@
 //! Documents: text to pre-train on.
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-
 use serde_json::{Map, Value};
-
-use super::files::{Format, SourceFile, list};
-use super::records::records;
-use super::text::TextDocuments;
-use crate::{Error, Result};
 
 /// One text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
-    /// The text; never only white space.
+    /// The text, which is never only white space.
     pub text: String,
-    /// The record's `id` field, else the file's name with `:line` or `#number`.
+    /// The record's `id` field, or else the file name with `:line` or `#number`.
     pub id: String,
     /// The other fields of the record.
     pub metadata: Map<String, Value>,
-}
-
-/// How to read documents.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadOptions {
-    /// The field of records that holds the text.
-    pub text_field: String,
-    /// Plain text files are cut at paragraphs into documents of at least this many bytes: a book as
-    /// one document could not be split into training and validation. 0 keeps files whole.
-    pub document_bytes: usize,
-}
-
-impl Default for ReadOptions {
-    /// Field `text`, documents of 2048 bytes or more.
-    fn default() -> Self {
-        Self { text_field: "text".to_owned(), document_bytes: 2048 }
-    }
-}
-
-/// An iterator over the documents of a file or folder; it ends after the first error.
-pub struct Documents {
-    files: VecDeque<SourceFile>,
-    current: Box<dyn Iterator<Item = Result<Document>> + Send>,
-    options: ReadOptions,
-}
-
-/// The documents of a file or folder, one at a time. Documents of white space only are left out.
-///
-/// # Errors
-/// The path does not exist or its ending is not known; later, per document: as
-/// [`read_documents`].
-pub fn documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Documents> {
-    let files = list(path.as_ref())?.into();
-    Ok(Documents { files, current: Box::new(std::iter::empty()), options: options.clone() })
-}
-
-/// All documents of a file or folder.
-///
-/// # Errors
-/// A file cannot be read or decompressed, is not UTF-8 or not well-formed, lacks the text field, or
-/// there is no document at all.
-pub fn read_documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Document>> {
-    let path = path.as_ref();
-    let all = documents(path, options)?.collect::<Result<Vec<_>>>()?;
-    if all.is_empty() {
-        return Err(Error::Empty { path: PathBuf::from(path), what: "document" });
-    }
-    Ok(all)
-}
-
-impl Documents {
-    fn open(&self, file: SourceFile) -> Result<Box<dyn Iterator<Item = Result<Document>> + Send>> {
-        if file.format == Format::Text {
-            return Ok(Box::new(TextDocuments::new(file, self.options.document_bytes)?));
-        }
-        let field = self.options.text_field.clone();
-        let document = move |record: Result<super::records::Record>| {
-            let mut record = record?;
-            let text = record.take_text(&field)?;
-            let id = record.take_id();
-            Ok(Document { text, id, metadata: record.fields })
-        };
-        Ok(Box::new(records(&file)?.map(document)))
-    }
-
-    fn end_with(&mut self, error: Error) -> Option<Result<Document>> {
-        self.files.clear();
-        self.current = Box::new(std::iter::empty());
-        Some(Err(error))
-    }
-}
-
-impl Iterator for Documents {
-    type Item = Result<Document>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.current.next() {
-                Some(Ok(document)) if document.text.trim().is_empty() => {}
-                Some(Ok(document)) => return Some(Ok(document)),
-                Some(Err(error)) => return self.end_with(error),
-                None => match self.files.pop_front().map(|file| self.open(file))? {
-                    Ok(documents) => self.current = documents,
-                    Err(error) => return self.end_with(error),
-                },
-            }
-        }
-    }
 }

@@ -19,7 +19,7 @@ const CHARACTER: f64 = 7.2;
 /// Colours in the style sheet; further curves repeat them with dashes.
 const N_COLOURS: usize = 8;
 const DASHES: [&str; 4] = ["", "7 4", "2 3", "9 3 2 3"];
-/// More points than this are thinned out: nobody sees more than the width has.
+/// Curves with more points are thinned out, because the picture has no room for more.
 const MAX_POINTS: usize = 2_000;
 /// Columns that keep their extremes when a curve is thinned out.
 const N_COLUMNS: usize = 400;
@@ -107,7 +107,8 @@ impl Frame {
             svg,
             format_args!(
                 "<path class=\"axis\" d=\"M{left:.1} {bottom}H{right}\"/>\n\
-             <text class=\"label\" x=\"{x_middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\"{}>{}</text>\n\
+             <text class=\"label\" x=\"{x_middle:.1}\" y=\"{:.1}\" \
+             text-anchor=\"middle\"{}>{}</text>\n\
              <text class=\"label\" transform=\"translate(14 {y_middle}) rotate(-90)\" \
              text-anchor=\"middle\"{}>{}</text>\n",
                 HEIGHT - 8.0,
@@ -159,8 +160,8 @@ impl Frame {
     }
 }
 
-/// Of many points, those that shape the curve: of each of [`N_COLUMNS`] equal groups the first, the
-/// least, the greatest and the last, in their order.
+/// Selects the points that shape the curve: the first, smallest, greatest and last of each of
+/// [`N_COLUMNS`] equal groups, in order.
 fn thin_out(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= MAX_POINTS {
         return points.to_vec();
@@ -213,7 +214,7 @@ fn dashes(i: usize) -> String {
     }
 }
 
-/// Tells what is missing in the picture.
+/// Describes what is missing in the picture.
 fn note(n_points: usize, n_missing: usize, log_y: bool) -> String {
     if n_missing == 0 {
         return String::new();

@@ -229,6 +229,10 @@ impl Architecture for Arc<DeepNorm> {
         Some(&self.head)
     }
 
+    fn has_prefix(&self) -> bool {
+        true
+    }
+
     fn layout(&self, ids: &[i32]) -> Result<Layout> {
         self.shape.rule.layout(ids)
     }

@@ -99,6 +99,11 @@ pub trait Architecture: Send + Sync {
         None
     }
 
+    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    fn has_prefix(&self) -> bool {
+        false
+    }
+
     /// Lays out one text: its positions, and the prefix whose tokens see one another.
     ///
     /// # Errors
@@ -169,6 +174,15 @@ macro_rules! families {
         impl Config {
             /// The `model_type`s there are.
             const MODEL_TYPES: &'static [&'static str] = &[$(<$config>::MODEL_TYPE),*];
+
+            /// The names of the families.
+            pub const FAMILIES: &'static [&'static str] = &[$(stringify!($family)),*];
+
+            /// The family's name.
+            #[must_use]
+            pub fn family(&self) -> &'static str {
+                match self { $(Self::$family(_) => stringify!($family),)* }
+            }
 
             /// Reads a parsed `config.json`.
             ///

@@ -84,7 +84,8 @@ impl Shards {
             return Err(Error::Format {
                 path: dir.to_owned(),
                 reason: format!(
-                    "found {} files mp_rank_…, expected one for each number from 00: look at {at:02}",
+                    "found {} files mp_rank_…, expected one for each number from 00: look at \
+                     {at:02}",
                     ranks.len()
                 ),
                 hint: Some("copy all parts of one checkpoint into the folder".to_owned()),

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use super::{Edge, Kind, Node};
-use crate::{DType, Result, Shape, Tensor, inplace};
+use crate::cpu::vectors;
+use crate::{DType, Result, Shape, Tensor, copy};
 
 /// Gradients of inner nodes that have not been visited yet.
 #[derive(Default)]
@@ -49,9 +50,9 @@ impl Pending {
 fn add_into(sum: Tensor, grad: &Tensor) -> Result<Tensor> {
     let mut sum = unshared(sum)?;
     if sum.is_cuda() {
-        inplace::cuda::add_assign(&mut sum, grad)?;
+        copy::add_assign(&mut sum, grad)?;
     } else {
-        inplace::add_assign(sum.data_mut(), grad.data());
+        vectors::add_assign(sum.data_mut(), grad.data());
     }
     Ok(sum)
 }
@@ -156,8 +157,8 @@ impl Gradients<'_> {
         Ok(())
     }
 
-    /// [`Gradients::write`] on any device: `body(dst, accumulate)` is given a tensor of the shape, element type and device of
-    /// `like`, the input or one like it.
+    /// Like [`Gradients::write`], on any device: `body(dst, accumulate)` gets a tensor with the
+    /// shape, element type and device of `like`, which is the input or a tensor like it.
     ///
     /// # Errors
     /// Those of `body`, or if memory runs out.
@@ -170,7 +171,8 @@ impl Gradients<'_> {
         self.write_as(index, (like.shape(), like), like.dtype(), body)
     }
 
-    /// [`Gradients::write_like`] for a parameter: `dst` is in f32, whatever the parameter is computed with.
+    /// Like [`Gradients::write_like`], for a parameter: `dst` is f32, whatever the computing type
+    /// of the parameter is.
     ///
     /// # Errors
     /// Those of `body`, or if memory runs out.
@@ -183,7 +185,8 @@ impl Gradients<'_> {
         self.write_as(index, (like.shape(), like), DType::F32, body)
     }
 
-    /// [`Gradients::write_param`] for a parameter of that shape, of the element type and on the device of `beside`.
+    /// Like [`Gradients::write_param`], for a parameter with the given shape and the element type
+    /// and device of `beside`.
     pub(crate) fn write_param_shaped(
         &mut self,
         index: usize,

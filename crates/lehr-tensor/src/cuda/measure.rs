@@ -1,18 +1,9 @@
 //! The rates of a device that everything is compared with.
 
-use super::{Cuda, is_emulated};
+use lehr_cuda::{is_emulated, timed};
+
 use crate::ops::linear::WeightLayout;
 use crate::{DType, Device, Philox, Result, Tensor};
-
-/// Runs `body` and gives the seconds its work took on the device, by the device's own clock.
-///
-/// # Errors
-/// Those of `body`, or of the device.
-pub fn timed(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let timer = Cuda::get(ordinal)?.backend.timer()?;
-    body()?;
-    timer.stop()
-}
 
 /// Bytes per second of copies within a device, those read and those written counted.
 ///

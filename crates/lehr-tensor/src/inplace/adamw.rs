@@ -1,6 +1,7 @@
 //! The AdamW update, fused: one pass over parameter, gradient and both moments.
 
-use super::{CHUNK, Clip, cuda};
+use super::{Clip, cuda};
+use crate::cpu::CHUNK;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
 use crate::{Param, Result, Tensor};
@@ -47,8 +48,8 @@ pub struct AdamWItem<'a> {
     pub weight_decay: f32,
 }
 
-/// [`adamw`] of many parameters, on whichever device they are: on a GPU one launch for all, which finds out itself whether and how much
-/// to clip.
+/// Applies [`adamw`] to many parameters on any device. On a GPU this is one launch for all of them,
+/// which reads on the device whether and how much to clip.
 ///
 /// # Errors
 /// If a parameter is still in use by a graph, or a device fails.

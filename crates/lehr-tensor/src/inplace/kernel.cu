@@ -43,7 +43,9 @@ DEVICE E* global(E* p) {
 }
 
 // How many of n elements are in the chunk that starts at `start`.
-DEVICE i64 length_of(i64 n, i64 start, int chunk_len) { return n - start < chunk_len ? n - start : chunk_len; }
+DEVICE i64 length_of(i64 n, i64 start, int chunk_len) {
+    return n - start < chunk_len ? n - start : chunk_len;
+}
 
 // The sum of squares of n elements, for thread 0: those of a pack are added in f32, all else in
 // f64.
@@ -61,7 +63,8 @@ DEVICE double squares_of(const float* x, i64 n) {
 // partials[c] = the sum of x^2 over chunk c of a list of f32 tensors. Block 256 threads; tensors
 // start on 16 bytes.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    sum_of_squares(const Vector* tensors, const Chunk* chunks, int n_chunks, int chunk_len, double* partials) {
+    sum_of_squares(const Vector* tensors, const Chunk* chunks, int n_chunks, int chunk_len,
+        double* partials) {
     for (int c = blockIdx.x; c < n_chunks; c += gridDim.x) {
         Vector tensor = tensors[chunks[c].tensor];
         i64 start = (i64)chunks[c].chunk * chunk_len;
@@ -89,8 +92,8 @@ struct AdamwRule {
 };
 // Of lr, beta1, ... as in inplace/adamw.rs: keep = 1 - lr lambda, step_size = lr / (1 - beta1^t),
 // v_scale = 1 / sqrt(1 - beta2^t).
-DEVICE AdamwRule adamw_rule(
-    float lr, float beta1, float beta2, float eps, float step_size, float v_scale, float weight_decay, float g_scale) {
+DEVICE AdamwRule adamw_rule(float lr, float beta1, float beta2, float eps, float step_size,
+    float v_scale, float weight_decay, float g_scale) {
     // Each operation is rounded for itself, as on the CPU: the compiler would fuse them.
     float keep = __fsub_rn(1.0f, __fmul_rn(lr, weight_decay));
     return {keep, -step_size, beta1, beta2, 1.0f - beta1, 1.0f - beta2, eps, v_scale, g_scale};
@@ -104,8 +107,8 @@ DEVICE void adamw_element(const AdamwRule& rule, float& p, float grad, float& m,
     p = fmaf(rule.minus_step, m / root, __fmul_rn(p, rule.keep));
 }
 // Updates n elements with the threads of this block, number `thread` of `n_threads`.
-DEVICE void adamw_elements(
-    const AdamwRule& rule, i64 thread, i64 n_threads, i64 n, float* param, const float* grad, float* m, float* v, T* shadow) {
+DEVICE void adamw_elements(const AdamwRule& rule, i64 thread, i64 n_threads, i64 n, float* param,
+    const float* grad, float* m, float* v, T* shadow) {
     auto step = [=](i64 i, auto p, auto g, auto m_old, auto v_old) {
         auto copy = pack_like<T>(p);
         for (int k = 0; k < p.N_ELEMENTS; k++) {
@@ -117,7 +120,8 @@ DEVICE void adamw_elements(
         store_pack(v + i, v_old);
         if (shadow) store_pack(shadow + i, copy);
     };
-    elementwise_by<4, 1>(thread, n_threads, n, step, (const float*)param, grad, (const float*)m, (const float*)v);
+    elementwise_by<4, 1>(thread, n_threads, n, step, (const float*)param, grad, (const float*)m,
+        (const float*)v);
 }
 
 // AdamW over a list of tensors, in place: p <- p (1 - lr lambda); m <- beta1 m + (1 - beta1) g; v
@@ -131,8 +135,9 @@ DEVICE void adamw_elements(
 //
 // Block 256 threads; grid of one dimension, best n_chunks blocks; tensors start on 16 bytes.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    adamw(const AdamwTensor* tensors, const Chunk* chunks, int n_chunks, int chunk_len, float lr, float beta1, float beta2, float eps,
-          float step_size, float v_scale, const double* sum_of_squares, float clip_norm, float grad_scale) {
+    adamw(const AdamwTensor* tensors, const Chunk* chunks, int n_chunks, int chunk_len, float lr,
+        float beta1, float beta2, float eps, float step_size, float v_scale,
+        const double* sum_of_squares, float clip_norm, float grad_scale) {
     __shared__ float shared_g_scale;
     __shared__ int shared_skip;
     if (threadIdx.x == 0) {
@@ -142,7 +147,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
             double sum = *sum_of_squares, norm = sqrt(sum) * grad_scale;
             // False for NaN, too.
             skip = !(sum < INFINITY);
-            if (clip_norm > 0.0f && norm > clip_norm) g_scale = (float)(grad_scale * (clip_norm / norm));
+            if (clip_norm > 0.0f && norm > clip_norm)
+                g_scale = (float)(grad_scale * (clip_norm / norm));
         }
         shared_g_scale = g_scale;
         shared_skip = skip;
@@ -154,11 +160,12 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         AdamwTensor t = tensors[chunks[c].tensor];
         i64 start = (i64)chunks[c].chunk * chunk_len;
         AdamwRule rule =
-            adamw_rule(lr * t.lr_scale, beta1, beta2, eps, step_size * t.lr_scale, v_scale, t.weight_decay, g_scale);
+            adamw_rule(lr * t.lr_scale, beta1, beta2, eps, step_size * t.lr_scale, v_scale,
+                t.weight_decay, g_scale);
         i64 n = length_of(t.n, start, chunk_len);
         T* shadow = t.shadow ? global(t.shadow) + start : t.shadow;
-        adamw_elements(rule, threadIdx.x, blockDim.x, n, global(t.param) + start, global(t.grad) + start, global(t.m) + start,
-                       global(t.v) + start, shadow);
+        adamw_elements(rule, threadIdx.x, blockDim.x, n, global(t.param) + start,
+            global(t.grad) + start, global(t.m) + start, global(t.v) + start, shadow);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gradient norm and its clipping.
 
-use super::{CHUNK, cuda};
+use super::cuda;
+use crate::cpu::CHUNK;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
 use crate::{Result, Tensor};

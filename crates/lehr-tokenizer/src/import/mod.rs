@@ -1,4 +1,4 @@
-//! Tokenizers of every kind the field keeps in files, turned into one kind.
+//! Readers that turn every common kind of tokenizer file into one kind.
 
 mod assemble;
 mod bpe;
@@ -9,10 +9,12 @@ mod protobuf;
 mod sentencepiece;
 mod tekken;
 mod tiktoken;
+mod token_type;
 mod vocab_export;
 mod vocab_parts;
 mod wordpiece;
 
 pub use chatglm::ChatGlm;
 pub use tiktoken::TiktokenKind;
-pub use vocab_parts::{TokenType, VocabParts};
+pub use token_type::TokenType;
+pub use vocab_parts::VocabParts;

@@ -6,58 +6,14 @@ use super::assemble::{
     Added, Assembly, Template, byte_level_decoder, byte_level_splits, replace, sequence,
 };
 use super::sentencepiece::{Around, Method, Model, Piece};
+use super::token_type::TokenType;
 use super::{bpe, patterns, wordpiece};
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
 const KIND: &str = "GGUF vocabulary";
 
-/// What a token is for, with the numbers of GGUF and SentencePiece.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TokenType {
-    /// A piece of text.
-    #[default]
-    Normal,
-    /// Stands for what the vocabulary cannot express.
-    Unknown,
-    /// Written by programs only.
-    Control,
-    /// A symbol that is never cut.
-    UserDefined,
-    /// Not used.
-    Unused,
-    /// One byte, named `<0xAB>`.
-    Byte,
-}
-
-impl TokenType {
-    /// Its number.
-    pub fn number(self) -> i32 {
-        match self {
-            Self::Normal => 1,
-            Self::Unknown => 2,
-            Self::Control => 3,
-            Self::UserDefined => 4,
-            Self::Unused => 5,
-            Self::Byte => 6,
-        }
-    }
-
-    /// The type of this number; none if there is no such type.
-    pub fn from_number(number: i32) -> Option<Self> {
-        Some(match number {
-            1 => Self::Normal,
-            2 => Self::Unknown,
-            3 => Self::Control,
-            4 => Self::UserDefined,
-            5 => Self::Unused,
-            6 => Self::Byte,
-            _ => return None,
-        })
-    }
-}
-
-/// The parts of a vocabulary as GGUF keeps them under `tokenizer.ggml`. What a file does not say is
-/// none, and the vocabulary's kind decides.
+/// The parts of a vocabulary under `tokenizer.ggml` in a GGUF file. A missing part is `None`, and
+/// the kind of the vocabulary decides.
 #[derive(Debug, Clone, Default)]
 pub struct VocabParts {
     /// `model`: `gpt2` (byte-level BPE), `llama` (SentencePiece BPE), `t5` (SentencePiece Unigram),
@@ -67,13 +23,13 @@ pub struct VocabParts {
     pub pre: Option<String>,
     /// `tokens`, by id.
     pub tokens: Vec<String>,
-    /// `scores`, by id; may be empty where the kind has none.
+    /// `scores`, by id; empty if the kind has none.
     pub scores: Vec<f32>,
     /// `token_type`, by id; may be empty.
     pub token_types: Vec<TokenType>,
     /// `merges`: two tokens with a space between, best first.
     pub merges: Vec<String>,
-    /// `bos_token_id` and its like.
+    /// `bos_token_id` and the other ids.
     pub special_ids: SpecialIds,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
@@ -94,7 +50,7 @@ pub struct VocabParts {
 }
 
 impl VocabParts {
-    /// The tokenizer these parts describe.
+    /// Builds the tokenizer that these parts describe.
     ///
     /// # Errors
     /// The kind or the pre-tokeniser is unknown, lists differ in length, or an id is outside.
@@ -145,8 +101,8 @@ impl VocabParts {
         id.and_then(name).into_iter().collect()
     }
 
-    /// The frame of the begin and end tokens, which these vocabularies add unless the file says
-    /// otherwise.
+    /// Returns the begin and end tokens around a text. These vocabularies add them unless the file
+    /// says otherwise.
     fn frame(&self, add_bos: bool, add_eos: bool) -> Template {
         let given = |wanted: bool, id| if wanted { self.named(id) } else { Vec::new() };
         Template {
@@ -238,7 +194,7 @@ impl VocabParts {
         let unigram = method == Method::Unigram;
         let mut ids = self.special_ids;
         if !unigram {
-            // What llama.cpp takes these tokens to be where a file does not say.
+            // llama.cpp's defaults for these tokens.
             let usual = SpecialIds { unk: Some(0), bos: Some(1), eos: Some(2), ..ids };
             ids = if self.tokens.len() > 2 { ids.or(usual) } else { ids };
         }
@@ -290,7 +246,7 @@ impl VocabParts {
     }
 }
 
-/// A piece of SentencePiece; GGUF writes symbols of the user with plain spaces.
+/// Builds a SentencePiece piece. GGUF writes user-defined symbols with plain spaces.
 fn piece(text: String, score: f32, kind: TokenType) -> Piece {
     let text = if kind == TokenType::UserDefined { text.replace(' ', "▁") } else { text };
     Piece { text, score, kind }

@@ -203,7 +203,8 @@ impl RawTensor {
         let end = begin.and_then(|begin| begin.checked_add(n_bytes));
         let (Some(begin), true) = (begin, end.is_some_and(|end| end <= file_len)) else {
             let reason = format!(
-                "its {n_bytes} bytes from {offset} on lie beyond the end of the file of {file_len} bytes"
+                "its {n_bytes} bytes from {offset} on lie beyond the end of the file of \
+                 {file_len} bytes"
             );
             return Err(fault(reason));
         };

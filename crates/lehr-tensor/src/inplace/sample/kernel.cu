@@ -6,12 +6,14 @@
 // need the sum of the weights of what is kept. Weights are integers in units of 2^-40, so their
 // sums are exact and do not depend on the order of threads.
 //
-//   1. sample_best: the largest logit `top` of each part of a row.
-//   2. sample_bins: every logit falls into one of 2048 bins by (top - l) / temperature, 64 bins to a power of e; count and sum of each
-//      bin. Here is also the sum of the weights that min-p lets pass, which is that of the first candidates of the order.
-//   3. sample_pick: a target's bin is found by running sums over the bins. If the bins up to it have at most 2048 candidates, these are
-//      gathered, sorted and looked through; the next target mostly lies among the same. Else only the target's bin is gathered, and if
-//      even that has too many (as many equal logits), it is cut first, by 8 more bits of (logit, id) a pass.
+//   1. sample_best: finds the largest logit `top` of each part of a row.
+//   2. sample_bins: puts every logit into one of 2048 bins by (top - l) / temperature, 64 bins to a
+//      power of e, and keeps count and sum of each bin. It also sums the weights that pass min-p:
+//      those are the first candidates of the order.
+//   3. sample_pick: finds a target's bin by running sums over the bins. If the bins up to it hold
+//      at most 2048 candidates, it gathers, sorts and searches those; the next target is mostly
+//      among the same. Otherwise it gathers the target's bin alone. If even that bin has too many
+//      (as with many equal logits), it first cuts the bin by 8 more bits of (logit, id) per pass.
 //
 // A row of V logits is read three times with top-k or top-p, at most once more for every target
 // beyond the gathered bins.
@@ -21,25 +23,38 @@
 #define LIST 2048
 
 // bests[row, part] = the largest of the first n logits of a part of a row of `logits` [B, stride],
-// after penalties: the lowest id of equals, never NaN. It also sets the row's sums to 0 for
+// after penalties: the lowest id of equals, never NaN. A part with a NaN counts as infinite, which
+// sample_pick reports. It also sets the row's sums to 0 for
 // sample_bins. Grid (parts, B), at most 64 parts; block 256.
 extern "C" __global__ void __launch_bounds__(256)
-    sample_best(const T* logits, int stride, int n, const Settings* settings, const u32* seen, Best* bests, Sums* sums) {
+    sample_best(const T* logits, int stride, int n, const Settings* settings, const u32* seen,
+        Best* bests, Sums* sums) {
     int row = blockIdx.y;
     u64* words = (u64*)(sums + row);
     int n_words = (int)(sizeof(Sums) / sizeof(u64));
     for (int i = thread_index(); i < n_words; i += n_threads()) words[i] = 0;
+    __shared__ u32 n_nan;
+    if (threadIdx.x == 0) n_nan = 0;
+    __syncthreads();
     Best best = {-INFINITY, NO_INDEX};
+    bool is_nan = false;
     Row of = row_of(logits, row, stride, n, settings[row], seen, 0.0f);
-    each_logit_of_part<2>(of, n, [&](int id, float l) { take_better(best, l, id); });
+    each_logit_of_part<2>(of, n, [&](int id, float l) {
+        take_better(best, l, id);
+        is_nan |= l != l;
+    });
+    if (is_nan) atomicAdd(&n_nan, 1u);
     best = block_best(best);
+    __syncthreads();
+    if (n_nan) best.value = INFINITY;
     if (threadIdx.x == 0) bests[row * gridDim.x + blockIdx.x] = best;
 }
 
 // Counts and sums of the bins of each row, and the sum of the weights of at least min_p. Grid and
 // block as of sample_best, whose results it reads.
 extern "C" __global__ void __launch_bounds__(256)
-    sample_bins(const T* logits, int stride, int n, const Settings* settings, const u32* seen, const Best* bests, Sums* sums) {
+    sample_bins(const T* logits, int stride, int n, const Settings* settings, const u32* seen,
+        const Best* bests, Sums* sums) {
     __shared__ u32 counts[BINS], low[BINS], high[BINS];
     __shared__ u32 likely_low, likely_high, shared_nan;
     int row = blockIdx.y;
@@ -62,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(256)
         n_nan += weight != weight;
     });
 #pragma unroll
-    for (int other = 16; other > 0; other >>= 1) likely += __shfl_xor_sync(FULL_MASK, likely, other);
+    for (int other = 16; other > 0; other >>= 1)
+        likely += __shfl_xor_sync(FULL_MASK, likely, other);
     if (threadIdx.x % WARP == 0) add_in_halves(&likely_low, &likely_high, likely);
     if (n_nan) atomicAdd(&shared_nan, n_nan);
     __syncthreads();
@@ -115,7 +131,8 @@ struct Place {
 template <class F>
 DEVICE Place first_to_reach(int n, Sum start, Sum target, const F& sum_of) {
     __shared__ Place found;
-    int each = (n - 1) / (int)blockDim.x + 1, first = (int)threadIdx.x * each, end = min(first + each, n);
+    int each = (n - 1) / (int)blockDim.x + 1, first = (int)threadIdx.x * each,
+        end = min(first + each, n);
     Sum mine = {0, 0}, total;
 #pragma unroll 1
     for (int i = first; i < end; i++) mine = mine + sum_of(i);
@@ -174,7 +191,8 @@ DEVICE Gathered gather(const Row& row, int n, Sum target, const Place& bin, u64*
     int n_bits = 0;
     auto is_in = [&](float l, u64 rank) {
         int bin = bin_of(row, l);
-        return bin >= to.first && bin <= to.last && (n_bits == 0 || rank >> (64 - n_bits) == prefix);
+        return bin >= to.first && bin <= to.last
+            && (n_bits == 0 || rank >> (64 - n_bits) == prefix);
     };
 #pragma unroll 1
     while (n_left > LIST && n_bits < 64) {
@@ -213,11 +231,13 @@ DEVICE Gathered gather(const Row& row, int n, Sum target, const Place& bin, u64*
 }
 
 // ids[row] = the chosen token; counts it in `seen` [B, n]; n_drawn[row] rises if it was drawn. If a
-// logit is NaN or the largest is infinite, probabilities are undefined: the largest logit's token
-// is taken. Grid B; block whole warps, at most 512 threads.
+// logit is NaN or the largest is infinite, probabilities are undefined: report[row] = -1, and some
+// large logit's token is taken, because the next step looks it up. Else report[row] = ids[row].
+// Grid B; block whole warps, at most 512 threads.
 extern "C" __global__ void __launch_bounds__(512, 1)
-    sample_pick(const T* logits, int stride, int n, const Settings* settings, u32* seen, const Best* bests, int n_parts,
-                const Sums* sums, u64* n_drawn, int* ids) {
+    sample_pick(const T* logits, int stride, int n, const Settings* settings, u32* seen,
+        const Best* bests, int n_parts, const Sums* sums, u64* n_drawn, int* ids,
+        int* report) {
     __shared__ u64 weights[BINS], list[LIST];
     __shared__ u32 counts[BINS];
     int row = blockIdx.x;
@@ -256,13 +276,15 @@ extern "C" __global__ void __launch_bounds__(512, 1)
                 u32 words[4];
                 philox(s.seed, 0x5A4D, index / 4, words);
                 int word = (int)(index % 4);
-                u32 uniform = (word < 2 ? word == 0 ? words[0] : words[1] : word == 2 ? words[2] : words[3]) >> 8;
+                u32 uniform = (word < 2 ? word == 0 ? words[0] : words[1] : word == 2 ? words[2]
+                    : words[3]) >> 8;
                 // The first sum of more than uniform * 2^-24 * kept.
                 target.weight = (kept >> 24) * uniform + ((kept & 0xffffff) * uniform >> 24) + 1;
             }
             Place place = first_to_reach(BINS, {0, 0}, target, bin_sum);
             if (place.index < 0) break;
-            if (place.index < gathered.first || place.index > gathered.last) gathered = gather(of, n, target, place, list);
+            if (place.index < gathered.first || place.index > gathered.last)
+                gathered = gather(of, n, target, place, list);
             place = first_to_reach(gathered.n, gathered.start, target, listed_sum);
             if (place.index < 0) break;
             if (stage == DRAW) id = (int)(u32)list[place.index];
@@ -271,6 +293,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     }
     if (threadIdx.x != 0) return;
     ids[row] = id;
+    report[row] = fabsf(best.value) < INFINITY ? id : -1;
     seen[(i64)row * n + id] += 2;
     if (!is_greedy(s)) n_drawn[row] += 1;
 }
@@ -278,7 +301,8 @@ extern "C" __global__ void __launch_bounds__(512, 1)
 // Marks tokens in a row of `seen`: those of a prompt with 1, of what was generated with 2 for each
 // time. The launch with the prompt comes first. Ids outside of 0..n are passed over. Any grid of
 // one dimension.
-extern "C" __global__ void sample_see(const int* tokens, i64 n_tokens, int is_generated, u32* seen, int n) {
+extern "C" __global__ void sample_see(const int* tokens, i64 n_tokens, int is_generated, u32* seen,
+    int n) {
     for (i64 i = thread_index(); i < n_tokens; i += n_threads()) {
         int id = tokens[i];
         if (id < 0 || id >= n) continue;
@@ -288,11 +312,4 @@ extern "C" __global__ void sample_see(const int* tokens, i64 n_tokens, int is_ge
             seen[id] = 1;
         }
     }
-}
-
-// Adds 1 to all numbers of three lists. One block.
-extern "C" __global__ void increment(int* a, int n_a, int* b, int n_b, int* c, int n_c) {
-    for (int i = threadIdx.x; i < n_a; i += blockDim.x) a[i] += 1;
-    for (int i = threadIdx.x; i < n_b; i += blockDim.x) b[i] += 1;
-    for (int i = threadIdx.x; i < n_c; i += blockDim.x) c[i] += 1;
 }

@@ -2,9 +2,9 @@
 
 use super::curve::Curve;
 use super::{Activation, with_curve};
+use crate::cpu::CHUNK;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
-use crate::inplace::CHUNK;
 
 /// `y = f(x)`.
 pub(crate) fn forward(activation: Activation, x: &[f32], y: &mut [f32]) {

@@ -4,11 +4,13 @@
 #include "curves.cuh"
 
 // y = f(x) for n elements. y may be x.
-extern "C" __global__ void __launch_bounds__(256, 4) activation_forward(const T* x, T* y, i64 n, int kind) {
+extern "C" __global__ void __launch_bounds__(256, 4) activation_forward(const T* x, T* y, i64 n,
+    int kind) {
     with_curve(kind, [=](auto curve) {
         auto step = [=](i64 i, auto x) {
             auto out = pack_like<T>(x);
-            for (int k = 0; k < x.N_ELEMENTS; k++) out.v[k] = from_f32<T>(curve_value(curve, to_f32(x.v[k])));
+            for (int k = 0; k < x.N_ELEMENTS; k++)
+                out.v[k] = from_f32<T>(curve_value(curve, to_f32(x.v[k])));
             store_pack(y + i, out);
         };
         elementwise<LANES, 2>(n, step, x);
@@ -27,7 +29,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         if (accumulate) {
             auto step = [=](i64 i, auto x, auto dy, auto old) {
                 auto out = pack_like<T>(x);
-                for (int k = 0; k < x.N_ELEMENTS; k++) out.v[k] = from_f32<T>(to_f32(old.v[k]) + product(x, dy, k));
+                for (int k = 0; k < x.N_ELEMENTS; k++)
+                    out.v[k] = from_f32<T>(to_f32(old.v[k]) + product(x, dy, k));
                 store_pack(dx + i, out);
             };
             elementwise<LANES, 1>(n, step, x, dy, (const T*)dx);

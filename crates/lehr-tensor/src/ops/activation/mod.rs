@@ -11,10 +11,11 @@ pub(crate) mod tests;
 use crate::autograd::{Gradients, Op, record1};
 use crate::{Result, Tensor};
 
-/// The activation functions of feed-forward layers.
+/// Activation function of a feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2` (GPT-2, Gemma).
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2` (GPT-2, Gemma). Both forms of GELU: Hendrycks
+    /// and Gimpel 2016, <https://arxiv.org/abs/1606.08415>.
     GeluTanh,
     /// `x Φ(x)` with the normal distribution function Φ (BERT, GLM).
     GeluErf,
@@ -24,24 +25,6 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²` (So et al. 2021, <https://arxiv.org/abs/2109.08668>).
     Relu2,
-}
-
-/// The two forms of GELU (Hendrycks and Gimpel 2016, <https://arxiv.org/abs/1606.08415>).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GeluKind {
-    /// With the approximation by tanh.
-    Tanh,
-    /// With the error function, exactly.
-    Erf,
-}
-
-impl From<GeluKind> for Activation {
-    fn from(kind: GeluKind) -> Self {
-        match kind {
-            GeluKind::Tanh => Self::GeluTanh,
-            GeluKind::Erf => Self::GeluErf,
-        }
-    }
 }
 
 /// Runs an expression with the type alias `$curve` standing for the curve of an activation, so
@@ -85,38 +68,6 @@ impl Tensor {
         let mut y = self.like(self.shape())?;
         forward(activation, self, &mut y)?;
         Ok(record1(&[self], y, || Activate { x: self.detach(), activation }))
-    }
-
-    /// The Gaussian error linear unit, see [`Activation`].
-    ///
-    /// # Errors
-    /// As [`Tensor::activation`].
-    pub fn gelu(&self, kind: GeluKind) -> Result<Self> {
-        self.activation(kind.into())
-    }
-
-    /// `x σ(x)`, see [`Activation::Silu`].
-    ///
-    /// # Errors
-    /// As [`Tensor::activation`].
-    pub fn silu(&self) -> Result<Self> {
-        self.activation(Activation::Silu)
-    }
-
-    /// `max(x, 0)`; the derivative at 0 is 0.
-    ///
-    /// # Errors
-    /// As [`Tensor::activation`].
-    pub fn relu(&self) -> Result<Self> {
-        self.activation(Activation::Relu)
-    }
-
-    /// `max(x, 0)²`.
-    ///
-    /// # Errors
-    /// As [`Tensor::activation`].
-    pub fn relu2(&self) -> Result<Self> {
-        self.activation(Activation::Relu2)
     }
 }
 

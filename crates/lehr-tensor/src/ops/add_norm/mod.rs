@@ -173,8 +173,8 @@ impl Op for AddLayerNorm {
     }
 }
 
-/// [`backward_sum`] on a GPU: `through(d_sum, d_normed, grads)` gives the gradient of the sum with what comes through the
-/// normalisation, in one pass.
+/// Computes [`backward_sum`] on a GPU: `through(d_sum, d_normed, grads)` returns the gradient of
+/// the sum, including the part that comes through the normalisation, in one pass.
 fn share_sum(
     grads: &mut Gradients<'_>,
     d_sum: Option<Tensor>,

@@ -15,9 +15,10 @@ struct __align__(16) Step {
 // computed transposed, keys by queries, N queries at a time. Shared memory: keys, values, two tiles
 // of queries and dout and their stats.
 template <int W, int MT, int BQ, int N, bool DK, bool DV>
-DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const float* stats, const int* tile_bounds, T* dk, T* dv,
-                        const Mask& mask, int q_stride, int k_stride, int v_stride, int dk_stride, int dv_stride, int tk, int n_heads,
-                        int n_kv_heads, int width, float scale, int accumulate, int key_tile) {
+DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const float* stats,
+    const int* tile_bounds, T* dk, T* dv, const Mask& mask, int q_stride, int k_stride,
+    int v_stride, int dk_stride, int dv_stride, int tk, int n_heads, int n_kv_heads, int width,
+    float scale, int accumulate, int key_tile) {
     const int BK = 64 * MT, UNROLL = W > 64 ? 4 : 2;
     DYNAMIC_SHARED(T, k_tile);
     T* v_tile = k_tile + BK * W;
@@ -29,12 +30,16 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
     Place* place = (Place*)(reach + 2 * N_WARPS);
 
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, pair = lane % 4;
-    int per_kv = n_heads / n_kv_heads, kv_head = blockIdx.y, b = blockIdx.z, tq = mask.tq, n_tiles = (tq + BQ - 1) / BQ;
+    int per_kv = n_heads / n_kv_heads, kv_head = blockIdx.y, b = blockIdx.z, tq = mask.tq,
+        n_tiles = (tq + BQ - 1) / BQ;
     int k0 = key_tile * BK, first_row = warp * 16 * MT, first_key = k0 + first_row;
     i64 first_token = (i64)b * tk + k0;
     if (threadIdx.x == 0) *place = Place{b, kv_head, k0};
-    copy_rows<W, BK>(k_tile, k + first_token * k_stride + (i64)kv_head * width, k_stride, mask.n_keys - k0, width);
-    if (DK) copy_rows<W, BK>(v_tile, v + first_token * v_stride + (i64)kv_head * width, v_stride, mask.n_keys - k0, width);
+    copy_rows<W, BK>(k_tile, k + first_token * k_stride + (i64)kv_head * width, k_stride,
+        mask.n_keys - k0, width);
+    if (DK)
+        copy_rows<W, BK>(v_tile, v + first_token * v_stride + (i64)kv_head * width, v_stride,
+            mask.n_keys - k0, width);
     cp_async_commit();
 
     // The first tile of queries that sees some of the keys, and one past the last.
@@ -79,8 +84,10 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
                 steps[other].q0 = q0;
             }
             i64 token = (i64)b * tq + q0;
-            copy_rows<W, BQ>(q_tiles + other * BQ * W, q + token * q_stride + (i64)next_head * width, q_stride, tq - q0, width);
-            copy_rows<W, BQ>(dout_tiles + other * BQ * W, dout + (token * n_heads + next_head) * width, n_heads * width, tq - q0, width);
+            copy_rows<W, BQ>(q_tiles + other * BQ * W,
+                q + token * q_stride + (i64)next_head * width, q_stride, tq - q0, width);
+            copy_rows<W, BQ>(dout_tiles + other * BQ * W,
+                dout + (token * n_heads + next_head) * width, n_heads * width, tq - q0, width);
             const float* from = stats + 2 * (((i64)b * n_heads + next_head) * tq + q0);
             if (threadIdx.x < BQ) {
                 // Beyond Tq all is zero, so such queries add nothing.
@@ -101,7 +108,8 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
                 for (int column = 0; column < BQ; column += N) {
                     float p[MT][N / 8][4];
                     clear<MT, N / 8>(p);
-                    product_by_width<W, MT, N, UNROLL>(p, k_tile + first_row * W, q_tile + column * W, by_rows, by_chunks);
+                    product_by_width<W, MT, N, UNROLL>(p, k_tile + first_row * W,
+                        q_tile + column * W, by_rows, by_chunks);
 #pragma unroll
                     for (int n = 0; n < N / 8; n++) {
                         float4 two = *(const float4*)(stats_tile + 2 * (column + 8 * n + 2 * pair));
@@ -118,7 +126,8 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
                         for (int n = 0; n < N / 8; n++) {
 #pragma unroll
                             for (int j = 0; j < 2; j++) {
-                                int2 seen = mask.interval(b, min(steps[stage].q0 + column + 8 * n + 2 * pair + j, tq - 1));
+                                int2 seen = mask.interval(b,
+                                    min(steps[stage].q0 + column + 8 * n + 2 * pair + j, tq - 1));
                                 int from = first_key + group - seen.x;
                                 u32 n_seen = (u32)max(seen.y - seen.x, 0);
 #pragma unroll
@@ -133,10 +142,12 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
                     if (DK) {
                         float dp[MT][N / 8][4];
                         clear<MT, N / 8>(dp);
-                        product_by_width<W, MT, N, UNROLL>(dp, v_tile + first_row * W, dout_tile + column * W, by_rows, by_chunks);
+                        product_by_width<W, MT, N, UNROLL>(dp, v_tile + first_row * W,
+                            dout_tile + column * W, by_rows, by_chunks);
 #pragma unroll
                         for (int n = 0; n < N / 8; n++) {
-                            float4 two = *(const float4*)(stats_tile + 2 * (column + 8 * n + 2 * pair));
+                            float4 two = *(const float4*)(stats_tile
+                                + 2 * (column + 8 * n + 2 * pair));
 #pragma unroll
                             for (int m = 0; m < MT; m++) {
                                 p[m][n][0] *= dp[m][n][0] - two.y;
@@ -159,7 +170,8 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
                     next_tile = first;
                     next_head++;
                 }
-            } while (next_head < head_end && !tile_bounds_of(mask, tile_bounds, b, next_tile * BQ, BQ).reaches(k0, BK));
+            } while (next_head < head_end
+                && !tile_bounds_of(mask, tile_bounds, b, next_tile * BQ, BQ).reaches(k0, BK));
         }
     }
 
@@ -173,13 +185,15 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
 #pragma unroll
         for (int m = 0; m < MT; m++) factor[m][0] = factor[m][1] = scale;
         T* to = dk + first_token * dk_stride + (i64)kv_head * width;
-        write_rows<W, MT>(k_tile + first_row * W, dk_acc, factor, to, dk_stride, tk - first_key, width, accumulate);
+        write_rows<W, MT>(k_tile + first_row * W, dk_acc, factor, to, dk_stride, tk - first_key,
+            width, accumulate);
     }
     if (DV && dv) {
 #pragma unroll
         for (int m = 0; m < MT; m++) factor[m][0] = factor[m][1] = 1.0f;
         T* to = dv + first_token * dv_stride + (i64)kv_head * width;
-        write_rows<W, MT>(k_tile + first_row * W, dv_acc, factor, to, dv_stride, tk - first_key, width, accumulate);
+        write_rows<W, MT>(k_tile + first_row * W, dv_acc, factor, to, dv_stride, tk - first_key,
+            width, accumulate);
     }
 }
 
@@ -191,25 +205,27 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
 // Grid (ceil(Tk / BK), K, B), of W = 192 and 256 (2 ceil(Tk / BK), K, B); 128 threads. BK, BQ,
 // dynamic shared memory: W   32: 128, 64, 33904 bytes    64: 128, 64, 66672    96: 64, 64, 74864
 // 128: 64, 64, 99440    192: 64, 32, 98928 256: 64, 16, 98672
-#define FLASH_BACKWARD_KV(W, MT, BQ, N, SPLIT, BLOCKS)                                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_kv_##W(                                              \
-        const T* q, const T* k, const T* v, const T* dout, const float* stats, const int* intervals, const int* tile_bounds, T* dk,   \
-        T* dv, int q_stride, int k_stride, int v_stride, int dk_stride, int dv_stride, int tq, int tk, int n_heads, int n_kv_heads,   \
-        int width, int causal, int window, int n_keys, float scale, int accumulate) {                                                 \
-        Mask mask{intervals, causal, window, n_keys, tq};                                                                             \
-        if (!SPLIT) {                                                                                                                 \
-            backward_kv<W, MT, BQ, N, true, !SPLIT>(q, k, v, dout, stats, tile_bounds, dk, dv, mask, q_stride, k_stride, v_stride,    \
-                                                    dk_stride, dv_stride, tk, n_heads, n_kv_heads, width, scale, accumulate,          \
-                                                    blockIdx.x);                                                                      \
-        } else if (blockIdx.x % 2 == 0) {                                                                                             \
-            backward_kv<W, MT, BQ, N, true, !SPLIT>(q, k, v, dout, stats, tile_bounds, dk, dv, mask, q_stride, k_stride, v_stride,    \
-                                                    dk_stride, dv_stride, tk, n_heads, n_kv_heads, width, scale, accumulate,          \
-                                                    blockIdx.x / 2);                                                                  \
-        } else {                                                                                                                      \
-            backward_kv<W, MT, BQ, N, !SPLIT, true>(q, k, v, dout, stats, tile_bounds, dk, dv, mask, q_stride, k_stride, v_stride,    \
-                                                    dk_stride, dv_stride, tk, n_heads, n_kv_heads, width, scale, accumulate,          \
-                                                    blockIdx.x / 2);                                                                  \
-        }                                                                                                                             \
+#define FLASH_BACKWARD_KV(W, MT, BQ, N, SPLIT, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_kv_##W( \
+        const T* q, const T* k, const T* v, const T* dout, const float* stats, \
+            const int* intervals, const int* tile_bounds, T* dk, \
+        T* dv, int q_stride, int k_stride, int v_stride, int dk_stride, int dv_stride, int tq, \
+            int tk, int n_heads, int n_kv_heads, \
+        int width, int causal, int window, int n_keys, float scale, int accumulate) { \
+        Mask mask{intervals, causal, window, n_keys, tq}; \
+        if (!SPLIT) { \
+            backward_kv<W, MT, BQ, N, true, !SPLIT>(q, k, v, dout, stats, tile_bounds, dk, dv, \
+                mask, q_stride, k_stride, v_stride, dk_stride, dv_stride, tk, n_heads, n_kv_heads, \
+                width, scale, accumulate, blockIdx.x); \
+        } else if (blockIdx.x % 2 == 0) { \
+            backward_kv<W, MT, BQ, N, true, !SPLIT>(q, k, v, dout, stats, tile_bounds, dk, dv, \
+                mask, q_stride, k_stride, v_stride, dk_stride, dv_stride, tk, n_heads, n_kv_heads, \
+                width, scale, accumulate, blockIdx.x / 2); \
+        } else { \
+            backward_kv<W, MT, BQ, N, !SPLIT, true>(q, k, v, dout, stats, tile_bounds, dk, dv, \
+                mask, q_stride, k_stride, v_stride, dk_stride, dv_stride, tk, n_heads, n_kv_heads, \
+                width, scale, accumulate, blockIdx.x / 2); \
+        } \
     }
 FLASH_BACKWARD_KV(32, 2, 64, 32, false, 2)
 FLASH_BACKWARD_KV(64, 2, 64, 32, false, 2)

@@ -7,9 +7,9 @@
 // dq of one block of 64 * MT queries of one head, N keys at a time. Shared memory: queries, dout,
 // two tiles of BK keys and values, the intervals and the stats.
 template <int W, int MT, int BK, int N>
-DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const float* stats, T* dq, const Mask& mask, int q_stride,
-                       int k_stride, int v_stride, int dq_stride, int tk, int n_heads, int n_kv_heads, int width, float scale,
-                       int accumulate) {
+DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const float* stats, T* dq,
+    const Mask& mask, int q_stride, int k_stride, int v_stride, int dq_stride, int tk, int n_heads,
+    int n_kv_heads, int width, float scale, int accumulate) {
     const int BQ = 64 * MT, UNROLL = 4;
     DYNAMIC_SHARED(T, q_tile);
     T* dout_tile = q_tile + BQ * W;
@@ -26,12 +26,15 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
     int q0 = (n_tiles - 1 - blockIdx.x / per_kv) * BQ, first_row = warp * 16 * MT;
     i64 first_token = (i64)b * tq + q0;
 
-    copy_rows<W, BQ>(q_tile, q + first_token * q_stride + (i64)head * width, q_stride, tq - q0, width);
-    copy_rows<W, BQ>(dout_tile, dout + (first_token * n_heads + head) * width, n_heads * width, tq - q0, width);
+    copy_rows<W, BQ>(q_tile, q + first_token * q_stride + (i64)head * width, q_stride, tq - q0,
+        width);
+    copy_rows<W, BQ>(dout_tile, dout + (first_token * n_heads + head) * width, n_heads * width,
+        tq - q0, width);
     if (threadIdx.x < BQ) {
         // Beyond Tq all is zero, and such queries add nothing.
         int i = threadIdx.x;
-        cp_async_8(row_stats + i, stats + 2 * (((i64)b * n_heads + head) * tq + q0 + i), i < tq - q0);
+        cp_async_8(row_stats + i, stats + 2 * (((i64)b * n_heads + head) * tq + q0 + i),
+            i < tq - q0);
     }
     find_rows<MT>(mask, b, q0, rows, scratch);
     if (threadIdx.x == 0) *place = Place{b, head, q0};
@@ -58,8 +61,10 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
         int next = key + BK;
         if (next < all.reach_hi) {
             int other = (stage ^ 1) * BK * W;
-            copy_rows<W, BK>(k_tiles + other, k + (i64)next * k_stride, k_stride, mask.n_keys - next, width);
-            copy_rows<W, BK>(v_tiles + other, v + (i64)next * v_stride, v_stride, mask.n_keys - next, width);
+            copy_rows<W, BK>(k_tiles + other, k + (i64)next * k_stride, k_stride,
+                mask.n_keys - next, width);
+            copy_rows<W, BK>(v_tiles + other, v + (i64)next * v_stride, v_stride,
+                mask.n_keys - next, width);
         }
         cp_async_commit();
         const Bounds mine = scratch[warp];
@@ -72,9 +77,11 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
             const T* v_tile = v_tiles + (stage * BK + column) * W;
             float p[MT][N / 8][4], dp[MT][N / 8][4];
             clear<MT, N / 8>(p);
-            product_by_width<W, MT, N, UNROLL>(p, q_tile + first_row * W, k_tile, by_rows, by_chunks);
+            product_by_width<W, MT, N, UNROLL>(p, q_tile + first_row * W, k_tile, by_rows,
+                by_chunks);
             clear<MT, N / 8>(dp);
-            product_by_width<W, MT, N, UNROLL>(dp, dout_tile + first_row * W, v_tile, by_rows, by_chunks);
+            product_by_width<W, MT, N, UNROLL>(dp, dout_tile + first_row * W, v_tile, by_rows,
+                by_chunks);
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
@@ -121,20 +128,24 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
     head = place->head;
     q0 = place->first;
     dq += ((i64)b * tq + q0 + first_row) * dq_stride + (i64)head * width;
-    write_rows<W, MT>(q_tile + first_row * W, acc, factor, dq, dq_stride, tq - q0 - first_row, width, accumulate);
+    write_rows<W, MT>(q_tile + first_row * W, acc, factor, dq, dq_stride, tq - q0 - first_row,
+        width, accumulate);
 }
 
 // dq [B, Tq, H, E]. With `accumulate` it is added to.
 //
 // Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. BQ, dynamic shared memory: W   32: 128, 34896
 // bytes    64: 128, 67664    96: 128, 75856    128: 128, 100432    192: 64, 99408    256: 64, 99408
-#define FLASH_BACKWARD_Q(W, MT, BK, N, BLOCKS)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_q_##W(                                               \
-        const T* q, const T* k, const T* v, const T* dout, const float* stats, const int* intervals, T* dq, int q_stride,             \
-        int k_stride, int v_stride, int dq_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, int causal, int window,    \
-        int n_keys, float scale, int accumulate) {                                                                                    \
-        backward_q<W, MT, BK, N>(q, k, v, dout, stats, dq, Mask{intervals, causal, window, n_keys, tq}, q_stride, k_stride, v_stride, \
-                                 dq_stride, tk, n_heads, n_kv_heads, width, scale, accumulate);                                       \
+#define FLASH_BACKWARD_Q(W, MT, BK, N, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_q_##W( \
+        const T* q, const T* k, const T* v, const T* dout, const float* stats, \
+            const int* intervals, T* dq, int q_stride, \
+        int k_stride, int v_stride, int dq_stride, int tq, int tk, int n_heads, int n_kv_heads, \
+            int width, int causal, int window, \
+        int n_keys, float scale, int accumulate) { \
+        backward_q<W, MT, BK, N>(q, k, v, dout, stats, dq, \
+            Mask{intervals, causal, window, n_keys, tq}, q_stride, k_stride, v_stride, dq_stride, \
+            tk, n_heads, n_kv_heads, width, scale, accumulate); \
     }
 FLASH_BACKWARD_Q(32, 2, 64, 32, 2)
 FLASH_BACKWARD_Q(64, 2, 64, 32, 2)

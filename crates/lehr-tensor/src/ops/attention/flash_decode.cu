@@ -9,7 +9,8 @@ DEVICE void copy_keys(T* tile, const T* from, int stride, InOrder, int key, int 
     copy_rows<W, ROWS>(tile, from + (i64)key * stride, stride, end - key, width);
 }
 template <int W, int ROWS>
-DEVICE void copy_keys(T* tile, const T* from, int stride, const InPages& place, int key, int end, int width) {
+DEVICE void copy_keys(T* tile, const T* from, int stride, const InPages& place, int key, int end,
+    int width) {
     const int COLUMNS = W % 64 == 0 ? 8 : 4, STEP = THREADS / COLUMNS;
     static_assert(ROWS % STEP == 0, "whole rounds of copies");
     int row = threadIdx.x / COLUMNS, chunk = threadIdx.x % COLUMNS;
@@ -32,8 +33,9 @@ DEVICE void copy_keys(T* tile, const T* from, int stride, const InPages& place, 
 // the 64 keys of a tile and has a running softmax of its own until the end.
 // attention_decode_combine of decode.cu puts the parts together.
 template <int W, int STAGES, class Place>
-DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const Mask& mask, int q_stride, int k_stride, int v_stride,
-                   Place place, int n_heads, int n_kv_heads, int width, float scale, int n_splits) {
+DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const Mask& mask,
+    int q_stride, int k_stride, int v_stride, Place place, int n_heads, int n_kv_heads, int width,
+    float scale, int n_splits) {
     const int ROWS = 16, BK = 16 * N_WARPS;
     DYNAMIC_SHARED(T, q_tile);
     T* k_tiles = q_tile + ROWS * W;
@@ -42,8 +44,10 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
     float2* warp_stats = (float2*)(rows + ROWS);
 
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, pair = lane % 4;
-    int per_kv = n_heads / n_kv_heads, n_rows = per_kv * mask.tq, n_chunks = (n_rows + ROWS - 1) / ROWS;
-    int split = blockIdx.x, kv_head = blockIdx.y / n_chunks, row0 = blockIdx.y % n_chunks * ROWS, b = blockIdx.z;
+    int per_kv = n_heads / n_kv_heads, n_rows = per_kv * mask.tq,
+        n_chunks = (n_rows + ROWS - 1) / ROWS;
+    int split = blockIdx.x, kv_head = blockIdx.y / n_chunks, row0 = blockIdx.y % n_chunks * ROWS,
+        b = blockIdx.z;
 
     const int2 part = part_of(mask, b, split, n_splits, BK);
     int key = part.x;
@@ -57,13 +61,16 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         if (seen.x >= seen.y) seen = make_int2(0, 0);
     }
     if (warp == 0 && lane < ROWS) rows[lane] = seen;
-    const Bounds bounds = warp_joined(lane < ROWS && row0 + lane < n_rows ? bounds_of(seen) : no_bounds());
+    const Bounds bounds = warp_joined(lane < ROWS && row0 + lane < n_rows ? bounds_of(seen)
+        : no_bounds());
 
     for (int i = threadIdx.x; i < ROWS * W / 8; i += THREADS) {
         int r = i / (W / 8), chunk = i % (W / 8), row = row0 + r;
         bool valid = row < n_rows && chunk * 8 < width;
         i64 token = (i64)b * mask.tq + (valid ? row / per_kv : 0);
-        cp_async_16(q_tile + at<W>(r, chunk), q + token * q_stride + (i64)(kv_head * per_kv + row % per_kv) * width + chunk * 8, valid);
+        cp_async_16(q_tile + at<W>(r, chunk),
+            q + token * q_stride + (i64)(kv_head * per_kv + row % per_kv) * width + chunk * 8,
+            valid);
     }
     k += place.first(b) * k_stride + (i64)kv_head * width;
     v += place.first(b) * v_stride + (i64)kv_head * width;
@@ -77,13 +84,15 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         cp_async_wait<0>();
         __syncthreads();
         u32* two = (u32*)q_tile;
-        for (int i = threadIdx.x; i < ROWS * W / 2; i += THREADS) two[i] = scale < 0.0f ? two[i] ^ 0x80008000u : 0;
+        for (int i = threadIdx.x; i < ROWS * W / 2; i += THREADS)
+            two[i] = scale < 0.0f ? two[i] ^ 0x80008000u : 0;
         scale = scale < 0.0f ? -scale : 1.0f;
     }
     const float scale_log2 = scale * LOG2_E;
     const Lane<W> by_rows = lane_by_rows<W>(), by_chunks = lane_by_chunks<W>();
 
-    float acc[1][W / 8][4], row_max[1][2] = {{-INFINITY, -INFINITY}}, row_sum[1][2] = {{0.0f, 0.0f}};
+    float acc[1][W / 8][4], row_max[1][2] = {{-INFINITY, -INFINITY}},
+        row_sum[1][2] = {{0.0f, 0.0f}};
     clear<1, W / 8>(acc);
     for (int stage = 0; key < end; key += BK, stage ^= STAGES - 1) {
         // With one stage, other blocks of the multiprocessor work while this one waits.
@@ -104,7 +113,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         if (!bounds.reaches(first_key, 16)) continue;
         float s[1][2][4];
         clear<1, 2>(s);
-        product_by_width<W, 1, 16>(s, q_tile, k_tiles + (stage * BK + 16 * warp) * W, by_rows, by_chunks);
+        product_by_width<W, 1, 16>(s, q_tile, k_tiles + (stage * BK + 16 * warp) * W, by_rows,
+            by_chunks);
         if (!bounds.is_full(first_key, 16)) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -113,7 +123,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
                 u32 n_seen = (u32)(sees.y - sees.x);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    if ((u32)(from + i / 2 * 8 + i % 2) >= n_seen) s[0][i / 2][2 * h + i % 2] = -INFINITY;
+                    if ((u32)(from + i / 2 * 8 + i % 2) >= n_seen)
+                        s[0][i / 2][2 * h + i % 2] = -INFINITY;
                 }
             }
         }
@@ -134,7 +145,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         if (pair == 0) warp_stats[row] = make_float2(row_max[0][h] * scale_log2, sum);
 #pragma unroll
         for (int e = 0; e < W / 8; e++) {
-            *(float2*)(sums + row * W + 8 * e + 2 * pair) = make_float2(acc[0][e][2 * h], acc[0][e][2 * h + 1]);
+            *(float2*)(sums + row * W + 8 * e + 2 * pair) =
+                make_float2(acc[0][e][2 * h], acc[0][e][2 * h + 1]);
         }
     }
     __syncthreads();
@@ -145,7 +157,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         for (int w = 0; w < N_WARPS; w++) all_max = fmaxf(all_max, warp_stats[w * ROWS + r].x);
 #pragma unroll
         for (int w = 0; w < N_WARPS; w++) {
-            factor[w] = exp2_t(warp_stats[w * ROWS + r].x - (all_max == -INFINITY ? 0.0f : all_max));
+            factor[w] = exp2_t(warp_stats[w * ROWS + r].x
+                - (all_max == -INFINITY ? 0.0f : all_max));
             sum += warp_stats[w * ROWS + r].y * factor[w];
         }
         int row = (b * n_kv_heads + kv_head) * n_rows + row0 + r;
@@ -160,29 +173,32 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
 }
 
 // As attention_decode of decode.cu and attention_decode_paged of paged_decode.cu, 16 rows at once;
-// better from about 3 rows on. n_keys is read from n_keys_ptr unless that is null. workspace: B * H
-// * Tq * n_splits * (E + 2) floats.
+// better from about 3 rows on. workspace: B * H * Tq * n_splits * (E + 2) floats.
 //
 // Grid (n_splits, K * ceil(H / K * Tq / 16), B), 128 threads. Choose n_splits so that there are
 // about three blocks per multiprocessor, with at least 128 keys each. Dynamic shared memory: W
 // 32: 18048 bytes    64: 35456    96: 52864    128: 70272    192: 55936    256: 74368
-#define FLASH_DECODE(W, STAGES, BLOCKS)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_##W(                                                  \
-        const T* q, const T* k, const T* v, float* workspace, const int* intervals, const int* n_keys_ptr, int q_stride,             \
-        int k_stride, int v_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, int causal, int window, int n_keys,      \
-        float scale, int n_splits) {                                                                                                 \
-        Mask mask(intervals, causal, window, n_keys_ptr ? *n_keys_ptr : n_keys, tq);                                                 \
-        decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, InOrder{tk}, n_heads, n_kv_heads, width, scale,    \
-                          n_splits);                                                                                                 \
-    }                                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_paged_##W(                                            \
-        const T* q, const T* k, const T* v, float* workspace, const int* table, const int* lengths, int max_pages, int page_shift,   \
-        int q_stride, int k_stride, int v_stride, int tq, int n_heads, int n_kv_heads, int width, int causal, int window,            \
-        float scale, int n_splits) {                                                                                                 \
-        Mask mask(0, causal, window, lengths[blockIdx.z], tq);                                                                       \
-        InPages place(table, max_pages, page_shift);                                                                                 \
-        decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, place, n_heads, n_kv_heads, width, scale,          \
-                          n_splits);                                                                                                 \
+#define FLASH_DECODE(W, STAGES, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_##W( \
+        const T* q, const T* k, const T* v, float* workspace, const int* intervals, \
+            int q_stride, \
+        int k_stride, int v_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, \
+            int causal, int window, int n_keys, \
+        float scale, int n_splits) { \
+        Mask mask(intervals, causal, window, n_keys, tq); \
+        decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, InOrder{tk}, \
+            n_heads, n_kv_heads, width, scale, n_splits); \
+    } \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_paged_##W( \
+        const T* q, const T* k, const T* v, float* workspace, const int* table, \
+            const int* lengths, int max_pages, int page_shift, \
+        int q_stride, int k_stride, int v_stride, int tq, int n_heads, int n_kv_heads, int width, \
+            int causal, int window, \
+        float scale, int n_splits) { \
+        Mask mask(0, causal, window, lengths[blockIdx.z], tq); \
+        InPages place(table, max_pages, page_shift); \
+        decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, place, n_heads, \
+            n_kv_heads, width, scale, n_splits); \
     }
 FLASH_DECODE(32, 2, 4)
 FLASH_DECODE(64, 2, 4)

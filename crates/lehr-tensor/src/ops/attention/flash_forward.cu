@@ -6,8 +6,9 @@
 // One block: 64 * MT queries of one head. Shared memory: the queries, two tiles of BK keys and
 // values, the intervals.
 template <int W, int MT, int BK>
-DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, const Mask& mask, int q_stride, int k_stride, int v_stride,
-                    int tk, int n_heads, int n_kv_heads, int width, float scale) {
+DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, const Mask& mask,
+    int q_stride, int k_stride, int v_stride, int tk, int n_heads, int n_kv_heads, int width,
+    float scale) {
     const int BQ = 64 * MT;
     DYNAMIC_SHARED(T, q_tile);
     T* k_tiles = q_tile + BQ * W;
@@ -24,7 +25,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
     int q0 = (n_tiles - 1 - blockIdx.x / per_kv) * BQ, first_row = warp * 16 * MT;
     i64 first_token = (i64)b * tq + q0;
 
-    copy_rows<W, BQ>(q_tile, q + first_token * q_stride + (i64)head * width, q_stride, tq - q0, width);
+    copy_rows<W, BQ>(q_tile, q + first_token * q_stride + (i64)head * width, q_stride, tq - q0,
+        width);
     find_rows<MT>(mask, b, q0, rows, scratch);
     if (threadIdx.x == 0) *place = Place{b, head, q0};
     __syncthreads();
@@ -44,7 +46,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
         cp_async_wait<0>();
         __syncthreads();
         u32* two = (u32*)q_tile;
-        for (int i = threadIdx.x; i < BQ * W / 2; i += THREADS) two[i] = scale < 0.0f ? two[i] ^ 0x80008000u : 0;
+        for (int i = threadIdx.x; i < BQ * W / 2; i += THREADS)
+            two[i] = scale < 0.0f ? two[i] ^ 0x80008000u : 0;
         scale = scale < 0.0f ? -scale : 1.0f;
     }
     const float scale_log2 = scale * LOG2_E;
@@ -65,8 +68,10 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
         int next = key + BK;
         if (next < all.reach_hi) {
             int other = (stage ^ 1) * BK * W;
-            copy_rows<W, BK>(k_tiles + other, k + (i64)next * k_stride, k_stride, mask.n_keys - next, width);
-            copy_rows<W, BK>(v_tiles + other, v + (i64)next * v_stride, v_stride, mask.n_keys - next, width);
+            copy_rows<W, BK>(k_tiles + other, k + (i64)next * k_stride, k_stride,
+                mask.n_keys - next, width);
+            copy_rows<W, BK>(v_tiles + other, v + (i64)next * v_stride, v_stride,
+                mask.n_keys - next, width);
         }
         cp_async_commit();
         // Of this warp; not kept in registers, which are scarce.
@@ -75,7 +80,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
 
         float s[MT][BK / 8][4];
         clear<MT, BK / 8>(s);
-        product_by_width<W, MT, BK>(s, q_tile + first_row * W, k_tiles + stage * BK * W, by_rows, by_chunks);
+        product_by_width<W, MT, BK>(s, q_tile + first_row * W, k_tiles + stage * BK * W, by_rows,
+            by_chunks);
         if (!mine.is_full(key, BK)) {
 #pragma unroll
             for (int m = 0; m < MT; m++) {
@@ -115,13 +121,15 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
             bool sees_some = rows[row].y > 0;
             factor[m][h] = sees_some ? 1.0f / sum : 0.0f;
             if (lse && pair == 0 && q0 + row < tq) {
-                lse[((i64)b * n_heads + head) * tq + q0 + row] = sees_some ? row_max[m][h] * scale + logf(sum) : -INFINITY;
+                lse[((i64)b * n_heads + head) * tq + q0 + row] = sees_some
+                    ? row_max[m][h] * scale + logf(sum) : -INFINITY;
             }
         }
     }
     int stride = n_heads * width;
     out += ((i64)b * tq + q0 + first_row) * stride + (i64)head * width;
-    write_rows<W, MT>(q_tile + first_row * W, acc, factor, out, stride, tq - q0 - first_row, width, 0);
+    write_rows<W, MT>(q_tile + first_row * W, acc, factor, out, stride, tq - q0 - first_row, width,
+        0);
 }
 
 // out = softmax(scale * q k^T + mask) v and, if lse is not null, lse = ln(sum of exp(score)).
@@ -129,13 +137,14 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
 // Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. Queries per block BQ, dynamic shared memory: W
 // 32: 128, 25680 bytes    64: 128, 50256    96: 128, 74832    128: 128, 99408    192: 64, 74320
 // 256: 64, 98896
-#define FLASH_FORWARD(W, MT, BK, BLOCKS)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                                  \
-        flash_forward_##W(const T* q, const T* k, const T* v, T* out, float* lse, const int* intervals, int q_stride, int k_stride, \
-                          int v_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, int causal, int window, int n_keys, \
-                          float scale) {                                                                                           \
-        forward<W, MT, BK>(q, k, v, out, lse, Mask{intervals, causal, window, n_keys, tq}, q_stride, k_stride, v_stride, tk, n_heads, \
-                           n_kv_heads, width, scale);                                                                              \
+#define FLASH_FORWARD(W, MT, BK, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
+        flash_forward_##W(const T* q, const T* k, const T* v, T* out, float* lse, \
+            const int* intervals, int q_stride, int k_stride, int v_stride, int tq, int tk, \
+            int n_heads, int n_kv_heads, int width, int causal, int window, int n_keys, \
+            float scale) { \
+        forward<W, MT, BK>(q, k, v, out, lse, Mask{intervals, causal, window, n_keys, tq}, \
+            q_stride, k_stride, v_stride, tk, n_heads, n_kv_heads, width, scale); \
     }
 FLASH_FORWARD(32, 2, 64, 3)
 FLASH_FORWARD(64, 2, 64, 2)

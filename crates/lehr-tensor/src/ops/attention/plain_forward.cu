@@ -15,7 +15,8 @@ DEVICE float exp_t(float x) {
 }
 DEVICE float half_warp_max(float x) {
 #pragma unroll
-    for (int lane = SIDE / 2; lane > 0; lane >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, lane));
+    for (int lane = SIDE / 2; lane > 0; lane >>= 1)
+        x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, lane));
     return x;
 }
 DEVICE float half_warp_sum(float x) {
@@ -25,8 +26,9 @@ DEVICE float half_warp_sum(float x) {
 }
 
 template <int W, int R>
-DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, const Mask& mask, int q_stride, int k_stride, int v_stride,
-                    int tk, int n_heads, int n_kv_heads, int width, float scale) {
+DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, const Mask& mask,
+    int q_stride, int k_stride, int v_stride, int tk, int n_heads, int n_kv_heads, int width,
+    float scale) {
     const int ROWS = SIDE * R;
     DYNAMIC_SHARED(float, q_tile);
     // First the keys, then the values.
@@ -42,7 +44,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
     int kv_head = blockIdx.y, head = kv_head * per_kv + blockIdx.x % per_kv, b = blockIdx.z;
     int q0 = (n_tiles - 1 - blockIdx.x / per_kv) * ROWS;
     i64 first_token = (i64)b * tq + q0;
-    load_rows<W, ROWS>(q_tile, q + first_token * q_stride + (i64)head * width, q_stride, tq - q0, width);
+    load_rows<W, ROWS>(q_tile, q + first_token * q_stride + (i64)head * width, q_stride, tq - q0,
+        width);
     find_rows<ROWS>(mask, b, q0, rows, scratch);
     __syncthreads();
     const Bounds all = *scratch;
@@ -101,22 +104,26 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
         bool sees_some = rows[row].y > 0;
         factor[r] = sees_some ? 1.0f / sum : 0.0f;
         if (lse && tx == 0 && q0 + row < tq) {
-            lse[((i64)b * n_heads + head) * tq + q0 + row] = sees_some ? row_max[r] + logf(sum) : -INFINITY;
+            lse[((i64)b * n_heads + head) * tq + q0 + row] = sees_some ? row_max[r] + logf(sum)
+                : -INFINITY;
         }
     }
-    write_rows<W, R>(acc, factor, out + (first_token * n_heads + head) * width, n_heads * width, tq - q0, width, 0);
+    write_rows<W, R>(acc, factor, out + (first_token * n_heads + head) * width, n_heads * width,
+        tq - q0, width, 0);
 }
 
 // out = softmax(scale * q k^T + mask) v and, if lse is not null, lse = ln(sum of exp(score)).
 //
 // Grid (ceil(Tq / ROWS) * H / K, K, B), 256 threads. ROWS, dynamic shared memory:
 //   W   32: 64, 36368 bytes    64: 64, 52752    128: 64, 85520    256: 32, 71440
-#define ATTENTION_FORWARD(W, R)                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 2) attention_forward_##W(                                              \
-        const T* q, const T* k, const T* v, T* out, float* lse, const int* intervals, int q_stride, int k_stride, int v_stride, int tq, \
-        int tk, int n_heads, int n_kv_heads, int width, int causal, int window, int n_keys, float scale) {                             \
-        forward<W, R>(q, k, v, out, lse, Mask(intervals, causal, window, n_keys, tq), q_stride, k_stride, v_stride, tk, n_heads,       \
-                      n_kv_heads, width, scale);                                                                                       \
+#define ATTENTION_FORWARD(W, R) \
+    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 2) attention_forward_##W( \
+        const T* q, const T* k, const T* v, T* out, float* lse, const int* intervals, \
+            int q_stride, int k_stride, int v_stride, int tq, \
+        int tk, int n_heads, int n_kv_heads, int width, int causal, int window, int n_keys, \
+            float scale) { \
+        forward<W, R>(q, k, v, out, lse, Mask(intervals, causal, window, n_keys, tq), q_stride, \
+            k_stride, v_stride, tk, n_heads, n_kv_heads, width, scale); \
     }
 ATTENTION_FORWARD(32, 4)
 ATTENTION_FORWARD(64, 4)

@@ -7,11 +7,13 @@
 // see.
 //
 // Grid (ceil(Tq / n), B), 32 threads.
-extern "C" __global__ void attention_tile_bounds(const int* intervals, int* bounds, int tq, int n_keys, int n) {
+extern "C" __global__ void attention_tile_bounds(const int* intervals, int* bounds, int tq,
+    int n_keys, int n) {
     int tile = blockIdx.x, b = blockIdx.y;
     Bounds found = warp_bounds(Mask(intervals, 0, 0, n_keys, tq), b, tile * n, n);
     int4* to = (int4*)(bounds + 4 * ((i64)b * gridDim.x + tile));
-    if (threadIdx.x == 0) *to = make_int4(found.reach_lo, found.reach_hi, found.full_lo, found.full_hi);
+    if (threadIdx.x == 0)
+        *to = make_int4(found.reach_lo, found.reach_hi, found.full_lo, found.full_hi);
 }
 
 // stats[b, h, i] = (lse[b, h, i] in base 2, delta = sum_e out[b, i, h, e] * dout[b, i, h, e]); lse
@@ -20,12 +22,14 @@ extern "C" __global__ void attention_tile_bounds(const int* intervals, int* boun
 //
 // Any grid (about n_rows / 32 blocks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256)
-    attention_stats(const T* out, const T* dout, const float* lse, float* stats, int n_rows, int tq, int n_heads, int width) {
+    attention_stats(const T* out, const T* dout, const float* lse, float* stats, int n_rows, int tq,
+        int n_heads, int width) {
     const int TEAM = 8;
     int member = threadIdx.x % TEAM;
     const bool packed = is_packed(width);
     // All threads of a warp go through the loop equally often, because they exchange sums.
-    for (i64 first = thread_index() / WARP * (WARP / TEAM); first < n_rows; first += n_threads() / TEAM) {
+    for (i64 first = thread_index() / WARP * (WARP / TEAM); first < n_rows;
+        first += n_threads() / TEAM) {
         i64 row = first + threadIdx.x % WARP / TEAM;
         float delta = 0.0f;
         if (row < n_rows) {
@@ -43,7 +47,8 @@ extern "C" __global__ void __launch_bounds__(256)
             }
         }
 #pragma unroll
-        for (int other = TEAM / 2; other > 0; other >>= 1) delta += __shfl_xor_sync(FULL_MASK, delta, other);
+        for (int other = TEAM / 2; other > 0; other >>= 1)
+            delta += __shfl_xor_sync(FULL_MASK, delta, other);
         if (row < n_rows && member == 0) {
             int head = (u32)row % (u32)n_heads, token = (u32)row / (u32)n_heads;
             i64 at = ((i64)(token / tq) * n_heads + head) * tq + token % tq;

@@ -3,10 +3,10 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::cpu::CHUNK;
 use crate::cpu::buffer::Element;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
-use crate::inplace::CHUNK;
 
 /// A 16-bit float.
 pub(super) trait Half: Element {

@@ -17,7 +17,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) cast_from_f32(const float* 
 }
 
 // y (+)= x for n elements, T to f32.
-extern "C" __global__ void __launch_bounds__(256, 4) cast_to_f32(const T* x, float* y, i64 n, int accumulate) {
+extern "C" __global__ void __launch_bounds__(256, 4) cast_to_f32(const T* x, float* y, i64 n,
+    int accumulate) {
     if (accumulate) {
         auto step = [=](i64 i, auto x, auto old) {
             for (int k = 0; k < x.N_ELEMENTS; k++) old.v[k] += to_f32(x.v[k]);
@@ -35,7 +36,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) cast_to_f32(const T* x, flo
 }
 
 // y = x for n elements: exact to f32, then rounded once. Infinity where f16 ends. y may be at x.
-extern "C" __global__ void __launch_bounds__(256, 4) cast_bf16_to_f16(const bf16* x, f16* y, i64 n) {
+extern "C" __global__ void __launch_bounds__(256, 4) cast_bf16_to_f16(const bf16* x, f16* y,
+    i64 n) {
     auto step = [=](i64 i, auto x) {
         auto out = pack_like<f16>(x);
         for (int k = 0; k < x.N_ELEMENTS; k++) out.v[k] = from_f32<f16>(to_f32(x.v[k]));
@@ -43,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) cast_bf16_to_f16(const bf16
     };
     elementwise<8, 2>(n, step, x);
 }
-extern "C" __global__ void __launch_bounds__(256, 4) cast_f16_to_bf16(const f16* x, bf16* y, i64 n) {
+extern "C" __global__ void __launch_bounds__(256, 4) cast_f16_to_bf16(const f16* x, bf16* y,
+    i64 n) {
     auto step = [=](i64 i, auto x) {
         auto out = pack_like<bf16>(x);
         for (int k = 0; k < x.N_ELEMENTS; k++) out.v[k] = from_f32<bf16>(to_f32(x.v[k]));

@@ -19,7 +19,8 @@ DEVICE void random_words(u64 seed, u64 stream, i64 i, u32 words[N]) {
 // y (+)= scale x where the element's random word has `word >> 8 >= threshold`, else 0, for n
 // elements: threshold = ceil(2^24 p), scale = 1 / (1 - p). y may be x.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    dropout(const T* x, T* y, i64 n, u64 seed, u64 stream, int threshold, float scale, int accumulate) {
+    dropout(const T* x, T* y, i64 n, u64 seed, u64 stream, int threshold, float scale,
+        int accumulate) {
     if (accumulate) {
         auto step = [=](i64 i, auto x, auto old) {
             auto out = pack_like<T>(x);
@@ -38,7 +39,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
             u32 words[decltype(x)::N_ELEMENTS];
             random_words<decltype(x)::N_ELEMENTS>(seed, stream, i, words);
             for (int k = 0; k < x.N_ELEMENTS; k++) {
-                out.v[k] = from_f32<T>(words[k] >> 8 >= (u32)threshold ? to_f32(x.v[k]) * scale : 0.0f);
+                out.v[k] = from_f32<T>(words[k] >> 8 >= (u32)threshold ? to_f32(x.v[k]) * scale
+                    : 0.0f);
             }
             store_pack(y + i, out);
         };

@@ -1,8 +1,8 @@
 //! Gathering rows and its transpose, adding to rows.
 
+use crate::cpu::CHUNK;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
-use crate::inplace::CHUNK;
 use crate::ops::rows_per_task;
 
 /// `y[i] = table[ids[i]]` for rows of width `d`; all ids are in range.

@@ -6,7 +6,8 @@
 // table [V, d], y [n, d] T; ids [n] i32, each in 0..V. Table and y may be any T: this copies bits.
 // Block (x, y), x threads to a row: about d / (4 LANES), x * y = 256. Grid: ceil(n / y), or less.
 extern "C" __global__ void embedding_gather(const T* table, const int* ids, T* y, int n, int d) {
-    for (i64 i = (i64)blockIdx.x * blockDim.y + threadIdx.y; i < n; i += (i64)gridDim.x * blockDim.y) {
+    for (i64 i = (i64)blockIdx.x * blockDim.y + threadIdx.y; i < n;
+        i += (i64)gridDim.x * blockDim.y) {
         copy_row(y + i * d, table + (i64)ids[i] * d, d);
     }
 }
@@ -30,7 +31,8 @@ extern "C" __global__ void embedding_gather(const T* table, const int* ids, T* y
 
 // Adds elements column.. column + N of rows from..to of `order` in order.
 template <int N>
-DEVICE void sum_segment(const T* dy, const int* order, int from, int to, int d, int column, float sum[N]) {
+DEVICE void sum_segment(const T* dy, const int* order, int from, int to, int d, int column,
+    float sum[N]) {
     for (int i = from; i < to; i += ROWS_AHEAD) {
         Pack<T, N> rows[ROWS_AHEAD];
 #pragma unroll
@@ -47,13 +49,15 @@ DEVICE void sum_segment(const T* dy, const int* order, int from, int to, int d, 
 }
 
 template <int N>
-DEVICE void add_segments(const T* dy, const int* order, const int* segment_starts, const int* segment_target, float* dtable, float* work,
-                         int n_segments, int d, int accumulate) {
-    for (i64 s = (i64)blockIdx.x * blockDim.y + threadIdx.y; s < n_segments; s += (i64)gridDim.x * blockDim.y) {
+DEVICE void add_segments(const T* dy, const int* order, const int* segment_starts,
+    const int* segment_target, float* dtable, float* work, int n_segments, int d, int accumulate) {
+    for (i64 s = (i64)blockIdx.x * blockDim.y + threadIdx.y; s < n_segments;
+        s += (i64)gridDim.x * blockDim.y) {
         const int from = segment_starts[s], to = segment_starts[s + 1], target = segment_target[s];
         const bool adds = accumulate && target >= 0;
         float* out = target >= 0 ? dtable + (i64)target * d : work + (i64)(-1 - target) * d;
-        for (int c = (blockIdx.y * blockDim.x + threadIdx.x) * N; c < d; c += gridDim.y * blockDim.x * N) {
+        for (int c = (blockIdx.y * blockDim.x + threadIdx.x) * N; c < d;
+            c += gridDim.y * blockDim.x * N) {
             float sum[N] = {};
             if (adds) load_floats<N>(out + c, sum);
             sum_segment<N>(dy, order, from, to, d, c, sum);
@@ -67,19 +71,22 @@ DEVICE void add_segments(const T* dy, const int* order, const int* segment_start
 // that occur are overwritten; the caller sets the others to 0. Block (x, y): x threads to a row,
 // about d / LANES and at most 256, x * y = 256. Grid: (ceil(n_segments / y), ceil(d / (LANES x))),
 // or less.
-extern "C" __global__ void embedding_add_segments(const T* dy, const int* order, const int* segment_starts, const int* segment_target,
-                                                  float* dtable, float* work, int n_segments, int d, int accumulate) {
+extern "C" __global__ void embedding_add_segments(const T* dy, const int* order,
+    const int* segment_starts, const int* segment_target, float* dtable, float* work,
+    int n_segments, int d, int accumulate) {
     if (is_packed(d)) {
-        add_segments<LANES>(dy, order, segment_starts, segment_target, dtable, work, n_segments, d, accumulate);
+        add_segments<LANES>(dy, order, segment_starts, segment_target, dtable, work, n_segments, d,
+            accumulate);
     } else {
-        add_segments<1>(dy, order, segment_starts, segment_target, dtable, work, n_segments, d, accumulate);
+        add_segments<1>(dy, order, segment_starts, segment_target, dtable, work, n_segments, d,
+            accumulate);
     }
 }
 
 // Step 2, if n_long > 0: dtable[long_ids[j]] (+)= the sum of its rows of `work`, in order.
 // Block 128 threads, one column each. Grid: (n_long, ceil(d / 128)), or less.
-extern "C" __global__ void embedding_add_long(const float* work, const int* long_ids, const int* long_starts, float* dtable, int n_long,
-                                              int d, int accumulate) {
+extern "C" __global__ void embedding_add_long(const float* work, const int* long_ids,
+    const int* long_starts, float* dtable, int n_long, int d, int accumulate) {
     for (int j = blockIdx.x; j < n_long; j += gridDim.x) {
         const int from = long_starts[j], to = long_starts[j + 1];
         float* out = dtable + (i64)long_ids[j] * d;

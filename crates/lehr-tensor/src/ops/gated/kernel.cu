@@ -4,7 +4,8 @@
 #include "curves.cuh"
 
 // h = f(gate) up for n elements. h may be gate or up.
-extern "C" __global__ void __launch_bounds__(256, 4) gated_forward(const T* gate, const T* up, T* h, i64 n, int kind) {
+extern "C" __global__ void __launch_bounds__(256, 4) gated_forward(const T* gate, const T* up, T* h,
+    i64 n, int kind) {
     with_curve(kind, [=](auto curve) {
         auto step = [=](i64 i, auto gate, auto up) {
             auto out = pack_like<T>(gate);
@@ -37,12 +38,14 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 
 // gated_backward, and in the same pass h = f(gate) up in the place of dh.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    gated_backward_and_value(const T* gate, const T* up, T* dh_then_h, T* dgate, T* dup, i64 n, int kind) {
+    gated_backward_and_value(const T* gate, const T* up, T* dh_then_h, T* dgate, T* dup, i64 n,
+        int kind) {
     with_curve(kind, [=](auto curve) {
         auto step = [=](i64 i, auto gate, auto up, auto dh) {
             auto out_gate = pack_like<T>(gate), out_up = pack_like<T>(gate), h = pack_like<T>(gate);
             for (int k = 0; k < gate.N_ELEMENTS; k++) {
-                float slope, value = curve.both(to_f32(gate.v[k]), slope), u = to_f32(up.v[k]), d = to_f32(dh.v[k]);
+                float slope, value = curve.both(to_f32(gate.v[k]), slope), u = to_f32(up.v[k]),
+                    d = to_f32(dh.v[k]);
                 out_gate.v[k] = from_f32<T>(d * u * slope);
                 out_up.v[k] = from_f32<T>(d * value);
                 h.v[k] = from_f32<T>(value * u);

@@ -7,7 +7,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use super::activation::{Activation, GeluKind};
+use super::activation::Activation;
 use crate::autograd::{Gradients, Op, record1};
 use crate::{DType, Result, Tensor};
 
@@ -26,22 +26,6 @@ impl Tensor {
         forward(activation, self, up, &mut y)?;
         let op = || Gated { gate: self.detach(), up: up.detach(), activation };
         Ok(record1(&[self, up], y, op))
-    }
-
-    /// `y = silu(gate) · up`, see [`Tensor::gated`].
-    ///
-    /// # Errors
-    /// As [`Tensor::gated`].
-    pub fn swiglu(&self, up: &Self) -> Result<Self> {
-        self.gated(up, Activation::Silu)
-    }
-
-    /// `y = gelu(gate) · up`, see [`Tensor::gated`].
-    ///
-    /// # Errors
-    /// As [`Tensor::gated`].
-    pub fn geglu(&self, up: &Self, kind: GeluKind) -> Result<Self> {
-        self.gated(up, kind.into())
     }
 }
 

@@ -1,43 +1,27 @@
 // Layer normalisation, alone and after a residual addition, and its gradients.
 //
-// Threads of a row. The caller picks the block from the row's width d, with packs = ceil(d /
-// LANES), LANES = 16 / sizeof(T), and per_thread = 4 (forward) or 2 (backward), t = ceil(packs /
-// per_thread): t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several
-// rows per block. t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 896
-// (forward) or 512 (backward). Any block of one of these two forms gives right results; rows of
-// more than x * per_thread packs, or of a width that is no multiple of LANES, take a slower path
-// that reads rows more than once.
-#include "common.cuh"
-
-#define FORWARD_PACKS 4
-#define BACKWARD_PACKS 2
-// Most shared memory for the sums of dweight and dbias in the slow path; wider rows keep them in
-// global memory.
-#define SHARED_SUMS_MAX (96 << 10)
+// Blocks and grids: see rows.cuh, "threads of a row".
+#include "rows.cuh"
 
 // The mean is known before the deviations from it are squared: rows far from 0 keep their digits.
 template <bool ADD>
-DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const float* bias, T* sum, T* y, float* mean, float* rstd,
-                         float eps, int rows, int d) {
+DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const float* bias, T* sum,
+    T* y, float* mean, float* rstd, float eps, int rows, int d) {
     __shared__ float scratch[2][32];
     const bool in_registers = is_packed(d) && d / LANES <= FORWARD_PACKS * (int)blockDim.x;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y) {
         // Threads without a row go along: they are needed in the sums.
         const i64 row = first + threadIdx.y, at = row * d;
         const bool valid = row < rows;
         float total = 0.0f, square = 0.0f;
         if (in_registers) {
             Bits v[FORWARD_PACKS] = {}, added[FORWARD_PACKS] = {};
+            load_row(v, x + at, valid, d);
+            if (ADD) load_row(added, delta + at, valid, d);
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
-                if (!valid || column >= d) continue;
-                v[p] = load_bits_once(x + at + column);
-                if (ADD) added[p] = load_bits_once(delta + at + column);
-            }
-#pragma unroll
-            for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (ADD) {
                     v[p] = add_rounded(v[p], added[p]);
                     if (valid && column < d) *(Bits*)(sum + at + column) = v[p];
@@ -48,7 +32,7 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
             const float m = row_sum(total, scratch[0]) / d;
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (column >= d) continue;
                 stay_packed(v[p]);
 #pragma unroll
@@ -64,7 +48,7 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
             }
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (!valid || column >= d) continue;
                 float w[LANES], b[LANES] = {};
                 load_floats<LANES>(weight + column, w);
@@ -72,7 +56,8 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
                 stay_packed(v[p]);
                 PackT out;
 #pragma unroll
-                for (int i = 0; i < LANES; i++) out.v[i] = from_f32<T>((element(v[p], i) - m) * r * w[i] + b[i]);
+                for (int i = 0; i < LANES; i++)
+                    out.v[i] = from_f32<T>((element(v[p], i) - m) * r * w[i] + b[i]);
                 store_pack(y + at + column, out);
             }
         } else {
@@ -105,16 +90,17 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
 // y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps). x, y [rows, d] T;
 // weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block: see the
 // top, per_thread = 4. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(896) layer_norm_forward(const T* x, const float* weight, const float* bias, T* y,
-                                                                      float* mean, float* rstd, float eps, int rows, int d) {
+extern "C" __global__ void __launch_bounds__(896) layer_norm_forward(const T* x,
+    const float* weight, const float* bias, T* y, float* mean, float* rstd, float eps, int rows,
+    int d) {
     forward_rows<false>(x, nullptr, weight, bias, nullptr, y, mean, rstd, eps, rows, d);
 }
 
 // sum = x + delta, rounded to T; normed = layer_norm(sum). `sum` may be x or delta.
 // x, delta, sum, normed [rows, d] T; the rest and the launch as layer_norm_forward.
-extern "C" __global__ void __launch_bounds__(896) add_layer_norm_forward(const T* x, const T* delta, const float* weight,
-                                                                          const float* bias, T* sum, T* normed, float* mean,
-                                                                          float* rstd, float eps, int rows, int d) {
+extern "C" __global__ void __launch_bounds__(896) add_layer_norm_forward(const T* x, const T* delta,
+    const float* weight, const float* bias, T* sum, T* normed, float* mean, float* rstd, float eps,
+    int rows, int d) {
     forward_rows<true>(x, delta, weight, bias, sum, normed, mean, rstd, eps, rows, d);
 }
 
@@ -138,37 +124,21 @@ DEVICE void row_sums(float& a, float& b, float* scratch) {
 }
 
 // What a thread holds of a row.
-struct RowPart {
-    Bits x[BACKWARD_PACKS], dy[BACKWARD_PACKS];
+struct RowPart : RowPair {
     float mean, rstd;
 };
-DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* mean, const float* rstd, i64 row, int rows, int d) {
-    part = {};
-    if (row >= rows) return;
-    part.mean = mean[row];
-    part.rstd = rstd[row];
-#pragma unroll
-    for (int p = 0; p < BACKWARD_PACKS; p++) {
-        int column = (threadIdx.x + p * blockDim.x) * LANES;
-        if (column >= d) continue;
-        part.x[p] = load_bits_once(x + row * d + column);
-        part.dy[p] = load_bits_once(dy + row * d + column);
-    }
-}
-
-// The sums of the block's rows of threads, in order, into the block's row of `partials`.
-DEVICE void write_partial(const float* sums, float* partials, int d) {
-    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < d; c += blockDim.x * blockDim.y) {
-        float total = 0.0f;
-        for (int y = 0; y < (int)blockDim.y; y++) total += sums[y * d + c];
-        partials[(i64)blockIdx.x * d + c] = total;
-    }
+DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* mean, const float* rstd,
+    i64 row, int rows, int d) {
+    load_pair(part, x, dy, row, rows, d);
+    part.mean = row < rows ? mean[row] : 0.0f;
+    part.rstd = row < rows ? rstd[row] : 0.0f;
 }
 
 // Rows that fit in registers: the next row is on its way while one is worked on, and dweight and
 // dbias are summed in registers.
-DEVICE void backward_in_registers(const T* x, const float* weight, const float* mean, const float* rstd, const T* dy, const T* base,
-                                  T* dx, float* weight_partials, float* bias_partials, float* sums, int rows, int d) {
+DEVICE void backward_in_registers(const T* x, const float* weight, const float* mean,
+    const float* rstd, const T* dy, const T* base, T* dx, float* weight_partials,
+    float* bias_partials, float* sums, int rows, int d) {
     __shared__ float scratch[2][64];
     float dw[BACKWARD_PACKS][LANES] = {}, db[BACKWARD_PACKS][LANES] = {};
     const i64 stride = (i64)gridDim.x * blockDim.y;
@@ -176,7 +146,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
     RowPart part;
     load_part(part, x, dy, mean, rstd, row, rows, d);
     int turn = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += stride, row += stride, turn ^= 1) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += stride, row += stride, turn ^= 1) {
         RowPart next;
         load_part(next, x, dy, mean, rstd, row + stride, rows, d);
         Bits added[BACKWARD_PACKS] = {};
@@ -185,12 +156,12 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         float shift = 0.0f, pull = 0.0f;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             if (adds && column < d) added[p] = load_bits_once(base + row * d + column);
         }
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             float w[LANES] = {};
             if (column < d) load_floats<LANES>(weight + column, w);
 #pragma unroll
@@ -205,7 +176,7 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         pull /= d;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             if (column >= d) continue;
             stay_packed(part.x[p]);
             stay_packed(part.dy[p]);
@@ -218,7 +189,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
                 dw[p][i] += dyi * x_hat;
                 db[p][i] += dyi;
                 // `added` is 0 where nothing is to be added.
-                out.v[i] = from_f32<T>(element(added[p], i) + r * (dyi * w[i] - shift - x_hat * pull));
+                out.v[i] = from_f32<T>(element(added[p], i)
+                    + r * (dyi * w[i] - shift - x_hat * pull));
             }
             if (dx != nullptr && row < rows) store_pack(dx + row * d + column, out);
         }
@@ -227,19 +199,12 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
     const bool several = blockDim.y > 1;
     if (weight_partials != nullptr) {
         float* mine = several ? sums + threadIdx.y * d : weight_partials + (i64)blockIdx.x * d;
-#pragma unroll
-        for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
-            if (column < d) store_floats<LANES>(mine + column, dw[p]);
-        }
+        store_sums(mine, dw, d);
     }
     if (bias_partials != nullptr) {
-        float* mine = several ? sums + (blockDim.y + threadIdx.y) * d : bias_partials + (i64)blockIdx.x * d;
-#pragma unroll
-        for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
-            if (column < d) store_floats<LANES>(mine + column, db[p]);
-        }
+        float* mine = several ? sums + (blockDim.y + threadIdx.y) * d
+            : bias_partials + (i64)blockIdx.x * d;
+        store_sums(mine, db, d);
     }
     if (!several) return;
     __syncthreads();
@@ -250,11 +215,13 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
 // Other rows: N neighbours at once, dweight and dbias summed in memory that only this thread
 // touches.
 template <int N>
-DEVICE void backward_in_memory(const T* x, const float* weight, const float* mean, const float* rstd, const T* dy, const T* base,
-                               T* dx, float* weight_partials, float* bias_partials, float* sums, int rows, int d) {
+DEVICE void backward_in_memory(const T* x, const float* weight, const float* mean,
+    const float* rstd, const T* dy, const T* base, T* dx, float* weight_partials,
+    float* bias_partials, float* sums, int rows, int d) {
     __shared__ float scratch[2][64];
     const bool in_shared = blockDim.y > 1 || d * 2 * (int)sizeof(float) <= SHARED_SUMS_MAX;
-    float* dw = weight_partials == nullptr ? nullptr : in_shared ? sums + threadIdx.y * d : weight_partials + (i64)blockIdx.x * d;
+    float* dw = weight_partials == nullptr ? nullptr : in_shared ? sums + threadIdx.y * d
+        : weight_partials + (i64)blockIdx.x * d;
     float* db = bias_partials == nullptr ? nullptr
                 : in_shared              ? sums + (blockDim.y + threadIdx.y) * d
                                          : bias_partials + (i64)blockIdx.x * d;
@@ -265,7 +232,8 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* mea
         if (db != nullptr) store_floats<N>(db + c, zeros);
     }
     int turn = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
         const i64 row = first + threadIdx.y, at = row * d;
         const int width = row < rows ? d : 0;
         const float m = row < rows ? mean[row] : 0.0f, r = row < rows ? rstd[row] : 0.0f;
@@ -285,7 +253,8 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* mea
         shift /= d;
         pull /= d;
         for (int c = threadIdx.x * N; c < width; c += step) {
-            Pack<T, N> xs = load_pack<T, N>(x + at + c), dys = load_pack<T, N>(dy + at + c), out = {};
+            Pack<T, N> xs = load_pack<T, N>(x + at + c), dys = load_pack<T, N>(dy + at + c),
+                out = {};
             if (base != nullptr) out = load_pack<T, N>(base + at + c);
             float w[N], w_sum[N] = {}, b_sum[N] = {};
             load_floats<N>(weight + c, w);
@@ -314,27 +283,30 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* mea
 // block's rows of dy x_hat, bias_partials[block, c] = sum of dy. x, dy, dx, base [rows, d] T;
 // weight [d], mean, rstd [rows], partials [gridDim.x, d] f32. `base` null counts as 0 and may be
 // dx: to add to dx, give dx itself; after a residual addition, give the gradient of the sum. What
-// is not wanted (dx, partials) is null. Block: see the top, per_thread = 2. Grid: as many blocks as
+// is not wanted (dx, partials) is null. Block: per_thread = BACKWARD_PACKS. Grid: as many blocks as
 // the device runs at once, about n_SMs * max(1, min(8, 512 / (blockDim.x blockDim.y))), and at most
 // ceil(rows / blockDim.y). Dynamic shared memory: 2 * blockDim.y * d * 4 bytes if any partials are
 // given and either blockDim.y > 1, or the row does not fit in registers (d % LANES != 0 or d > 2 *
 // LANES * blockDim.x) and that is at most 96 KiB; else 0.
-extern "C" __global__ void __launch_bounds__(512) layer_norm_backward(const T* x, const float* weight, const float* mean,
-                                                                      const float* rstd, const T* dy, const T* base, T* dx,
-                                                                      float* weight_partials, float* bias_partials, int rows, int d) {
+extern "C" __global__ void __launch_bounds__(512) layer_norm_backward(const T* x,
+    const float* weight, const float* mean, const float* rstd, const T* dy, const T* base, T* dx,
+    float* weight_partials, float* bias_partials, int rows, int d) {
     DYNAMIC_SHARED(float, sums);
     if (!is_packed(d)) {
-        backward_in_memory<1>(x, weight, mean, rstd, dy, base, dx, weight_partials, bias_partials, sums, rows, d);
+        backward_in_memory<1>(x, weight, mean, rstd, dy, base, dx, weight_partials, bias_partials,
+            sums, rows, d);
     } else if (d / LANES <= BACKWARD_PACKS * (int)blockDim.x) {
-        backward_in_registers(x, weight, mean, rstd, dy, base, dx, weight_partials, bias_partials, sums, rows, d);
+        backward_in_registers(x, weight, mean, rstd, dy, base, dx, weight_partials, bias_partials,
+            sums, rows, d);
     } else {
-        backward_in_memory<LANES>(x, weight, mean, rstd, dy, base, dx, weight_partials, bias_partials, sums, rows, d);
+        backward_in_memory<LANES>(x, weight, mean, rstd, dy, base, dx, weight_partials,
+            bias_partials, sums, rows, d);
     }
 }
 
 // out (+)= the sum of the partials of `n_blocks` blocks, in a fixed order. partials [n_blocks, d],
 // out [d] f32. Block (32, 32), grid ceil(d / 32).
-extern "C" __global__ void __launch_bounds__(1024) layer_norm_sum_partials(const float* partials, float* out, int n_blocks, int d,
-                                                                           int accumulate) {
+extern "C" __global__ void __launch_bounds__(1024) layer_norm_sum_partials(const float* partials,
+    float* out, int n_blocks, int d, int accumulate) {
     sum_rows_of_blocks(partials, out, n_blocks, d, accumulate);
 }

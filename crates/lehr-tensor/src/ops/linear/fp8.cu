@@ -9,11 +9,13 @@
 extern "C" __global__ void __launch_bounds__(256, 4) fp8_amax(const T* x, int* amax, i64 n) {
     int largest = 0;
     auto step = [&](i64, auto x) {
-        for (int k = 0; k < x.N_ELEMENTS; k++) largest = max(largest, __float_as_int(to_f32(x.v[k])) & 0x7fffffff);
+        for (int k = 0; k < x.N_ELEMENTS; k++)
+            largest = max(largest, __float_as_int(to_f32(x.v[k])) & 0x7fffffff);
     };
     elementwise<LANES, 4>(n, step, x);
 #pragma unroll
-    for (int lane = 16; lane > 0; lane >>= 1) largest = max(largest, __shfl_xor_sync(FULL_MASK, largest, lane));
+    for (int lane = 16; lane > 0; lane >>= 1)
+        largest = max(largest, __shfl_xor_sync(FULL_MASK, largest, lane));
     __shared__ int scratch[8];
     if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = largest;
     __syncthreads();
@@ -87,17 +89,20 @@ DEVICE void cast_tile(const T* x, float factor, u32* rows, u32* columns, int n, 
     PackT packs[TILE * PACKS / 256];
 #pragma unroll
     for (int p = 0; p < TILE * PACKS / 256; p++) {
-        int at = p * 256 + threadIdx.x, row = first_row + at / PACKS, column = first_column + at % PACKS * LANES;
+        int at = p * 256 + threadIdx.x, row = first_row + at / PACKS,
+            column = first_column + at % PACKS * LANES;
         packs[p] = PackT{};
         if (row < n && column < w) packs[p] = load_pack<T, LANES>(x + (i64)row * w + column);
     }
 #pragma unroll
     for (int p = 0; p < TILE * PACKS / 256; p++) {
-        int at = p * 256 + threadIdx.x, row = first_row + at / PACKS, column = first_column + at % PACKS * LANES;
+        int at = p * 256 + threadIdx.x, row = first_row + at / PACKS,
+            column = first_column + at % PACKS * LANES;
         Pack<u32, WORDS> words;
         fp8_codes<F, LANES>(packs[p], factor, words.v);
 #pragma unroll
-        for (int k = 0; k < WORDS; k++) tile[at / PACKS * TILE_WORDS + at % PACKS * WORDS + k] = words.v[k];
+        for (int k = 0; k < WORDS; k++)
+            tile[at / PACKS * TILE_WORDS + at % PACKS * WORDS + k] = words.v[k];
         if (rows && row < n && column < w) store_pack(rows + ((i64)row * w + column) / 4, words);
     }
     __syncthreads();
@@ -110,7 +115,8 @@ DEVICE void cast_tile(const T* x, float factor, u32* rows, u32* columns, int n, 
     for (int k = 0; k < 4; k++) {
         u32 word = 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) word |= (u32)codes[(part + 4 * k + i) * (4 * TILE_WORDS)] << 8 * i;
+        for (int i = 0; i < 4; i++)
+            word |= (u32)codes[(part + 4 * k + i) * (4 * TILE_WORDS)] << 8 * i;
         words.v[k] = word;
     }
     store_pack(columns + ((i64)(first_column + column) * n + first_row + part) / 4, words);
@@ -120,7 +126,8 @@ DEVICE void cast_tile(const T* x, float factor, u32* rows, u32* columns, int n, 
 // scale[0] = 1 / factor, in one pass. n and w are multiples of 16. Grid (ceil(w / 64), ceil(n /
 // 64)), block 256.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    fp8_cast_transpose(const T* x, const float* amax, float* scale, u32* rows, u32* columns, int n, int w, int kind) {
+    fp8_cast_transpose(const T* x, const float* amax, float* scale, u32* rows, u32* columns, int n,
+        int w, int kind) {
     __shared__ u32 tile[TILE * TILE_WORDS];
     float factor = kind == 0 ? fp8_factor<E4M3>(amax[0]) : fp8_factor<E5M2>(amax[0]);
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) scale[0] = 1.0f / factor;

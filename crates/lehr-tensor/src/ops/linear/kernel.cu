@@ -53,7 +53,8 @@ DEVICE void store_sums(float* to, const float sum[LANES]) {
 // ceil(n_long_rows / (8 * (256 / n_packs)))) in the first case, else ceil(n_packs * min(ceil(65536
 // / n_packs), ceil(n_long_rows / 16)) / 256), where n_long_rows = n / group. If that is 0, there is
 // nothing to launch and n_partials = 0. x starts on 16 bytes.
-extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const T* x, float* partials, i64 n, int w) {
+extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const T* x,
+    float* partials, i64 n, int w) {
     __shared__ float scratch[LANES * 256];
     int thread = threadIdx.x, shift = group_shift(w);
     i64 stride = (i64)w << shift, n_rows = n >> shift;
@@ -61,7 +62,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const 
     if (n_packs <= 128) {
         int width = (int)n_packs, lanes = 256 / width, lane = thread / width, pack = thread % width;
         float sum[LANES] = {};
-        if (lane < lanes) add_rows(sum, x + pack * LANES, (i64)blockIdx.x * lanes + lane, (i64)gridDim.x * lanes, n_rows, stride);
+        if (lane < lanes)
+            add_rows(sum, x + pack * LANES, (i64)blockIdx.x * lanes + lane, (i64)gridDim.x * lanes,
+                n_rows, stride);
 #pragma unroll
         for (int k = 0; k < LANES; k++) scratch[k * 256 + thread] = sum[k];
         __syncthreads();
@@ -71,7 +74,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const 
             int half = (lanes + 1) / 2;
             if (lane < lanes - half) {
 #pragma unroll
-                for (int k = 0; k < LANES; k++) scratch[k * 256 + thread] += scratch[k * 256 + thread + half * width];
+                for (int k = 0; k < LANES; k++)
+                    scratch[k * 256 + thread] += scratch[k * 256 + thread + half * width];
             }
             __syncthreads();
             lanes = half;
@@ -83,7 +87,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const 
     } else {
         // A lane of threads for every long row; if the grid is too small for one, threads take
         // several packs.
-        u32 index = (u32)thread_index(), threads = (u32)n_threads(), lanes = threads / n_packs, lane = index / n_packs;
+        u32 index = (u32)thread_index(), threads = (u32)n_threads(), lanes = threads / n_packs,
+            lane = index / n_packs;
         u32 step = lanes == 0 ? threads : n_packs;
         if (lanes == 0) lanes = 1;
         if (lane >= lanes) return;
@@ -99,7 +104,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) column_sums_partials(const 
 // rows of x [n, w]. Block 256 threads, grid of one dimension: ceil(w / 32) blocks, any number is
 // right.
 extern "C" __global__ void __launch_bounds__(256)
-    column_sums_finish(const float* partials, int n_partials, const T* x, i64 n, int w, float* out, int accumulate) {
+    column_sums_finish(const float* partials, int n_partials, const T* x, i64 n, int w, float* out,
+        int accumulate) {
     __shared__ float scratch[256];
     // Few columns have more threads each.
     int columns = 1;
@@ -111,7 +117,8 @@ extern "C" __global__ void __launch_bounds__(256)
         float sum = 0.0f;
         if (column < w) {
 #pragma unroll 8
-            for (int row = lane; row < n_partials; row += lanes) sum += partials[(i64)row * w + column];
+            for (int row = lane; row < n_partials; row += lanes)
+                sum += partials[(i64)row * w + column];
             for (i64 row = tail + lane; row < n; row += lanes) sum += to_f32(x[row * w + column]);
         }
         scratch[thread] = sum;
@@ -121,7 +128,8 @@ extern "C" __global__ void __launch_bounds__(256)
             if (thread < half) scratch[thread] += scratch[thread + half];
             __syncthreads();
         }
-        if (thread < columns && column < w) out[column] = accumulate ? out[column] + scratch[thread] : scratch[thread];
+        if (thread < columns && column < w)
+            out[column] = accumulate ? out[column] + scratch[thread] : scratch[thread];
         __syncthreads();
     }
 }
@@ -133,7 +141,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) add_bias(T* y, const T* bia
     int shift = group_shift(w);
     i64 stride = (i64)w << shift, n_rows = n >> shift;
     u32 n_packs = (u32)(stride / LANES);
-    u32 thread = (u32)thread_index(), threads = (u32)n_threads(), lanes = threads / n_packs, lane = thread / n_packs;
+    u32 thread = (u32)thread_index(), threads = (u32)n_threads(), lanes = threads / n_packs,
+        lane = thread / n_packs;
     u32 step = lanes == 0 ? threads : n_packs;
     if (lanes == 0) lanes = 1;
     if (lane < lanes) {
@@ -151,13 +160,15 @@ extern "C" __global__ void __launch_bounds__(256, 2) add_bias(T* y, const T* bia
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
                     i64 at = row + (i64)r * lanes;
-                    if (at < n_rows) packs[r] = load_pack<T, LANES>(y + at * stride + (i64)pack * LANES);
+                    if (at < n_rows)
+                        packs[r] = load_pack<T, LANES>(y + at * stride + (i64)pack * LANES);
                 }
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
                     i64 at = row + (i64)r * lanes;
 #pragma unroll
-                    for (int k = 0; k < LANES; k++) packs[r].v[k] = from_f32<T>(to_f32(packs[r].v[k]) + add[k]);
+                    for (int k = 0; k < LANES; k++)
+                        packs[r].v[k] = from_f32<T>(to_f32(packs[r].v[k]) + add[k]);
                     if (at < n_rows) store_pack(y + at * stride + (i64)pack * LANES, packs[r]);
                 }
             }
@@ -165,5 +176,6 @@ extern "C" __global__ void __launch_bounds__(256, 2) add_bias(T* y, const T* bia
     }
     y += n_rows * stride;
     u32 rest = (u32)(n * w - n_rows * stride);
-    for (u32 i = thread; i < rest; i += threads) y[i] = from_f32<T>(to_f32(y[i]) + to_f32(bias[i % (u32)w]));
+    for (u32 i = thread; i < rest; i += threads)
+        y[i] = from_f32<T>(to_f32(y[i]) + to_f32(bias[i % (u32)w]));
 }

@@ -113,7 +113,7 @@ impl<'a> Head<'a> {
     ) -> Result<()> {
         if losses.is_empty() {
             if let Some(grad) = grads.weight.filter(|grad| !grad.accumulate) {
-                threads::run_chunks(grad.dw, crate::inplace::CHUNK, |_, dw| dw.fill(0.0));
+                threads::run_chunks(grad.dw, crate::cpu::CHUNK, |_, dw| dw.fill(0.0));
             }
             grads.db.into_iter().for_each(|db| db.fill(0.0));
             return Ok(());

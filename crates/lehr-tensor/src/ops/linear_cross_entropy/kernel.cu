@@ -44,8 +44,9 @@ DEVICE float gradient(const Gradient& g, float z, float cap, float inverse_cap, 
 }
 
 template <bool CAP>
-DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v, i64 ld, float cap, float z_loss, float factor,
-                      const float* factors, const float* scale, int write_gradient, Bits* cache, int n_cached) {
+DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v, i64 ld, float cap,
+    float z_loss, float factor, const float* factors, const float* scale, int write_gradient,
+    Bits* cache, int n_cached) {
     __shared__ float scratch[2][32];
     __shared__ float shared_scale, shared_pull;
     // Fast divisions here and below: exact ones are calls, which cost registers, and the error of
@@ -66,7 +67,8 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
             Bits b[BATCH];
 #pragma unroll
             for (int k = 0; k < BATCH; k++) {
-                if (first + k * step < n_packs) b[k] = load_bits_once(packed + (i64)(first + k * step) * LANES);
+                if (first + k * step < n_packs)
+                    b[k] = load_bits_once(packed + (i64)(first + k * step) * LANES);
             }
 #pragma unroll
             for (int k = 0; k < BATCH; k++) {
@@ -99,8 +101,10 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
             if (CAP) target = cap * tanh_for_t(target * inverse_cap);
             const double log_sum = log((double)sum), lse = g.max + log_sum, z = z_loss;
             // The difference of two numbers near each other first: small losses keep their digits.
-            if (losses != nullptr) losses[r] = (float)(log_sum + ((double)g.max - target) + z * lse * lse);
-            const float f = (factors != nullptr ? factors[r] : factor) * (scale != nullptr ? *scale : 1.0f);
+            if (losses != nullptr)
+                losses[r] = (float)(log_sum + ((double)g.max - target) + z * lse * lse);
+            const float f = (factors != nullptr ? factors[r] : factor)
+                * (scale != nullptr ? *scale : 1.0f);
             shared_scale = __fdividef((float)(f * (1.0 + 2.0 * z * lse)), sum);
             shared_pull = f;
         }
@@ -112,7 +116,8 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
         g.pull = shared_pull;
         // Backwards: what was read last is still in the second-level cache, what was read first in
         // shared memory.
-        for (int first = (n_packs - 1) / (BATCH * step) * (BATCH * step) + tid; first >= 0; first -= BATCH * step) {
+        for (int first = (n_packs - 1) / (BATCH * step) * (BATCH * step) + tid; first >= 0;
+            first -= BATCH * step) {
             Bits b[BATCH];
 #pragma unroll
             for (int k = 0; k < BATCH; k++) {
@@ -127,7 +132,8 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
                 const int column = head + p * LANES;
 #pragma unroll
                 for (int i = 0; i < LANES; i++) {
-                    out.v[i] = from_f32<T>(gradient<CAP>(g, element(b[k], i), cap, inverse_cap, column + i == g.label));
+                    out.v[i] = from_f32<T>(gradient<CAP>(g, element(b[k], i), cap, inverse_cap,
+                        column + i == g.label));
                 }
                 store_pack(packed + (i64)p * LANES, out);
             }
@@ -152,22 +158,25 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
 // of a row stay in shared memory between reading and writing, the rest is read twice. Best is the
 // whole row if two blocks of it fit in a multiprocessor (about 100 KB each on an H200), else that
 // much of it. 0 if no gradient is written.
-extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy_rows(T* logits, const int* labels, float* losses, int n, int v,
-                                                                        i64 ld, float cap, float z_loss, float factor,
-                                                                        const float* factors, const float* scale, int write_gradient,
-                                                                        int n_cached) {
+extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy_rows(T* logits,
+    const int* labels, float* losses, int n, int v, i64 ld, float cap, float z_loss, float factor,
+    const float* factors, const float* scale, int write_gradient, int n_cached) {
     DYNAMIC_SHARED(Bits, cache);
     if (cap > 0.0f) {
-        turn_rows<true>(logits, labels, losses, n, v, ld, cap, z_loss, factor, factors, scale, write_gradient, cache, n_cached);
+        turn_rows<true>(logits, labels, losses, n, v, ld, cap, z_loss, factor, factors, scale,
+            write_gradient, cache, n_cached);
     } else {
-        turn_rows<false>(logits, labels, losses, n, v, ld, cap, z_loss, factor, factors, scale, write_gradient, cache, n_cached);
+        turn_rows<false>(logits, labels, losses, n, v, ld, cap, z_loss, factor, factors, scale,
+            write_gradient, cache, n_cached);
     }
 }
 
 // out[i] = x[positions[i]]. x [.., d], out [n, d] T, positions [n] i32.
 // Block (x, y), x threads to a row: about d / (4 LANES), x * y = 256. Grid: ceil(n / y), or less.
-extern "C" __global__ void gather_labelled_rows(const T* x, const int* positions, T* out, int n, int d) {
-    for (i64 i = (i64)blockIdx.x * blockDim.y + threadIdx.y; i < n; i += (i64)gridDim.x * blockDim.y) {
+extern "C" __global__ void gather_labelled_rows(const T* x, const int* positions, T* out, int n,
+    int d) {
+    for (i64 i = (i64)blockIdx.x * blockDim.y + threadIdx.y; i < n;
+        i += (i64)gridDim.x * blockDim.y) {
         copy_row(out + i * d, x + (i64)positions[i] * d, d);
     }
 }
@@ -177,10 +186,11 @@ extern "C" __global__ void gather_labelled_rows(const T* x, const int* positions
 // [n, d], out [n_out, d] T; positions [n] i32, rising and below n_out; n may be 0. Block as
 // gather_labelled_rows; grid: ceil(n_out / y) (accumulate = 0) or ceil(n / y) (accumulate = 1), or
 // less.
-extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* positions, T* out, int n, int n_out,
-                                                                        int d, int accumulate) {
+extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* positions, T* out, int n,
+    int n_out, int d, int accumulate) {
     const int end = accumulate ? n : n_out;
-    for (i64 i = (i64)blockIdx.x * blockDim.y + threadIdx.y; i < end; i += (i64)gridDim.x * blockDim.y) {
+    for (i64 i = (i64)blockIdx.x * blockDim.y + threadIdx.y; i < end;
+        i += (i64)gridDim.x * blockDim.y) {
         if (accumulate) {
             T* to = out + (i64)positions[i] * d;
             const T* from = rows + i * d;
@@ -189,7 +199,8 @@ extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* posit
                     *(Bits*)(to + c) = add_rounded(load_bits(to + c), load_bits_once(from + c));
                 }
             } else {
-                for (int c = threadIdx.x; c < d; c += blockDim.x) to[c] = from_f32<T>(to_f32(to[c]) + to_f32(from[c]));
+                for (int c = threadIdx.x; c < d; c += blockDim.x)
+                    to[c] = from_f32<T>(to_f32(to[c]) + to_f32(from[c]));
             }
             continue;
         }
@@ -204,7 +215,8 @@ extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* posit
         if (low < n && positions[low] == i) {
             copy_row(out + i * d, rows + (i64)low * d, d);
         } else if (is_packed(d)) {
-            for (int c = threadIdx.x * LANES; c < d; c += blockDim.x * LANES) *(Bits*)(out + i * d + c) = Bits{};
+            for (int c = threadIdx.x * LANES; c < d; c += blockDim.x * LANES)
+                *(Bits*)(out + i * d + c) = Bits{};
         } else {
             for (int c = threadIdx.x; c < d; c += blockDim.x) out[i * d + c] = from_f32<T>(0.0f);
         }
@@ -213,7 +225,8 @@ extern "C" __global__ void scatter_labelled_rows(const T* rows, const int* posit
 
 // out[0] = (sum of losses) / normalizer, summed in double in a fixed order; 0 for n = 0. losses [n]
 // f32, out [1] f32. One block of 1024 threads.
-extern "C" __global__ void __launch_bounds__(1024) sum_losses(const float* losses, float* out, int n, float normalizer) {
+extern "C" __global__ void __launch_bounds__(1024) sum_losses(const float* losses, float* out,
+    int n, float normalizer) {
     __shared__ double sums[1024];
     double sum = 0.0;
 #pragma unroll 8

@@ -55,7 +55,8 @@ DEVICE void or_bits(u32 v[2], u32 bits, int shift) {
 }
 
 // Numbers `column` to `column` + 7 of a row in a block format of GGUF; `column` is a multiple of 8.
-DEVICE void decode_block(const Levels& levels, int format, const u8* row, int column, float out[8]) {
+DEVICE void decode_block(const Levels& levels, int format, const u8* row, int column,
+    float out[8]) {
     u32 v[2], u[2];
     const u8* b;
     int i, j;
@@ -123,9 +124,11 @@ DEVICE void decode_block(const Levels& levels, int format, const u8* row, int co
         load8(u, b + i % 32, 2);
         int shift = i / 32 % 4 * 2, bit = i / 32;
 #pragma unroll
-        for (int k = 0; k < 2; k++) v[k] = (v[k] >> shift & 0x03030303u) | (u[k] >> bit & 0x01010101u) << 2;
+        for (int k = 0; k < 2; k++)
+            v[k] = (v[k] >> shift & 0x03030303u) | (u[k] >> bit & 0x01010101u) << 2;
         u32 low = b[96 + j % 8] >> j / 8 * 4 & 15, high = b[104 + j % 4] >> j / 4 * 2 & 3;
-        affine(out, v, times(f16_at(b + 108), (float)((int)(low | high << 4) - 32)), 0.0f, 4, false);
+        affine(out, v, times(f16_at(b + 108), (float)((int)(low | high << 4) - 32)), 0.0f, 4,
+            false);
         break;
     }
     case FORMAT_Q4_K:
@@ -151,7 +154,8 @@ DEVICE void decode_block(const Levels& levels, int format, const u8* row, int co
         load8(v, b + half * 64 + run % 2 * 32 + i % 32, 2);
         load8(u, b + 128 + half * 32 + i % 32, 2);
 #pragma unroll
-        for (int k = 0; k < 2; k++) v[k] = (v[k] >> run / 2 * 4 & 0x0f0f0f0fu) | (u[k] >> 2 * run & 0x03030303u) << 4;
+        for (int k = 0; k < 2; k++)
+            v[k] = (v[k] >> run / 2 * 4 & 0x0f0f0f0fu) | (u[k] >> 2 * run & 0x03030303u) << 4;
         affine(out, v, times(f16_at(b + 208), (float)(i8)b[192 + i / 16]), 0.0f, 32, false);
         break;
     }
@@ -159,7 +163,8 @@ DEVICE void decode_block(const Levels& levels, int format, const u8* row, int co
 }
 
 // Number `column` of a row in a format that can have any width.
-DEVICE float decode_one(const Levels& levels, int format, const u8* row, const float* scales, int column, int group) {
+DEVICE float decode_one(const Levels& levels, int format, const u8* row, const float* scales,
+    int column, int group) {
     switch (format) {
     case FORMAT_F32: return ((const float*)row)[column];
     case FORMAT_F16: return to_f32(((const f16*)row)[column]);
@@ -173,11 +178,13 @@ DEVICE float decode_one(const Levels& levels, int format, const u8* row, const f
 
 // The eight from `column` on, a multiple of 8, of rows that start on 16 bytes and consist of whole
 // eights.
-DEVICE void decode_aligned(const Levels& levels, int format, const u8* row, const float* scales, int column, int group, float out[8]) {
+DEVICE void decode_aligned(const Levels& levels, int format, const u8* row, const float* scales,
+    int column, int group, float out[8]) {
     u32 v[2];
     switch (format) {
     case FORMAT_F32: {
-        Pack<float, 4> a = load_pack<float, 4>((const float*)row + column), b = load_pack<float, 4>((const float*)row + column + 4);
+        Pack<float, 4> a = load_pack<float, 4>((const float*)row + column),
+            b = load_pack<float, 4>((const float*)row + column + 4);
 #pragma unroll
         for (int k = 0; k < 8; k++) out[k] = k < 4 ? a.v[k % 4] : b.v[k % 4];
         return;
@@ -196,7 +203,8 @@ DEVICE void decode_aligned(const Levels& levels, int format, const u8* row, cons
     }
     }
     // Groups are 32 numbers or more, a power of two unless they are whole rows.
-    float scale = scales[(group & (group - 1)) == 0 ? column >> __popc((u32)group - 1) : column / group];
+    float scale = scales[(group & (group - 1)) == 0 ? column >> __popc((u32)group - 1)
+        : column / group];
     if (format == FORMAT_INT8) {
         load8(v, row + column, 8);
 #pragma unroll
@@ -212,19 +220,21 @@ DEVICE void decode_aligned(const Levels& levels, int format, const u8* row, cons
 }
 
 DEVICE bool is_block_format(int format) {
-    return format != FORMAT_F32 && format != FORMAT_F16 && format != FORMAT_BF16 && format < FORMAT_INT8;
+    return format != FORMAT_F32 && format != FORMAT_F16 && format != FORMAT_BF16
+        && format < FORMAT_INT8;
 }
 
 // Writes numbers `column` to `column` + 7 of a row, or as many as there are.
-DEVICE void dequantize_eight(const Levels& levels, const u8* row, const float* scales, T* out, int column, int cols, int format, int group,
-                             bool aligned) {
+DEVICE void dequantize_eight(const Levels& levels, const u8* row, const float* scales, T* out,
+    int column, int cols, int format, int group, bool aligned) {
     float v[8];
     if (is_block_format(format)) {
         decode_block(levels, format, row, column, v);
     } else if (aligned) {
         decode_aligned(levels, format, row, scales, column, group, v);
     } else {
-        for (int k = column; k < min(column + 8, cols); k++) out[k] = from_f32<T>(decode_one(levels, format, row, scales, k, group));
+        for (int k = column; k < min(column + 8, cols); k++)
+            out[k] = from_f32<T>(decode_one(levels, format, row, scales, k, group));
         return;
     }
 #pragma unroll
@@ -241,8 +251,8 @@ DEVICE void dequantize_eight(const Levels& levels, const u8* row, const float* s
 // caller moves the pointers to its first row: `w` must still be a multiple of 16 bytes away from 16
 // bytes if `row_bytes` is one of 16, which it then is, and of 2 in any case for GGUF's formats.
 // Grid: (⌈cols / 256⌉, any number up to ⌈rows / 8⌉ and 65535). Block: (32, 8).
-extern "C" __global__ void __launch_bounds__(256, 4) dequantize(const u8* w, const float* scales, T* out, int rows, int cols, int row_bytes,
-                                                             int format, int group) {
+extern "C" __global__ void __launch_bounds__(256, 4) dequantize(const u8* w, const float* scales,
+    T* out, int rows, int cols, int row_bytes, int format, int group) {
     __shared__ Levels levels;
     fill_levels(levels);
     int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8, step = gridDim.y * blockDim.y;
@@ -251,15 +261,16 @@ extern "C" __global__ void __launch_bounds__(256, 4) dequantize(const u8* w, con
     i64 row_scales = group > 0 ? cols / group : 0;
 #pragma unroll 1
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += step)
-        dequantize_eight(levels, w + (i64)row * row_bytes, scales + row * row_scales, out + (i64)row * cols, column, cols, format, group,
-                         aligned);
+        dequantize_eight(levels, w + (i64)row * row_bytes, scales + row * row_scales,
+            out + (i64)row * cols, column, cols, format, group, aligned);
 }
 
 // out[i, :] = row ids[i] of w, for i below n_ids: out[n_ids, cols]. `rows` is the number of rows of
 // w; rows of NaN where an id is no row. Grid: (⌈cols / 256⌉, any number up to ⌈n_ids / 8⌉ and
 // 65535). Block: (32, 8).
-extern "C" __global__ void __launch_bounds__(256, 4) dequantize_rows(const u8* w, const float* scales, const int* ids, T* out, int n_ids,
-                                                                  int rows, int cols, int row_bytes, int format, int group) {
+extern "C" __global__ void __launch_bounds__(256, 4) dequantize_rows(const u8* w,
+    const float* scales, const int* ids, T* out, int n_ids, int rows, int cols, int row_bytes,
+    int format, int group) {
     __shared__ Levels levels;
     fill_levels(levels);
     int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8, step = gridDim.y * blockDim.y;
@@ -271,9 +282,11 @@ extern "C" __global__ void __launch_bounds__(256, 4) dequantize_rows(const u8* w
         i64 row = ids[i];
         T* to = out + (i64)i * cols;
         if (row < 0 || row >= rows) {
-            for (int k = column; k < min(column + 8, cols); k++) to[k] = from_f32<T>(__int_as_float(0x7fffffff));
+            for (int k = column; k < min(column + 8, cols); k++)
+                to[k] = from_f32<T>(__int_as_float(0x7fffffff));
             continue;
         }
-        dequantize_eight(levels, w + row * row_bytes, scales + row * row_scales, to, column, cols, format, group, aligned);
+        dequantize_eight(levels, w + row * row_bytes, scales + row * row_scales, to, column, cols,
+            format, group, aligned);
     }
 }

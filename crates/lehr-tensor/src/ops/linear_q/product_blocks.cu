@@ -10,7 +10,9 @@ struct Q4_0 : Format {
         nibbles(out.pairs + 2, v >> 4, 8);
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { out.scale[0] = f16_at(row.bytes + j * BYTES); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        out.scale[0] = f16_at(row.bytes + j * BYTES);
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         spread_words<4, 2>(raw.codes, row.bytes + (2 * row.quarter + run) * BYTES + 2);
     }
@@ -35,7 +37,9 @@ struct Q4_1 : Format {
         nibbles(out.pairs + 2, v >> 4, 0);
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { scale_and_minimum(row.bytes + j * BYTES, out); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        scale_and_minimum(row.bytes + j * BYTES, out);
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         spread_words<4, 4>(raw.codes, row.bytes + (2 * row.quarter + run) * BYTES + 4);
     }
@@ -55,12 +59,15 @@ struct Q5_0 : Format {
     static constexpr int BYTES = 22, ALIGNED = 2;
     static DEVICE void step(int j, const Row& row, Step<P>& out) {
         const u8* b = row.bytes + j * BYTES;
-        u32 v = spread2(b + 6 + 4 * row.quarter), high = (u16_at(b + 2) | u16_at(b + 4) << 16) >> 4 * row.quarter;
+        u32 v = spread2(b + 6 + 4 * row.quarter),
+            high = (u16_at(b + 2) | u16_at(b + 4) << 16) >> 4 * row.quarter;
         five_bits(out.pairs, v, high, 16);
         five_bits(out.pairs + 2, v >> 4, high >> 16, 16);
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { out.scale[0] = f16_at(row.bytes + j * BYTES); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        out.scale[0] = f16_at(row.bytes + j * BYTES);
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         const u8* b = row.bytes + (2 * row.quarter + run) * BYTES;
         spread_words<4, 2>(raw.codes, b + 6);
@@ -68,7 +75,8 @@ struct Q5_0 : Format {
     }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
         five_bits(out.pairs, raw.codes[k % 2 * 2] >> k / 2 * 4, raw.upper[0] >> 8 * k, 16);
-        five_bits(out.pairs + 2, raw.codes[k % 2 * 2 + 1] >> k / 2 * 4, raw.upper[0] >> (8 * k + 4), 16);
+        five_bits(out.pairs + 2, raw.codes[k % 2 * 2 + 1] >> k / 2 * 4, raw.upper[0] >> (8 * k + 4),
+            16);
     }
 };
 struct Q5_1 : Format {
@@ -81,7 +89,9 @@ struct Q5_1 : Format {
         five_bits(out.pairs + 2, v >> 4, high >> 16, 0);
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { scale_and_minimum(row.bytes + j * BYTES, out); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        scale_and_minimum(row.bytes + j * BYTES, out);
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         const u8* b = row.bytes + (2 * row.quarter + run) * BYTES;
         spread_words<4, 4>(raw.codes, b + 8);
@@ -89,7 +99,8 @@ struct Q5_1 : Format {
     }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
         five_bits(out.pairs, raw.codes[k % 2 * 2] >> k / 2 * 4, raw.upper[0] >> 8 * k, 0);
-        five_bits(out.pairs + 2, raw.codes[k % 2 * 2 + 1] >> k / 2 * 4, raw.upper[0] >> (8 * k + 4), 0);
+        five_bits(out.pairs + 2, raw.codes[k % 2 * 2 + 1] >> k / 2 * 4, raw.upper[0] >> (8 * k + 4),
+            0);
     }
 };
 struct Q8_0 : Format {
@@ -100,7 +111,9 @@ struct Q8_0 : Format {
         byte_pairs(out.pairs + 2, spread2(b + 18 + 4 * row.quarter));
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { out.scale[0] = f16_at(row.bytes + j * BYTES); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        out.scale[0] = f16_at(row.bytes + j * BYTES);
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         spread_words<8, 2>(raw.codes, row.bytes + (2 * row.quarter + run) * BYTES + 2);
     }
@@ -121,13 +134,16 @@ struct IQ4_NL : Format {
         out.pairs[3] = *(const P*)entry(row.table, u, 1);
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { out.scale[0] = f16_at(row.bytes + j * BYTES); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        out.scale[0] = f16_at(row.bytes + j * BYTES);
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         const u8* codes = row.bytes + (2 * row.quarter + run) * BYTES + 2;
         for (int i = 0; i < 8; i++) raw.codes[i] = u16_at(codes + 2 * i);
     }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
-        for (int i = 0; i < 4; i++) out.pairs[i] = *(const P*)entry(row.table, raw.codes[2 * k + i / 2], i % 2);
+        for (int i = 0; i < 4; i++)
+            out.pairs[i] = *(const P*)entry(row.table, raw.codes[2 * k + i / 2], i % 2);
     }
 };
 

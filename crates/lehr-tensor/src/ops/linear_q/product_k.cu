@@ -6,7 +6,8 @@ struct Q2_K : Format {
     static constexpr bool HALVES = true, MINIMA = true;
     static DEVICE void step(int j, const Row& row, Step<P>& out) {
         const u8* codes = row.bytes + 16 + j / 4 * 32 + 4 * row.quarter;
-        for (int half = 0; half < 2; half++) two_bits(out.pairs + 2 * half, spread4(codes + 16 * half) >> j % 4 * 2);
+        for (int half = 0; half < 2; half++)
+            two_bits(out.pairs + 2 * half, spread4(codes + 16 * half) >> j % 4 * 2);
         scales(j, row, out);
     }
     static DEVICE void two_bits(P* out, u32 v) {
@@ -41,13 +42,15 @@ struct Q3_K : Format {
     static DEVICE void step(int j, const Row& row, Step<P>& out) {
         const u8 *b = row.bytes, *codes = b + 32 + j / 4 * 32 + 4 * row.quarter;
         for (int half = 0; half < 2; half++)
-            three_bits(out.pairs + 2 * half, spread2(codes + 16 * half) >> j % 4 * 2, spread2(b + 16 * half + 4 * row.quarter) >> j);
+            three_bits(out.pairs + 2 * half, spread2(codes + 16 * half) >> j % 4 * 2,
+                spread2(b + 16 * half + 4 * row.quarter) >> j);
         scales(j, row, out);
     }
     static DEVICE void scales(int j, const Row& row, Step<P>& out) {
         // Scales 2 j and 2 j + 1.
         const u8* b = row.bytes;
-        u32 low = u16_at(b + 96 + j % 4 * 2) >> j / 4 * 4, high = u16_at(b + 104 + j % 2 * 2) >> j / 2 * 2;
+        u32 low = u16_at(b + 96 + j % 4 * 2) >> j / 4 * 4,
+            high = u16_at(b + 104 + j % 2 * 2) >> j / 2 * 2;
         float d = f16_at(b + 108);
         for (int half = 0; half < 2; half++) {
             int code = (int)((low >> 8 * half & 15) | (high >> 8 * half & 3) << 4);
@@ -63,7 +66,8 @@ struct Q3_K : Format {
         }
     }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
-        for (int i = 0; i < 2; i++) three_bits(out.pairs + 2 * i, raw.codes[2 * k + i], raw.upper[2 * k + i]);
+        for (int i = 0; i < 2; i++)
+            three_bits(out.pairs + 2 * i, raw.codes[2 * k + i], raw.upper[2 * k + i]);
     }
 };
 // The scale and minimum of step j of Q4_K and Q5_K.
@@ -81,8 +85,12 @@ struct Q4_K : Format {
         nibbles(out.pairs + 2, spread4(codes + 16) >> j % 2 * 4, 0);
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { affine_scales(row.bytes, j, out.scale[0], out.minimum[0]); }
-    static DEVICE void load(const Row& row, int run, Raw& raw) { spread_words<8, 16>(raw.codes, row.bytes + 16 + 32 * row.quarter); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        affine_scales(row.bytes, j, out.scale[0], out.minimum[0]);
+    }
+    static DEVICE void load(const Row& row, int run, Raw& raw) {
+        spread_words<8, 16>(raw.codes, row.bytes + 16 + 32 * row.quarter);
+    }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
         nibbles8(out.pairs, raw.codes + 2 * k, 4 * run, 0);
     }
@@ -98,17 +106,21 @@ struct Q5_K : Format {
     static DEVICE void step(int j, const Row& row, Step<P>& out) {
         const u8 *b = row.bytes + 4 * row.quarter, *codes = b + 48 + j / 2 * 32;
         for (int half = 0; half < 2; half++)
-            five(out.pairs + 2 * half, spread4(codes + 16 * half) >> j % 2 * 4, spread4(b + 16 + 16 * half) >> j);
+            five(out.pairs + 2 * half, spread4(codes + 16 * half) >> j % 2 * 4,
+                spread4(b + 16 + 16 * half) >> j);
         scales(j, row, out);
     }
-    static DEVICE void scales(int j, const Row& row, Step<P>& out) { affine_scales(row.bytes, j, out.scale[0], out.minimum[0]); }
+    static DEVICE void scales(int j, const Row& row, Step<P>& out) {
+        affine_scales(row.bytes, j, out.scale[0], out.minimum[0]);
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         spread_words<8, 16>(raw.codes, row.bytes + 48 + 32 * row.quarter);
         spread_words<8, 16>(raw.upper, row.bytes + 16);
         for (int i = 0; i < 8; i++) raw.upper[i] >>= 2 * row.quarter + run;
     }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
-        for (int i = 0; i < 2; i++) five(out.pairs + 2 * i, raw.codes[2 * k + i] >> 4 * run, raw.upper[2 * k + i]);
+        for (int i = 0; i < 2; i++)
+            five(out.pairs + 2 * i, raw.codes[2 * k + i] >> 4 * run, raw.upper[2 * k + i]);
     }
 };
 struct Q6_K : Format {
@@ -122,9 +134,11 @@ struct Q6_K : Format {
     static DEVICE void step(int j, const Row& row, Step<P>& out) {
         // Runs 0 and 1 of 32 numbers are the low nibbles of 64 bytes, 2 and 3 the high ones.
         int run = j % 4;
-        const u8 *b = row.bytes + 4 * row.quarter, *low = b + j / 4 * 64 + run % 2 * 32, *high = b + 128 + j / 4 * 32;
+        const u8 *b = row.bytes + 4 * row.quarter, *low = b + j / 4 * 64 + run % 2 * 32,
+            *high = b + 128 + j / 4 * 32;
         for (int half = 0; half < 2; half++)
-            six(out.pairs + 2 * half, spread2(low + 16 * half) >> run / 2 * 4, spread2(high + 16 * half) >> 2 * run);
+            six(out.pairs + 2 * half, spread2(low + 16 * half) >> run / 2 * 4,
+                spread2(high + 16 * half) >> 2 * run);
         scales(j, row, out);
     }
     static DEVICE void scales(int j, const Row& row, Step<P>& out) {
@@ -133,14 +147,17 @@ struct Q6_K : Format {
         for (int half = 0; half < 2; half++) out.scale[half] = d * (float)(i8)(both >> 8 * half);
     }
     // The runs that share a lane's 32 bytes.
-    static DEVICE int run_of(int lane_quarter, int run) { return lane_quarter / 2 * 4 + lane_quarter % 2 + 2 * run; }
+    static DEVICE int run_of(int lane_quarter, int run) {
+        return lane_quarter / 2 * 4 + lane_quarter % 2 + 2 * run;
+    }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
         spread_words<8, 2>(raw.codes, row.bytes + 32 * row.quarter);
         spread_words<8, 2>(raw.upper, row.bytes + 128 + row.quarter / 2 * 32);
         for (int i = 0; i < 8; i++) raw.upper[i] >>= row.quarter % 2 * 2 + 4 * run;
     }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
-        for (int i = 0; i < 2; i++) six(out.pairs + 2 * i, raw.codes[2 * k + i] >> 4 * run, raw.upper[2 * k + i]);
+        for (int i = 0; i < 2; i++)
+            six(out.pairs + 2 * i, raw.codes[2 * k + i] >> 4 * run, raw.upper[2 * k + i]);
     }
 };
 struct IQ4_XS : Format {
@@ -153,7 +170,8 @@ struct IQ4_XS : Format {
         scales(j, row, out);
     }
     static DEVICE void load(const Row& row, int run, Raw& raw) {
-        for (int i = 0; i < 4; i++) raw.codes[i] = u32_at(row.bytes + 8 + 32 * row.quarter + 16 * run + 4 * i);
+        for (int i = 0; i < 4; i++)
+            raw.codes[i] = u32_at(row.bytes + 8 + 32 * row.quarter + 16 * run + 4 * i);
     }
     static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
         for (int i = 0; i < 4; i++) out.pairs[i] = *(const P*)entry(row.table, raw.codes[k], i);

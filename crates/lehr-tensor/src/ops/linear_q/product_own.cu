@@ -45,7 +45,9 @@ struct Int4 : Format {
     }
     static DEVICE void scales(int j, const Row& row, Step<P>& out) { out.scale[0] = row.scales[j]; }
     static DEVICE void load(const Row& row, int run, Raw& raw) { load_run(row, run, raw.codes); }
-    static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) { eight(out.pairs, raw.codes[k]); }
+    static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
+        eight(out.pairs, raw.codes[k]);
+    }
 };
 DEVICE void look_up(const u8* entry, float2& pair, float2& rest) { pair = *(const float2*)entry; }
 DEVICE void look_up(const u8* entry, u32& pair, u32& rest) {
@@ -65,7 +67,9 @@ struct Nf4 : Format {
     }
     static DEVICE void scales(int j, const Row& row, Step<P>& out) { out.scale[0] = row.scales[j]; }
     static DEVICE void load(const Row& row, int run, Raw& raw) { load_run(row, run, raw.codes); }
-    static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) { eight(row.table, raw.codes[k], out); }
+    static DEVICE void pairs(const Raw& raw, const Row& row, int run, int k, Step<P>& out) {
+        eight(row.table, raw.codes[k], out);
+    }
 };
 // Floats of type E: as they are if that is T, else in f32.
 template <class E>
@@ -80,7 +84,8 @@ struct PairOf<T> {
 #endif
 template <class E>
 struct Floats : Format {
-    static constexpr int BLOCK = 1, BYTES = sizeof(E), SEGMENT = 256 / sizeof(E), PAD = sizeof(E) == 2 ? 64 : 16;
+    static constexpr int BLOCK = 1, BYTES = sizeof(E), SEGMENT = 256 / sizeof(E),
+        PAD = sizeof(E) == 2 ? 64 : 16;
     static constexpr bool REALIGN = true, NEAR = true, UNIT = true, DIAGONAL = false;
     typedef typename PairOf<E>::P P;
     static DEVICE void pairs(const E* p, u32* out) {
@@ -91,10 +96,13 @@ struct Floats : Format {
         constexpr int N = 16 / sizeof(E);
         for (int i = 0; i < 8; i += N) {
             Pack<E, N> v = load_pack<E, N>(p + i);
-            for (int k = 0; k < N; k += 2) out[(i + k) / 2] = make_float2(to_f32(v.v[k]), to_f32(v.v[k + 1]));
+            for (int k = 0; k < N; k += 2)
+                out[(i + k) / 2] = make_float2(to_f32(v.v[k]), to_f32(v.v[k + 1]));
         }
     }
-    static DEVICE void step(int j, const Row& row, Step<P>& out) { pairs((const E*)row.bytes + 32 * j + 8 * row.quarter, out.pairs); }
+    static DEVICE void step(int j, const Row& row, Step<P>& out) {
+        pairs((const E*)row.bytes + 32 * j + 8 * row.quarter, out.pairs);
+    }
 };
 
 PRODUCT(product_f32, Floats<float>)

@@ -5,8 +5,8 @@
 // Columns below n_freq take their position from `a`, the others, n_freq more if `b` is given, from
 // `b`. a, b [n] i32, b may be null; inv_freq [n_freq] double; cos, sin [n, n_freq or 2 n_freq] f32.
 // Any one-dimensional grid and block.
-extern "C" __global__ void rope_table(const int* a, const int* b, const double* inv_freq, float* cos, float* sin, double amplitude, int n,
-                                      int n_freq) {
+extern "C" __global__ void rope_table(const int* a, const int* b, const double* inv_freq,
+    float* cos, float* sin, double amplitude, int n, int n_freq) {
     const int width = b != nullptr ? 2 * n_freq : n_freq;
     for (i64 i = thread_index(); i < (i64)n * width; i += n_threads()) {
         const int token = (int)(i / width), column = (int)(i % width);
@@ -54,9 +54,10 @@ DEVICE float element(T x, int) { return to_f32(x); }
 // A unit of work is N dimensions twice, at `first` and `second`, of HEADS heads; behind the units
 // that rotate come those that copy N dimensions.
 template <int N>
-DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_tokens, int n_heads, int width, int half, int layout,
-                   float sign, int accumulate) {
-    const u32 rotating = half / N, units = rotating + (width - 2 * half) / N, groups = (n_heads + HEADS - 1) / HEADS;
+DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_tokens, int n_heads,
+    int width, int half, int layout, float sign, int accumulate) {
+    const u32 rotating = half / N, units = rotating + (width - 2 * half) / N,
+        groups = (n_heads + HEADS - 1) / HEADS;
     const u32 n_work = (u32)n_tokens * groups * units;
     for (i64 work = thread_index(); work < n_work; work += n_threads()) {
         const u32 unit = (u32)work % units, rest = (u32)work / units;
@@ -79,10 +80,12 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
         const bool adjacent = N > 1 && layout == ADJACENT_PAIRS;
         float c[N], s[N];
         if (unit < rotating) {
-            const int low = adjacent ? first / 2 : column, high = adjacent ? second / 2 : column + (N + 1) / 2;
+            const int low = adjacent ? first / 2 : column,
+                high = adjacent ? second / 2 : column + (N + 1) / 2;
             constexpr int H = (N + 1) / 2;
             const float *cos_row = cos + (i64)token * half, *sin_row = sin + (i64)token * half;
-            Pack<float, H> cl = load_pack<float, H>(cos_row + low), sl = load_pack<float, H>(sin_row + low);
+            Pack<float, H> cl = load_pack<float, H>(cos_row + low),
+                sl = load_pack<float, H>(sin_row + low);
 #pragma unroll
             for (int i = 0; i < H; i++) c[i] = cl.v[i], s[i] = sl.v[i] * sign;
             if (N > 1) {
@@ -102,7 +105,8 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
             if (h >= heads) break;
-            T *to_first = y + start + h * width + first, *to_second = y + start + h * width + second;
+            T *to_first = y + start + h * width + first,
+                *to_second = y + start + h * width + second;
             Part old_a = {}, old_b = {};
             if (accumulate) {
                 old_a = *(const Part*)to_first;
@@ -115,7 +119,8 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
             Pack<T, N> out_a, out_b;
             if (unit >= rotating) {
 #pragma unroll
-                for (int i = 0; i < N; i++) out_a.v[i] = from_f32<T>(element(old_a, i) + element(a[h], i));
+                for (int i = 0; i < N; i++)
+                    out_a.v[i] = from_f32<T>(element(old_a, i) + element(a[h], i));
                 store_pack(to_first, out_a);
                 continue;
             }
@@ -123,12 +128,15 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
             if (adjacent) {
 #pragma unroll
                 for (int i = 0; i + 1 < N; i += 2) {
-                    rotate_pair(element(a[h], i), element(a[h], i + 1), c[i / 2], s[i / 2], ya[i], ya[i + 1]);
-                    rotate_pair(element(b[h], i), element(b[h], i + 1), c[(N + i) / 2], s[(N + i) / 2], yb[i], yb[i + 1]);
+                    rotate_pair(element(a[h], i), element(a[h], i + 1), c[i / 2], s[i / 2], ya[i],
+                        ya[i + 1]);
+                    rotate_pair(element(b[h], i), element(b[h], i + 1), c[(N + i) / 2],
+                        s[(N + i) / 2], yb[i], yb[i + 1]);
                 }
             } else {
 #pragma unroll
-                for (int i = 0; i < N; i++) rotate_pair(element(a[h], i), element(b[h], i), c[i], s[i], ya[i], yb[i]);
+                for (int i = 0; i < N; i++)
+                    rotate_pair(element(a[h], i), element(b[h], i), c[i], s[i], ya[i], yb[i]);
             }
 #pragma unroll
             for (int i = 0; i < N; i++) {
@@ -149,9 +157,9 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
 // half] f32. y may be x if accumulate = 0. Block 256, grid: ceil(n_tokens * ceil(n_heads / 4) *
 // (width - half) / LANES / 256), or any other: its stride covers all. n_tokens * ceil(n_heads / 4)
 // * (width - half) must be below 2^32.
-extern "C" __global__ void __launch_bounds__(256) rope_rotate(const T* x, const float* cos, const float* sin, T* y, int n_tokens,
-                                                              int n_heads, int width, int half, int layout, float sign,
-                                                              int accumulate) {
+extern "C" __global__ void __launch_bounds__(256) rope_rotate(const T* x, const float* cos,
+    const float* sin, T* y, int n_tokens, int n_heads, int width, int half, int layout, float sign,
+    int accumulate) {
     const int run = layout == TWO_HALVES ? half / 2 : half;
     if (is_packed(width) && is_packed(run)) {
         rotate<LANES>(x, cos, sin, y, n_tokens, n_heads, width, half, layout, sign, accumulate);

@@ -1,9 +1,9 @@
 //! A tanh that is accurate near 0 too, and the passes that use it.
 
+use crate::cpu::CHUNK;
 use crate::cpu::math;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads;
-use crate::inplace::CHUNK;
 
 /// `tanh x` to 3 ulp: an odd polynomial up to 0.625 (Cephes `tanhf`, Moshier 1989), and
 /// `1 − 2 / (e^2|x| + 1)` beyond.

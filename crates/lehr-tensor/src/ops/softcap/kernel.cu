@@ -10,14 +10,17 @@ extern "C" __global__ void softcap_forward(const T* x, T* y, i64 n, float cap) {
         Bits v = load_bits_once(x + p * LANES);
         PackT out;
 #pragma unroll
-        for (int i = 0; i < LANES; i++) out.v[i] = from_f32<T>(cap * tanh_for_t(element(v, i) * inverse));
+        for (int i = 0; i < LANES; i++)
+            out.v[i] = from_f32<T>(cap * tanh_for_t(element(v, i) * inverse));
         store_pack(y + p * LANES, out);
     }
-    for (i64 i = n_packs * LANES + thread_index(); i < n; i += n_threads()) y[i] = from_f32<T>(cap * tanh_for_t(to_f32(x[i]) * inverse));
+    for (i64 i = n_packs * LANES + thread_index(); i < n; i += n_threads())
+        y[i] = from_f32<T>(cap * tanh_for_t(to_f32(x[i]) * inverse));
 }
 
 // dx (+)= dy (1 - (y / cap)^2). y, dy, dx [n] T; dx may be dy.
-extern "C" __global__ void softcap_backward(const T* y, const T* dy, T* dx, i64 n, float cap, int accumulate) {
+extern "C" __global__ void softcap_backward(const T* y, const T* dy, T* dx, i64 n, float cap,
+    int accumulate) {
     const float inverse = 1.0f / cap;
     const i64 n_packs = n / LANES;
     for (i64 p = thread_index(); p < n_packs; p += n_threads()) {

@@ -15,7 +15,8 @@
 template <int N>
 DEVICE void forward_in_memory(const T* x, T* y, int rows, int d) {
     __shared__ float scratch[2][32];
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y) {
         const i64 at = (first + threadIdx.y) * d;
         const int width = first + threadIdx.y < rows ? d : 0, step = blockDim.x * N;
         // -FLT_MAX, not -infinity: e^(-infinity + infinity) would be NaN.
@@ -39,7 +40,8 @@ DEVICE void forward_in_memory(const T* x, T* y, int rows, int d) {
         for (int c = threadIdx.x * N; c < width; c += step) {
             Pack<T, N> v = load_pack<T, N>(x + at + c);
 #pragma unroll
-            for (int i = 0; i < N; i++) v.v[i] = from_f32<T>(exp_for_t(to_f32(v.v[i]) - top) * scale);
+            for (int i = 0; i < N; i++)
+                v.v[i] = from_f32<T>(exp_for_t(to_f32(v.v[i]) - top) * scale);
             store_pack(y + at + c, v);
         }
     }
@@ -47,7 +49,8 @@ DEVICE void forward_in_memory(const T* x, T* y, int rows, int d) {
 
 DEVICE void forward_in_registers(const T* x, T* y, int rows, int d) {
     __shared__ float scratch[2][32];
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y) {
         // Threads without a row go along: they are needed in the sums.
         const i64 at = (first + threadIdx.y) * d;
         const int width = first + threadIdx.y < rows ? d : 0;
@@ -83,14 +86,16 @@ DEVICE void forward_in_registers(const T* x, T* y, int rows, int d) {
             stay_packed(v[p]);
             PackT out;
 #pragma unroll
-            for (int i = 0; i < LANES; i++) out.v[i] = from_f32<T>(exp_for_t(element(v[p], i) - max) * scale);
+            for (int i = 0; i < LANES; i++)
+                out.v[i] = from_f32<T>(exp_for_t(element(v[p], i) - max) * scale);
             store_pack(y + at + column, out);
         }
     }
 }
 
 // y = e^(x - max) / sum of e^(x - max), row by row. x, y [rows, d] T; y may be x.
-extern "C" __global__ void __launch_bounds__(1024) softmax_forward(const T* x, T* y, int rows, int d) {
+extern "C" __global__ void __launch_bounds__(1024) softmax_forward(const T* x, T* y, int rows,
+    int d) {
     if (!is_packed(d)) forward_in_memory<1>(x, y, rows, d);
     else if (d / LANES <= PACKS * (int)blockDim.x) forward_in_registers(x, y, rows, d);
     else forward_in_memory<LANES>(x, y, rows, d);
@@ -100,7 +105,8 @@ template <int N>
 DEVICE void backward_in_memory(const T* y, const T* dy, T* dx, int rows, int d, int accumulate) {
     __shared__ float scratch[2][32];
     int turn = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
         const i64 at = (first + threadIdx.y) * d;
         const int width = first + threadIdx.y < rows ? d : 0, step = blockDim.x * N;
         float dot = 0.0f;
@@ -112,11 +118,13 @@ DEVICE void backward_in_memory(const T* y, const T* dy, T* dx, int rows, int d, 
         }
         dot = row_sum(dot, scratch[turn]);
         for (int c = threadIdx.x * N; c < width; c += step) {
-            Pack<T, N> ys = load_pack<T, N>(y + at + c), dys = load_pack<T, N>(dy + at + c), out = {};
+            Pack<T, N> ys = load_pack<T, N>(y + at + c), dys = load_pack<T, N>(dy + at + c),
+                out = {};
             if (accumulate) out = load_pack<T, N>(dx + at + c);
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                out.v[i] = from_f32<T>(to_f32(out.v[i]) + to_f32(ys.v[i]) * (to_f32(dys.v[i]) - dot));
+                out.v[i] = from_f32<T>(to_f32(out.v[i])
+                    + to_f32(ys.v[i]) * (to_f32(dys.v[i]) - dot));
             }
             store_pack(dx + at + c, out);
         }
@@ -126,7 +134,8 @@ DEVICE void backward_in_memory(const T* y, const T* dy, T* dx, int rows, int d, 
 DEVICE void backward_in_registers(const T* y, const T* dy, T* dx, int rows, int d, int accumulate) {
     __shared__ float scratch[2][32];
     int turn = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows; first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
+    for (i64 first = (i64)blockIdx.x * blockDim.y; first < rows;
+        first += (i64)gridDim.x * blockDim.y, turn ^= 1) {
         const i64 at = (first + threadIdx.y) * d;
         const int width = first + threadIdx.y < rows ? d : 0;
         Bits ys[PACKS] = {}, dys[PACKS] = {};
@@ -155,7 +164,8 @@ DEVICE void backward_in_registers(const T* y, const T* dy, T* dx, int rows, int 
             PackT out;
 #pragma unroll
             for (int i = 0; i < LANES; i++) {
-                out.v[i] = from_f32<T>(element(added, i) + element(ys[p], i) * (element(dys[p], i) - dot));
+                out.v[i] = from_f32<T>(element(added, i)
+                    + element(ys[p], i) * (element(dys[p], i) - dot));
             }
             store_pack(dx + at + column, out);
         }
@@ -163,8 +173,10 @@ DEVICE void backward_in_registers(const T* y, const T* dy, T* dx, int rows, int 
 }
 
 // dx (+)= y (dy - sum of dy y), row by row. y, dy, dx [rows, d] T; dx may be dy.
-extern "C" __global__ void __launch_bounds__(1024) softmax_backward(const T* y, const T* dy, T* dx, int rows, int d, int accumulate) {
+extern "C" __global__ void __launch_bounds__(1024) softmax_backward(const T* y, const T* dy, T* dx,
+    int rows, int d, int accumulate) {
     if (!is_packed(d)) backward_in_memory<1>(y, dy, dx, rows, d, accumulate);
-    else if (d / LANES <= PACKS * (int)blockDim.x) backward_in_registers(y, dy, dx, rows, d, accumulate);
+    else if (d / LANES <= PACKS * (int)blockDim.x)
+        backward_in_registers(y, dy, dx, rows, d, accumulate);
     else backward_in_memory<LANES>(y, dy, dx, rows, d, accumulate);
 }

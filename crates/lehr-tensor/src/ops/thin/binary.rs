@@ -2,7 +2,7 @@
 
 use super::cuda::{self, Binary, Unary};
 use crate::autograd::{Gradients, Op, record1};
-use crate::inplace::CHUNK;
+use crate::cpu::CHUNK;
 use crate::{DType, Result, Tensor, threads};
 
 impl Tensor {

@@ -2,7 +2,7 @@
 
 use super::cuda;
 use crate::autograd::{Gradients, Op, record1};
-use crate::inplace::CHUNK;
+use crate::cpu::CHUNK;
 use crate::{Result, Shape, Tensor, threads};
 
 impl Tensor {

@@ -1,0 +1,128 @@
+//! The memory of a device: one range of addresses, with memory behind as much of it as was ever in
+//! use.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Cuda, is_recorder};
+use lehr_kernels::free_list::{FreeList, Places, Stats};
+use lehr_kernels::{Device, Error, Result};
+
+/// Every block starts on a multiple of this: what cuBLASLt wants for its fastest products.
+const ALIGN: usize = 256;
+
+/// The free list of a device.
+pub(super) struct Arena {
+    ordinal: usize,
+    base: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    list: FreeList,
+    /// Bytes from the start that have memory behind them.
+    mapped: usize,
+    /// While work is recorded: what was freed. The recorded work uses it whenever it runs, so only
+    /// what is recorded after it gets it again.
+    held: Option<Places>,
+}
+
+/// A live block. It returns to the arena when dropped: the stream runs in order, so whoever gets it
+/// next writes after its last reader.
+#[derive(Debug)]
+pub struct Block {
+    ordinal: usize,
+    ptr: u64,
+    bytes: usize,
+}
+
+impl Arena {
+    pub(super) fn new(ordinal: usize, (base, limit): (u64, usize)) -> Self {
+        let state = State { list: FreeList::new(limit, ALIGN), mapped: 0, held: None };
+        Self { ordinal, base, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        self.lock().list.stats
+    }
+
+    /// From now on what is freed is held back.
+    pub(super) fn hold(&self) {
+        self.lock().held = Some(Places::default());
+    }
+
+    /// Ends that: what was held back, for [`Arena::give_back`].
+    pub(super) fn take_held(&self) -> Places {
+        self.lock().held.take().unwrap_or_default()
+    }
+
+    pub(super) fn give_back(&self, held: &Places) {
+        let mut state = self.lock();
+        held.all().for_each(|(offset, bytes)| state.list.give(offset, bytes));
+    }
+
+    pub(super) fn reset_peak(&self) {
+        let stats = &mut self.lock().list.stats;
+        stats.used_peak_bytes = stats.used_bytes;
+    }
+}
+
+impl Block {
+    /// Takes `bytes` bytes of device `ordinal`. The contents are unspecified.
+    pub fn take(ordinal: usize, bytes: usize) -> Result<Self> {
+        let cuda = Cuda::get(ordinal)?;
+        let arena = &cuda.arena;
+        let mut state = arena.lock();
+        let bytes = state.list.rounded(bytes);
+        let full = |state: &State| Error::OutOfMemory {
+            asked_bytes: bytes,
+            used_bytes: state.list.stats.used_bytes,
+            limit_bytes: state.list.limit,
+            device: Device::Cuda(arena.ordinal),
+        };
+        // Other threads may take blocks meanwhile; what was freed here is for this thread's work.
+        let again = state.held.as_mut().filter(|_| is_recorder()).and_then(|held| held.take(bytes));
+        let Some(offset) = again.or_else(|| state.list.take(bytes)) else {
+            return Err(full(&state));
+        };
+        if offset + bytes > state.mapped {
+            match cuda.backend.grow(arena.base, state.mapped, offset + bytes) {
+                Ok(mapped) => state.mapped = mapped,
+                Err(error) => {
+                    state.list.give(offset, bytes);
+                    return Err(match error {
+                        Error::OutOfMemory { .. } => full(&state),
+                        other => other,
+                    });
+                }
+            }
+        }
+        Ok(Self { ordinal, ptr: arena.base + offset as u64, bytes })
+    }
+
+    /// Its address on the device.
+    pub fn ptr(&self) -> u64 {
+        self.ptr
+    }
+
+    /// Returns the number of its device.
+    pub fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Ok(cuda) = Cuda::get(self.ordinal) {
+            let offset = (self.ptr - cuda.arena.base) as usize;
+            let mut state = cuda.arena.lock();
+            match &mut state.held {
+                Some(held) => held.give(offset, self.bytes),
+                None => state.list.give(offset, self.bytes),
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Work that is recorded once and run many times.
+
+use std::cell::Cell;
+use std::sync::PoisonError;
+
+use super::{Block, Cuda, Uploads};
+use lehr_kernels::free_list::Places;
+use lehr_kernels::{Error, Result};
+
+thread_local! {
+    static IS_RECORDER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread records as long as it lives.
+struct Recording(&'static Cuda);
+
+impl Recording {
+    fn start(cuda: &'static Cuda, uploads: Uploads) -> Result<Self> {
+        cuda.backend.begin_capture(uploads)?;
+        IS_RECORDER.set(true);
+        Ok(Self(cuda))
+    }
+
+    /// Gives what was recorded, in the place of an earlier recording if there is one.
+    fn end(self, earlier: Option<u64>) -> Result<u64> {
+        let cuda = self.0;
+        IS_RECORDER.set(false);
+        std::mem::forget(self);
+        cuda.backend.end_capture(earlier)
+    }
+}
+
+/// If the work panics: the stream must not go on recording.
+impl Drop for Recording {
+    fn drop(&mut self) {
+        IS_RECORDER.set(false);
+        if let Ok(handle) = self.0.backend.end_capture(None) {
+            self.0.backend.drop_graph(handle);
+        }
+        self.0.arena.give_back(&self.0.arena.take_held());
+    }
+}
+
+/// Whether this thread is recording.
+pub fn is_recorder() -> bool {
+    IS_RECORDER.get()
+}
+
+/// Work recorded once and run many times: a launch costs the host nothing then.
+pub struct Graph {
+    cuda: &'static Cuda,
+    handle: u64,
+    /// The memory of intermediate results, which stays reserved as long as the graph is there.
+    held: Places,
+}
+
+impl Graph {
+    /// Records what `body` starts on the device, without running it. It must have run once before,
+    /// so that its kernels are loaded and there is memory for its results. It must not upload
+    /// anything nor read results. What it allocates and frees stays reserved for the graph; what
+    /// was allocated before must outlive it. Other threads that use the device wait meanwhile.
+    ///
+    /// # Errors
+    /// Those of `body`, or if something in it cannot be recorded.
+    pub fn record(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<Self> {
+        /// Room for intermediate results that is there before recording begins.
+        const ROOM_BYTES: usize = 256 << 20;
+        let cuda = Cuda::get(ordinal)?;
+        // Best effort: where it is not to be had, less may do.
+        drop(Block::take(ordinal, ROOM_BYTES));
+        let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
+        let recording = Recording::start(cuda, Uploads::Refused)?;
+        cuda.arena.hold();
+        let done = body();
+        let held = cuda.arena.take_held();
+        match recording.end(None) {
+            Ok(handle) => {
+                // If `body` failed, the graph is forgotten at once.
+                let graph = Self { cuda, handle, held };
+                done.map(|()| graph)
+            }
+            Err(error) => {
+                cuda.arena.give_back(&held);
+                done.and(Err(error))
+            }
+        }
+    }
+
+    /// Bytes of the device that stay reserved for intermediate results.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.held.all().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn launch(&self) -> Result<()> {
+        let _turn = self.cuda.turn();
+        self.cuda.backend.launch_graph(self.handle)
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.cuda.backend.drop_graph(self.handle);
+        self.cuda.arena.give_back(&self.held);
+    }
+}
+
+/// Work that is recorded anew each time and then started by one launch, so that the GPU goes from
+/// kernel to kernel without the host: a step of training. What is recorded may change from time to
+/// time. If only addresses, numbers and extents differ from the time before, the driver's own form
+/// of the work is not built anew.
+pub struct OneLaunch {
+    cuda: &'static Cuda,
+    handle: Option<u64>,
+}
+
+impl OneLaunch {
+    /// For work on a device.
+    ///
+    /// # Errors
+    /// If the device cannot be opened.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Ok(Self { cuda: Cuda::get(ordinal)?, handle: None })
+    }
+
+    /// Records what `body` starts on the device and runs it. It must not read results. It should
+    /// have run once before without this, so that kernels are loaded. Other threads that use the
+    /// device wait meanwhile.
+    ///
+    /// # Errors
+    /// Those of `body`, after which nothing of it has run and what it keeps on the device is void,
+    /// or if something in it cannot be recorded.
+    pub fn run<T, E: From<Error>>(
+        &mut self,
+        body: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let cuda = self.cuda;
+        let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
+        let recording = Recording::start(cuda, Uploads::Recorded)?;
+        // What is freed inside may be used again inside and after: the work runs once, in its place
+        // in the stream.
+        let done = body();
+        // What was recorded before is replaced, or forgotten.
+        let recorded = recording.end(self.handle.take());
+        self.handle = recorded.as_ref().ok().copied();
+        let value = done?;
+        cuda.backend.launch_graph(recorded?)?;
+        Ok(value)
+    }
+}
+
+impl Drop for OneLaunch {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle {
+            self.cuda.backend.drop_graph(handle);
+        }
+    }
+}
