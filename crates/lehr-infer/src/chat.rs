@@ -85,18 +85,23 @@ impl<'a> ChatSession<'a> {
         answer
     }
 
+    /// Tokens that are kept free for an answer in a context of `capacity` tokens.
+    #[must_use]
+    pub fn answer_room(capacity: usize) -> usize {
+        const ANSWER_MIN: usize = 32;
+        ANSWER_MIN.min(capacity / 4)
+    }
+
     fn try_answer(
         &mut self,
         sampler: &mut Sampler,
         limits: &Limits,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        /// Room kept for the answer.
-        const ANSWER_MIN: usize = 32;
         let capacity = self.engine.context();
         let prompt = loop {
             let rendered = self.template.render(self.tokenizer, &self.messages, true)?;
-            if rendered.ids.len() + ANSWER_MIN.min(capacity / 4) < capacity {
+            if rendered.ids.len() + Self::answer_room(capacity) < capacity {
                 break rendered.ids;
             }
             let first = usize::from(self.messages[0].role == Role::System);

@@ -67,26 +67,6 @@ pub enum Error {
         /// The context.
         limit: usize,
     },
-    /// Windows over a text that cannot be.
-    #[error(
-        "scoring a text: windows of {window} tokens, each {stride} after the one before, expected \
-         at least 3 and at most the model's context of {context}, and steps of at least 1, shorter \
-         than a window"
-    )]
-    Windows {
-        /// Tokens in a window.
-        window: usize,
-        /// From one window to the next.
-        stride: usize,
-        /// The model's context.
-        context: usize,
-    },
-    /// There is nothing to predict.
-    #[error("scoring a text: it has {found} tokens, expected one and another to predict from it")]
-    TextTooShort {
-        /// Tokens of the text.
-        found: usize,
-    },
     /// One of several prompts cannot be continued.
     #[error("prompt {number} of {n}: {source}")]
     InPrompt {
@@ -157,16 +137,15 @@ pub enum Error {
     },
     /// A converted model does not compute what its source does.
     #[error(
-        "converting a model: the copy {} differs from the source: relative error {:.3e}, \
-         expected at most {:.0e}{}",
-        path.display(), proof.error, proof.limit,
-        if proof.same_ids == Some(false) { ", and its tokenizer gives other ids" } else { "" }
+        "converting a model: the copy {} differs from the source by more than its format explains: \
+         {}",
+        path.display(), proof.faults().join("; ")
     )]
     Unproven {
         /// What was written.
         path: PathBuf,
         /// How it differs.
-        proof: Box<crate::convert::Proof>,
+        proof: Box<crate::proof::Proof>,
     },
 }
 
@@ -191,12 +170,10 @@ impl Error {
                 Some("remove it first, or give another place with --to".to_owned())
             }
             Self::Unproven { .. } => Some(
-                "the copy is left where it was written, to be looked at; choose a format with \
-                 more bits, or report the model's family and format"
+                "the copy stays where it was written, for inspection; choose a format with more \
+                 bits, or report the model's family and format"
                     .to_owned(),
             ),
-            Self::Windows { .. } => Some("leave --window and --stride out".to_owned()),
-            Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
             Self::PromptTooLong { .. } => {
                 Some("shorten the prompt, or raise --context".to_owned())
             }

@@ -63,12 +63,15 @@ fn sixteen_bits_and_stored_weights_stay_near_f32() {
         for dtype in [DType::BF16, DType::F16] {
             model.to_device(Device::Cuda(0), dtype).unwrap();
             let off = distance(logits(&model).data(), want.data());
+            // A bf16 has 8 bits, so each of the few roundings of a layer is off by up to 0.4 %. The
+            // bound sees a missing sub-layer, which moves logits far more; single kernels are
+            // compared with their references in lehr-tensor.
             assert!(off < 2e-2, "{family} in {dtype}: logits are off by {off:.1e}");
         }
         let int8 = Model::open(&folder, "int8".parse::<Weights>().unwrap()).unwrap();
         let on_cpu = logits(&int8);
         int8.to_device(Device::Cuda(0), DType::F32).unwrap();
-        // There activations are rounded to 8 bits too.
+        // Only the CPU also rounds activations to 8 bits, whose steps are 0.8 % of the largest.
         let off = distance(logits(&int8).data(), on_cpu.data());
         assert!(off < 4e-2, "{family}, INT8: logits are off by {off:.1e}");
     }

@@ -3,16 +3,17 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
 use lehr_tensor::{
-    DType, Device, LoadStored, Named, ParamStore, Philox, Role, Shape, Source, StoredShape, Tensor,
-    no_grad,
+    DType, Device, Init, LoadStored, Named, ParamStore, Philox, Role, Shape, Source, StoredShape,
+    Tensor, no_grad,
 };
 
 use crate::adapt::{Adapted, AdapterConfig, AdapterFactory};
-use crate::arch::{ActivationCheckpointing, Layout, Pass};
+use crate::arch::{ActivationCheckpointing, KvPrefixParams, Layout, Pass};
 use crate::io::gguf::{GgufOptions, GgufSummary};
 use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
 use crate::nn::{LayerBuilder, Linear};
@@ -21,11 +22,12 @@ use crate::{Architecture, Config, Error, KvCache, Result, Spec, Tokens, Weights}
 /// A model of any family with its parameters.
 pub struct Model {
     config: Config,
-    arch: Box<dyn Architecture>,
+    arch: Arc<dyn Architecture>,
     params: ParamStore,
     n_elsewise: usize,
     checkpointing: ActivationCheckpointing,
     adapters: Vec<Adapted>,
+    kv_prefix: Option<Arc<[KvPrefixParams]>>,
 }
 
 impl Model {
@@ -210,7 +212,7 @@ impl Model {
         let factory = adapters.map(AdapterFactory::new);
         let mut params = ParamStore::default();
         let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
-        let arch = config.build(&mut root)?;
+        let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
         let adapters = match factory.map(AdapterFactory::finish) {
             Some(built) => {
                 // Only what an adapter adds is trained.
@@ -227,7 +229,10 @@ impl Model {
             None => Vec::new(),
         };
         let (spec, checkpointing) = (arch.spec(), ActivationCheckpointing::None);
-        Ok((Self { config, arch, params, n_elsewise: 0, checkpointing, adapters }, spec))
+        Ok((
+            Self { config, arch, params, n_elsewise: 0, checkpointing, adapters, kv_prefix: None },
+            spec,
+        ))
     }
 
     /// The adapters, in the order of their layers.
@@ -286,6 +291,39 @@ impl Model {
     /// If memory runs out, the device fails, or it cannot compute in `dtype`.
     pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
         Ok(self.params.to_device(device, dtype)?)
+    }
+
+    /// Adds learned keys and values of `n_tokens` positions before every text, in each block: the
+    /// parameters of prefix tuning (P-tuning v2), normal with standard deviation 0.02 at first. The
+    /// model's other parameters stay as they are, trainable or not.
+    ///
+    /// # Errors
+    /// If there is such a prefix already, `n_tokens` is 0, or memory runs out.
+    pub fn add_kv_prefix(&mut self, n_tokens: usize, seed: u64) -> Result<()> {
+        if n_tokens == 0 || self.kv_prefix.is_some() {
+            let found = format!("{n_tokens} tokens, beside {} there are", self.kv_prefix_len());
+            return Err(Error::config("learned prefix", found, "one prefix of at least 1 token"));
+        }
+        let (spec, (device, dtype)) = (self.spec(), self.compute());
+        let shape = [n_tokens, spec.n_kv_heads, spec.head_dim];
+        let source = Source::Init { seed };
+        let mut root = LayerBuilder::new(&mut self.params, &source);
+        let mut p = root.at("kv_prefix");
+        let mut layers = Vec::new();
+        for layer in 0..spec.n_layers {
+            let mut p = p.at(layer);
+            let mut param = |name| p.param(name, Role::Adapter, shape, Init::Normal(0.02));
+            layers.push(KvPrefixParams { k: param("key")?, v: param("value")? });
+        }
+        self.kv_prefix = Some(layers.into());
+        self.to_device(device, dtype)
+    }
+
+    /// Returns the number of learned positions before every text, 0 if there are none.
+    #[must_use]
+    pub fn kv_prefix_len(&self) -> usize {
+        let first = self.kv_prefix.as_ref().and_then(|layers| layers.first());
+        first.map_or(0, |layer| layer.k.shape()[0])
     }
 
     /// Sets what recorded forward passes keep for backward.
@@ -366,7 +404,8 @@ impl Model {
     /// # Errors
     /// If the tokens do not fit the model or memory runs out.
     pub fn hidden(&self, tokens: &Tokens) -> Result<Tensor> {
-        self.arch.forward(Pass::whole(tokens, self.checkpointing))
+        let pass = Pass::whole(tokens, self.checkpointing);
+        self.arch.forward(pass.with_kv_prefix(self.kv_prefix.clone()))
     }
 
     /// Hidden states of tokens that continue those in `cache`; nothing is recorded.
@@ -374,7 +413,8 @@ impl Model {
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
     pub fn hidden_cached(&self, tokens: &Tokens, cache: &mut KvCache) -> Result<Tensor> {
-        no_grad(|| self.arch.forward(Pass::continuing(tokens, cache)))
+        let pass = Pass::continuing(tokens, cache).with_kv_prefix(self.kv_prefix.clone());
+        no_grad(|| self.arch.forward(pass))
     }
 
     /// Whether texts begin with a prefix whose tokens see one another in both directions.
@@ -390,6 +430,13 @@ impl Model {
     /// If the text lacks the tokens that say so, for GLM-130B and ChatGLM-6B.
     pub fn layout(&self, ids: &[i32]) -> Result<Layout> {
         self.arch.layout(ids)
+    }
+
+    /// [`Model::layout`] as a function of its own, for loaders.
+    #[must_use]
+    pub fn layout_rule(&self) -> impl Fn(&[i32]) -> Result<Layout> + Send + Sync + use<> {
+        let arch = Arc::clone(&self.arch);
+        move |ids| arch.layout(ids)
     }
 
     /// Lays out `batch` whole texts of one length, in one slice.

@@ -1,6 +1,7 @@
 //! What a row, or a query, gives does not depend on what stands beside it.
 //!
-//! All comparisons are of bits. References are computed with one thread, the rest with one to three.
+//! All comparisons are of bits. References are computed with one thread, the rest with one to
+//! three.
 
 mod invariance {
     pub(crate) mod attention;

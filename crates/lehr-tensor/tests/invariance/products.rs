@@ -1,6 +1,6 @@
 //! Linear maps, with weights in f32 and in every stored format.
 
-use lehr_tensor::ops::activation::{Activation, GeluKind};
+use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::quant::{Activations, MatrixFormat, QMatrix, Scaling, WeightFormat};
 use lehr_tensor::{Isa, Tensor};
@@ -58,8 +58,8 @@ fn linear_with_an_activation_before_or_between() {
                 pick(&x, rows).feed_forward(up_map, curve, down).unwrap()
             });
         }
-        assert_rows_independent(&format!("{isa}: gelu"), N, sizes(), |rows| {
-            pick(&gate, rows).gelu(GeluKind::Erf).unwrap()
+        assert_rows_independent(&format!("{isa}: GELU"), N, sizes(), |rows| {
+            pick(&gate, rows).activation(Activation::GeluErf).unwrap()
         });
     });
 }
@@ -77,8 +77,8 @@ fn formats() -> Vec<MatrixFormat> {
     WeightFormat::ALL.into_iter().map(MatrixFormat::from).chain(own).collect()
 }
 
-/// Rows of weights and columns: below and beyond a quad of 128 and a pass of 512 columns, with rests
-/// of vectors and of blocks of rows.
+/// Rows of weights and columns: below and beyond a quad of 128 and a pass of 512 columns, with
+/// rests of vectors and of blocks of rows.
 fn shapes(format: MatrixFormat) -> Vec<(usize, usize)> {
     let of = |cols: usize| cols.next_multiple_of(format.block_len());
     let mut shapes = vec![(37, of(32)), (70, of(544)), (19, of(1100))];

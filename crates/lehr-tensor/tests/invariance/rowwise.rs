@@ -48,7 +48,7 @@ fn curves(isa: Isa, d: usize) {
     };
     check("softmax", &|rows| pick(&x, rows).softmax().unwrap());
     check("softcap", &|rows| pick(&x, rows).softcap(2.0).unwrap());
-    check("silu", &|rows| pick(&x, rows).silu().unwrap());
+    check("silu", &|rows| pick(&x, rows).activation(Activation::Silu).unwrap());
     check("gated", &|rows| pick(&x, rows).gated(&pick(&up, rows), Activation::GeluTanh).unwrap());
 }
 

@@ -22,11 +22,11 @@ pub(crate) struct Args {
     /// Instructions for the whole conversation
     #[arg(long)]
     system: Option<String>,
-    /// How conversations are written: a name (an unknown one lists them) or a file that ends in
-    /// .jinja [default: the model's own]
+    /// Chat template: a name (an unknown one lists them) or a file ending in .jinja [default: the
+    /// model's own]
     #[arg(long, value_name = "NAME|FILE.jinja")]
     template: Option<String>,
-    /// Ask this one question and end
+    /// Ask this one question and exit
     #[arg(short, long)]
     prompt: Option<String>,
     #[command(flatten)]
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         if line.trim().is_empty() {
             continue;
         }
-        // A message that does not fit ends neither the conversation nor what was said before.
+        // A message that does not fit ends neither the conversation nor discards its history.
         match answer(&mut session, line.trim()) {
             Err(error) if is_too_long(&error) => {
                 fail::report(&error);

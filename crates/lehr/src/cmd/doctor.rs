@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 println!("GPU {i}: {}", describe(info));
             }
         }
-        Err(error) => println!("GPU: none can be used: {error:#}"),
+        Err(error) => println!("GPU: none is usable: {error:#}"),
     }
     for library in cuda::libraries() {
         let found = library.found.as_deref().unwrap_or("missing");
@@ -67,9 +67,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     match cuda::usable() {
         Ok(true) => println!("device = \"auto\" takes GPU 0"),
-        Ok(false) => println!("device = \"auto\" takes the CPU"),
+        Ok(false) => println!("device = \"auto\" uses the CPU"),
         Err(error) => {
-            println!("device = \"auto\" takes the CPU, because: {error}");
+            println!("device = \"auto\" uses the CPU: {error}");
             if let Some(hint) = error.hint() {
                 println!("hint: {hint}");
             }

@@ -136,7 +136,7 @@ fn formats(stored: &[StoredTensor]) -> BTreeMap<&str, (usize, u64)> {
     formats
 }
 
-/// What the run directory says about the training of a checkpoint, if there is one.
+/// Reads what the run directory says about the training of a checkpoint, if there is one.
 fn training(run: &Path, checkpoint: &Path) -> Option<serde_json::Map<String, Value>> {
     let run = match run.join("recipe.toml").is_file() {
         true => run.to_owned(),
@@ -224,7 +224,7 @@ fn to_json(
     json
 }
 
-/// A count for people: `124.4 M`.
+/// Formats a count for people: `124.4 M`.
 fn count(n: u64) -> String {
     scaled(n, 1000.0, ["", " k", " M", " G", " T"])
 }

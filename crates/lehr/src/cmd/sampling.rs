@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lehr_infer::{Limits, Sampler, Sampling};
 
-/// How the next token is chosen, and when the answer ends.
+/// Sampling of the next token, and the end of an answer.
 #[derive(clap::Args)]
 pub(crate) struct SamplingArgs {
     /// Always take the most likely token
@@ -33,7 +33,7 @@ pub(crate) struct SamplingArgs {
     /// Seed of the draws
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// At most so many new tokens
+    /// Maximum number of new tokens
     #[arg(short = 'n', long)]
     max_tokens: Option<usize>,
     /// At most N tokens of prompt and answer together, which bounds the memory of keys and values

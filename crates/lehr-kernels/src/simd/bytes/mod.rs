@@ -169,7 +169,8 @@ pub fn dispatch_bytes<K: BytesKernel>(kernel: K) -> K::Out {
         // SAFETY: as above; AVX-512 includes AVX2.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::Avx512 if is_x86_feature_detected!("f16c") => unsafe { run_avx2(kernel) },
-        // NEON fuses multiply-adds elsewhere; plain code beside it does the same, with the same bits.
+        // NEON fuses multiply-adds elsewhere; plain code beside it does the same, with the same
+        // bits.
         #[cfg(target_arch = "aarch64")]
         super::Isa::Neon => kernel.run(scalar::Scalar::<true>),
         _ => kernel.run(scalar::Scalar::<false>),

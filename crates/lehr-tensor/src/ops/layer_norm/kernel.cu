@@ -88,8 +88,8 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
 }
 
 // y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps). x, y [rows, d] T;
-// weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block: see the
-// top, per_thread = 4. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
+// weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block:
+// per_thread = FORWARD_PACKS. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(896) layer_norm_forward(const T* x,
     const float* weight, const float* bias, T* y, float* mean, float* rstd, float eps, int rows,
     int d) {
@@ -127,7 +127,8 @@ DEVICE void row_sums(float& a, float& b, float* scratch) {
 struct RowPart : RowPair {
     float mean, rstd;
 };
-DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* mean, const float* rstd, i64 row, int rows, int d) {
+DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* mean, const float* rstd,
+    i64 row, int rows, int d) {
     load_pair(part, x, dy, row, rows, d);
     part.mean = row < rows ? mean[row] : 0.0f;
     part.rstd = row < rows ? rstd[row] : 0.0f;
@@ -201,7 +202,8 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         store_sums(mine, dw, d);
     }
     if (bias_partials != nullptr) {
-        float* mine = several ? sums + (blockDim.y + threadIdx.y) * d : bias_partials + (i64)blockIdx.x * d;
+        float* mine = several ? sums + (blockDim.y + threadIdx.y) * d
+            : bias_partials + (i64)blockIdx.x * d;
         store_sums(mine, db, d);
     }
     if (!several) return;

@@ -81,7 +81,8 @@ extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_forward(const T*
 struct RowPart : RowPair {
     float rstd;
 };
-DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* rstd, i64 row, int rows, int d) {
+DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* rstd, i64 row, int rows,
+    int d) {
     load_pair(part, x, dy, row, rows, d);
     part.rstd = row < rows ? rstd[row] : 0.0f;
 }

@@ -25,13 +25,13 @@ pub(crate) struct Args {
     /// Sequences at once
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Tokens of the prompt
+    /// Prompt length in tokens
     #[arg(long, default_value_t = 512)]
     prompt: usize,
-    /// Tokens to generate after it
+    /// Tokens to generate
     #[arg(long, default_value_t = 128)]
     new: usize,
-    /// Runs; the median counts
+    /// Runs; the result is their median
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     #[command(flatten)]
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let mut engine = Engine::without_text(&model, settings)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    // The first run touches the memory and is not counted.
+    // The first run touches memory and is not counted.
     for round in 0..=args.rounds {
         let (read_s, generate_s) = once(&mut engine, model.spec().vocab_size, args)?;
         if round > 0 {
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let (prefill_tok_s, decode_tok_s) = (median(&mut prefill), median(&mut decode));
-    // Every generated token reads all weights once, but of a table of its own only one row.
+    // Every generated token reads all weights once, but only one row of an untied embedding.
     let gb_s = decode_tok_s / args.batch as f64 * model.decode_bytes() as f64 / 1e9;
     let copy_gb_s = match model.compute().0 {
         Device::Cuda(ordinal) => Some(cuda::copy_rate(ordinal)? / 1e9),

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::fail::Hinted;
 
-/// A file of prompts, and how they are worked on.
+/// A file of prompts, and settings for working on it.
 #[derive(clap::Args)]
 pub(crate) struct PromptsArgs {
-    /// Continue all prompts of a file instead: a .txt with one a line, or a .jsonl with objects
-    /// that have a "prompt". Prints one JSON object for each, in their order
+    /// Continue all prompts of a file: a .txt with one per line, or a .jsonl with objects that have
+    /// a "prompt". Prints one JSON object per prompt, in order
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
     /// With --prompts: at most N sequences at once
@@ -123,19 +123,19 @@ fn object(index: usize, prompt: &str, generated: &Generated) -> Value {
     })
 }
 
-/// Where the objects go, in the order of the prompts.
+/// Output of the objects, in the order of the prompts.
 struct Lines {
     to: Box<dyn Write>,
     name: String,
-    /// Which prompt's is the next.
+    /// Index of the next prompt to write.
     next: usize,
-    /// Of prompts whose turn has not come.
+    /// Objects of later prompts.
     held: BTreeMap<usize, Value>,
     failure: Option<io::Error>,
 }
 
 impl Lines {
-    /// To a file, or to standard output.
+    /// A file or standard output.
     fn new(path: Option<&Path>) -> Result<Self> {
         let (to, name): (Box<dyn Write>, _) = match path {
             Some(path) => {
@@ -148,7 +148,7 @@ impl Lines {
         Ok(Self { to, name, next: 0, held: BTreeMap::new(), failure: None })
     }
 
-    /// Takes the object of prompt `index` and writes those whose turn it is.
+    /// Takes the object of prompt `index` and writes all that are next in order.
     fn put(&mut self, index: usize, object: Value) -> ControlFlow<()> {
         self.held.insert(index, object);
         while let Some(object) = self.held.remove(&self.next) {
@@ -162,7 +162,7 @@ impl Lines {
         ControlFlow::Continue(())
     }
 
-    /// An error if something was not written.
+    /// Returns an error if something was not written.
     fn end(self) -> Result<()> {
         match self.failure {
             Some(error) => Err(error).with_context(|| format!("writing {}", self.name)),
@@ -171,7 +171,7 @@ impl Lines {
     }
 }
 
-/// The prompts of a file. Empty lines are none.
+/// Reads the prompts of a file. Skips empty lines.
 pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
     let name = path.display();
     let is_json = match path.extension().and_then(|ending| ending.to_str()) {
@@ -180,7 +180,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
         _ => {
             return Err(Hinted::error(
                 format!("--prompts is {name}, expected a name that ends in .txt or .jsonl"),
-                "a .txt has one prompt a line; a .jsonl one object a line, with a \"prompt\"",
+                "a .txt has one prompt per line; a .jsonl one object per line, with a \"prompt\"",
             ));
         }
     };
@@ -199,7 +199,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
     };
     if prompts.is_empty() {
         let hint =
-            "give a .txt with one prompt a line, or a .jsonl with a \"prompt\" in each object";
+            "give a .txt with one prompt per line, or a .jsonl with a \"prompt\" in each object";
         return Err(Hinted::error(format!("reading {name}: it has no prompts"), hint));
     }
     Ok(prompts)

@@ -1,8 +1,9 @@
 //! The forward pass: scores, running softmax, weighted values, tile by tile.
 //!
-//! A query is a row of its tile: its blocks of keys are counted from key 0 of the text, and what the
-//! other rows see adds zeros to its sums at most. So its bits depend neither on the queries beside
-//! it nor on how many there are; [`decode`](super::decode), for few, keeps to the same order.
+//! A query is a row of its tile: its blocks of keys are counted from key 0 of the text, and what
+//! the other rows see adds zeros to its sums at most. So its bits depend neither on the queries
+//! beside it nor on how many there are; [`decode`](super::decode), for few, keeps to the same
+//! order.
 
 use super::pack::{self, Rows};
 use super::tile::{self, Columns, Spans};

@@ -1,9 +1,9 @@
 //! Few rows of activations times weights of 16 or 32 bits or of NF4, which become f32 in registers.
 //!
 //! The order of additions is that of the matrix product ([`gemm`](crate::gemm)), which multiplies
-//! many rows: one chain of multiply-adds for each pass of [`pass`] columns, and the passes one after
-//! the other. A row of activations gives the same bits alone and among many. That is why 16 rows of
-//! weights are transposed in registers instead of being multiplied in dot products.
+//! many rows: one chain of multiply-adds for each pass of [`pass`] columns, and the passes one
+//! after the other. A row of activations gives the same bits alone and among many. That is why 16
+//! rows of weights are transposed in registers instead of being multiplied in dot products.
 
 use std::ops::Range;
 

@@ -302,8 +302,9 @@ unsafe fn add_words<S: Bytes>(
     }
 }
 
-/// `sums += acc · scale of column · scale of row + offset of column · sum of row`; for signed codes,
-/// which were multiplied plus 128, `sums += (acc + sum of row) · scale of column · scale of row`.
+/// `sums += acc · scale of column · scale of row + offset of column · sum of row`; for signed
+/// codes, which were multiplied plus 128, `sums += (acc + sum of row) · scale of column · scale of
+/// row`.
 ///
 /// # Safety
 /// Scales and offsets of all columns can be read.
