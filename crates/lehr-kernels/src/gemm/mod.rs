@@ -112,8 +112,8 @@ pub fn gemm(
 }
 
 /// Length of a pass along `k` steps, a multiple of 16. It depends on `k` alone, because the cut
-/// decides the order of additions. Passes are of about equal length: a short last one would update C
-/// for little work.
+/// decides the order of additions. Passes are of about equal length: a short last one would update
+/// C for little work.
 #[must_use]
 pub fn pass(k: usize) -> usize {
     k.div_ceil(k.div_ceil(KC)).next_multiple_of(16).min(KC)
