@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Result, cargo};
+use crate::{Result, cargo, rooms};
 
 /// Each crate and those of ours it may use. Tests and build scripts obey the same arrows.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -37,10 +37,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
-/// What is wrong in the workspace at `root`.
+/// What is wrong in the workspace at `root`, between crates and inside them.
 ///
 /// # Errors
-/// If `cargo metadata` fails.
+/// If `cargo metadata` fails or a file cannot be read.
 pub fn problems(root: &Path) -> Result<Vec<String>> {
     let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline"];
     let output = cargo(root, &arguments).output()?;
@@ -48,7 +48,9 @@ pub fn problems(root: &Path) -> Result<Vec<String>> {
         let reason = String::from_utf8_lossy(&output.stderr);
         return Err(format!("`cargo metadata` in {}: {reason}", root.display()).into());
     }
-    Ok(of_metadata(&serde_json::from_slice(&output.stdout)?))
+    let mut problems = of_metadata(&serde_json::from_slice(&output.stdout)?);
+    problems.extend(rooms::problems(root)?);
+    Ok(problems)
 }
 
 /// What is wrong in the output of `cargo metadata --no-deps`.

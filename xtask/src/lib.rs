@@ -8,6 +8,7 @@ pub mod ci;
 pub mod links;
 pub mod markdown;
 pub mod readme;
+pub mod rooms;
 pub mod tidy;
 
 use std::path::Path;

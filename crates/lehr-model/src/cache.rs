@@ -91,7 +91,7 @@ impl KvCache {
     /// Forgets all positions from `len` on and returns how many remain: the next tokens are
     /// written there. Tokens of a bidirectional context have seen one another, so if not all of
     /// them and the `<sop>` after them can stay, none does.
-    #[must_use = "more may be forgotten than was asked for"]
+    #[must_use = "more may be forgotten than requested"]
     pub fn truncate(&mut self, len: usize) -> usize {
         let whole = self.prefixes.iter().map(|prefix| prefix.len + 1).max().unwrap_or(0);
         self.len = if len < whole { 0 } else { self.len.min(len) };
@@ -109,7 +109,7 @@ impl KvCache {
     }
 
     /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's
-    /// whole tensors, of which `len() + T` positions are valid.
+    /// whole tensors. `len() + T` of their positions are valid.
     ///
     /// # Errors
     /// If the shapes or devices do not fit.
