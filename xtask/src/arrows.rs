@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Result, cargo, rooms};
+use crate::{Result, cargo};
 
-/// Each crate and those of ours it may use. Tests and build scripts obey the same arrows.
+/// Each crate and the workspace crates it may use. The same arrows hold for tests and build
+/// scripts.
 const ARROWS: &[(&str, &[&str])] = &[
     ("lehr-kernels", &[]),
     ("lehr-cuda", &["lehr-kernels"]),
@@ -37,10 +38,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
-/// What is wrong in the workspace at `root`, between crates and inside them.
+/// Returns what is wrong in the workspace at `root`.
 ///
 /// # Errors
-/// If `cargo metadata` fails or a file cannot be read.
+/// If `cargo metadata` fails.
 pub fn problems(root: &Path) -> Result<Vec<String>> {
     let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline"];
     let output = cargo(root, &arguments).output()?;
@@ -48,12 +49,10 @@ pub fn problems(root: &Path) -> Result<Vec<String>> {
         let reason = String::from_utf8_lossy(&output.stderr);
         return Err(format!("`cargo metadata` in {}: {reason}", root.display()).into());
     }
-    let mut problems = of_metadata(&serde_json::from_slice(&output.stdout)?);
-    problems.extend(rooms::problems(root)?);
-    Ok(problems)
+    Ok(of_metadata(&serde_json::from_slice(&output.stdout)?))
 }
 
-/// What is wrong in the output of `cargo metadata --no-deps`.
+/// Returns what is wrong in the output of `cargo metadata --no-deps`.
 #[must_use]
 pub fn of_metadata(metadata: &Value) -> Vec<String> {
     let packages = metadata["packages"].as_array().map_or(&[][..], Vec::as_slice);

@@ -6,42 +6,12 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use xtask::tidy::Source;
-use xtask::{arrows, links, markdown, readme, rooms};
+use xtask::{arrows, links, markdown, readme};
 
 fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().expect("a path in a folder")).expect("a folder");
     fs::write(path, text).expect("a file");
-}
-
-#[test]
-fn a_module_that_uses_one_above_it_is_found_under_every_name() {
-    let files = |io: &str| {
-        vec![
-            Source::new("c/src/lib.rs", "mod io;\nmod model;\npub use model::{Model, Part};\n"),
-            Source::new("c/src/io/file.rs", io),
-            Source::new("c/src/model.rs", "use crate::io::{self, File};\nuse crate::Part;\n"),
-        ]
-    };
-    let check = |io: &str| rooms::of_crate("c/src/", &["io", "model"], &files(io));
-    for good in [
-        "use crate::io::other;\n",
-        "//! [`crate::Model`] does it.\n",
-        "#[cfg(test)]\nmod tests {\n    use crate::Model;\n}\n",
-    ] {
-        assert_eq!(check(good), Vec::<String>::new(), "{good}");
-    }
-    for (bad, name) in [
-        ("use crate::model::Model;\n", "model"),
-        ("use crate::{\n    Part,\n    io::{a, b},\n    Model,\n};\n", "Part"),
-        ("fn f(model: &crate::Model) {}\n", "Model"),
-    ] {
-        let problems = check(bad);
-        assert!(!problems.is_empty(), "{bad}");
-        assert!(problems[0].contains(&format!("`io` uses `{name}` of `model`")), "{problems:?}");
-    }
-    assert!(rooms::of_crate("c/src/", &["model"], &files(""))[0].contains("`io` has no floor"));
 }
 
 #[test]

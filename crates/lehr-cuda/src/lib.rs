@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 pub use arena::Block;
-pub use blas::{FP8_CAPABILITY, with_plain_products};
+pub use blas::{FP8_CAPABILITY, FP8_MULTIPLE, with_plain_products};
 pub use buffer::CudaBuffer;
 pub use compile::Source;
 pub use compile::{CompileReport, compile_all};
@@ -413,8 +413,8 @@ pub fn usable() -> Result<bool> {
 }
 
 /// Compiles those kernels of `sources` that are not in the cache yet for a device and these element
-/// types, on all cores, so that the first step does not do it one by one. `begin` is told how many files there
-/// are, if any.
+/// types, on all cores, so that the first step does not do it one by one. `begin` is told how many
+/// files there are, if any.
 ///
 /// # Errors
 /// If the device cannot be opened or a kernel does not compile.

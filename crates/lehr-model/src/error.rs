@@ -43,16 +43,6 @@ pub enum Error {
         /// What can be done about it.
         hint: &'static str,
     },
-    /// Recorded work was used in a way it cannot be.
-    #[error("{doing}: found {found}, expected {expected}")]
-    Recorded {
-        /// What was being done.
-        doing: &'static str,
-        /// What was found.
-        found: &'static str,
-        /// What was expected.
-        expected: &'static str,
-    },
     /// A setting of `config.json` or of a recipe's model has a value it cannot take.
     #[error("model configuration: {key} is {found}, expected {expected}")]
     Config {
@@ -119,6 +109,20 @@ pub enum Error {
         /// What was expected.
         expected: &'static str,
     },
+    /// Tokens do not fit their layouts, or were laid out for another kind of model.
+    #[error("laying out tokens: found {found}, expected {expected}")]
+    Layout {
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// A forward pass with a cache was to be recorded for backward.
+    #[error(
+        "running the model: tokens continue a cache while recording is on, expected no_grad: keys \
+         and values in a cache have no gradients"
+    )]
+    RecordedCache,
     /// A text lacks the tokens that say how the model is to read it.
     #[error("reading the input: {reason}")]
     Prompt {
@@ -151,7 +155,6 @@ impl Error {
             })),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
             Self::Adapter { hint, .. } => Some((*hint).to_owned()),
-            Self::Recorded { .. } => None,
             Self::Config { .. } => Some(
                 "correct it where the model is described: config.json, or [model] of the recipe"
                     .to_owned(),
@@ -169,7 +172,10 @@ impl Error {
             Self::PagesFull { .. } => Some(
                 "generate shorter texts, or give the cache more room (--cache-tokens)".to_owned(),
             ),
-            Self::Paged { .. } => None,
+            Self::Paged { .. } | Self::RecordedCache => None,
+            Self::Layout { .. } => {
+                Some("lay the tokens out with the model that reads them (Model::layout)".to_owned())
+            }
             Self::Prompt { hint, .. } => Some(hint.clone()),
             Self::TooLong { .. } => {
                 Some("shorten the prompt, or use a model with a longer context".to_owned())
@@ -184,6 +190,10 @@ impl Error {
 
     pub(crate) fn format(path: &Path, reason: impl Into<String>) -> Self {
         Self::Format { path: path.to_owned(), reason: reason.into(), hint: None }
+    }
+
+    pub(crate) fn layout(found: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self::Layout { found: found.into(), expected: expected.into() }
     }
 
     pub(crate) fn adapter(

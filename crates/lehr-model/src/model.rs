@@ -3,21 +3,23 @@
 mod build;
 mod save;
 
+use std::sync::Arc;
+
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{DType, Device, Named, ParamStore, Role, Tensor, no_grad};
 
 use crate::adapt::Adapted;
-use crate::arch::Activations;
+use crate::arch::{ActivationCheckpointing, Layout, Pass};
 use crate::nn::Linear;
-use crate::{Architecture, Config, Error, KvCache, Result, Spec, TextDivision, Tokens};
+use crate::{Architecture, Config, Error, KvCache, Result, Spec, Tokens};
 
 /// A model of any family with its parameters.
 pub struct Model {
     config: Config,
-    arch: Box<dyn Architecture>,
+    arch: Arc<dyn Architecture>,
     params: ParamStore,
     n_elsewise: usize,
-    activations: Activations,
+    checkpointing: ActivationCheckpointing,
     adapters: Vec<Adapted>,
 }
 
@@ -49,9 +51,9 @@ impl Model {
         Ok(self.params.to_device(device, dtype)?)
     }
 
-    /// Says what becomes of activations when it is trained.
-    pub fn set_activations(&mut self, activations: Activations) {
-        self.activations = activations;
+    /// Sets what recorded forward passes keep for backward.
+    pub fn set_activation_checkpointing(&mut self, checkpointing: ActivationCheckpointing) {
+        self.checkpointing = checkpointing;
     }
 
     /// From now on training multiplies in fp8 the matrices of blocks whose both sides are at least
@@ -127,35 +129,47 @@ impl Model {
     /// # Errors
     /// If the tokens do not fit the model or memory runs out.
     pub fn hidden(&self, tokens: &Tokens) -> Result<Tensor> {
-        match self.activations {
-            Activations::Keep => self.arch.hidden(tokens, None),
-            activations => self.arch.hidden(&Tokens { activations, ..tokens.clone() }, None),
-        }
+        self.arch.forward(Pass::whole(tokens, self.checkpointing))
     }
 
-    /// Hidden states of tokens that continue those in `cache`.
+    /// Hidden states of tokens that continue those in `cache`; nothing is recorded.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
     pub fn hidden_cached(&self, tokens: &Tokens, cache: &mut KvCache) -> Result<Tensor> {
-        self.arch.hidden(tokens, Some(cache))
+        no_grad(|| self.arch.forward(Pass::continuing(tokens, cache)))
     }
 
-    /// How many of a text's first tokens have to be run in one call, because they see one another
-    /// in both directions: 0 for causal models.
-    ///
-    /// # Errors
-    /// If the text lacks the tokens that say so.
-    pub fn undivided(&self, ids: &[i32]) -> Result<usize> {
-        self.arch.undivided(ids)
+    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    #[must_use]
+    pub fn has_prefix(&self) -> bool {
+        self.arch.has_prefix()
     }
 
-    /// Positions and mask, if the model derives them from the ids.
+    /// Lays out one text: the positions of its tokens, and how many of the first see one another in
+    /// both directions.
     ///
     /// # Errors
-    /// If a text lacks the tokens that say so.
-    pub fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
-        self.arch.division(tokens)
+    /// If the text lacks the tokens that say so, for GLM-130B and ChatGLM-6B.
+    pub fn layout(&self, ids: &[i32]) -> Result<Layout> {
+        self.arch.layout(ids)
+    }
+
+    /// [`Model::layout`] as a function of its own, for loaders.
+    #[must_use]
+    pub fn layout_rule(&self) -> impl Fn(&[i32]) -> Result<Layout> + Send + Sync + use<> {
+        let arch = Arc::clone(&self.arch);
+        move |ids| arch.layout(ids)
+    }
+
+    /// Lays out `batch` whole texts of one length, in one slice.
+    ///
+    /// # Errors
+    /// As [`Model::layout`], or if the number of ids is no multiple of `batch`.
+    pub fn tokens(&self, ids: &[i32], batch: usize) -> Result<Tokens> {
+        let texts = ids.chunks((ids.len() / batch.max(1)).max(1));
+        let layouts = texts.map(|text| self.layout(text)).collect::<Result<Vec<_>>>()?;
+        Tokens::of_texts(ids, &layouts.iter().collect::<Vec<_>>(), 0)
     }
 
     /// Logits `[.., V]` of hidden states `[.., D]`.

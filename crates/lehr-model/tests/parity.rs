@@ -8,9 +8,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use lehr_model::arch::Pass;
 use lehr_model::io::{Checkpoint, read_json};
 use lehr_model::nn::LayerBuilder;
-use lehr_model::{Activations, Config, Model, Role, Tokens};
+use lehr_model::{ActivationCheckpointing, Config, Error, Model, PackedText, Role, Tokens};
 use lehr_tensor::{NamePattern, Param, ParamStore, Source, Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
@@ -32,8 +33,9 @@ fn every_family_has_a_golden() {
 fn golden(dir: &Path) -> (Model, Checkpoint, Tokens) {
     let golden = Checkpoint::open(&dir.join("golden.safetensors")).unwrap();
     let ids = golden.ids("input_ids").unwrap();
-    let tokens = Tokens::new(ids.ids(), ids.shape()[0], 0).unwrap();
-    (Model::load(dir).unwrap(), golden, tokens)
+    let model = Model::load(dir).unwrap();
+    let tokens = model.tokens(ids.ids(), ids.shape()[0]).unwrap();
+    (model, golden, tokens)
 }
 
 fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -116,8 +118,8 @@ fn activations_computed_again_change_no_bit() {
         if short {
             cases.push((Tokens::new(&tokens.ids.ids()[..3], 1, 0).unwrap(), cut(&targets)));
         }
-        let mut run = |activations, (tokens, targets): &(Tokens, Tensor)| {
-            model.set_activations(activations);
+        let mut run = |checkpointing, (tokens, targets): &(Tokens, Tensor)| {
+            model.set_activation_checkpointing(checkpointing);
             model.params().clear_grads();
             let loss = model.loss(tokens, targets, 8.0).unwrap();
             let value = loss.item().unwrap();
@@ -128,7 +130,8 @@ fn activations_computed_again_change_no_bit() {
             (value.to_bits(), grads)
         };
         for case in &cases {
-            let (kept, again) = (run(Activations::Keep, case), run(Activations::Recompute, case));
+            let kept = run(ActivationCheckpointing::None, case);
+            let again = run(ActivationCheckpointing::Recompute, case);
             assert!(kept == again, "{}", dir.display());
         }
     }
@@ -141,18 +144,18 @@ fn freezing_changes_no_other_gradient() {
     for dir in golden_dirs() {
         let (mut model, golden, tokens) = golden(&dir);
         let targets = targets(&model, &golden.ids("labels").unwrap());
-        let grads = |model: &mut Model, activations| -> Vec<Option<Vec<f32>>> {
-            model.set_activations(activations);
+        let grads = |model: &mut Model, checkpointing| -> Vec<Option<Vec<f32>>> {
+            model.set_activation_checkpointing(checkpointing);
             model.params().clear_grads();
             model.loss(&tokens, &targets, 8.0).unwrap().backward().unwrap();
             let params = model.params().params().iter();
             params.map(|param| param.grad().map(|grad| grad.to_vec())).collect()
         };
-        let all = grads(&mut model, Activations::Keep);
+        let all = grads(&mut model, ActivationCheckpointing::None);
         let n_frozen = model.params().freeze(|param| param.role() != Role::Mlp);
         assert!(n_frozen > 5 && n_frozen < all.len(), "{}", dir.display());
-        for activations in [Activations::Keep, Activations::Recompute] {
-            let some = grads(&mut model, activations);
+        for checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
+            let some = grads(&mut model, checkpointing);
             for ((param, all), some) in model.params().params().iter().zip(&all).zip(&some) {
                 let wanted = all.as_ref().filter(|_| param.is_trainable());
                 assert_eq!(some.is_some(), wanted.is_some(), "{}", param.name());
@@ -163,8 +166,8 @@ fn freezing_changes_no_other_gradient() {
             }
         }
         model.params().freeze(|_| true);
-        for activations in [Activations::Keep, Activations::Recompute] {
-            model.set_activations(activations);
+        for checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
+            model.set_activation_checkpointing(checkpointing);
             assert!(!model.loss(&tokens, &targets, 8.0).unwrap().wants_grad());
         }
     }
@@ -211,7 +214,7 @@ fn hidden_states_of_encoders_match_the_reference() {
 fn a_pass_with_a_cache_is_not_recorded_by_mistake() {
     let mut n_causal = 0;
     for dir in golden_dirs() {
-        let (model, golden, tokens) = golden(&dir);
+        let (model, _, tokens) = golden(&dir);
         if !model.is_causal() {
             continue;
         }
@@ -221,13 +224,12 @@ fn a_pass_with_a_cache_is_not_recorded_by_mistake() {
         let source = Source::Init { seed: 1 };
         let arch = config.build(&mut LayerBuilder::new(&mut store, &source)).unwrap();
         let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
-        let error = arch.forward(&tokens, Some(&mut cache)).unwrap_err();
-        assert!(error.to_string().contains("recorded for backward"), "{error}");
+        let error = arch.forward(Pass::continuing(&tokens, &mut cache)).unwrap_err();
+        assert!(matches!(error, Error::RecordedCache), "{error}");
         assert!(cache.is_empty());
-        let hidden = arch.hidden(&tokens, Some(&mut cache)).unwrap();
+        let hidden = model.hidden_cached(&tokens, &mut cache).unwrap();
         assert!(!hidden.wants_grad() && cache.len() == tokens.len());
-        assert!(arch.forward(&tokens, None).unwrap().wants_grad());
-        drop(golden);
+        assert!(model.hidden(&tokens).unwrap().wants_grad());
     }
     assert!(n_causal >= 15);
 }
@@ -267,11 +269,12 @@ fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
         let want = golden.ids("greedy").unwrap();
         let (prompt, expected) = want.ids().split_at(10);
         let mut cache = model.cache(1, want.ids().len()).unwrap();
-        let mut next = Tokens::new(prompt, 1, 0).unwrap();
+        let layout = model.layout(prompt).unwrap();
+        let mut next = Tokens::of_texts(prompt, &[&layout], 0).unwrap();
         for (i, expected) in expected.iter().enumerate() {
             let logits = model.next_logits(&next, &mut cache).unwrap();
             let full = no_grad(|| {
-                let all = Tokens::new(&want.ids()[..10 + i], 1, 0).unwrap();
+                let all = model.tokens(&want.ids()[..10 + i], 1).unwrap();
                 model.logits(&model.hidden(&all).unwrap()).unwrap()
             });
             let last = &full.data()[full.data().len() - logits.data().len()..];
@@ -280,7 +283,7 @@ fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
             let by_value = |a: &usize, b: &usize| logits.data()[*a].total_cmp(&logits.data()[*b]);
             let best = (0..logits.data().len()).max_by(by_value).unwrap() as i32;
             assert_eq!(best, *expected, "{} at token {i}", dir.display());
-            next = Tokens::new(&[best], 1, 10 + i).unwrap();
+            next = Tokens::of_texts(&[best], &[&layout], 10 + i).unwrap();
         }
     }
     assert_eq!(without, WITHOUT_GREEDY);
@@ -299,9 +302,10 @@ fn what_the_cache_holds_gives_the_logits_of_the_whole() {
         let whole = no_grad(|| model.logits(&model.hidden(&tokens).unwrap()).unwrap());
         let ids = golden.ids("input_ids").unwrap();
         for (row, ids) in ids.ids().chunks(t).enumerate() {
-            let prompt = model.undivided(ids).unwrap().max(10);
+            let layout = model.layout(ids).unwrap();
+            let prompt = layout.prefix_len.max(10);
             let mut cache = model.cache(1, t).unwrap();
-            let mut next = Tokens::new(&ids[..prompt], 1, 0).unwrap();
+            let mut next = Tokens::of_texts(&ids[..prompt], &[&layout], 0).unwrap();
             // Two tokens at a time in the end, to have more than one new one.
             for end in (prompt..t - 4).chain((t - 4..t).step_by(2)) {
                 let logits = model.next_logits(&next, &mut cache).unwrap();
@@ -310,7 +314,7 @@ fn what_the_cache_holds_gives_the_logits_of_the_whole() {
                 let error = max_abs_difference(logits.data(), want);
                 assert!(error <= 2e-5, "{}: cached is off full by {error}", dir.display());
                 let step = if end < t - 4 { 1 } else { 2 };
-                next = Tokens::new(&ids[end..end + step], 1, end).unwrap();
+                next = Tokens::of_texts(&ids[end..end + step], &[&layout], end).unwrap();
             }
         }
     }
@@ -319,24 +323,26 @@ fn what_the_cache_holds_gives_the_logits_of_the_whole() {
 
 #[test]
 fn positions_and_masks_match_the_reference() {
-    let mut n_divided = 0;
+    let mut n_with_prefix = 0;
     for dir in golden_dirs() {
-        let (model, golden, tokens) = golden(&dir);
+        let (_, golden, tokens) = golden(&dir);
         let (b, t) = (tokens.batch(), tokens.len());
-        assert_eq!(model.division(&tokens).unwrap().is_some(), golden.has("position_ids"));
-        let Some(division) = model.division(&tokens).unwrap() else {
+        assert_eq!(tokens.prefix_lens.is_some(), golden.has("position_ids"), "{}", dir.display());
+        if tokens.prefix_lens.is_none() {
             continue;
-        };
-        n_divided += 1;
+        }
+        n_with_prefix += 1;
+        let streams = [Some(&tokens.positions), tokens.block_positions.as_ref()];
+        let streams: Vec<_> = streams.into_iter().flatten().map(Tensor::ids).collect();
         let want = golden.ids("position_ids").unwrap();
-        let n_streams = division.positions.len();
+        let n_streams = streams.len();
         assert_eq!(*want.shape(), [b, n_streams, t]);
         for (i, want) in want.ids().chunks(t).enumerate() {
             let (row, stream) = (i / n_streams, i % n_streams);
-            let got = &division.positions[stream].ids()[row * t..(row + 1) * t];
+            let got = &streams[stream][row * t..(row + 1) * t];
             assert_eq!(got, want, "{} row {row} stream {stream}", dir.display());
         }
-        let intervals = division.mask.intervals(b, t, t).unwrap();
+        let intervals = tokens.causal_mask().intervals(b, t, t).unwrap();
         let blocked = golden.ids("attention_blocked").unwrap();
         for (i, want) in blocked.ids().iter().enumerate() {
             let (query, key) = (i / t, (i % t) as i32);
@@ -344,7 +350,7 @@ fn positions_and_masks_match_the_reference() {
             assert_eq!(i32::from(key < lo || key >= hi), *want, "{} {query}", dir.display());
         }
     }
-    assert!(n_divided >= 2);
+    assert!(n_with_prefix >= 2);
 }
 
 #[test]
@@ -353,14 +359,14 @@ fn packed_sequences_equal_separate_ones() {
         let (model, golden, _) = golden(&dir);
         let ids = golden.ids("input_ids").unwrap();
         let t = ids.shape()[1];
-        // Of two rows, because a text may need tokens that divide it.
+        // Of two rows, because a text may need tokens that lay it out.
         let (a, b) = (&ids.ids()[..16], &ids.ids()[t..t + 14]);
-        let positions: Vec<i32> = (0..16).chain(0..14).collect();
-        let starts: Vec<i32> = [0; 16].into_iter().chain([16; 14]).collect();
-        let packed = Tokens::packed(&[a, b].concat(), &positions, &starts, (1, 30)).unwrap();
+        let layouts = [a, b].map(|ids| model.layout(ids).unwrap());
+        let place = |ids, i: usize| PackedText { ids, layout: &layouts[i], row: 0, start: 16 * i };
+        let packed = Tokens::pack(&[place(a, 0), place(b, 1)], 1, 30).unwrap();
         let hidden = |tokens: &Tokens| no_grad(|| model.hidden(tokens).unwrap().to_vec());
-        let mut separate = hidden(&Tokens::new(a, 1, 0).unwrap());
-        separate.extend(hidden(&Tokens::new(b, 1, 0).unwrap()));
+        let mut separate = hidden(&model.tokens(a, 1).unwrap());
+        separate.extend(hidden(&model.tokens(b, 1).unwrap()));
         let error = max_abs_difference(&hidden(&packed), &separate);
         assert!(error <= 1e-5, "{}: packed is off by {error}", dir.display());
     }

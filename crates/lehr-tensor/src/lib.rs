@@ -14,9 +14,11 @@
 //! The crate knows nothing of models, files or text.
 
 pub mod autograd;
+mod copy;
 pub mod cuda;
 pub mod inplace;
 pub mod ops;
+mod pages;
 mod params;
 pub mod quant;
 mod tensor;

@@ -9,7 +9,7 @@ use lehr_tensor::{Init, Role, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
+use super::{Architecture, FamilyConfig, Pass, Residual, Spec, Tokens, divides, positive};
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
@@ -310,7 +310,7 @@ impl Stack for Bert {
         self.blocks.len()
     }
 
-    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, _: usize, x: &Tensor) -> Result<Tensor> {
         // The norms stand behind the sums: the residual stream is normed already.
         Ok(x.clone())
     }
@@ -318,27 +318,28 @@ impl Stack for Bert {
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         tokens: &Self::Context,
         _: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
-        let a = block.attention(h, tokens, &self.config.spec())?;
+        let a = block.attention(normed, tokens, &self.config.spec())?;
         let (_, x) = block.attention_norm.forward_add(x, &a)?;
         let m = Linear::feed_forward(&x, &block.intermediate, self.activation, &block.output)?;
         let (_, x) = block.output_norm.forward_add(&x, &m)?;
-        Ok((x.clone(), x))
+        Ok(Residual::already_normed(x))
     }
 }
 
 impl Architecture for Arc<Bert> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        if cache.is_some() {
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        if pass.cache.is_some() {
             let class = self.config.class();
             return Err(Error::NotCausal { doing: "continuing a text", class });
         }
-        check_room(tokens, None, &self.spec())?;
-        stack::run(self, self.embed(tokens)?, tokens, tokens.activations, None)
+        pass.check(&self.spec())?;
+        let tokens = pass.tokens;
+        stack::run(self, self.embed(tokens)?, tokens, pass)
     }
 
     fn head(&self) -> Option<&Linear> {

@@ -16,9 +16,7 @@ use serde_json::Value;
 
 use super::prefix::{MaskToken, PrefixRule};
 use super::stack::{self, Stack};
-use super::{
-    Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
-};
+use super::{Architecture, FamilyConfig, Layout, Pass, Residual, Spec, divides, positive};
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
@@ -212,6 +210,7 @@ impl ChatGlmConfig {
                 MaskToken { name: "[gMASK]", id: gmask, freezes: true },
                 MaskToken { name: "[MASK]", id: mask, freezes: true },
             ],
+            has_block_positions: true,
         }
     }
 }
@@ -334,7 +333,7 @@ impl Stack for ChatGlm {
         self.blocks.len()
     }
 
-    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, _: usize, x: &Tensor) -> Result<Tensor> {
         // The residual stream of DeepNorm is normed already.
         Ok(x.clone())
     }
@@ -342,46 +341,43 @@ impl Stack for ChatGlm {
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         (mask, rope): &Self::Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
         let (alpha, n_heads) = (self.config.deepnorm_alpha as f32, self.config.num_attention_heads);
-        let a = block.attention.forward(h, mask, rope, (n_heads, index), cache)?;
+        let a = block.attention.forward(normed, mask, rope, (n_heads, index), cache)?;
         let (_, u) = block.post_attention_layernorm.forward_add(&x.scale(alpha)?, &a)?;
         let (wide, narrow) = (&block.dense_h_to_4h, &block.dense_4h_to_h);
         let m = Linear::feed_forward(&u, wide, Activation::GeluTanh, narrow)?;
         let next_norm =
             self.blocks.get(index + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
         let (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
-        Ok((u.clone(), u))
+        Ok(Residual::already_normed(u))
     }
 }
 
 impl Architecture for Arc<ChatGlm> {
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
-        let rope =
-            RopeTable::two_dimensional(&text.positions, &text.block_positions, &self.inv_freq)?;
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        let block_positions = pass.check_two_streams(&self.config.spec())?;
+        let tokens = pass.tokens;
+        let rope = RopeTable::two_dimensional(&tokens.positions, block_positions, &self.inv_freq)?;
         let x = self.word_embeddings.forward(&tokens.ids)?;
         let u = self.blocks[0].input_layernorm.forward(&x)?;
-        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
+        stack::run(self, u, &(tokens.causal_mask(), rope), pass)
     }
 
     fn head(&self) -> Option<&Linear> {
         Some(&self.head)
     }
 
-    fn undivided(&self, ids: &[i32]) -> Result<usize> {
-        self.rule.undivided(ids)
+    fn has_prefix(&self) -> bool {
+        true
     }
 
-    fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
-        let text = self.rule.divide(tokens, None)?;
-        let positions = vec![text.positions, text.block_positions];
-        Ok(Some(TextDivision { positions, mask: text.mask }))
+    fn layout(&self, ids: &[i32]) -> Result<Layout> {
+        self.rule.layout(ids)
     }
 
     fn spec(&self) -> Spec {

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::chatglm::only_plain;
 use super::stack::{self, Stack};
 use super::{
-    Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive, residual_std,
+    Architecture, FamilyConfig, Pass, Residual, Spec, Tokens, divides, positive, residual_std,
 };
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape, RmsNorm};
 use crate::{Error, KvCache, Result};
@@ -337,43 +337,47 @@ impl Stack for ChatGlm2 {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         self.blocks[index].input_layernorm.forward(x)
     }
 
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         (tokens, rope): &Self::Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
         // What is carried on from a norm's input x and output h.
         let carried = |x: &Tensor, h: &Tensor| {
             if self.config.apply_residual_connection_post_layernorm { h.clone() } else { x.clone() }
         };
-        let a = block.attention(h, tokens, rope, (&self.config, index), cache)?;
-        let (x, h) = block.post_attention_layernorm.forward_add(&carried(x, h), &a)?;
+        let a = block.attention(normed, tokens, rope, (&self.config, index), cache)?;
+        let (x, h) = block.post_attention_layernorm.forward_add(&carried(x, normed), &a)?;
         let m = block.mlp(&h)?;
         let next_norm = self.blocks.get(index + 1).map(|next| &next.input_layernorm);
         match next_norm.or(self.final_layernorm.as_ref()) {
-            Some(norm) => norm.forward_add(&carried(&x, &h), &m),
+            Some(norm) => {
+                let (x, normed) = norm.forward_add(&carried(&x, &h), &m)?;
+                Ok(Residual { x, normed })
+            }
             None => {
                 let x = carried(&x, &h).add(&m)?;
-                Ok((x.clone(), x))
+                Ok(Residual::already_normed(x))
             }
         }
     }
 }
 
 impl Architecture for Arc<ChatGlm2> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        pass.check(&self.config.spec())?;
+        let tokens = pass.tokens;
         let layout = RopeLayout::AdjacentPairs;
         let rope = RopeTable::new(&tokens.positions, &self.inv_freq, layout, 1.0)?;
         let x = self.word_embeddings.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
+        stack::run(self, x, &(tokens.clone(), rope), pass)
     }
 
     fn head(&self) -> Option<&Linear> {

@@ -9,7 +9,7 @@ use lehr_tensor::{Role, Tensor};
 
 use super::rope::Rope;
 use super::stack::{self, Stack};
-use super::{Architecture, Spec, Tokens, check_room};
+use super::{Architecture, Pass, Residual, Spec, Tokens};
 use crate::nn::{Embedding, LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{KvCache, Result};
 
@@ -25,11 +25,11 @@ pub(super) trait Block: Send + Sync + 'static {
     /// If the tokens do not fit the cache or memory runs out.
     fn forward(
         &self,
-        pair: (&Tensor, &Tensor),
+        residual: &Residual,
         context: &Context,
         next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)>;
+    ) -> Result<Residual>;
 }
 
 /// The tokens and their rotation.
@@ -87,29 +87,30 @@ impl<B: Block> Stack for Decoder<B> {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         Ok(self.blocks[index].input_layernorm().forward(x)?)
     }
 
     fn block(
         &self,
         index: usize,
-        pair: (&Tensor, &Tensor),
+        residual: &Residual,
         context: &Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let next_norm = self.blocks.get(index + 1).map_or(&self.norm, Block::input_layernorm);
-        self.blocks[index].forward(pair, context, next_norm, cache)
+        self.blocks[index].forward(residual, context, next_norm, cache)
     }
 }
 
 impl<B: Block> Architecture for Arc<Decoder<B>> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
         let Shape { spec, rope, rope_layout, .. } = &self.shape;
-        check_room(tokens, cache.as_deref(), spec)?;
+        pass.check(spec)?;
+        let tokens = pass.tokens;
         let rope = rope.table_of(&tokens.positions, *rope_layout)?;
         let x = self.embed_tokens.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
+        stack::run(self, x, &(tokens.clone(), rope), pass)
     }
 
     fn head(&self) -> Option<&Linear> {

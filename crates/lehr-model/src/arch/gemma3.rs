@@ -14,7 +14,7 @@ use super::heads::{self, FULL, Heads, SLIDING, check_windows};
 use super::rope::Rope;
 use super::stack::{self, Stack};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
+    Architecture, FamilyConfig, Pass, Residual, RopeConfig, RopeSettings, Spec, Tokens, activation,
     check_spec, parse, positive, residual_std, with_and_without_prefix,
 };
 use crate::nn::{Embedding, GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm};
@@ -363,37 +363,39 @@ impl Stack for Gemma3 {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         Ok(self.blocks[index].input_layernorm.forward(x)?)
     }
 
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         (tokens, global, local): &Self::Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
         let rope = if block.windowed { local } else { global };
-        let a = block.attention(h, tokens, rope, cache)?;
+        let a = block.attention(normed, tokens, rope, cache)?;
         let a = block.post_attention_layernorm.forward(&a)?;
         let (x, h) = block.pre_feedforward_layernorm.forward_add(x, &a)?;
         let m = block.post_feedforward_layernorm.forward(&block.mlp.forward(&h)?)?;
         let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
-        Ok(next_norm.forward_add(&x, &m)?)
+        let (x, normed) = next_norm.forward_add(&x, &m)?;
+        Ok(Residual { x, normed })
     }
 }
 
 impl Architecture for Arc<Gemma3> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec)?;
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        pass.check(&self.spec)?;
+        let tokens = pass.tokens;
         let global = self.global_rope.table(&tokens.positions)?;
         let local = self.local_rope.table(&tokens.positions)?;
         // The reference rounds √D to the precision it computes in, here f32.
         let scale = (self.spec.hidden_size as f64).sqrt() as f32;
         let x = self.embed_tokens.forward(&tokens.ids)?.scale(scale)?;
-        stack::run(self, x, &(tokens.clone(), global, local), tokens.activations, cache)
+        stack::run(self, x, &(tokens.clone(), global, local), pass)
     }
 
     fn head(&self) -> Option<&Linear> {

@@ -12,7 +12,8 @@ use super::decoder;
 use super::heads::Heads;
 use super::rope::Rope;
 use super::{
-    Architecture, FamilyConfig, RopeConfig, Spec, Tokens, activation, check_spec, residual_std,
+    Architecture, FamilyConfig, Residual, RopeConfig, Spec, Tokens, activation, check_spec,
+    residual_std,
 };
 use crate::nn::{LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{Error, KvCache, Result};
@@ -230,14 +231,15 @@ impl decoder::Block for Block {
 
     fn forward(
         &self,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         (tokens, rope): &decoder::Context,
         next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let a = self.self_attn.forward(h, tokens, rope, cache)?;
+    ) -> Result<Residual> {
+        let a = self.self_attn.forward(normed, tokens, rope, cache)?;
         let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
         let m = self.mlp.forward(&h)?;
-        Ok(next_norm.forward_add(&x, &m)?)
+        let (x, normed) = next_norm.forward_add(&x, &m)?;
+        Ok(Residual { x, normed })
     }
 }

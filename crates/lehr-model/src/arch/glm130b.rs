@@ -15,9 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::chatglm::PerHeadAttention;
 use super::prefix::{MaskToken, PrefixRule};
 use super::stack::{self, Stack};
-use super::{
-    Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
-};
+use super::{Architecture, FamilyConfig, Layout, Pass, Residual, Spec, divides, positive};
 use crate::io::ShardRule;
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
@@ -178,6 +176,7 @@ impl Glm130bConfig {
                 mask("[sMASK]", self.smask_token_id, true),
                 mask("[gMASK]", self.gmask_token_id, false),
             ],
+            has_block_positions: false,
         }
     }
 
@@ -267,7 +266,7 @@ impl Stack for Glm130b {
         self.blocks.len()
     }
 
-    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, _: usize, x: &Tensor) -> Result<Tensor> {
         // The residual stream of DeepNorm is normed already.
         Ok(x.clone())
     }
@@ -275,43 +274,42 @@ impl Stack for Glm130b {
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         (mask, rope): &Self::Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
         let (alpha, n_heads) = (self.config.alpha(), self.config.num_attention_heads);
-        let a = block.attention.forward(h, mask, rope, (n_heads, index), cache)?;
+        let a = block.attention.forward(normed, mask, rope, (n_heads, index), cache)?;
         let (_, u) = block.post_attention_layernorm.forward_add(&x.scale(alpha)?, &a)?;
         let m = block.mlp(&u)?;
         let next_norm =
             self.blocks.get(index + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
         let (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
-        Ok((u.clone(), u))
+        Ok(Residual::already_normed(u))
     }
 }
 
 impl Architecture for Arc<Glm130b> {
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
-        let rope = RopeTable::new(&text.positions, &self.inv_freq, RopeLayout::HalfSplit, 1.0)?;
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        pass.check_prefix(&self.config.spec())?;
+        let tokens = pass.tokens;
+        let rope = RopeTable::new(&tokens.positions, &self.inv_freq, RopeLayout::HalfSplit, 1.0)?;
         let x = self.word_embeddings.forward(&tokens.ids)?;
         let u = self.blocks[0].input_layernorm.forward(&x)?;
-        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
+        stack::run(self, u, &(tokens.causal_mask(), rope), pass)
     }
 
     fn head(&self) -> Option<&Linear> {
         Some(&self.head)
     }
 
-    fn undivided(&self, ids: &[i32]) -> Result<usize> {
-        self.rule.undivided(ids)
+    fn has_prefix(&self) -> bool {
+        true
     }
 
-    fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
-        let text = self.rule.divide(tokens, None)?;
-        Ok(Some(TextDivision { positions: vec![text.positions], mask: text.mask }))
+    fn layout(&self, ids: &[i32]) -> Result<Layout> {
+        self.rule.layout(ids)
     }
 
     fn spec(&self) -> Spec {

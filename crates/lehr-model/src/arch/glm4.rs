@@ -1,13 +1,12 @@
 //! GLM-4-0414 (zai-org 2025): GLM-4-9B with two more norms in each block, on what attention and MLP
 //! add to the residual stream ("sandwich" norms).
 
-use lehr_tensor::Tensor;
 use lehr_tensor::ops::rope::RopeLayout;
 use serde::{Deserialize, Serialize};
 
 use super::decoder;
 use super::glm::{Attention, GlmConfig, Mlp};
-use super::{Architecture, FamilyConfig, Spec};
+use super::{Architecture, FamilyConfig, Residual, Spec};
 use crate::nn::{LayerBuilder, RmsNorm};
 use crate::{KvCache, Result};
 
@@ -72,15 +71,16 @@ impl decoder::Block for Block {
 
     fn forward(
         &self,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         (tokens, rope): &decoder::Context,
         next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let a = self.self_attn.forward(h, tokens, rope, cache)?;
+    ) -> Result<Residual> {
+        let a = self.self_attn.forward(normed, tokens, rope, cache)?;
         let a = self.post_self_attn_layernorm.forward(&a)?;
         let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
         let m = self.post_mlp_layernorm.forward(&self.mlp.forward(&h)?)?;
-        Ok(next_norm.forward_add(&x, &m)?)
+        let (x, normed) = next_norm.forward_add(&x, &m)?;
+        Ok(Residual { x, normed })
     }
 }

@@ -8,7 +8,7 @@ use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
+use super::{Architecture, FamilyConfig, Pass, Residual, Spec, Tokens, divides, positive};
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
@@ -220,31 +220,33 @@ impl Stack for Gpt2 {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         Ok(self.blocks[index].ln_1.forward(x)?)
     }
 
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         tokens: &Self::Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
-        let a = block.attention(h, tokens, self.config.n_head, index, cache)?;
+        let a = block.attention(normed, tokens, self.config.n_head, index, cache)?;
         let (x, h) = block.ln_2.forward_add(x, &a)?;
         let m = Linear::feed_forward(&h, &block.c_fc, self.activation, &block.mlp_c_proj)?;
         let next_norm = self.blocks.get(index + 1).map_or(&self.ln_f, |next| &next.ln_1);
-        Ok(next_norm.forward_add(&x, &m)?)
+        let (x, normed) = next_norm.forward_add(&x, &m)?;
+        Ok(Residual { x, normed })
     }
 }
 
 impl Architecture for Arc<Gpt2> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        pass.check(&self.config.spec())?;
+        let tokens = pass.tokens;
         let x = self.wte.forward(&tokens.ids)?.add(&self.wpe.forward(&tokens.positions)?)?;
-        stack::run(self, x, tokens, tokens.activations, cache)
+        stack::run(self, x, tokens, pass)
     }
 
     fn head(&self) -> Option<&Linear> {

@@ -11,8 +11,8 @@ use super::decoder;
 use super::heads::{FULL, Heads, SLIDING, check_windows};
 use super::rope::Rope;
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_spec,
-    parse, residual_std, with_and_without_prefix,
+    Architecture, FamilyConfig, Residual, RopeConfig, RopeSettings, Spec, Tokens, activation,
+    check_spec, parse, residual_std, with_and_without_prefix,
 };
 use crate::nn::{GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{Error, KvCache, Result};
@@ -224,14 +224,15 @@ impl decoder::Block for Block {
 
     fn forward(
         &self,
-        (x, h): (&Tensor, &Tensor),
+        Residual { x, normed }: &Residual,
         (tokens, rope): &decoder::Context,
         next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let a = self.attention(h, tokens, rope, cache)?;
+    ) -> Result<Residual> {
+        let a = self.attention(normed, tokens, rope, cache)?;
         let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
         let m = self.mlp.forward(&h)?;
-        Ok(next_norm.forward_add(&x, &m)?)
+        let (x, normed) = next_norm.forward_add(&x, &m)?;
+        Ok(Residual { x, normed })
     }
 }

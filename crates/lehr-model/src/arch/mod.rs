@@ -7,6 +7,7 @@
 mod bert;
 mod chatglm;
 mod chatglm2;
+mod checkpointing;
 mod decoder;
 mod gemma3;
 mod glm;
@@ -14,8 +15,10 @@ mod glm130b;
 mod glm4;
 mod gpt2;
 mod heads;
+mod layout;
 mod llama;
 mod mistral;
+mod pass;
 mod prefix;
 mod qwen2;
 mod qwen3;
@@ -26,52 +29,43 @@ mod tokens;
 pub use bert::{Bert, BertConfig};
 pub use chatglm::{ChatGlm, ChatGlmConfig, FrequencyDtype};
 pub use chatglm2::{ChatGlm2, ChatGlm2Config};
+pub use checkpointing::ActivationCheckpointing;
 pub use gemma3::{Gemma3, Gemma3Config};
 pub use glm::GlmConfig;
 pub use glm4::Glm4Config;
 pub use glm130b::{Glm130b, Glm130bConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
+pub use layout::{Layout, TokenPosition};
+use lehr_tensor::Tensor;
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::{Tensor, is_recording, no_grad};
 pub use llama::LlamaConfig;
 pub use mistral::MistralConfig;
+pub use pass::Pass;
+use pass::Residual;
 pub use qwen2::Qwen2Config;
 pub use qwen3::Qwen3Config;
 pub use rope::{RopeConfig, RopeScaling, RopeSettings};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-pub use tokens::{Activations, Tokens};
+pub use tokens::{PackedText, TokenRows, Tokens};
 
 use crate::io::ShardRule;
 use crate::nn::{LayerBuilder, Linear};
 pub use crate::spec::Spec;
-use crate::{Error, KvCache, Result};
+use crate::{Error, Result};
 
 /// What a family's model computes: tokens to hidden states, and the head that turns those into
 /// logits.
 ///
 /// They are separate because a loss never needs all logits at once.
 pub trait Architecture: Send + Sync {
-    /// Hidden states `[B, T, D]` after the last norm, recorded if that is on. With a cache the
-    /// tokens continue the cached ones, and recording must be off: [`Architecture::hidden`].
-    ///
-    /// # Errors
-    /// If the tokens do not fit the model or the cache, a cached pass would be recorded, or memory
-    /// runs out.
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor>;
-
-    /// [`Architecture::forward`], which with a cache records nothing.
+    /// Computes hidden states `[B, T, D]` after the last norm, recorded if recording is on. With a
+    /// cache the tokens continue the cached ones, and recording has to be off.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
-    }
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor>;
 
     /// The output projection to the vocabulary; encoders are published without one too.
     fn head(&self) -> Option<&Linear>;
@@ -101,34 +95,21 @@ pub trait Architecture: Send + Sync {
         None
     }
 
-    /// How many of a text's first tokens have to be run in one call, because they see one another
-    /// in both directions: 0 for causal models.
+    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    fn has_prefix(&self) -> bool {
+        false
+    }
+
+    /// Lays out one text: its positions, and the prefix whose tokens see one another.
     ///
     /// # Errors
     /// If the text lacks the tokens that say so.
-    fn undivided(&self, _ids: &[i32]) -> Result<usize> {
-        Ok(0)
-    }
-
-    /// What the model derives from the ids: nothing, if positions are those of the tokens and the
-    /// mask is causal.
-    ///
-    /// # Errors
-    /// If a text lacks the tokens that say so.
-    fn division(&self, _tokens: &Tokens) -> Result<Option<TextDivision>> {
-        Ok(None)
+    fn layout(&self, ids: &[i32]) -> Result<Layout> {
+        Ok(Layout::causal(ids.len()))
     }
 
     /// The model's sizes.
     fn spec(&self) -> Spec;
-}
-
-/// What a model with a bidirectional context derives from the ids.
-pub struct TextDivision {
-    /// Positions, i32 `[B, T]` each: one stream, or two for ChatGLM-6B.
-    pub positions: Vec<Tensor>,
-    /// Which tokens each token sees.
-    pub mask: Mask,
 }
 
 /// The settings of one family: what its `config.json` says.
@@ -421,23 +402,4 @@ fn divides(part_key: &str, part: usize, whole_key: &str, whole: usize) -> Result
         return Ok(());
     }
     Err(Error::config(part_key, part, format!("a divisor of {whole_key} = {whole}")))
-}
-
-/// An error unless the new tokens fit the model's context and the cache, or if a pass with a cache
-/// would be recorded.
-fn check_room(tokens: &Tokens, cache: Option<&KvCache>, spec: &Spec) -> Result<()> {
-    if cache.is_some() && is_recording() {
-        return Err(Error::Recorded {
-            doing: "continuing the tokens of a cache",
-            found: "a forward pass that is recorded for backward",
-            expected: "one within `no_grad`: a cache cuts the gradient of keys and values",
-        });
-    }
-    let start = cache.map_or(0, KvCache::len);
-    let limit = cache.map_or(spec.max_positions, |c| c.capacity().min(spec.max_positions));
-    let found = start + tokens.len();
-    if found <= limit {
-        return Ok(());
-    }
-    Err(Error::TooLong { what: "the number of tokens", found, limit })
 }

@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::Arc;
 
 use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
 use lehr_tensor::{LoadStored, ParamStore, Philox, Role, Shape, Source, StoredShape};
 
 use super::Model;
 use crate::adapt::{AdapterConfig, AdapterFactory};
-use crate::arch::Activations;
+use crate::arch::{ActivationCheckpointing, Architecture};
 use crate::io::{self, Checkpoint, ModelSource, Shards};
 use crate::nn::LayerBuilder;
 use crate::{Config, Error, Result, Weights};
@@ -187,7 +188,7 @@ impl Model {
         let factory = adapters.map(AdapterFactory::new);
         let mut params = ParamStore::default();
         let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
-        let arch = config.build(&mut root)?;
+        let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
         let adapters = match factory.map(AdapterFactory::finish) {
             Some(built) => {
                 // Only what an adapter adds is trained.
@@ -203,8 +204,8 @@ impl Model {
             }
             None => Vec::new(),
         };
-        let activations = Activations::Keep;
-        Ok(Self { config, arch, params, n_elsewise: 0, activations, adapters })
+        let checkpointing = ActivationCheckpointing::None;
+        Ok(Self { config, arch, params, n_elsewise: 0, checkpointing, adapters })
     }
 }
 

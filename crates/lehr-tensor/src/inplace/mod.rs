@@ -1,7 +1,6 @@
 //! Functions that write into a buffer and have no gradient. They refuse tensors that want one.
 
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::{CHUNK, threads};
+use crate::cpu::strided::{RunSize, Runs};
 use crate::{Error, Result, Tensor};
 
 mod adamw;
@@ -12,6 +11,7 @@ pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};
+pub(crate) use pages::gather_pages;
 pub use pages::{advance_texts, write_pages};
 
 /// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys
@@ -40,33 +40,14 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
     let width: usize = to[2..].iter().product();
     let (len, stride, offset) = (from[1] * width, to[1] * width, at * width);
     if all.is_cuda() {
-        return cuda::write_blocks(all, new, (from[0], len), offset, stride);
+        let size = RunSize { n: from[0], len };
+        return cuda::write_runs(all, new, size, Runs { offset, stride });
     }
     let all = all.data_mut();
     for (row, new) in new.data().chunks_exact(len.max(1)).enumerate() {
         all[row * stride + offset..][..len].copy_from_slice(new);
     }
     Ok(())
-}
-
-/// Like [`write_positions`], on a GPU. The first position is i32 `[1]` on that GPU and is read when
-/// the work runs. The caller has checked that the rows fit.
-///
-/// # Errors
-/// If the extents do not fit, the tensors are not on one GPU, or one wants a gradient.
-pub fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
-    const OP: &str = "write_positions_at";
-    refuse_grad(OP, "new", new)?;
-    refuse_grad(OP, "all", all)?;
-    all.expect_beside(OP, new)?;
-    at.expect_ids(OP)?;
-    at.expect_on(OP, all.device())?;
-    let (to, from) = (all.shape(), new.shape());
-    if to.len() != from.len() || to.len() < 2 || to[0] != from[0] || to[2..] != from[2..] {
-        let rule = "the new positions must fit behind the old ones";
-        return Err(Error::Shape { op: OP, lhs: to, rhs: from, rule });
-    }
-    cuda::write_positions_at(all, new, at)
 }
 
 /// The index of the largest value of each row of `x [.., D]`, `[rows]`: the first of equals; NaN
@@ -96,27 +77,18 @@ pub(crate) fn refuse_grad(op: &'static str, name: &'static str, tensor: &Tensor)
     }
 }
 
-/// `dst += src`.
-pub(crate) fn add_assign(dst: &mut [f32], src: &[f32]) {
-    assert_eq!(dst.len(), src.len());
-    threads::run_chunks(dst, CHUNK, |index, dst| {
-        dispatch(AddAssign { dst, src: &src[index * CHUNK..] });
-    });
-}
-
-struct AddAssign<'a> {
-    dst: &'a mut [f32],
-    src: &'a [f32],
-}
-
-impl Kernel for AddAssign<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (d, s) in self.dst.iter_mut().zip(self.src) {
-            *d += s;
-        }
+/// Writes integers over those of a tensor on a GPU, whoever shares it: the inputs of recorded work.
+///
+/// # Errors
+/// If the tensor is not an integer tensor of that size on a GPU, or the device fails.
+pub fn overwrite_ids(tensor: &Tensor, values: &[i32]) -> Result<()> {
+    tensor.expect_ids("overwrite_ids")?;
+    if tensor.shape().n_elements() != values.len() {
+        let expected = format!("{} numbers", values.len());
+        return Err(Error::Rank { op: "overwrite_ids", found: tensor.shape(), expected });
     }
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+    tensor.cuda()?.upload(tensor.device_ptr(), &bytes)
 }
 
 #[cfg(test)]
@@ -125,7 +97,7 @@ mod tests {
 
     use super::*;
     use crate::no_grad;
-    use crate::ops::attention::Pages;
+    use crate::pages::Pages;
 
     #[test]
     fn what_is_written_in_place_must_not_want_a_gradient() {
