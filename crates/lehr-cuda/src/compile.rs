@@ -269,9 +269,9 @@ pub struct CompileReport {
     pub shared_bytes: u32,
 }
 
-/// Compiles every kernel of `sources` for each of `archs` (such as `sm_90a`), element type by
-/// element type, on several threads. It needs NVRTC, but no GPU. What the compiler said is kept
-/// beside the compiled kernels, so that only what has changed is compiled again.
+/// Compiles every kernel of `sources` for each of `archs` (such as `sm_90a`) and each element type,
+/// on several threads. It needs NVRTC, but no GPU. The compiler's log is kept beside the compiled
+/// kernels, so only what has changed is compiled again.
 ///
 /// # Errors
 /// If NVRTC is missing or a kernel does not compile.

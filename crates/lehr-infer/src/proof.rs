@@ -1,6 +1,6 @@
 //! Comparison of a model with its copy in another format.
 
-use lehr_model::{Model, Tokens};
+use lehr_model::Model;
 use lehr_tensor::{Tensor, no_grad};
 
 use crate::Result;

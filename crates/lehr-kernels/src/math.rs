@@ -2,8 +2,8 @@
 
 use super::simd::Simd;
 
-/// Converts the bits of an f16 to the f32 of the same value, without a branch: loops over blocks
-/// stay vectors.
+/// Converts the bits of an f16 to the f32 of the same value. It has no branch, so the compiler can
+/// turn loops over blocks into vector code.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7FFF));

@@ -147,6 +147,12 @@ impl KvCache {
         }
     }
 
+    /// Returns whether keys and values lie in the order of the tokens, and their number is known to
+    /// the host.
+    pub(crate) fn is_in_order(&self) -> bool {
+        matches!(self.place, Place::End)
+    }
+
     /// Where it is.
     pub(crate) fn device(&self) -> Device {
         self.layers.first().map_or(Device::Cpu, |(k, _)| k.device())

@@ -2,9 +2,9 @@
 //! matrix in one of them that may have a copy on a GPU.
 //!
 //! [`WeightFormat`] is a format of GGUF files: bytes to numbers and numbers to bytes.
-//! [`QMatrix`] is a weight matrix in such a format or one of our own ([`MatrixFormat`]), whose
-//! bytes stay where they lie: [`Tensor::linear_q`] multiplies with it and [`QMatrix::embedding`]
-//! looks rows up.
+//! [`QMatrix`] is a weight matrix in such a format or one of our own ([`MatrixFormat`]). Its bytes
+//! stay where they lie: [`Tensor::linear_q`] multiplies with it and [`QMatrix::embedding`] looks
+//! rows up.
 //!
 //! ```
 //! # use std::sync::Arc;

@@ -49,6 +49,6 @@ mod tables;
 mod tests;
 
 pub use format::WeightFormat;
-pub use matrix::{Activations, Layout, MatrixFormat, Owner, Scaling, StoredMatrix};
+pub use matrix::{Activations, Grouping, MatrixFormat, Owner, Scaling, StoredMatrix};
 pub use scaled::NF4_GROUP;
 pub use tables::{IQ4, NF4};

@@ -205,7 +205,8 @@ impl Model {
             None => Vec::new(),
         };
         let checkpointing = ActivationCheckpointing::None;
-        Ok(Self { config, arch, params, n_elsewise: 0, checkpointing, adapters })
+        let kv_prefix = None;
+        Ok(Self { config, arch, params, n_elsewise: 0, checkpointing, adapters, kv_prefix })
     }
 }
 

@@ -16,8 +16,9 @@ impl Model {
     ///
     /// # Errors
     /// If an adapter belongs to a head that is tied to the embedding, which would change with it,
-    /// or memory runs out.
+    /// if there is a learned prefix, or memory runs out.
     pub fn merged(&self) -> Result<Self> {
+        self.check_no_prefix("merging adapters")?;
         let weights = self.params.named();
         let by_name: HashMap<&str, &Named<'_>> =
             weights.iter().map(|weight| (weight.name(), weight)).collect();
@@ -78,14 +79,27 @@ impl Model {
         io::gguf::write_gguf(path, (&config, &spec), &self.params, options)
     }
 
-    /// An error if there are adapters: files of whole models have no place for them.
+    /// An error if there are adapters or a learned prefix: files of whole models have no place for
+    /// them.
     pub(crate) fn check_plain(&self, doing: &'static str) -> Result<()> {
+        self.check_no_prefix(doing)?;
         match self.adapters.len() {
             0 => Ok(()),
             n => Err(Error::adapter(
                 doing,
                 format!("{n} of its layers have adapters, which the file has no place for"),
                 "merge them first",
+            )),
+        }
+    }
+
+    fn check_no_prefix(&self, doing: &'static str) -> Result<()> {
+        match self.kv_prefix_len() {
+            0 => Ok(()),
+            n => Err(Error::adapter(
+                doing,
+                format!("the model has a learned prefix of {n} positions, which no matrix holds"),
+                "save the trained parameters beside the base",
             )),
         }
     }

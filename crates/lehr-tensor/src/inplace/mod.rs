@@ -113,8 +113,6 @@ mod tests {
         refused(write_positions(&mut all, &leaf, 0), "new");
         refused(write_positions(&mut all, &leaf.scale(2.0).unwrap(), 0), "new");
         refused(write_positions(&mut all.trainable(), &new, 0), "all");
-        let at = Tensor::from_ids(&[0], [1]).unwrap();
-        refused(write_positions_at(&mut all, &leaf, &at), "new");
         let pages = Pages::new(
             Tensor::from_ids(&[0], [1, 1]).unwrap(),
             Tensor::from_ids(&[1], [1]).unwrap(),

@@ -222,7 +222,7 @@ pub(super) fn forward(
 }
 
 /// What backward reads.
-pub(super) struct Saved<'a> {
+pub(super) struct Backward<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) size: Size,
     pub(super) seen: &'a Seen,
@@ -231,10 +231,10 @@ pub(super) struct Saved<'a> {
     pub(super) lse: &'a Tensor,
 }
 
-impl Saved<'_> {
+impl Backward<'_> {
     /// Gradients of q, k and v into `grads` (three tensors, or one that holds all), those that are
     /// there.
-    pub(super) fn backward(
+    pub(super) fn run(
         &self,
         dy: &Tensor,
         grads: &[Option<&Tensor>],

@@ -88,8 +88,8 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
 }
 
 // y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps). x, y [rows, d] T;
-// weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block: see the
-// top, per_thread = 4. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
+// weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block:
+// per_thread = FORWARD_PACKS. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(896) layer_norm_forward(const T* x,
     const float* weight, const float* bias, T* y, float* mean, float* rstd, float eps, int rows,
     int d) {

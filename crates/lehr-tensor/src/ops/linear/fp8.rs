@@ -32,7 +32,7 @@ pub(super) fn fits(cuda: &Cuda, dtype: DType, (n, n_out, n_in): (usize, usize, u
 
 /// One of the three products of a map.
 #[derive(Clone, Copy)]
-pub(super) enum Product {
+pub(super) enum Pass {
     Forward,
     Input,
     Weight,
@@ -58,10 +58,10 @@ pub(crate) fn forget_refused() {
 
 /// Runs a product in fp8, unless it was refused before; whether it was run.
 pub(super) fn run_unless_refused(
-    (product, size, accumulate): (Product, Size, bool),
+    (pass, size, accumulate): (Pass, Size, bool),
     run: impl FnOnce() -> Result<bool>,
 ) -> Result<bool> {
-    let key = (product as u8, size, accumulate);
+    let key = (pass as u8, size, accumulate);
     if REFUSED.with_borrow(|refused| refused.contains(&key)) {
         return Ok(false);
     }

@@ -116,9 +116,11 @@ fn write_html(quickstart: &Quickstart, rows: &[[String; 6]]) -> Result<()> {
         metrics.iter().filter_map(|m| Some((m.step as f64, value(m)?))).collect()
     };
     let training = Curve { name: "training".into(), points: points(&|m| Some(m.loss)) };
-    let held_out = Curve { name: "held out".into(), points: points(&|m| Some(m.eval?.loss)) };
+    let held_out =
+        Curve { name: "held out".into(), points: points(&|m| Some(m.eval.as_ref()?.loss)) };
     report.curves("Loss", "step", "nats per token", &[training, held_out], false);
-    let bits = Curve { name: "held out".into(), points: points(&|m| m.eval?.bits_per_byte) };
+    let bits =
+        Curve { name: "held out".into(), points: points(&|m| m.eval.as_ref()?.bits_per_byte) };
     report.curves("Bits per byte", "step", "bits", &[bits], false);
     for (title, name) in [("Continuations", "base"), ("Answers", "chat")] {
         let samples = samples(quickstart, name)?;
