@@ -82,7 +82,7 @@ impl Gradients<'_> {
         }
     }
 
-    /// Backward goes on from `tensor`, which was recorded just now, with `grad`.
+    /// Backward continues from `tensor`, which was recorded just now, with `grad`.
     pub(super) fn go_on_from(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
         let Some(edge) = &tensor.edge else { return Ok(()) };
         self.pending.add(edge, grad)?;
