@@ -1,7 +1,6 @@
 //! How well a model predicts a text.
 
 use lehr_infer::Loaded;
-use lehr_model::Tokens;
 use lehr_tensor::{Tensor, no_grad};
 
 /// Rows of logits that are in memory at once.
