@@ -27,7 +27,7 @@ fn trained(model: ModelConfig, objective: ObjectiveKind, in_backward: bool) -> T
     let mut recipe = recipe(scratch.path(), model, objective);
     recipe.train.steps = 5;
     // Few tokens, so that the gradient is the most of what backward needs.
-    (recipe.train.batch_size, recipe.train.seq_len) = (1, 32);
+    (recipe.train.batch_size, recipe.train.seq_len) = (1, 8);
     (recipe.optimizer.clip_norm, recipe.optimizer.in_backward) = (0.0, in_backward);
     arena::reset_peak();
     let before = arena::stats().used_bytes;
