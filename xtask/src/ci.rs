@@ -1,11 +1,11 @@
-//! Everything a change must pass, in order.
+//! The gate: everything a change must pass, in order.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::{Result, TEST, arrows, cargo, links, readme, requires_fixtures, tidy};
+use crate::{Result, TEST, arrows, cargo, folders, links, readme, requires_fixtures, tidy};
 
 /// Steps that cargo runs, before the other checks of this crate.
 const STEPS: &[(&str, &[&str])] = &[
@@ -42,6 +42,7 @@ pub fn run(root: &Path, mut begin: impl FnMut(&str)) -> Result<bool> {
     }
     begin("crate dependencies, paths and commands in Markdown");
     let mut problems = arrows::problems(root)?;
+    problems.extend(folders::problems(root)?);
     problems.extend(links::problems(root)?);
     problems.extend(readme::problems(root, &build_lehr(root, true)?)?);
     if !none(&problems, &mut begin) {

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use xtask::{Result, arrows, ci, links, readme, root, tidy};
+use xtask::{Result, arrows, ci, folders, links, readme, root, tidy};
 
 const USAGE: &str = "\
 Checks of the repository.
@@ -13,7 +13,7 @@ Usage: cargo xtask <COMMAND>
 Commands:
   ci       run everything a change must pass, in order
   tidy     check formatting, lengths, skipped tests, unused operations and wording
-  arrows   check that crates depend on one another only in the allowed direction
+  arrows   check that crates, and folders inside them, depend only in the allowed direction
   links    check that paths in Markdown files exist
   kernels  compile the GPU kernels for all architectures and check for register spills
   readme   check the commands in the READMEs and guides against the help of `lehr`
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         "ci" => ci::run(root(), |step| println!("==> {step}")),
-        "arrows" => arrows::problems(root()).map(|p| report(command, &p)),
+        "arrows" => arrow_problems().map(|p| report(command, &p)),
         "tidy" => tidy::problems(root()).map(|p| report(command, &p)),
         "kernels" => ci::kernels(root(), |step| println!("==> {step}")),
         "links" => links::problems(root()).map(|p| report(command, &p)),
@@ -45,6 +45,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn arrow_problems() -> Result<Vec<String>> {
+    let mut problems = arrows::problems(root())?;
+    problems.extend(folders::problems(root())?);
+    Ok(problems)
 }
 
 fn readme_problems() -> Result<Vec<String>> {

@@ -5,6 +5,8 @@ use lehr_kernels::{DType, Result};
 
 /// The compute capability from which tensor cores multiply 8-bit floats: Ada's.
 pub const FP8_CAPABILITY: (u32, u32) = (8, 9);
+/// Extents of 8-bit products are multiples of this.
+pub const FP8_MULTIPLE: usize = 16;
 
 /// What a matrix of a product consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -29,8 +29,9 @@ macro_rules! source {
 }
 
 /// Headers that sources include.
-pub(super) const HEADERS: [(&str, &str); 15] = [
+pub(super) const HEADERS: [(&str, &str); 16] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
+    ("rows.cuh", include_str!("kernels/rows.cuh")),
     ("best.cuh", include_str!("kernels/best.cuh")),
     ("sample.cuh", include_str!("kernels/sample.cuh")),
     ("mma.cuh", include_str!("kernels/mma.cuh")),
@@ -195,10 +196,26 @@ pub(super) fn cache_path(source: &Source, dtype: DType, arch: &str) -> Result<Pa
     Ok(cache_dir().join(format!("{}-{dtype}-{arch}-{key}.cubin", source.name)))
 }
 
-/// What a compiled file is named by: everything that goes into it.
+/// Finds the headers that a text includes, and those that they include, in the order of
+/// [`HEADERS`].
+fn headers_of(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let (mut needed, mut unread) = (Vec::new(), vec![text]);
+    while let Some(text) = unread.pop() {
+        for (name, body) in HEADERS {
+            if !needed.contains(&name) && text.contains(&format!("#include \"{name}\"")) {
+                needed.push(name);
+                unread.push(body);
+            }
+        }
+    }
+    HEADERS.into_iter().filter(move |(name, _)| needed.contains(name))
+}
+
+/// Names a compiled file by everything that goes into it. A header that it does not include does
+/// not count: a change of it compiles only what needs it.
 pub(super) fn key(source: &Source, how: &str) -> String {
     let mut hash = Sha256::new();
-    for (name, body) in HEADERS {
+    for (name, body) in headers_of(source.text) {
         hash.update(name);
         hash.update(body);
     }
@@ -252,9 +269,9 @@ pub struct CompileReport {
     pub shared_bytes: u32,
 }
 
-/// Compiles every kernel of `sources` for each of `archs` (such as `sm_90a`), element type by element type, on
-/// several threads. It needs NVRTC, but no GPU. What the compiler said is kept beside the compiled
-/// kernels, so that only what has changed is compiled again.
+/// Compiles every kernel of `sources` for each of `archs` (such as `sm_90a`) and each element type,
+/// on several threads. It needs NVRTC, but no GPU. The compiler's log is kept beside the compiled
+/// kernels, so only what has changed is compiled again.
 ///
 /// # Errors
 /// If NVRTC is missing or a kernel does not compile.
@@ -341,6 +358,13 @@ fn parse(log: &str) -> impl Iterator<Item = (String, u32, u32, u32)> + use<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_compiled_file_is_named_by_the_headers_it_includes_and_theirs() {
+        let names = |text| headers_of(text).map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names("#include \"rows.cuh\"\n"), ["common.cuh", "rows.cuh"]);
+        assert_eq!(names("int x;"), [""; 0]);
+    }
 
     #[test]
     fn the_numbers_of_ptxas_are_read() {

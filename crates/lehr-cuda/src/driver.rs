@@ -14,9 +14,9 @@ use cudarc::driver::sys::{self, CUresult};
 use super::blas::Matmul;
 use super::compile::{Source, cache_path, cubin, nvrtc_version};
 use super::devices::{check, describe, device_count};
-use super::lane::SideStream;
 use super::lt::Lt;
-use super::offload::Lane;
+use super::offload::SideStream;
+use super::side_stream::DriverSideStream;
 use super::stream::{Event, Events, HostClock, Recorded, Staging};
 use super::{Backend, DeviceInfo, Extent, Function, Timer, Uploads, fault, library};
 use lehr_kernels::{DType, Device, Error, Result};
@@ -355,8 +355,8 @@ impl Backend for Driver {
         check(unsafe { sys::cuStreamSynchronize(self.stream) }, "waiting for the GPU")
     }
 
-    fn lane(&self) -> Result<Box<dyn Lane>> {
-        Ok(Box::new(SideStream::new(self.ordinal, self.context, self.stream)?))
+    fn side_stream(&self) -> Result<Box<dyn SideStream>> {
+        Ok(Box::new(DriverSideStream::new(self.ordinal, self.context, self.stream)?))
     }
 
     fn begin_capture(&self, uploads: Uploads) -> Result<()> {

@@ -2,13 +2,13 @@
 //! code that launches them.
 //!
 //! Each file of kernels becomes a shared library by `g++` (or what `CXX` names) with
-//! `emulator/shim.h` before it. Addresses are the host's, matrix products are [`lehr_kernels::gemm`]
-//! (`emulator/product.rs`). It computes what a GPU would, up to the order of sums inside a matrix
-//! product, and says nothing about speed.
+//! `emulator/shim.h` before it. Addresses are the host's, matrix products are
+//! [`lehr_kernels::gemm`] (`emulator/product.rs`). It computes what a GPU would, up to the order of
+//! sums inside a matrix product, and says nothing about speed.
 
 mod product;
 
-mod lane;
+mod side_stream;
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -22,10 +22,10 @@ use libloading::Library;
 
 use super::blas::Matmul;
 use super::compile::{HEADERS, Source, cache_dir, dtype_macro, key, unique};
-use super::offload::Lane;
+use super::offload::SideStream;
 use super::{Backend, DeviceInfo, Extent, Function, Timer, Uploads, fault};
-use lane::LateLane;
 use lehr_kernels::{DType, Error, Result};
+use side_stream::LateSideStream;
 
 const SHIM: &str = include_str!("emulator/shim.h");
 /// Addresses reserved; memory comes with the first touch.
@@ -224,8 +224,8 @@ impl Backend for Emulator {
         Ok(())
     }
 
-    fn lane(&self) -> Result<Box<dyn Lane>> {
-        Ok(Box::new(LateLane::default()))
+    fn side_stream(&self) -> Result<Box<dyn SideStream>> {
+        Ok(Box::new(LateSideStream::default()))
     }
 
     fn begin_capture(&self, uploads: Uploads) -> Result<()> {

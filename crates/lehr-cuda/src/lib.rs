@@ -17,11 +17,11 @@ mod devices;
 mod driver;
 mod emulator;
 mod graph;
-mod lane;
 mod launch;
 mod library;
 mod lt;
 mod offload;
+mod side_stream;
 mod stream;
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 pub use arena::Block;
-pub use blas::{FP8_CAPABILITY, with_plain_products};
+pub use blas::{FP8_CAPABILITY, FP8_MULTIPLE, with_plain_products};
 pub use buffer::CudaBuffer;
 pub use compile::Source;
 pub use compile::{CompileReport, compile_all};
@@ -38,7 +38,7 @@ pub use graph::{Graph, OneLaunch};
 pub use launch::{Arg, int};
 pub use library::{LibraryReport, libraries};
 pub use offload::Offloaded;
-use offload::{Lane, Offloads};
+use offload::{Offloads, SideStream};
 
 use arena::Arena;
 use blas::{Epilogue, Matmul};
@@ -123,7 +123,7 @@ trait Backend: Send + Sync {
     /// Waits until everything started so far has ended.
     fn synchronize(&self) -> Result<()>;
     /// What copies beside the stream.
-    fn lane(&self) -> Result<Box<dyn Lane>>;
+    fn side_stream(&self) -> Result<Box<dyn SideStream>>;
     /// Begins to record instead of to run, uploads too if they are `Uploads::Recorded`.
     fn begin_capture(&self, uploads: Uploads) -> Result<()>;
     /// Ends that and gives what was recorded, in the place of an earlier recording if there is one.
@@ -413,8 +413,8 @@ pub fn usable() -> Result<bool> {
 }
 
 /// Compiles those kernels of `sources` that are not in the cache yet for a device and these element
-/// types, on all cores, so that the first step does not do it one by one. `begin` is told how many files there
-/// are, if any.
+/// types, on all cores. Otherwise the first step would compile them one by one. `begin` gets the
+/// number of files, if there are any.
 ///
 /// # Errors
 /// If the device cannot be opened or a kernel does not compile.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::{Cuda, CudaBuffer, fault};
 use lehr_kernels::{DType, Result};
 
-/// A copy between a device and memory of the host that the lane gave.
+/// A copy between a device and memory of the host that the side stream gave.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HostCopy {
     pub(super) host: u64,
@@ -16,20 +16,20 @@ pub(super) struct HostCopy {
 }
 
 /// What makes copies beside the stream, in their own order.
-pub(super) trait Lane: Send + Sync {
+pub(super) trait SideStream: Send + Sync {
     /// Memory of the host that the device can reach while the host does other things. It is used
     /// again, and never given back.
     fn lock_memory(&self, bytes: usize) -> Result<u64>;
     /// Begins a copy as soon as the stream has done what it was told so far. The ticket is for one
-    /// [`Lane::wait`].
+    /// [`SideStream::wait`].
     fn begin(&self, copy: HostCopy) -> Result<u64>;
     /// Lets the stream wait for a copy before it does what it is told next. The host does not wait.
     fn wait(&self, ticket: u64) -> Result<()>;
 }
 
-/// The lane of a device with what is under way.
+/// The side stream of a device with what is under way.
 pub(super) struct Offloads {
-    lane: Box<dyn Lane>,
+    side_stream: Box<dyn SideStream>,
     state: Mutex<State>,
 }
 
@@ -50,21 +50,24 @@ impl Offloads {
 impl Cuda {
     fn offloads(&self) -> Result<&Offloads> {
         if self.offloads.get().is_none() {
-            let made = Offloads { lane: self.backend.lane()?, state: Mutex::default() };
-            // If another thread was faster, this lane is not used.
+            let made =
+                Offloads { side_stream: self.backend.side_stream()?, state: Mutex::default() };
+            // If another thread was faster, this side stream is not used.
             let _ = self.offloads.set(made);
         }
-        self.offloads.get().ok_or_else(|| fault("copying beside the stream", "there is no lane"))
+        self.offloads
+            .get()
+            .ok_or_else(|| fault("copying beside the stream", "there is no side stream"))
     }
 
     fn begin_aside(&self, copy: HostCopy) -> Result<u64> {
         let _turn = self.turn();
-        self.offloads()?.lane.begin(copy)
+        self.offloads()?.side_stream.begin(copy)
     }
 
     fn wait_aside(&self, ticket: u64) -> Result<()> {
         let _turn = self.turn();
-        self.offloads()?.lane.wait(ticket)
+        self.offloads()?.side_stream.wait(ticket)
     }
 }
 
@@ -76,12 +79,13 @@ struct Slot {
     host: u64,
     bytes: usize,
     dtype: DType,
-    place: Mutex<Place>,
+    progress: Mutex<Progress>,
     /// The one that left before: it is wanted next.
     before: Weak<Self>,
 }
 
-enum Place {
+/// Where an offloaded buffer is, or which way it is going.
+enum Progress {
     /// On the device, with the copy to the host under way.
     Leaving { buffer: Arc<CudaBuffer>, ticket: u64 },
     /// On the host alone.
@@ -102,11 +106,11 @@ impl Offloaded {
         let before = offloads.state().last.clone();
         before.upgrade().map_or(Ok(()), |slot| slot.finish_leaving())?;
         let free = offloads.state().free.get_mut(&bytes).and_then(Vec::pop);
-        let host = free.map_or_else(|| offloads.lane.lock_memory(bytes), Ok)?;
+        let host = free.map_or_else(|| offloads.side_stream.lock_memory(bytes), Ok)?;
         let copy = HostCopy { host, device: buffer.ptr(), bytes, to_host: true };
         let ticket = cuda.begin_aside(copy)?;
-        let place = Mutex::new(Place::Leaving { buffer, ticket });
-        let slot = Arc::new(Slot { cuda, host, bytes, dtype, place, before });
+        let progress = Mutex::new(Progress::Leaving { buffer, ticket });
+        let slot = Arc::new(Slot { cuda, host, bytes, dtype, progress, before });
         offloads.state().last = Arc::downgrade(&slot);
         Ok(Self(slot))
     }
@@ -123,47 +127,47 @@ impl Offloaded {
 }
 
 impl Slot {
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Frees the room on the device: what the stream does from now on comes after the copy.
     fn finish_leaving(&self) -> Result<()> {
-        let mut place = self.place();
-        if let Place::Leaving { ticket, .. } = &*place {
+        let mut progress = self.progress();
+        if let Progress::Leaving { ticket, .. } = &*progress {
             self.cuda.wait_aside(*ticket)?;
-            *place = Place::Away;
+            *progress = Progress::Away;
         }
         Ok(())
     }
 
     /// Begins the copy back, if the buffer is away.
     fn begin_to_come(&self) -> Result<()> {
-        let mut place = self.place();
-        if let Place::Away = &*place {
+        let mut progress = self.progress();
+        if let Progress::Away = &*progress {
             let len = self.bytes / self.dtype.size();
             let buffer = Arc::new(CudaBuffer::uninit(self.cuda.ordinal, self.dtype, len)?);
             let (host, bytes) = (self.host, self.bytes);
             let copy = HostCopy { host, device: buffer.ptr(), bytes, to_host: false };
             let ticket = self.cuda.begin_aside(copy)?;
-            *place = Place::Arriving { buffer, ticket };
+            *progress = Progress::Arriving { buffer, ticket };
         }
         Ok(())
     }
 
     fn arrive(&self) -> Result<Arc<CudaBuffer>> {
         self.begin_to_come()?;
-        let mut place = self.place();
-        let (buffer, ticket) = match &*place {
-            Place::Leaving { buffer, ticket } | Place::Arriving { buffer, ticket } => {
+        let mut progress = self.progress();
+        let (buffer, ticket) = match &*progress {
+            Progress::Leaving { buffer, ticket } | Progress::Arriving { buffer, ticket } => {
                 (Arc::clone(buffer), Some(*ticket))
             }
-            Place::Back(buffer) => (Arc::clone(buffer), None),
-            Place::Away => unreachable!("it has begun to come"),
+            Progress::Back(buffer) => (Arc::clone(buffer), None),
+            Progress::Away => unreachable!("it has begun to come"),
         };
         if let Some(ticket) = ticket {
             self.cuda.wait_aside(ticket)?;
-            *place = Place::Back(Arc::clone(&buffer));
+            *progress = Progress::Back(Arc::clone(&buffer));
         }
         Ok(buffer)
     }
@@ -172,8 +176,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let Ok(offloads) = self.cuda.offloads() else { return };
-        let place = self.place.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Place::Leaving { ticket, .. } | Place::Arriving { ticket, .. } = place {
+        let progress = self.progress.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Progress::Leaving { ticket, .. } | Progress::Arriving { ticket, .. } = progress {
             // The room on the device goes to whoever comes next, who must come after the copy.
             let _ = self.cuda.wait_aside(*ticket);
         }

@@ -1,4 +1,4 @@
-//! How good is a model, how sure are we, and compared with what?
+//! Quality of a model: metrics, their uncertainty, and baselines.
 //!
 //! - [`metrics`]: accuracy and F1 of predicted classes, and intervals around measured numbers.
 //! - [`baseline`]: what a model has to beat: the most frequent class, and a bag of words.

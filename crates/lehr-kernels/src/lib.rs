@@ -18,9 +18,11 @@ pub mod quant;
 mod random;
 mod shape;
 pub mod simd;
+pub mod strided;
 #[cfg(test)]
 mod testing;
 pub mod threads;
+pub mod vectors;
 
 pub use device::Device;
 pub use dtype::DType;

@@ -1,6 +1,18 @@
-//! Elementary functions on vectors.
+//! Elementary functions: of vectors, and of the bits of an f16.
 
 use super::simd::Simd;
+
+/// Converts the bits of an f16 to the f32 of the same value. It has no branch, so the compiler can
+/// turn loops over blocks into vector code.
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7FFF));
+    // The exponent moves from bias 15 to bias 127 by a product with 2^112, which is exact and also
+    // normalises subnormals; infinities and NaN keep all ones in the exponent.
+    let value = f32::from_bits(rest << 13) * f32::from_bits((254 - 15) << 23);
+    let special = if rest >= 0x7C00 { 0xFF << 23 } else { 0 };
+    f32::from_bits(value.to_bits() | special | sign)
+}
 
 /// `e^x` to 2 ulp: `2^n · p(r)` with `x = n ln 2 + r`, `|r| <= ln 2 / 2`.
 ///

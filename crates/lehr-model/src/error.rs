@@ -127,6 +127,14 @@ pub enum Error {
         /// What was expected.
         expected: String,
     },
+    /// A model with learned keys and values before its texts was used where they have no place.
+    #[error(
+        "{doing}: the model has learned keys and values before its texts, which have no place there"
+    )]
+    KvPrefix {
+        /// What was being done.
+        doing: &'static str,
+    },
     /// A forward pass with a cache was to be recorded for backward.
     #[error(
         "running the model: tokens continue a cache while recording is on, expected no_grad: keys \
@@ -183,7 +191,7 @@ impl Error {
             Self::PagesFull { .. } => Some(
                 "generate shorter texts, or give the cache more room (--cache-tokens)".to_owned(),
             ),
-            Self::Paged { .. } | Self::RecordedCache => None,
+            Self::Paged { .. } | Self::RecordedCache | Self::KvPrefix { .. } => None,
             Self::Layout { .. } => {
                 Some("lay the tokens out with the model that reads them (Model::layout)".to_owned())
             }

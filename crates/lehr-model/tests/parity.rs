@@ -5,18 +5,28 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use lehr_model::io::Checkpoint;
-use lehr_model::{ActivationCheckpointing, Config, Model, PackedText, Tokens};
-use lehr_tensor::{Tensor, no_grad};
+use lehr_model::io::{Checkpoint, read_json};
+use lehr_model::nn::LayerBuilder;
+use lehr_model::{ActivationCheckpointing, Config, Model, PackedText, Pass, Role, Tokens};
+use lehr_tensor::{NamePattern, Param, ParamStore, Source, Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut dirs: Vec<_> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
     dirs.sort();
-    assert!(dirs.len() >= 3, "goldens are missing");
+    assert!(dirs.len() >= 16, "goldens are missing");
     dirs
+}
+
+#[test]
+fn every_family_has_a_golden() {
+    let family = |dir: &PathBuf| Model::load(dir).unwrap().config().family();
+    let found: BTreeSet<_> = golden_dirs().iter().map(family).collect();
+    let known: BTreeSet<_> = Config::FAMILIES.iter().copied().collect();
+    assert_eq!(found, known);
 }
 
 fn golden(dir: &Path) -> (Model, Checkpoint, Tokens) {
@@ -67,7 +77,14 @@ fn loss_and_every_gradient_match_the_reference() {
         loss.backward().unwrap();
         let square = |x: f32| f64::from(x).powi(2);
         let names: Vec<_> = golden.names().filter_map(|n| n.strip_prefix("grad.")).collect();
-        assert!(names.len() > 10, "{}", dir.display());
+        let reached = model.params().params().iter().filter(|param| param.grad().is_some());
+        let reached: BTreeSet<_> = reached.map(Param::name).collect();
+        assert_eq!(reached, names.iter().copied().collect(), "{}", dir.display());
+        // The pooler of an encoder is only for classifiers.
+        let rest = model.params().params().iter().filter(|param| param.grad().is_none());
+        for param in rest {
+            assert!(param.name().starts_with("bert.pooler."), "{}", param.name());
+        }
         let wants = names.iter().map(|name| {
             let param = model.params().get(name).unwrap_or_else(|| panic!("no parameter {name}"));
             golden.tensor(&format!("grad.{name}"), param.shape()).unwrap()
@@ -119,6 +136,62 @@ fn activations_computed_again_change_no_bit() {
     }
 }
 
+/// Frozen parameters have no gradient, the others the gradient they have when all are trained, and
+/// where nothing is trained nothing is recorded.
+#[test]
+fn freezing_changes_no_other_gradient() {
+    for dir in golden_dirs() {
+        let (mut model, golden, tokens) = golden(&dir);
+        let targets = targets(&model, &golden.ids("labels").unwrap());
+        let grads = |model: &mut Model, activations| -> Vec<Option<Vec<f32>>> {
+            model.set_activation_checkpointing(activations);
+            model.params().clear_grads();
+            model.loss(&tokens, &targets, 8.0).unwrap().backward().unwrap();
+            let params = model.params().params().iter();
+            params.map(|param| param.grad().map(|grad| grad.to_vec())).collect()
+        };
+        let all = grads(&mut model, ActivationCheckpointing::None);
+        let n_frozen = model.params().freeze(|param| param.role() != Role::Mlp);
+        assert!(n_frozen > 5 && n_frozen < all.len(), "{}", dir.display());
+        for activations in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
+            let some = grads(&mut model, activations);
+            for ((param, all), some) in model.params().params().iter().zip(&all).zip(&some) {
+                let wanted = all.as_ref().filter(|_| param.is_trainable());
+                assert_eq!(some.is_some(), wanted.is_some(), "{}", param.name());
+                if let (Some(a), Some(b)) = (some, wanted) {
+                    let scale = b.iter().fold(1e-3, |m: f32, x| m.max(x.abs()));
+                    assert!(max_abs_difference(a, b) <= 1e-5 * scale, "{}", param.name());
+                }
+            }
+        }
+        model.params().freeze(|_| true);
+        for activations in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
+            model.set_activation_checkpointing(activations);
+            assert!(!model.loss(&tokens, &targets, 8.0).unwrap().wants_grad());
+        }
+    }
+}
+
+#[test]
+fn patterns_freeze_what_they_name_or_are_refused() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let (model, ..) = golden(&root.join("llama-yarn-biases"));
+    let freeze = |patterns: &[&str]| {
+        let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(*p)).collect();
+        model.params().freeze_matching(&patterns)
+    };
+    let error = freeze(&["*.bias", "*.no_such"]).unwrap_err();
+    assert!(error.to_string().contains("`*.no_such`"), "{error}");
+    assert_eq!(model.params().trainable().count(), model.params().params().len());
+    let n = freeze(&["*.layers.0.*", "*.layers.1.*", "*norm*"]).unwrap();
+    assert_eq!(model.params().trainable().count(), model.params().params().len() - n);
+    for param in model.params().params() {
+        let name = param.name();
+        let frozen = [".layers.0.", ".layers.1.", "norm"].iter().any(|part| name.contains(part));
+        assert_eq!(param.is_trainable(), !frozen, "{name}");
+    }
+}
+
 #[test]
 fn hidden_states_of_encoders_match_the_reference() {
     let mut n_encoders = 0;
@@ -137,12 +210,41 @@ fn hidden_states_of_encoders_match_the_reference() {
 }
 
 #[test]
+fn a_pass_with_a_cache_is_not_recorded_by_mistake() {
+    let mut n_causal = 0;
+    for dir in golden_dirs() {
+        let (model, golden, tokens) = golden(&dir);
+        if !model.is_causal() {
+            continue;
+        }
+        n_causal += 1;
+        let config = Config::from_json(&read_json(&dir.join("config.json")).unwrap()).unwrap();
+        let mut store = ParamStore::default();
+        let source = Source::Init { seed: 1 };
+        let arch = config.build(&mut LayerBuilder::new(&mut store, &source)).unwrap();
+        let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
+        let recorded = Pass::continuing(&tokens, &mut cache);
+        let error = arch.forward(recorded).unwrap_err();
+        assert!(error.to_string().contains("recording is on"), "{error}");
+        assert!(cache.is_empty());
+        let hidden = no_grad(|| arch.forward(Pass::continuing(&tokens, &mut cache))).unwrap();
+        assert!(!hidden.wants_grad() && cache.len() == tokens.len());
+        let whole = Pass::whole(&tokens, ActivationCheckpointing::None);
+        assert!(arch.forward(whole).unwrap().wants_grad());
+        drop(golden);
+    }
+    assert!(n_causal >= 15);
+}
+
+#[test]
 fn encoders_refuse_to_continue_a_text() {
+    let mut n_encoders = 0;
     for dir in golden_dirs() {
         let (model, _, tokens) = golden(&dir);
         if model.is_causal() {
             continue;
         }
+        n_encoders += 1;
         let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
         let error = model.next_logits(&tokens, &mut cache).unwrap_err();
         assert!(error.to_string().contains("encoder (BertForMaskedLM)"), "{error}");
@@ -150,16 +252,20 @@ fn encoders_refuse_to_continue_a_text() {
         assert!(model.hidden_cached(&tokens, &mut cache).is_err());
         assert!(cache.is_empty());
     }
+    assert!(n_encoders >= 1);
 }
+
+/// Goldens without a generated text: an encoder, and published code that generates with a sampler
+/// of its own.
+const WITHOUT_GREEDY: [&str; 3] = ["bert", "chatglm-6b", "chatglm2-6b"];
 
 #[test]
 fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
+    let mut without = Vec::new();
     for dir in golden_dirs() {
         let (model, golden, _) = golden(&dir);
-        if !model.is_causal() {
-            continue;
-        }
         if !golden.has("greedy") {
+            without.push(dir.file_name().unwrap().to_string_lossy().into_owned());
             continue;
         }
         let want = golden.ids("greedy").unwrap();
@@ -182,15 +288,18 @@ fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
             next = Tokens::of_texts(&[best], &[&layout], 10 + i).unwrap();
         }
     }
+    assert_eq!(without, WITHOUT_GREEDY);
 }
 
 #[test]
 fn what_the_cache_holds_gives_the_logits_of_the_whole() {
+    let mut n_causal = 0;
     for dir in golden_dirs() {
         let (model, golden, tokens) = golden(&dir);
         if !model.is_causal() {
             continue;
         }
+        n_causal += 1;
         let t = tokens.len();
         let whole = no_grad(|| model.logits(&model.hidden(&tokens).unwrap()).unwrap());
         let ids = golden.ids("input_ids").unwrap();
@@ -211,6 +320,7 @@ fn what_the_cache_holds_gives_the_logits_of_the_whole() {
             }
         }
     }
+    assert!(n_causal >= 15);
 }
 
 #[test]

@@ -4,8 +4,26 @@
 //! it computes its result with a hand-written kernel and, only if an input wants a gradient,
 //! records an [`Op`] that owns exactly what its backward needs. [`Tensor::backward`] walks the
 //! recorded nodes from the newest to the oldest and leaves the gradients of parameters in their
-//! [`Param`]s. There are no generics above the kernels and no hidden state but three: the thread
-//! pool ([`threads`]), the arena ([`arena`]) and the [`no_grad`] switch of the calling thread.
+//! [`Param`]s. There are no generics above the kernels.
+//!
+//! # State that belongs to the process or the thread
+//!
+//! Everything else is in the values that functions take and return. None of these changes a result,
+//! but for the instruction set, which may change its rounding.
+//!
+//! | state | of | where |
+//! |---|---|---|
+//! | thread pool and number of threads | process | [`threads`] |
+//! | memory of the CPU | process | [`arena`] |
+//! | instruction set | process | [`isa`], [`set_isa`] |
+//! | open GPUs, each with its memory, stream, compiled kernels and workspace | process | [`cuda`] |
+//! | whether GPUs are emulated | process | [`cuda::use_emulator`] |
+//! | frequencies of rotary embeddings on GPUs | process | `ops/rope/cuda.rs` |
+//! | recording of gradients on or off | thread | [`no_grad`], [`rehearse`] |
+//! | whether the thread records a GPU's work | thread | [`cuda::Graph`], [`cuda::OneLaunch`] |
+//! | current context of the GPU's driver | thread | `lehr-cuda/src/driver.rs` |
+//! | intervals of the last masks, for the next layer | thread | `ops/attention/mask.rs` |
+//! | products that cuBLASLt does not have in fp8 | thread | [`cuda::fp8_refused`] |
 //!
 //! Shapes are written with one legend throughout the project: B batch, T time, D model width,
 //! H query heads, K key-value heads, E head width, F feed-forward width, V vocabulary,
@@ -14,9 +32,11 @@
 //! The crate knows nothing of models, files or text.
 
 pub mod autograd;
+mod copy;
 pub mod cuda;
 pub mod inplace;
 pub mod ops;
+mod pages;
 mod params;
 pub mod quant;
 mod tensor;

@@ -2,7 +2,7 @@
 //! matrix in one of them that may have a copy on a GPU.
 //!
 //! [`WeightFormat`] is a format of GGUF files: bytes to numbers and numbers to bytes.
-//! [`QMatrix`] is a weight matrix in such a format or one of our own ([`MatrixFormat`]), whose bytes
+//! [`QMatrix`] is a weight matrix in such a format or one of our own ([`MatrixFormat`]). Its bytes
 //! stay where they lie: [`Tensor::linear_q`] multiplies with it and [`QMatrix::embedding`] looks
 //! rows up.
 //!

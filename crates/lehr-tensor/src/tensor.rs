@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::autograd::Edge;
 use crate::cpu::buffer::{CpuBuffer, Element};
-use crate::cuda::{Cuda, CudaBuffer};
+use crate::cuda::{Arg, Cuda, CudaBuffer};
 use crate::{DType, Device, Error, Result, Shape, threads};
 
 /// The memory behind a tensor, one arm per device.
@@ -405,6 +405,19 @@ impl Tensor {
     pub(crate) fn expect_beside(&self, op: &'static str, other: &Self) -> Result<()> {
         other.expect_on(op, self.device())?;
         other.expect_dtype(op, self.dtype())
+    }
+}
+
+/// The address of a tensor.
+impl From<&Tensor> for Arg {
+    fn from(tensor: &Tensor) -> Self {
+        tensor.device_ptr().into()
+    }
+}
+
+impl From<&mut Tensor> for Arg {
+    fn from(tensor: &mut Tensor) -> Self {
+        tensor.device_ptr().into()
     }
 }
 

@@ -1,4 +1,4 @@
-//! How errors end the program.
+//! The way errors end the program.
 
 use std::process::ExitCode;
 
@@ -73,7 +73,7 @@ impl std::fmt::Display for Hinted {
 
 impl std::error::Error for Hinted {}
 
-/// Whoever reads our output may stop reading.
+/// The reader of our output may stop reading.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

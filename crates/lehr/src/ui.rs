@@ -1,4 +1,4 @@
-//! What a person sees while a run runs.
+//! Display of a run for people.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Makes Ctrl-C ask the run to stop after its present step; a second one ends the program at once.
+/// Makes Ctrl-C stop the run after its current step. A second Ctrl-C ends the program at once.
 pub(crate) fn stop_on_ctrl_c() -> &'static AtomicBool {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
@@ -33,10 +33,10 @@ pub(crate) fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
-/// How to show the events of a run.
+/// Ways to show the events of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// A bar if someone is watching, else a line now and then.
+    /// A progress bar on a terminal, otherwise a line now and then.
     Human,
     /// One JSON object per line.
     Json,

@@ -324,7 +324,7 @@ fn prompts_that_do_not_fit_are_refused() {
     fails(dir, &["generate", "base", "-p", &long], &["the prompt has", "context is 64"]);
     fails(dir, &["generate", "base", "-p", ""], &["the prompt is empty"]);
     fails(dir, &["chat", "base", "-p", &long], &["the prompt has", "context is 64"]);
-    // A line that does not fit is told, and the conversation goes on.
+    // A line that does not fit gives an error, and the conversation continues.
     let mut chat = lehr(dir);
     chat.args(["chat", "base", "--json", "-n", "3", "--temperature", "0"]);
     let ran = finish(chat, format!("{long}\nglass\n").as_bytes());

@@ -382,3 +382,17 @@ DEVICE void philox(u64 seed, u64 stream, u64 index, u32 out[4]) {
     out[2] = c2;
     out[3] = c3;
 }
+
+// Moves packs of N elements: pack i from `from(i)` to `to(i)`, for n packs. Two loads are under way
+// at once.
+template <int N, class From, class To>
+DEVICE void move_packs(i64 n, const From& from, const To& to) {
+    i64 i = thread_index(), step = n_threads();
+#pragma unroll 1
+    for (; i + step < n; i += 2 * step) {
+        auto first = load_pack<T, N>(from(i)), second = load_pack<T, N>(from(i + step));
+        store_pack(to(i), first);
+        store_pack(to(i + step), second);
+    }
+    if (i < n) store_pack(to(i), load_pack<T, N>(from(i)));
+}

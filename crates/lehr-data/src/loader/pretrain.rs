@@ -13,7 +13,7 @@ use crate::shard::ShardSet;
 /// of one and the first input of the next. So in one epoch every token is a target exactly once,
 /// except the first token of each document, which nothing precedes; the last token of a document,
 /// its end-of-document token, is a target, and as an input has none. There are ceil((N - 1) / T)
-/// rows, of which the last may end in padding.
+/// rows; the last may end in padding.
 ///
 /// A window's segments are its documents. A document that began in an earlier window begins anew at
 /// position 0: what came before is not seen.

@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use crate::math::f16_to_f32;
 use crate::simd::{Kernel, Simd, dispatch};
 use crate::threads::{SharedMut, run};
 
@@ -12,17 +13,6 @@ const CHUNK: usize = 1 << 14;
 #[inline(always)]
 pub(super) fn f16_at(bytes: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
-}
-
-/// The f32 of the same value, without a branch: loops over blocks stay vectors.
-#[inline(always)]
-pub fn f16_to_f32(bits: u16) -> f32 {
-    let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7FFF));
-    // The exponent moves from bias 15 to bias 127 by a product with 2^112, which is exact and also
-    // normalises subnormals; infinities and NaN keep all ones in the exponent.
-    let value = f32::from_bits(rest << 13) * f32::from_bits((254 - 15) << 23);
-    let special = if rest >= 0x7C00 { 0xFF << 23 } else { 0 };
-    f32::from_bits(value.to_bits() | special | sign)
 }
 
 /// Writes `value`, rounded to f16, at byte `at`.

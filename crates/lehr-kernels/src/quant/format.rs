@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 
 use super::block32 as b32;
-use super::codec::{decode_blocks, encode_blocks, f16_to_f32};
+use super::codec::{decode_blocks, encode_blocks};
 use super::kquant as k;
+use crate::math::f16_to_f32;
 
 /// How the numbers of a weight are stored.
 ///

@@ -81,8 +81,8 @@ impl fmt::Display for MatrixFormat {
     }
 }
 
-/// How the code of own formats is laid out; `None` for GGUF's.
-pub struct Layout {
+/// How the codes of our own formats are grouped.
+pub struct Grouping {
     /// What a code means.
     pub code: Code,
     /// Numbers that share a scale.
@@ -123,8 +123,8 @@ impl MatrixFormat {
         }
     }
 
-    /// Returns how the codes of rows of `cols` numbers are laid out; `None` for formats of GGUF.
-    pub fn layout(self, cols: usize) -> Option<Layout> {
+    /// Returns how the codes of rows of `cols` numbers are grouped; `None` for formats of GGUF.
+    pub fn grouping(self, cols: usize) -> Option<Grouping> {
         let (code, scaling) = match self {
             Self::Gguf(_) => return None,
             Self::Int8(scaling) => (Code::Int8, scaling),
@@ -135,7 +135,7 @@ impl MatrixFormat {
             Scaling::Row => cols,
             Scaling::Group(n) => n,
         };
-        Some(Layout { code, group })
+        Some(Grouping { code, group })
     }
 
     fn check(self, rows: usize, cols: usize) -> Result<()> {
@@ -250,9 +250,9 @@ impl StoredMatrix {
         }
         let mut bytes = vec![0; rows * format.row_bytes(cols)];
         let mut scales = vec![0.0; rows * format.row_scales(cols)];
-        match (format, format.layout(cols)) {
+        match (format, format.grouping(cols)) {
             (MatrixFormat::Gguf(format), _) => format.quantize(values, &mut bytes),
-            (_, Some(Layout { code, group })) if group > 0 => {
+            (_, Some(Grouping { code, group })) if group > 0 => {
                 let per_task = ((1usize << 14) / group).max(1);
                 let bytes = SharedMut::new(&mut bytes);
                 threads::run_chunks(&mut scales, per_task, |task, scales| {
@@ -337,9 +337,9 @@ impl StoredMatrix {
         assert_eq!(out.len(), rows.len() * self.cols, "the numbers of rows {rows:?}");
         let row_bytes = self.row_bytes();
         let bytes = &self.bytes()[rows.start * row_bytes..rows.end * row_bytes];
-        match (self.format, self.format.layout(self.cols)) {
+        match (self.format, self.format.grouping(self.cols)) {
             (MatrixFormat::Gguf(format), _) => format.dequantize(bytes, out),
-            (_, Some(Layout { code, group })) if group > 0 => {
+            (_, Some(Grouping { code, group })) if group > 0 => {
                 let row_scales = self.format.row_scales(self.cols);
                 let scales = &self.scales[rows.start * row_scales..rows.end * row_scales];
                 let per_task = ((1usize << 14) / group).max(1);

@@ -48,8 +48,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use codec::f16_to_f32;
 pub use format::WeightFormat;
-pub use matrix::{Activations, Layout, MatrixFormat, Owner, Scaling, StoredMatrix};
+pub use matrix::{Activations, Grouping, MatrixFormat, Owner, Scaling, StoredMatrix};
 pub use scaled::NF4_GROUP;
 pub use tables::{IQ4, NF4};

@@ -4,36 +4,40 @@
 //! To add a family: its file, with a settings struct that implements `FamilyConfig`, and a line in
 //! `families!` below.
 
+mod attention;
 mod bert;
 mod chatglm;
 mod chatglm2;
 mod checkpointing;
 mod decoder;
+mod deepnorm;
 mod gemma3;
 mod glm;
 mod glm130b;
 mod glm4;
 mod gpt2;
-mod heads;
 mod layout;
 mod llama;
 mod mistral;
 mod pass;
 mod prefix;
+mod prenorm;
 mod qwen2;
 mod qwen3;
 mod rope;
 mod stack;
 mod tokens;
+mod windows;
 
+pub(crate) use attention::KvPrefixParams;
 pub use bert::{Bert, BertConfig};
-pub use chatglm::{ChatGlm, ChatGlmConfig, FrequencyDtype};
+pub use chatglm::{ChatGlmConfig, FrequencyDtype};
 pub use chatglm2::{ChatGlm2, ChatGlm2Config};
 pub use checkpointing::ActivationCheckpointing;
-pub use gemma3::{Gemma3, Gemma3Config};
+pub use gemma3::Gemma3Config;
 pub use glm::GlmConfig;
 pub use glm4::Glm4Config;
-pub use glm130b::{Glm130b, Glm130bConfig};
+pub use glm130b::Glm130bConfig;
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use layout::{Layout, TokenPosition};
 use lehr_tensor::Tensor;
@@ -93,6 +97,11 @@ pub trait Architecture: Send + Sync {
     /// The cap `c` of logits that are `c tanh(logit / c)`.
     fn logit_softcap(&self) -> Option<f32> {
         None
+    }
+
+    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    fn has_prefix(&self) -> bool {
+        false
     }
 
     /// Lays out one text: its positions, and the prefix whose tokens see one another.
@@ -165,6 +174,15 @@ macro_rules! families {
         impl Config {
             /// The `model_type`s there are.
             const MODEL_TYPES: &'static [&'static str] = &[$(<$config>::MODEL_TYPE),*];
+
+            /// The names of the families.
+            pub const FAMILIES: &'static [&'static str] = &[$(stringify!($family)),*];
+
+            /// The family's name.
+            #[must_use]
+            pub fn family(&self) -> &'static str {
+                match self { $(Self::$family(_) => stringify!($family),)* }
+            }
 
             /// Reads a parsed `config.json`.
             ///

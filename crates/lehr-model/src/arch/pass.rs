@@ -1,7 +1,10 @@
 //! One forward pass: what goes into it, and what runs from block to block.
 
+use std::sync::Arc;
+
 use lehr_tensor::{Tensor, is_recording};
 
+use super::attention::KvPrefixParams;
 use super::{ActivationCheckpointing, Spec, Tokens};
 use crate::{Error, KvCache, Result};
 
@@ -13,20 +16,28 @@ pub struct Pass<'a> {
     pub(super) cache: Option<&'a mut KvCache>,
     /// What is kept for backward, if the pass is recorded.
     pub(super) checkpointing: ActivationCheckpointing,
+    /// Learned keys and values before every text, one pair per block.
+    pub(super) kv_prefix: Option<Arc<[KvPrefixParams]>>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass over whole texts, recorded if recording is on.
     #[must_use]
     pub fn whole(tokens: &'a Tokens, checkpointing: ActivationCheckpointing) -> Self {
-        Self { tokens, cache: None, checkpointing }
+        Self { tokens, cache: None, checkpointing, kv_prefix: None }
     }
 
     /// A pass over tokens that continue those in `cache`. It is never recorded: keys and values in a
     /// cache have no gradients.
     #[must_use]
     pub fn continuing(tokens: &'a Tokens, cache: &'a mut KvCache) -> Self {
-        Self { tokens, cache: Some(cache), checkpointing: ActivationCheckpointing::None }
+        let checkpointing = ActivationCheckpointing::None;
+        Self { tokens, cache: Some(cache), checkpointing, kv_prefix: None }
+    }
+
+    /// The same pass with learned keys and values before every text.
+    pub(crate) fn with_kv_prefix(self, kv_prefix: Option<Arc<[KvPrefixParams]>>) -> Self {
+        Self { kv_prefix, ..self }
     }
 
     /// Checks that the tokens fit the model and the cache before anything is computed.

@@ -86,7 +86,8 @@ fn recomputed<S: Stack>(
     context: &S::Context,
     checkpointing: ActivationCheckpointing,
 ) -> Result<Residual> {
-    let next = rehearse(|| stack.block(index, residual, context, None))?;
+    let (next, trains) = rehearse(|| stack.block(index, residual, context, None));
+    let next = next?;
     let (normed_by, blocks, context) = (Arc::clone(stack), Arc::clone(stack), context.clone());
     let recompute = Recompute {
         derive: move |kept: &[Tensor]| {
@@ -98,6 +99,7 @@ fn recomputed<S: Stack>(
             Ok(vec![next.x, next.normed])
         },
         offload: checkpointing == ActivationCheckpointing::Offload,
+        trains,
     };
     let (kept, derived) = ([&residual.x], [&residual.normed]);
     // If the next block reads the residual stream itself, there is one output: its gradient is one

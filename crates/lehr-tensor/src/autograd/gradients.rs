@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use super::{Edge, Kind, Node};
-use crate::{DType, Result, Shape, Tensor, inplace};
+use crate::cpu::vectors;
+use crate::{DType, Result, Shape, Tensor, copy};
 
 /// Gradients of inner nodes that have not been visited yet.
 #[derive(Default)]
@@ -49,9 +50,9 @@ impl Pending {
 fn add_into(sum: Tensor, grad: &Tensor) -> Result<Tensor> {
     let mut sum = unshared(sum)?;
     if sum.is_cuda() {
-        inplace::cuda::add_assign(&mut sum, grad)?;
+        copy::add_assign(&mut sum, grad)?;
     } else {
-        inplace::add_assign(sum.data_mut(), grad.data());
+        vectors::add_assign(sum.data_mut(), grad.data());
     }
     Ok(sum)
 }

@@ -1,4 +1,5 @@
-//! GPUs, as tensors see them: the crate `lehr-cuda`, the list of all kernels, and what needs tensors.
+//! GPUs, as tensors see them: the crate `lehr-cuda`, the list of all kernels, and what needs
+//! tensors.
 
 mod measure;
 pub(crate) mod sources;
@@ -9,26 +10,15 @@ pub(crate) use lehr_cuda::{
     Arg, Cuda, CudaBuffer, Extent, Offloaded, Source, args, blas, int, is_recorder, source,
 };
 pub use lehr_cuda::{
-    CompileReport, DeviceInfo, FP8_CAPABILITY, Graph, LibraryReport, OneLaunch, arena_stats,
-    device_count, device_info, libraries, reset_peak, synchronize, timed, usable, use_emulator,
+    CompileReport, DeviceInfo, FP8_CAPABILITY, FP8_MULTIPLE, Graph, LibraryReport, OneLaunch,
+    arena_stats, device_count, device_info, libraries, reset_peak, synchronize, timed, usable,
+    use_emulator,
 };
 pub use measure::{copy_rate, matmul_gflops};
 
+pub use crate::inplace::overwrite_ids;
 pub use crate::ops::linear::fp8::n_refused as fp8_refused;
-use crate::{DType, Error, Result, Tensor};
-
-/// The address of a tensor.
-impl From<&Tensor> for Arg {
-    fn from(tensor: &Tensor) -> Self {
-        tensor.device_ptr().into()
-    }
-}
-
-impl From<&mut Tensor> for Arg {
-    fn from(tensor: &mut Tensor) -> Self {
-        tensor.device_ptr().into()
-    }
-}
+use crate::{DType, Result};
 
 /// Compiles every kernel for each of `archs` (such as `sm_90a`): [`lehr_cuda::compile_all`].
 ///
@@ -45,20 +35,6 @@ pub fn compile_all(archs: &[&str]) -> Result<Vec<CompileReport>> {
 /// If the device cannot be opened or a kernel does not compile.
 pub fn prepare(ordinal: usize, dtypes: &[DType], begin: &mut dyn FnMut(usize)) -> Result<()> {
     lehr_cuda::prepare(sources::ALL, ordinal, dtypes, begin)
-}
-
-/// Writes integers over those of a tensor on a GPU, whoever shares it: the inputs of recorded work.
-///
-/// # Errors
-/// If the tensor is not an integer tensor of that size on a GPU, or the device fails.
-pub fn overwrite_ids(tensor: &Tensor, values: &[i32]) -> Result<()> {
-    tensor.expect_ids("overwrite_ids")?;
-    if tensor.shape().n_elements() != values.len() {
-        let expected = format!("{} numbers", values.len());
-        return Err(Error::Rank { op: "overwrite_ids", found: tensor.shape(), expected });
-    }
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
-    tensor.cuda()?.upload(tensor.device_ptr(), &bytes)
 }
 
 /// Runs `body`, in which every product of this thread that a library may refuse is refused.

@@ -1,9 +1,10 @@
 //! The list of all files of kernels, for those who compile them all.
 
 use super::Source;
-use crate::{inplace, ops};
+use crate::{copy, inplace, ops};
 
 pub(crate) static ALL: &[&Source] = &[
+    &copy::KERNELS,
     &inplace::cuda::KERNELS,
     &inplace::pages::KERNELS,
     &inplace::sample::KERNELS,

@@ -1,10 +1,10 @@
 //! What is done in place on a GPU.
 
 use super::{AdamW, Clip};
+use crate::copy::copy_runs;
+pub(crate) use crate::copy::{scale, scale_by};
+use crate::cpu::strided::{RunSize, Runs};
 use crate::cuda::{Extent, Source, args, int, source};
-use crate::ops::concat::cpu::Blocks;
-use crate::ops::thin::cuda as thin;
-pub(crate) use crate::ops::thin::cuda::{add_assign, scale, scale_by};
 use crate::{DType, Result, Tensor};
 
 pub(crate) static KERNELS: Source = source!("inplace", "kernel.cu");
@@ -108,22 +108,9 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
     cuda.launch(&KERNELS, dtype, "adamw", Extent::line(n_chunks, 256), args)
 }
 
-/// Writes `n` blocks of `len` elements into `all`, block i at `offset + i · stride`.
-pub(super) fn write_blocks(
-    all: &mut Tensor,
-    new: &Tensor,
-    (n, len): (usize, usize),
-    offset: usize,
-    stride: usize,
-) -> Result<()> {
-    thin::copy_blocks((n, len), new, Blocks::packed(len), all, Blocks { offset, stride }, false)
-}
-
-/// Writes `new` `[B, T, ..]` into `all` `[B, S, ..]` from position `*at` on.
-pub(super) fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
-    let (to, from) = (all.shape(), new.shape());
-    let width: usize = to[2..].iter().product();
-    thin::copy_blocks_at((from[0], from[1] * width), new, all, to[1] * width, (at, width))
+/// Writes the packed runs of `new` to the places `to` of `all`.
+pub(super) fn write_runs(all: &mut Tensor, new: &Tensor, size: RunSize, to: Runs) -> Result<()> {
+    copy_runs(size, new, Runs::packed(size.len), all, to, false)
 }
 
 /// The index of the largest value of each row of `x [n, width]`: the first of equals, and NaN

@@ -8,9 +8,10 @@ use crate::{Result, Tensor};
 
 /// `Σ g²` of a whole gradient, where it was computed: nobody waits for a GPU before the number is
 /// asked for.
-pub struct SquareSum(Place);
+pub struct SquareSum(Sum);
 
-enum Place {
+/// A sum, on the device it was computed on.
+enum Sum {
     Host(f64),
     /// The bits of an f64, `[2]`.
     Cuda(Tensor),
@@ -29,19 +30,19 @@ impl SquareSum {
                 None => Ok(Some(loss.clone())),
             };
             let loss = losses.iter().try_fold(None, sum)?;
-            return Ok(Self(Place::Cuda(cuda::squares_of_all(tensors, loss.as_ref())?)));
+            return Ok(Self(Sum::Cuda(cuda::squares_of_all(tensors, loss.as_ref())?)));
         }
         let mut sum: f64 = tensors.iter().map(|t| sum_of_squares(t.data())).sum();
         for loss in losses {
             sum += 0.0 * f64::from(loss.item()?);
         }
-        Ok(Self(Place::Host(sum)))
+        Ok(Self(Sum::Host(sum)))
     }
 
     /// A sum that was computed before.
     #[must_use]
     pub fn known(sum: f64) -> Self {
-        Self(Place::Host(sum))
+        Self(Sum::Host(sum))
     }
 
     /// The number; it waits for a GPU.
@@ -50,16 +51,16 @@ impl SquareSum {
     /// If a device fails.
     pub fn get(&self) -> Result<f64> {
         match &self.0 {
-            Place::Host(sum) => Ok(*sum),
-            Place::Cuda(bits) => cuda::f64_of(bits),
+            Sum::Host(sum) => Ok(*sum),
+            Sum::Cuda(bits) => cuda::f64_of(bits),
         }
     }
 
     /// Where it lies, if that is on a GPU.
     pub(super) fn on_cuda(&self) -> Option<&Tensor> {
         match &self.0 {
-            Place::Host(_) => None,
-            Place::Cuda(bits) => Some(bits),
+            Sum::Host(_) => None,
+            Sum::Cuda(bits) => Some(bits),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use super::{NamePattern, Param, Role};
-use crate::ops::linear;
+use crate::cuda::FP8_MULTIPLE;
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
@@ -150,7 +150,7 @@ impl ParamStore {
     /// Lets training multiply in fp8 the hidden matrices ([`Role::is_hidden_matrix`]) whose both
     /// sides are at least `side_min` and multiples of 16; how many there are.
     pub fn use_fp8(&self, side_min: usize) -> usize {
-        let fits = |side: &usize| *side >= side_min && side.is_multiple_of(linear::fp8::MULTIPLE);
+        let fits = |side: &usize| *side >= side_min && side.is_multiple_of(FP8_MULTIPLE);
         let matrices = self.params.iter().filter(|param| param.role().is_hidden_matrix());
         let wide = matrices.filter(|param| param.shape().iter().all(fits));
         wide.map(|param| param.0.fp8.store(true, Ordering::Relaxed)).count()

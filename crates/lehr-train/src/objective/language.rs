@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use lehr_data::Batch;
-use lehr_infer::{ChatSession, Generator, Limits, Sampler, Sampling};
+use lehr_infer::{ChatSession, Engine, EngineSettings, Limits, Request, Sampler, Sampling};
 use lehr_model::Model;
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
@@ -87,18 +87,20 @@ impl Objective for LanguageModel {
         seed: u64,
     ) -> Result<Option<String>> {
         let sampling = Sampling { temperature, top_p: 0.95, seed, ..Sampling::GREEDY };
-        let mut sampler = Sampler::new(sampling)?;
         let mut limits = Limits { max_tokens: Some(max_tokens), ..Limits::default() };
         let mut ignore = |_: &str| ControlFlow::Continue(());
         if let Some(template) = &self.template {
-            let mut session = ChatSession::new(&self.model, &self.tokenizer, template, None)?;
+            let mut sampler = Sampler::new(sampling)?;
+            let mut session = ChatSession::new(&self.model, &self.tokenizer, template, None, None)?;
             return Ok(Some(session.answer(prompt, &mut sampler, &limits, &mut ignore)?.text));
         }
         limits.stop_ids.extend(self.tokenizer.end_of_document().ok());
         let ids = self.tokenizer.encode(prompt)?;
-        let capacity = ids.len().saturating_add(max_tokens).saturating_add(1);
-        let mut generator = Generator::new(&self.model, &self.tokenizer, capacity)?;
-        Ok(Some(generator.generate(&ids, &mut sampler, &limits, &mut ignore)?.text))
+        let context = Some(ids.len().saturating_add(max_tokens).saturating_add(1));
+        let settings = EngineSettings { context, ..EngineSettings::ONE };
+        let mut engine = Engine::new(&self.model, &self.tokenizer, settings)?;
+        let request = Request::new(ids, sampling, limits);
+        Ok(Some(engine.generate(request, &mut ignore)?.text))
     }
 
     fn config_json(&self) -> serde_json::Value {

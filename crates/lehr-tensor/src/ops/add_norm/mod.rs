@@ -42,7 +42,8 @@ impl Tensor {
         let mut rstd = self.like_f32([self.shape().n_rows()])?;
         if self.is_cuda() {
             let out = (&mut sum, &mut normed, &mut rstd);
-            rms_norm::cuda::add_forward((self, delta, weight), (eps, offset), out)?;
+            let scaling = rms_norm::cuda::Scaling { eps, offset };
+            rms_norm::cuda::add_forward((self, delta, weight), scaling, out)?;
         } else {
             let scale = cpu::Scale { weight: weight.data(), eps, offset };
             let out = (sum.data_mut(), normed.data_mut());

@@ -20,7 +20,6 @@ pub struct Mask {
     prefix: Option<Tensor>,
     n_leading: usize,
     n_keys: Option<usize>,
-    n_keys_on_gpu: Option<Tensor>,
     pages: Option<Pages>,
 }
 
@@ -87,16 +86,9 @@ impl Mask {
         Self { n_keys: Some(n_keys), ..self }
     }
 
-    /// Like [`Mask::with_n_keys`], with the number on a GPU, i32 `[1]`, where it is read when the
-    /// work runs. `n_keys` is its upper bound. Only for a few queries, outside of recording.
-    #[must_use]
-    pub fn with_n_keys_on_gpu(self, n_keys: usize, number: Tensor) -> Self {
-        Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
-    }
-
-    /// Keys and values lie in pages, and each text has a number of its own: its queries are its
-    /// last tokens. For a few queries without gradients; other numbers of keys, segments and
-    /// prefixes do not go with it.
+    /// Keys and values lie in pages, and each sequence has a number of its own: its queries are its
+    /// last tokens. Without gradients; other numbers of keys and segments do not go with it, a
+    /// prefix does, with one length for each sequence or query.
     #[must_use]
     pub fn with_pages(self, pages: Pages) -> Self {
         Self { pages: Some(pages), ..self }
@@ -109,19 +101,29 @@ impl Mask {
 
     /// The intervals of `tq` queries at the end of texts of these lengths, `[B, Tq, 2]`.
     pub(super) fn intervals_at_ends(&self, lengths: &[i32], tq: usize) -> Vec<i32> {
-        let of_text = |&n: &i32| {
+        let of_text = |(b, &n): (usize, &i32)| {
             (0..tq).flat_map(move |i| {
                 let (n, p) = (i64::from(n), i as i64 + i64::from(n) - tq as i64);
-                let (lo, hi) = self.interval(p, (0, n), 0, 0);
+                let prefix = self.prefix_len(b, (i, tq), (p, usize::MAX));
+                let (lo, hi) = self.interval(p, (0, n), prefix, 0);
                 [lo as i32, hi as i32]
             })
         };
-        lengths.iter().flat_map(of_text).collect()
+        lengths.iter().enumerate().flat_map(of_text).collect()
     }
 
-    /// The number of keys that is on a GPU.
-    pub(super) fn n_keys_on_gpu(&self) -> Option<&Tensor> {
-        self.n_keys_on_gpu.as_ref()
+    /// Whether one of the `tq` queries at the end of texts of these lengths sees keys behind its
+    /// own, because they are in the prefix.
+    pub(super) fn prefix_reaches_beyond(&self, lengths: &[i32], tq: usize) -> bool {
+        lengths.iter().enumerate().any(|(b, n)| {
+            let first = i64::from(*n) - tq as i64;
+            self.prefix_len(b, (0, tq), (first, usize::MAX)) > first + 1
+        })
+    }
+
+    /// Whether several texts share a row.
+    pub(super) fn has_segments(&self) -> bool {
+        self.segment_starts.is_some()
     }
 
     /// Number of keys that hold values.

@@ -11,8 +11,8 @@ mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use crate::pages::Pages;
 pub use mask::Mask;
-pub use pages::Pages;
 
 use crate::autograd::{Gradients, Op, record1, trains};
 use crate::cpu::threads::SharedMut;
@@ -35,6 +35,10 @@ impl Tensor {
     /// Memory is linear in T: tiles of 64 queries and 64 keys with a running softmax. Saves q, k,
     /// v, the result and one log-sum-exp per query and head; backward computes the tiles anew.
     ///
+    /// On the CPU queries are computed independently: the bits of a query depend on it and on the
+    /// keys and values it sees, at their places in the text. They do not depend on the other
+    /// queries (a prompt may be read in chunks), the other texts, pages or the number of threads.
+    ///
     /// Dao 2023, "FlashAttention-2", <https://arxiv.org/abs/2307.08691>.
     ///
     /// # Errors
@@ -51,7 +55,7 @@ impl Tensor {
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(self.shape());
         Ok(match saved {
-            Some(saved) => saved.record(&[self, k, v], out),
+            Some(saved) => record1(&[self, k, v], out, || saved),
             None => out,
         })
     }
@@ -77,7 +81,7 @@ impl Tensor {
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(shape);
         Ok(match saved {
-            Some(saved) => saved.record(&[self], out),
+            Some(saved) => record1(&[self], out, || saved),
             None => out,
         })
     }
@@ -187,7 +191,25 @@ fn problem<'a>(
     Problem { size, n_keys, scale, intervals: intervals.elements(), pages: None, q, k, v }
 }
 
-/// The result as `[B, Tq, H, E]`, and what backward needs if it is wanted.
+/// What backward needs: the inputs, the result and one log-sum-exp per query and head.
+struct Saved {
+    inputs: Inputs,
+    size: Size,
+    scale: f32,
+    /// `[B, Tq, H, E]`.
+    out: Tensor,
+    /// `ln Σ exp(score)` per query, `[B, H, Tq]`.
+    lse: Tensor,
+    mask: SavedMask,
+}
+
+/// Which keys each query saw, as the kernels of the device read it.
+enum SavedMask {
+    Cpu { intervals: Tensor, n_keys: usize },
+    Cuda(cuda::Seen),
+}
+
+/// Computes the result, `[B, Tq, H, E]`, and what backward needs if it is `wanted`.
 fn forward(
     inputs: Inputs,
     size: Size,
@@ -195,128 +217,72 @@ fn forward(
     scale: f32,
     wanted: bool,
 ) -> Result<(Tensor, Option<Saved>)> {
-    let q = inputs.first();
-    if q.is_cuda() {
-        return forward_cuda(inputs, size, mask, scale, wanted);
-    }
-    let intervals = mask.intervals(size.batch, size.tq, size.tk)?;
-    let n_keys = mask.n_keys(size.tk);
-    let Size { batch, tq, n_heads, width, .. } = size;
-    let mut out = Tensor::uninit([batch, tq, n_heads, width], DType::F32)?;
-    let problem = problem(&inputs, size, scale, &intervals, n_keys);
-    if !wanted {
-        cpu::forward(&problem, out.data_mut(), None)?;
-        return Ok((out, None));
-    }
-    let mut lse = Tensor::uninit([batch, n_heads, tq], DType::F32)?;
-    cpu::forward(&problem, out.data_mut(), Some(lse.data_mut()))?;
-    let saved = Attention { inputs, size, scale, intervals, n_keys, out: out.clone(), lse };
-    Ok((out, Some(Saved::Cpu(saved))))
-}
-
-/// [`forward`] on a GPU.
-fn forward_cuda(
-    inputs: Inputs,
-    size: Size,
-    mask: &Mask,
-    scale: f32,
-    wanted: bool,
-) -> Result<(Tensor, Option<Saved>)> {
     let Size { batch, tq, n_heads, width, .. } = size;
     let q = inputs.first();
-    let seen = cuda::Seen::of(mask, size, q)?;
     let mut out = q.like([batch, tq, n_heads, width])?;
-    if !wanted {
-        cuda::forward(&inputs, size, &seen, scale, &mut out, None)?;
-        return Ok((out, None));
-    }
-    let mut lse = q.like_f32([batch, n_heads, tq])?;
-    cuda::forward(&inputs, size, &seen, scale, &mut out, Some(&mut lse))?;
-    let saved = CudaAttention { inputs, size, scale, seen, out: out.clone(), lse };
-    Ok((out, Some(Saved::Cuda(saved))))
+    let mut lse = wanted.then(|| q.like_f32([batch, n_heads, tq])).transpose()?;
+    let mask = if q.is_cuda() {
+        let seen = cuda::Seen::of(mask, size, q)?;
+        cuda::forward(&inputs, size, &seen, scale, &mut out, lse.as_mut())?;
+        SavedMask::Cuda(seen)
+    } else {
+        let intervals = mask.intervals(size.batch, size.tq, size.tk)?;
+        let n_keys = mask.n_keys(size.tk);
+        let problem = problem(&inputs, size, scale, &intervals, n_keys);
+        cpu::forward(&problem, out.data_mut(), lse.as_mut().map(Tensor::data_mut))?;
+        SavedMask::Cpu { intervals, n_keys }
+    };
+    let saved = lse.map(|lse| Saved { inputs, size, scale, out: out.clone(), lse, mask });
+    Ok((out, saved))
 }
 
-/// What backward needs, by device.
-enum Saved {
-    Cpu(Attention),
-    Cuda(CudaAttention),
-}
-
-impl Saved {
-    fn record(self, inputs: &[&Tensor], out: Tensor) -> Tensor {
-        match self {
-            Self::Cpu(op) => record1(inputs, out, || op),
-            Self::Cuda(op) => record1(inputs, out, || op),
-        }
-    }
-}
-
-/// [`Attention`] on a GPU.
-struct CudaAttention {
-    inputs: Inputs,
-    size: Size,
-    scale: f32,
-    seen: cuda::Seen,
-    out: Tensor,
-    lse: Tensor,
-}
-
-impl Op for CudaAttention {
+impl Op for Saved {
     fn name(&self) -> &'static str {
         "attention"
     }
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        let Self { inputs, size, scale, seen, out, lse } = self;
-        let saved = cuda::Saved { inputs, size: *size, seen, scale: *scale, out, lse };
+        match &self.mask {
+            SavedMask::Cpu { intervals, n_keys } => {
+                self.backward_cpu(&dy, (intervals, *n_keys), grads)
+            }
+            SavedMask::Cuda(seen) => self.backward_cuda(&dy, seen, grads),
+        }
+    }
+}
+
+impl Saved {
+    fn backward_cuda(
+        &self,
+        dy: &Tensor,
+        seen: &cuda::Seen,
+        grads: &mut Gradients<'_>,
+    ) -> Result<()> {
+        let Self { inputs, size, scale, out, lse, .. } = self;
+        let saved = cuda::Backward { inputs, size: *size, seen, scale: *scale, out, lse };
         match inputs {
-            Inputs::Packed { qkv } => grads.write_like(0, qkv, |dqkv, accumulate| {
-                saved.backward(&dy, &[Some(dqkv)], accumulate)
-            }),
+            Inputs::Packed { qkv } => grads
+                .write_like(0, qkv, |dqkv, accumulate| saved.run(dy, &[Some(dqkv)], accumulate)),
             Inputs::Separate { q, k, v } => {
                 let room = |(i, x): (usize, &Tensor)| {
                     grads.wants(i).then(|| x.like(x.shape())).transpose()
                 };
                 let [dq, dk, dv] = [room((0, q))?, room((1, k))?, room((2, v))?];
-                saved.backward(&dy, &[dq.as_ref(), dk.as_ref(), dv.as_ref()], false)?;
-                for (i, grad) in [dq, dk, dv].into_iter().enumerate() {
-                    if let Some(grad) = grad {
-                        grads.add(i, grad)?;
-                    }
-                }
-                Ok(())
+                saved.run(dy, &[dq.as_ref(), dk.as_ref(), dv.as_ref()], false)?;
+                add_all(grads, [dq, dk, dv])
             }
         }
     }
-}
 
-struct Attention {
-    inputs: Inputs,
-    size: Size,
-    scale: f32,
-    intervals: Tensor,
-    n_keys: usize,
-    out: Tensor,
-    /// `ln Σ exp(score)` per query, `[B, H, Tq]`.
-    lse: Tensor,
-}
-
-impl Attention {
-    fn run_backward(&self, dy: &Tensor, grads: [Option<HeadsMut>; 3], add: bool) -> Result<()> {
-        let problem = problem(&self.inputs, self.size, self.scale, &self.intervals, self.n_keys);
+    fn backward_cpu(
+        &self,
+        dy: &Tensor,
+        (intervals, n_keys): (&Tensor, usize),
+        grads: &mut Gradients<'_>,
+    ) -> Result<()> {
+        let problem = problem(&self.inputs, self.size, self.scale, intervals, n_keys);
         let saved = cpu::Saved { out: self.out.data(), lse: self.lse.data(), dy: dy.data() };
-        cpu::backward(&problem, &saved, grads, add)
-    }
-}
-
-impl Op for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        let dy = grads.only_output();
         let Size { n_heads, n_kv_heads, width, .. } = self.size;
         let (q_width, kv_width) = (n_heads * width, n_kv_heads * width);
         match &self.inputs {
@@ -324,28 +290,33 @@ impl Op for Attention {
                 let (data, stride) = (SharedMut::new(dqkv), q_width + 2 * kv_width);
                 let parts = [0, q_width, q_width + kv_width];
                 let parts = parts.map(|offset| Some(HeadsMut { data, offset, stride }));
-                self.run_backward(&dy, parts, accumulate)
+                cpu::backward(&problem, &saved, parts, accumulate)
             }),
             // The three gradients are computed at once, so none can be written in place alone.
             Inputs::Separate { q, k, v } => {
-                let mut parts = [(0, q, q_width), (1, k, kv_width), (2, v, kv_width)]
+                let parts = [(0, q, q_width), (1, k, kv_width), (2, v, kv_width)]
                     .map(|(i, x, stride)| (grads.wants(i).then(|| x.shape()), stride));
                 let mut tensors = [None, None, None];
                 let mut views = [None; 3];
-                for (i, (shape, stride)) in parts.iter_mut().enumerate() {
+                for (i, (shape, stride)) in parts.into_iter().enumerate() {
                     let Some(shape) = shape else { continue };
-                    let tensor = tensors[i].insert(Tensor::uninit(*shape, DType::F32)?);
+                    let tensor = tensors[i].insert(Tensor::uninit(shape, DType::F32)?);
                     let data = SharedMut::new(tensor.data_mut());
-                    views[i] = Some(HeadsMut { data, offset: 0, stride: *stride });
+                    views[i] = Some(HeadsMut { data, offset: 0, stride });
                 }
-                self.run_backward(&dy, views, false)?;
-                for (i, tensor) in tensors.into_iter().enumerate() {
-                    if let Some(tensor) = tensor {
-                        grads.add(i, tensor)?;
-                    }
-                }
-                Ok(())
+                cpu::backward(&problem, &saved, views, false)?;
+                add_all(grads, tensors)
             }
         }
     }
+}
+
+/// Adds the gradients that are there to those of inputs 0, 1 and 2.
+fn add_all(grads: &mut Gradients<'_>, parts: [Option<Tensor>; 3]) -> Result<()> {
+    for (i, grad) in parts.into_iter().enumerate() {
+        if let Some(grad) = grad {
+            grads.add(i, grad)?;
+        }
+    }
+    Ok(())
 }

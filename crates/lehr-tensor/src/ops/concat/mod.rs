@@ -1,15 +1,14 @@
 //! Tensors joined along one dimension.
 
-pub(crate) mod cpu;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use super::thin;
 use crate::autograd::{Gradients, Op, record1};
+use crate::copy::copy_runs;
+use crate::cpu::strided::{RunSize, Runs, copy};
 use crate::{Error, Result, Shape, Tensor};
-use cpu::{Blocks, copy};
 
 impl Tensor {
     /// The parts one after another along dimension `dim`.
@@ -28,14 +27,14 @@ impl Tensor {
         let mut y = parts[0].like(shape)?;
         let mut offset = 0;
         for part in parts {
-            let (n, len) = blocks(&part.shape(), dim);
-            let to = Blocks { offset, stride: blocks(&shape, dim).1 };
+            let size = runs(&part.shape(), dim);
+            let to = Runs { offset, stride: runs(&shape, dim).len };
             if y.is_cuda() {
-                thin::cuda::copy_blocks((n, len), part, Blocks::packed(len), &mut y, to, false)?;
+                copy_runs(size, part, Runs::packed(size.len), &mut y, to, false)?;
             } else {
-                copy((n, len), part.data(), Blocks::packed(len), y.data_mut(), to, false);
+                copy(size, part.data(), Runs::packed(size.len), y.data_mut(), to, false);
             }
-            offset += len;
+            offset += size.len;
         }
         let op = || Concat { parts: parts.iter().map(|p| p.shape()).collect(), dim };
         Ok(record1(parts, y, op))
@@ -67,8 +66,8 @@ fn check(parts: &[&Tensor], dim: usize) -> Result<Shape> {
 }
 
 /// Number and length of the pieces that are contiguous when `dim` is cut.
-pub(super) fn blocks(shape: &Shape, dim: usize) -> (usize, usize) {
-    (shape[..dim].iter().product(), shape[dim..].iter().product())
+pub(super) fn runs(shape: &Shape, dim: usize) -> RunSize {
+    RunSize { n: shape[..dim].iter().product(), len: shape[dim..].iter().product() }
 }
 
 struct Concat {
@@ -83,33 +82,26 @@ impl Op for Concat {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        let stride = blocks(&dy.shape(), self.dim).1;
+        let stride = runs(&dy.shape(), self.dim).len;
         let mut offset = 0;
         for (i, shape) in self.parts.iter().enumerate() {
-            let (n, len) = blocks(shape, self.dim);
+            let size = runs(shape, self.dim);
             if dy.is_cuda() {
                 if grads.wants(i) {
                     let mut dx = dy.like(*shape)?;
-                    let from = Blocks { offset, stride };
-                    thin::cuda::copy_blocks(
-                        (n, len),
-                        &dy,
-                        from,
-                        &mut dx,
-                        Blocks::packed(len),
-                        false,
-                    )?;
+                    let from = Runs { offset, stride };
+                    copy_runs(size, &dy, from, &mut dx, Runs::packed(size.len), false)?;
                     grads.add(i, dx)?;
                 }
-                offset += len;
+                offset += size.len;
                 continue;
             }
             grads.write(i, *shape, |dx, accumulate| {
-                let from = Blocks { offset, stride };
-                copy((n, len), dy.data(), from, dx, Blocks::packed(len), accumulate);
+                let from = Runs { offset, stride };
+                copy(size, dy.data(), from, dx, Runs::packed(size.len), accumulate);
                 Ok(())
             })?;
-            offset += len;
+            offset += size.len;
         }
         Ok(())
     }

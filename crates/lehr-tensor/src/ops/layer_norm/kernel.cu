@@ -1,19 +1,7 @@
 // Layer normalisation, alone and after a residual addition, and its gradients.
 //
-// Threads of a row. The caller picks the block from the row's width d, with packs = ceil(d /
-// LANES), LANES = 16 / sizeof(T), and per_thread = 4 (forward) or 2 (backward), t = ceil(packs /
-// per_thread): t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several
-// rows per block. t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 896
-// (forward) or 512 (backward). Any block of one of these two forms gives right results; rows of
-// more than x * per_thread packs, or of a width that is no multiple of LANES, take a slower path
-// that reads rows more than once.
-#include "common.cuh"
-
-#define FORWARD_PACKS 4
-#define BACKWARD_PACKS 2
-// Most shared memory for the sums of dweight and dbias in the slow path; wider rows keep them in
-// global memory.
-#define SHARED_SUMS_MAX (96 << 10)
+// Blocks and grids: see rows.cuh, "threads of a row".
+#include "rows.cuh"
 
 // The mean is known before the deviations from it are squared: rows far from 0 keep their digits.
 template <bool ADD>
@@ -29,16 +17,11 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
         float total = 0.0f, square = 0.0f;
         if (in_registers) {
             Bits v[FORWARD_PACKS] = {}, added[FORWARD_PACKS] = {};
+            load_row(v, x + at, valid, d);
+            if (ADD) load_row(added, delta + at, valid, d);
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
-                if (!valid || column >= d) continue;
-                v[p] = load_bits_once(x + at + column);
-                if (ADD) added[p] = load_bits_once(delta + at + column);
-            }
-#pragma unroll
-            for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (ADD) {
                     v[p] = add_rounded(v[p], added[p]);
                     if (valid && column < d) *(Bits*)(sum + at + column) = v[p];
@@ -49,7 +32,7 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
             const float m = row_sum(total, scratch[0]) / d;
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (column >= d) continue;
                 stay_packed(v[p]);
 #pragma unroll
@@ -65,7 +48,7 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
             }
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (!valid || column >= d) continue;
                 float w[LANES], b[LANES] = {};
                 load_floats<LANES>(weight + column, w);
@@ -105,8 +88,8 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, const 
 }
 
 // y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps). x, y [rows, d] T;
-// weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block: see the
-// top, per_thread = 4. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
+// weight, bias [d] f32, bias may be null; mean, rstd [rows] f32, either may be null. Block:
+// per_thread = FORWARD_PACKS. Grid: ceil(rows / blockDim.y), or less. No dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(896) layer_norm_forward(const T* x,
     const float* weight, const float* bias, T* y, float* mean, float* rstd, float eps, int rows,
     int d) {
@@ -141,32 +124,14 @@ DEVICE void row_sums(float& a, float& b, float* scratch) {
 }
 
 // What a thread holds of a row.
-struct RowPart {
-    Bits x[BACKWARD_PACKS], dy[BACKWARD_PACKS];
+struct RowPart : RowPair {
     float mean, rstd;
 };
 DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* mean, const float* rstd,
     i64 row, int rows, int d) {
-    part = {};
-    if (row >= rows) return;
-    part.mean = mean[row];
-    part.rstd = rstd[row];
-#pragma unroll
-    for (int p = 0; p < BACKWARD_PACKS; p++) {
-        int column = (threadIdx.x + p * blockDim.x) * LANES;
-        if (column >= d) continue;
-        part.x[p] = load_bits_once(x + row * d + column);
-        part.dy[p] = load_bits_once(dy + row * d + column);
-    }
-}
-
-// The sums of the block's rows of threads, in order, into the block's row of `partials`.
-DEVICE void write_partial(const float* sums, float* partials, int d) {
-    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < d; c += blockDim.x * blockDim.y) {
-        float total = 0.0f;
-        for (int y = 0; y < (int)blockDim.y; y++) total += sums[y * d + c];
-        partials[(i64)blockIdx.x * d + c] = total;
-    }
+    load_pair(part, x, dy, row, rows, d);
+    part.mean = row < rows ? mean[row] : 0.0f;
+    part.rstd = row < rows ? rstd[row] : 0.0f;
 }
 
 // Rows that fit in registers: the next row is on its way while one is worked on, and dweight and
@@ -191,12 +156,12 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         float shift = 0.0f, pull = 0.0f;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             if (adds && column < d) added[p] = load_bits_once(base + row * d + column);
         }
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             float w[LANES] = {};
             if (column < d) load_floats<LANES>(weight + column, w);
 #pragma unroll
@@ -211,7 +176,7 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         pull /= d;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             if (column >= d) continue;
             stay_packed(part.x[p]);
             stay_packed(part.dy[p]);
@@ -234,20 +199,12 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
     const bool several = blockDim.y > 1;
     if (weight_partials != nullptr) {
         float* mine = several ? sums + threadIdx.y * d : weight_partials + (i64)blockIdx.x * d;
-#pragma unroll
-        for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
-            if (column < d) store_floats<LANES>(mine + column, dw[p]);
-        }
+        store_sums(mine, dw, d);
     }
     if (bias_partials != nullptr) {
         float* mine = several ? sums + (blockDim.y + threadIdx.y) * d
             : bias_partials + (i64)blockIdx.x * d;
-#pragma unroll
-        for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
-            if (column < d) store_floats<LANES>(mine + column, db[p]);
-        }
+        store_sums(mine, db, d);
     }
     if (!several) return;
     __syncthreads();
@@ -326,7 +283,7 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* mea
 // block's rows of dy x_hat, bias_partials[block, c] = sum of dy. x, dy, dx, base [rows, d] T;
 // weight [d], mean, rstd [rows], partials [gridDim.x, d] f32. `base` null counts as 0 and may be
 // dx: to add to dx, give dx itself; after a residual addition, give the gradient of the sum. What
-// is not wanted (dx, partials) is null. Block: see the top, per_thread = 2. Grid: as many blocks as
+// is not wanted (dx, partials) is null. Block: per_thread = BACKWARD_PACKS. Grid: as many blocks as
 // the device runs at once, about n_SMs * max(1, min(8, 512 / (blockDim.x blockDim.y))), and at most
 // ceil(rows / blockDim.y). Dynamic shared memory: 2 * blockDim.y * d * 4 bytes if any partials are
 // given and either blockDim.y > 1, or the row does not fit in registers (d % LANES != 0 or d > 2 *

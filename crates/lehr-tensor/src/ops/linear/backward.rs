@@ -3,7 +3,7 @@
 use super::Kept;
 use super::WeightLayout::{InOut, OutIn};
 use super::cuda::{column_sums, rows, transposed};
-use super::fp8::{self, Copies, Fp8, Product};
+use super::fp8::{self, Copies, Fp8, Pass};
 use crate::autograd::Gradients;
 use crate::cuda::blas::{Element, Epilogue, Matmul};
 use crate::{Result, Tensor};
@@ -37,7 +37,7 @@ impl<'a> Backward<'a> {
                 let product = Matmul::new((n, n_in, n_out), dy.rows(), w, rows(dx, n_in));
                 product.accumulate(accumulate).try_run(cuda)
             };
-            if fp8::run_unless_refused((Product::Input, self.kept.size, accumulate), in_fp8)? {
+            if fp8::run_unless_refused((Pass::Input, self.kept.size, accumulate), in_fp8)? {
                 return Ok(());
             }
         }
@@ -96,7 +96,7 @@ impl<'a> Backward<'a> {
                 };
                 product.accumulate(accumulate).try_run(cuda)
             };
-            if fp8::run_unless_refused((Product::Weight, self.kept.size, accumulate), in_fp8)? {
+            if fp8::run_unless_refused((Pass::Weight, self.kept.size, accumulate), in_fp8)? {
                 return Ok(());
             }
         }

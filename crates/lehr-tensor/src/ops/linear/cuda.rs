@@ -1,7 +1,7 @@
 //! A linear map on a GPU, and the column sums of its bias; backward is [`super::backward`].
 
 use super::WeightLayout::{self, InOut, OutIn};
-use super::fp8::{self, Copies, Fp8, Product};
+use super::fp8::{self, Copies, Fp8, Pass};
 use super::{Affine, Size};
 use crate::autograd::is_training;
 use crate::cuda::blas::{Element, Epilogue, Matmul, Operand};
@@ -33,7 +33,7 @@ pub(crate) fn forward(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor) 
     }
     let cuda = x.cuda()?;
     if fp8 && is_training() && fp8::fits(cuda, x.dtype(), size) {
-        let kind = (Product::Forward, size, false);
+        let kind = (Pass::Forward, size, false);
         if fp8::run_unless_refused(kind, || forward_fp8(size, x, map, y))? {
             return Ok(());
         }

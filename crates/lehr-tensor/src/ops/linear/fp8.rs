@@ -15,19 +15,16 @@ use std::collections::BTreeSet;
 use super::Size;
 use super::WeightLayout::{self, OutIn};
 use crate::cuda::blas::{Element, Operand};
-use crate::cuda::{Cuda, Extent, FP8_CAPABILITY, Source, args, int, source};
+use crate::cuda::{Cuda, Extent, FP8_CAPABILITY, FP8_MULTIPLE, Source, args, int, source};
 use crate::{DType, Result, Tensor};
 
 pub(crate) static KERNELS: Source = source!("linear_fp8", "fp8.cu");
 
 const OP: &str = "linear";
 
-/// Extents of 8-bit products are multiples of this.
-pub(crate) const MULTIPLE: usize = 16;
-
 /// Whether the products of a map of these rows, outputs and inputs can be in fp8.
 pub(super) fn fits(cuda: &Cuda, dtype: DType, (n, n_out, n_in): (usize, usize, usize)) -> bool {
-    let is_whole = |n: usize| n > 0 && n.is_multiple_of(MULTIPLE);
+    let is_whole = |n: usize| n > 0 && n.is_multiple_of(FP8_MULTIPLE);
     dtype == DType::BF16
         && cuda.info().capability >= FP8_CAPABILITY
         && [n, n_out, n_in].into_iter().all(is_whole)
@@ -35,7 +32,7 @@ pub(super) fn fits(cuda: &Cuda, dtype: DType, (n, n_out, n_in): (usize, usize, u
 
 /// One of the three products of a map.
 #[derive(Clone, Copy)]
-pub(super) enum Product {
+pub(super) enum Pass {
     Forward,
     Input,
     Weight,
@@ -61,10 +58,10 @@ pub(crate) fn forget_refused() {
 
 /// Runs a product in fp8, unless it was refused before; whether it was run.
 pub(super) fn run_unless_refused(
-    (product, size, accumulate): (Product, Size, bool),
+    (pass, size, accumulate): (Pass, Size, bool),
     run: impl FnOnce() -> Result<bool>,
 ) -> Result<bool> {
-    let key = (product as u8, size, accumulate);
+    let key = (pass as u8, size, accumulate);
     if REFUSED.with_borrow(|refused| refused.contains(&key)) {
         return Ok(false);
     }

@@ -8,11 +8,18 @@ use crate::{Result, Tensor};
 pub(crate) static KERNELS: Source = source!("rms_norm", "kernel.cu");
 const OP: &str = "rms_norm";
 
+/// The numbers of `rstd = 1 / √(mean(x²) + eps)` and of the scale `weight + offset`.
+#[derive(Clone, Copy)]
+pub(crate) struct Scaling {
+    pub(crate) eps: f32,
+    pub(crate) offset: f32,
+}
+
 /// Normalises the rows of `x`.
 pub(super) fn forward(
     x: &Tensor,
     weight: &Tensor,
-    (eps, offset): (f32, f32),
+    Scaling { eps, offset }: Scaling,
     y: &mut Tensor,
     rstd: &mut Tensor,
 ) -> Result<()> {
@@ -24,7 +31,7 @@ pub(super) fn forward(
 /// `sum = x + delta`, and the rows of it normalised.
 pub(crate) fn add_forward(
     (x, delta, weight): (&Tensor, &Tensor, &Tensor),
-    (eps, offset): (f32, f32),
+    Scaling { eps, offset }: Scaling,
     (sum, normed, rstd): (&mut Tensor, &mut Tensor, &mut Tensor),
 ) -> Result<()> {
     let (rows, d) = (int(OP, x.shape().n_rows())?, int(OP, x.shape().last_dim())?);

@@ -1,19 +1,7 @@
 // Root-mean-square normalisation, alone and after a residual addition, and its gradients.
 //
-// Threads of a row. The caller picks the block from the row's width d, with packs = ceil(d /
-// LANES), LANES = 16 / sizeof(T), and per_thread = 4 (forward) or 2 (backward), t = ceil(packs /
-// per_thread): t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several
-// rows per block. t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 1024
-// (forward) or 512 (backward). Any block of one of these two forms gives right results; rows of
-// more than x * per_thread packs, or of a width that is no multiple of LANES, take a slower path
-// that reads rows twice.
-#include "common.cuh"
-
-#define FORWARD_PACKS 4
-#define BACKWARD_PACKS 2
-// Most shared memory for the sums of dweight in the slow path; wider rows keep them in global
-// memory.
-#define SHARED_SUMS_MAX (96 << 10)
+// Blocks and grids: see rows.cuh, "threads of a row".
+#include "rows.cuh"
 
 template <bool ADD>
 DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum, T* y, float* rstd,
@@ -29,16 +17,11 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum
         float square = 0.0f;
         if (in_registers) {
             Bits v[FORWARD_PACKS] = {}, added[FORWARD_PACKS] = {};
+            load_row(v, x + at, valid, d);
+            if (ADD) load_row(added, delta + at, valid, d);
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
-                if (!valid || column >= d) continue;
-                v[p] = load_bits_once(x + at + column);
-                if (ADD) added[p] = load_bits_once(delta + at + column);
-            }
-#pragma unroll
-            for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (ADD) {
                     v[p] = add_rounded(v[p], added[p]);
                     if (valid && column < d) *(Bits*)(sum + at + column) = v[p];
@@ -50,7 +33,7 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum
             if (valid && threadIdx.x == 0 && rstd != nullptr) rstd[row] = r;
 #pragma unroll
             for (int p = 0; p < FORWARD_PACKS; p++) {
-                int column = (threadIdx.x + p * blockDim.x) * LANES;
+                int column = pack_column(p);
                 if (!valid || column >= d) continue;
                 float w[LANES];
                 load_floats<LANES>(weight + column, w);
@@ -80,7 +63,7 @@ DEVICE void forward_rows(const T* x, const T* delta, const float* weight, T* sum
 }
 
 // y = x rstd (weight + offset), rstd = 1 / sqrt(mean(x^2) + eps). x, y [rows, d] T; weight [d] f32;
-// rstd [rows] f32, may be null. Block: see the top, per_thread = 4. Grid: ceil(rows / blockDim.y),
+// rstd [rows] f32, may be null. Block: per_thread = FORWARD_PACKS. Grid: ceil(rows / blockDim.y),
 // or less. No dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(const T* x, const float* weight,
     T* y, float* rstd, float eps, float offset, int rows, int d) {
@@ -95,32 +78,13 @@ extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_forward(const T*
 }
 
 // What a thread holds of a row.
-struct RowPart {
-    Bits x[BACKWARD_PACKS], dy[BACKWARD_PACKS];
+struct RowPart : RowPair {
     float rstd;
 };
 DEVICE void load_part(RowPart& part, const T* x, const T* dy, const float* rstd, i64 row, int rows,
     int d) {
-    part = {};
-    if (row >= rows) return;
-    part.rstd = rstd[row];
-#pragma unroll
-    for (int p = 0; p < BACKWARD_PACKS; p++) {
-        int column = (threadIdx.x + p * blockDim.x) * LANES;
-        if (column >= d) continue;
-        part.x[p] = load_bits_once(x + row * d + column);
-        part.dy[p] = load_bits_once(dy + row * d + column);
-    }
-}
-
-// The sums of the block's rows of threads, in order, into the block's row of `partials`.
-DEVICE void write_partial(const float* sums, float* partials, int d) {
-    __syncthreads();
-    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < d; c += blockDim.x * blockDim.y) {
-        float total = 0.0f;
-        for (int y = 0; y < (int)blockDim.y; y++) total += sums[y * d + c];
-        partials[(i64)blockIdx.x * d + c] = total;
-    }
+    load_pair(part, x, dy, row, rows, d);
+    part.rstd = row < rows ? rstd[row] : 0.0f;
 }
 
 // Rows that fit in registers: the next row is on its way while one is worked on, and dweight is
@@ -143,12 +107,12 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         float dot = 0.0f;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             if (adds && column < d) added[p] = load_bits_once(base + row * d + column);
         }
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             float w[LANES] = {};
             if (column < d) load_floats<LANES>(weight + column, w);
 #pragma unroll
@@ -158,7 +122,7 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
         const float r = part.rstd, pull = row_sum(dot, scratch[turn]) * r * r / d;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
-            int column = (threadIdx.x + p * blockDim.x) * LANES;
+            int column = pack_column(p);
             if (column >= d) continue;
             stay_packed(part.x[p]);
             stay_packed(part.dy[p]);
@@ -179,12 +143,10 @@ DEVICE void backward_in_registers(const T* x, const float* weight, const float* 
     }
     if (partials == nullptr) return;
     float* mine = blockDim.y > 1 ? sums + threadIdx.y * d : partials + (i64)blockIdx.x * d;
-#pragma unroll
-    for (int p = 0; p < BACKWARD_PACKS; p++) {
-        int column = (threadIdx.x + p * blockDim.x) * LANES;
-        if (column < d) store_floats<LANES>(mine + column, dw[p]);
-    }
-    if (blockDim.y > 1) write_partial(sums, partials, d);
+    store_sums(mine, dw, d);
+    if (blockDim.y == 1) return;
+    __syncthreads();
+    write_partial(sums, partials, d);
 }
 
 // Other rows: N neighbours at once, dweight summed in memory that only this thread touches.
@@ -231,14 +193,16 @@ DEVICE void backward_in_memory(const T* x, const float* weight, const float* rst
             if (dx != nullptr) store_pack(dx + at + c, out);
         }
     }
-    if (partials != nullptr && in_shared) write_partial(sums, partials, d);
+    if (partials == nullptr || !in_shared) return;
+    __syncthreads();
+    write_partial(sums, partials, d);
 }
 
 // dx = base + rstd (g - x rstd^2 mean(g x)) with g = dy (weight + offset), and each block's share
 // of dweight: partials[block, c] = sum over the block's rows of dy x rstd. x, dy, dx, base [rows,
 // d] T; weight [d], rstd [rows], partials [gridDim.x, d] f32. `base` null counts as 0 and may be
 // dx: to add to dx, give dx itself; after a residual addition, give the gradient of the sum. dx
-// null: only dweight; partials null: only dx. Block: see the top, per_thread = 2. Grid: as many
+// null: only dweight; partials null: only dx. Block: per_thread = BACKWARD_PACKS. Grid: as many
 // blocks as the device runs at once, about n_SMs * max(1, min(8, 640 / (blockDim.x blockDim.y))),
 // and at most ceil(rows / blockDim.y). Dynamic shared memory: blockDim.y * d * 4 bytes if partials
 // is given and either blockDim.y > 1, or the row does not fit in registers (d % LANES != 0 or d > 2

@@ -34,7 +34,7 @@ impl Tensor {
         let mut y = self.like(self.shape())?;
         let mut rstd = self.like_f32([self.shape().n_rows()])?;
         if self.is_cuda() {
-            cuda::forward(self, weight, (eps, offset), &mut y, &mut rstd)?;
+            cuda::forward(self, weight, cuda::Scaling { eps, offset }, &mut y, &mut rstd)?;
         } else {
             let (x, w) = (self.data(), weight.data());
             cpu::forward(x, w, eps, offset, y.data_mut(), rstd.data_mut());

@@ -7,10 +7,10 @@ pub(crate) mod tests;
 
 use std::ops::Range;
 
-use super::concat::blocks;
-use super::concat::cpu::{Blocks, clear, copy};
-use super::thin;
+use super::concat::runs;
 use crate::autograd::{Gradients, Op, record1};
+use crate::copy::copy_runs;
+use crate::cpu::strided::{RunSize, Runs, clear, copy};
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
@@ -38,11 +38,11 @@ impl Tensor {
         dims[dim] = range.len();
         let mut y = self.like(&dims)?;
         let op = Slice { shape: self.shape(), dim, range };
-        let (size, from) = op.blocks();
+        let (size, from) = op.runs();
         if self.is_cuda() {
-            thin::cuda::copy_blocks(size, self, from, &mut y, Blocks::packed(size.1), false)?;
+            copy_runs(size, self, from, &mut y, Runs::packed(size.len), false)?;
         } else {
-            copy(size, self.data(), from, y.data_mut(), Blocks::packed(size.1), false);
+            copy(size, self.data(), from, y.data_mut(), Runs::packed(size.len), false);
         }
         Ok(record1(&[self], y, || op))
     }
@@ -56,11 +56,11 @@ struct Slice {
 
 impl Slice {
     /// Number and length of the contiguous pieces, and where they lie in the whole.
-    fn blocks(&self) -> ((usize, usize), Blocks) {
-        let (n, stride) = blocks(&self.shape, self.dim);
+    fn runs(&self) -> (RunSize, Runs) {
+        let RunSize { n, len: stride } = runs(&self.shape, self.dim);
         let inner: usize = self.shape[self.dim + 1..].iter().product();
-        let at = Blocks { offset: self.range.start * inner, stride };
-        ((n, self.range.len() * inner), at)
+        let at = Runs { offset: self.range.start * inner, stride };
+        (RunSize { n, len: self.range.len() * inner }, at)
     }
 }
 
@@ -71,7 +71,7 @@ impl Op for Slice {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        let ((n, len), at) = self.blocks();
+        let (size, at) = self.runs();
         if dy.is_cuda() {
             if !grads.wants(0) {
                 return Ok(());
@@ -81,16 +81,17 @@ impl Op for Slice {
                 if !accumulate {
                     dx.fill_zero()?;
                 }
-                thin::cuda::copy_blocks((n, len), &dy, Blocks::packed(len), dx, at, accumulate)
+                copy_runs(size, &dy, Runs::packed(size.len), dx, at, accumulate)
             });
         }
         grads.write(0, self.shape, |dx, accumulate| {
             if !accumulate {
-                let end = at.offset + len;
-                clear((n, at.offset), dx, Blocks { offset: 0, stride: at.stride });
-                clear((n, at.stride - end), dx, Blocks { offset: end, stride: at.stride });
+                let (n, end) = (size.n, at.offset + size.len);
+                let (before, after) = (at.offset, at.stride - end);
+                clear(RunSize { n, len: before }, dx, Runs { offset: 0, ..at });
+                clear(RunSize { n, len: after }, dx, Runs { offset: end, ..at });
             }
-            copy((n, len), dy.data(), Blocks::packed(len), dx, at, accumulate);
+            copy(size, dy.data(), Runs::packed(size.len), dx, at, accumulate);
             Ok(())
         })
     }

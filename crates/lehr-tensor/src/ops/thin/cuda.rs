@@ -1,9 +1,8 @@
-//! Elementwise functions, transposes, strided copies and sums on a GPU.
+//! Elementwise functions, transposes and sums on a GPU.
 
 use crate::cuda::{Extent, Source, args, source};
-use crate::ops::concat::cpu::Blocks;
 use crate::ops::rows_cuda::lanes;
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 pub(crate) static KERNELS: Source = source!("thin", "kernel.cu");
 
@@ -84,37 +83,6 @@ pub(super) fn swapped(
     )
 }
 
-/// Copies `n` blocks of `len` elements, or adds them to what is there.
-pub(crate) fn copy_blocks(
-    (n, len): (usize, usize),
-    src: &Tensor,
-    from: Blocks,
-    dst: &mut Tensor,
-    to: Blocks,
-    accumulate: bool,
-) -> Result<()> {
-    let cuda = src.cuda()?;
-    let [from_at, from_stride, to_at, to_stride] =
-        [from.offset, from.stride, to.offset, to.stride].map(|n| n as i64);
-    let args =
-        args![src, from_at, from_stride, &*dst, to_at, to_stride, n as i64, len as i64, accumulate];
-    cuda.launch(&KERNELS, src.dtype(), "copy_blocks", Extent::elementwise(cuda, n * len), args)
-}
-
-/// Copies `n` packed blocks of `len` elements, block i to `i · stride + *at · unit` of `dst`: the
-/// number `at` is on the device.
-pub(crate) fn copy_blocks_at(
-    (n, len): (usize, usize),
-    src: &Tensor,
-    dst: &mut Tensor,
-    stride: usize,
-    (at, unit): (&Tensor, usize),
-) -> Result<()> {
-    let cuda = src.cuda()?;
-    let args = args![src, &*dst, stride as i64, at, unit as i64, n as i64, len as i64];
-    cuda.launch(&KERNELS, src.dtype(), "copy_blocks_at", Extent::elementwise(cuda, n * len), args)
-}
-
 /// `Σ x / divisor` as `[1]`, in the type of `x`. The grid depends on the number of elements alone,
 /// and so do the bits.
 pub(super) fn sum(x: &Tensor, divisor: f64) -> Result<Tensor> {
@@ -147,29 +115,4 @@ pub(super) fn filled_from(
     let args = args![&y, n as i64, &value, factor];
     cuda.launch(&KERNELS, y.dtype(), "fill_from", Extent::elementwise(cuda, n), args)?;
     Ok(y)
-}
-
-/// `dst += src`; `dst` may be in f32 beside a `src` of 16 bits.
-pub(crate) fn add_assign(dst: &mut Tensor, src: &Tensor) -> Result<()> {
-    if dst.dtype() != src.dtype() && dst.dtype() != DType::F32 {
-        return add_assign(dst, &src.cast(dst.dtype())?);
-    }
-    let (cuda, n) = (src.cuda()?, src.shape().n_elements());
-    let name = if dst.dtype() == src.dtype() { "add_assign" } else { "add_assign_f32" };
-    let args = args![&*dst, src, n as i64];
-    cuda.launch(&KERNELS, src.dtype(), name, Extent::elementwise(cuda, n), args)
-}
-
-/// `x *= factor`.
-pub(crate) fn scale(x: &mut Tensor, factor: f32) -> Result<()> {
-    let (cuda, n) = (x.cuda()?, x.shape().n_elements());
-    let args = args![&*x, n as i64, factor];
-    cuda.launch(&KERNELS, x.dtype(), "scale_in_place", Extent::elementwise(cuda, n), args)
-}
-
-/// `x *= factor` for a factor `[1]` that is on the device.
-pub(crate) fn scale_by(x: &mut Tensor, factor: &Tensor) -> Result<()> {
-    let (cuda, n, factor) = (x.cuda()?, x.shape().n_elements(), factor.to_f32()?);
-    let args = args![&*x, n as i64, &factor, 1.0f32];
-    cuda.launch(&KERNELS, x.dtype(), "scale_in_place_by", Extent::elementwise(cuda, n), args)
 }

@@ -1,4 +1,4 @@
-// Elementwise functions, transposes, copies of strided blocks, sums. Unless a kernel says
+// Elementwise functions, transposes, sums. Unless a kernel says
 // otherwise: grid and block of one dimension, any grid, at most 256 threads, no shared memory;
 // tensors start on 16 bytes.
 #include "common.cuh"
@@ -50,44 +50,6 @@ extern "C" __global__ void __launch_bounds__(256, 4) unary(const T* a, T* y, i64
     }
 }
 
-template <int UNROLL>
-DEVICE void scale_values(const T* x, T* y, i64 n, float factor) {
-    auto step = [=](i64 i, auto x) {
-        for (int k = 0; k < x.N_ELEMENTS; k++) x.v[k] = from_f32<T>(to_f32(x.v[k]) * factor);
-        store_pack(y + i, x);
-    };
-    elementwise<LANES, UNROLL>(n, step, x);
-}
-// x *= factor for n elements.
-extern "C" __global__ void __launch_bounds__(256, 4) scale_in_place(T* x, i64 n, float factor) {
-    scale_values<4>(x, x, n, factor);
-}
-// x *= *factor * constant for n elements: a factor that was computed on the device.
-extern "C" __global__ void __launch_bounds__(256, 4) scale_in_place_by(T* x, i64 n,
-    const float* factor, float constant) {
-    scale_values<4>(x, x, n, *factor * constant);
-}
-
-// dst += src for n elements.
-extern "C" __global__ void __launch_bounds__(256, 4) add_assign(T* dst, const T* src, i64 n) {
-    auto step = [=](i64 i, auto old, auto x) {
-        for (int k = 0; k < x.N_ELEMENTS; k++)
-            old.v[k] = from_f32<T>(to_f32(old.v[k]) + to_f32(x.v[k]));
-        store_pack(dst + i, old);
-    };
-    elementwise<LANES, 2>(n, step, (const T*)dst, src);
-}
-// dst += src for n elements, dst in f32. Packs of 4: neighbouring threads touch neighbouring
-// addresses on both sides.
-extern "C" __global__ void __launch_bounds__(256, 4) add_assign_f32(float* dst, const T* src,
-    i64 n) {
-    auto step = [=](i64 i, auto old, auto x) {
-        for (int k = 0; k < x.N_ELEMENTS; k++) old.v[k] += to_f32(x.v[k]);
-        store_pack(dst + i, old);
-    };
-    elementwise<4, 2>(n, step, (const float*)dst, src);
-}
-
 template <class E>
 DEVICE void fill_values(E* y, i64 n, E value) {
     const int N = 16 / (int)sizeof(E);
@@ -99,24 +61,15 @@ DEVICE void fill_values(E* y, i64 n, E value) {
 #pragma unroll 1
     for (i64 i = n_packs * N + thread_index(); i < n; i += n_threads()) y[i] = value;
 }
-// y = value for n elements.
-extern "C" __global__ void __launch_bounds__(256) fill(T* y, i64 n, float value) {
-    fill_values(y, n, from_f32<T>(value));
-}
 // y = *value * factor for n elements: a value that was computed on the device.
 extern "C" __global__ void __launch_bounds__(256) fill_from(T* y, i64 n, const float* value,
     float factor) {
     fill_values(y, n, from_f32<T>(*value * factor));
 }
-// y = bits for n words: i32, u32, or f32 by its bits.
-extern "C" __global__ void __launch_bounds__(256) fill_u32(u32* y, i64 n, int bits) {
-    fill_values(y, n, (u32)bits);
-}
-
-// [outer, a, middle, b] -> [outer, b, middle, a]: transposes matrices [a, b] whose rows are `middle`
-// rows apart, in tiles of EDGE x EDGE. EDGE is 32 (f32) or 64 (16-bit), so a row of a tile takes
-// 128 bytes. Block 256 threads; grid (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the last two
-// at most 65535. x and y do not overlap.
+// [outer, a, middle, b] -> [outer, b, middle, a]: transposes matrices [a, b], whose rows are
+// `middle` rows apart, in tiles of EDGE x EDGE. EDGE is 32 (f32) or 64 (16-bit), so a row of a tile
+// takes 128 bytes. Block 256 threads; grid (ceil(b / EDGE), ceil(a / EDGE), outer * middle), the
+// last two at most 65535. x and y do not overlap.
 #define EDGE (8 * LANES)
 extern "C" __global__ void __launch_bounds__(256)
     transpose_tiles(const T* __restrict__ x, T* __restrict__ y, i64 outer, i64 a, i64 middle,
@@ -194,20 +147,6 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// Moves packs of N elements: pack i from `from(i)` to `to(i)`, for n packs. Two loads are under way
-// at once.
-template <int N, class From, class To>
-DEVICE void move_packs(i64 n, const From& from, const To& to) {
-    i64 i = thread_index(), step = n_threads();
-#pragma unroll 1
-    for (; i + step < n; i += 2 * step) {
-        auto first = load_pack<T, N>(from(i)), second = load_pack<T, N>(from(i + step));
-        store_pack(to(i), first);
-        store_pack(to(i + step), second);
-    }
-    if (i < n) store_pack(to(i), load_pack<T, N>(from(i)));
-}
-
 // Index arithmetic in I, u32 where it suffices: divisions of 64 bits take longer than the memory.
 template <int N, class I>
 DEVICE void transpose_rows_by(const T* x, T* y, I n_packs, I a, I middle, I b, I row) {
@@ -231,75 +170,6 @@ extern "C" __global__ void __launch_bounds__(256)
         transpose_rows_by<LANES, u32>(x, y, n / LANES, a, middle, b, inner / LANES);
     else if (n < (i64)1 << 32) transpose_rows_by<1, u32>(x, y, n, a, middle, b, inner);
     else transpose_rows_by<1, u64>(x, y, n, a, middle, b, inner);
-}
-
-// Strides and lengths in packs of N.
-template <int N, class I>
-DEVICE void copy_blocks_by(const T* src, i64 src_stride, T* dst, i64 dst_stride, I n_packs, I len,
-    bool accumulate) {
-    auto from = [=](i64 i) { return src + ((i64)((I)i / len) * src_stride + (I)i % len) * N; };
-    auto to = [=](i64 i) { return dst + ((i64)((I)i / len) * dst_stride + (I)i % len) * N; };
-    if (!accumulate) return move_packs<N>(n_packs, from, to);
-#pragma unroll 1
-    for (i64 i = thread_index(); i < (i64)n_packs; i += n_threads()) {
-        auto sum = load_pack<T, N>(to(i)), pack = load_pack<T, N>(from(i));
-        for (int k = 0; k < N; k++) sum.v[k] = from_f32<T>(to_f32(sum.v[k]) + to_f32(pack.v[k]));
-        store_pack(to(i), sum);
-    }
-}
-// Copies n blocks of `len` elements, or adds them to what is there: block i is at offset + i *
-// stride on either side. In packs (at most 2^32) if lengths, offsets and strides are multiples of
-// LANES. src and dst do not overlap; the stride of dst is at least len.
-extern "C" __global__ void __launch_bounds__(256)
-    copy_blocks(const T* src, i64 src_offset, i64 src_stride, T* dst, i64 dst_offset,
-        i64 dst_stride, i64 n, i64 len, int accumulate) {
-    src += src_offset;
-    dst += dst_offset;
-    i64 total = n * len, small = (i64)1 << 32;
-    if ((src_offset | src_stride | dst_offset | dst_stride | len) % LANES == 0) {
-        i64 from_stride = src_stride / LANES, to_stride = dst_stride / LANES;
-        copy_blocks_by<LANES, u32>(src, from_stride, dst, to_stride, total / LANES, len / LANES,
-            accumulate);
-    } else if (total < small) {
-        copy_blocks_by<1, u32>(src, src_stride, dst, dst_stride, total, len, accumulate);
-    } else {
-        copy_blocks_by<1, u64>(src, src_stride, dst, dst_stride, total, len, accumulate);
-    }
-}
-
-// copy_blocks of packed blocks of src to blocks of dst that start at i * stride + *at * unit: for
-// recorded launches, whose place grows.
-extern "C" __global__ void __launch_bounds__(256)
-    copy_blocks_at(const T* src, T* dst, i64 stride, const int* at, i64 unit, i64 n, i64 len) {
-    i64 offset = (i64)*at * unit, total = n * len, small = (i64)1 << 32;
-    dst += offset;
-    if ((offset | stride | len) % LANES == 0) {
-        copy_blocks_by<LANES, u32>(src, len / LANES, dst, stride / LANES, total / LANES,
-            len / LANES, false);
-    } else if (total < small) {
-        copy_blocks_by<1, u32>(src, len, dst, stride, total, len, false);
-    } else {
-        copy_blocks_by<1, u64>(src, len, dst, stride, total, len, false);
-    }
-}
-
-template <int N, class I>
-DEVICE void clear_blocks_by(T* dst, i64 stride, I n_packs, I len) {
-    Pack<T, N> zero;
-    for (int k = 0; k < N; k++) zero.v[k] = from_f32<T>(0.0f);
-#pragma unroll 1
-    for (i64 i = thread_index(); i < (i64)n_packs; i += n_threads()) {
-        store_pack(dst + ((i64)((I)i / len) * stride + (I)i % len) * N, zero);
-    }
-}
-// Sets n blocks of `len` elements to 0: block i is at offset + i * stride. Packs as in copy_blocks.
-extern "C" __global__ void __launch_bounds__(256) clear_blocks(T* dst, i64 offset, i64 stride,
-    i64 n, i64 len) {
-    dst += offset;
-    if ((offset | stride | len) % LANES == 0)
-        clear_blocks_by<LANES, u32>(dst, stride / LANES, n * len / LANES, len / LANES);
-    else if (n * len < (i64)1 << 32) clear_blocks_by<1, u32>(dst, stride, n * len, len);
-    else clear_blocks_by<1, u64>(dst, stride, n * len, len);
 }
 
 // partials[block] = the sum of a part of x, n elements. Block 256 threads; a grid of one dimension,

@@ -23,7 +23,7 @@ use crate::fail::Hinted;
 /// Training steps: forward, loss, backward, AdamW.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Size of model and batch
+    /// Shape of model and batch
     #[arg(long, value_enum, default_value_t = Size::Small)]
     config: Size,
     /// Family
@@ -32,13 +32,13 @@ pub(crate) struct Args {
     /// Timed steps
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// Untimed steps before
+    /// Untimed steps before them
     #[arg(long, default_value_t = 2)]
     warmup: usize,
-    /// Rows per step [default: the config's]
+    /// Sequences per step [default: the config's]
     #[arg(long)]
     batch: Option<usize>,
-    /// Tokens per row [default: the config's]
+    /// Tokens per sequence [default: the config's]
     #[arg(long)]
     length: Option<usize>,
     /// Device: cpu, auto, cuda or cuda:N
@@ -307,7 +307,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     {
         let doing =
             "bench step: --cuda-graph records a step on a GPU, without --activations offload";
-        return Err(Hinted::error(doing, "add --device cuda, or leave --cuda-graph out"));
+        return Err(Hinted::error(doing, "add --device cuda, or omit --cuda-graph"));
     }
     let mut bench = Bench::new(args, &shape, &compute)?;
     let measured = Measured::take(args, &mut bench, compute.device, start)?;

@@ -45,7 +45,7 @@ fn conversations(quickstart: &Quickstart, split: &str) -> Result<Vec<Conversatio
     Ok(all)
 }
 
-/// Fine-tunes one variant; gives the bits per byte of the test answers, `None` if interrupted.
+/// Fine-tunes one variant. Returns the bits per byte of the test answers, or `None` if interrupted.
 fn measure(
     quickstart: &Quickstart,
     pretrained: bool,
@@ -58,7 +58,7 @@ fn measure(
     recipe.run.seed = seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
-    // Chosen on the development sets for each start: embeddings that are already learnt need less.
+    // Chosen on the development sets for each start: pre-trained embeddings need less.
     recipe.optimizer = match pretrained {
         true => Plan::optimizer(5e-4, 4.0),
         false => Plan::optimizer(1e-3, 6.0),
@@ -89,7 +89,7 @@ fn measure(
         train: Box::new(loader("train", LoaderOptions::shuffled(BATCH_SIZE, SEQ_LEN, seed))?),
         validation: Box::new(loader("dev", held_out)?),
     };
-    // One of the models is kept to chat with.
+    // Keeps one of the models for chat.
     let kept = (pretrained && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
     if kept.is_none() {
         recipe.sample.prompts.clear();

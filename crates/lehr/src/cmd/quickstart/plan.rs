@@ -1,4 +1,4 @@
-//! How much of everything: fitted to the machine once, then kept.
+//! Amounts of data and steps, fitted to the machine once and then kept.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::fail::Hinted;
 
 /// The default of `--seconds`.
 pub(super) const SECONDS: f64 = 300.0;
-/// Matrix products of the machine the step counts below were chosen on, in GFLOP/s.
+/// Matrix-product rate in GFLOP/s of the machine for which the step counts below were chosen.
 const GFLOPS: f64 = 400.0;
 
 /// Tokens of a row.
@@ -55,7 +55,7 @@ impl Plan {
         if let Ok(text) = std::fs::read_to_string(path) {
             return serde_json::from_str(&text).map_err(|e| {
                 let found = format!("reading the plan {}: {e}", path.display());
-                Hinted::error(found, "remove the folder to begin anew, or put the plan right")
+                Hinted::error(found, "remove the folder to start again, or correct the plan")
             });
         }
         let plan = Self::fit(seconds, machine_gflops());
@@ -64,7 +64,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// All steps grow with what the machine can do in the given time.
+    /// All steps scale with what the machine can do in the given time.
     fn fit(seconds: f64, gflops: f64) -> Self {
         let scale = seconds / SECONDS * gflops / GFLOPS;
         let steps = |n: f64, least: u64| ((n * scale) as u64).max(least);
@@ -138,7 +138,7 @@ impl Plan {
         })
     }
 
-    /// A tenth of warm-up, then down to nothing.
+    /// A tenth of warm-up, then decay to zero.
     pub(super) fn cosine(steps: u64) -> ScheduleConfig {
         ScheduleConfig::Cosine { warmup_steps: (steps / 10).max(1), min_ratio: 0.0 }
     }

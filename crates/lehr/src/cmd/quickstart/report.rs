@@ -1,17 +1,17 @@
-//! The end: a table, `report.html`, and what to do next.
+//! Final output: a table, `report.html`, and next steps.
 
 use anyhow::{Context, Result};
 use lehr_eval::metrics::{Estimate, mean_interval, paired_difference};
 use lehr_eval::report::{Curve, Report};
 use lehr_model::io::write_file;
-use lehr_train::{Evaluation, RunDir, read_metrics};
+use lehr_train::{RunDir, read_metrics};
 use serde_json::{Value, json};
 
 use super::plan::{FEW, SEEDS};
 use super::results::Results;
 use super::{Quickstart, corpus::LANGUAGES};
 
-/// Prints and writes what was found.
+/// Prints and writes the results.
 pub(super) fn finish(quickstart: &mut Quickstart, seconds: f64) -> Result<()> {
     // An interrupted quickstart adds up its parts.
     let before = quickstart.results.get("seconds").unwrap_or(0.0);
@@ -116,12 +116,11 @@ fn write_html(quickstart: &Quickstart, rows: &[[String; 6]]) -> Result<()> {
         metrics.iter().filter_map(|m| Some((m.step as f64, value(m)?))).collect()
     };
     let training = Curve { name: "training".into(), points: points(&|m| Some(m.loss)) };
-    let held_out = |value: &dyn Fn(&Evaluation) -> Option<f64>| Curve {
-        name: "held out".into(),
-        points: points(&|m| value(m.eval.as_ref()?)),
-    };
-    report.curves("Loss", "step", "nats per token", &[training, held_out(&|e| Some(e.loss))], false);
-    let bits = held_out(&|e| e.bits_per_byte);
+    let held_out =
+        Curve { name: "held out".into(), points: points(&|m| Some(m.eval.as_ref()?.loss)) };
+    report.curves("Loss", "step", "nats per token", &[training, held_out], false);
+    let bits =
+        Curve { name: "held out".into(), points: points(&|m| m.eval.as_ref()?.bits_per_byte) };
     report.curves("Bits per byte", "step", "bits", &[bits], false);
     for (title, name) in [("Continuations", "base"), ("Answers", "chat")] {
         let samples = samples(quickstart, name)?;
@@ -134,7 +133,7 @@ fn write_html(quickstart: &Quickstart, rows: &[[String; 6]]) -> Result<()> {
     Ok(())
 }
 
-/// What a run generated, title and text.
+/// Returns the samples of a run, title and text.
 fn samples(quickstart: &Quickstart, name: &str) -> Result<Vec<(String, String)>> {
     let path = quickstart.dir(name).join("samples.jsonl");
     let text = std::fs::read_to_string(&path)

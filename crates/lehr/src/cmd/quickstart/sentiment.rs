@@ -145,7 +145,7 @@ fn measure(
         train: Box::new(ClassLoader::new(&train, labels, tokenizer, options)?),
         validation: Box::new(ClassLoader::new(&dev, labels, tokenizer, held_out)?),
     };
-    // One of the classifiers is kept for use.
+    // Keeps one of the classifiers for use.
     let kept =
         (pretrained && !few && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
     let outcome = lehr_train::run(&recipe, &mut task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;

@@ -4,7 +4,7 @@
 use super::{DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, Size, View};
 use crate::cuda::{Arg, Cuda, Extent, Source, args, int};
 use crate::ops::attention::mask::Rule;
-use crate::ops::attention::pages::Pages;
+use crate::pages::Pages;
 use crate::{DType, Result, Tensor};
 
 /// The most queries for which keys are divided among blocks.
@@ -128,7 +128,6 @@ pub(super) fn decode(
         v.ptr,
         &division.workspace,
         seen.intervals.as_ref(),
-        seen.n_keys.as_ref(),
         int(OP, q.stride)?,
         int(OP, k.stride)?,
         int(OP, v.stride)?,

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use super::lock;
-use crate::offload::{HostCopy, Lane};
+use crate::offload::{HostCopy, SideStream};
 use lehr_kernels::Result;
 
 #[derive(Default)]
-pub(super) struct LateLane(Mutex<State>);
+pub(super) struct LateSideStream(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -18,7 +18,7 @@ struct State {
     memory: Vec<Box<[u8]>>,
 }
 
-impl Lane for LateLane {
+impl SideStream for LateSideStream {
     fn lock_memory(&self, bytes: usize) -> Result<u64> {
         let mut memory = vec![0u8; bytes].into_boxed_slice();
         let address = memory.as_mut_ptr() as u64;

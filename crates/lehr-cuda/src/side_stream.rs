@@ -9,11 +9,11 @@ use cudarc::driver::sys;
 
 use super::devices::check;
 use super::driver::make_current;
-use super::offload::{HostCopy, Lane};
+use super::offload::{HostCopy, SideStream};
 use super::stream::Event;
 use lehr_kernels::Result;
 
-pub(super) struct SideStream {
+pub(super) struct DriverSideStream {
     ordinal: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -31,11 +31,11 @@ struct Tickets {
 }
 
 // SAFETY: the driver's handles may be used from any thread; the context is made current first.
-unsafe impl Send for SideStream {}
+unsafe impl Send for DriverSideStream {}
 // SAFETY: as above; what changes is behind a mutex.
-unsafe impl Sync for SideStream {}
+unsafe impl Sync for DriverSideStream {}
 
-impl SideStream {
+impl DriverSideStream {
     pub(super) fn new(
         ordinal: usize,
         context: sys::CUcontext,
@@ -56,7 +56,7 @@ impl Tickets {
     }
 }
 
-impl Lane for SideStream {
+impl SideStream for DriverSideStream {
     fn lock_memory(&self, bytes: usize) -> Result<u64> {
         make_current(self.ordinal, self.context)?;
         let mut host: *mut c_void = ptr::null_mut();
