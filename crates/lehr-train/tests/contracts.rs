@@ -273,8 +273,9 @@ impl lehr_data::Loader for Noted {
 }
 
 type Notes = Arc<Mutex<Vec<(u64, i32)>>>;
+type Asked = Arc<Mutex<Vec<(u64, usize)>>>;
 
-fn echo(recipe: &Recipe) -> (Task, Notes, Arc<Mutex<Vec<(u64, usize)>>>) {
+fn echo(recipe: &Recipe) -> (Task, Notes, Asked) {
     let Task { objective, train, validation } = prepared(recipe);
     let (made, asked) = (Notes::default(), Arc::default());
     let objective = Box::new(Echo { inner: objective, made: Arc::clone(&made) });
