@@ -192,7 +192,6 @@ impl Model {
     }
 
     /// [`Model::layout`] as a function of its own, for loaders.
-    #[must_use]
     pub fn layout_rule(&self) -> impl Fn(&[i32]) -> Result<Layout> + Send + Sync + use<> {
         let arch = Arc::clone(&self.arch);
         move |ids| arch.layout(ids)
