@@ -48,7 +48,7 @@ fn name(root: &Path, file: &Path) -> Result<String, Box<dyn Error>> {
 
 /// Appends all files below `folder`. Hidden ones belong to an editor or the system.
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
-    // The folder itself is watched for new files, each file for new content.
+    // Cargo watches the folder for new files and each file for new content.
     println!("cargo::rerun-if-changed={}", folder.display());
     let read = fs::read_dir(folder).map_err(|e| format!("reading {}: {e}", folder.display()))?;
     for entry in read {

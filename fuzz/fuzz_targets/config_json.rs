@@ -1,5 +1,5 @@
-//! A `config.json`, and the attempt to load a small model that it may or may not describe. Seeds:
-//! the files of that name below `crates/lehr-model/tests/golden`.
+//! A `config.json`, and an attempt to load a small model that may not match it. Seeds: the files of
+//! that name below `crates/lehr-model/tests/golden`.
 
 #![no_main]
 

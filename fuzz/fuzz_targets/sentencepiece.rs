@@ -1,4 +1,4 @@
-//! A SentencePiece model, and a text through it and back. Seeds: the `.model` files in
+//! A SentencePiece model, and a round trip of a text through it. Seeds: the `.model` files in
 //! `crates/lehr-tokenizer/tests/golden`.
 
 #![no_main]

@@ -1,4 +1,4 @@
-//! A `tokenizer.json`, and a text through it and back.
+//! A `tokenizer.json`, and a round trip of a text through it.
 
 #![no_main]
 

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::{Result, cargo};
 
-/// Each crate and those of ours it may use. Tests and build scripts obey the same arrows.
+/// Each crate and the workspace crates it may use. The same arrows hold for tests and build
+/// scripts.
 const ARROWS: &[(&str, &[&str])] = &[
     ("lehr-kernels", &[]),
     ("lehr-cuda", &["lehr-kernels"]),
@@ -37,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
-/// What is wrong in the workspace at `root`.
+/// Returns what is wrong in the workspace at `root`.
 ///
 /// # Errors
 /// If `cargo metadata` fails.
@@ -51,7 +52,7 @@ pub fn problems(root: &Path) -> Result<Vec<String>> {
     Ok(of_metadata(&serde_json::from_slice(&output.stdout)?))
 }
 
-/// What is wrong in the output of `cargo metadata --no-deps`.
+/// Returns what is wrong in the output of `cargo metadata --no-deps`.
 #[must_use]
 pub fn of_metadata(metadata: &Value) -> Vec<String> {
     let packages = metadata["packages"].as_array().map_or(&[][..], Vec::as_slice);

@@ -1,4 +1,4 @@
-//! Everything a change must pass, in order.
+//! The gate: everything a change must pass, in order.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! The checks of the repository, as functions that return what is wrong.
+//! Checks of the repository, as functions that return what is wrong.
 //!
 //! [`ci`] runs all of them, together with the compiler's own; the others are one module each. They
 //! also run as tests (`xtask/tests`), so `cargo test` finds what continuous integration would find.
@@ -48,7 +48,7 @@ pub fn root() -> &'static Path {
 fn cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root);
-    // What cargo has set for this program is not meant for the packages it builds next.
+    // Variables that cargo set for this program do not apply to the packages it builds next.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {

@@ -9,7 +9,7 @@ use crate::{Result, markdown};
 const FOLDERS: &[&str] =
     &["crates/", "configs/", "docs/", "tools/", "xtask/", "data/", ".ci/", ".cargo/"];
 
-/// What is wrong in the Markdown files below `root`.
+/// Returns what is wrong in the Markdown files below `root`.
 ///
 /// # Errors
 /// If a file cannot be read.
@@ -26,13 +26,13 @@ pub fn problems(root: &Path) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-/// The missing paths of a text that lies in `folder`, with the numbers of their lines.
+/// Returns the missing paths of a text in `folder`, with their line numbers.
 fn broken(root: &Path, folder: &Path, text: &str) -> Vec<(usize, String)> {
     let mut broken = Vec::new();
     for line in markdown::lines(text) {
         let mut paths: Vec<(String, PathBuf)> = Vec::new();
         for path in mentioned(line.text) {
-            // A README may speak of the folders beside it.
+            // A README may mention the folders beside it.
             let full = [root.join(&path), folder.join(&path)].into_iter().find(|p| p.exists());
             let full = full.unwrap_or_else(|| root.join(&path));
             paths.push((path, full));
@@ -65,8 +65,8 @@ fn is_path_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_-./+".contains(c)
 }
 
-/// Paths that begin with a folder of the root. Of a pattern such as `configs/<name>.toml` the
-/// folder before the pattern counts.
+/// Returns the paths that begin with a folder of the root. For a pattern such as
+/// `configs/<name>.toml` it returns the folder before the pattern.
 fn mentioned(line: &str) -> Vec<String> {
     let mut found = Vec::new();
     for folder in FOLDERS {

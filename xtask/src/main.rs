@@ -13,7 +13,7 @@ Usage: cargo xtask <COMMAND>
 Commands:
   ci       run everything a change must pass, in order
   tidy     check formatting, lengths, skipped tests, unused operations and wording
-  arrows   check that crates, and folders inside them, depend on one another one way
+  arrows   check that crates, and folders inside them, depend only in the allowed direction
   links    check that paths in Markdown files exist
   kernels  compile the GPU kernels for all architectures and check for register spills
   readme   check the commands in the READMEs and guides against the help of `lehr`

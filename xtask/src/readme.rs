@@ -99,7 +99,7 @@ fn faults_of(words: &[&str], cache: &mut Cache, help: &mut Help<'_>) -> Result<V
     let mut path = Vec::new();
     let mut text = cached(&path, cache, help)?.unwrap_or_default();
     let mut rest = words;
-    // Descends while the help lists commands and the next word is none of its options.
+    // Descends while the help lists commands and the next word is not an option.
     while let Some((word, after)) = rest.split_first()
         && !word.starts_with('-')
         && has_commands(&text)

@@ -2,9 +2,9 @@
 //! code that launches them.
 //!
 //! Each file of kernels becomes a shared library by `g++` (or what `CXX` names) with
-//! `emulator/shim.h` before it. Addresses are the host's, matrix products are those of
-//! [`lehr_kernels::gemm`] (`emulator/product.rs`). It computes what a GPU would, up to the order of sums inside a matrix
-//! product, and says nothing about speed.
+//! `emulator/shim.h` before it. Addresses are the host's, matrix products are
+//! [`lehr_kernels::gemm`] (`emulator/product.rs`). It computes what a GPU would, up to the order of
+//! sums inside a matrix product, and says nothing about speed.
 
 mod product;
 

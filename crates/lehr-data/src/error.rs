@@ -1,4 +1,4 @@
-//! What can go wrong between files and batches, and what to do about it.
+//! Errors between files and batches, and their remedies.
 
 use std::path::PathBuf;
 
@@ -16,10 +16,10 @@ pub enum Error {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The name of a file does not tell how to read it.
+    /// The ending of a file name does not say how to read it.
     #[error("reading {path:?}: its ending is {found}, expected {expected}")]
     UnknownExtension {
         /// The file.
@@ -52,7 +52,7 @@ pub enum Error {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// "line 7" or "item 7".
+        /// Place of the record: "line 7" or "item 7".
         place: String,
         /// What the parser found.
         reason: String,
@@ -62,9 +62,9 @@ pub enum Error {
     MissingField {
         /// The file.
         path: PathBuf,
-        /// "line 7" or "item 7".
+        /// Place of the record: "line 7" or "item 7".
         place: String,
-        /// The field wanted, or several that would have served.
+        /// The expected field, or several alternatives.
         field: String,
         /// The fields of the record.
         found: Vec<String>,
@@ -74,7 +74,7 @@ pub enum Error {
     WrongType {
         /// The file.
         path: PathBuf,
-        /// "line 7" or "item 7".
+        /// Place of the record: "line 7" or "item 7".
         place: String,
         /// The field.
         field: String,
@@ -88,9 +88,9 @@ pub enum Error {
     Conversation {
         /// The file.
         path: PathBuf,
-        /// "line 7" or "item 7".
+        /// Place of the record: "line 7" or "item 7".
         place: String,
-        /// Which message does not fit.
+        /// The message that does not fit.
         source: lehr_tokenizer::Error,
     },
     /// The fields of a dataset fit no known kind.
@@ -109,10 +109,10 @@ pub enum Error {
         /// "document", "labelled text" or "conversation".
         what: &'static str,
     },
-    /// The part wanted for validation is not a proper part.
+    /// The validation fraction is not between 0 and 1.
     #[error("splitting off validation data: the fraction is {fraction}, expected between 0 and 1")]
     Fraction {
-        /// The fraction asked for.
+        /// The requested fraction.
         fraction: f64,
     },
     /// There are no documents to tokenise.
@@ -123,7 +123,7 @@ pub enum Error {
     Shard {
         /// The shard.
         path: PathBuf,
-        /// What was found against what was expected.
+        /// What was found, and what was expected.
         reason: String,
     },
     /// A token shard was made with another tokenizer.
@@ -136,29 +136,43 @@ pub enum Error {
         path: PathBuf,
         /// Hash in the shard.
         found: String,
-        /// Hash of the tokenizer at hand.
+        /// Hash of the given tokenizer.
         expected: String,
     },
     /// The options of a loader contradict themselves.
     #[error("making a loader: {0}")]
     Options(String),
-    /// A batch beyond the end of sequential data was asked for.
+    /// A requested batch lies beyond the end of sequential data.
     #[error("loading batch {index}: there are {batches} batches, counted from 0")]
     NoSuchBatch {
-        /// The batch asked for.
+        /// Index of the requested batch.
         index: u64,
-        /// How many there are.
+        /// Number of batches.
         batches: u64,
     },
-    /// No example has anything to learn.
-    #[error("making a loader: none of {examples} {what} has a token to learn within {len} tokens")]
+    /// No example has a supervised token.
+    #[error(
+        "making a loader: none of {examples} {what} has a supervised token within {len} tokens"
+    )]
     NothingToLearn {
-        /// How many examples there were.
+        /// Number of examples.
         examples: usize,
         /// "conversations" or "labelled texts".
         what: &'static str,
         /// The length of a row.
         len: usize,
+    },
+    /// The parts of a batch contradict one another.
+    #[error("checking a batch: {reason}")]
+    Batch {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tokens of a segment cannot be placed.
+    #[error("placing the tokens of a segment: {reason}")]
+    Layout {
+        /// What is wrong.
+        reason: String,
     },
     /// A label was not seen in training.
     #[error("labelled text {index}: the label is {label:?}, expected one of {}", quoted(.known))]
@@ -171,7 +185,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// There are too few labels to tell apart.
-    #[error("learning the labels: found {}, expected at least two", quoted(.found))]
+    #[error("collecting the labels: found {}, expected at least two", quoted(.found))]
     TooFewLabels {
         /// The labels found.
         found: Vec<String>,
@@ -182,18 +196,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the user can do about it, where that is known.
+    /// Returns a remedy for the user, if one is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Io { action: "reading", .. } => "check that the path exists and may be read",
             Self::Io { .. } => "check that the folder exists and that the disk is not full",
-            Self::UnknownExtension { .. } => "rename the file after what is inside it",
+            Self::UnknownExtension { .. } => "rename the file to match its content",
             Self::NotUtf8 { .. } => {
                 "convert the file, as with: iconv -f GB18030 -t UTF-8 IN > OUT (or -f UTF-16, \
                  -f LATIN1)"
             }
             Self::Compressed { .. } => {
-                "the file may be cut or not compressed at all: test it with gzip -t or zstd -t, or \
+                "the file may be truncated or not compressed: test it with gzip -t or zstd -t, or \
                  fetch it again"
             }
             Self::Malformed { .. } => "correct or remove the record",
@@ -208,7 +222,7 @@ impl Error {
             Self::Empty { .. } => "check the path, the endings of the files and the text field",
             Self::Fraction { .. } => "0.05 keeps every twentieth document for validation",
             Self::NoDocuments => "check the path of the text and how it is split",
-            Self::Shard { .. } => "delete the folder of the shard; it is made again from the text",
+            Self::Shard { .. } => "delete the shard's folder; lehr makes it again from the text",
             Self::OtherTokenizer { .. } => {
                 "tokenise the text again with this tokenizer, or use the tokenizer of the shard"
             }
@@ -218,9 +232,11 @@ impl Error {
                 "raise the sequence length, or check that answers are not empty"
             }
             Self::UnknownLabel { .. } => {
-                "the labels are learnt from the training data: add examples of this label there, \
+                "labels come from the training data: add examples of this label there, \
                  or correct it"
             }
+            Self::Batch { .. } => "correct the loader, or the rollout, that made the batch",
+            Self::Layout { .. } => "check that the text has the tokens that the model's kind needs",
             Self::TooFewLabels { .. } => "check which field holds the label",
             Self::Tokenizer(source) => return source.hint(),
         };

@@ -16,7 +16,7 @@ pub mod source;
 mod split;
 mod tokenize;
 
-pub use batch::Batch;
+pub use batch::{Batch, Layout, LayoutRule, Sequence};
 pub use error::{Error, Result};
 pub use loader::{ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, SftLoader};
 pub use shard::ShardSet;

@@ -1,4 +1,4 @@
-//! Splitting off validation data.
+//! Split of data into training and validation.
 
 use sha2::{Digest, Sha256};
 
@@ -17,12 +17,12 @@ pub fn split_documents(
     split_by_text(documents, |document| document.text.clone(), fraction, seed)
 }
 
-/// Splits items into (training, validation), about `fraction` of them to validation, in order.
+/// Splits items into (training, validation), with about `fraction` of them in validation, in order.
 ///
-/// The side of an item depends on its text and `seed` alone: it stays when items are added, and
-/// equal texts stay together, so that no copy of a validation text is trained on. The one exception
-/// keeps both sides non-empty when there are two items or more: the item nearest to the border
-/// then changes sides.
+/// The side of an item depends only on its text and `seed`. It stays when items are added, and
+/// equal texts stay together, so no copy of a validation text is trained on. There is one
+/// exception: if one side were empty although there are two items or more, the item nearest to the
+/// border changes sides.
 ///
 /// # Errors
 /// `fraction` is not between 0 and 1, both excluded.
@@ -54,7 +54,7 @@ pub fn split_by_text<T>(
     Ok((train, validation))
 }
 
-/// A number in [0, 1) from a hash of the text and the seed.
+/// Maps a hash of the text and the seed to [0, 1).
 fn place(text: &str, seed: u64) -> f64 {
     let mut hasher = Sha256::new();
     hasher.update(seed.to_le_bytes());

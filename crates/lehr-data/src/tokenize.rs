@@ -1,4 +1,4 @@
-//! Documents to token shards.
+//! Conversion of documents to token shards.
 
 use std::path::{Path, PathBuf};
 
@@ -11,13 +11,13 @@ use crate::{Error, Result};
 
 /// Bytes of text held and encoded at a time.
 const CHUNK_BYTES: usize = 8 << 20;
-/// Part of the cache key; raised when the same text would give other shards.
+/// Part of the cache key. Raise it when the same text gives different shards.
 const CACHE_VERSION: &[u8] = b"lehr token cache 1";
 
 /// How to write shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizeOptions {
-    /// A shard is closed at the end of the document with which it reaches this many tokens.
+    /// A shard ends with the document that makes it reach this many tokens.
     pub shard_tokens: u64,
 }
 
@@ -28,7 +28,7 @@ impl Default for TokenizeOptions {
     }
 }
 
-/// How far tokenising has come.
+/// Progress of tokenising.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Documents done.
@@ -40,9 +40,9 @@ pub struct Progress {
 }
 
 /// Tokenises `documents` into shards in a folder below `cache` named after the documents and the
-/// tokenizer, and opens them. If that folder is there already, it is opened as it is.
+/// tokenizer, and opens them. If that folder exists, its shards are opened.
 ///
-/// `progress` is called after every few megabytes; not at all if nothing has to be done.
+/// Calls `progress` every few megabytes, and never if there is nothing to do.
 ///
 /// # Errors
 /// There are no documents, the tokenizer has no end-of-document token, the folder cannot be
@@ -63,7 +63,7 @@ pub fn tokenize_cached(
             write_shards(texts, tokenizer, &beside, &TokenizeOptions::default(), progress)
                 .and_then(|()| publish(&beside, &folder));
         if let Err(error) = written {
-            // The first error is the one worth telling; what is left over is only disk space.
+            // The first error is the one to report; the leftovers only take disk space.
             let _ = std::fs::remove_dir_all(&beside);
             return Err(error);
         }
@@ -166,8 +166,8 @@ impl Shards<'_> {
     }
 }
 
-/// Moves the finished folder to its name. Another process may have been faster with the same
-/// content; then its folder stays.
+/// Renames the finished folder. If another process was faster with the same content, its folder
+/// stays.
 fn publish(beside: &Path, folder: &Path) -> Result<()> {
     match std::fs::rename(beside, folder) {
         Err(_) if folder.is_dir() => {

@@ -101,14 +101,14 @@ proptest! {
                 let of = loader.examples_of(index).unwrap();
                 prop_assert_eq!(of.len(), batch.n_targets);
                 for (n, &example) in of.iter().enumerate() {
-                    let last = batch.class_positions[n] as usize;
+                    let last = batch.sequence_ends()[n] as usize;
                     let first = batch.segment_starts[last] as usize;
                     let mut expected: Vec<i32> = TOKENIZER.encode(&texts[example]).unwrap()
                         .into_iter().map(|id| id as i32).collect();
                     expected.truncate(len - 1);
                     expected.push(end);
                     prop_assert_eq!(&batch.tokens[first..=last], &expected[..]);
-                    prop_assert_eq!(batch.class_labels[n] as usize, example % 3);
+                    prop_assert_eq!(batch.sequences[n].labels[0] as usize, example % 3);
                 }
                 seen.extend(of);
             }
@@ -224,6 +224,6 @@ fn long_texts_keep_their_end_token_and_are_counted() {
     for index in 0..loader.batches_per_epoch() {
         let batch = loader.batch(index).unwrap();
         let at_end = |&at: &i32| batch.tokens[at as usize] == end;
-        assert!(batch.class_positions.iter().all(at_end));
+        assert!(batch.sequence_ends().iter().all(at_end));
     }
 }

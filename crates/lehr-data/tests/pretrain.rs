@@ -151,7 +151,7 @@ fn epochs_differ_and_far_batches_are_found_at_once() {
 fn processes_share_the_rows_of_one_large_batch() {
     let set = shards(&texts(40), 1000);
     for whole in [LoaderOptions::shuffled(6, 8, 5), LoaderOptions::sequential(6, 8)] {
-        let part = LoaderOptions { rows: 2, ..whole };
+        let part = LoaderOptions { batch_size: 2, ..whole };
         let whole = loader(&set, whole);
         let parts: Vec<_> = (0..3).map(|rank| loader(&set, part.with_world(rank, 3))).collect();
         for index in 0..whole.batches_per_epoch() {

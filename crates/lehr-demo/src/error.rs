@@ -1,4 +1,4 @@
-//! What can go wrong with bundled files.
+//! Errors about bundled files.
 
 use std::path::PathBuf;
 
@@ -12,15 +12,15 @@ pub enum Error {
     /// There is no bundled file of that path.
     #[error("reading the bundled file `{path}`: there is none of that name")]
     NotFound {
-        /// The path asked for.
+        /// The requested path.
         path: String,
     },
-    /// The bundled bytes do not unpack to what was packed: the program file is damaged.
+    /// The bundled bytes do not unpack to the original: the program file is damaged.
     #[error("unpacking the bundled file `{path}`")]
     Damaged {
         /// Its path.
         path: &'static str,
-        /// What the decompressor says.
+        /// The error of the decompressor.
         source: std::io::Error,
     },
     /// The bundled file is not UTF-8 text.
@@ -28,21 +28,21 @@ pub enum Error {
     NotText {
         /// Its path.
         path: &'static str,
-        /// Where the text breaks.
+        /// The position of the fault.
         source: std::string::FromUtf8Error,
     },
-    /// A file of the folder to unpack into could not be made.
+    /// A file could not be written into the target folder.
     #[error("writing {}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// What the user may do about it.
+    /// Returns a remedy for the user.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -64,7 +64,7 @@ impl Error {
     }
 }
 
-/// A bundled file of the same last name in another folder, or one the path is a part of.
+/// Finds a bundled file with the same name in another folder, or one whose path contains this one.
 fn closest(path: &str) -> Option<&'static str> {
     let wanted = path.rsplit('/').next().unwrap_or(path).to_lowercase();
     let matches = |file: &&'static str| {

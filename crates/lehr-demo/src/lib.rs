@@ -1,8 +1,8 @@
 //! The bundled text: everything below `data/` at the root of the repository, compressed into the
-//! program, so that `lehr quickstart` works offline and from any folder.
+//! program. So `lehr quickstart` works offline and from any folder.
 //!
 //! `data/README.md` (which is one of the files) says where each file comes from and its licence.
-//! The crate knows nothing of what the files mean.
+//! This crate does not interpret the files.
 
 mod error;
 mod unpack;
@@ -17,11 +17,11 @@ pub use unpack::unpack;
 pub struct DemoFile {
     /// Its path below `data/`, such as `pretrain/en_austen.txt`; `/` on every system.
     pub path: &'static str,
-    /// Its size once unpacked.
+    /// Its unpacked size.
     pub bytes: usize,
 }
 
-/// Where a file lies in the archive.
+/// Position of a file in the archive.
 struct Entry {
     path: &'static str,
     n_bytes: usize,
@@ -38,7 +38,7 @@ pub fn files() -> Vec<DemoFile> {
     ENTRIES.iter().map(|e| DemoFile { path: e.path, bytes: e.n_bytes }).collect()
 }
 
-/// The text of one file.
+/// Returns the text of one file.
 ///
 /// # Errors
 /// If there is no such file, or the program file is damaged.
@@ -50,7 +50,7 @@ pub fn read(path: &str) -> Result<String> {
 }
 
 impl Entry {
-    /// The unpacked bytes. The stream carries a checksum, which is verified.
+    /// Unpacks the bytes and verifies the checksum of the stream.
     fn content(&self) -> Result<Vec<u8>> {
         inflate(&ARCHIVE[self.start..self.end], self.n_bytes)
             .map_err(|source| Error::Damaged { path: self.path, source })

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{ENTRIES, Error, Result};
 
-/// Tells apart the unfinished files of threads of one process.
+/// Distinguishes the temporary files of threads in one process.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Writes all bundled files below `dir`, which is made if it does not exist.
+/// Writes all bundled files below `dir` and creates `dir` if needed.
 ///
-/// Each file is written beside its place and renamed, so that nobody ever sees half a file. A file
-/// that has the right content already is left alone; one with another content is replaced.
+/// Each file is written under a temporary name and renamed, so nobody sees half a file. A file with
+/// the right content stays; one with other content is replaced.
 ///
 /// # Errors
 /// If a file or folder cannot be written, or the program file is damaged.
@@ -31,7 +31,7 @@ pub fn unpack(dir: impl AsRef<Path>) -> Result<()> {
         let written =
             fs::write(&unfinished, &content).and_then(|()| fs::rename(&unfinished, &path));
         written.map_err(|e| {
-            // What is left of the failed attempt; if it cannot be removed, the first error counts.
+            // Removes the rest of the failed attempt. If that fails too, the first error counts.
             let _ = fs::remove_file(&unfinished);
             failed(&path, e)
         })?;
@@ -39,7 +39,7 @@ pub fn unpack(dir: impl AsRef<Path>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the file exists with this content. The size is asked first, because it is free.
+/// Whether the file exists with this content. Compares sizes first, which is cheap.
 fn has_content(path: &Path, content: &[u8]) -> bool {
     let same_size = fs::metadata(path).is_ok_and(|m| m.len() == content.len() as u64);
     same_size && fs::read(path).is_ok_and(|found| found == content)

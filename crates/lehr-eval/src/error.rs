@@ -1,4 +1,4 @@
-//! What can go wrong while measuring, and what to do about it.
+//! Errors of measurements, and their remedies.
 
 /// Result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -7,7 +7,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is nothing to compute from.
+    /// There is no data to compute from.
     #[error("computing {what}: no {items} were given, expected at least one")]
     Empty {
         /// What was being computed.
@@ -64,7 +64,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the user can do about it, if anything can be said.
+    /// Returns a remedy for the user, if one is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {

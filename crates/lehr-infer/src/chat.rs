@@ -6,11 +6,11 @@ use lehr_model::Model;
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, Message, Role};
 
-use crate::{Error, Generated, Generator, Limits, Result, Sampler};
+use crate::{Engine, EngineSettings, Error, Generated, Limits, Request, Result, Sampler};
 
-/// A conversation: the messages so far and the cache of their tokens.
+/// A conversation: the messages so far and an engine with the cache of their tokens.
 pub struct ChatSession<'a> {
-    generator: Generator<'a>,
+    engine: Engine<'a>,
     tokenizer: &'a Tokenizer,
     template: ChatTemplate,
     stop_ids: Vec<u32>,
@@ -19,7 +19,8 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// A conversation, written as `template` says, that begins with an optional system message.
+    /// A conversation, written as `template` says, that begins with an optional system message. It
+    /// has at most `context` tokens, `None` = as many as the model can take.
     ///
     /// # Errors
     /// If the model is an encoder, the tokenizer lacks special tokens of the template or memory
@@ -29,15 +30,23 @@ impl<'a> ChatSession<'a> {
         tokenizer: &'a Tokenizer,
         template: &ChatTemplate,
         system: Option<&str>,
+        context: Option<usize>,
     ) -> Result<Self> {
         model.check_causal("talking")?;
         let template = template.clone();
         // A model without the template's tokens is refused before the first word is typed.
         let stop_ids = template.stop_ids(tokenizer)?;
-        let generator = Generator::new(model, tokenizer, model.spec().max_positions)?;
+        let engine =
+            Engine::new(model, tokenizer, EngineSettings { context, ..EngineSettings::ONE })?;
         let system = system.map(|text| Message::new(Role::System, text));
         let messages = system.into_iter().collect();
-        Ok(Self { generator, tokenizer, template, stop_ids, messages, n_forgotten: 0 })
+        Ok(Self { engine, tokenizer, template, stop_ids, messages, n_forgotten: 0 })
+    }
+
+    /// Most tokens of the conversation.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.engine.context()
     }
 
     /// The messages so far.
@@ -76,18 +85,23 @@ impl<'a> ChatSession<'a> {
         answer
     }
 
+    /// Tokens that are kept free for an answer in a context of `capacity` tokens.
+    #[must_use]
+    pub fn answer_room(capacity: usize) -> usize {
+        const ANSWER_MIN: usize = 32;
+        ANSWER_MIN.min(capacity / 4)
+    }
+
     fn try_answer(
         &mut self,
         sampler: &mut Sampler,
         limits: &Limits,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        /// Room kept for the answer.
-        const ANSWER_MIN: usize = 32;
-        let capacity = self.generator.capacity();
+        let capacity = self.engine.context();
         let prompt = loop {
             let rendered = self.template.render(self.tokenizer, &self.messages, true)?;
-            if rendered.ids.len() + ANSWER_MIN.min(capacity / 4) < capacity {
+            if rendered.ids.len() + Self::answer_room(capacity) < capacity {
                 break rendered.ids;
             }
             let first = usize::from(self.messages[0].role == Role::System);
@@ -105,6 +119,11 @@ impl<'a> ChatSession<'a> {
         };
         let mut limits = limits.clone();
         limits.stop_ids.extend(&self.stop_ids);
-        self.generator.generate(&prompt, sampler, &limits, on_text)
+        let (sampling, n_drawn) = sampler.state();
+        let request = Request { prompt, sampling, n_drawn, limits, continues_text: false };
+        let generated = self.engine.generate(request, on_text)?;
+        // The draws of the next answer go on.
+        *sampler = Sampler::continued(sampling, generated.n_drawn)?;
+        Ok(generated)
     }
 }

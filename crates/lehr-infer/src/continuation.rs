@@ -1,6 +1,5 @@
-//! What is generated of one text: its end, its characters, and what was asked for besides.
-
-use std::ops::ControlFlow;
+//! The generated part of one sequence: token ids, decoded text, log-probabilities and the reason it
+//! ended.
 
 use lehr_tokenizer::{StreamDecoder, Tokenizer};
 
@@ -19,17 +18,30 @@ pub struct Limits {
     pub logprobs: Option<usize>,
 }
 
-/// Why generation ended.
+/// The reason generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// A stop token or stop text came.
     Stop,
     /// `max_tokens` were generated.
     Length,
-    /// The model's context is full.
+    /// The context is full.
     ContextFull,
-    /// The receiver of the text asked to stop.
+    /// The request was cancelled.
     Cancelled,
+}
+
+impl Finish {
+    /// The reason as a word for files and protocols.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ContextFull => "context_full",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// What was generated.
@@ -43,6 +55,12 @@ pub struct Generated {
     pub finish: Finish,
     /// One per new token, if [`Limits::logprobs`] asked for them.
     pub logprobs: Vec<TokenLogprob>,
+    /// How many random numbers of the seed's stream were drawn in all. A request that continues
+    /// the draws begins with it.
+    pub n_drawn: u64,
+    /// How many tokens of the prompt were not run, because an earlier request began with the same
+    /// ones.
+    pub n_reused: usize,
 }
 
 /// How likely the model found a token, before penalties, temperature and filters.
@@ -79,24 +97,35 @@ fn log_sum_exp(logits: &[f32]) -> f32 {
     top + sum.ln() as f32
 }
 
-/// The new part of a text.
-pub(crate) struct Continuation<'a> {
-    limits: &'a Limits,
-    stream: StreamDecoder,
-    text: StopText<'a>,
+/// The generated part of a sequence, while it grows.
+pub(crate) struct Continuation {
+    limits: Limits,
+    /// None if nobody reads the text.
+    stream: Option<StreamDecoder>,
+    text: StopText,
     ids: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
 }
 
-impl<'a> Continuation<'a> {
-    pub(crate) fn new(tokenizer: &Tokenizer, limits: &'a Limits) -> Self {
-        Self {
-            limits,
-            stream: tokenizer.stream_decoder(),
-            text: StopText::new(&limits.stop),
-            ids: Vec::new(),
-            logprobs: Vec::new(),
-        }
+/// What became of a token.
+pub(crate) struct Pushed {
+    /// Whether it is part of the answer, which stop tokens are not.
+    pub(crate) is_part: bool,
+    /// The text that is certain with it.
+    pub(crate) piece: String,
+    /// Why the sequence ends, if it does.
+    pub(crate) finish: Option<Finish>,
+}
+
+impl Continuation {
+    /// With `continues_text` a space at the start is kept, because the text stands behind another.
+    pub(crate) fn new(tokenizer: Option<&Tokenizer>, limits: Limits, continues_text: bool) -> Self {
+        let stream = tokenizer.map(|tokenizer| match continues_text {
+            true => tokenizer.continuing_decoder(),
+            false => tokenizer.stream_decoder(),
+        });
+        let text = StopText::new(limits.stop.clone());
+        Self { limits, stream, text, ids: Vec::new(), logprobs: Vec::new() }
     }
 
     /// Whether there are as many tokens as there may be.
@@ -104,48 +133,39 @@ impl<'a> Continuation<'a> {
         self.limits.max_tokens.is_some_and(|max| self.ids.len() >= max)
     }
 
-    /// Appends a token, and says why the text ends if it does. `has_room` is whether the model's
-    /// context has room for this token.
+    /// Appends a token. `has_room` is whether the context has room for this token.
     pub(crate) fn push(
         &mut self,
         id: u32,
         logprob: Option<TokenLogprob>,
         has_room: bool,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Option<Finish> {
+    ) -> Pushed {
         if self.limits.stop_ids.contains(&id) {
-            return Some(Finish::Stop);
+            return Pushed { is_part: false, piece: String::new(), finish: Some(Finish::Stop) };
         }
         self.ids.push(id);
         self.logprobs.extend(logprob);
-        let (piece, stopped) = self.text.push(&self.stream.push(id));
-        if !piece.is_empty() && on_text(&piece).is_break() {
-            return Some(Finish::Cancelled);
-        }
-        if stopped {
-            return Some(Finish::Stop);
-        }
-        if !has_room {
-            return Some(Finish::ContextFull);
-        }
-        self.is_complete().then_some(Finish::Length)
+        let text = self.stream.as_mut().map_or_else(String::new, |stream| stream.push(id));
+        let (piece, stopped) = self.text.push(&text);
+        let finish = if stopped {
+            Some(Finish::Stop)
+        } else if !has_room {
+            Some(Finish::ContextFull)
+        } else {
+            self.is_complete().then_some(Finish::Length)
+        };
+        Pushed { is_part: true, piece, finish }
     }
 
-    /// What was generated; the text that was held back is given to `on_text`.
-    pub(crate) fn end(
-        mut self,
-        finish: Finish,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Generated {
-        let stopped = finish == Finish::Stop && self.text.stopped;
-        if !stopped {
-            let (piece, _) = self.text.push(&self.stream.finish());
-            let rest = piece + &self.text.flush();
-            if !rest.is_empty() && finish != Finish::Cancelled {
-                let _ = on_text(&rest);
-            }
+    /// Ends it: the text that was held back, and everything that was generated.
+    pub(crate) fn end(mut self, finish: Finish) -> (String, Generated) {
+        let mut rest = String::new();
+        if !(finish == Finish::Stop && self.text.stopped) {
+            let text = self.stream.take().map_or_else(String::new, StreamDecoder::finish);
+            rest = self.text.push(&text).0 + &self.text.flush();
         }
-        Generated { ids: self.ids, text: self.text.released, finish, logprobs: self.logprobs }
+        let (ids, text, logprobs) = (self.ids, self.text.released, self.logprobs);
+        (rest, Generated { ids, text, finish, logprobs, n_drawn: 0, n_reused: 0 })
     }
 }
 
@@ -164,5 +184,21 @@ mod tests {
         assert!((f64::from(found.top[1].1) - want(2)).abs() < 1e-6);
         assert_eq!(TokenLogprob::new(&logits, 0, 9).top.len(), 4);
         assert_eq!(TokenLogprob::new(&logits, 0, 0).top, []);
+    }
+
+    #[test]
+    fn a_continuation_keeps_the_space_at_its_start_and_an_answer_drops_it() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../lehr-tokenizer/tests/golden/bpe.model");
+        let tokenizer = Tokenizer::from_sentencepiece(&std::fs::read(path).unwrap()).unwrap();
+        // The first word of a text stands behind a space that is not written.
+        let ids = tokenizer.encode("the").unwrap();
+        let text = |continues| {
+            let mut new = Continuation::new(Some(&tokenizer), Limits::default(), continues);
+            let pieces: String = ids.iter().map(|id| new.push(*id, None, true).piece).collect();
+            let (rest, generated) = new.end(Finish::Length);
+            assert_eq!(pieces + &rest, generated.text);
+            generated.text
+        };
+        assert_eq!((text(true).as_str(), text(false).as_str()), (" the", "the"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lehr_model::{Model, Tokens, Weights};
+use lehr_model::{Model, PackedText, Tokens, Weights};
 use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 
@@ -121,7 +121,7 @@ impl Embedder {
         let mut rest = &by_length[..];
         while !rest.is_empty() {
             let batch = Packed::fill(&mut rest, &ids, self.model.spec().max_positions);
-            let tokens = batch.tokens(&ids)?;
+            let tokens = batch.tokens(&self.model, &ids)?;
             let hidden = no_grad(|| self.model.hidden(&tokens))?.to_host()?;
             for place in &batch.places {
                 let start = (place.row * batch.len() + place.start) * d;
@@ -200,19 +200,21 @@ impl Packed {
     }
 
     /// The rows; each token of padding is a segment of its own.
-    fn tokens(&self, ids: &[Vec<u32>]) -> Result<Tokens> {
-        let (rows, len) = (self.filled.len(), self.len());
-        let (mut tokens, mut positions) = (vec![0; rows * len], vec![0; rows * len]);
-        let mut starts: Vec<i32> = (0..rows * len).map(|i| (i % len) as i32).collect();
+    fn tokens(&self, model: &Model, ids: &[Vec<u32>]) -> Result<Tokens> {
+        let mut texts = Vec::new();
         for place in &self.places {
-            let first = place.row * len + place.start;
-            for (t, id) in ids[place.text].iter().enumerate() {
-                tokens[first + t] = *id as i32;
-                positions[first + t] = t as i32;
-                starts[first + t] = place.start as i32;
-            }
+            let ids: Vec<i32> = ids[place.text].iter().map(|id| *id as i32).collect();
+            let layout = model.layout(&ids)?;
+            texts.push((ids, layout));
         }
-        Ok(Tokens::packed(&tokens, &positions, &starts, (rows, len))?)
+        let packed = texts.iter().zip(&self.places).map(|((ids, layout), place)| PackedText {
+            ids,
+            layout,
+            row: place.row,
+            start: place.start,
+        });
+        let packed: Vec<_> = packed.collect();
+        Ok(Tokens::pack(&packed, self.filled.len(), self.len())?)
     }
 }
 

@@ -60,32 +60,12 @@ pub enum Error {
         expected: &'static str,
     },
     /// The prompt leaves no room for an answer.
-    #[error("the prompt has {found} tokens, the model's context is {limit}")]
+    #[error("the prompt has {found} tokens, the context is {limit}")]
     PromptTooLong {
         /// Tokens of the prompt.
         found: usize,
         /// The context.
         limit: usize,
-    },
-    /// Windows over a text that cannot be.
-    #[error(
-        "scoring a text: windows of {window} tokens, each {stride} after the one before, expected \
-         at least 3 and at most the model's context of {context}, and steps of at least 1, shorter \
-         than a window"
-    )]
-    Windows {
-        /// Tokens in a window.
-        window: usize,
-        /// From one window to the next.
-        stride: usize,
-        /// The model's context.
-        context: usize,
-    },
-    /// There is nothing to predict.
-    #[error("scoring a text: it has {found} tokens, expected one and another to predict from it")]
-    TextTooShort {
-        /// Tokens of the text.
-        found: usize,
     },
     /// One of several prompts cannot be continued.
     #[error("prompt {number} of {n}: {source}")]
@@ -103,6 +83,36 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// A prompt has a token that the model does not know.
+    #[error("the prompt has token {id}, expected ids below {vocab_size}")]
+    TokenId {
+        /// The token.
+        id: u32,
+        /// The model's ids.
+        vocab_size: usize,
+    },
+    /// Logits from which nothing can be chosen.
+    #[error(
+        "choosing the next token: {n_nan} of {n} logits are NaN and the largest is {top}, \
+         expected numbers"
+    )]
+    Logits {
+        /// Those that are no numbers.
+        n_nan: usize,
+        /// The largest of the others.
+        top: f32,
+        /// All of them.
+        n: usize,
+    },
+    /// Stop texts where there is no text.
+    #[error("generating tokens: there are stop texts, but the engine makes no text")]
+    StopWithoutText,
+    /// An engine for a single request has others.
+    #[error("generating a text: the engine works on {n} other requests, expected none")]
+    Busy {
+        /// Those there are.
+        n: usize,
+    },
     /// A folder makes vectors of texts in a way that is not known.
     #[error("reading how texts become vectors, {}: {reason}", path.display())]
     Pooling {
@@ -127,16 +137,15 @@ pub enum Error {
     },
     /// A converted model does not compute what its source does.
     #[error(
-        "converting a model: the copy {} differs from the source: relative error {:.3e}, \
-         expected at most {:.0e}{}",
-        path.display(), proof.error, proof.limit,
-        if proof.same_ids == Some(false) { ", and its tokenizer gives other ids" } else { "" }
+        "converting a model: the copy {} differs from the source by more than its format explains: \
+         {}",
+        path.display(), proof.faults().join("; ")
     )]
     Unproven {
         /// What was written.
         path: PathBuf,
         /// How it differs.
-        proof: Box<crate::convert::Proof>,
+        proof: Box<crate::proof::Proof>,
     },
 }
 
@@ -161,16 +170,24 @@ impl Error {
                 Some("remove it first, or give another place with --to".to_owned())
             }
             Self::Unproven { .. } => Some(
-                "the copy is left where it was written, to be looked at; choose a format with \
-                 more bits, or report the model's family and format"
+                "the copy stays where it was written, for inspection; choose a format with more \
+                 bits, or report the model's family and format"
                     .to_owned(),
             ),
-            Self::Windows { .. } => Some("leave --window and --stride out".to_owned()),
-            Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
-            Self::PromptTooLong { .. } => Some("shorten the prompt".to_owned()),
+            Self::PromptTooLong { .. } => {
+                Some("shorten the prompt, or raise --context".to_owned())
+            }
             Self::InPrompt { source, .. } => source.hint(),
             Self::EmptyBatch => Some("give --batch 1 or more".to_owned()),
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),
+            Self::TokenId { .. } => Some("use the tokenizer of this model".to_owned()),
+            Self::Logits { .. } => Some(
+                "the weights are damaged, or the numbers overflow: look at them with lehr verify, \
+                 or use --dtype f32"
+                    .to_owned(),
+            ),
+            Self::StopWithoutText => Some("give the engine a tokenizer, or stop ids".to_owned()),
+            Self::Busy { .. } => Some("submit the request and call step instead".to_owned()),
             Self::Sampling { name, expected, .. } => {
                 Some(format!("give --{} {expected}", name.replace('_', "-")))
             }

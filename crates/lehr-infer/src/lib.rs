@@ -1,31 +1,28 @@
 //! Inference: sampling, generation with a KV cache, multi-turn chat, vectors of texts, and the
 //! proof that a model computes what its reference computes.
 
-mod batch;
 mod chat;
 mod continuation;
 pub mod convert;
 mod embed;
+mod engine;
 mod error;
-mod generate;
 mod inspect;
 mod load;
-mod perplexity;
 mod pooling;
+mod proof;
 mod sample;
 mod stop;
 mod verify;
 mod vocabulary;
 
-pub use batch::{BatchGenerator, BatchSize, Request};
 pub use chat::ChatSession;
 pub use continuation::{Finish, Generated, Limits, TokenLogprob};
 pub use embed::{Embedder, Embeddings};
+pub use engine::{Engine, EngineSettings, Event, Request, RequestId};
 pub use error::{Error, Result};
-pub use generate::Generator;
 pub use inspect::{Inspection, TokenizerFacts};
 pub use load::{Loaded, check_vocabulary, resolve_model, template_of, tokenizer_of};
-pub use perplexity::{Perplexity, Windows, perplexity};
 pub use pooling::Pooling;
 pub use sample::{Sampler, Sampling};
 pub use verify::{Check, verify};

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use lehr_model::io::ModelSource;
 use lehr_model::io::gguf::Metadata;
+use lehr_model::io::{ModelSource, Scrutiny, newest_checkpoint};
 use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
@@ -189,17 +189,11 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     if path.join("config.json").is_file() {
         return Ok(path.to_owned());
     }
-    let checkpoints = path.join("checkpoints");
-    let step = |entry: std::io::Result<std::fs::DirEntry>| {
-        let dir = entry.ok()?.path();
-        let step: u64 = dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
-        // The manifest is written last: without it the checkpoint is not whole.
-        dir.join("manifest.json").is_file().then_some((step, dir))
-    };
-    let newest = std::fs::read_dir(&checkpoints).ok().and_then(|dir| dir.filter_map(step).max());
-    match newest {
+    match newest_checkpoint(path, Scrutiny::Sizes, &mut |_, _| ()) {
         Some((_, dir)) => Ok(dir),
-        None if checkpoints.is_dir() => Err(none("the run has no whole checkpoint yet".to_owned())),
+        None if path.join("checkpoints").is_dir() => {
+            Err(none("the run has no whole checkpoint yet".to_owned()))
+        }
         None => Err(none("found neither config.json nor checkpoints/".to_owned())),
     }
 }

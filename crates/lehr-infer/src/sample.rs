@@ -18,8 +18,16 @@ impl Sampler {
     /// # Errors
     /// If a setting is out of range.
     pub fn new(sampling: Sampling) -> Result<Self> {
+        Self::continued(sampling, 0)
+    }
+
+    /// A sampler whose random stream goes on after `n_drawn` numbers.
+    ///
+    /// # Errors
+    /// If a setting is out of range.
+    pub fn continued(sampling: Sampling, n_drawn: u64) -> Result<Self> {
         match sampling.fault() {
-            None => Ok(Self { sampling, n_drawn: 0 }),
+            None => Ok(Self { sampling, n_drawn }),
             Some((name, value, expected)) => {
                 Err(Error::Sampling { name, value: f64::from(value), expected })
             }
@@ -32,8 +40,9 @@ impl Sampler {
         self.sampling
     }
 
-    /// The settings, and how many numbers were drawn, for a choice on a GPU.
-    pub(crate) fn state(&self) -> (Sampling, u64) {
+    /// The settings, and how many numbers were drawn.
+    #[must_use]
+    pub fn state(&self) -> (Sampling, u64) {
         (self.sampling, self.n_drawn)
     }
 

@@ -1,8 +1,8 @@
 //! Texts that end a generation.
 
 /// Releases text only when it can no longer be the beginning of a stop text.
-pub(crate) struct StopText<'a> {
-    stop: &'a [String],
+pub(crate) struct StopText {
+    stop: Vec<String>,
     held: String,
     /// What was released.
     pub(crate) released: String,
@@ -10,8 +10,8 @@ pub(crate) struct StopText<'a> {
     pub(crate) stopped: bool,
 }
 
-impl<'a> StopText<'a> {
-    pub(crate) fn new(stop: &'a [String]) -> Self {
+impl StopText {
+    pub(crate) fn new(stop: Vec<String>) -> Self {
         Self { stop, held: String::new(), released: String::new(), stopped: false }
     }
 
@@ -50,8 +50,7 @@ mod tests {
     use super::*;
 
     fn feed(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
-        let stop: Vec<_> = stop.iter().map(|s| (*s).to_owned()).collect();
-        let mut text = StopText::new(&stop);
+        let mut text = StopText::new(stop.iter().map(|s| (*s).to_owned()).collect());
         let mut shown = Vec::new();
         for piece in pieces {
             let (out, stopped) = text.push(piece);

@@ -42,7 +42,7 @@ const SMALLEST_GRAD: f64 = 1e-5;
 /// Compares the model in `model_dir` with a golden file: `input_ids`, `labels` (not shifted, −100 =
 /// no label), `logits`, `hidden`, `loss`, `grad.<parameter>` and `greedy` (a prompt and its greedy
 /// continuation), as `tools/golden/models.py` writes it. Also compares cached with full generation.
-/// For models that derive them from the ids, also `position_ids` `[B, streams, T]` and
+/// For models with a bidirectional prefix also `position_ids` `[B, streams, T]` and
 /// `attention_blocked` `[B, 1, T, T]` (1 = not seen). Of these `logits` must be there; for an
 /// encoder without a head, `hidden` stands for it. The model computes on the given device in the
 /// given type; the limits are those of f32.
@@ -66,7 +66,7 @@ pub fn verify(
     if let Some(id) = ids.ids().iter().find(|id| **id < 0 || **id as usize >= vocab_size) {
         return Err(fault(format!("input_ids has {id}, the model's ids are 0..{vocab_size}")));
     }
-    let tokens = Tokens::new(ids.ids(), ids.shape()[0], 0)?;
+    let tokens = model.tokens(ids.ids(), ids.shape()[0])?;
     let mut checks = Vec::new();
     if golden.has("hidden") {
         checks.push(check_hidden(&model, &golden, &tokens)?);
@@ -74,7 +74,7 @@ pub fn verify(
     if golden.has("logits") || checks.is_empty() {
         checks.push(check_logits(&model, &golden, &tokens)?);
     }
-    checks.extend(check_division(&model, &golden, &tokens, &fault)?);
+    checks.extend(check_layout(&golden, &tokens, &fault)?);
     if golden.has("loss") {
         checks.extend(check_loss_and_gradients(&model, &golden, &tokens, &fault)?);
     }
@@ -101,8 +101,7 @@ fn check_logits(model: &Model, golden: &Checkpoint, tokens: &Tokens) -> Result<C
 }
 
 /// Positions and mask, as far as the golden file has them.
-fn check_division(
-    model: &Model,
+fn check_layout(
     golden: &Checkpoint,
     tokens: &Tokens,
     fault: &dyn Fn(String) -> Error,
@@ -112,11 +111,16 @@ fn check_division(
     if !wanted("position_ids") && !wanted("attention_blocked") {
         return Ok(Vec::new());
     }
-    let Some(division) = model.division(tokens)? else {
+    if tokens.prefix_lens.is_none() {
         return Err(fault(
             "it has position_ids, the model takes positions as they come".to_owned(),
         ));
-    };
+    }
+    let streams: Vec<_> = [Some(&tokens.positions), tokens.block_positions.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(Tensor::ids)
+        .collect();
     let mut checks = Vec::new();
     let mut check = |item: &'static str, shape: &[usize], got: &dyn Fn(usize) -> i32| {
         if !wanted(item) {
@@ -131,12 +135,12 @@ fn check_division(
         checks.push(Check { item: item.to_owned(), error, limit: 0.0 });
         Ok(())
     };
-    let n = division.positions.len();
+    let n = streams.len();
     check("position_ids", &[b, n, t], &|i| {
         let (row, stream, column) = (i / (n * t), i / t % n, i % t);
-        division.positions[stream].ids()[row * t + column]
+        streams[stream][row * t + column]
     })?;
-    let intervals = division.mask.intervals(b, t, t)?;
+    let intervals = tokens.causal_mask().intervals(b, t, t)?;
     check("attention_blocked", &[b, 1, t, t], &|i| {
         let (query, key) = (i / t, (i % t) as i32);
         let seen = intervals.ids()[2 * query]..intervals.ids()[2 * query + 1];
@@ -149,17 +153,18 @@ fn check_division(
 fn check_cached(model: &Model, tokens: &Tokens) -> Result<Check> {
     let t = tokens.len();
     let ids = &tokens.ids.ids()[..t];
-    let whole = no_grad(|| model.logits(&model.hidden(&Tokens::new(ids, 1, 0)?)?))?.to_host()?;
+    let whole = no_grad(|| model.logits(&model.hidden(&model.tokens(ids, 1)?)?))?.to_host()?;
     let v = whole.shape().last_dim();
-    let prompt = model.undivided(ids)?.clamp(1, t);
+    let layout = model.layout(ids)?;
+    let prompt = layout.prefix_len.clamp(1, t);
     let mut cache = model.cache(1, t)?;
-    let mut new = Tokens::new(&ids[..prompt], 1, 0)?;
+    let mut new = Tokens::of_texts(&ids[..prompt], &[&layout], 0)?;
     let mut error = 0.0f64;
     for end in prompt..=t {
         let cached = model.next_logits(&new, &mut cache)?.to_host()?;
         error = error.max(max_abs_difference(cached.data(), &whole.data()[(end - 1) * v..end * v]));
         if let Some(id) = ids.get(end) {
-            new = Tokens::new(&[*id], 1, end)?;
+            new = Tokens::of_texts(&[*id], &[&layout], end)?;
         }
     }
     Ok(Check { item: "cached".to_owned(), error, limit: LOGITS })
@@ -232,19 +237,19 @@ fn check_greedy(
     }
     let mut cache = model.cache(1, want.len())?;
     let mut text = want[..PROMPT].to_vec();
-    let mut new = Tokens::new(&text, 1, 0)?;
+    let layout = model.layout(&text)?;
+    let mut new = Tokens::of_texts(&text, &[&layout], 0)?;
     let (mut n_different, mut cached_error) = (0, 0.0f64);
     for expected in &want[PROMPT..] {
         let cached = model.next_logits(&new, &mut cache)?.to_host()?;
-        let full =
-            no_grad(|| model.logits(&model.hidden(&Tokens::new(&text, 1, 0)?)?))?.to_host()?;
+        let full = no_grad(|| model.logits(&model.hidden(&model.tokens(&text, 1)?)?))?.to_host()?;
         let last = &full.data()[full.data().len() - cached.data().len()..];
         cached_error = cached_error.max(max_abs_difference(cached.data(), last));
         let by_value = |a: &usize, b: &usize| last[*a].total_cmp(&last[*b]);
         let best = (0..last.len()).max_by(by_value).unwrap_or(0) as i32;
         n_different += usize::from(best != *expected);
         // The golden's own token goes on, so that one difference is counted once.
-        new = Tokens::new(&[*expected], 1, text.len())?;
+        new = Tokens::of_texts(&[*expected], &[&layout], text.len())?;
         text.push(*expected);
     }
     let greedy =

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lehr_infer::{Embedder, Embeddings, Generator, Loaded, Pooling};
+use lehr_infer::{Embedder, Embeddings, Engine, EngineSettings, Loaded, Pooling};
 use lehr_model::Weights;
 use lehr_model::io::{Checkpoint, read_json};
 
@@ -140,7 +140,7 @@ fn without_the_files_of_sentence_transformers_an_encoder_gives_the_mean() {
 #[test]
 fn an_encoder_generates_nothing() {
     let Loaded { model, tokenizer, .. } = Loaded::open(&folder(), Weights::AsStored).unwrap();
-    let error = Generator::new(&model, &tokenizer, 10).err().unwrap();
+    let error = Engine::new(&model, &tokenizer, EngineSettings::ONE).err().unwrap();
     assert!(error.to_string().contains("encoder (BertModel)"), "{error}");
     assert!(error.hint().unwrap().contains("lehr embed"));
 }

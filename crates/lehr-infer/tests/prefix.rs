@@ -4,8 +4,8 @@
 
 use std::ops::ControlFlow;
 
-use lehr_infer::{Generator, Limits, Sampler, Sampling};
-use lehr_model::{Config, Model, Tokens};
+use lehr_infer::{Engine, EngineSettings, Event, Limits, Request, Sampling};
+use lehr_model::{Config, Model};
 use lehr_tensor::no_grad;
 use lehr_tokenizer::{Tokenizer, Trainer};
 use serde_json::json;
@@ -43,7 +43,7 @@ fn by_hand(model: &Model, prompt: &[u32], n: usize, n_ids: usize) -> Vec<u32> {
     let mut all: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
     for _ in 0..n {
         let logits = no_grad(|| {
-            let tokens = Tokens::new(&all, 1, 0).unwrap();
+            let tokens = model.tokens(&all, 1).unwrap();
             model.logits(&model.hidden(&tokens).unwrap()).unwrap()
         });
         let last = &logits.data()[logits.data().len() - 300..][..n_ids];
@@ -53,11 +53,18 @@ fn by_hand(model: &Model, prompt: &[u32], n: usize, n_ids: usize) -> Vec<u32> {
     all[prompt.len()..].iter().map(|id| *id as u32).collect()
 }
 
-fn continued(generator: &mut Generator<'_>, prompt: &[u32]) -> lehr_infer::Result<Vec<u32>> {
-    let mut sampler = Sampler::new(Sampling::GREEDY)?;
-    let limits = Limits { max_tokens: Some(4), ..Limits::default() };
+fn request(prompt: &[u32], n: usize) -> Request {
+    let limits = Limits { max_tokens: Some(n), ..Limits::default() };
+    Request::new(prompt.to_vec(), Sampling::GREEDY, limits)
+}
+
+fn engine<'m>(model: &'m Model, tokenizer: &'m Tokenizer, settings: EngineSettings) -> Engine<'m> {
+    Engine::new(model, tokenizer, EngineSettings { context: Some(1500), ..settings }).unwrap()
+}
+
+fn continued(engine: &mut Engine<'_>, prompt: &[u32]) -> lehr_infer::Result<Vec<u32>> {
     let mut ignore = |_: &str| ControlFlow::Continue(());
-    Ok(generator.generate(prompt, &mut sampler, &limits, &mut ignore)?.ids)
+    Ok(engine.generate(request(prompt, 4), &mut ignore)?.ids)
 }
 
 #[test]
@@ -65,10 +72,10 @@ fn long_contexts_are_not_cut_and_never_reused_in_part() {
     let tokenizer = tokenizer();
     let n_ids = tokenizer.vocab_size();
     for model in models() {
-        let mut generator = Generator::new(&model, &tokenizer, 1500).unwrap();
+        let mut engine = engine(&model, &tokenizer, EngineSettings::ONE);
         let with_end = |text: Vec<u32>, end: &[u32]| [text, end.to_vec()].concat();
         let first = with_end(text(700), &[GMASK, SOP]);
-        let answer = continued(&mut generator, &first).unwrap();
+        let answer = continued(&mut engine, &first).unwrap();
         assert_eq!(answer, by_hand(&model, &first, 4, n_ids));
         // The same text and more in one context: nothing of the first context may stay.
         let longer = with_end(text(720), &[GMASK, SOP]);
@@ -76,7 +83,7 @@ fn long_contexts_are_not_cut_and_never_reused_in_part() {
         // The answer goes on: all may stay.
         let further = [shorter.clone(), text(3)].concat();
         for prompt in [longer, shorter, further] {
-            let found = continued(&mut generator, &prompt).unwrap();
+            let found = continued(&mut engine, &prompt).unwrap();
             assert_eq!(found, by_hand(&model, &prompt, 4, n_ids), "{} tokens", prompt.len());
         }
     }
@@ -86,15 +93,55 @@ fn long_contexts_are_not_cut_and_never_reused_in_part() {
 fn a_prompt_without_its_end_is_refused_with_a_hint() {
     let tokenizer = tokenizer();
     for model in models() {
-        let mut generator = Generator::new(&model, &tokenizer, 1500).unwrap();
+        let mut engine = engine(&model, &tokenizer, EngineSettings::ONE);
         for (prompt, says) in [(vec![7, 8, GMASK], "no <sop>"), (vec![7, 8, SOP], "no mask token")]
         {
-            let error = continued(&mut generator, &prompt).unwrap_err();
+            let error = continued(&mut engine, &prompt).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
             assert!(error.hint().unwrap().contains("end it with <sop> (id 294)"));
         }
         let prompt = [7, 8, GMASK, SOP];
         let expected = by_hand(&model, &prompt, 4, tokenizer.vocab_size());
-        assert_eq!(continued(&mut generator, &prompt).unwrap(), expected);
+        assert_eq!(continued(&mut engine, &prompt).unwrap(), expected);
+    }
+}
+
+#[test]
+fn sequences_with_prefixes_run_together_and_are_preempted() {
+    let tokenizer = tokenizer();
+    for model in models() {
+        let prompts: Vec<Vec<u32>> = [(30, GMASK), (3, MASK), (75, MASK), (30, GMASK), (50, GMASK)]
+            .into_iter()
+            .map(|(n, mask)| [text(n), vec![mask, SOP], text(n % 7)].concat())
+            .collect();
+        // The longest takes 6 pages of 16 tokens.
+        for cache_tokens in [None, Some(112), Some(176)] {
+            let settings = EngineSettings {
+                max_sequences: 3,
+                cache_tokens,
+                prefill_budget: 20,
+                ..EngineSettings::ONE
+            };
+            let mut engine = engine(&model, &tokenizer, settings);
+            let ids: Vec<_> =
+                prompts.iter().map(|p| engine.submit(request(p, 12)).unwrap()).collect();
+            let mut found = vec![None; prompts.len()];
+            while !engine.is_idle() {
+                for event in engine.step().unwrap() {
+                    match event {
+                        Event::Failed { error, .. } => panic!("{error}"),
+                        Event::Finished { id, generated } => {
+                            let index = ids.iter().position(|i| *i == id).unwrap();
+                            found[index] = Some(generated.ids);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            for (prompt, found) in prompts.iter().zip(found) {
+                let want = by_hand(&model, prompt, 12, tokenizer.vocab_size());
+                assert_eq!(found.unwrap(), want, "{cache_tokens:?}, {} tokens", prompt.len());
+            }
+        }
     }
 }

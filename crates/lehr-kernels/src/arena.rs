@@ -126,8 +126,9 @@ fn advise_huge_pages(range: &MmapMut) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_: &MmapMut) {}
 
-/// The physical memory, or `LEHR_MEMORY_GB`.
-fn limit_bytes() -> usize {
+/// The most bytes that tensors on the CPU take together: the physical memory, or `LEHR_MEMORY_GB`.
+#[must_use]
+pub fn limit_bytes() -> usize {
     const GIB: f64 = (1u64 << 30) as f64;
     if let Some(gib) = std::env::var("LEHR_MEMORY_GB").ok().and_then(|v| v.parse::<f64>().ok())
         && gib > 0.0

@@ -3,21 +3,21 @@
 use lehr_tensor::ops::attention::{Mask, Pages};
 use lehr_tensor::{DType, Device, Result, Tensor, inplace};
 
-use crate::prefix::Prefix;
 use crate::spec::Spec;
 
-/// The KV cache of a batch of sequences: per layer two tensors `[B, S, K, E]`, allocated once.
+/// The KV cache of a batch of sequences of one length: per layer two tensors `[B, S, K, E]`,
+/// allocated once. What is behind the last position is never read, so it is not zeroed.
 ///
 /// A model writes the keys and values of new tokens behind those of earlier ones and attends over
 /// all; the cache knows nothing of the architecture. Inside of a [`PagedCache`](crate::PagedCache)
-/// the tensors are pools of pages, and each text has a length of its own.
+/// the tensors are pools of pages, and each sequence has a length of its own.
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
     place: Place,
-    /// How each row is divided, for models whose texts have a bidirectional context.
-    prefixes: Vec<Prefix>,
+    /// The longest bidirectional prefix of a text, 0 for causal texts.
+    prefix_len: usize,
 }
 
 /// Where new keys and values go, and what is there.
@@ -25,9 +25,6 @@ pub struct KvCache {
 pub(crate) enum Place {
     /// Behind the positions filled, the same of all sequences.
     End,
-    /// The same by numbers on a GPU, while work is recorded or recorded work runs: the number of
-    /// positions filled and that number with the new one, both i32 `[1]` there.
-    EndOnGpu(Tensor, Tensor),
     /// Into these pages; the lengths count the new tokens.
     Pages(Pages),
 }
@@ -47,14 +44,15 @@ impl KvCache {
         Self::of_shape(spec, (device, dtype), [batch, capacity], capacity)
     }
 
-    /// Pools of `n_pages` pages of `page_len` positions, for texts of at most `capacity`.
+    /// Pools without pages yet, for pages of `page_len` positions and sequences of at most
+    /// `capacity`.
     pub(crate) fn in_pages(
         spec: &Spec,
         place: (Device, DType),
-        [n_pages, page_len]: [usize; 2],
+        page_len: usize,
         capacity: usize,
     ) -> Result<Self> {
-        Self::of_shape(spec, place, [n_pages, page_len], capacity)
+        Self::of_shape(spec, place, [0, page_len], capacity)
     }
 
     fn of_shape(
@@ -64,10 +62,20 @@ impl KvCache {
         capacity: usize,
     ) -> Result<Self> {
         let shape = [n, len, spec.n_kv_heads, spec.head_dim];
-        let zeros = || Tensor::zeros_on(device, shape, dtype);
-        let layer = |_| Ok((zeros()?, zeros()?));
+        let room = || Tensor::uninit_on(device, shape, dtype);
+        let layer = |_| Ok((room()?, room()?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, len: 0, place: Place::End, prefixes: Vec::new() })
+        Ok(Self { layers, capacity, len: 0, place: Place::End, prefix_len: 0 })
+    }
+
+    /// Makes the pools `n_pages` pages large. One layer at a time is copied, so that little more
+    /// memory is taken than the larger pools need.
+    pub(crate) fn grow_pages(&mut self, n_pages: usize) -> Result<()> {
+        for (k, v) in &mut self.layers {
+            let grown = (grown(k, n_pages)?, grown(v, n_pages)?);
+            (*k, *v) = grown;
+        }
+        Ok(())
     }
 
     /// Positions filled so far.
@@ -89,23 +97,20 @@ impl KvCache {
     }
 
     /// Forgets all positions from `len` on and returns how many remain: the next tokens are
-    /// written there. Tokens of a bidirectional context have seen one another, so if not all of
-    /// them and the `<sop>` after them can stay, none does.
+    /// written there. Tokens of a bidirectional prefix have seen one another, so if not all of
+    /// them and the token after them, which ends the prefix, can stay, none does.
     #[must_use = "more may be forgotten than was asked for"]
     pub fn truncate(&mut self, len: usize) -> usize {
-        let whole = self.prefixes.iter().map(|prefix| prefix.len + 1).max().unwrap_or(0);
-        self.len = if len < whole { 0 } else { self.len.min(len) };
+        self.len = self.len.min(len);
+        if self.len <= self.prefix_len {
+            (self.len, self.prefix_len) = (0, 0);
+        }
         self.len
     }
 
-    /// How each row is divided, as it was said last.
-    pub(crate) fn prefixes(&self) -> &[Prefix] {
-        &self.prefixes
-    }
-
-    /// Remembers how each row is divided.
-    pub(crate) fn set_prefixes(&mut self, prefixes: Vec<Prefix>) {
-        self.prefixes = prefixes;
+    /// Remembers that a text begins with a bidirectional prefix of `len` tokens.
+    pub(crate) fn keep_prefix(&mut self, len: usize) {
+        self.prefix_len = self.prefix_len.max(len);
     }
 
     /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's
@@ -126,10 +131,6 @@ impl KvCache {
         assert!(self.len + k.shape()[1] <= self.capacity, "the cache has room for the new tokens");
         match &self.place {
             Place::Pages(pages) => inplace::write_pages([k_all, v_all], [k, v], pages)?,
-            Place::EndOnGpu(at, _) => {
-                inplace::write_positions_at(k_all, k, at)?;
-                inplace::write_positions_at(v_all, v, at)?;
-            }
             Place::End => {
                 inplace::write_positions(k_all, k, self.len)?;
                 inplace::write_positions(v_all, v, self.len)?;
@@ -142,9 +143,14 @@ impl KvCache {
     pub(crate) fn mask(&self, mask: Mask, t: usize) -> Mask {
         match &self.place {
             Place::Pages(pages) => mask.with_pages(pages.clone()),
-            Place::EndOnGpu(_, n_keys) => mask.with_n_keys_on_gpu(self.capacity, n_keys.clone()),
             Place::End => mask.with_n_keys(self.len + t),
         }
+    }
+
+    /// Returns whether keys and values lie in the order of the tokens, and their number is known to
+    /// the host.
+    pub(crate) fn is_in_order(&self) -> bool {
+        matches!(self.place, Place::End)
     }
 
     /// Where it is.
@@ -162,17 +168,17 @@ impl KvCache {
         self.len = len;
     }
 
-    /// Copies the text in `one`, a cache of one sequence, into `pages` of this one's pools.
-    pub(crate) fn copy_text(&mut self, one: &Self, pages: &Pages) -> Result<()> {
-        for ((k_pool, v_pool), (k, v)) in self.layers.iter_mut().zip(&one.layers) {
-            let [k, v] = [k.slice(1, 0..one.len)?, v.slice(1, 0..one.len)?];
-            inplace::write_pages([k_pool, v_pool], [&k, &v], pages)?;
-        }
-        Ok(())
-    }
-
     /// Counts `t` positions as filled, after all layers have written them.
     pub(crate) fn advance(&mut self, t: usize) {
         self.len += t;
     }
+}
+
+/// A pool with the pages of `pool` and room for `n_pages`.
+fn grown(pool: &Tensor, n_pages: usize) -> Result<Tensor> {
+    let [n, page_len, n_heads, width] = pool.shape()[..] else { return Ok(pool.clone()) };
+    let page = page_len * n_heads;
+    let mut all = Tensor::uninit_on(pool.device(), [1, n_pages, page, width], pool.dtype())?;
+    inplace::write_positions(&mut all, &pool.reshape([1, n, page, width])?, 0)?;
+    all.reshape([n_pages, page_len, n_heads, width])
 }

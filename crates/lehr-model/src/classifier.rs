@@ -109,6 +109,11 @@ impl Classifier {
         &self.model
     }
 
+    /// The same, to be set up for training.
+    pub fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
     /// The labels, in the order of the logits.
     #[must_use]
     pub fn labels(&self) -> &[String] {
@@ -150,9 +155,30 @@ impl Classifier {
         labels: &Tensor,
         normalizer: f32,
     ) -> Result<Tensor> {
+        self.loss_of(&self.pooled(tokens, ends)?, labels, normalizer)
+    }
+
+    fn loss_of(&self, pooled: &Tensor, labels: &Tensor, normalizer: f32) -> Result<Tensor> {
         let options = CrossEntropy { normalizer, z_loss: 0.0, softcap: None };
-        let pooled = self.pooled(tokens, ends)?;
-        Ok(self.head.output().cross_entropy(&pooled, labels, options)?)
+        Ok(self.head.output().cross_entropy(pooled, labels, options)?)
+    }
+
+    /// The summed cross-entropy of the labels (i32 `[n]`) and the most likely label of each
+    /// sequence, from one pass through the backbone without recording.
+    ///
+    /// # Errors
+    /// As [`Classifier::loss`].
+    pub fn score(
+        &self,
+        tokens: &Tokens,
+        ends: &Tensor,
+        labels: &Tensor,
+    ) -> Result<(Tensor, Vec<usize>)> {
+        no_grad(|| {
+            let pooled = self.pooled(tokens, ends)?;
+            let loss = self.loss_of(&pooled, labels, 1.0)?;
+            Ok((loss, self.most_likely(&self.head.output().forward(&pooled)?)?))
+        })
     }
 
     /// The most likely label of each sequence.
@@ -160,7 +186,10 @@ impl Classifier {
     /// # Errors
     /// As [`Classifier::logits`].
     pub fn predict(&self, tokens: &Tokens, ends: &Tensor) -> Result<Vec<usize>> {
-        let logits = no_grad(|| self.logits(tokens, ends))?;
+        self.most_likely(&no_grad(|| self.logits(tokens, ends))?)
+    }
+
+    fn most_likely(&self, logits: &Tensor) -> Result<Vec<usize>> {
         let best = |row: &[f32]| {
             let by_value = |a: &usize, b: &usize| row[*a].total_cmp(&row[*b]);
             (0..row.len()).max_by(by_value).unwrap_or(0)

@@ -119,6 +119,28 @@ pub enum Error {
         /// What was expected.
         expected: &'static str,
     },
+    /// Tokens do not fit their layouts, or were laid out for another kind of model.
+    #[error("laying out tokens: found {found}, expected {expected}")]
+    Layout {
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// A model with learned keys and values before its texts was used where they have no place.
+    #[error(
+        "{doing}: the model has learned keys and values before its texts, which have no place there"
+    )]
+    KvPrefix {
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// A forward pass with a cache was to be recorded for backward.
+    #[error(
+        "running the model: tokens continue a cache while recording is on, expected no_grad: keys \
+         and values in a cache have no gradients"
+    )]
+    RecordedCache,
     /// A text lacks the tokens that say how the model is to read it.
     #[error("reading the input: {reason}")]
     Prompt {
@@ -169,7 +191,10 @@ impl Error {
             Self::PagesFull { .. } => Some(
                 "generate shorter texts, or give the cache more room (--cache-tokens)".to_owned(),
             ),
-            Self::Paged { .. } => None,
+            Self::Paged { .. } | Self::RecordedCache | Self::KvPrefix { .. } => None,
+            Self::Layout { .. } => {
+                Some("lay the tokens out with the model that reads them (Model::layout)".to_owned())
+            }
             Self::Prompt { hint, .. } => Some(hint.clone()),
             Self::TooLong { .. } => {
                 Some("shorten the prompt, or use a model with a longer context".to_owned())
@@ -184,6 +209,10 @@ impl Error {
 
     pub(crate) fn format(path: &Path, reason: impl Into<String>) -> Self {
         Self::Format { path: path.to_owned(), reason: reason.into(), hint: None }
+    }
+
+    pub(crate) fn layout(found: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self::Layout { found: found.into(), expected: expected.into() }
     }
 
     pub(crate) fn adapter(

@@ -3,29 +3,31 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
 use lehr_tensor::{
-    DType, Device, LoadStored, Named, ParamStore, Philox, Role, Shape, Source, StoredShape, Tensor,
-    no_grad,
+    DType, Device, Init, LoadStored, Named, ParamStore, Philox, Role, Shape, Source, StoredShape,
+    Tensor, no_grad,
 };
 
 use crate::adapt::{Adapted, AdapterConfig, AdapterFactory};
-use crate::arch::Activations;
+use crate::arch::{ActivationCheckpointing, KvPrefixParams, Layout, Pass};
 use crate::io::gguf::{GgufOptions, GgufSummary};
 use crate::io::{self, Checkpoint, FloatFormat, ModelSource, Shards};
 use crate::nn::{LayerBuilder, Linear};
-use crate::{Architecture, Config, Error, KvCache, Result, Spec, TextDivision, Tokens, Weights};
+use crate::{Architecture, Config, Error, KvCache, Result, Spec, Tokens, Weights};
 
 /// A model of any family with its parameters.
 pub struct Model {
     config: Config,
-    arch: Box<dyn Architecture>,
+    arch: Arc<dyn Architecture>,
     params: ParamStore,
     n_elsewise: usize,
-    activations: Activations,
+    checkpointing: ActivationCheckpointing,
     adapters: Vec<Adapted>,
+    kv_prefix: Option<Arc<[KvPrefixParams]>>,
 }
 
 impl Model {
@@ -210,7 +212,7 @@ impl Model {
         let factory = adapters.map(AdapterFactory::new);
         let mut params = ParamStore::default();
         let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
-        let arch = config.build(&mut root)?;
+        let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
         let adapters = match factory.map(AdapterFactory::finish) {
             Some(built) => {
                 // Only what an adapter adds is trained.
@@ -226,8 +228,11 @@ impl Model {
             }
             None => Vec::new(),
         };
-        let (spec, activations) = (arch.spec(), Activations::Keep);
-        Ok((Self { config, arch, params, n_elsewise: 0, activations, adapters }, spec))
+        let (spec, checkpointing) = (arch.spec(), ActivationCheckpointing::None);
+        Ok((
+            Self { config, arch, params, n_elsewise: 0, checkpointing, adapters, kv_prefix: None },
+            spec,
+        ))
     }
 
     /// The adapters, in the order of their layers.
@@ -288,9 +293,42 @@ impl Model {
         Ok(self.params.to_device(device, dtype)?)
     }
 
-    /// Says what becomes of activations when it is trained.
-    pub fn set_activations(&mut self, activations: Activations) {
-        self.activations = activations;
+    /// Adds learned keys and values of `n_tokens` positions before every text, in each block: the
+    /// parameters of prefix tuning (P-tuning v2), normal with standard deviation 0.02 at first. The
+    /// model's other parameters stay as they are, trainable or not.
+    ///
+    /// # Errors
+    /// If there is such a prefix already, `n_tokens` is 0, or memory runs out.
+    pub fn add_kv_prefix(&mut self, n_tokens: usize, seed: u64) -> Result<()> {
+        if n_tokens == 0 || self.kv_prefix.is_some() {
+            let found = format!("{n_tokens} tokens, beside {} there are", self.kv_prefix_len());
+            return Err(Error::config("learned prefix", found, "one prefix of at least 1 token"));
+        }
+        let (spec, (device, dtype)) = (self.spec(), self.compute());
+        let shape = [n_tokens, spec.n_kv_heads, spec.head_dim];
+        let source = Source::Init { seed };
+        let mut root = LayerBuilder::new(&mut self.params, &source);
+        let mut p = root.at("kv_prefix");
+        let mut layers = Vec::new();
+        for layer in 0..spec.n_layers {
+            let mut p = p.at(layer);
+            let mut param = |name| p.param(name, Role::Adapter, shape, Init::Normal(0.02));
+            layers.push(KvPrefixParams { k: param("key")?, v: param("value")? });
+        }
+        self.kv_prefix = Some(layers.into());
+        self.to_device(device, dtype)
+    }
+
+    /// Returns the number of learned positions before every text, 0 if there are none.
+    #[must_use]
+    pub fn kv_prefix_len(&self) -> usize {
+        let first = self.kv_prefix.as_ref().and_then(|layers| layers.first());
+        first.map_or(0, |layer| layer.k.shape()[0])
+    }
+
+    /// Sets what recorded forward passes keep for backward.
+    pub fn set_activation_checkpointing(&mut self, checkpointing: ActivationCheckpointing) {
+        self.checkpointing = checkpointing;
     }
 
     /// From now on training multiplies in fp8 the matrices of blocks whose both sides are at least
@@ -366,35 +404,49 @@ impl Model {
     /// # Errors
     /// If the tokens do not fit the model or memory runs out.
     pub fn hidden(&self, tokens: &Tokens) -> Result<Tensor> {
-        match self.activations {
-            Activations::Keep => self.arch.hidden(tokens, None),
-            activations => self.arch.hidden(&Tokens { activations, ..tokens.clone() }, None),
-        }
+        let pass = Pass::whole(tokens, self.checkpointing);
+        self.arch.forward(pass.with_kv_prefix(self.kv_prefix.clone()))
     }
 
-    /// Hidden states of tokens that continue those in `cache`.
+    /// Hidden states of tokens that continue those in `cache`; nothing is recorded.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
     pub fn hidden_cached(&self, tokens: &Tokens, cache: &mut KvCache) -> Result<Tensor> {
-        self.arch.hidden(tokens, Some(cache))
+        let pass = Pass::continuing(tokens, cache).with_kv_prefix(self.kv_prefix.clone());
+        no_grad(|| self.arch.forward(pass))
     }
 
-    /// How many of a text's first tokens have to be run in one call, because they see one another
-    /// in both directions: 0 for causal models.
-    ///
-    /// # Errors
-    /// If the text lacks the tokens that say so.
-    pub fn undivided(&self, ids: &[i32]) -> Result<usize> {
-        self.arch.undivided(ids)
+    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    #[must_use]
+    pub fn has_prefix(&self) -> bool {
+        self.arch.has_prefix()
     }
 
-    /// Positions and mask, if the model derives them from the ids.
+    /// Lays out one text: the positions of its tokens, and how many of the first see one another in
+    /// both directions.
     ///
     /// # Errors
-    /// If a text lacks the tokens that say so.
-    pub fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
-        self.arch.division(tokens)
+    /// If the text lacks the tokens that say so, for GLM-130B and ChatGLM-6B.
+    pub fn layout(&self, ids: &[i32]) -> Result<Layout> {
+        self.arch.layout(ids)
+    }
+
+    /// [`Model::layout`] as a function of its own, for loaders.
+    #[must_use]
+    pub fn layout_rule(&self) -> impl Fn(&[i32]) -> Result<Layout> + Send + Sync + use<> {
+        let arch = Arc::clone(&self.arch);
+        move |ids| arch.layout(ids)
+    }
+
+    /// Lays out `batch` whole texts of one length, in one slice.
+    ///
+    /// # Errors
+    /// As [`Model::layout`], or if the number of ids is no multiple of `batch`.
+    pub fn tokens(&self, ids: &[i32], batch: usize) -> Result<Tokens> {
+        let texts = ids.chunks((ids.len() / batch.max(1)).max(1));
+        let layouts = texts.map(|text| self.layout(text)).collect::<Result<Vec<_>>>()?;
+        Tokens::of_texts(ids, &layouts.iter().collect::<Vec<_>>(), 0)
     }
 
     /// Logits `[.., V]` of hidden states `[.., D]`.

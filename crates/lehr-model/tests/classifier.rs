@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use lehr_model::io::{Checkpoint, read_json, write_json};
-use lehr_model::{Classifier, Model, Tokens};
+use lehr_model::{Classifier, Model, TokenRows, Tokens};
 use lehr_tensor::{Tensor, no_grad};
 
 fn folder() -> PathBuf {
@@ -36,7 +36,16 @@ fn packed(golden: &Checkpoint) -> (Tokens, Tensor) {
         filled[row] += length;
         ends[text] = (row * LEN + filled[row] - 1) as i32;
     }
-    let tokens = Tokens::packed(&tokens, &positions, &starts, (2, LEN)).unwrap();
+    let rows = TokenRows {
+        ids: &tokens,
+        positions: &positions,
+        block_positions: None,
+        segment_starts: &starts,
+        prefix_lens: None,
+        batch_size: 2,
+        seq_len: LEN,
+    };
+    let tokens = Tokens::packed(&rows).unwrap();
     (tokens, Tensor::from_ids(&ends, [4]).unwrap())
 }
 

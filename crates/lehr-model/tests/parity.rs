@@ -5,25 +5,36 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use lehr_model::io::Checkpoint;
-use lehr_model::{Activations, Config, Model, Tokens};
-use lehr_tensor::{Tensor, no_grad};
+use lehr_model::io::{Checkpoint, read_json};
+use lehr_model::nn::LayerBuilder;
+use lehr_model::{ActivationCheckpointing, Config, Model, PackedText, Role, Tokens};
+use lehr_tensor::{NamePattern, Param, ParamStore, Source, Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut dirs: Vec<_> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
     dirs.sort();
-    assert!(dirs.len() >= 3, "goldens are missing");
+    assert!(dirs.len() >= 16, "goldens are missing");
     dirs
+}
+
+#[test]
+fn every_family_has_a_golden() {
+    let family = |dir: &PathBuf| Model::load(dir).unwrap().config().family();
+    let found: BTreeSet<_> = golden_dirs().iter().map(family).collect();
+    let known: BTreeSet<_> = Config::FAMILIES.iter().copied().collect();
+    assert_eq!(found, known);
 }
 
 fn golden(dir: &Path) -> (Model, Checkpoint, Tokens) {
     let golden = Checkpoint::open(&dir.join("golden.safetensors")).unwrap();
     let ids = golden.ids("input_ids").unwrap();
-    let tokens = Tokens::new(ids.ids(), ids.shape()[0], 0).unwrap();
-    (Model::load(dir).unwrap(), golden, tokens)
+    let model = Model::load(dir).unwrap();
+    let tokens = model.tokens(ids.ids(), ids.shape()[0]).unwrap();
+    (model, golden, tokens)
 }
 
 fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -66,7 +77,14 @@ fn loss_and_every_gradient_match_the_reference() {
         loss.backward().unwrap();
         let square = |x: f32| f64::from(x).powi(2);
         let names: Vec<_> = golden.names().filter_map(|n| n.strip_prefix("grad.")).collect();
-        assert!(names.len() > 10, "{}", dir.display());
+        let reached = model.params().params().iter().filter(|param| param.grad().is_some());
+        let reached: BTreeSet<_> = reached.map(Param::name).collect();
+        assert_eq!(reached, names.iter().copied().collect(), "{}", dir.display());
+        // The pooler of an encoder is only for classifiers.
+        let rest = model.params().params().iter().filter(|param| param.grad().is_none());
+        for param in rest {
+            assert!(param.name().starts_with("bert.pooler."), "{}", param.name());
+        }
         let wants = names.iter().map(|name| {
             let param = model.params().get(name).unwrap_or_else(|| panic!("no parameter {name}"));
             golden.tensor(&format!("grad.{name}"), param.shape()).unwrap()
@@ -99,8 +117,8 @@ fn activations_computed_again_change_no_bit() {
         if short {
             cases.push((Tokens::new(&tokens.ids.ids()[..3], 1, 0).unwrap(), cut(&targets)));
         }
-        let mut run = |activations, (tokens, targets): &(Tokens, Tensor)| {
-            model.set_activations(activations);
+        let mut run = |checkpointing, (tokens, targets): &(Tokens, Tensor)| {
+            model.set_activation_checkpointing(checkpointing);
             model.params().clear_grads();
             let loss = model.loss(tokens, targets, 8.0).unwrap();
             let value = loss.item().unwrap();
@@ -111,9 +129,66 @@ fn activations_computed_again_change_no_bit() {
             (value.to_bits(), grads)
         };
         for case in &cases {
-            let (kept, again) = (run(Activations::Keep, case), run(Activations::Recompute, case));
+            let kept = run(ActivationCheckpointing::None, case);
+            let again = run(ActivationCheckpointing::Recompute, case);
             assert!(kept == again, "{}", dir.display());
         }
+    }
+}
+
+/// Frozen parameters have no gradient, the others the gradient they have when all are trained, and
+/// where nothing is trained nothing is recorded.
+#[test]
+fn freezing_changes_no_other_gradient() {
+    for dir in golden_dirs() {
+        let (mut model, golden, tokens) = golden(&dir);
+        let targets = targets(&model, &golden.ids("labels").unwrap());
+        let grads = |model: &mut Model, activations| -> Vec<Option<Vec<f32>>> {
+            model.set_activations(activations);
+            model.params().clear_grads();
+            model.loss(&tokens, &targets, 8.0).unwrap().backward().unwrap();
+            let params = model.params().params().iter();
+            params.map(|param| param.grad().map(|grad| grad.to_vec())).collect()
+        };
+        let all = grads(&mut model, Activations::Keep);
+        let n_frozen = model.params().freeze(|param| param.role() != Role::Mlp);
+        assert!(n_frozen > 5 && n_frozen < all.len(), "{}", dir.display());
+        for activations in [Activations::Keep, Activations::Recompute] {
+            let some = grads(&mut model, activations);
+            for ((param, all), some) in model.params().params().iter().zip(&all).zip(&some) {
+                let wanted = all.as_ref().filter(|_| param.is_trainable());
+                assert_eq!(some.is_some(), wanted.is_some(), "{}", param.name());
+                if let (Some(a), Some(b)) = (some, wanted) {
+                    let scale = b.iter().fold(1e-3, |m: f32, x| m.max(x.abs()));
+                    assert!(max_abs_difference(a, b) <= 1e-5 * scale, "{}", param.name());
+                }
+            }
+        }
+        model.params().freeze(|_| true);
+        for activations in [Activations::Keep, Activations::Recompute] {
+            model.set_activations(activations);
+            assert!(!model.loss(&tokens, &targets, 8.0).unwrap().wants_grad());
+        }
+    }
+}
+
+#[test]
+fn patterns_freeze_what_they_name_or_are_refused() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let (model, ..) = golden(&root.join("llama-yarn-biases"));
+    let freeze = |patterns: &[&str]| {
+        let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(*p)).collect();
+        model.params().freeze_matching(&patterns)
+    };
+    let error = freeze(&["*.bias", "*.no_such"]).unwrap_err();
+    assert!(error.to_string().contains("`*.no_such`"), "{error}");
+    assert_eq!(model.params().trainable().count(), model.params().params().len());
+    let n = freeze(&["*.layers.0.*", "*.layers.1.*", "*norm*"]).unwrap();
+    assert_eq!(model.params().trainable().count(), model.params().params().len() - n);
+    for param in model.params().params() {
+        let name = param.name();
+        let frozen = [".layers.0.", ".layers.1.", "norm"].iter().any(|part| name.contains(part));
+        assert_eq!(param.is_trainable(), !frozen, "{name}");
     }
 }
 
@@ -135,12 +210,39 @@ fn hidden_states_of_encoders_match_the_reference() {
 }
 
 #[test]
+fn a_pass_with_a_cache_is_not_recorded_by_mistake() {
+    let mut n_causal = 0;
+    for dir in golden_dirs() {
+        let (model, golden, tokens) = golden(&dir);
+        if !model.is_causal() {
+            continue;
+        }
+        n_causal += 1;
+        let config = Config::from_json(&read_json(&dir.join("config.json")).unwrap()).unwrap();
+        let mut store = ParamStore::default();
+        let source = Source::Init { seed: 1 };
+        let arch = config.build(&mut LayerBuilder::new(&mut store, &source)).unwrap();
+        let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
+        let error = arch.forward(&tokens, Some(&mut cache)).unwrap_err();
+        assert!(error.to_string().contains("recorded for backward"), "{error}");
+        assert!(cache.is_empty());
+        let hidden = arch.hidden(&tokens, Some(&mut cache)).unwrap();
+        assert!(!hidden.wants_grad() && cache.len() == tokens.len());
+        assert!(arch.forward(&tokens, None).unwrap().wants_grad());
+        drop(golden);
+    }
+    assert!(n_causal >= 15);
+}
+
+#[test]
 fn encoders_refuse_to_continue_a_text() {
+    let mut n_encoders = 0;
     for dir in golden_dirs() {
         let (model, _, tokens) = golden(&dir);
         if model.is_causal() {
             continue;
         }
+        n_encoders += 1;
         let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
         let error = model.next_logits(&tokens, &mut cache).unwrap_err();
         assert!(error.to_string().contains("encoder (BertForMaskedLM)"), "{error}");
@@ -148,26 +250,31 @@ fn encoders_refuse_to_continue_a_text() {
         assert!(model.hidden_cached(&tokens, &mut cache).is_err());
         assert!(cache.is_empty());
     }
+    assert!(n_encoders >= 1);
 }
+
+/// Goldens without a generated text: an encoder, and published code that generates with a sampler
+/// of its own.
+const WITHOUT_GREEDY: [&str; 3] = ["bert", "chatglm-6b", "chatglm2-6b"];
 
 #[test]
 fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
+    let mut without = Vec::new();
     for dir in golden_dirs() {
         let (model, golden, _) = golden(&dir);
-        if !model.is_causal() {
-            continue;
-        }
         if !golden.has("greedy") {
+            without.push(dir.file_name().unwrap().to_string_lossy().into_owned());
             continue;
         }
         let want = golden.ids("greedy").unwrap();
         let (prompt, expected) = want.ids().split_at(10);
         let mut cache = model.cache(1, want.ids().len()).unwrap();
-        let mut next = Tokens::new(prompt, 1, 0).unwrap();
+        let layout = model.layout(prompt).unwrap();
+        let mut next = Tokens::of_texts(prompt, &[&layout], 0).unwrap();
         for (i, expected) in expected.iter().enumerate() {
             let logits = model.next_logits(&next, &mut cache).unwrap();
             let full = no_grad(|| {
-                let all = Tokens::new(&want.ids()[..10 + i], 1, 0).unwrap();
+                let all = model.tokens(&want.ids()[..10 + i], 1).unwrap();
                 model.logits(&model.hidden(&all).unwrap()).unwrap()
             });
             let last = &full.data()[full.data().len() - logits.data().len()..];
@@ -176,25 +283,29 @@ fn cached_generation_gives_the_greedy_tokens_of_the_reference() {
             let by_value = |a: &usize, b: &usize| logits.data()[*a].total_cmp(&logits.data()[*b]);
             let best = (0..logits.data().len()).max_by(by_value).unwrap() as i32;
             assert_eq!(best, *expected, "{} at token {i}", dir.display());
-            next = Tokens::new(&[best], 1, 10 + i).unwrap();
+            next = Tokens::of_texts(&[best], &[&layout], 10 + i).unwrap();
         }
     }
+    assert_eq!(without, WITHOUT_GREEDY);
 }
 
 #[test]
 fn what_the_cache_holds_gives_the_logits_of_the_whole() {
+    let mut n_causal = 0;
     for dir in golden_dirs() {
         let (model, golden, tokens) = golden(&dir);
         if !model.is_causal() {
             continue;
         }
+        n_causal += 1;
         let t = tokens.len();
         let whole = no_grad(|| model.logits(&model.hidden(&tokens).unwrap()).unwrap());
         let ids = golden.ids("input_ids").unwrap();
         for (row, ids) in ids.ids().chunks(t).enumerate() {
-            let prompt = model.undivided(ids).unwrap().max(10);
+            let layout = model.layout(ids).unwrap();
+            let prompt = layout.prefix_len.max(10);
             let mut cache = model.cache(1, t).unwrap();
-            let mut next = Tokens::new(&ids[..prompt], 1, 0).unwrap();
+            let mut next = Tokens::of_texts(&ids[..prompt], &[&layout], 0).unwrap();
             // Two tokens at a time in the end, to have more than one new one.
             for end in (prompt..t - 4).chain((t - 4..t).step_by(2)) {
                 let logits = model.next_logits(&next, &mut cache).unwrap();
@@ -203,32 +314,35 @@ fn what_the_cache_holds_gives_the_logits_of_the_whole() {
                 let error = max_abs_difference(logits.data(), want);
                 assert!(error <= 2e-5, "{}: cached is off full by {error}", dir.display());
                 let step = if end < t - 4 { 1 } else { 2 };
-                next = Tokens::new(&ids[end..end + step], 1, end).unwrap();
+                next = Tokens::of_texts(&ids[end..end + step], &[&layout], end).unwrap();
             }
         }
     }
+    assert!(n_causal >= 15);
 }
 
 #[test]
 fn positions_and_masks_match_the_reference() {
-    let mut n_divided = 0;
+    let mut n_with_prefix = 0;
     for dir in golden_dirs() {
-        let (model, golden, tokens) = golden(&dir);
+        let (_, golden, tokens) = golden(&dir);
         let (b, t) = (tokens.batch(), tokens.len());
-        assert_eq!(model.division(&tokens).unwrap().is_some(), golden.has("position_ids"));
-        let Some(division) = model.division(&tokens).unwrap() else {
+        assert_eq!(tokens.prefix_lens.is_some(), golden.has("position_ids"), "{}", dir.display());
+        if tokens.prefix_lens.is_none() {
             continue;
-        };
-        n_divided += 1;
+        }
+        n_with_prefix += 1;
+        let streams = [Some(&tokens.positions), tokens.block_positions.as_ref()];
+        let streams: Vec<_> = streams.into_iter().flatten().map(Tensor::ids).collect();
         let want = golden.ids("position_ids").unwrap();
-        let n_streams = division.positions.len();
+        let n_streams = streams.len();
         assert_eq!(*want.shape(), [b, n_streams, t]);
         for (i, want) in want.ids().chunks(t).enumerate() {
             let (row, stream) = (i / n_streams, i % n_streams);
-            let got = &division.positions[stream].ids()[row * t..(row + 1) * t];
+            let got = &streams[stream][row * t..(row + 1) * t];
             assert_eq!(got, want, "{} row {row} stream {stream}", dir.display());
         }
-        let intervals = division.mask.intervals(b, t, t).unwrap();
+        let intervals = tokens.causal_mask().intervals(b, t, t).unwrap();
         let blocked = golden.ids("attention_blocked").unwrap();
         for (i, want) in blocked.ids().iter().enumerate() {
             let (query, key) = (i / t, (i % t) as i32);
@@ -236,7 +350,7 @@ fn positions_and_masks_match_the_reference() {
             assert_eq!(i32::from(key < lo || key >= hi), *want, "{} {query}", dir.display());
         }
     }
-    assert!(n_divided >= 2);
+    assert!(n_with_prefix >= 2);
 }
 
 #[test]
@@ -245,14 +359,14 @@ fn packed_sequences_equal_separate_ones() {
         let (model, golden, _) = golden(&dir);
         let ids = golden.ids("input_ids").unwrap();
         let t = ids.shape()[1];
-        // Of two rows, because a text may need tokens that divide it.
+        // Of two rows, because a text may need tokens that lay it out.
         let (a, b) = (&ids.ids()[..16], &ids.ids()[t..t + 14]);
-        let positions: Vec<i32> = (0..16).chain(0..14).collect();
-        let starts: Vec<i32> = [0; 16].into_iter().chain([16; 14]).collect();
-        let packed = Tokens::packed(&[a, b].concat(), &positions, &starts, (1, 30)).unwrap();
+        let layouts = [a, b].map(|ids| model.layout(ids).unwrap());
+        let place = |ids, i: usize| PackedText { ids, layout: &layouts[i], row: 0, start: 16 * i };
+        let packed = Tokens::pack(&[place(a, 0), place(b, 1)], 1, 30).unwrap();
         let hidden = |tokens: &Tokens| no_grad(|| model.hidden(tokens).unwrap().to_vec());
-        let mut separate = hidden(&Tokens::new(a, 1, 0).unwrap());
-        separate.extend(hidden(&Tokens::new(b, 1, 0).unwrap()));
+        let mut separate = hidden(&model.tokens(a, 1).unwrap());
+        separate.extend(hidden(&model.tokens(b, 1).unwrap()));
         let error = max_abs_difference(&hidden(&packed), &separate);
         assert!(error <= 1e-5, "{}: packed is off by {error}", dir.display());
     }

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use lehr_model::{Activations, Config, LlamaConfig, Model, Tokens};
+use lehr_model::{ActivationCheckpointing, Config, LlamaConfig, Model, Tokens};
 use lehr_tensor::{Tensor, arena};
 
 /// Peak bytes of a step beyond what is in use before it.
-fn peak(activations: Activations) -> usize {
+fn peak(checkpointing: ActivationCheckpointing) -> usize {
     let config = Config::Llama(LlamaConfig {
         vocab_size: 64,
         hidden_size: 64,
@@ -17,7 +17,7 @@ fn peak(activations: Activations) -> usize {
         ..LlamaConfig::default()
     });
     let mut model = Model::new(config, 3).unwrap();
-    model.set_activations(activations);
+    model.set_activation_checkpointing(checkpointing);
     let ids: Vec<i32> = (0..512).map(|i| i * 7 % 64).collect();
     let tokens = Tokens::new(&ids, 2, 0).unwrap();
     let targets = Tensor::from_ids(&ids, [2, 256]).unwrap();
@@ -29,6 +29,7 @@ fn peak(activations: Activations) -> usize {
 
 #[test]
 fn recomputing_needs_a_small_part_of_the_memory() {
-    let [kept, again] = [Activations::Keep, Activations::Recompute].map(peak);
+    let [kept, again] =
+        [ActivationCheckpointing::None, ActivationCheckpointing::Recompute].map(peak);
     assert!(again < kept / 3, "{again} bytes, {kept} when all activations are kept");
 }

@@ -1,17 +1,19 @@
-//! Keys and values that lie in pages, which texts of different lengths share.
+//! Keys and values that lie in pages of a pool that sequences of different lengths share.
 
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 const OP: &str = "attention";
 
-/// Which pages of a pool `[n_pages, P, K, E]` each text has, in order, and how many of its tokens
-/// lie there: token `i` of text `b` is row `i % P` of page `table[b, i / P]`. P is a power of two;
-/// no two texts have the same page. On a GPU both are read when the work runs, so that recorded
-/// work serves texts that grow, join and leave.
+/// The pages of a pool `[n_pages, P, K, E]` that each sequence has, in order, and its number of
+/// tokens: token `i` of sequence `b` is row `i % P` of page `table[b, i / P]`. P is a power of two.
+/// Sequences may share pages that none of them writes. A GPU reads table and lengths when the work
+/// runs, so recorded work serves sequences that grow, join and leave.
 #[derive(Clone, Debug)]
 pub struct Pages {
     table: Tensor,
     lengths: Tensor,
+    /// The lengths on the host, if they are known there.
+    host_lengths: Option<Tensor>,
 }
 
 impl Pages {
@@ -26,7 +28,10 @@ impl Pages {
         lengths.expect_ids(OP)?;
         lengths.expect_on(OP, table.device())?;
         match (&*table.shape(), &*lengths.shape()) {
-            ([batch, _], [n]) if batch == n => Ok(Self { table, lengths }),
+            ([batch, _], [n]) if batch == n => {
+                let host_lengths = (lengths.device() == Device::Cpu).then(|| lengths.clone());
+                Ok(Self { table, lengths, host_lengths })
+            }
             _ => {
                 let rule = "a table of pages is [B, max_pages], lengths are [B]";
                 Err(Error::Shape { op: OP, lhs: table.shape(), rhs: lengths.shape(), rule })
@@ -34,7 +39,16 @@ impl Pages {
         }
     }
 
-    /// How many texts there are.
+    /// The same pages with table and lengths on `device`. The host still knows the lengths.
+    ///
+    /// # Errors
+    /// If memory runs out or the device fails.
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        let (table, lengths) = (self.table.to_device(device)?, self.lengths.to_device(device)?);
+        Ok(Self { table, lengths, host_lengths: self.host_lengths.clone() })
+    }
+
+    /// How many sequences there are.
     #[must_use]
     pub fn batch(&self) -> usize {
         self.lengths.shape()[0]
@@ -50,6 +64,11 @@ impl Pages {
     #[must_use]
     pub fn lengths(&self) -> &Tensor {
         &self.lengths
+    }
+
+    /// Tokens of each sequence, if the host knows them.
+    pub(crate) fn host_lengths(&self) -> Option<&[i32]> {
+        self.host_lengths.as_ref().map(Tensor::ids)
     }
 
     /// The most pages of a text.

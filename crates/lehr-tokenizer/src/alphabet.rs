@@ -1,21 +1,21 @@
-//! The exact bytes of every token, whichever decoder wrote them.
+//! The exact bytes of every token, for any decoder.
 //!
 //! The `decoder` section of tokenizer.json is a chain of steps over the list of tokens. This module
-//! reads the chain once and applies it to one token at a time, so that every id has bytes of its
-//! own and a stream needs no look-back. Steps that only make sense over a whole text are kept as
-//! two facts: what is dropped at its very start, and whether a space at its very end is.
+//! reads the chain once and applies it to one token at a time, so every id has its own bytes and a
+//! stream needs no look-back. Steps that only make sense over a whole text become two facts: what
+//! decoding drops at the start of a text, and whether it drops a space at the end.
 
 use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// How token strings map to bytes.
+/// Map from token strings to bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Alphabet {
     steps: Vec<Step>,
-    /// How many spaces decoding drops at the very start of a text.
+    /// Number of spaces that decoding drops at the start of a text.
     pub(crate) leading_spaces: usize,
-    /// Whether decoding drops one space at the very end of a text.
+    /// Whether decoding drops one space at the end of a text.
     pub(crate) trailing_space: bool,
 }
 
@@ -30,7 +30,7 @@ enum Step {
         from: String,
         to: String,
     },
-    /// Drops up to so many of `content` at both ends of each token.
+    /// Drops up to this many `content` characters at each end of each token.
     Strip {
         content: char,
         start: usize,
@@ -85,7 +85,7 @@ impl Alphabet {
                 let Some(from) = part["pattern"]["String"].as_str() else {
                     return refuse("Replace with a regular expression".to_owned());
                 };
-                // Over the fused text a longer pattern could lie across tokens.
+                // In the fused text a longer pattern could span tokens.
                 if *fused && from.chars().count() != 1 {
                     return refuse(format!("Replace of {from:?} after Fuse"));
                 }
@@ -120,8 +120,8 @@ impl Alphabet {
         Ok(())
     }
 
-    /// The bytes that `token` stands for in the middle of a text. An `added` token of a byte-level
-    /// vocabulary is written as it is, not in GPT-2's table.
+    /// Returns the bytes that `token` stands for in the middle of a text. An `added` token of a
+    /// byte-level vocabulary stands for its own text, not for GPT-2's table.
     pub(crate) fn bytes(&self, token: &str, added: bool) -> Vec<u8> {
         let mut text = token.to_owned();
         for step in &self.steps {
@@ -156,7 +156,7 @@ impl Alphabet {
         text.into_bytes()
     }
 
-    /// The character that would come back as a space, as SentencePiece's `▁` does.
+    /// The character that decodes to a space, such as SentencePiece's `▁`.
     pub(crate) fn space_mark(&self) -> Option<&str> {
         self.steps.iter().find_map(|step| match step {
             Step::Replace { from, to } if to == " " && from.chars().count() == 1 => {
@@ -166,13 +166,13 @@ impl Alphabet {
         })
     }
 
-    /// `bytes` as the start of a text: without the spaces that decoding drops there.
+    /// Strips from `bytes` the spaces that decoding drops at the start of a text.
     pub(crate) fn at_start<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         let spaces = bytes.iter().take(self.leading_spaces).take_while(|&&b| b == b' ').count();
         &bytes[spaces..]
     }
 
-    /// `bytes` as the end of a text: without the space that decoding drops there.
+    /// Strips from `bytes` the space that decoding drops at the end of a text.
     pub(crate) fn at_end<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         match bytes {
             [rest @ .., b' '] if self.trailing_space => rest,
@@ -204,12 +204,13 @@ fn strip(text: &str, content: char, start: usize, stop: usize) -> &str {
     text
 }
 
-/// Inverse of [`byte_level_text`]; none if a character is outside the table, as in an added token.
+/// Inverts [`byte_level_text`]. Returns `None` if a character is outside the table, as in an added
+/// token.
 fn byte_level(token: &str) -> Option<Vec<u8>> {
     token.chars().map(byte_of_char).collect()
 }
 
-/// `bytes` as GPT-2's byte-level vocabularies write them, one character per byte.
+/// Writes `bytes` as GPT-2's byte-level vocabularies do, one character per byte.
 pub(crate) fn byte_level_text(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| char_of_byte(byte)).collect()
 }
@@ -244,7 +245,7 @@ pub(crate) fn escaped_byte(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// The clean-up of English punctuation that Hugging Face's WordPiece decoder applies.
+/// Cleans up English punctuation as Hugging Face's WordPiece decoder does.
 fn clean(piece: &str) -> String {
     piece
         .replace(" .", ".")

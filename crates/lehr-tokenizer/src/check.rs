@@ -1,5 +1,5 @@
-//! Checks of a `tokenizer.json` before the library sees it: those of its assumptions that it does
-//! not check itself, and where a damaged file would make it panic.
+//! Checks of a `tokenizer.json` before the library reads it. They cover assumptions that the
+//! library does not check, because a damaged file would make it panic.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -36,12 +36,12 @@ struct Model<'a> {
     continuing_subword_prefix: Option<Cow<'a, str>>,
 }
 
-/// A string that borrows from the file where no escape forces a copy.
+/// A string that borrows from the file unless an escape forces a copy.
 #[derive(Deserialize, PartialEq, Eq, Hash)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The tokens of a map from tokens to ids; nothing of a list of pieces with scores.
+/// The tokens of a map from tokens to ids; empty for a list of pieces with scores.
 #[derive(Default)]
 struct Vocab<'a> {
     tokens: HashSet<Cow<'a, str>>,
@@ -59,7 +59,7 @@ enum Merge<'a> {
     Line(#[serde(borrow)] Text<'a>),
 }
 
-/// Refuses what would make the library panic.
+/// Refuses files that would make the library panic.
 pub(crate) fn tokenizer_json(json: &str) -> Result<()> {
     let refuse = |reason: String| Err(Error::Json { path: None, reason });
     let file: File<'_> = match serde_json::from_str(json) {
@@ -85,7 +85,7 @@ pub(crate) fn tokenizer_json(json: &str) -> Result<()> {
     Ok(())
 }
 
-/// A merge whose result is not in the vocabulary, which the library would look up in a buffer as
+/// Finds a merge whose result is not in the vocabulary. The library would look it up in a buffer as
 /// long as the longest token.
 fn bad_merge(model: &Model<'_>) -> Option<String> {
     let prefix = model.continuing_subword_prefix.as_deref().unwrap_or_default();
@@ -109,7 +109,8 @@ fn bad_merge(model: &Model<'_>) -> Option<String> {
         })
 }
 
-/// What is wrong with a normaliser, pre-tokeniser or post-processor or with a member of it.
+/// Returns what is wrong with a normaliser, pre-tokeniser or post-processor, or with a member of
+/// it.
 fn bad_step(step: &Value) -> Option<String> {
     match step["type"].as_str() {
         Some("Precompiled") => {
@@ -132,7 +133,7 @@ fn bad_step(step: &Value) -> Option<String> {
 fn bad_template(step: &Value) -> Option<String> {
     let names = step["special_tokens"].as_object();
     for (key, sequences) in [("single", &["A"] as &[&str]), ("pair", &["A", "B"])] {
-        // A template may also be written as text; the library reads and checks that form.
+        // A template may also be text; the library reads and checks that form.
         for piece in step[key].as_array().into_iter().flatten() {
             if let Some(name) = piece["SpecialToken"]["id"].as_str()
                 && !names.is_some_and(|names| names.contains_key(name))
@@ -159,8 +160,8 @@ fn bad_template(step: &Value) -> Option<String> {
 /// of `u32` units, and replacement strings that each end in a zero byte.
 ///
 /// A unit has its label in bits 0 to 7 (and bit 31 marks a value), bit 8 says that a value follows,
-/// and bits 9 to 31 the offset to its children. Every node that a text could reach has to lie
-/// inside. Source of the layout: <https://github.com/s-yata/darts-clone>.
+/// and bits 9 to 31 the offset to its children. Every node that a text could reach must lie inside
+/// the array. Source of the layout: <https://github.com/s-yata/darts-clone>.
 pub(crate) fn charsmap(map: &[u8]) -> std::result::Result<(), String> {
     let unit = |bytes: &[u8]| match bytes {
         &[a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
@@ -233,7 +234,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merges<'a> {
         let merges = Vec::<Merge<'de>>::deserialize(deserializer)?;
         let pairs = merges.into_iter().filter_map(|merge| match merge {
             Merge::Pair(Text(left), Text(right)) => Some((left, right)),
-            // Lines of other shapes are for the library to refuse.
+            // The library refuses lines of other shapes.
             Merge::Line(Text(Cow::Borrowed(line))) => {
                 let (left, right) = line.split_once(' ')?;
                 Some((Cow::Borrowed(left), Cow::Borrowed(right)))

@@ -7,7 +7,7 @@ use tokenizers::{Encoding, Token, Tokenizer as HfTokenizer};
 use crate::alphabet::escaped_byte;
 use crate::{Error, Result, Tokenizer};
 
-/// Bytes of text encoded at a time by [`Tokenizer::encode_batch`]: the encoder keeps about a
+/// Bytes of text that [`Tokenizer::encode_batch`] encodes at a time. The encoder keeps about a
 /// hundred bytes of bookkeeping per token until a group is done.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -20,7 +20,7 @@ pub struct EncodedPair {
     pub type_ids: Vec<u32>,
 }
 
-/// A whole text as tokens, with those around it.
+/// A whole text as tokens, including the special tokens around it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Framed {
     /// Token ids.
@@ -29,7 +29,7 @@ pub struct Framed {
     pub is_cut: bool,
 }
 
-/// What a model puts around a text.
+/// Special tokens that a model puts around a text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Frame {
     pub(crate) before: Vec<u32>,
@@ -37,7 +37,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// Finds out from what the post-processor makes of one token that no vocabulary has.
+    /// Derives them from the post-processor's output for one token that no vocabulary has.
     pub(crate) fn of(tokenizer: &HfTokenizer) -> Self {
         let marker = Token::new(u32::MAX, "a".to_owned(), (0, 1));
         let encoding = Encoding::from_tokens(vec![marker], 0);
@@ -53,17 +53,17 @@ impl Frame {
 }
 
 impl Tokenizer {
-    /// Encodes text as plain text: what looks like a special token stays ordinary characters.
+    /// Encodes plain text: the name of a special token stays ordinary characters.
     ///
     /// # Errors
-    /// The vocabulary cannot express the text; a byte-level one can express any.
+    /// The vocabulary cannot express the text. A byte-level vocabulary can express any text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let ids = encode(self.plain(), text, false)?;
         if self.is_plain(text, &ids) { Ok(ids) } else { self.encode_guarded(text) }
     }
 
-    /// Encodes text in which the names of special tokens stand for the tokens. For text written by
-    /// the program itself, never for text of users.
+    /// Encodes text in which the names of special tokens stand for the tokens. Use it for text from
+    /// the program itself, never for user text.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -71,8 +71,8 @@ impl Tokenizer {
         encode(self.recognising(), text, false)
     }
 
-    /// Encodes plain text with what the model was trained to see around it, as `[CLS] text [SEP]`
-    /// or `<s> text`: the tokenizer's own post-processor.
+    /// Encodes plain text with the special tokens that the model saw around it in training, such as
+    /// `[CLS] text [SEP]` or `<s> text`: the tokenizer's own post-processor.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -81,8 +81,8 @@ impl Tokenizer {
         Ok([&frame.before, self.encode(text)?.as_slice(), &frame.after].concat())
     }
 
-    /// Encodes plain text that a model is to continue: as
-    /// [`encode_for_model`](Self::encode_for_model) without the token that would end it.
+    /// Encodes plain text for a model to continue: like
+    /// [`encode_for_model`](Self::encode_for_model), without the token that ends a text.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -96,11 +96,11 @@ impl Tokenizer {
         Ok([&frame.before, self.encode(text)?.as_slice(), after].concat())
     }
 
-    /// Encodes two plain texts as a model for pairs sees them, as `[CLS] first [SEP] second [SEP]`.
+    /// Encodes two plain texts for a model of pairs, such as `[CLS] first [SEP] second [SEP]`.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode), or a text holds the name of a special token that the model
-    /// would take for the token (models of SentencePiece's Unigram type only).
+    /// As [`encode`](Self::encode), or a text contains the name of a special token that the model
+    /// would read as the token (only SentencePiece Unigram models).
     pub fn encode_pair_for_model(&self, first: &str, second: &str) -> Result<EncodedPair> {
         for text in [first, second] {
             if !self.is_plain(text, &encode(self.plain(), text, false)?) {
@@ -118,7 +118,7 @@ impl Tokenizer {
         Ok(EncodedPair { ids, type_ids })
     }
 
-    /// Encodes many texts as [`encode`](Self::encode) does, on all threads, in order.
+    /// Encodes many texts like [`encode`](Self::encode), in order, on all threads.
     ///
     /// # Errors
     /// As [`encode`](Self::encode), for the first group of texts that fails.
@@ -141,9 +141,9 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Encodes whole texts as embedders and classifiers are given them: as
-    /// [`encode_for_model`](Self::encode_for_model) does, each text cut so that all of it has at
-    /// most `max_tokens` ids.
+    /// Encodes whole texts for embedders and classifiers: like
+    /// [`encode_for_model`](Self::encode_for_model), with each text cut so the result has at most
+    /// `max_tokens` ids.
     ///
     /// # Errors
     /// As [`encode`](Self::encode), for the first group of texts that fails.
@@ -151,8 +151,9 @@ impl Tokenizer {
         self.encode_around(texts, max_tokens, None)
     }
 
-    /// [`encode_framed`](Self::encode_framed), with [`end_of_document`](Self::end_of_document) as
-    /// the last token of each, added where the post-processor ends with another.
+    /// Like [`encode_framed`](Self::encode_framed), and appends
+    /// [`end_of_document`](Self::end_of_document) to each text where the post-processor ends with
+    /// another token.
     ///
     /// # Errors
     /// As [`encode`](Self::encode), or there is no token that ends a document.
@@ -180,8 +181,8 @@ impl Tokenizer {
         Ok(framed.collect())
     }
 
-    /// Encodes bytes that need not be UTF-8, so that [`decode_bytes`](Self::decode_bytes) gives
-    /// them back: whole characters as [`encode`](Self::encode) does, every other byte by the token
+    /// Encodes bytes that need not be UTF-8, so [`decode_bytes`](Self::decode_bytes) returns them.
+    /// Encodes whole characters like [`encode`](Self::encode), and every other byte as the token
     /// that stands for it.
     ///
     /// # Errors
@@ -202,8 +203,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Encodes text of [`encode_bytes`](Self::encode_bytes); what the decoder would take for a
-    /// space by its bytes, where there are such tokens.
+    /// Encodes text for [`encode_bytes`](Self::encode_bytes). Characters that would decode to a
+    /// space become byte tokens, where the vocabulary has them.
     fn encode_chunk(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         let mark = self.alphabet().space_mark().filter(|_| self.high_bytes().is_some());
         let (mark, parts): (&str, Vec<&str>) = match mark {
@@ -223,14 +224,14 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Appends the ids of bytes from 0x80 on; false where the vocabulary has none.
+    /// Appends the ids of bytes from 0x80 on. Returns false if the vocabulary has none.
     fn push_bytes(&self, bytes: &[u8], ids: &mut Vec<u32>) -> bool {
         let Some(table) = self.high_bytes() else { return false };
         ids.extend(bytes.iter().filter_map(|&byte| table.get(usize::from(byte & 0x7F))));
         true
     }
 
-    /// Encodes text that continues another: without the space some tokenizers put before a text.
+    /// Encodes text that continues another, without the space some tokenizers put before a text.
     fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
         let ids = encode(self.continuing(), text, false)?;
         if self.is_plain(text, &ids) {
@@ -241,15 +242,15 @@ impl Tokenizer {
     }
 
     /// Whether `ids` is free of tokens that plain text must not become. Some models of the library
-    /// look words up in the whole vocabulary, where `</s>` or `<0x41>` is a word like any other.
+    /// look words up in the whole vocabulary, where `</s>` or `<0x41>` is an ordinary word.
     fn is_plain(&self, text: &str, ids: &[u32]) -> bool {
         let unk = self.special_ids().unk;
         let special = ids.iter().any(|&id| self.is_special(id) && Some(id) != unk);
         !special && !self.lookups().words.iter().any(|word| text.contains(word.as_str()))
     }
 
-    /// Encodes a text that holds the name of a special token, cut within each name so that the
-    /// model cannot see it whole.
+    /// Encodes a text that contains the name of a special token. Cuts within each name, so the
+    /// model never sees it whole.
     fn encode_guarded(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_pieces(&cut(text, &self.guarded_names()), true)
     }
@@ -259,7 +260,7 @@ impl Tokenizer {
         for (index, piece) in pieces.iter().enumerate() {
             let tokenizer = if index == 0 && at_start { self.plain() } else { self.continuing() };
             let mut more = encode(tokenizer, piece, false)?;
-            // What is unknown on both sides of a cut is one unknown.
+            // Unknown text on both sides of a cut is one unknown token.
             let unk = self.lookups().fused_unk;
             if unk.is_some() && ids.last().copied() == unk && more.first().copied() == unk {
                 more.remove(0);
@@ -276,7 +277,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The names that plain text must not become, longest first, as they may stand in a text.
+    /// Returns the names that plain text must not become, longest first, in the forms a text may
+    /// contain.
     fn guarded_names(&self) -> Vec<String> {
         let tokenizer = self.plain();
         let mut names: Vec<String> = (0..u32::try_from(self.vocab_size()).unwrap_or(u32::MAX))
@@ -295,7 +297,7 @@ impl Tokenizer {
     }
 }
 
-/// `text` in pieces, cut after the first character of each name.
+/// Cuts `text` after the first character of each name.
 fn cut<'a>(text: &'a str, names: &[String]) -> Vec<&'a str> {
     let mut cuts: Vec<usize> = Vec::new();
     for name in names {
@@ -326,13 +328,13 @@ fn start_of(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// What a model does with words that are names in its vocabulary.
+/// Behaviour of a model for words that are names in its vocabulary.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Lookups {
-    /// Parts of a text that the model may look up whole, although they are names of tokens that
-    /// text must not become; names of special tokens aside, which are seen from the ids.
+    /// Parts of a text that the model may look up whole, although they name tokens that text must
+    /// not become. Excludes special tokens, which the ids reveal.
     pub(crate) words: Vec<String>,
-    /// The unknown token, where unknown neighbours become one.
+    /// The unknown token, if unknown neighbours become one.
     pub(crate) fused_unk: Option<u32>,
 }
 
@@ -357,14 +359,14 @@ impl Lookups {
     }
 }
 
-/// `tokenizer` without whatever puts a space before a text.
+/// Returns `tokenizer` without the steps that put a space before a text.
 pub(crate) fn without_prefix(tokenizer: &HfTokenizer) -> HfTokenizer {
     let mut tokenizer = tokenizer.clone();
     let normalizer = tokenizer.get_normalizer().and_then(|n| serde_json::to_value(n).ok());
     if let Some(without) = normalizer.and_then(|mut value| changed(&mut value).then_some(value))
         && let Ok(normalizer) = serde_json::from_value::<tokenizers::NormalizerWrapper>(without)
     {
-        // Only fails where a special token cannot be normalised, and these were before.
+        // This fails only if a special token cannot be normalised, and these already were.
         let _ = tokenizer.with_normalizer(Some(normalizer));
     }
     let splitter = tokenizer.get_pre_tokenizer().and_then(|p| serde_json::to_value(p).ok());
@@ -376,7 +378,7 @@ pub(crate) fn without_prefix(tokenizer: &HfTokenizer) -> HfTokenizer {
     tokenizer
 }
 
-/// Takes prefixes out of a normaliser or pre-tokeniser; true if there was one.
+/// Removes prefixes from a normaliser or pre-tokeniser. Returns true if there was one.
 fn changed(step: &mut Value) -> bool {
     match step["type"].as_str() {
         Some("Sequence") => {
@@ -401,7 +403,7 @@ fn changed(step: &mut Value) -> bool {
     }
 }
 
-/// Consecutive texts of about `bytes` bytes; a longer text is a group of its own.
+/// Groups consecutive texts of about `bytes` bytes. A longer text forms its own group.
 fn groups<'a, 'b>(
     texts: &'a [&'b str],
     bytes: usize,

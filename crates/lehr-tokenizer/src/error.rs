@@ -1,4 +1,4 @@
-//! What can go wrong with a tokenizer, and what to do about it.
+//! Errors of tokenizers, and their remedies.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub enum Error {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The text is not a `tokenizer.json`.
@@ -42,17 +42,17 @@ pub enum Error {
     /// A vocabulary of another kind cannot be read.
     #[error("reading {}{}: {reason}", article(.kind), at(.path))]
     Import {
-        /// What kind of file it was taken for.
+        /// The kind of file lehr expected.
         kind: &'static str,
         /// The file, where there is one.
         path: Option<PathBuf>,
-        /// What was found against what was expected.
+        /// What was found, and what was expected.
         reason: String,
     },
     /// A vocabulary cannot be written as another kind.
     #[error("writing the tokenizer as a GGUF vocabulary: {reason}")]
     Export {
-        /// What was found against what was expected.
+        /// What was found, and what was expected.
         reason: String,
     },
     /// A folder has no tokenizer.
@@ -60,7 +60,7 @@ pub enum Error {
     NoTokenizer {
         /// The folder.
         folder: PathBuf,
-        /// Any of these would have served.
+        /// Any of these would do.
         wanted: Vec<String>,
     },
     /// The encoder refused a text.
@@ -80,11 +80,11 @@ pub enum Error {
          (256 bytes + {special} special tokens)"
     )]
     VocabularyTooSmall {
-        /// The size asked for.
+        /// The requested size.
         vocab_size: usize,
         /// The smallest size that works.
         minimum: usize,
-        /// How many special tokens were asked for.
+        /// Number of requested special tokens.
         special: usize,
     },
     /// A special token cannot be used.
@@ -103,25 +103,26 @@ pub enum Error {
     MissingSpecial {
         /// What was being done.
         action: &'static str,
-        /// Any of these would have served.
+        /// Any of these would do.
         wanted: Vec<String>,
     },
-    /// A chat template cannot be read, refuses a conversation, or cannot say what is to be learnt.
+    /// A chat template cannot be read, refuses a conversation, or does not show which tokens are
+    /// supervised.
     #[error("{action} the chat template {name:?}: {reason}")]
     Template {
         /// What was being done.
         action: &'static str,
         /// The template's name.
         name: String,
-        /// What was found against what was expected.
+        /// What was found, and what was expected.
         reason: String,
     },
-    /// There is no chat template of a name, or none that fits a tokenizer.
+    /// No chat template has this name, or none fits the tokenizer.
     #[error("looking for a chat template: {found}, expected one of {}", .names.join(", "))]
     NoTemplate {
         /// What was found.
         found: String,
-        /// The names there are.
+        /// The known names.
         names: Vec<&'static str>,
     },
     /// A list of messages is not a conversation.
@@ -129,13 +130,13 @@ pub enum Error {
     Conversation {
         /// Index of the message, from 0.
         index: usize,
-        /// What was found against what was expected.
+        /// What was found, and what was expected.
         reason: String,
     },
 }
 
 impl Error {
-    /// The same error, of the file `path`, where it does not name one.
+    /// Adds the file `path` to an error that names none.
     pub(crate) fn in_file(self, file: &Path) -> Self {
         match self {
             Self::Json { path: None, reason } => Self::Json { path: Some(file.into()), reason },
@@ -146,7 +147,7 @@ impl Error {
         }
     }
 
-    /// What the user can do about it, where that is known.
+    /// Returns a remedy for the user, if one is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::File { action: "reading", .. } => {
@@ -154,7 +155,7 @@ impl Error {
             }
             Self::File { .. } => "check that the folder exists and that the disk is not full",
             Self::Json { .. } => {
-                "the file may be cut, or from another program: use the tokenizer.json of a \
+                "the file may be truncated or from another program: use the tokenizer.json of a \
                  Hugging Face folder or one trained here"
             }
             Self::Decoder { .. } => {
@@ -162,9 +163,9 @@ impl Error {
                  byte-level, SentencePiece or WordPiece tokenizer"
             }
             Self::Import { .. } => {
-                "the file may be cut, or of another kind: lehr reads tokenizer.json, SentencePiece \
-                 models, tiktoken and tekken files, vocab.json with merges.txt, BERT's vocab.txt, \
-                 and the vocabularies of GGUF models"
+                "the file may be truncated or of another kind: lehr reads tokenizer.json, \
+                 SentencePiece models, tiktoken and tekken files, vocab.json with merges.txt, \
+                 BERT's vocab.txt, and the vocabularies of GGUF models"
             }
             Self::Export { .. } => "convert to a folder instead: it keeps tokenizer.json as it is",
             Self::NoTokenizer { .. } => "copy the tokenizer's files beside the model",
@@ -182,18 +183,16 @@ impl Error {
                 ));
             }
             Self::Template { action: "reading", .. } => {
-                "expected a Jinja template as Hugging Face folders have it"
+                "give a Jinja template as in Hugging Face folders"
             }
-            Self::Template { .. } => {
-                "another template can be named, or given as a file with the ending .jinja"
-            }
+            Self::Template { .. } => "name another template, or give a file that ends in .jinja",
             Self::NoTemplate { .. } => {
                 "name the template the model was trained with, or give its file with the ending \
                  .jinja"
             }
             Self::Conversation { .. } => {
                 "a conversation is an optional system message first, then user and assistant in \
-                 turn, beginning with user; results of tools follow the assistant that called them"
+                 turn, beginning with user; tool results follow the assistant that called them"
             }
         };
         Some(hint.to_owned())

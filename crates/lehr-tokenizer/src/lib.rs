@@ -1,13 +1,13 @@
 //! Text to token ids and back: training, encoding, decoding, chat rendering.
 //!
 //! The encoder and the trainer are Hugging Face's `tokenizers` crate, so a `tokenizer.json` gives
-//! the same ids here and there, and so does every other kind of file that [`Tokenizer::open`] turns
-//! into one: SentencePiece, tiktoken, tekken, GPT-2's and BERT's. On top of it this crate adds what
-//! a language-model program needs: text that can never turn into a special token, exact bytes of
-//! every id, a decoder for streams that never splits a character, and one chat renderer for
-//! training and inference.
+//! the same ids in both. The same holds for every other kind of file that [`Tokenizer::open`]
+//! converts: SentencePiece, tiktoken, tekken, GPT-2's and BERT's. This crate adds what a
+//! language-model program needs: text that never becomes a special token, exact bytes of every id,
+//! a stream decoder that never splits a character, and one chat renderer for training and
+//! inference.
 //!
-//! This crate knows nothing of files of documents, of batches or of tensors.
+//! This crate knows nothing about documents, batches or tensors.
 
 mod alphabet;
 pub mod chat;

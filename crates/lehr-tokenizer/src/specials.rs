@@ -1,8 +1,8 @@
-//! Which special token has which task.
+//! Purposes of special tokens.
 
 use serde_json::Value;
 
-/// The ids of special tokens by what they are for; none where a tokenizer has no such token.
+/// The ids of special tokens by purpose; `None` where a tokenizer has no such token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SpecialIds {
@@ -10,7 +10,7 @@ pub struct SpecialIds {
     pub bos: Option<u32>,
     /// Ends a text.
     pub eos: Option<u32>,
-    /// Stands for what the vocabulary cannot express.
+    /// Replaces text that the vocabulary cannot express.
     pub unk: Option<u32>,
     /// Separates two texts.
     pub sep: Option<u32>,
@@ -18,13 +18,13 @@ pub struct SpecialIds {
     pub pad: Option<u32>,
     /// Stands for the whole text in a classifier.
     pub cls: Option<u32>,
-    /// Stands for what a model is to fill in.
+    /// Marks the place that a model fills in.
     pub mask: Option<u32>,
     /// Ends a turn of a conversation.
     pub eot: Option<u32>,
 }
 
-/// Names under which tokenizers keep these tokens, most specific first, for files that do not say.
+/// Usual names of these tokens, most specific first, for files that do not name them.
 const BOS: &[&str] =
     &["<|begin_of_text|>", "<bos>", "<s>", "<｜begin▁of▁sentence｜>", "<sop>", "<|startoftext|>"];
 const EOS: &[&str] = &[
@@ -39,7 +39,7 @@ const EOS: &[&str] = &[
 const EOT: &[&str] = &["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|eot|>", "<|end|>", "<eop>"];
 
 impl SpecialIds {
-    /// Fills what is missing from the usual names, where `find` knows them.
+    /// Fills gaps with the usual names that `find` knows.
     pub(crate) fn or_usual(mut self, find: impl Fn(&str) -> Option<u32>) -> Self {
         let first = |names: &[&str]| names.iter().find_map(|name| find(name));
         self.bos = self.bos.or_else(|| first(BOS));
@@ -71,7 +71,7 @@ impl SpecialIds {
         }
     }
 
-    /// `self`, and where it has nothing, `other`.
+    /// Returns `self`, with gaps filled from `other`.
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
             bos: self.bos.or(other.bos),

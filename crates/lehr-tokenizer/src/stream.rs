@@ -18,7 +18,7 @@ impl StreamDecoder {
         Self { tokenizer, pending: Vec::new(), at_start }
     }
 
-    /// Takes the next id and returns the text that is now complete, often a whole word, sometimes
+    /// Adds the next id and returns the text that is now complete: often a whole word, sometimes
     /// nothing.
     pub fn push(&mut self, id: u32) -> String {
         let mut bytes = self.tokenizer.bytes_of(id).unwrap_or_default();
@@ -30,7 +30,7 @@ impl StreamDecoder {
         self.take_whole_characters()
     }
 
-    /// Ends the text: an unfinished character becomes U+FFFD.
+    /// Ends the text. An unfinished character becomes U+FFFD.
     pub fn finish(self) -> String {
         let rest = self.tokenizer.alphabet().at_end(&self.pending);
         String::from_utf8_lossy(rest).into_owned()

@@ -1,4 +1,4 @@
-//! The bytes of all tokens, end to end, and what each id is.
+//! The concatenated bytes of all tokens, and the kind of each id.
 
 use std::collections::HashMap;
 
@@ -8,10 +8,10 @@ use crate::alphabet::Alphabet;
 use crate::{Error, Result};
 
 /// Unused ids that a vocabulary may have beyond its own size. Tables are as long as the largest id,
-/// so that a damaged file with one huge id would otherwise take all memory.
+/// so without a limit a damaged file with one huge id would take all memory.
 const MAX_GAPS: usize = 1 << 16;
 
-/// The bytes of all tokens, end to end, and what each id is.
+/// The concatenated bytes of all tokens, and the kind of each id.
 pub(crate) struct ByteTable {
     bytes: Vec<u8>,
     /// `starts[id]..starts[id + 1]` are the bytes of `id`.
@@ -63,8 +63,8 @@ impl ByteTable {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
-    /// The first id, special tokens aside, that stands for exactly this byte; one for each byte
-    /// from 0x80 on, the only ones that invalid UTF-8 can consist of. None if one is missing.
+    /// For each byte from 0x80 on, the first ordinary id that stands for exactly this byte. Invalid
+    /// UTF-8 consists only of such bytes. `None` if one is missing.
     pub(crate) fn high_bytes(&self) -> Option<Vec<u32>> {
         let mut ids = vec![None; 0x80];
         for id in (0..u32::try_from(self.size()).ok()?).filter(|&id| !self.is_special(id)) {
@@ -78,7 +78,7 @@ impl ByteTable {
     }
 }
 
-/// Refuses vocabularies whose ids are far apart.
+/// Refuses vocabularies with large gaps between ids.
 pub(crate) fn check_size(count: usize, size: usize) -> Result<()> {
     if size > count.saturating_mul(2).saturating_add(MAX_GAPS) {
         let reason = format!("{count} tokens of which one has id {}", size - 1);

@@ -1,4 +1,4 @@
-//! The tokenizer handle: loading, saving, decoding. Encoding is in `encode.rs`.
+//! The tokenizer: loading, saving, decoding. `encode.rs` has encoding.
 
 use std::fmt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::encode::{Frame, Lookups, without_prefix};
 use crate::table::ByteTable;
 use crate::{Error, Result, SpecialIds, StreamDecoder};
 
-/// Names under which tokenizers keep the token that ends a document, most specific first.
+/// Usual names of the token that ends a document, most specific first.
 const END_OF_DOCUMENT: [&str; 8] = [
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -27,8 +27,8 @@ const END_OF_DOCUMENT: [&str; 8] = [
 
 /// A trained tokenizer. Cloning is cheap: the vocabulary is shared.
 ///
-/// Nothing is added around a text or cut off it but by [`Tokenizer::encode_for_model`],
-/// [`Tokenizer::encode_framed`] and [`Tokenizer::encode_ended`], which say so.
+/// Only [`Tokenizer::encode_for_model`], [`Tokenizer::encode_framed`] and
+/// [`Tokenizer::encode_ended`] add tokens around a text or cut it.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
@@ -39,7 +39,7 @@ struct Inner {
     plain: HfTokenizer,
     /// Recognises special tokens in the text.
     special: HfTokenizer,
-    /// As `plain`, without the space that some tokenizers put before a text; made when needed.
+    /// Like `plain`, without the space that some tokenizers put before a text. Created when needed.
     continuing: OnceLock<HfTokenizer>,
     alphabet: Alphabet,
     table: ByteTable,
@@ -63,7 +63,7 @@ impl Tokenizer {
         text.and_then(|text| Self::from_json(&text)).map_err(|error| error.in_file(path))
     }
 
-    /// Reads the text of a `tokenizer.json`. Truncation and padding it may ask for are dropped.
+    /// Reads the text of a `tokenizer.json`. Ignores its truncation and padding.
     ///
     /// # Errors
     /// The text is not a tokenizer, or has a decoder of an unknown kind.
@@ -71,8 +71,8 @@ impl Tokenizer {
         Self::from_json_with(json, |_| Ok(SpecialIds::default()))
     }
 
-    /// As [`from_json`](Self::from_json); `adjust` may change the tokenizer and say what its
-    /// special tokens are for.
+    /// Like [`from_json`](Self::from_json); `adjust` may change the tokenizer and set the purposes
+    /// of its special tokens.
     pub(crate) fn from_json_with(
         json: &str,
         adjust: impl FnOnce(&mut HfTokenizer) -> Result<SpecialIds>,
@@ -112,14 +112,14 @@ impl Tokenizer {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The tokenizer as a `tokenizer.json`, on one line.
+    /// Returns the tokenizer as a `tokenizer.json` on one line.
     pub fn to_json(&self) -> String {
         let json = self.inner.special.to_string(false);
         json.expect("a tokenizer that was loaded or trained can be written as JSON")
     }
 
-    /// Writes `tokenizer.json`, readable by Hugging Face's library. The file is written beside its
-    /// place and then renamed, so that a reader never sees half of it.
+    /// Writes a `tokenizer.json` that Hugging Face's library reads. Writes a temporary file and
+    /// renames it, so a reader never sees half of it.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -136,13 +136,13 @@ impl Tokenizer {
         self.inner.table.size()
     }
 
-    /// The text of `ids`, special tokens included by name; bytes that are not UTF-8 become U+FFFD
-    /// and unknown ids nothing.
+    /// Decodes `ids`. Special tokens appear by name, bytes that are not UTF-8 become U+FFFD, and
+    /// unknown ids become nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
         String::from_utf8_lossy(&self.decode_bytes(ids)).into_owned()
     }
 
-    /// The exact bytes of `ids`, which need not be UTF-8 if a character is cut.
+    /// Returns the exact bytes of `ids`, which need not be UTF-8 if a character is cut.
     pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
         let bytes: Vec<u8> =
             ids.iter().filter_map(|&id| self.bytes_of(id)).flatten().copied().collect();
@@ -150,18 +150,19 @@ impl Tokenizer {
         alphabet.at_end(alphabet.at_start(&bytes)).to_vec()
     }
 
-    /// The bytes of one id in the middle of a text; none for an id outside the vocabulary.
+    /// Returns the bytes of one id in the middle of a text, or `None` for an id outside the
+    /// vocabulary.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         self.bytes_of(id).map(<[u8]>::to_vec)
     }
 
-    /// The name of an id as the vocabulary writes it, as `Ġthe` or `▁the`.
+    /// Returns the name of an id in the vocabulary, such as `Ġthe` or `▁the`.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.special.id_to_token(id)
     }
 
-    /// The number of text bytes of each id, `[vocab_size]`; 0 for special tokens, which stand for
-    /// no text. The weights of bits per byte.
+    /// Returns the number of text bytes of each id, `[vocab_size]`; 0 for special tokens, which
+    /// stand for no text. These are the weights for bits per byte.
     pub fn byte_lengths(&self) -> Vec<u32> {
         let ids = 0..u32::try_from(self.vocab_size()).unwrap_or(u32::MAX);
         let length = |id| self.bytes_of(id).map_or(0, <[u8]>::len);
@@ -180,7 +181,8 @@ impl Tokenizer {
         self.inner.table.is_special(id)
     }
 
-    /// What the special tokens are for: as the files say, else by their usual names.
+    /// Returns the ids of special tokens by purpose: as the files say, or else by their usual
+    /// names.
     pub fn special_ids(&self) -> SpecialIds {
         self.inner.special_ids
     }
@@ -205,7 +207,7 @@ impl Tokenizer {
         !self.suffix_ids().is_empty()
     }
 
-    /// The token that ends a document: `<|endoftext|>`, or the name other families give it.
+    /// Returns the token that ends a document: `<|endoftext|>`, or its name in other families.
     ///
     /// # Errors
     /// The tokenizer has none.
@@ -222,13 +224,13 @@ impl Tokenizer {
         StreamDecoder::new(self.clone(), true)
     }
 
-    /// A decoder for ids that continue a text, as those a model generates after a prompt: a space
-    /// at their start is kept, which at the start of a text some tokenizers drop.
+    /// Returns a decoder for ids that continue a text, such as those generated after a prompt. It
+    /// keeps a space at their start, which some tokenizers drop at the start of a text.
     pub fn continuing_decoder(&self) -> StreamDecoder {
         StreamDecoder::new(self.clone(), false)
     }
 
-    /// SHA-256 of [`to_json`](Self::to_json), in hexadecimal. Token shards and checkpoints keep it
+    /// SHA-256 of [`to_json`](Self::to_json), in hexadecimal. Token shards and checkpoints store it
     /// to refuse another vocabulary.
     pub fn hash(&self) -> String {
         let compute = || {

@@ -15,33 +15,34 @@ use tokenizers::{
 
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
-/// The special tokens of a vocabulary trained here unless others are asked for, ids 0 to 4.
+/// Default special tokens of a vocabulary trained here, ids 0 to 4.
 pub const DEFAULT_SPECIAL_TOKENS: [&str; 5] =
     ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
 
 /// GPT-4's split of text into words (`cl100k_base`).
 ///
-/// Source: <https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py>, with its
-/// possessive quantifiers written as plain ones, which match the same here.
+/// Source: <https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py>, with plain
+/// instead of possessive quantifiers, which match the same here.
 const GPT4: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How text is cut into words before BPE; a token never crosses a word.
+/// Rule that cuts text into words before BPE. A token never crosses a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pattern {
     /// GPT-2: letters, digit runs and punctuation, each with one leading space.
     Gpt2,
-    /// GPT-4: as GPT-2, with digits in groups of three, line breaks apart and any case of `'s`.
+    /// GPT-4: like GPT-2, with digits in groups of three, separate line breaks and any case of
+    /// `'s`.
     #[default]
     Gpt4,
 }
 
-/// Trains a byte-level BPE tokenizer. All 256 bytes are in the vocabulary, so any text can be
-/// encoded and comes back byte for byte.
+/// Trains a byte-level BPE tokenizer. The vocabulary has all 256 bytes, so any text encodes and
+/// decodes byte for byte.
 ///
-/// Ids: special tokens in the given order, then the bytes, then merges by falling frequency.
+/// Ids: special tokens in the given order, then the bytes, then merges by descending frequency.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trainer {
-    /// Number of ids wanted, special tokens included. A small corpus may give fewer.
+    /// Requested number of ids, including special tokens. A small corpus may give fewer.
     pub vocab_size: usize,
     /// How text is cut into words.
     pub pattern: Pattern,
@@ -68,7 +69,7 @@ impl Trainer {
     ///
     /// # Errors
     /// The corpus is empty, the vocabulary is too small for the bytes and the special tokens, or a
-    /// special token is empty, repeated, or could be learnt as an ordinary word.
+    /// special token is empty, repeated, or could be trained as an ordinary word.
     pub fn train<S>(&self, texts: impl IntoIterator<Item = S, IntoIter: Send>) -> Result<Tokenizer>
     where
         S: AsRef<str> + Send,
@@ -120,8 +121,8 @@ impl Trainer {
             if self.special_tokens[..index].contains(token) {
                 return refuse("is given twice");
             }
-            // A name that is one word could come out of the merges, and ordinary text would then
-            // become the special token.
+            // Merges could produce a name that is one word, and ordinary text would then become the
+            // special token.
             if words(pre_tokenizer, token)? < 2 {
                 return refuse("is an ordinary word, which text could be encoded to");
             }

@@ -4,18 +4,19 @@
 //! Recipe -> prepare (tokenizer, data, model) -> Task -> run -> run directory
 //! ```
 //!
-//! The loss is normalised by the number of labelled tokens of the whole step, so gradients depend
+//! The loss is normalised by the number of targets of the whole step, so gradients depend
 //! neither on the micro-batch nor on accumulation nor on packing. A run is a pure function of its
 //! recipe: a resumed run computes the bits of the undisturbed one.
 
 pub mod checkpoint;
 mod error;
-mod fit;
+mod freeze;
 mod loss_scale;
 mod metrics;
 mod objective;
 mod observe;
 mod optim;
+mod plan;
 mod prepare;
 pub mod recipe;
 mod report;
@@ -25,16 +26,21 @@ mod schedule;
 mod state;
 
 pub use error::{Error, Result};
-pub use fit::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
 pub use loss_scale::LossScale;
 pub use metrics::{Metrics, read_metrics};
-pub use objective::{Classify, Evaluation, LanguageModel, Objective, evaluate};
+pub use objective::{
+    Classify, Evaluation, LanguageModel, Loss, Metric, Objective, ObjectiveState, Rollout, Scores,
+    evaluate, next_token_loss,
+};
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Optimizer, Update};
+pub use plan::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;
 pub use report::write_report;
-pub use run::{Outcome, run, run_with_storage};
+pub use run::{
+    Enqueued, Outcome, StepEnd, StepInputs, StepNumbers, Stepper, run, run_with_storage,
+};
 pub use rundir::RunDir;
 pub use schedule::learning_rate;
 pub use state::TrainState;

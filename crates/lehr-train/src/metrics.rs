@@ -1,5 +1,6 @@
 //! The numbers of a step, one line of JSON each.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
@@ -9,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Evaluation, Result};
 
 /// What is known of one step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Steps made, this one included.
     pub step: u64,
-    /// Mean loss per labelled token (or text), in nats.
+    /// Mean loss per target (supervised token, or text), in nats.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -27,6 +28,9 @@ pub struct Metrics {
     pub tokens_seen: u64,
     /// Seconds spent so far.
     pub elapsed_s: f64,
+    /// The objective's named numbers, means per target.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
     /// What held-out data said after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<Evaluation>,

@@ -1,5 +1,7 @@
 //! `report.html` of a run: curves, settings, samples.
 
+use std::collections::BTreeSet;
+
 use lehr_eval::report::{Curve, Report};
 use lehr_model::io::write_file;
 use serde_json::Value;
@@ -34,21 +36,40 @@ fn curves(report: &mut Report, metrics: &[Metrics]) {
         name: name.to_owned(),
         points: points(value),
     };
-    let loss =
-        [curve("training", &|m| Some(m.loss)), curve("held out", &|m| m.eval.map(|e| e.loss))];
+    let loss = [
+        curve("training", &|m| Some(m.loss)),
+        curve("held out", &|m| m.eval.as_ref().map(|e| e.loss)),
+    ];
     report.curves("Loss", "step", "nats per label", &loss, false);
-    let bits = curve("held out", &|m| m.eval.and_then(|e| e.bits_per_byte));
+    let bits = curve("held out", &|m| m.eval.as_ref().and_then(|e| e.bits_per_byte));
     if !bits.points.is_empty() {
         report.curves("Bits per byte", "step", "bits", &[bits], false);
     }
-    let accuracy = curve("held out", &|m| m.eval.and_then(|e| e.accuracy));
+    let accuracy = curve("held out", &|m| m.eval.as_ref().and_then(|e| e.accuracy));
     if !accuracy.points.is_empty() {
         report.curves("Accuracy", "step", "share", &[accuracy], false);
+    }
+    for name in names(metrics) {
+        let curves = [
+            curve("training", &|m| m.metrics.get(&name).copied()),
+            curve("held out", &|m| m.eval.as_ref()?.metrics.get(&name).copied()),
+        ];
+        report.curves(&name, "step", "mean per target", &curves, false);
     }
     report.curves("Gradient norm", "step", "norm", &[curve("", &|m| Some(m.grad_norm))], true);
     report.curves("Learning rate", "step", "", &[curve("", &|m| Some(f64::from(m.lr)))], false);
     let speed = curve("", &|m| Some(m.tokens_per_s));
     report.curves("Speed", "step", "tokens per second", &[speed], false);
+}
+
+/// The names of the objective's numbers.
+fn names(metrics: &[Metrics]) -> BTreeSet<String> {
+    let held_out = |m: &Metrics| m.eval.iter().flat_map(|e| e.metrics.keys()).cloned().collect();
+    let of = |m: &Metrics| -> BTreeSet<String> {
+        let held_out: Vec<String> = held_out(m);
+        m.metrics.keys().cloned().chain(held_out).collect()
+    };
+    metrics.iter().flat_map(of).collect()
 }
 
 fn samples(report: &mut Report, run: &RunDir) -> Result<()> {

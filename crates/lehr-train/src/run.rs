@@ -2,21 +2,24 @@
 
 mod step;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use lehr_data::Batch;
-use lehr_tensor::cuda::OneLaunch;
-use lehr_tensor::{DType, Device};
+use lehr_infer::resolve_model;
+use lehr_model::io::{Scrutiny, newest_checkpoint};
+use lehr_tensor::Param;
+use lehr_tensor::inplace::SquareSum;
 use serde_json::json;
+pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
-use crate::checkpoint::{self, Disk, Storage};
+use crate::checkpoint::{self, Base, Contents, Disk, Storage};
 use crate::observe::{Event, Observer};
-use crate::optim::{self, Optimizer};
-use crate::recipe::OptimizerConfig;
+use crate::recipe::{ModelConfig, SavedWeights};
 use crate::{
-    Evaluation, LossScale, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate,
-    learning_rate, metrics,
+    Error, Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate, learning_rate,
+    metrics,
 };
 
 /// How a run ended.
@@ -24,9 +27,9 @@ use crate::{
 pub struct Outcome {
     /// Where it stands.
     pub state: TrainState,
-    /// Whether all steps were made; if not, it was asked to stop.
+    /// Whether all steps were made; if not, the run was asked to stop.
     pub finished: bool,
-    /// The last look at held-out data, if the run is finished.
+    /// The last evaluation, if the run is finished.
     pub evaluation: Option<Evaluation>,
 }
 
@@ -37,7 +40,7 @@ pub struct Outcome {
 /// If the data does not fit the model, memory or disk run out, or the loss is not finite.
 pub fn run(
     recipe: &Recipe,
-    task: &Task,
+    task: &mut Task,
     dir: Option<&RunDir>,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
@@ -51,7 +54,7 @@ pub fn run(
 /// As [`run`].
 pub fn run_with_storage(
     recipe: &Recipe,
-    task: &Task,
+    task: &mut Task,
     dir: Option<&RunDir>,
     storage: &mut dyn Storage,
     observer: &mut dyn Observer,
@@ -63,14 +66,28 @@ pub fn run_with_storage(
     while session.state.step < steps && !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
         let lr = session.learning_rate();
-        let launched = session.launch_step(&batches, lr)?;
-        // A GPU is busy with this step while the host prepares the next.
-        let next = session.batches_of(session.state.step + 1);
-        let (loss, grad_norm) = session.finish_step(launched, &batches, lr)?;
-        let mut metrics = session.count(&batches, loss, grad_norm, lr, start);
+        // An objective with a rollout learns from what its model says now.
+        batches = session.rollout(batches)?;
+        let mut next = None;
+        let numbers = loop {
+            let enqueued = session.enqueue_step(&batches, lr)?;
+            // A GPU is busy with this step while the host prepares the next.
+            if next.is_none() && session.prefetches {
+                next = Some(session.batches_of(session.state.step + 1));
+            }
+            match session.await_step(&enqueued)? {
+                StepEnd::Made(numbers) => break numbers,
+                // In f16 the factor of the loss was too large. It is smaller now, and the step,
+                // which changed nothing, is made again.
+                StepEnd::Overflow => {}
+                StepEnd::NotFinite(numbers) => return Err(session.not_finite(&numbers)?),
+            }
+        };
+        let mut metrics = session.advance(&batches, numbers, lr, start)?;
 
         let step = session.state.step;
         if is_due(recipe.eval.every_steps, step, steps) {
+            // Before the step is logged, because the line of the step has the evaluation.
             metrics.eval = Some(session.evaluate()?);
         }
         session.log(&metrics)?;
@@ -81,7 +98,7 @@ pub fn run_with_storage(
             session.save()?;
         }
         // Data that cannot be read must not cost the step that was made.
-        batches = next?;
+        batches = next.unwrap_or_else(|| session.batches_of(step))?;
     }
     session.finish()
 }
@@ -94,15 +111,16 @@ fn is_due(every: u64, step: u64, steps: u64) -> bool {
 /// The state of a run and what it works with.
 struct Session<'a> {
     recipe: &'a Recipe,
-    task: &'a Task,
+    task: &'a mut Task,
     dir: Option<&'a RunDir>,
     storage: &'a mut dyn Storage,
     observer: &'a mut dyn Observer,
-    optimizer: Box<dyn Optimizer>,
+    stepper: Stepper,
     state: TrainState,
-    /// If steps are recorded as CUDA graphs, and whether one has been made without.
-    one_launch: Option<OneLaunch>,
-    has_launched: bool,
+    /// Whether the next batches are read while a step runs: not if they depend on its outcome.
+    prefetches: bool,
+    /// The model that checkpoints refer to, if they hold only what is trained.
+    base: Option<Base>,
     saved_step: Option<u64>,
     evaluation: Option<Evaluation>,
 }
@@ -110,60 +128,57 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn start(
         recipe: &'a Recipe,
-        task: &'a Task,
+        task: &'a mut Task,
         dir: Option<&'a RunDir>,
         storage: &'a mut dyn Storage,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
-        let params = task.objective.model().params();
+        let model = task.objective.model();
+        let stepper = Stepper::new(&recipe.optimizer, model, recipe.train.cuda_graph)?;
+        let n_params = model.params().n_values();
+        let prefetches = task.objective.rollout().is_none();
         let mut session = Self {
             recipe,
             task,
             dir,
             storage,
             observer,
-            optimizer: optim::build(&recipe.optimizer, params)?,
+            stepper,
             state: TrainState::default(),
-            one_launch: None,
-            has_launched: false,
+            prefetches,
+            base: base(recipe)?,
             saved_step: None,
             evaluation: None,
         };
         session.check_prompts()?;
         session.resume()?;
-        let scales = task.objective.model().compute().1 == DType::F16;
-        let scale = session.state.loss_scale.unwrap_or(LossScale::START);
-        session.state.loss_scale = scales.then_some(scale);
-        if let (Device::Cuda(ordinal), true) =
-            (task.objective.model().compute().0, recipe.train.cuda_graph)
-        {
-            session.one_launch = Some(OneLaunch::new(ordinal)?);
-        }
-        let (step, steps, n_params) = (session.state.step, recipe.train.steps, params.n_values());
+        // The device may be another one now, and with it the type.
+        let scale = session.state.loss_scale;
+        session.stepper.loss_scale = session.stepper.loss_scale.map(|start| scale.unwrap_or(start));
+        session.state.loss_scale = session.stepper.loss_scale;
+        let (step, steps) = (session.state.step, recipe.train.steps);
         session.observer.event(&Event::Started { step, steps, n_params });
         Ok(session)
     }
 
     /// Refuses at once the prompts that would end the run at its first sample.
     fn check_prompts(&self) -> Result<()> {
-        let config = &self.recipe.sample;
-        config.prompts.iter().try_for_each(|prompt| {
-            self.task.objective.sample(prompt, 0, config.temperature, 0).map(drop)
-        })
+        let prompts = &self.recipe.sample.prompts;
+        prompts.iter().try_for_each(|prompt| self.task.objective.check_prompt(prompt))
     }
 
-    /// Takes up the newest checkpoint that is whole.
+    /// Restores the newest whole checkpoint.
     fn resume(&mut self) -> Result<()> {
         let Some(dir) = self.dir else { return Ok(()) };
-        for (step, path) in checkpoint::list(dir).into_iter().rev() {
-            if let Err(error) = checkpoint::verify(&path) {
-                self.observer.event(&Event::Skipped { path: &path, reason: &error.to_string() });
-                continue;
-            }
-            self.state =
-                checkpoint::restore(&path, self.task.objective.as_ref(), &mut *self.optimizer)?;
+        let observer = &mut *self.observer;
+        let mut on_damaged = |path: &Path, error: &lehr_model::Error| {
+            observer.event(&Event::Skipped { path, reason: &error.to_string() });
+        };
+        let newest = newest_checkpoint(dir.path(), Scrutiny::Hashes, &mut on_damaged);
+        if let Some((step, path)) = newest {
+            let optimizer = &mut *self.stepper.optimizer;
+            self.state = checkpoint::restore(&path, self.task.objective.as_mut(), optimizer)?;
             self.saved_step = Some(step);
-            break;
         }
         metrics::truncate(&dir.metrics(), self.state.step)?;
         metrics::truncate(&dir.samples(), self.state.step)
@@ -171,34 +186,86 @@ impl<'a> Session<'a> {
 
     /// The micro-batches of a step, none after the last.
     fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
-        let n = if step < self.recipe.train.steps { self.recipe.train.accumulation } else { 0 };
+        let n =
+            if step < self.recipe.train.steps { self.recipe.train.grad_accumulation } else { 0 };
         (0..n).map(|i| Ok(self.task.train.batch(step * n + i)?)).collect()
     }
 
+    /// Gives the batches of this step to the objective's rollout, if it has one.
+    fn rollout(&mut self, batches: Vec<Batch>) -> Result<Vec<Batch>> {
+        let step = self.state.step;
+        let Some(rollout) = self.task.objective.rollout() else { return Ok(batches) };
+        let made = rollout.batches(batches, step)?;
+        made.iter().try_for_each(Batch::validate)?;
+        Ok(made)
+    }
+
     fn learning_rate(&self) -> f32 {
-        let OptimizerConfig::Adamw { lr, .. } = self.recipe.optimizer;
-        learning_rate(&self.recipe.schedule, lr, self.state.step, self.recipe.train.steps)
+        let peak = self.recipe.optimizer.lr;
+        learning_rate(&self.recipe.schedule, peak, self.state.step, self.recipe.train.steps)
+    }
+
+    fn enqueue_step(&mut self, batches: &[Batch], lr: f32) -> Result<Enqueued> {
+        let objective = self.task.objective.as_ref();
+        self.stepper.enqueue(StepInputs {
+            params: objective.model().params(),
+            loss: &|batch, normalizer| objective.loss(batch, normalizer),
+            batches,
+            number: self.state.step + 1,
+            lr,
+        })
+    }
+
+    fn await_step(&mut self, enqueued: &Enqueued) -> Result<StepEnd> {
+        let end = self.stepper.wait(enqueued, self.task.objective.model().params())?;
+        self.state.loss_scale = self.stepper.loss_scale;
+        Ok(end)
+    }
+
+    /// The error of a step whose loss or gradient is not finite. The state before it is saved for
+    /// study.
+    fn not_finite(&mut self, numbers: &StepNumbers) -> Result<Error> {
+        let (what, value) = match numbers.loss.is_finite() {
+            false => ("the loss".to_owned(), numbers.loss),
+            true => (format!("the gradient of `{}`", self.first_bad_gradient()), numbers.grad_norm),
+        };
+        let debug = self.dir.map(|dir| dir.path().join(format!("debug-step-{}", self.state.step)));
+        if let Some(place) = &debug {
+            let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
+            checkpoint::save_at(self.storage, place, &contents)?;
+        }
+        Ok(Error::NotFinite { step: self.state.step, what, value, debug })
+    }
+
+    fn first_bad_gradient(&self) -> String {
+        let finite = |grad| SquareSum::of(&[grad], &[])?.get().map(f64::is_finite);
+        let is_finite = |grad| finite(grad).unwrap_or(false);
+        let bad = |p: &&Param| p.grad().is_some_and(|grad| !is_finite(grad));
+        let params = self.task.objective.model().params().params();
+        params.iter().find(bad).map_or_else(|| "all".to_owned(), |p| p.name().to_owned())
     }
 
     /// Advances the state by one step and gathers its numbers.
-    fn count(
+    fn advance(
         &mut self,
         batches: &[Batch],
-        loss: f64,
-        grad_norm: f64,
+        numbers: StepNumbers,
         lr: f32,
         start: Instant,
-    ) -> Metrics {
+    ) -> Result<Metrics> {
         let model = self.task.objective.model();
-        let n_tokens: usize = batches.iter().map(|b| b.rows * b.len).sum();
-        let flops: f64 = batches.iter().map(|b| model.flops_per_step(b.rows, b.len)).sum();
+        let n_tokens: usize = batches.iter().map(|b| b.batch_size * b.seq_len).sum();
+        let flops = |b: &Batch| model.flops_per_step(b.batch_size, b.seq_len);
+        let flops: f64 = batches.iter().map(flops).sum();
         let n_targets: usize = batches.iter().map(|b| b.n_targets).sum();
         let seconds = start.elapsed().as_secs_f64();
         self.state.step += 1;
         self.state.tokens_seen += n_tokens as u64;
         self.state.targets_seen += n_targets as u64;
         self.state.elapsed_s += seconds;
-        Metrics {
+        self.task.objective.after_step(self.state.step)?;
+        let StepNumbers { loss, grad_norm, metrics } = numbers;
+        Ok(Metrics {
             step: self.state.step,
             loss,
             grad_norm,
@@ -207,16 +274,17 @@ impl<'a> Session<'a> {
             gflops: flops / seconds / 1e9,
             tokens_seen: self.state.tokens_seen,
             elapsed_s: self.state.elapsed_s,
+            metrics,
             eval: None,
-        }
+        })
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {
         let (objective, loader) = (self.task.objective.as_ref(), self.task.validation.as_ref());
         let evaluation = evaluate(objective, loader, self.recipe.eval.batches_max)?;
-        self.evaluation = Some(evaluation);
         let step = self.state.step;
         self.observer.event(&Event::Evaluated { step, evaluation: &evaluation });
+        self.evaluation = Some(evaluation.clone());
         Ok(evaluation)
     }
 
@@ -249,9 +317,8 @@ impl<'a> Session<'a> {
         if self.saved_step == Some(self.state.step) {
             return Ok(());
         }
-        let (objective, keep) = (self.task.objective.as_ref(), self.recipe.checkpoint.keep);
-        let path =
-            checkpoint::save(self.storage, dir, objective, &*self.optimizer, &self.state, keep)?;
+        let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
+        let path = checkpoint::save(self.storage, dir, &contents, self.recipe.checkpoint.keep)?;
         self.saved_step = Some(self.state.step);
         self.observer.event(&Event::Saved { path: &path });
         Ok(())
@@ -265,5 +332,25 @@ impl<'a> Session<'a> {
             self.evaluate()?;
         }
         Ok(Outcome { state: self.state, finished, evaluation: self.evaluation })
+    }
+}
+
+/// What a checkpoint of now holds.
+fn contents<'a>(
+    task: &'a Task,
+    stepper: &'a Stepper,
+    state: &'a TrainState,
+    base: Option<&'a Base>,
+) -> Contents<'a> {
+    Contents { objective: task.objective.as_ref(), optimizer: &*stepper.optimizer, state, base }
+}
+
+/// The model that checkpoints refer to.
+fn base(recipe: &Recipe) -> Result<Option<Base>> {
+    match (recipe.checkpoint.weights, &recipe.model) {
+        (SavedWeights::Trained, ModelConfig::Load { path }) => {
+            Ok(Some(Base::open(&resolve_model(Path::new(path))?)?))
+        }
+        _ => Ok(None),
     }
 }

@@ -30,7 +30,7 @@ impl RunDir {
                 (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
                 there.run.fp8 = recipe.run.fp8;
                 // What memory it takes, and how it is started, changes no result.
-                there.train.activations = recipe.train.activations;
+                there.train.activation_checkpointing = recipe.train.activation_checkpointing;
                 there.train.cuda_graph = recipe.train.cuda_graph;
                 if there == *recipe {
                     return Ok(dir);

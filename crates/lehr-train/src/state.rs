@@ -11,7 +11,7 @@ use crate::LossScale;
 pub struct TrainState {
     /// Optimiser steps made.
     pub step: u64,
-    /// Labelled tokens (or texts) learnt from.
+    /// Targets learnt from: supervised tokens, or texts.
     pub targets_seen: u64,
     /// Tokens that went through the model.
     pub tokens_seen: u64,

@@ -10,7 +10,7 @@ use lehr_tensor::{
     Init, ParamBuilder, ParamStore, Philox, Role, Shape, Source, Tensor, available_isas, set_isa,
     threads,
 };
-use lehr_train::recipe::OptimizerConfig;
+use lehr_train::recipe::AdamwConfig;
 use lehr_train::{Optimizer, Update};
 use safetensors::SafeTensors;
 
@@ -179,15 +179,12 @@ fn matrices_decay_vectors_do_not_and_embeddings_learn_at_their_own_rate() {
     let _alone = ALONE.lock().unwrap();
     let golden = Golden::load();
     let rule = golden.rule(1);
-    let config = OptimizerConfig::Adamw {
-        lr: rule.lr,
+    let config = AdamwConfig {
         beta1: rule.beta1,
         beta2: rule.beta2,
         eps: rule.eps,
         weight_decay: rule.weight_decay,
-        clip_norm: 0.0,
         embedding_lr_ratio: 3.0,
-        in_backward: false,
     };
     let store = store(&golden);
     let mut optimizer = lehr_train::AdamW::new(&config, &store).unwrap();

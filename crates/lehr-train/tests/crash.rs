@@ -117,9 +117,9 @@ fn whole_steps(recipe: &Recipe) -> Vec<u64> {
 
 /// Runs until the crash; gives what was seen before it, and the number of calls.
 fn run_until_crash(recipe: &Recipe, crash: &mut Crash) -> (Watch, bool) {
-    let (task, dir) = (prepared(recipe), RunDir::open(recipe).unwrap());
+    let (mut task, dir) = (prepared(recipe), RunDir::open(recipe).unwrap());
     let (mut watch, stop) = (Watch::default(), AtomicBool::new(false));
-    let outcome = run_with_storage(recipe, &task, Some(&dir), crash, &mut watch, &stop);
+    let outcome = run_with_storage(recipe, &mut task, Some(&dir), crash, &mut watch, &stop);
     if let Err(error) = &outcome {
         let text = error.to_string();
         assert!(text.contains("the machine crashed") && text.contains("checkpoints"), "{text}");
@@ -135,7 +135,7 @@ fn step_of(path: &Path) -> u64 {
 fn a_crash_in_any_call_of_saving_loses_no_saved_step_and_changes_no_bit() {
     let scratch = tempfile::tempdir().unwrap();
     let mut base = recipe(scratch.path(), gpt2(16), ObjectiveKind::NextToken);
-    base.train.rows = 2;
+    base.train.batch_size = 2;
     base.checkpoint.keep = 1;
     let whole = in_dir(&base, "whole");
     let mut calls = Crash::new(usize::MAX, Left::Done);
@@ -167,7 +167,7 @@ fn a_crash_in_any_call_of_saving_loses_no_saved_step_and_changes_no_bit() {
 /// A run with checkpoints of steps 4 and 6, and the bits of the latter.
 fn finished_run(scratch: &Path) -> (Recipe, [Vec<u8>; 2]) {
     let mut recipe = recipe(scratch, gpt2(16), ObjectiveKind::NextToken);
-    recipe.train.rows = 2;
+    recipe.train.batch_size = 2;
     run_watched(&recipe, Watch::default());
     assert_eq!(whole_steps(&recipe), [4, 6]);
     let bytes = checkpoint_bytes(&recipe, 6);

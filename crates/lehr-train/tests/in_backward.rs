@@ -7,7 +7,7 @@ mod common;
 
 use common::{gpt2, llama, recipe, run_in_memory, weights};
 use lehr_tensor::arena;
-use lehr_train::recipe::{ModelConfig, ObjectiveKind, OptimizerConfig};
+use lehr_train::recipe::{ModelConfig, ObjectiveKind};
 
 /// The bits of all weights, by name.
 type Weights = Vec<(String, Vec<u32>)>;
@@ -18,9 +18,8 @@ fn trained(model: ModelConfig, objective: ObjectiveKind, now: bool) -> (Vec<f64>
     let mut recipe = recipe(scratch.path(), model, objective);
     recipe.train.steps = 5;
     // Few tokens, so that the gradient is the most of what backward needs.
-    (recipe.train.rows, recipe.train.len) = (1, 32);
-    let OptimizerConfig::Adamw { clip_norm, in_backward, .. } = &mut recipe.optimizer;
-    (*clip_norm, *in_backward) = (0.0, now);
+    (recipe.train.batch_size, recipe.train.seq_len) = (1, 32);
+    (recipe.optimizer.clip_norm, recipe.optimizer.in_backward) = (0.0, now);
     arena::reset_peak();
     let before = arena::stats().used_bytes;
     let (task, observer) = run_in_memory(&recipe);

@@ -29,44 +29,43 @@ impl Observer for ArenaWatch {
     }
 }
 
-/// Random tokens, other ones in every batch, each position with a label.
-struct AllLabelled {
-    rows: usize,
-    len: usize,
+/// Random tokens, other ones in every batch, each position with a target.
+struct AllSupervised {
+    batch_size: usize,
+    seq_len: usize,
 }
 
-impl Loader for AllLabelled {
+impl Loader for AllSupervised {
     fn batches_per_epoch(&self) -> u64 {
         3
     }
 
     fn batch(&self, index: u64) -> lehr_data::Result<Batch> {
-        let n = self.rows * self.len;
+        let n = self.batch_size * self.seq_len;
         let draw = |i: usize| (Philox::new(5, index).block(i as u64)[0] % 300) as i32;
         Ok(Batch {
-            rows: self.rows,
-            len: self.len,
+            batch_size: self.batch_size,
+            seq_len: self.seq_len,
             tokens: (0..n).map(draw).collect(),
             targets: (1..=n).map(draw).collect(),
-            positions: (0..n).map(|i| (i % self.len) as i32).collect(),
+            positions: (0..n).map(|i| (i % self.seq_len) as i32).collect(),
             segment_starts: vec![0; n],
-            class_labels: Vec::new(),
-            class_positions: Vec::new(),
             target_bytes: n as u64,
             n_targets: n,
+            ..Batch::default()
         })
     }
 
-    fn rows(&self) -> usize {
-        self.rows
+    fn batch_size(&self) -> usize {
+        self.batch_size
     }
 
-    fn len(&self) -> usize {
-        self.len
+    fn seq_len(&self) -> usize {
+        self.seq_len
     }
 }
 
-fn watch(recipe: &Recipe, task: &Task) -> Vec<arena::Stats> {
+fn watch(recipe: &Recipe, task: &mut Task) -> Vec<arena::Stats> {
     assert!(task.train.batch(0).unwrap() != task.train.batch(1).unwrap(), "batches are to vary");
     let before = arena::stats();
     let mut watch = ArenaWatch::default();
@@ -89,24 +88,24 @@ fn after_the_second_step_the_arena_does_not_grow() {
         let scratch = tempfile::tempdir().unwrap();
         let mut recipe = recipe(scratch.path(), model, ObjectiveKind::NextToken);
         recipe.train.steps = STEPS as u64;
-        recipe.train.accumulation = accumulation;
+        recipe.train.grad_accumulation = accumulation;
         recipe.eval.every_steps = 5;
         let mut task = prepared(&recipe);
-        let (rows, len) = (recipe.train.rows, recipe.train.len);
-        task.train = Box::new(AllLabelled { rows, len });
-        task.validation = Box::new(AllLabelled { rows, len });
-        let after = watch(&recipe, &task);
+        let (batch_size, seq_len) = (recipe.train.batch_size, recipe.train.seq_len);
+        task.train = Box::new(AllSupervised { batch_size, seq_len });
+        task.validation = Box::new(AllSupervised { batch_size, seq_len });
+        let after = watch(&recipe, &mut task);
         let marks = |s: arena::Stats| (s.n_growths, s.high_water_bytes);
         assert_eq!(marks(after[STEPS - 1]), marks(after[1]), "{:?}", recipe.model);
     }
 
-    // Documents end at other places in each batch, so the number of labels varies and with it the
+    // Documents end at other places in each batch, so the number of targets varies and with it the
     // room that the loss takes: what is free is cut a little differently now and then.
     let scratch = tempfile::tempdir().unwrap();
     let mut recipe = recipe(scratch.path(), llama(96), ObjectiveKind::NextToken);
     recipe.train.steps = STEPS as u64;
     recipe.eval.every_steps = 5;
-    let after = watch(&recipe, &prepared(&recipe));
+    let after = watch(&recipe, &mut prepared(&recipe));
     let (second, last) = (after[1].high_water_bytes, after[STEPS - 1].high_water_bytes);
     assert!(last - second <= second / 32, "the arena grew from {second} to {last} bytes");
 }

@@ -18,8 +18,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 const OBJECTIVES: [ObjectiveKind; 3] =
     [ObjectiveKind::NextToken, ObjectiveKind::Chat, ObjectiveKind::Classify];
 
-fn with_micro_batches(recipe: &Recipe, rows: usize, accumulation: u64) -> Recipe {
-    let train = TrainConfig { rows, accumulation, ..recipe.train };
+fn with_micro_batches(recipe: &Recipe, batch_size: usize, grad_accumulation: u64) -> Recipe {
+    let train = TrainConfig { batch_size, grad_accumulation, ..recipe.train.clone() };
     Recipe { train, ..recipe.clone() }
 }
 
@@ -29,13 +29,13 @@ type Named = Vec<(String, Vec<f32>)>;
 /// computes them.
 fn gradients(recipe: &Recipe, step: u64) -> (f64, Named, Vec<usize>) {
     let task = prepared(recipe);
-    let n = recipe.train.accumulation;
+    let n = recipe.train.grad_accumulation;
     let batches: Vec<_> = (0..n).map(|i| task.train.batch(step * n + i).unwrap()).collect();
     let n_targets: Vec<usize> = batches.iter().map(|b| b.n_targets).collect();
     let normalizer = n_targets.iter().sum::<usize>() as f32;
     let mut loss = 0.0;
     for batch in &batches {
-        let part = task.objective.loss(batch, normalizer).unwrap();
+        let part = task.objective.loss(batch, normalizer).unwrap().value;
         loss += f64::from(part.item().unwrap());
         part.backward().unwrap();
     }

@@ -27,7 +27,7 @@ fn with_dir(recipe: &Recipe, name: &str) -> Recipe {
 fn check_every_step(model: ModelConfig, objective: ObjectiveKind) {
     let scratch = tempfile::tempdir().unwrap();
     let mut recipe = recipe(scratch.path(), model, objective);
-    recipe.train.accumulation = 2;
+    recipe.train.grad_accumulation = 2;
     recipe.eval.every_steps = 2;
     if objective != ObjectiveKind::Classify {
         recipe.sample.prompts = vec!["After 7 days".to_owned()];

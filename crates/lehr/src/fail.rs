@@ -1,4 +1,4 @@
-//! How errors end the program.
+//! The way errors end the program.
 
 use std::process::ExitCode;
 
@@ -25,6 +25,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         if let Some(e) = cause.downcast_ref::<lehr_train::Error>() {
+            return e.hint();
+        }
+        if let Some(e) = cause.downcast_ref::<lehr_eval::PerplexityError>() {
             return e.hint();
         }
         if let Some(e) = cause.downcast_ref::<lehr_infer::Error>() {
@@ -70,7 +73,7 @@ impl std::fmt::Display for Hinted {
 
 impl std::error::Error for Hinted {}
 
-/// Whoever reads our output may stop reading.
+/// The reader of our output may stop reading.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

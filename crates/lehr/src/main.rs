@@ -32,15 +32,15 @@ enum Command {
     Chat(cmd::chat::Args),
     /// Label texts with a fine-tuned classifier
     Classify(cmd::classify::Args),
-    /// Turn texts into vectors that tell what the texts are about
+    /// Turn texts into vectors that represent their meaning
     Embed(cmd::embed::Args),
-    /// Measure how well a model predicts a text
+    /// Evaluate how well a model predicts a text
     Eval(cmd::eval::Args),
     /// Show what a model is: sizes, memory, tokenizer, files
     Inspect(cmd::inspect::Args),
     /// Write a model in another format, with a proof that the copy computes the same
     Convert(cmd::convert::Args),
-    /// Compare a model with what its reference implementation computed
+    /// Compare a model with results of its reference implementation
     Verify(cmd::verify::Args),
     /// Measure speed
     Bench(cmd::bench::Args),

@@ -1,8 +1,8 @@
 //! Printing that cannot panic.
 //!
-//! Whoever reads our output may stop reading, and a disk may be full. The macros of this file stand
-//! in for those of the standard library, which panic then: a run goes on, and [`check`] tells at
-//! the end what was lost.
+//! The reader of our output may stop reading, and a disk may be full. Then the macros of the
+//! standard library panic. The macros of this file replace them: a run continues, and [`check`]
+//! reports at the end what was lost.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
@@ -19,11 +19,11 @@ pub(crate) fn print(text: Arguments<'_>) {
 }
 
 pub(crate) fn print_error(text: Arguments<'_>) {
-    // There is nobody left to tell.
+    // Nobody is left to tell.
     let _ = io::stderr().lock().write_fmt(text);
 }
 
-/// Brings out what is still held back; an error if output was lost that someone waits for.
+/// Flushes buffered output. Returns an error if output was lost that someone waits for.
 pub(crate) fn check() -> anyhow::Result<()> {
     let flushed = io::stdout().flush();
     match FAILURE.get().or(flushed.as_ref().err()) {

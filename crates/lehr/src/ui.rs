@@ -1,5 +1,6 @@
-//! What a person sees while a run runs.
+//! Display of a run for people.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -11,7 +12,7 @@ use serde_json::json;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Makes Ctrl-C ask the run to stop after its present step; a second one ends the program at once.
+/// Makes Ctrl-C stop the run after its current step. A second Ctrl-C ends the program at once.
 pub(crate) fn stop_on_ctrl_c() -> &'static AtomicBool {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
@@ -32,10 +33,10 @@ pub(crate) fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
-/// How to show the events of a run.
+/// Ways to show the events of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// A bar if someone is watching, else a line now and then.
+    /// A progress bar on a terminal, otherwise a line now and then.
     Human,
     /// One JSON object per line.
     Json,
@@ -88,7 +89,7 @@ impl Show {
             self.smoothed_loss,
             m.tokens_per_s,
             100.0 * m.gflops / self.peak
-        );
+        ) + &named(&m.metrics);
         if let Some(bar) = &self.bar {
             bar.set_message(text);
             bar.set_position(m.step);
@@ -137,6 +138,7 @@ impl Observer for Show {
                 if let Some(accuracy) = evaluation.accuracy {
                     text += &format!(", accuracy {:.1}%", 100.0 * accuracy);
                 }
+                text += &named(&evaluation.metrics);
                 self.line(&text);
             }
             Event::Sampled { prompt, text, .. } => {
@@ -149,6 +151,11 @@ impl Observer for Show {
             }
         }
     }
+}
+
+/// The objective's named numbers, behind the others.
+fn named(metrics: &BTreeMap<String, f64>) -> String {
+    metrics.iter().map(|(name, value)| format!("  {name} {value:.4}")).collect()
 }
 
 /// Says how to continue an interrupted run.

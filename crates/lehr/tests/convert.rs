@@ -21,7 +21,7 @@ fn with_model() -> tempfile::TempDir {
     scratch
 }
 
-/// Models of which GGUF has no place for the family or for one of the settings, and which.
+/// Models whose family or setting GGUF cannot store, and the setting.
 const NOT_IN_GGUF: [(&str, &str); 5] = [
     ("chatglm-6b", "a family that GGUF has"),
     ("glm-130b", "a family that GGUF has"),

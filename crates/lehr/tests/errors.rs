@@ -128,8 +128,18 @@ fn wrong_settings_are_named_with_what_was_meant() {
     refused(&["tokenizer.vocab_size=many"], &["many"]);
     // All at once, so that nobody has to try again and again.
     refused(
-        &["train.rows=0", "optimizer.beta2=1.5", "train.len=500", "sample.prompts=[\"\"]"],
-        &["train.rows is 0", "beta2 is 1.5", "train.len is 500", "sample.prompts is empty at 0"],
+        &[
+            "train.batch_size=0",
+            "optimizer.beta2=1.5",
+            "train.seq_len=500",
+            "sample.prompts=[\"\"]",
+        ],
+        &[
+            "train.batch_size is 0",
+            "beta2 is 1.5",
+            "train.seq_len is 500",
+            "sample.prompts is empty at 0",
+        ],
     );
     for (minutes, says) in [("0", "0"), ("-2", "-2"), ("nan", "NaN"), ("inf", "inf")] {
         let minutes = format!("--minutes={minutes}");
@@ -314,7 +324,7 @@ fn prompts_that_do_not_fit_are_refused() {
     fails(dir, &["generate", "base", "-p", &long], &["the prompt has", "context is 64"]);
     fails(dir, &["generate", "base", "-p", ""], &["the prompt is empty"]);
     fails(dir, &["chat", "base", "-p", &long], &["the prompt has", "context is 64"]);
-    // A line that does not fit is told, and the conversation goes on.
+    // A line that does not fit gives an error, and the conversation continues.
     let mut chat = lehr(dir);
     chat.args(["chat", "base", "--json", "-n", "3", "--temperature", "0"]);
     let ran = finish(chat, format!("{long}\nglass\n").as_bytes());
@@ -395,7 +405,7 @@ fn too_little_memory_is_told_in_bytes() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
     write_text(dir, 300);
-    let sets = ["model.hidden_size=64", "train.rows=64", "train.len=64"];
+    let sets = ["model.hidden_size=64", "train.batch_size=64", "train.seq_len=64"];
     let mut command = lehr(dir);
     command.args(tiny("text.txt", "out", &sets)).env("LEHR_MEMORY_GB", "0.004");
     check_failure(&finish(command, b""), &["allocating", "bytes", "LEHR_MEMORY_GB"]);

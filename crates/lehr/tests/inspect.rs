@@ -33,11 +33,25 @@ fn a_hugging_face_folder_is_described() {
     assert_eq!(found["parameters_by_role"]["mlp"], 3 * 3 * 64 * 112);
     assert_eq!(found["weight_bytes"]["F32"], 4 * 122_304);
     assert_eq!(found["cache_bytes"]["F32"], 4 * 2 * 3 * 128 * 2 * 16);
+    assert_eq!(found["cache_bytes_per_token"], json!({ "F32": 768, "BF16": 384 }));
+    assert_eq!(found["fits"][0]["name"], "CPU");
+    assert_eq!(found["fits"][0]["context"]["F32"], 128);
     assert_eq!(found["stored"][0]["format"], "F32");
     assert_eq!(found["unused_tensors"], json!([]));
     assert_eq!(found["tensors"].as_array().unwrap().len(), 30);
     let said = succeeds(Path::new("."), &["inspect", &golden_llama().display().to_string()]);
-    for part in ["LlamaForCausalLM", "122.3 k", "3 of width 64", "128 tokens", "477.8 KiB"] {
+    for part in [
+        "LlamaForCausalLM",
+        "122.3 k",
+        "3 of width 64",
+        "128 tokens",
+        "477.8 KiB       768 B    96.0 KiB",
+        "f32 the full context",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    let said = succeeds(Path::new("."), &["doctor", &golden_llama().display().to_string()]);
+    for part in ["device = \"auto\"", "477.8 KiB       768 B    96.0 KiB", "f32 the full context"] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
 }

@@ -11,7 +11,6 @@ const N_LEAST: usize = 20;
 /// Operations without a caller that stay, and why.
 const KEPT: &[(&str, &str)] = &[
     ("dropout", "regularisation for fine-tuning; no recipe key sets it yet"),
-    ("token_logprobs", "log-probabilities with a gradient, for preference objectives"),
     ("mean", "a thin op: new formulas are composed of these before they are fused"),
     ("neg", "a thin op"),
     ("sigmoid", "a thin op"),

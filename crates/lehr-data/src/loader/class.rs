@@ -1,13 +1,12 @@
 //! Packed labelled texts, for sequence classification.
 
-use std::collections::BTreeSet;
-
 use lehr_tokenizer::Tokenizer;
+use std::collections::BTreeSet;
 
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
 use super::packing::Packing;
-use crate::batch::Batch;
+use crate::batch::{Batch, LayoutRule, int};
 use crate::source::Labelled;
 use crate::{Error, Result};
 
@@ -49,8 +48,8 @@ impl LabelSet {
 /// Batches of labelled texts, packed several to a row, each a segment of its own.
 ///
 /// A text has the tokens around it that the tokenizer puts there, and ends with the end-of-document
-/// token, whose flat index is in `class_positions`: a decoder reads the class there, an encoder at
-/// the segment's first token. Rows are packed full, so that batches hold nearly equal numbers of
+/// token, the end of its entry in `sequences`: a decoder reads the class there, an encoder at the
+/// segment's first token. Rows are packed full, so that batches hold nearly equal numbers of
 /// tokens rather than of texts. Each example appears exactly once an epoch.
 #[derive(Debug, Clone)]
 pub struct ClassLoader {
@@ -59,6 +58,7 @@ pub struct ClassLoader {
     rows: Rows,
     pad: i32,
     truncated: usize,
+    layout: Option<LayoutRule>,
 }
 
 #[derive(Debug, Clone)]
@@ -81,14 +81,15 @@ impl ClassLoader {
     ) -> Result<Self> {
         options.check()?;
         if examples.is_empty() {
-            let (what, len) = ("labelled texts", options.len);
+            let (what, len) = ("labelled texts", options.seq_len);
             return Err(Error::NothingToLearn { examples: 0, what, len });
         }
         let end = tokenizer.end_of_document()?;
         let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
         let mut truncated = 0;
         let mut encoded = Vec::with_capacity(examples.len());
-        for (index, framed) in tokenizer.encode_ended(&texts, options.len)?.into_iter().enumerate()
+        for (index, framed) in
+            tokenizer.encode_ended(&texts, options.seq_len)?.into_iter().enumerate()
         {
             let label = &examples[index].label;
             let class = labels.class(label).ok_or_else(|| Error::UnknownLabel {
@@ -100,9 +101,22 @@ impl ClassLoader {
             encoded.push(Example { ids: framed.ids, class });
         }
         let lengths: Vec<usize> = encoded.iter().map(|example| example.ids.len()).collect();
-        let packing = Packing::new(&lengths, options.len);
+        let packing = Packing::new(&lengths, options.seq_len);
         let rows = Rows::new(options, packing.rows() as u64);
-        Ok(Self { examples: encoded, packing, rows, pad: crate::batch::id(end), truncated })
+        Ok(Self {
+            examples: encoded,
+            packing,
+            rows,
+            pad: crate::batch::id(end),
+            truncated,
+            layout: None,
+        })
+    }
+
+    /// Places the tokens of each text by `layout` instead of counting from 0.
+    #[must_use]
+    pub fn with_layout(self, layout: LayoutRule) -> Self {
+        Self { layout: Some(layout), ..self }
     }
 
     /// Number of texts that were cut at the length of a row.
@@ -110,7 +124,7 @@ impl ClassLoader {
         self.truncated
     }
 
-    /// Indices of the examples of batch `index`, in the order of its `class_labels`.
+    /// Indices of the examples of batch `index`, in the order of its `sequences`.
     ///
     /// # Errors
     /// There is no such batch.
@@ -126,26 +140,25 @@ impl Loader for ClassLoader {
     }
 
     fn batch(&self, index: u64) -> Result<Batch> {
-        let mut batch = Batch::padding(self.rows(), self.len(), self.pad);
+        let mut batch = Batch::padding(self.batch_size(), self.seq_len(), self.pad);
         for (row, of) in self.rows.of_batch(index)?.into_iter().enumerate() {
             let mut start = 0;
             for example in self.packing.row(of.row, of.epoch_key) {
                 let Example { ids, class } = &self.examples[example];
-                for (t, &id) in ids.iter().enumerate() {
-                    batch.put(row, start + t, start, id);
-                }
-                start += ids.len();
-                batch.label(row, start - 1, *class);
+                batch.put_segment(row, start, ids, self.layout.as_ref())?;
+                let end = start + ids.len();
+                batch.label(row, (start, end), vec![int(*class)]);
+                start = end;
             }
         }
         Ok(batch)
     }
 
-    fn rows(&self) -> usize {
-        self.rows.options.rows
+    fn batch_size(&self) -> usize {
+        self.rows.options.batch_size
     }
 
-    fn len(&self) -> usize {
-        self.rows.options.len
+    fn seq_len(&self) -> usize {
+        self.rows.options.seq_len
     }
 }

@@ -21,7 +21,6 @@ pub use sft::SftLoader;
 use crate::{Batch, Result};
 
 /// A source of batches. Every batch can be asked for at any time, in any order, from any thread.
-#[expect(clippy::len_without_is_empty, reason = "the length is that of a row, which is never 0")]
 pub trait Loader: Send + Sync {
     /// Batches (of all processes together) that one pass over the data takes, rounded up.
     fn batches_per_epoch(&self) -> u64;
@@ -34,8 +33,8 @@ pub trait Loader: Send + Sync {
     fn batch(&self, index: u64) -> Result<Batch>;
 
     /// Rows of a batch of this process, B.
-    fn rows(&self) -> usize;
+    fn batch_size(&self) -> usize;
 
     /// Tokens of a row, T.
-    fn len(&self) -> usize;
+    fn seq_len(&self) -> usize;
 }

@@ -19,9 +19,9 @@ pub enum Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoaderOptions {
     /// Rows of a batch of one process, B.
-    pub rows: usize,
+    pub batch_size: usize,
     /// Tokens of a row, T.
-    pub len: usize,
+    pub seq_len: usize,
     /// The order of the data.
     pub order: Order,
     /// Number of this process, from 0.
@@ -32,13 +32,13 @@ pub struct LoaderOptions {
 
 impl LoaderOptions {
     /// Shuffled, one process.
-    pub fn shuffled(rows: usize, len: usize, seed: u64) -> Self {
-        Self { rows, len, order: Order::Shuffled { seed }, rank: 0, world: 1 }
+    pub fn shuffled(batch_size: usize, seq_len: usize, seed: u64) -> Self {
+        Self { batch_size, seq_len, order: Order::Shuffled { seed }, rank: 0, world: 1 }
     }
 
     /// In order, once, one process.
-    pub fn sequential(rows: usize, len: usize) -> Self {
-        Self { rows, len, order: Order::Sequential, rank: 0, world: 1 }
+    pub fn sequential(batch_size: usize, seq_len: usize) -> Self {
+        Self { batch_size, seq_len, order: Order::Sequential, rank: 0, world: 1 }
     }
 
     /// The same for process `rank` of `world`.
@@ -47,11 +47,12 @@ impl LoaderOptions {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        let Self { rows, len, rank, world, .. } = *self;
-        let positions = rows.checked_mul(len).and_then(|positions| i32::try_from(positions).ok());
-        if rows == 0 || len == 0 || positions.is_none() {
+        let Self { batch_size, seq_len, rank, world, .. } = *self;
+        let positions =
+            batch_size.checked_mul(seq_len).and_then(|positions| i32::try_from(positions).ok());
+        if batch_size == 0 || seq_len == 0 || positions.is_none() {
             return Err(Error::Options(format!(
-                "a batch of {rows} rows of {len} tokens, expected 1 to {} tokens in all",
+                "a batch of {batch_size} rows of {seq_len} tokens, expected 1 to {} tokens in all",
                 i32::MAX
             )));
         }
@@ -83,19 +84,20 @@ impl Rows {
     }
 
     pub(crate) fn batches_per_epoch(&self) -> u64 {
-        self.count.div_ceil((self.options.rows as u64).saturating_mul(self.options.world as u64))
+        self.count
+            .div_ceil((self.options.batch_size as u64).saturating_mul(self.options.world as u64))
     }
 
     /// The rows of batch `index`; fewer than asked for at the end of sequential data.
     pub(crate) fn of_batch(&self, index: u64) -> Result<Vec<RowOf>> {
-        let LoaderOptions { rows, order, rank, world, .. } = self.options;
+        let LoaderOptions { batch_size, order, rank, world, .. } = self.options;
         let batches = self.batches_per_epoch();
         if order == Order::Sequential && index >= batches {
             return Err(Error::NoSuchBatch { index, batches });
         }
-        let first = (u128::from(index) * world as u128 + rank as u128) * rows as u128;
+        let first = (u128::from(index) * world as u128 + rank as u128) * batch_size as u128;
         let count = u128::from(self.count);
-        let rows = (first..first + rows as u128).map_while(|at| match order {
+        let rows = (first..first + batch_size as u128).map_while(|at| match order {
             Order::Sequential => (at < count).then_some(RowOf { row: at as u64, epoch_key: None }),
             Order::Shuffled { seed } => {
                 let epoch_key = mix(seed ^ mix((at / count) as u64));

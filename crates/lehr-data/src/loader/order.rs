@@ -1,4 +1,4 @@
-//! A random permutation of 0..n of which any element is found in constant time and memory.
+//! A random permutation of 0..n that gives any element in constant time and memory.
 
 /// Rounds of the network; four are enough for a pseudo-random permutation of strong rounds
 /// (Luby and Rackoff 1988), and the rounds here are only good mixers.

@@ -3,7 +3,7 @@
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
 use crate::Result;
-use crate::batch::Batch;
+use crate::batch::{Batch, LayoutRule};
 use crate::shard::ShardSet;
 
 /// Batches of windows of the token stream of shards.
@@ -13,7 +13,7 @@ use crate::shard::ShardSet;
 /// of one and the first input of the next. So in one epoch every token is a target exactly once,
 /// except the first token of each document, which nothing precedes; the last token of a document,
 /// its end-of-document token, is a target, and as an input has none. There are ceil((N - 1) / T)
-/// rows, of which the last may end in padding.
+/// rows; the last may end in padding.
 ///
 /// A window's segments are its documents. A document that began in an earlier window begins anew at
 /// position 0: what came before is not seen.
@@ -21,6 +21,7 @@ use crate::shard::ShardSet;
 pub struct PretrainLoader {
     shards: ShardSet,
     rows: Rows,
+    layout: Option<LayoutRule>,
 }
 
 impl PretrainLoader {
@@ -31,8 +32,14 @@ impl PretrainLoader {
     pub fn new(shards: ShardSet, options: LoaderOptions) -> Result<Self> {
         options.check()?;
         // A document has two tokens at least, so that there is a window.
-        let windows = (shards.tokens() - 1).div_ceil(options.len as u64);
-        Ok(Self { shards, rows: Rows::new(options, windows) })
+        let windows = (shards.tokens() - 1).div_ceil(options.seq_len as u64);
+        Ok(Self { shards, rows: Rows::new(options, windows), layout: None })
+    }
+
+    /// Places the tokens of each segment by `layout` instead of counting from 0.
+    #[must_use]
+    pub fn with_layout(self, layout: LayoutRule) -> Self {
+        Self { layout: Some(layout), ..self }
     }
 
     /// Tokens with a target in one epoch.
@@ -40,20 +47,23 @@ impl PretrainLoader {
         self.shards.tokens() - self.shards.documents()
     }
 
-    fn fill(&self, batch: &mut Batch, row: usize, window: u64) {
-        let first = window * batch.len as u64;
-        let end = (first + batch.len as u64 + 1).min(self.shards.tokens());
+    fn fill(&self, batch: &mut Batch, row: usize, window: u64) -> Result<()> {
+        let first = window * batch.seq_len as u64;
+        let end = (first + batch.seq_len as u64 + 1).min(self.shards.tokens());
         let stretch = self.shards.stretch(first..end);
-        let mut segment_start = 0;
-        for t in 0..stretch.ids.len() - 1 {
-            if stretch.begins[t] {
-                segment_start = t;
+        let n = stretch.ids.len() - 1;
+        let mut start = 0;
+        for t in 1..=n {
+            if t == n || stretch.begins[t] {
+                let ids = &stretch.ids[start..t];
+                batch.put_segment(row, start, ids, self.layout.as_ref())?;
+                start = t;
             }
-            batch.put(row, t, segment_start, stretch.ids[t]);
-            if !stretch.begins[t + 1] {
-                batch.aim(row, t, stretch.ids[t + 1], self.shards.byte_lengths());
+            if !stretch.begins[t] {
+                batch.aim(row, t - 1, stretch.ids[t], self.shards.byte_lengths());
             }
         }
+        Ok(())
     }
 }
 
@@ -64,18 +74,18 @@ impl Loader for PretrainLoader {
 
     fn batch(&self, index: u64) -> Result<Batch> {
         let pad = crate::batch::id(self.shards.end_of_document());
-        let mut batch = Batch::padding(self.rows(), self.len(), pad);
+        let mut batch = Batch::padding(self.batch_size(), self.seq_len(), pad);
         for (row, window) in self.rows.of_batch(index)?.into_iter().enumerate() {
-            self.fill(&mut batch, row, window.row);
+            self.fill(&mut batch, row, window.row)?;
         }
         Ok(batch)
     }
 
-    fn rows(&self) -> usize {
-        self.rows.options.rows
+    fn batch_size(&self) -> usize {
+        self.rows.options.batch_size
     }
 
-    fn len(&self) -> usize {
-        self.rows.options.len
+    fn seq_len(&self) -> usize {
+        self.rows.options.seq_len
     }
 }

@@ -6,7 +6,7 @@ use lehr_tokenizer::chat::{ChatTemplate, Rendered};
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
 use super::packing::Packing;
-use crate::batch::Batch;
+use crate::batch::{Batch, LayoutRule};
 use crate::source::Conversation;
 use crate::{Error, Result};
 
@@ -24,6 +24,7 @@ pub struct SftLoader {
     pad: i32,
     truncated: usize,
     dropped: usize,
+    layout: Option<LayoutRule>,
 }
 
 impl SftLoader {
@@ -44,9 +45,9 @@ impl SftLoader {
         let (mut examples, mut truncated) = (Vec::new(), 0);
         for conversation in conversations {
             let mut example = template.render(tokenizer, &conversation.messages, false)?;
-            if example.ids.len() > options.len + 1 {
-                example.ids.truncate(options.len + 1);
-                example.loss_mask.truncate(options.len + 1);
+            if example.ids.len() > options.seq_len + 1 {
+                example.ids.truncate(options.seq_len + 1);
+                example.loss_mask.truncate(options.seq_len + 1);
                 truncated += 1;
             }
             if example.loss_mask[1..].contains(&true) {
@@ -57,16 +58,22 @@ impl SftLoader {
             return Err(Error::NothingToLearn {
                 examples: conversations.len(),
                 what: "conversations",
-                len: options.len,
+                len: options.seq_len,
             });
         }
         let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len() - 1).collect();
-        let packing = Packing::new(&lengths, options.len);
+        let packing = Packing::new(&lengths, options.seq_len);
         let rows = Rows::new(options, packing.rows() as u64);
         let dropped = conversations.len() - examples.len();
         let byte_lengths = tokenizer.byte_lengths();
         let pad = crate::batch::id(tokenizer.end_of_document()?);
-        Ok(Self { examples, packing, rows, byte_lengths, pad, truncated, dropped })
+        Ok(Self { examples, packing, rows, byte_lengths, pad, truncated, dropped, layout: None })
+    }
+
+    /// Places the tokens of each conversation by `layout` instead of counting from 0.
+    #[must_use]
+    pub fn with_layout(self, layout: LayoutRule) -> Self {
+        Self { layout: Some(layout), ..self }
     }
 
     /// Number of conversations that are learnt from.
@@ -84,13 +91,15 @@ impl SftLoader {
         self.dropped
     }
 
-    fn fill(&self, batch: &mut Batch, row: usize, start: usize, example: &Rendered) {
-        for t in 0..example.ids.len() - 1 {
-            batch.put(row, start + t, start, example.ids[t]);
+    fn fill(&self, batch: &mut Batch, row: usize, start: usize, example: &Rendered) -> Result<()> {
+        let n = example.ids.len() - 1;
+        batch.put_segment(row, start, &example.ids[..n], self.layout.as_ref())?;
+        for t in 0..n {
             if example.loss_mask[t + 1] {
                 batch.aim(row, start + t, example.ids[t + 1], &self.byte_lengths);
             }
         }
+        Ok(())
     }
 }
 
@@ -100,23 +109,23 @@ impl Loader for SftLoader {
     }
 
     fn batch(&self, index: u64) -> Result<Batch> {
-        let mut batch = Batch::padding(self.rows(), self.len(), self.pad);
+        let mut batch = Batch::padding(self.batch_size(), self.seq_len(), self.pad);
         for (row, of) in self.rows.of_batch(index)?.into_iter().enumerate() {
             let mut start = 0;
             for example in self.packing.row(of.row, of.epoch_key) {
                 let example = &self.examples[example];
-                self.fill(&mut batch, row, start, example);
+                self.fill(&mut batch, row, start, example)?;
                 start += example.ids.len() - 1;
             }
         }
         Ok(batch)
     }
 
-    fn rows(&self) -> usize {
-        self.rows.options.rows
+    fn batch_size(&self) -> usize {
+        self.rows.options.batch_size
     }
 
-    fn len(&self) -> usize {
-        self.rows.options.len
+    fn seq_len(&self) -> usize {
+        self.rows.options.seq_len
     }
 }

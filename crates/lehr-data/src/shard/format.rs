@@ -5,10 +5,10 @@ use sha2::{Digest, Sha256};
 pub(crate) const HEADER_BYTES: usize = 128;
 const MAGIC: &[u8; 8] = b"lehrtok\0";
 const VERSION: u32 = 1;
-/// Bytes of the header that its own checksum covers.
+/// Number of header bytes that the header's own checksum covers.
 const CHECKED: usize = 112;
 
-/// What stands before the tokens of a shard.
+/// Header before the tokens of a shard.
 ///
 /// | offset | field                                              |
 /// |-------:|----------------------------------------------------|
@@ -53,7 +53,7 @@ impl Header {
         bytes.try_into().expect("the fields of a header fill it exactly")
     }
 
-    /// Reads the header at the start of a file, or says what is wrong with it.
+    /// Reads the header at the start of a file, or returns what is wrong with it.
     pub(crate) fn decode(file: &[u8]) -> Result<Self, String> {
         let found = file.len();
         if found < HEADER_BYTES {
@@ -87,7 +87,7 @@ impl Header {
         }
     }
 
-    /// Offset of the document index; none if the sizes are impossible.
+    /// Returns the offset of the document index, or `None` if the sizes are impossible.
     pub(crate) fn index_offset(&self) -> Option<u64> {
         if self.id_bytes != 2 && self.id_bytes != 4 {
             return None;
@@ -102,7 +102,7 @@ impl Header {
     }
 }
 
-/// The bytes of a hash in hexadecimal; none if it is not one.
+/// Parses a hash in hexadecimal; `None` if the text is not one.
 pub(crate) fn hash_bytes(hex: &str) -> Option<[u8; 32]> {
     let digits = hex.as_bytes();
     let mut bytes = [0; 32];

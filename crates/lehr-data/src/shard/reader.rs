@@ -28,9 +28,9 @@ impl Shard {
         let path = path.as_ref();
         let io = |source| Error::Io { action: "reading", path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read only, and shards are never changed in place: the writer renames
-        // a complete file into its place. A foreign process that cuts the file while it is mapped
-        // is outside what any reader of mapped files can guard against.
+        // SAFETY: the map is read only, and shards are never changed in place: the writer renames a
+        // complete file into its place. No reader of mapped files can guard against another process
+        // that truncates the file.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let damaged = |reason| Error::Shard { path: PathBuf::from(path), reason };
         let header = Header::decode(&map).map_err(damaged)?;
@@ -52,7 +52,7 @@ impl Shard {
         Ok(shard)
     }
 
-    /// A checksum proves that nothing changed, not that the writer was right.
+    /// A checksum proves that nothing changed, not that the writer was correct.
     fn check_contents(&self, vocab_size: usize) -> std::result::Result<(), String> {
         let starts = (0..=self.documents()).map(|document| self.start(document));
         if self.start(0) != 0
@@ -82,7 +82,8 @@ impl Shard {
         self.header.text_bytes
     }
 
-    /// Index of the first token of a document; for the number of documents, the number of tokens.
+    /// Returns the index of a document's first token. For the number of documents, returns the
+    /// number of tokens.
     pub(crate) fn start(&self, document: u64) -> u64 {
         u64_at(&self.map, self.index_offset + document as usize * 8)
     }
@@ -94,7 +95,7 @@ impl Shard {
         bytes.iter().rev().fold(0, |id, &byte| (id << 8) | u32::from(byte))
     }
 
-    /// The first document that begins at token `at` or later.
+    /// Returns the first document that begins at token `at` or later.
     pub(crate) fn document_from(&self, at: u64) -> u64 {
         let (mut low, mut high) = (0, self.documents());
         while low < high {

@@ -25,7 +25,7 @@ struct Inner {
     end_of_document: u32,
 }
 
-/// A stretch of the stream.
+/// A range of the stream.
 #[derive(Debug, Default)]
 pub(crate) struct Stretch {
     pub(crate) ids: Vec<u32>,
@@ -85,7 +85,7 @@ impl ShardSet {
         &self.inner.byte_lengths
     }
 
-    /// The tokens of `range`, which must lie within the stream.
+    /// Returns the tokens of `range`, which must lie within the stream.
     pub(crate) fn stretch(&self, range: Range<u64>) -> Stretch {
         let Inner { shards, starts, .. } = &*self.inner;
         let mut stretch = Stretch::default();

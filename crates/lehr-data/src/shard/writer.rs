@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use super::format::{HEADER_BYTES, Header, hash_bytes};
 use crate::{Error, Result};
 
-/// Writes documents into a shard. The file appears under its name only when it is complete: it is
-/// written beside, synced and renamed by [`finish`](Self::finish).
+/// Writes documents into a shard. The file gets its name only when it is complete:
+/// [`finish`](Self::finish) syncs and renames a temporary file.
 pub struct ShardWriter {
     path: PathBuf,
     beside: PathBuf,
@@ -23,7 +23,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Begins the shard `path` for ids of `tokenizer`, whose end-of-document token closes each
+    /// Creates the shard `path` for ids of `tokenizer`. Its end-of-document token ends each
     /// document.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl ShardWriter {
         Ok(Self { path, beside, file, hasher, header, starts, buffer })
     }
 
-    /// Appends a document of `text_bytes` UTF-8 bytes; the end-of-document token is added here.
+    /// Appends a document of `text_bytes` UTF-8 bytes and its end-of-document token.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -76,7 +76,7 @@ impl ShardWriter {
         self.header.tokens
     }
 
-    /// Completes the shard and gives it its name.
+    /// Completes the shard and renames it to its final name.
     ///
     /// # Errors
     /// The file cannot be written, synced or renamed.

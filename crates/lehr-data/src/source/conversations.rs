@@ -1,4 +1,4 @@
-//! Conversations to fine-tune on, in the forms that are in use.
+//! Conversations to fine-tune on, in the common record formats.
 
 use std::path::Path;
 
@@ -12,20 +12,20 @@ use crate::{Error, Result};
 /// One conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
-    /// The record's `id` field, else the file's name and line.
+    /// The record's `id` field, or else the file name and line.
     pub id: String,
     /// The messages, a valid conversation.
     pub messages: Vec<Message>,
 }
 
-/// All conversations of a file or folder of records. A record is one of
+/// Reads all conversations of a file or folder of records. A record has one of these forms:
 ///
 /// - `{"messages": [{"role", "content"}, ...]}`,
 /// - `{"conversations": [{"from", "value"}, ...]}` with `human` and `gpt`,
 /// - `{"prompt", "completion"}` or `{"prompt", "response"}`,
 /// - `{"instruction", "output"}`, with an optional `input` that follows the instruction,
 ///
-/// the last two with an optional `system`.
+/// The last two may have a `system` field.
 ///
 /// # Errors
 /// A file cannot be read or is not well-formed, a record has none of these forms, its messages are

@@ -14,8 +14,8 @@ use crate::{Error, Result};
 pub struct ReadOptions {
     /// The field of records that holds the text.
     pub text_field: String,
-    /// Plain text files are cut at paragraphs into documents of at least this many bytes: a book as
-    /// one document could not be split into training and validation. 0 keeps files whole.
+    /// Plain text files are cut at paragraphs into documents of at least this many bytes, because a
+    /// book as one document could not be split into training and validation. 0 keeps files whole.
     pub document_bytes: usize,
 }
 
@@ -33,17 +33,17 @@ pub struct Documents {
     options: ReadOptions,
 }
 
-/// The documents of a file or folder, one at a time. Documents of white space only are left out.
+/// Iterates over the documents of a file or folder. Skips documents of white space only.
 ///
 /// # Errors
-/// The path does not exist or its ending is not known; later, per document: as
+/// The path does not exist or its ending is not known. Each document may give an error of
 /// [`read_documents`].
 pub fn documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Documents> {
     let files = list(path.as_ref())?.into();
     Ok(Documents { files, current: Box::new(std::iter::empty()), options: options.clone() })
 }
 
-/// All documents of a file or folder.
+/// Reads all documents of a file or folder.
 ///
 /// # Errors
 /// A file cannot be read or decompressed, is not UTF-8 or not well-formed, lacks the text field, or

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 const KNOWN: &str = ".txt, .md, .jsonl, .json, .csv or .tsv, also with .gz or .zst";
 
-/// What is inside a file.
+/// Format of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Text,
@@ -32,13 +32,13 @@ enum Compression {
 #[derive(Debug, Clone)]
 pub(crate) struct SourceFile {
     pub(crate) path: PathBuf,
-    /// The path below the folder that was asked for: the same on every machine.
+    /// The path below the given folder, which is the same on every machine.
     pub(crate) name: String,
     pub(crate) format: Format,
     compression: Compression,
 }
 
-/// The files that `path` stands for.
+/// Lists the files that `path` stands for.
 pub(crate) fn list(path: &Path) -> Result<Vec<SourceFile>> {
     let metadata = std::fs::metadata(path).map_err(|source| io_error(path, source))?;
     if !metadata.is_dir() {
@@ -63,7 +63,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<SourceFile>) -> Result<()> 
         }
         let path = entry.path();
         let name = format!("{prefix}{file_name}");
-        // Links to folders are not followed, so that a circle of links cannot trap the walk.
+        // Links to folders are not followed, because a circle of links would never end.
         let kind = entry.file_type().map_err(|source| io_error(&path, source))?;
         if kind.is_dir() {
             walk(&path, &format!("{name}/"), files)?;
@@ -95,7 +95,7 @@ impl SourceFile {
         Some(Self { path: path.to_owned(), name, format, compression })
     }
 
-    /// Opens the file, decompressing it, past a byte-order mark.
+    /// Opens and decompresses the file, and skips a byte-order mark.
     pub(crate) fn open(&self) -> Result<Box<dyn BufRead + Send>> {
         let file = File::open(&self.path).map_err(|source| io_error(&self.path, source))?;
         let raw = BufReader::with_capacity(1 << 16, file);
@@ -116,7 +116,7 @@ impl SourceFile {
         Ok(Box::new(Cursor::new(head).chain(reader)))
     }
 
-    /// The error for a failed read: of the compressed stream, if there is one.
+    /// Returns the error for a failed read: that of the compressed stream, if there is one.
     pub(crate) fn read_error(&self, source: io::Error) -> Error {
         match self.compression {
             Compression::None => io_error(&self.path, source),
@@ -124,7 +124,7 @@ impl SourceFile {
         }
     }
 
-    /// The whole decompressed text.
+    /// Returns the whole decompressed text.
     pub(crate) fn read_to_string(&self) -> Result<String> {
         let mut lines = Lines::new(self.clone())?;
         let mut text = String::new();
@@ -134,7 +134,7 @@ impl SourceFile {
         Ok(text)
     }
 
-    /// The error for a text file where records are needed.
+    /// Returns the error for a text file where records are expected.
     pub(crate) fn not_records(&self) -> Error {
         Error::UnknownExtension {
             path: self.path.clone(),
@@ -144,7 +144,7 @@ impl SourceFile {
     }
 }
 
-/// The lines of a file, checked to be UTF-8.
+/// Iterator over the lines of a file, which must be UTF-8.
 pub(crate) struct Lines {
     file: SourceFile,
     reader: Box<dyn BufRead + Send>,
@@ -162,7 +162,7 @@ impl Lines {
         &self.file
     }
 
-    /// The next line, with its line break, and its number from 1.
+    /// Returns the next line with its line break, and its number from 1.
     pub(crate) fn next_line(&mut self) -> Result<Option<(u64, String)>> {
         let mut bytes = Vec::new();
         let read = self.reader.read_until(b'\n', &mut bytes);

@@ -1,4 +1,4 @@
-//! Guessing what a dataset is for.
+//! Detection of the kind of a dataset.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::files::{Format, list};
 use super::records::records;
 use crate::{Error, Result};
 
-/// What a dataset holds.
+/// Content of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatasetKind {
     /// Documents to pre-train on.

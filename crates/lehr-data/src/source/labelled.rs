@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub struct Labelled {
     /// The text.
     pub text: String,
-    /// The name of the class; numbers and booleans of JSON are taken by their digits and names.
+    /// The name of the class. JSON numbers and booleans become their text.
     pub label: String,
 }
 
@@ -33,7 +33,7 @@ impl Default for LabelledFields {
     }
 }
 
-/// All labelled texts of a file or folder.
+/// Reads all labelled texts of a file or folder.
 ///
 /// # Errors
 /// A file cannot be read or is not well-formed, a field is missing or of another type, or there is

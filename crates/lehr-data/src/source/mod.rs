@@ -1,8 +1,8 @@
 //! Documents, labelled texts and conversations from files.
 //!
-//! Every reader takes a file or a folder. A folder stands for all files below it whose ending is
-//! known, in sorted order; names that begin with a dot are left out. Files may end in `.gz` or
-//! `.zst` on top. Text must be UTF-8; a byte-order mark at the start is dropped.
+//! Every reader takes a file or a folder. A folder means all files below it with a known ending, in
+//! sorted order, except names that begin with a dot. Files may also end in `.gz` or `.zst`. Text
+//! must be UTF-8; a byte-order mark at the start is dropped.
 
 mod conversations;
 mod document;

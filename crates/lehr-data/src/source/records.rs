@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::files::{Format, Lines, SourceFile};
 use crate::{Error, Result};
 
-/// Where a record stands, for messages and ids.
+/// Place of a record, for messages and ids.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     file: Arc<SourceFile>,
@@ -24,7 +24,7 @@ pub(crate) struct Record {
 
 pub(crate) type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
 
-/// The records of a file that is not plain text.
+/// Iterates over the records of a file that is not plain text.
 pub(crate) fn records(file: &SourceFile) -> Result<Records> {
     let shared = Arc::new(file.clone());
     match file.format {
@@ -97,7 +97,7 @@ fn csv_error(file: &Arc<SourceFile>, error: csv::Error) -> Error {
     let offset = error.position().map_or(0, csv::Position::byte);
     match error.into_kind() {
         csv::ErrorKind::Io(source) => file.read_error(source),
-        // The position is that of the row; a field's own offset is not known.
+        // The position is that of the row; the parser does not report the offset of a field.
         csv::ErrorKind::Utf8 { .. } => Error::NotUtf8 { path: file.path.clone(), line, offset },
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             let reason = format!("the row has {len} fields, expected {expected_len}");
@@ -140,7 +140,7 @@ impl Record {
         self.fields.keys().cloned().collect()
     }
 
-    /// Takes the `id` field if it is a string or a number; else the place is the id.
+    /// Takes the `id` field if it is a string or a number. Otherwise the place is the id.
     pub(crate) fn take_id(&mut self) -> String {
         match self.fields.get("id") {
             Some(Value::String(_) | Value::Number(_)) => {}

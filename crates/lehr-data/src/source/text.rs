@@ -4,15 +4,15 @@ use super::document::Document;
 use super::files::{Lines, SourceFile};
 use crate::Result;
 
-/// A document is closed at a line end, and a line cut, before this many times the wanted size.
+/// Upper bound of a document's size, as a multiple of the requested size.
 const MOST: usize = 4;
 
 /// Cuts a text file into documents of at least `document_bytes` bytes (0: one document).
 ///
-/// A document ends before the first paragraph (after blank lines) at which it is long enough. Where
-/// no blank line comes, it ends at the line end before it would be more than [`MOST`] times as
-/// long, and a line longer than that is cut at a space. A short rest joins the document before it.
-/// Joined, the documents are the file.
+/// A document ends before the first paragraph (after blank lines) at which it is long enough.
+/// Without blank lines it ends at a line end, before it exceeds [`MOST`] times the requested size;
+/// a longer line is cut at a space. A short remainder joins the document before it. The
+/// concatenated documents equal the file.
 pub(crate) struct TextDocuments {
     lines: Lines,
     least: usize,
@@ -49,7 +49,7 @@ impl TextDocuments {
         Ok(self.pieces.pop())
     }
 
-    /// Reads on until a document is complete and the one before it may be given out.
+    /// Reads until a document is complete and the one before it can be returned.
     fn advance(&mut self) -> Result<Option<String>> {
         while let Some(piece) = self.next_piece()? {
             let blank = piece.trim().is_empty();
@@ -102,7 +102,7 @@ impl Iterator for TextDocuments {
     }
 }
 
-/// Cuts `line` into pieces of at most `most` bytes, after a space where there is one.
+/// Cuts `line` into pieces of at most `most` bytes, after a space if possible.
 fn cut(line: String, most: usize) -> Vec<String> {
     if line.len() <= most {
         return vec![line];

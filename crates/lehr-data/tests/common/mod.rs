@@ -57,18 +57,15 @@ pub(crate) struct Cell {
 /// The rows of a batch, after checking that it is well-formed.
 #[track_caller]
 pub(crate) fn rows(batch: &Batch) -> Vec<Vec<Cell>> {
-    let size = batch.rows * batch.len;
-    for vector in [&batch.tokens, &batch.targets, &batch.positions, &batch.segment_starts] {
-        assert_eq!(vector.len(), size);
-    }
+    batch.validate().unwrap();
     let cell = |at: usize| Cell {
         token: batch.tokens[at],
         target: batch.targets[at],
         position: batch.positions[at],
         segment_start: batch.segment_starts[at],
     };
-    let rows: Vec<Vec<Cell>> = (0..batch.rows)
-        .map(|row| (0..batch.len).map(|t| cell(row * batch.len + t)).collect())
+    let rows: Vec<Vec<Cell>> = (0..batch.batch_size)
+        .map(|row| (0..batch.seq_len).map(|t| cell(row * batch.seq_len + t)).collect())
         .collect();
     for row in &rows {
         for (t, cell) in row.iter().enumerate() {

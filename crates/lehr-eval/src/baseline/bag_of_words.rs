@@ -38,12 +38,12 @@ struct Fitted {
     is_converged: bool,
 }
 
-/// How good parameters are on the development set; more is better, in this order.
+/// Quality of parameters on the development set; more is better, in this order.
 type Quality = (usize, f64);
 
 impl BagOfWords {
-    /// Fits on `train`; `dev` serves only to choose the strength of the regularisation, and may be
-    /// empty, which leaves `C = 3`. Classes are below `n_classes`.
+    /// Fits on `train`. `dev` only selects the strength of the regularisation; if it is empty, `C =
+    /// 3`. Classes are below `n_classes`.
     ///
     /// # Errors
     /// If there are no training texts, or a class is not below `n_classes`.
@@ -66,8 +66,8 @@ impl BagOfWords {
         Ok(Self { vocabulary, n_classes, fitted })
     }
 
-    /// The class of the greatest score. A text of unknown words gets the class that the bias
-    /// prefers.
+    /// Returns the class with the greatest score. A text of unknown words gets the class that the
+    /// bias prefers.
     #[must_use]
     pub fn predict(&self, text: &str) -> usize {
         argmax(&self.scores(text))
@@ -102,7 +102,7 @@ impl BagOfWords {
     }
 
     /// Whether fitting ended within 1e-5 nats per text of the best value. If not, a report should
-    /// say so: the baseline would be weaker than it could be.
+    /// say so, because the baseline is weaker than possible.
     #[must_use]
     pub fn is_converged(&self) -> bool {
         self.fitted.is_converged
@@ -114,8 +114,8 @@ impl BagOfWords {
     }
 }
 
-/// Fits for one `C` after the other, each time from the result of the one before, and keeps the
-/// best. Ends after two in a row that were not better: weaker regularisation only takes longer.
+/// Fits for each `C` in turn, starting from the previous result, and keeps the best. Stops after
+/// two in a row without improvement, because weaker regularisation only takes longer.
 fn choose(problem: &Problem<'_>, grid: &[f64], quality: impl Fn(&[f64]) -> Quality) -> Fitted {
     let mut parameters = vec![0.0; problem.n_parameters()];
     let mut best: Option<(Quality, Fitted)> = None;

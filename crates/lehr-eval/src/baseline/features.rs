@@ -33,8 +33,8 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Chooses the features: all of up to a thousand texts, otherwise those of two texts or more,
-    /// and at most the `max_features` most frequent.
+    /// Selects the features: all if there are at most a thousand texts, otherwise those that occur
+    /// in two texts or more. Keeps at most the `max_features` most frequent.
     pub(super) fn new<'a>(texts: impl Iterator<Item = &'a str>, max_features: usize) -> Self {
         let (names, counts, n_texts) = document_counts(texts);
         let min_count = if n_texts > RARE_FEATURES_UP_TO { 2 } else { 1 };
@@ -113,12 +113,13 @@ fn document_counts<'a>(
     (names, counts, n_texts)
 }
 
-/// `ln((1 + n) / (1 + df)) + 1`: as if one more text held every feature. Scikit-learn's default.
+/// `ln((1 + n) / (1 + df)) + 1`: as if one more text contained every feature. Scikit-learn's
+/// default.
 fn inverse_document_frequency(n_texts: usize, count: u32) -> f32 {
     ((1.0 + n_texts as f32) / (1.0 + count as f32)).ln() + 1.0
 }
 
-/// What a piece of text is made of.
+/// Kind of a piece of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A word of a script with spaces.
@@ -171,7 +172,7 @@ fn for_each_feature(text: &str, mut f: impl FnMut(&str)) {
     }
 }
 
-/// Cuts a text into pieces; white space separates and belongs to none.
+/// Cuts a text into pieces. White space separates pieces and belongs to none.
 fn pieces(text: &str) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     let mut chars = text.char_indices().peekable();

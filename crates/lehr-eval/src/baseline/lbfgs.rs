@@ -43,8 +43,8 @@ impl Lbfgs {
         q
     }
 
-    /// Remembers a step. One along which the gradient did not grow would spoil the approximation
-    /// and is left out; with a convex function that is rounding.
+    /// Remembers a step. Skips a step along which the gradient did not grow, because it would spoil
+    /// the approximation; for a convex function only rounding causes that.
     pub(super) fn push(&mut self, step: Vec<f64>, change: Vec<f64>) {
         let curvature = dot(&step, &change);
         if curvature <= 1e-12 * dot(&change, &change) {

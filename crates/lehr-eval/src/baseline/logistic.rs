@@ -10,7 +10,7 @@
 use super::features::Rows;
 use super::lbfgs::{Lbfgs, add_scaled, dot};
 
-/// More iterations than any data seen so far needed; a bound, not a setting.
+/// Bound on iterations, above what any data needed so far; not a setting.
 const MAX_ITERATIONS: usize = 500;
 /// Stop when the value is surely within this many nats per text of the best.
 const TOLERANCE: f64 = 1e-5;
@@ -23,7 +23,7 @@ pub(super) struct Problem<'a> {
     pub(super) n_classes: usize,
 }
 
-/// What minimising gave.
+/// Result of minimising.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Outcome {
     pub(super) n_iterations: usize,
@@ -44,8 +44,8 @@ impl Problem<'_> {
 
     /// Minimises `f` from the parameters given, in place.
     ///
-    /// `f` grows at least as fast as `λ/2` times the squared distance, so a gradient `g` bounds
-    /// what is left to gain by `‖g‖² / 2λ`, and that decides when to stop.
+    /// `f` grows at least as fast as `λ/2` times the squared distance. So a gradient `g` bounds the
+    /// remaining gain by `‖g‖² / 2λ`, which decides when to stop.
     pub(super) fn minimise(&self, lambda: f64, parameters: &mut [f64]) -> Outcome {
         let mut memory = Lbfgs::default();
         let mut scores = self.scores(parameters);
@@ -58,7 +58,7 @@ impl Problem<'_> {
             let step_scores = self.scores(&step);
             let t = self.line_search(lambda, parameters, &scores, &step, &step_scores);
             if t <= 0.0 {
-                // Not even the last digits can be improved.
+                // The last digits cannot be improved.
                 return Outcome { n_iterations, is_converged: true };
             }
             step.iter_mut().for_each(|s| *s *= t);
@@ -194,7 +194,7 @@ pub(super) fn softmax(z: &[f64], p: &mut [f64]) {
     p.iter_mut().for_each(|p| *p /= sum);
 }
 
-/// The class of the greatest score; of equal ones the first.
+/// Returns the class with the greatest score, the first of equals.
 pub(super) fn argmax(scores: &[f64]) -> usize {
     (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0)
 }

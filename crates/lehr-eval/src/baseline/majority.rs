@@ -1,4 +1,4 @@
-//! The classifier that does not look at the text.
+//! Classifier that ignores the text.
 
 use super::{check_texts, share_correct};
 use crate::{Error, Result};

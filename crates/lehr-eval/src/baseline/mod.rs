@@ -1,4 +1,4 @@
-//! Classifiers of text without a neural network: what a fine-tuned model has to beat.
+//! Text classifiers without a neural network, which a fine-tuned model has to beat.
 //!
 //! [`MajorityClass`] is the floor. [`BagOfWords`] is a serious opponent: on a few thousand labelled
 //! texts a logistic regression on words is often as good as a small transformer, and fits in

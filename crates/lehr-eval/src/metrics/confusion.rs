@@ -1,4 +1,4 @@
-//! Counts of predicted against expected classes, and what follows from them.
+//! Counts of predicted and expected classes, and the metrics derived from them.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ pub fn accuracy(predicted: &[usize], expected: &[usize]) -> Result<f64> {
     Ok(n_correct as f64 / expected.len() as f64)
 }
 
-/// How often each class was predicted for texts of each class.
+/// Number of texts of each class for which each class was predicted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confusion {
     /// `counts[expected][predicted]`, square.
@@ -94,8 +94,8 @@ impl Confusion {
 
     /// The unweighted mean of [`Confusion::f1`] over the classes that occur, expected or predicted.
     ///
-    /// A class that is never found counts as 0, so that always predicting the most frequent class
-    /// gives a low value where accuracy may be high. This is scikit-learn's definition.
+    /// A class that is never found counts as 0. So always predicting the most frequent class gives
+    /// a low value, even where accuracy is high. This is scikit-learn's definition.
     #[must_use]
     pub fn macro_f1(&self) -> f64 {
         let scores: Vec<f64> = (0..self.n_classes()).filter_map(|c| self.f1(c)).collect();

@@ -27,7 +27,7 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Whether the value lies in it, ends included.
+    /// Whether the interval contains the value; both ends count.
     #[must_use]
     pub fn contains(&self, value: f64) -> bool {
         (self.low..=self.high).contains(&value)
@@ -53,7 +53,8 @@ pub struct Estimate {
     pub interval: Option<Interval>,
 }
 
-/// As in `0.8512 ± 0.0103 (n = 3)`; a single run is `0.8512 (n = 1)`. A precision is obeyed.
+/// Formats as `0.8512 ± 0.0103 (n = 3)`, and a single run as `0.8512 (n = 1)`. Respects a
+/// precision.
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(4);
@@ -71,9 +72,9 @@ impl fmt::Display for Estimate {
 /// ( p + z²/2n  ±  z √( p (1 - p) / n + z²/4n² ) ) / ( 1 + z²/n )
 /// ```
 ///
-/// It stays within 0 and 1 and is good also for few trials and proportions near the ends, where
-/// `p ± 1.96 √(p (1 - p) / n)` is not. Source: Wilson 1927, "Probable inference, the law of
-/// succession, and statistical inference".
+/// It stays within 0 and 1, and it is also accurate for few trials and for proportions near the
+/// ends, where `p ± 1.96 √(p (1 - p) / n)` is not. Source: Wilson 1927, "Probable inference, the
+/// law of succession, and statistical inference".
 ///
 /// # Errors
 /// If there are no trials or more successes than trials.

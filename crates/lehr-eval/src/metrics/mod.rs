@@ -1,6 +1,6 @@
-//! Metrics of predicted classes, and how sure one can be of a measured number.
+//! Metrics of predicted classes, and the uncertainty of measured numbers.
 //!
-//! Two kinds of uncertainty are kept apart. [`wilson`] answers "what if other test texts had been
+//! There are two kinds of uncertainty. [`wilson`] answers "what if other test texts had been
 //! drawn?": an interval around one proportion on n texts. [`mean_interval`] and
 //! [`paired_difference`] answer "what if other seeds had been drawn?": an interval around the mean
 //! of a few runs. All intervals are two-sided with 95 % confidence.

@@ -1,6 +1,6 @@
 //! The range of an axis, and ticks at round numbers.
 
-/// Greater values cannot be drawn; this leaves room for differences and products.
+/// Largest value that can be drawn; leaves room for differences and products.
 const MAX_ABS: f64 = 1e150;
 /// Numbers written without a power of ten; others are written as `2e−4`.
 const PLAIN: std::ops::Range<f64> = 1e-3..1e12;
@@ -14,7 +14,7 @@ pub(super) struct Axis {
     pub(super) ticks: Vec<f64>,
 }
 
-/// Whether a value has a place on a linear or logarithmic axis.
+/// Whether a linear or logarithmic axis can show a value.
 pub(super) fn is_drawable(value: f64, is_log: bool) -> bool {
     value.abs() <= MAX_ABS && (!is_log || value >= 1.0 / MAX_ABS)
 }
@@ -60,7 +60,7 @@ impl Axis {
             self.ticks = log_ticks(self.low, self.high, n_ticks);
         } else {
             let margin = share * (self.high - self.low);
-            // An axis that starts at 0 keeps doing so: a loss or a share below 0 does not exist.
+            // An axis that starts at 0 still does: no loss or share is below 0.
             self.low =
                 if self.low >= 0.0 { (self.low - margin).max(0.0) } else { self.low - margin };
             self.high += margin;
@@ -69,7 +69,7 @@ impl Axis {
         self
     }
 
-    /// Where a value lies, from 0 at the low end to 1 at the high end.
+    /// Maps a value to 0 at the low end up to 1 at the high end.
     pub(super) fn place(&self, value: f64) -> f64 {
         if self.is_log {
             (value / self.low).ln() / (self.high / self.low).ln()
@@ -109,8 +109,8 @@ fn linear_ticks(low: f64, high: f64, n_ticks: usize) -> Vec<f64> {
     (0..=n.min(20)).map(tick).filter(|t| (low..=high).contains(t)).collect()
 }
 
-/// Powers of ten; also their doubles and fivefolds where these are few; and round numbers at equal
-/// distances where the range is too short for these.
+/// Powers of ten. If these are few, also 2 and 5 times each. If the range is too short for that,
+/// round numbers at equal distances.
 fn log_ticks(low: f64, high: f64, n_ticks: usize) -> Vec<f64> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let inside = |t: &f64| (low..=high).contains(t);
@@ -139,7 +139,7 @@ fn round_step(step: f64) -> f64 {
     factor.unwrap_or(10.0) * base
 }
 
-/// A tick with as many decimals as the gap between ticks asks for, in units of the axis.
+/// Formats a tick with as many decimals as the gap between ticks needs, in units of the axis.
 fn tick_label(tick: f64, max: f64, gap: f64) -> String {
     if tick == 0.0 {
         return "0".to_owned();

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Replaces what HTML would take as markup, and control characters by their visible pictures.
+/// Replaces characters that HTML reads as markup, and control characters with their visible
+/// pictures.
 ///
 /// The result can stand between tags and inside double-quoted attributes.
 pub(super) fn escape(text: &str) -> Cow<'_, str> {

@@ -1,8 +1,8 @@
 //! A report as one HTML file: text, tables, curves and samples, in the order they are added.
 //!
-//! The file needs nothing else: the style is inside, curves are inline SVG, there are no scripts,
-//! and nothing is loaded from anywhere. It follows the reader's light or dark mode and prints well.
-//! All text is escaped, so a sample may hold HTML or control characters.
+//! The file is self-contained: it includes its style, draws curves as inline SVG, has no scripts
+//! and loads nothing. It follows the reader's light or dark mode and prints well. All text is
+//! escaped, so a sample may hold HTML or control characters.
 //!
 //! ```
 //! use lehr_eval::report::{Curve, Report};
@@ -89,8 +89,8 @@ impl Report {
 
     /// Adds a plot of curves. Below it are their names and last values.
     ///
-    /// On a logarithmic y axis (`log_y`) only positive values can be drawn. Points that cannot be
-    /// drawn are counted in a note, so that a run that diverged does not look like one that ended.
+    /// On a logarithmic y axis (`log_y`) only positive values can be drawn. A note counts the
+    /// points that cannot be drawn, so a diverged run does not look like a finished one.
     pub fn curves(
         &mut self,
         caption: &str,
@@ -103,7 +103,7 @@ impl Report {
         self.push(format_args!("<figure>{}{plot}</figure>\n", figcaption(caption)))
     }
 
-    /// Adds texts under titles, such as prompts and what a model wrote. Line breaks are kept.
+    /// Adds texts under titles, such as prompts and a model's answers. Line breaks are kept.
     pub fn samples<T: AsRef<str>, S: AsRef<str>>(
         &mut self,
         caption: &str,
@@ -164,7 +164,8 @@ fn cells<C: AsRef<str>>(tag: &str, row: &[C], is_number: &[bool]) -> String {
     html
 }
 
-/// Whether every cell of the column is a number, perhaps with a unit, or empty, and not all empty.
+/// Whether every cell of the column is empty or a number, with or without a unit, and one is not
+/// empty.
 fn is_number_column<C: AsRef<str>>(rows: &[Vec<C>], column: usize) -> bool {
     let mut texts = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.as_ref().trim());
     let is_blank = |text: &str| matches!(text, "" | "-" | "–" | "—" | "NaN" | "inf" | "-inf");

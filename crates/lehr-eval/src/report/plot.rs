@@ -19,7 +19,7 @@ const CHARACTER: f64 = 7.2;
 /// Colours in the style sheet; further curves repeat them with dashes.
 const N_COLOURS: usize = 8;
 const DASHES: [&str; 4] = ["", "7 4", "2 3", "9 3 2 3"];
-/// More points than this are thinned out: nobody sees more than the width has.
+/// Curves with more points are thinned out, because the picture has no room for more.
 const MAX_POINTS: usize = 2_000;
 /// Columns that keep their extremes when a curve is thinned out.
 const N_COLUMNS: usize = 400;
@@ -160,8 +160,8 @@ impl Frame {
     }
 }
 
-/// Of many points, those that shape the curve: of each of [`N_COLUMNS`] equal groups the first, the
-/// least, the greatest and the last, in their order.
+/// Selects the points that shape the curve: the first, smallest, greatest and last of each of
+/// [`N_COLUMNS`] equal groups, in order.
 fn thin_out(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= MAX_POINTS {
         return points.to_vec();
@@ -214,7 +214,7 @@ fn dashes(i: usize) -> String {
     }
 }
 
-/// Tells what is missing in the picture.
+/// Describes what is missing in the picture.
 fn note(n_points: usize, n_missing: usize, log_y: bool) -> String {
     if n_missing == 0 {
         return String::new();

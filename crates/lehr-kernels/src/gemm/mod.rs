@@ -4,8 +4,10 @@
 //! multiplication"): a block of B stays in the outer caches, a panel of it in the first level,
 //! and a tile of C in registers while A streams by. A and B may be transposed; packing hides it.
 //!
-//! The order of additions along K depends on the shape alone, so neither the number of threads nor
-//! the cut into tasks changes a bit.
+//! The order of additions along K depends on K alone: one chain of multiply-adds for each pass, and
+//! the passes one after the other. Neither the number of threads, nor the cut into tasks, nor the
+//! other rows of A and columns of B change a bit of a number of C. Products of few rows, which take
+//! another way ([`vector`]), keep to the same order.
 
 mod pack;
 mod tile;
@@ -58,7 +60,8 @@ impl<'a> Matrix<'a> {
 /// `C = A B (+ bias)` or, if `accumulate`, `C += A B`.
 ///
 /// A is `[m, k]`, B `[k, n]`, C `[m, n]` row-major with rows `c_stride` apart, bias `[n]`.
-/// Sums are kept in f32, in chunks of at most 512 along K.
+/// Sums are kept in f32, in passes of at most 512 along K. Rows are computed independently: the
+/// bits of a row of C depend on that row of A and on B, not on the other rows.
 ///
 /// # Errors
 /// If there is no memory for the packed panels.
@@ -108,6 +111,14 @@ pub fn gemm(
     }
 }
 
+/// Length of a pass along `k` steps, a multiple of 16. It depends on `k` alone, because the cut
+/// decides the order of additions. Passes are of about equal length: a short last one would update C
+/// for little work.
+#[must_use]
+pub fn pass(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(KC)).next_multiple_of(16).min(KC)
+}
+
 /// One product, as its parts see it.
 struct Job<'a> {
     isa: Isa,
@@ -122,13 +133,16 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    fn pass(&self) -> usize {
+        pass(self.k)
+    }
+
     /// The loops around the register tile of `MR` rows and `NV` vectors.
     fn run<S: Simd, const MR: usize, const NV: usize>(&self, c: &mut [f32]) -> Result<()> {
         let nr = NV * S::LANES;
         let a_rows = self.m.min(MC).next_multiple_of(MR);
         let b_cols = self.n.min(NC).next_multiple_of(nr);
-        // Passes of about equal length: a short last one would update C for little work.
-        let kc_max = self.k.div_ceil(self.k.div_ceil(KC)).next_multiple_of(16).min(KC);
+        let kc_max = self.pass();
         let mut a_pack = CpuBuffer::uninit(DType::F32, a_rows * A_PITCH)?;
         let mut b_pack = CpuBuffer::uninit(DType::F32, b_cols * kc_max.min(self.k))?;
         let c = SharedMut::new(c);

@@ -1,6 +1,14 @@
 //! Products with few rows of A, as in decoding: B is read once, straight from where it lies.
 //!
 //! Such a product is bound by the bandwidth of memory: packing would read B twice.
+//!
+//! The additions of one number of C happen in the order of the register tile: one chain of fused
+//! multiply-adds along each pass of K, then the passes one after the other. A row of A therefore
+//! gives the same bits here and among many rows. That is why a weight `[out, in]`, whose rows lie
+//! along K, is transposed block by block in registers instead of being multiplied in dot products:
+//! the shuffles take less time than memory does.
+
+use std::ops::Range;
 
 use super::Job;
 use crate::simd::{Kernel, Simd, dispatch_on};
@@ -11,6 +19,10 @@ pub(super) const ROWS_MAX: usize = 4;
 
 /// Columns of C per task.
 const CHUNK: usize = 64;
+/// The largest number of lanes.
+const LANES_MAX: usize = 16;
+/// How many floats ahead each row of B is asked for.
+const AHEAD: usize = 128;
 
 /// `C = A B` for at most [`ROWS_MAX`] row-major rows of A.
 pub(super) fn multiply(job: &Job<'_>, c: &mut [f32]) {
@@ -20,44 +32,142 @@ pub(super) fn multiply(job: &Job<'_>, c: &mut [f32]) {
     threads::run(job.n.div_ceil(chunk), |task| {
         let columns = task * chunk..job.n.min((task + 1) * chunk);
         if job.b.row_stride == 1 {
-            dispatch_on(job.isa, Dots { job, c, columns });
+            let part = Part { job, c, columns };
+            match job.m {
+                1 => dispatch_on(job.isa, Transposed::<'_, 1>(part)),
+                2 => dispatch_on(job.isa, Transposed::<'_, 2>(part)),
+                3 => dispatch_on(job.isa, Transposed::<'_, 3>(part)),
+                _ => dispatch_on(job.isa, Transposed::<'_, ROWS_MAX>(part)),
+            }
         } else {
-            dispatch_on(job.isa, Sums { job, c, columns });
+            dispatch_on(job.isa, Sums(Part { job, c, columns }));
         }
     });
 }
 
-/// Adds bias and old value, and stores one number of C.
-#[inline(always)]
-fn finish(job: &Job<'_>, c: SharedMut<f32>, i: usize, j: usize, sum: f32) {
-    let bias = job.bias.map_or(0.0, |bias| bias[j]);
-    // SAFETY: (i, j) lies within C, and column j belongs to this task.
-    unsafe {
-        let c = c.ptr().add(i * job.c_stride + j);
-        *c = if job.accumulate { *c + sum + bias } else { sum + bias };
+/// Some columns of C.
+struct Part<'a> {
+    job: &'a Job<'a>,
+    c: SharedMut<f32>,
+    columns: Range<usize>,
+}
+
+impl Part<'_> {
+    /// What the sums of the first pass are added to: bias and old value, in the order in which the
+    /// register tile adds them. `n` columns from `j`.
+    #[inline(always)]
+    fn after_first_pass<S: Simd>(&self, s: S, sum: S::V, i: usize, j: usize, n: usize) -> S::V {
+        let (job, mut value) = (self.job, sum);
+        // SAFETY: (i, j) and the `n` columns from there lie within C and the bias.
+        unsafe {
+            if let Some(bias) = job.bias {
+                value = s.add(value, s.load_n(bias[j..].as_ptr(), n));
+            }
+            if job.accumulate {
+                value = s.add(value, s.load_n(self.c.ptr().add(i * job.c_stride + j), n));
+            }
+        }
+        value
+    }
+
+    /// Writes `n` columns from `j` of row `i`.
+    #[inline(always)]
+    fn store<S: Simd>(&self, s: S, value: S::V, i: usize, j: usize, n: usize) {
+        // SAFETY: they lie within C, and these columns belong to this task.
+        unsafe { s.store_n(self.c.ptr().add(i * self.job.c_stride + j), value, n) };
     }
 }
 
-/// B is a transposed row-major matrix (a `[out, in]` weight): dot products along K.
-struct Dots<'a> {
-    job: &'a Job<'a>,
-    c: SharedMut<f32>,
-    columns: std::ops::Range<usize>,
-}
+/// B is a transposed row-major matrix (a `[out, in]` weight): a vector holds neighbouring columns
+/// of C, and each step along K is one multiply-add of each of the `M` rows.
+struct Transposed<'a, const M: usize>(Part<'a>);
 
-impl Kernel for Dots<'_> {
+impl<const M: usize> Kernel for Transposed<'_, M> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let job = self.job;
-        for j in self.columns {
-            let b = &job.b.data[j * job.b.col_stride..][..job.k];
-            for i in 0..job.m {
-                let a = &job.a.data[i * job.a.row_stride..][..job.k];
-                finish(job, self.c, i, j, dot(s, a, b));
+        let job = self.0.job;
+        let pass = job.pass();
+        for j in self.0.columns.clone().step_by(S::LANES) {
+            let n = (self.0.columns.end - j).min(S::LANES);
+            let mut total = [s.splat(0.0); M];
+            for k0 in (0..job.k).step_by(pass) {
+                let sums = self.sums(s, j, n, k0..job.k.min(k0 + pass));
+                for i in 0..M {
+                    total[i] = if k0 == 0 {
+                        self.0.after_first_pass(s, sums[i], i, j, n)
+                    } else {
+                        s.add(sums[i], total[i])
+                    };
+                }
+            }
+            for (i, total) in total.into_iter().enumerate() {
+                self.0.store(s, total, i, j, n);
             }
         }
+    }
+}
+
+impl<const M: usize> Transposed<'_, M> {
+    /// The sums of one pass for `n` columns from `j`.
+    #[inline(always)]
+    fn sums<S: Simd>(&self, s: S, j: usize, n: usize, pass: Range<usize>) -> [S::V; M] {
+        let (job, lanes) = (self.0.job, S::LANES);
+        let stride = job.b.col_stride;
+        let b = &job.b.data[j * stride..];
+        assert!(b.len() >= (n - 1) * stride + pass.end);
+        let a: [&[f32]; M] =
+            std::array::from_fn(|i| &job.a.data[i * job.a.row_stride..][..pass.end]);
+        let mut acc = [s.splat(0.0); M];
+        let mut steps = [0.0f32; LANES_MAX * LANES_MAX];
+        let mut k = pass.start;
+        if n == lanes {
+            while k + lanes <= pass.end {
+                // Past the end of the rows, the next rows follow.
+                let ahead = k + AHEAD;
+                let ahead = if ahead < job.k { ahead } else { lanes * stride + ahead - job.k };
+                // SAFETY: `lanes` rows of `lanes` floats lie within B by the assertion.
+                unsafe {
+                    s.transpose(b.as_ptr().add(k), stride, steps.as_mut_ptr(), lanes);
+                }
+                for row in 0..lanes {
+                    s.prefetch(b.as_ptr().wrapping_add(row * stride + ahead));
+                }
+                for step in 0..lanes {
+                    // SAFETY: there are `lanes` vectors of steps, and k + step < pass.end.
+                    unsafe {
+                        let v = s.load(steps.as_ptr().add(step * lanes));
+                        for i in 0..M {
+                            let x = s.splat(*a[i].as_ptr().add(k + step));
+                            acc[i] = s.fma(x, v, acc[i]);
+                        }
+                    }
+                }
+                k += lanes;
+            }
+        }
+        let mut rows = [0.0f32; LANES_MAX * LANES_MAX];
+        while k < pass.end {
+            let have = (pass.end - k).min(lanes);
+            // SAFETY: `have` floats of each of `n` rows lie within B by the assertion; the arrays
+            // hold `lanes` vectors.
+            unsafe {
+                for row in 0..n {
+                    let v = s.load_n(b.as_ptr().add(row * stride + k), have);
+                    s.store(rows.as_mut_ptr().add(row * lanes), v);
+                }
+                s.transpose(rows.as_ptr(), lanes, steps.as_mut_ptr(), lanes);
+                for step in 0..have {
+                    let v = s.load(steps.as_ptr().add(step * lanes));
+                    for i in 0..M {
+                        acc[i] = s.fma(s.splat(a[i][k + step]), v, acc[i]);
+                    }
+                }
+            }
+            k += have;
+        }
+        acc
     }
 }
 
@@ -92,11 +202,7 @@ pub fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// B is row-major (an `[in, out]` weight): rows of B are scaled and summed.
-struct Sums<'a> {
-    job: &'a Job<'a>,
-    c: SharedMut<f32>,
-    columns: std::ops::Range<usize>,
-}
+struct Sums<'a>(Part<'a>);
 
 impl Kernel for Sums<'_> {
     type Out = ();
@@ -105,34 +211,36 @@ impl Kernel for Sums<'_> {
     fn run<S: Simd>(self, s: S) {
         /// Vectors of C kept in registers.
         const WIDE: usize = 4;
-        let job = self.job;
+        let (job, columns) = (self.0.job, self.0.columns.clone());
+        let pass = job.pass();
         for i in 0..job.m {
             let a = &job.a.data[i * job.a.row_stride..][..job.k];
-            let mut j = self.columns.start;
-            while j < self.columns.end {
-                let width = (self.columns.end - j).min(WIDE * S::LANES);
-                let mut acc = [s.splat(0.0); WIDE];
-                for (k, &x) in a.iter().enumerate() {
-                    let row = &job.b.data[k * job.b.row_stride + j..][..width];
-                    let x = s.splat(x);
-                    for v in 0..WIDE {
-                        let n = width.saturating_sub(v * S::LANES).min(S::LANES);
-                        if n > 0 {
-                            // SAFETY: `n` numbers from v * LANES are in the row.
-                            let y = unsafe { s.load_n(row.as_ptr().add(v * S::LANES), n) };
+            for j in columns.clone().step_by(WIDE * S::LANES) {
+                let width = (columns.end - j).min(WIDE * S::LANES);
+                let n = |v: usize| width.saturating_sub(v * S::LANES).min(S::LANES);
+                let mut total = [s.splat(0.0); WIDE];
+                for (part, a) in a.chunks(pass).enumerate() {
+                    let mut acc = [s.splat(0.0); WIDE];
+                    for (k, &x) in a.iter().enumerate() {
+                        let row = &job.b.data[(part * pass + k) * job.b.row_stride + j..][..width];
+                        let x = s.splat(x);
+                        for v in (0..WIDE).filter(|v| n(*v) > 0) {
+                            // SAFETY: these numbers are in the row.
+                            let y = unsafe { s.load_n(row.as_ptr().add(v * S::LANES), n(v)) };
                             acc[v] = s.fma(x, y, acc[v]);
                         }
                     }
+                    for v in (0..WIDE).filter(|v| n(*v) > 0) {
+                        total[v] = if part == 0 {
+                            self.0.after_first_pass(s, acc[v], i, j + v * S::LANES, n(v))
+                        } else {
+                            s.add(acc[v], total[v])
+                        };
+                    }
                 }
-                let mut sums = [0.0f32; WIDE * 16];
-                for v in 0..WIDE {
-                    // SAFETY: room for `WIDE` vectors of at most 16 lanes.
-                    unsafe { s.store(sums.as_mut_ptr().add(v * S::LANES), acc[v]) };
+                for v in (0..WIDE).filter(|v| n(*v) > 0) {
+                    self.0.store(s, total[v], i, j + v * S::LANES, n(v));
                 }
-                for (w, sum) in sums[..width].iter().enumerate() {
-                    finish(job, self.c, i, j + w, *sum);
-                }
-                j += width;
             }
         }
     }

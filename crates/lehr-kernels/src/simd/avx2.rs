@@ -12,7 +12,7 @@ impl Avx2 {
     /// # Safety
     /// The processor has AVX2 and FMA.
     #[inline(always)]
-    pub(super) unsafe fn new() -> Self {
+    pub(in crate::simd) unsafe fn new() -> Self {
         Self(())
     }
 }

@@ -8,8 +8,9 @@ use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::{Init, Role, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::attention::{Attention, AttentionContext, Qkv};
 use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
+use super::{Architecture, FamilyConfig, Pass, Residual, Spec, Tokens, divides, positive};
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
@@ -186,6 +187,7 @@ struct Block {
     query: Linear,
     key: Linear,
     value: Linear,
+    attention: Attention,
     attention_output: Linear,
     attention_norm: LayerNorm,
     intermediate: Linear,
@@ -194,7 +196,7 @@ struct Block {
 }
 
 impl Block {
-    fn build(config: &BertConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
+    fn build(config: &BertConfig, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
         let (eps, std) = (config.layer_norm_eps, config.initializer_range);
         let linear = |mut p: LayerBuilder<'_>, role, (n_in, n_out)| {
@@ -202,7 +204,9 @@ impl Block {
         };
         let (attn, mlp) = (Role::Attention, Role::Mlp);
         let mut attention = p.at("attention");
+        let scale = 1.0 / (config.spec().head_dim as f32).sqrt();
         Ok(Self {
+            attention: Attention::new(&config.spec(), layer).with_scale(scale),
             query: linear(attention.at("self").at("query"), attn, (d, d))?,
             key: linear(attention.at("self").at("key"), attn, (d, d))?,
             value: linear(attention.at("self").at("value"), attn, (d, d))?,
@@ -214,14 +218,12 @@ impl Block {
         })
     }
 
-    fn attention(&self, x: &Tensor, tokens: &Tokens, spec: &Spec) -> Result<Tensor> {
-        let heads = [tokens.batch(), tokens.len(), spec.n_heads, spec.head_dim];
-        let q = self.query.forward(x)?.reshape(heads)?;
-        let k = self.key.forward(x)?.reshape(heads)?;
-        let v = self.value.forward(x)?.reshape(heads)?;
-        let scale = 1.0 / (spec.head_dim as f32).sqrt();
-        let a = q.attention(&k, &v, &tokens.bidirectional_mask(), scale)?;
-        Ok(self.attention_output.forward(&a.reshape(x.shape())?)?)
+    fn attention(&self, x: &Tensor, context: &AttentionContext) -> Result<Tensor> {
+        let q = self.attention.queries(&self.query.forward(x)?)?;
+        let k = self.attention.keys(&self.key.forward(x)?)?;
+        let v = self.attention.keys(&self.value.forward(x)?)?;
+        let a = self.attention.forward(&Qkv { q, k, v }, context, None)?;
+        Ok(self.attention_output.forward(&a)?)
     }
 }
 
@@ -248,7 +250,7 @@ impl Head {
     }
 }
 
-/// The BERT encoder.
+/// The BERT encoder: `h = LN₁(x + Attention(x)); y = LN₂(h + MLP(h))`.
 pub struct Bert {
     config: BertConfig,
     activation: Activation,
@@ -278,7 +280,7 @@ impl Bert {
         let norm = LayerNorm::build(&mut root.at("embeddings").at("LayerNorm"), d, eps)?;
         let mut blocks = Vec::new();
         for index in 0..config.num_hidden_layers {
-            blocks.push(Block::build(config, root.at("encoder").at("layer").at(index))?);
+            blocks.push(Block::build(config, index, root.at("encoder").at("layer").at(index))?);
         }
         let square = LinearShape::new(d, d).with_bias(true);
         let pooler = match parts.pooler {
@@ -304,13 +306,13 @@ impl Bert {
 }
 
 impl Stack for Bert {
-    type Context = Tokens;
+    type Context = AttentionContext;
 
     fn n_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, _: usize, x: &Tensor) -> Result<Tensor> {
         // The norms stand behind the sums: the residual stream is normed already.
         Ok(x.clone())
     }
@@ -318,27 +320,29 @@ impl Stack for Bert {
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
-        tokens: &Self::Context,
+        Residual { x, normed }: &Residual,
+        context: &AttentionContext,
         _: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
-        let a = block.attention(h, tokens, &self.config.spec())?;
+        let a = block.attention(normed, context)?;
         let (_, x) = block.attention_norm.forward_add(x, &a)?;
         let m = Linear::feed_forward(&x, &block.intermediate, self.activation, &block.output)?;
         let (_, x) = block.output_norm.forward_add(&x, &m)?;
-        Ok((x.clone(), x))
+        Ok(Residual::already_normed(x))
     }
 }
 
 impl Architecture for Arc<Bert> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        if cache.is_some() {
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        if pass.cache.is_some() {
             let class = self.config.class();
             return Err(Error::NotCausal { doing: "continuing a text", class });
         }
-        check_room(tokens, None, &self.spec())?;
-        stack::run(self, self.embed(tokens)?, tokens, tokens.activations, None)
+        pass.check(&self.spec())?;
+        let tokens = pass.tokens;
+        let context = AttentionContext::bidirectional(&pass)?;
+        stack::run(self, self.embed(tokens)?, &context, pass)
     }
 
     fn head(&self) -> Option<&Linear> {

@@ -1,26 +1,17 @@
 //! ChatGLM-6B (THUDM 2023): LayerNorm whose output is also the residual ("DeepNorm"), a context
 //! that all tokens see, RoPE in two dimensions, a GELU MLP. Weights are `[out, in]`.
-//!
-//! With `u = LN(x)`, a sub-layer gives `x' = α u + f(u)`: not `x` but the normalised `u` is carried
-//! on. Wang et al. 2022, <https://arxiv.org/abs/2203.00555>, with the norm moved to the entry of
-//! the next sub-layer.
+//! The equations of a block are in `deepnorm.rs`.
 
-use std::sync::Arc;
-
-use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::ops::rope::{RopeTable, frequencies};
-use lehr_tensor::{Role, Tensor};
+use lehr_tensor::Role;
+use lehr_tensor::ops::rope::frequencies;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::deepnorm::{self, Mlp, Rotation, WeightStd};
 use super::prefix::{MaskToken, PrefixRule};
-use super::stack::{self, Stack};
-use super::{
-    Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
-};
-use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
-use crate::{Error, KvCache, Result};
+use super::{Architecture, FamilyConfig, Spec, divides, positive};
+use crate::nn::{LayerBuilder, Linear, LinearShape};
+use crate::{Error, Result};
 
 /// The settings of a ChatGLM-6B `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -182,7 +173,24 @@ impl FamilyConfig for ChatGlmConfig {
     }
 
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Arc::new(ChatGlm::build(self, p)?)))
+        let (d, f, std) = (self.hidden_size, self.inner_hidden_size, self.initializer_range);
+        let shape = deepnorm::Shape {
+            spec: self.spec(),
+            alpha: self.deepnorm_alpha as f32,
+            eps: self.layernorm_epsilon,
+            rule: self.prefix_rule(),
+            rotation: Rotation::TextAndBlock(self.inverse_frequencies()),
+            is_tied: self.tie_word_embeddings,
+            std: WeightStd { input: std, attention_out: std },
+        };
+        deepnorm::build(p, shape, |mut p| {
+            let mut linear = |name, n_in, n_out| {
+                let shape = LinearShape::new(n_in, n_out).with_bias(true);
+                Linear::build(&mut p.at(name), Role::Mlp, shape, std)
+            };
+            let up = linear("dense_h_to_4h", d, f)?;
+            Ok(Mlp::Gelu { up, down: linear("dense_4h_to_h", f, d)? })
+        })
     }
 
     fn fit_to(&mut self, has: &dyn Fn(&str) -> bool) {
@@ -212,179 +220,7 @@ impl ChatGlmConfig {
                 MaskToken { name: "[gMASK]", id: gmask, freezes: true },
                 MaskToken { name: "[MASK]", id: mask, freezes: true },
             ],
+            has_block_positions: true,
         }
-    }
-}
-
-/// Attention whose `query_key_value` gives, head by head, the head's q, k and v.
-pub(super) struct PerHeadAttention {
-    query_key_value: Linear,
-    dense: Linear,
-}
-
-impl PerHeadAttention {
-    pub(super) fn build(mut p: LayerBuilder<'_>, d: usize, (qkv, out): (f32, f32)) -> Result<Self> {
-        let mut linear = |name, (n_in, n_out), std| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(true);
-            Linear::build(&mut p.at(name), Role::Attention, shape, std)
-        };
-        Ok(Self {
-            query_key_value: linear("query_key_value", (d, 3 * d), qkv)?,
-            dense: linear("dense", (d, d), out)?,
-        })
-    }
-
-    /// The published code divides the scores of layer `l` by `l + 1` and multiplies them again, to
-    /// stay in the range of 16-bit floats; that is nothing here.
-    pub(super) fn forward(
-        &self,
-        h: &Tensor,
-        mask: &Mask,
-        rope: &RopeTable,
-        (n_heads, layer): (usize, usize),
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let (b, t, d) = (h.shape()[0], h.shape()[1], h.shape()[2]);
-        let e = d / n_heads;
-        let qkv = self.query_key_value.forward(h)?.reshape([b, t, n_heads, 3 * e])?;
-        let part = |i: usize| qkv.slice(3, i * e..(i + 1) * e);
-        let (q, k, v) = (part(0)?.rope(rope)?, part(1)?.rope(rope)?, part(2)?);
-        let scale = 1.0 / (e as f32).sqrt();
-        let a = match cache {
-            None => q.attention(&k, &v, mask, scale)?,
-            Some(cache) => {
-                let (k, v) = cache.write(layer, &k, &v)?;
-                q.attention(&k, &v, &cache.mask(mask.clone(), t), scale)?
-            }
-        };
-        Ok(self.dense.forward(&a.reshape([b, t, d])?)?)
-    }
-}
-
-struct Block {
-    input_layernorm: LayerNorm,
-    attention: PerHeadAttention,
-    post_attention_layernorm: LayerNorm,
-    dense_h_to_4h: Linear,
-    dense_4h_to_h: Linear,
-}
-
-impl Block {
-    fn build(config: &ChatGlmConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
-        let (d, f, std) = (config.hidden_size, config.inner_hidden_size, config.initializer_range);
-        let eps = config.layernorm_epsilon;
-        let input_layernorm = LayerNorm::build(&mut p.at("input_layernorm"), d, eps)?;
-        let attention = PerHeadAttention::build(p.at("attention"), d, (std, std))?;
-        let post_attention_layernorm =
-            LayerNorm::build(&mut p.at("post_attention_layernorm"), d, eps)?;
-        let mut mlp = p.at("mlp");
-        let mut linear = |name, (n_in, n_out)| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(true);
-            Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
-        };
-        let dense_h_to_4h = linear("dense_h_to_4h", (d, f))?;
-        let dense_4h_to_h = linear("dense_4h_to_h", (f, d))?;
-        Ok(Self {
-            input_layernorm,
-            attention,
-            post_attention_layernorm,
-            dense_h_to_4h,
-            dense_4h_to_h,
-        })
-    }
-}
-
-/// The ChatGLM-6B decoder.
-pub struct ChatGlm {
-    config: ChatGlmConfig,
-    rule: PrefixRule,
-    inv_freq: Vec<f64>,
-    word_embeddings: Embedding,
-    blocks: Vec<Block>,
-    final_layernorm: LayerNorm,
-    head: Linear,
-}
-
-impl ChatGlm {
-    fn build(config: &ChatGlmConfig, p: &mut LayerBuilder<'_>) -> Result<Self> {
-        let (d, v, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
-        let mut root = p.at("transformer");
-        let word_embeddings =
-            Embedding::build(&mut root.at("word_embeddings"), Role::TokenEmbedding, v, d, std)?;
-        let mut blocks = Vec::new();
-        for index in 0..config.num_layers {
-            blocks.push(Block::build(config, root.at("layers").at(index))?);
-        }
-        let final_layernorm =
-            LayerNorm::build(&mut root.at("final_layernorm"), d, config.layernorm_epsilon)?;
-        let head = match config.tie_word_embeddings {
-            true => Linear::tied(&mut p.at("lm_head"), &word_embeddings)?,
-            false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
-        };
-        let (rule, inv_freq) = (config.prefix_rule(), config.inverse_frequencies());
-        let config = config.clone();
-        Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
-    }
-}
-
-impl Stack for ChatGlm {
-    type Context = (Mask, RopeTable);
-
-    fn n_blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
-        // The residual stream of DeepNorm is normed already.
-        Ok(x.clone())
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        (x, h): (&Tensor, &Tensor),
-        (mask, rope): &Self::Context,
-        cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let block = &self.blocks[index];
-        let (alpha, n_heads) = (self.config.deepnorm_alpha as f32, self.config.num_attention_heads);
-        let a = block.attention.forward(h, mask, rope, (n_heads, index), cache)?;
-        let (_, u) = block.post_attention_layernorm.forward_add(&x.scale(alpha)?, &a)?;
-        let (wide, narrow) = (&block.dense_h_to_4h, &block.dense_4h_to_h);
-        let m = Linear::feed_forward(&u, wide, Activation::GeluTanh, narrow)?;
-        let next_norm =
-            self.blocks.get(index + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
-        let (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
-        Ok((u.clone(), u))
-    }
-}
-
-impl Architecture for Arc<ChatGlm> {
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
-        let rope =
-            RopeTable::two_dimensional(&text.positions, &text.block_positions, &self.inv_freq)?;
-        let x = self.word_embeddings.forward(&tokens.ids)?;
-        let u = self.blocks[0].input_layernorm.forward(&x)?;
-        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
-    }
-
-    fn head(&self) -> Option<&Linear> {
-        Some(&self.head)
-    }
-
-    fn undivided(&self, ids: &[i32]) -> Result<usize> {
-        self.rule.undivided(ids)
-    }
-
-    fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
-        let text = self.rule.divide(tokens, None)?;
-        let positions = vec![text.positions, text.block_positions];
-        Ok(Some(TextDivision { positions, mask: text.mask }))
-    }
-
-    fn spec(&self) -> Spec {
-        self.config.spec()
     }
 }

@@ -11,12 +11,13 @@ use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::attention::{Attention, AttentionContext, Qkv};
 use super::chatglm::only_plain;
 use super::stack::{self, Stack};
-use super::{
-    Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive, residual_std,
+use super::{Architecture, FamilyConfig, Pass, Residual, Spec, divides, positive, residual_std};
+use crate::nn::{
+    Embedding, FusedGatedMlp, GateHalf, LayerBuilder, LayerNorm, Linear, LinearShape, RmsNorm,
 };
-use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape, RmsNorm};
 use crate::{Error, KvCache, Result};
 
 /// The settings of a ChatGLM2 `config.json`; what a file leaves out is as in the published code.
@@ -206,15 +207,18 @@ impl Norm {
 
 struct Block {
     input_layernorm: Norm,
+    attention: Attention,
+    /// Whether `query_key_value` gives all queries, all keys, all values, instead of these head by
+    /// head.
+    is_grouped: bool,
     query_key_value: Linear,
     dense: Linear,
     post_attention_layernorm: Norm,
-    dense_h_to_4h: Linear,
-    dense_4h_to_h: Linear,
+    mlp: FusedGatedMlp,
 }
 
 impl Block {
-    fn build(config: &ChatGlm2Config, mut p: LayerBuilder<'_>) -> Result<Self> {
+    fn build(config: &ChatGlm2Config, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, f, std) = (config.hidden_size, config.ffn_hidden_size, config.initializer_range);
         let (spec, bias) = (config.spec(), config.add_bias_linear);
         let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
@@ -232,64 +236,48 @@ impl Block {
             let shape = LinearShape::new(n_in, n_out).with_bias(bias);
             Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
         };
+        let scale = 1.0 / (spec.head_dim as f32).sqrt();
         Ok(Self {
             input_layernorm,
+            attention: Attention::new(&spec, layer).with_scale(scale),
+            is_grouped: config.multi_query_attention,
             query_key_value,
             dense,
             post_attention_layernorm,
-            dense_h_to_4h: linear("dense_h_to_4h", (d, 2 * f), std)?,
-            dense_4h_to_h: linear("dense_4h_to_h", (f, d), residual_std)?,
+            mlp: FusedGatedMlp {
+                gate_up: linear("dense_h_to_4h", (d, 2 * f), std)?,
+                down: linear("dense_4h_to_h", (f, d), residual_std)?,
+                activation: Activation::Silu,
+                gate: GateHalf::First,
+            },
         })
-    }
-
-    /// q `[B, T, H, E]`, k and v `[B, T, K, E]`, not yet rotated.
-    fn split(&self, h: &Tensor, spec: &Spec, grouped: bool) -> Result<[Tensor; 3]> {
-        let (b, t, e) = (h.shape()[0], h.shape()[1], spec.head_dim);
-        let qkv = self.query_key_value.forward(h)?;
-        if grouped {
-            // The heads of q, then those of k, then those of v.
-            let (n, k) = (spec.n_heads, spec.n_kv_heads);
-            let qkv = qkv.reshape([b, t, n + 2 * k, e])?;
-            let part = |from: usize, to: usize| qkv.slice(2, from..to);
-            return Ok([part(0, n)?, part(n, n + k)?, part(n + k, n + 2 * k)?]);
-        }
-        let qkv = qkv.reshape([b, t, spec.n_heads, 3 * e])?;
-        let part = |i: usize| qkv.slice(3, i * e..(i + 1) * e);
-        Ok([part(0)?, part(1)?, part(2)?])
     }
 
     fn attention(
         &self,
-        h: &Tensor,
-        tokens: &Tokens,
-        rope: &RopeTable,
-        (config, layer): (&ChatGlm2Config, usize),
+        x: &Tensor,
+        context: &Context,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        let spec = config.spec();
-        let (b, t, e) = (h.shape()[0], h.shape()[1], spec.head_dim);
-        let [q, k, v] = self.split(h, &spec, config.multi_query_attention)?;
-        let (q, k) = (q.rope(rope)?, k.rope(rope)?);
-        let (mask, scale) = (tokens.causal_mask(), 1.0 / (e as f32).sqrt());
-        let a = match cache {
-            None => q.attention(&k, &v, &mask, scale)?,
-            Some(cache) => {
-                let (k, v) = cache.write(layer, &k, &v)?;
-                q.attention(&k, &v, &cache.mask(mask, t), scale)?
-            }
+        let qkv = self.query_key_value.forward(x)?;
+        let Qkv { q, k, v } = match self.is_grouped {
+            true => self.attention.split(&qkv)?,
+            false => self.attention.split_by_head(&qkv)?,
         };
-        Ok(self.dense.forward(&a.reshape([b, t, spec.n_heads * e])?)?)
-    }
-
-    fn mlp(&self, h: &Tensor) -> Result<Tensor> {
-        let both = self.dense_h_to_4h.forward(h)?;
-        let f = both.shape()[2] / 2;
-        let (gate, up) = (both.slice(2, 0..f)?, both.slice(2, f..2 * f)?);
-        Ok(self.dense_4h_to_h.forward_gated(&gate, &up, Activation::Silu)?)
+        let qkv = Qkv { q: q.rope(&context.rope)?, k: k.rope(&context.rope)?, v };
+        Ok(self.dense.forward(&self.attention.forward(&qkv, &context.attention, cache)?)?)
     }
 }
 
-/// The ChatGLM2 decoder.
+/// What all blocks read besides the residual stream.
+#[derive(Clone)]
+pub(super) struct Context {
+    attention: AttentionContext,
+    rope: RopeTable,
+}
+
+/// The ChatGLM2 decoder: `h = r(x) + Attention(norm₁(x)); y = r(h) + MLP(norm₂(h))`, where `r` is
+/// nothing or, with `apply_residual_connection_post_layernorm`, that norm.
 pub struct ChatGlm2 {
     config: ChatGlm2Config,
     inv_freq: Vec<f64>,
@@ -311,7 +299,7 @@ impl ChatGlm2 {
         let mut encoder = root.at("encoder");
         let mut blocks = Vec::new();
         for index in 0..config.num_layers {
-            blocks.push(Block::build(config, encoder.at("layers").at(index))?);
+            blocks.push(Block::build(config, index, encoder.at("layers").at(index))?);
         }
         let final_layernorm = match config.post_layer_norm {
             true => Some(Norm::build(config, encoder.at("final_layernorm"))?),
@@ -331,49 +319,54 @@ impl ChatGlm2 {
 }
 
 impl Stack for ChatGlm2 {
-    type Context = (Tokens, RopeTable);
+    type Context = Context;
 
     fn n_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         self.blocks[index].input_layernorm.forward(x)
     }
 
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
-        (tokens, rope): &Self::Context,
+        Residual { x, normed }: &Residual,
+        context: &Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
         // What is carried on from a norm's input x and output h.
         let carried = |x: &Tensor, h: &Tensor| {
             if self.config.apply_residual_connection_post_layernorm { h.clone() } else { x.clone() }
         };
-        let a = block.attention(h, tokens, rope, (&self.config, index), cache)?;
-        let (x, h) = block.post_attention_layernorm.forward_add(&carried(x, h), &a)?;
-        let m = block.mlp(&h)?;
+        let a = block.attention(normed, context, cache)?;
+        let (x, h) = block.post_attention_layernorm.forward_add(&carried(x, normed), &a)?;
+        let m = block.mlp.forward(&h)?;
         let next_norm = self.blocks.get(index + 1).map(|next| &next.input_layernorm);
         match next_norm.or(self.final_layernorm.as_ref()) {
-            Some(norm) => norm.forward_add(&carried(&x, &h), &m),
+            Some(norm) => {
+                let (x, normed) = norm.forward_add(&carried(&x, &h), &m)?;
+                Ok(Residual { x, normed })
+            }
             None => {
                 let x = carried(&x, &h).add(&m)?;
-                Ok((x.clone(), x))
+                Ok(Residual::already_normed(x))
             }
         }
     }
 }
 
 impl Architecture for Arc<ChatGlm2> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        pass.check(&self.config.spec())?;
+        let tokens = pass.tokens;
         let layout = RopeLayout::AdjacentPairs;
         let rope = RopeTable::new(&tokens.positions, &self.inv_freq, layout, 1.0)?;
         let x = self.word_embeddings.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
+        let context = Context { attention: AttentionContext::causal(&pass)?, rope };
+        stack::run(self, x, &context, pass)
     }
 
     fn head(&self) -> Option<&Linear> {

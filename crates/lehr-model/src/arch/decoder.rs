@@ -1,50 +1,78 @@
-//! What the decoders of Llama's kind have in common: a table of tokens, blocks between RMS norms,
-//! rotated heads, a last norm and a head. A family's own file has its settings and the wiring of
-//! its block.
+//! Decoders of Llama's kind: a table of tokens, blocks between RMS norms, rotated heads, a last norm
+//! and a head. A family's own file has its settings and chooses the parts of its blocks, which are
+//! in `prenorm.rs`.
 
 use std::sync::Arc;
 
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
 use lehr_tensor::{Role, Tensor};
 
+use super::attention::AttentionContext;
+use super::prenorm::Norms;
 use super::rope::Rope;
 use super::stack::{self, Stack};
-use super::{Architecture, Spec, Tokens, check_room};
+use super::{Architecture, Pass, Residual, Spec};
 use crate::nn::{Embedding, LayerBuilder, Linear, LinearShape, RmsNorm};
 use crate::{KvCache, Result};
 
-/// A block of a family.
+/// A block of such a decoder.
 pub(super) trait Block: Send + Sync + 'static {
-    /// The norm it begins with.
-    fn input_layernorm(&self) -> &RmsNorm;
+    /// Returns the norm it begins with.
+    fn first_norm(&self) -> &RmsNorm;
 
-    /// From the residual stream `x` `[B, T, D]` and its norm `h` to both for what follows, whose
-    /// first norm is `next_norm`.
+    /// Runs the block, up to the norm that the next one begins with, `next_norm`.
     ///
     /// # Errors
     /// If the tokens do not fit the cache or memory runs out.
     fn forward(
         &self,
-        pair: (&Tensor, &Tensor),
+        residual: &Residual,
         context: &Context,
         next_norm: &RmsNorm,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)>;
+    ) -> Result<Residual>;
 }
 
-/// The tokens and their rotation.
-pub(super) type Context = (Tokens, RopeTable);
+/// What all blocks read besides the residual stream.
+#[derive(Clone)]
+pub(super) struct Context {
+    /// Which keys each token sees.
+    pub(super) attention: AttentionContext,
+    /// The rotations of the model, one for each kind of block.
+    pub(super) ropes: Vec<RopeTable>,
+}
 
 /// What a decoder is besides its blocks.
 pub(super) struct Shape {
     pub(super) spec: Spec,
-    pub(super) rope: Rope,
+    /// The rotations, one for each kind of block.
+    pub(super) ropes: Vec<Rope>,
     pub(super) rope_layout: RopeLayout,
-    pub(super) rms_norm_eps: f32,
+    pub(super) norms: Norms,
+    /// What embeddings are multiplied by.
+    pub(super) embedding_scale: Option<f32>,
+    /// The cap `c` of logits that are `c tanh(logit / c)`.
+    pub(super) logit_softcap: Option<f32>,
     /// Standard deviation of new weights.
     pub(super) std: f32,
     /// Whether the head is the embedding.
     pub(super) is_tied: bool,
+}
+
+impl Shape {
+    /// A decoder with one rotation, plain embeddings and logits, and a head of its own.
+    pub(super) fn new(spec: Spec, rope: Rope, norms: Norms, std: f32) -> Self {
+        Self {
+            spec,
+            ropes: vec![rope],
+            rope_layout: RopeLayout::HalfSplit,
+            norms,
+            embedding_scale: None,
+            logit_softcap: None,
+            std,
+            is_tied: false,
+        }
+    }
 }
 
 struct Decoder<B> {
@@ -72,7 +100,7 @@ pub(super) fn build<B: Block>(
     for index in 0..shape.spec.n_layers {
         blocks.push(block(index, root.at("layers").at(index))?);
     }
-    let norm = RmsNorm::build(&mut root.at("norm"), d, shape.rms_norm_eps)?;
+    let norm = shape.norms.build(&mut root.at("norm"), d)?;
     let head = match shape.is_tied {
         true => Linear::tied(&mut p.at("lm_head"), &embed_tokens)?,
         false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
@@ -87,33 +115,42 @@ impl<B: Block> Stack for Decoder<B> {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
-        Ok(self.blocks[index].input_layernorm().forward(x)?)
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        Ok(self.blocks[index].first_norm().forward(x)?)
     }
 
     fn block(
         &self,
         index: usize,
-        pair: (&Tensor, &Tensor),
+        residual: &Residual,
         context: &Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, Block::input_layernorm);
-        self.blocks[index].forward(pair, context, next_norm, cache)
+    ) -> Result<Residual> {
+        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, Block::first_norm);
+        self.blocks[index].forward(residual, context, next_norm, cache)
     }
 }
 
 impl<B: Block> Architecture for Arc<Decoder<B>> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let Shape { spec, rope, rope_layout, .. } = &self.shape;
-        check_room(tokens, cache.as_deref(), spec)?;
-        let rope = rope.table_of(&tokens.positions, *rope_layout)?;
-        let x = self.embed_tokens.forward(&tokens.ids)?;
-        stack::run(self, x, &(tokens.clone(), rope), tokens.activations, cache)
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        let Shape { spec, ropes, rope_layout, embedding_scale, .. } = &self.shape;
+        pass.check(spec)?;
+        let table = |rope: &Rope| rope.table(&pass.tokens.positions, *rope_layout);
+        let ropes = ropes.iter().map(table).collect::<Result<_>>()?;
+        let context = Context { attention: AttentionContext::causal(&pass)?, ropes };
+        let mut x = self.embed_tokens.forward(&pass.tokens.ids)?;
+        if let Some(scale) = embedding_scale {
+            x = x.scale(*scale)?;
+        }
+        stack::run(self, x, &context, pass)
     }
 
     fn head(&self) -> Option<&Linear> {
         Some(&self.head)
+    }
+
+    fn logit_softcap(&self) -> Option<f32> {
+        self.shape.logit_softcap
     }
 
     fn spec(&self) -> Spec {

@@ -3,22 +3,19 @@
 //! window and blocks without that rotate by frequencies of their own, a GeGLU MLP, embeddings times
 //! √D. Weights are `[out, in]`.
 
-use std::sync::Arc;
-
-use lehr_tensor::ops::rope::RopeTable;
-use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::heads::{self, FULL, Heads, SLIDING, check_windows};
+use super::decoder;
+use super::prenorm::{AttentionSettings, GroupedQueryAttention, Mlp, Norms, SandwichBlock};
 use super::rope::Rope;
-use super::stack::{self, Stack};
+use super::windows::{self, FULL, SLIDING, check_windows};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_room,
-    check_spec, parse, positive, residual_std, with_and_without_prefix,
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, activation, check_spec, parse,
+    positive, residual_std, with_and_without_prefix,
 };
-use crate::nn::{Embedding, GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm};
-use crate::{Error, KvCache, Result};
+use crate::nn::{GatedMlp, GatedMlpShape, LayerBuilder};
+use crate::{Error, Result};
 
 /// The settings of a Gemma 3 `config.json`; what a file leaves out is as in transformers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,7 +166,18 @@ impl FamilyConfig for Gemma3Config {
     }
 
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Arc::new(Gemma3::build(self, p)?)))
+        let spec = self.spec();
+        let rope = |layer_type| Rope::new(&self.rope(layer_type)?, spec.head_dim);
+        let shape = decoder::Shape {
+            // In the order of `GLOBAL` and `LOCAL`.
+            ropes: vec![rope(FULL)?, rope(SLIDING)?],
+            // The reference rounds √D to the precision it computes in, here f32.
+            embedding_scale: Some((spec.hidden_size as f64).sqrt() as f32),
+            logit_softcap: self.final_logit_softcapping,
+            is_tied: self.tie_word_embeddings,
+            ..decoder::Shape::new(spec, rope(FULL)?, self.norms(), self.initializer_range)
+        };
+        decoder::build(p, shape, |layer, p| self.block(layer, p))
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -206,8 +214,8 @@ impl Gemma3Config {
     fn window(&self, layer: usize) -> Result<Option<usize>> {
         let kind = if (layer + 1).is_multiple_of(self.pattern()) { FULL } else { SLIDING };
         match &self.layer_types {
-            Some(layer_types) => heads::window(layer_types, layer, self.sliding_window),
-            None => heads::window(&[kind.to_owned()], 0, self.sliding_window),
+            Some(layer_types) => windows::window(layer_types, layer, self.sliding_window),
+            None => windows::window(&[kind.to_owned()], 0, self.sliding_window),
         }
     }
 
@@ -241,170 +249,45 @@ impl Gemma3Config {
         };
         RopeSettings::read(&parameters, theta, self.max_position_embeddings)
     }
-}
 
-struct Block {
-    heads: Heads,
-    windowed: bool,
-    input_layernorm: RmsNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
-    pre_feedforward_layernorm: RmsNorm,
-    mlp: GatedMlp,
-    post_feedforward_layernorm: RmsNorm,
-}
+    fn norms(&self) -> Norms {
+        Norms { eps: self.rms_norm_eps, one_plus: true }
+    }
 
-impl Block {
-    fn build(config: &Gemma3Config, index: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
-        let (d, e, std) = (config.hidden_size, config.head_dim, config.initializer_range);
-        let (spec, window) = (config.spec(), config.window(index)?);
-        let (q, kv) = (spec.n_heads * e, spec.n_kv_heads * e);
-        let out_std = residual_std(std, spec.n_layers);
-        let norm = |mut p: LayerBuilder<'_>, width| {
-            RmsNorm::build_one_plus(&mut p, width, config.rms_norm_eps)
+    /// Builds block `layer`.
+    fn block(&self, layer: usize, mut p: LayerBuilder<'_>) -> Result<SandwichBlock> {
+        let (spec, std) = (self.spec(), self.initializer_range);
+        let (d, window, norms) = (spec.hidden_size, self.window(layer)?, self.norms());
+        let attention = AttentionSettings {
+            qkv_bias: self.attention_bias,
+            out_bias: self.attention_bias,
+            window,
+            qk_norms: Some(norms),
+            scale_width: self.query_pre_attn_scalar,
+            rope: if window.is_some() { LOCAL } else { GLOBAL },
+            ..AttentionSettings::new(spec, std)
         };
-        let input_layernorm = norm(p.at("input_layernorm"), d)?;
-        let mut attn = p.at("self_attn");
-        let mut project = |name, (n_in, n_out), std| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(config.attention_bias);
-            Linear::build(&mut attn.at(name), Role::Attention, shape, std)
+        let mlp = GatedMlpShape {
+            width: d,
+            inner: self.intermediate_size,
+            bias: false,
+            activation: activation("hidden_activation", &self.hidden_activation)?,
+            std,
+            down_std: residual_std(std, spec.n_layers),
         };
-        Ok(Self {
-            heads: Heads::new(&spec, index)
-                .with_scale_of(config.query_pre_attn_scalar as f64)
-                .with_window(window),
-            windowed: window.is_some(),
-            input_layernorm,
-            q_proj: project("q_proj", (d, q), std)?,
-            k_proj: project("k_proj", (d, kv), std)?,
-            v_proj: project("v_proj", (d, kv), std)?,
-            o_proj: project("o_proj", (q, d), out_std)?,
-            q_norm: norm(attn.at("q_norm"), e)?,
-            k_norm: norm(attn.at("k_norm"), e)?,
-            post_attention_layernorm: norm(p.at("post_attention_layernorm"), d)?,
-            pre_feedforward_layernorm: norm(p.at("pre_feedforward_layernorm"), d)?,
-            mlp: GatedMlp::build(
-                &mut p.at("mlp"),
-                GatedMlpShape {
-                    width: d,
-                    inner: config.intermediate_size,
-                    bias: false,
-                    activation: activation("hidden_activation", &config.hidden_activation)?,
-                    std,
-                    down_std: out_std,
-                },
-            )?,
-            post_feedforward_layernorm: norm(p.at("post_feedforward_layernorm"), d)?,
+        let norm = |mut p: LayerBuilder<'_>| norms.build(&mut p, d);
+        Ok(SandwichBlock {
+            before_attention: norm(p.at("input_layernorm"))?,
+            attention: GroupedQueryAttention::build(p.at("self_attn"), layer, &attention)?,
+            after_attention: norm(p.at("post_attention_layernorm"))?,
+            before_mlp: norm(p.at("pre_feedforward_layernorm"))?,
+            mlp: Mlp::Separate(GatedMlp::build(&mut p.at("mlp"), mlp)?),
+            after_mlp: norm(p.at("post_feedforward_layernorm"))?,
         })
     }
-
-    fn attention(
-        &self,
-        h: &Tensor,
-        tokens: &Tokens,
-        rope: &RopeTable,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let q = self.heads.queries(&self.q_proj.forward(h)?)?;
-        let k = self.heads.keys(&self.k_proj.forward(h)?)?;
-        let (q, k) = (self.q_norm.forward(&q)?.rope(rope)?, self.k_norm.forward(&k)?.rope(rope)?);
-        let v = self.heads.keys(&self.v_proj.forward(h)?)?;
-        let a = self.heads.attend(&q, (&k, &v), tokens, cache)?;
-        Ok(self.o_proj.forward(&a)?)
-    }
 }
 
-/// The Gemma 3 decoder.
-pub struct Gemma3 {
-    spec: Spec,
-    /// Of blocks without a window.
-    global_rope: Rope,
-    /// Of blocks with one.
-    local_rope: Rope,
-    softcap: Option<f32>,
-    embed_tokens: Embedding,
-    blocks: Vec<Block>,
-    norm: RmsNorm,
-    head: Linear,
-}
-
-impl Gemma3 {
-    fn build(config: &Gemma3Config, p: &mut LayerBuilder<'_>) -> Result<Self> {
-        let spec = config.spec();
-        let (d, v, std) = (spec.hidden_size, spec.vocab_size, config.initializer_range);
-        let mut root = p.at("model");
-        let role = Role::TokenEmbedding;
-        let embed_tokens = Embedding::build(&mut root.at("embed_tokens"), role, v, d, std)?;
-        let mut blocks = Vec::new();
-        for index in 0..spec.n_layers {
-            blocks.push(Block::build(config, index, root.at("layers").at(index))?);
-        }
-        let norm = RmsNorm::build_one_plus(&mut root.at("norm"), d, config.rms_norm_eps)?;
-        let head = match config.tie_word_embeddings {
-            true => Linear::tied(&mut p.at("lm_head"), &embed_tokens)?,
-            false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
-        };
-        let global_rope = Rope::new(&config.rope(FULL)?, spec.head_dim)?;
-        let local_rope = Rope::new(&config.rope(SLIDING)?, spec.head_dim)?;
-        let softcap = config.final_logit_softcapping;
-        Ok(Self { spec, global_rope, local_rope, softcap, embed_tokens, blocks, norm, head })
-    }
-}
-
-impl Stack for Gemma3 {
-    type Context = (Tokens, RopeTable, RopeTable);
-
-    fn n_blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
-        Ok(self.blocks[index].input_layernorm.forward(x)?)
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        (x, h): (&Tensor, &Tensor),
-        (tokens, global, local): &Self::Context,
-        cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let block = &self.blocks[index];
-        let rope = if block.windowed { local } else { global };
-        let a = block.attention(h, tokens, rope, cache)?;
-        let a = block.post_attention_layernorm.forward(&a)?;
-        let (x, h) = block.pre_feedforward_layernorm.forward_add(x, &a)?;
-        let m = block.post_feedforward_layernorm.forward(&block.mlp.forward(&h)?)?;
-        let next_norm = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.input_layernorm);
-        Ok(next_norm.forward_add(&x, &m)?)
-    }
-}
-
-impl Architecture for Arc<Gemma3> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.spec)?;
-        let global = self.global_rope.table(&tokens.positions)?;
-        let local = self.local_rope.table(&tokens.positions)?;
-        // The reference rounds √D to the precision it computes in, here f32.
-        let scale = (self.spec.hidden_size as f64).sqrt() as f32;
-        let x = self.embed_tokens.forward(&tokens.ids)?.scale(scale)?;
-        stack::run(self, x, &(tokens.clone(), global, local), tokens.activations, cache)
-    }
-
-    fn head(&self) -> Option<&Linear> {
-        Some(&self.head)
-    }
-
-    fn logit_softcap(&self) -> Option<f32> {
-        self.softcap
-    }
-
-    fn spec(&self) -> Spec {
-        self.spec
-    }
-}
+/// The rotation of blocks without a window.
+const GLOBAL: usize = 0;
+/// The rotation of blocks with one.
+const LOCAL: usize = 1;

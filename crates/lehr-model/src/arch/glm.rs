@@ -2,20 +2,17 @@
 //! each head, RMSNorm before each sub-layer, grouped-query attention with biases on q, k and v, a
 //! SwiGLU MLP whose gate and up matrix are one. Weights are `[out, in]`.
 
-use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{Role, Tensor};
+use lehr_tensor::Role;
+use lehr_tensor::ops::rope::RopeLayout;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::decoder;
-use super::heads::Heads;
+use super::prenorm::{AttentionSettings, GroupedQueryAttention, Mlp, Norms, PreNormBlock};
 use super::rope::Rope;
-use super::{
-    Architecture, FamilyConfig, RopeConfig, Spec, Tokens, activation, check_spec, residual_std,
-};
-use crate::nn::{LayerBuilder, Linear, LinearShape, RmsNorm};
-use crate::{Error, KvCache, Result};
+use super::{Architecture, FamilyConfig, RopeConfig, Spec, activation, check_spec, residual_std};
+use crate::nn::{FusedGatedMlp, GateHalf, LayerBuilder, Linear, LinearShape};
+use crate::{Error, Result};
 
 /// The settings of a GLM-4 `config.json`; what a file leaves out is as in transformers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,15 +107,16 @@ impl FamilyConfig for GlmConfig {
     }
 
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        let shape = decoder::Shape {
-            spec: self.spec(),
-            rope: self.rope()?,
-            rope_layout: RopeLayout::AdjacentPairs,
-            rms_norm_eps: self.rms_norm_eps,
-            std: self.initializer_range,
-            is_tied: self.tie_word_embeddings,
-        };
-        decoder::build(p, shape, |index, p| Block::build(self, index, p))
+        let (d, norms) = (self.hidden_size, Norms::new(self.rms_norm_eps));
+        decoder::build(p, self.shape()?, |layer, mut p| {
+            let mut norm = |name| norms.build(&mut p.at(name), d);
+            Ok(PreNormBlock {
+                input_layernorm: norm("input_layernorm")?,
+                post_attention_layernorm: norm("post_attention_layernorm")?,
+                attention: self.attention(layer, p.at("self_attn"))?,
+                mlp: self.mlp(p.at("mlp"))?,
+            })
+        })
     }
 }
 
@@ -133,111 +131,40 @@ impl GlmConfig {
         }
         Rope::new(&settings, rotary_dim)
     }
-}
 
-/// The attention of GLM-4.
-pub(super) struct Attention {
-    heads: Heads,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-}
+    /// What the decoder is besides its blocks.
+    pub(super) fn shape(&self) -> Result<decoder::Shape> {
+        let norms = Norms::new(self.rms_norm_eps);
+        Ok(decoder::Shape {
+            rope_layout: RopeLayout::AdjacentPairs,
+            is_tied: self.tie_word_embeddings,
+            ..decoder::Shape::new(self.spec(), self.rope()?, norms, self.initializer_range)
+        })
+    }
 
-impl Attention {
-    pub(super) fn build(config: &GlmConfig, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
-        let (d, std, spec) = (config.hidden_size, config.initializer_range, config.spec());
-        let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
-        let (bias, out_std) = (config.attention_bias, residual_std(std, spec.n_layers));
-        let mut project = |name, (n_in, n_out), bias, std| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
-            Linear::build(&mut p.at(name), Role::Attention, shape, std)
+    /// Builds the attention of block `layer`.
+    pub(super) fn attention(
+        &self,
+        layer: usize,
+        p: LayerBuilder<'_>,
+    ) -> Result<GroupedQueryAttention> {
+        let settings = AttentionSettings {
+            qkv_bias: self.attention_bias,
+            ..AttentionSettings::new(self.spec(), self.initializer_range)
         };
-        Ok(Self {
-            heads: Heads::new(&spec, layer),
-            q_proj: project("q_proj", (d, q), bias, std)?,
-            k_proj: project("k_proj", (d, kv), bias, std)?,
-            v_proj: project("v_proj", (d, kv), bias, std)?,
-            o_proj: project("o_proj", (q, d), false, out_std)?,
-        })
+        GroupedQueryAttention::build(p, layer, &settings)
     }
 
-    pub(super) fn forward(
-        &self,
-        h: &Tensor,
-        tokens: &Tokens,
-        rope: &RopeTable,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let q = self.heads.queries(&self.q_proj.forward(h)?)?.rope(rope)?;
-        let k = self.heads.keys(&self.k_proj.forward(h)?)?.rope(rope)?;
-        let v = self.heads.keys(&self.v_proj.forward(h)?)?;
-        Ok(self.o_proj.forward(&self.heads.attend(&q, (&k, &v), tokens, cache)?)?)
-    }
-}
-
-/// The gated MLP of GLM-4: `gate_up_proj` gives the gate, then what it gates.
-pub(super) struct Mlp {
-    gate_up_proj: Linear,
-    down_proj: Linear,
-    activation: Activation,
-}
-
-impl Mlp {
-    pub(super) fn build(config: &GlmConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
-        let (d, f, std) = (config.hidden_size, config.intermediate_size, config.initializer_range);
+    /// Builds the gated MLP of a block: `gate_up_proj` gives the gate, then what it gates.
+    pub(super) fn mlp(&self, mut p: LayerBuilder<'_>) -> Result<Mlp> {
+        let (d, f, std) = (self.hidden_size, self.intermediate_size, self.initializer_range);
         let (wide, down) = (LinearShape::new(d, 2 * f), LinearShape::new(f, d));
-        let down_std = residual_std(std, config.num_hidden_layers);
-        Ok(Self {
-            gate_up_proj: Linear::build(&mut p.at("gate_up_proj"), Role::Mlp, wide, std)?,
-            down_proj: Linear::build(&mut p.at("down_proj"), Role::Mlp, down, down_std)?,
-            activation: activation("hidden_act", &config.hidden_act)?,
-        })
-    }
-
-    pub(super) fn forward(&self, h: &Tensor) -> Result<Tensor> {
-        let both = self.gate_up_proj.forward(h)?;
-        let f = both.shape()[2] / 2;
-        let (gate, up) = (both.slice(2, 0..f)?, both.slice(2, f..2 * f)?);
-        Ok(self.down_proj.forward_gated(&gate, &up, self.activation)?)
-    }
-}
-
-struct Block {
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
-
-impl Block {
-    fn build(config: &GlmConfig, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
-        let (d, eps) = (config.hidden_size, config.rms_norm_eps);
-        let mut norm = |name| RmsNorm::build(&mut p.at(name), d, eps);
-        Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            self_attn: Attention::build(config, layer, p.at("self_attn"))?,
-            mlp: Mlp::build(config, p.at("mlp"))?,
-        })
-    }
-}
-
-impl decoder::Block for Block {
-    fn input_layernorm(&self) -> &RmsNorm {
-        &self.input_layernorm
-    }
-
-    fn forward(
-        &self,
-        (x, h): (&Tensor, &Tensor),
-        (tokens, rope): &decoder::Context,
-        next_norm: &RmsNorm,
-        cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let a = self.self_attn.forward(h, tokens, rope, cache)?;
-        let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
-        let m = self.mlp.forward(&h)?;
-        Ok(next_norm.forward_add(&x, &m)?)
+        let down_std = residual_std(std, self.num_hidden_layers);
+        Ok(Mlp::Fused(FusedGatedMlp {
+            gate_up: Linear::build(&mut p.at("gate_up_proj"), Role::Mlp, wide, std)?,
+            down: Linear::build(&mut p.at("down_proj"), Role::Mlp, down, down_std)?,
+            activation: activation("hidden_act", &self.hidden_act)?,
+            gate: GateHalf::First,
+        }))
     }
 }

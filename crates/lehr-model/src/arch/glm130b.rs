@@ -1,26 +1,19 @@
 //! GLM-130B (Zeng et al. 2022, <https://arxiv.org/abs/2210.02414>): LayerNorm whose output is also
 //! the residual ("DeepNorm"), a context that all tokens see, RoPE over the whole head, a GeGLU MLP,
 //! the head tied to the embedding. Weights are `[out, in]`.
-//!
-//! With `u = LN(x)`, a sub-layer gives `x' = α u + f(u)`, as in ChatGLM-6B.
+//! The equations of a block are in `deepnorm.rs`.
 
-use std::sync::Arc;
-
+use lehr_tensor::Role;
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
-use lehr_tensor::{Role, Tensor};
+use lehr_tensor::ops::rope::frequencies;
 use serde::{Deserialize, Serialize};
 
-use super::chatglm::PerHeadAttention;
+use super::deepnorm::{self, Mlp, Rotation, WeightStd};
 use super::prefix::{MaskToken, PrefixRule};
-use super::stack::{self, Stack};
-use super::{
-    Architecture, FamilyConfig, Spec, TextDivision, Tokens, check_room, divides, positive,
-};
+use super::{Architecture, FamilyConfig, Spec, divides, positive};
 use crate::io::ShardRule;
-use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
-use crate::{Error, KvCache, Result};
+use crate::nn::{FusedGatedMlp, GateHalf, LayerBuilder, Linear, LinearShape};
+use crate::{Error, Result};
 
 /// The settings of GLM-130B. Its checkpoint comes without a `config.json`; this form is lehr's own,
 /// with the names of ChatGLM-6B's.
@@ -141,7 +134,30 @@ impl FamilyConfig for Glm130bConfig {
     }
 
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(Arc::new(Glm130b::build(self, p)?)))
+        let (d, f) = (self.hidden_size, self.inner_hidden_size);
+        let (spec, std) = (self.spec(), |n_in, n_out| self.deepnorm_std(n_in, n_out));
+        let inv_freq = frequencies::inverse_frequencies(10_000.0, spec.head_dim);
+        let shape = deepnorm::Shape {
+            spec,
+            alpha: self.alpha(),
+            eps: self.layernorm_epsilon,
+            rule: self.prefix_rule(),
+            rotation: Rotation::Text(inv_freq),
+            is_tied: true,
+            std: WeightStd { input: self.initializer_range, attention_out: std(d, d) },
+        };
+        deepnorm::build(p, shape, |mut p| {
+            let mut linear = |name, n_in, n_out, std| {
+                let shape = LinearShape::new(n_in, n_out).with_bias(true);
+                Linear::build(&mut p.at(name), Role::Mlp, shape, std)
+            };
+            Ok(Mlp::GeGlu(FusedGatedMlp {
+                gate_up: linear("dense_h_to_4h", d, 2 * f, std(d, f))?,
+                down: linear("dense_4h_to_h", f, d, std(f, d))?,
+                activation: Activation::GeluErf,
+                gate: GateHalf::Second,
+            }))
+        })
     }
 
     /// The checkpoint is published as 8 parts, cut for tensor parallelism as Megatron does.
@@ -178,6 +194,7 @@ impl Glm130bConfig {
                 mask("[sMASK]", self.smask_token_id, true),
                 mask("[gMASK]", self.gmask_token_id, false),
             ],
+            has_block_positions: false,
         }
     }
 
@@ -185,136 +202,5 @@ impl Glm130bConfig {
     fn deepnorm_std(&self, n_in: usize, n_out: usize) -> f32 {
         let xavier = (2.0 / (n_in + n_out) as f32).sqrt();
         xavier / (2.0 * self.num_layers as f32).sqrt()
-    }
-}
-
-struct Block {
-    input_layernorm: LayerNorm,
-    attention: PerHeadAttention,
-    post_attention_layernorm: LayerNorm,
-    dense_h_to_4h: Linear,
-    dense_4h_to_h: Linear,
-}
-
-impl Block {
-    fn build(config: &Glm130bConfig, mut p: LayerBuilder<'_>) -> Result<Self> {
-        let (d, f, eps) = (config.hidden_size, config.inner_hidden_size, config.layernorm_epsilon);
-        let std = |n_in, n_out| config.deepnorm_std(n_in, n_out);
-        let input_layernorm = LayerNorm::build(&mut p.at("input_layernorm"), d, eps)?;
-        let attention_std = (config.initializer_range, std(d, d));
-        let attention = PerHeadAttention::build(p.at("attention"), d, attention_std)?;
-        let post_attention_layernorm =
-            LayerNorm::build(&mut p.at("post_attention_layernorm"), d, eps)?;
-        let mut mlp = p.at("mlp");
-        let mut linear = |name, (n_in, n_out), std| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(true);
-            Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
-        };
-        let dense_h_to_4h = linear("dense_h_to_4h", (d, 2 * f), std(d, f))?;
-        let dense_4h_to_h = linear("dense_4h_to_h", (f, d), std(f, d))?;
-        Ok(Self {
-            input_layernorm,
-            attention,
-            post_attention_layernorm,
-            dense_h_to_4h,
-            dense_4h_to_h,
-        })
-    }
-
-    /// `W (x1 ⊙ GELU(x2)) + b`: the second half is the gate.
-    fn mlp(&self, h: &Tensor) -> Result<Tensor> {
-        let both = self.dense_h_to_4h.forward(h)?;
-        let f = both.shape()[2] / 2;
-        let (linear, gate) = (both.slice(2, 0..f)?, both.slice(2, f..2 * f)?);
-        Ok(self.dense_4h_to_h.forward_gated(&gate, &linear, Activation::GeluErf)?)
-    }
-}
-
-/// The GLM-130B decoder.
-pub struct Glm130b {
-    config: Glm130bConfig,
-    rule: PrefixRule,
-    inv_freq: Vec<f64>,
-    word_embeddings: Embedding,
-    blocks: Vec<Block>,
-    final_layernorm: LayerNorm,
-    head: Linear,
-}
-
-impl Glm130b {
-    fn build(config: &Glm130bConfig, p: &mut LayerBuilder<'_>) -> Result<Self> {
-        let (d, v, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
-        let mut root = p.at("transformer");
-        let word_embeddings =
-            Embedding::build(&mut root.at("word_embeddings"), Role::TokenEmbedding, v, d, std)?;
-        let mut blocks = Vec::new();
-        for index in 0..config.num_layers {
-            blocks.push(Block::build(config, root.at("layers").at(index))?);
-        }
-        let final_layernorm =
-            LayerNorm::build(&mut root.at("final_layernorm"), d, config.layernorm_epsilon)?;
-        let head = Linear::tied(&mut p.at("lm_head"), &word_embeddings)?;
-        let inv_freq = frequencies::inverse_frequencies(10_000.0, config.spec().head_dim);
-        let (config, rule) = (config.clone(), config.prefix_rule());
-        Ok(Self { config, rule, inv_freq, word_embeddings, blocks, final_layernorm, head })
-    }
-}
-
-impl Stack for Glm130b {
-    type Context = (Mask, RopeTable);
-
-    fn n_blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn read(&self, _: usize, x: &Tensor) -> Result<Tensor> {
-        // The residual stream of DeepNorm is normed already.
-        Ok(x.clone())
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        (x, h): (&Tensor, &Tensor),
-        (mask, rope): &Self::Context,
-        cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let block = &self.blocks[index];
-        let (alpha, n_heads) = (self.config.alpha(), self.config.num_attention_heads);
-        let a = block.attention.forward(h, mask, rope, (n_heads, index), cache)?;
-        let (_, u) = block.post_attention_layernorm.forward_add(&x.scale(alpha)?, &a)?;
-        let m = block.mlp(&u)?;
-        let next_norm =
-            self.blocks.get(index + 1).map_or(&self.final_layernorm, |next| &next.input_layernorm);
-        let (_, u) = next_norm.forward_add(&u.scale(alpha)?, &m)?;
-        Ok((u.clone(), u))
-    }
-}
-
-impl Architecture for Arc<Glm130b> {
-    fn forward(&self, tokens: &Tokens, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
-        let text = self.rule.divide(tokens, cache.as_deref_mut())?;
-        let rope = RopeTable::new(&text.positions, &self.inv_freq, RopeLayout::HalfSplit, 1.0)?;
-        let x = self.word_embeddings.forward(&tokens.ids)?;
-        let u = self.blocks[0].input_layernorm.forward(&x)?;
-        stack::run(self, u, &(text.mask, rope), tokens.activations, cache)
-    }
-
-    fn head(&self) -> Option<&Linear> {
-        Some(&self.head)
-    }
-
-    fn undivided(&self, ids: &[i32]) -> Result<usize> {
-        self.rule.undivided(ids)
-    }
-
-    fn division(&self, tokens: &Tokens) -> Result<Option<TextDivision>> {
-        let text = self.rule.divide(tokens, None)?;
-        Ok(Some(TextDivision { positions: vec![text.positions], mask: text.mask }))
-    }
-
-    fn spec(&self) -> Spec {
-        self.config.spec()
     }
 }

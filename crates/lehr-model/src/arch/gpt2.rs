@@ -7,8 +7,9 @@ use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::attention::{Attention, AttentionContext};
 use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Spec, Tokens, check_room, divides, positive};
+use super::{Architecture, FamilyConfig, Pass, Residual, Spec, divides, positive, residual_std};
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
@@ -124,15 +125,14 @@ struct Block {
     ln_2: LayerNorm,
     c_fc: Linear,
     mlp_c_proj: Linear,
-    attention_scale: f32,
+    attention: Attention,
 }
 
 impl Block {
     fn build(config: &Gpt2Config, index: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, eps, std) = (config.n_embd, config.layer_norm_epsilon, config.initializer_range);
         let inner = config.n_inner.unwrap_or(4 * d);
-        // Each block adds twice to the residual stream; its variance at the end stays that of one.
-        let residual_std = std / (2.0 * config.n_layer as f32).sqrt();
+        let residual_std = residual_std(std, config.n_layer);
         let mut scale = 1.0;
         if config.scale_attn_weights {
             scale /= ((d / config.n_head) as f32).sqrt();
@@ -151,36 +151,12 @@ impl Block {
             ln_2: LayerNorm::build(&mut p.at("ln_2"), d, eps)?,
             c_fc: linear(p.at("mlp").at("c_fc"), Role::Mlp, (d, inner), std)?,
             mlp_c_proj: linear(p.at("mlp").at("c_proj"), Role::Mlp, (inner, d), residual_std)?,
-            attention_scale: scale,
+            attention: Attention::new(&config.spec(), index).with_scale(scale),
         })
-    }
-
-    fn attention(
-        &self,
-        h: &Tensor,
-        tokens: &Tokens,
-        n_heads: usize,
-        layer: usize,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let qkv = self.c_attn.forward(h)?;
-        let mask = tokens.causal_mask();
-        let a = match cache {
-            None => qkv.attention_packed(n_heads, n_heads, &mask, self.attention_scale)?,
-            Some(cache) => {
-                let (b, t, d) = (h.shape()[0], h.shape()[1], h.shape()[2]);
-                let heads = [b, t, n_heads, d / n_heads];
-                let part = |i: usize| qkv.slice(2, i * d..(i + 1) * d)?.reshape(heads);
-                let (k, v) = cache.write(layer, &part(1)?, &part(2)?)?;
-                let mask = cache.mask(mask, t);
-                part(0)?.attention(&k, &v, &mask, self.attention_scale)?.reshape(h.shape())?
-            }
-        };
-        Ok(self.c_proj.forward(&a)?)
     }
 }
 
-/// The GPT-2 decoder.
+/// The GPT-2 decoder: `h = x + Attention(LN₁(x)); y = h + MLP(LN₂(h))`.
 pub struct Gpt2 {
     config: Gpt2Config,
     activation: Activation,
@@ -214,37 +190,41 @@ impl Gpt2 {
 }
 
 impl Stack for Gpt2 {
-    type Context = Tokens;
+    type Context = AttentionContext;
 
     fn n_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         Ok(self.blocks[index].ln_1.forward(x)?)
     }
 
     fn block(
         &self,
         index: usize,
-        (x, h): (&Tensor, &Tensor),
-        tokens: &Self::Context,
+        Residual { x, normed }: &Residual,
+        context: &AttentionContext,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Residual> {
         let block = &self.blocks[index];
-        let a = block.attention(h, tokens, self.config.n_head, index, cache)?;
-        let (x, h) = block.ln_2.forward_add(x, &a)?;
-        let m = Linear::feed_forward(&h, &block.c_fc, self.activation, &block.mlp_c_proj)?;
+        let qkv = block.c_attn.forward(normed)?;
+        let a = block.attention.forward_packed(&qkv, context, cache)?;
+        let (h, normed) = block.ln_2.forward_add(x, &block.c_proj.forward(&a)?)?;
+        let m = Linear::feed_forward(&normed, &block.c_fc, self.activation, &block.mlp_c_proj)?;
         let next_norm = self.blocks.get(index + 1).map_or(&self.ln_f, |next| &next.ln_1);
-        Ok(next_norm.forward_add(&x, &m)?)
+        let (x, normed) = next_norm.forward_add(&h, &m)?;
+        Ok(Residual { x, normed })
     }
 }
 
 impl Architecture for Arc<Gpt2> {
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        check_room(tokens, cache.as_deref(), &self.config.spec())?;
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor> {
+        pass.check(&self.config.spec())?;
+        let tokens = pass.tokens;
         let x = self.wte.forward(&tokens.ids)?.add(&self.wpe.forward(&tokens.positions)?)?;
-        stack::run(self, x, tokens, tokens.activations, cache)
+        let context = AttentionContext::causal(&pass)?;
+        stack::run(self, x, &context, pass)
     }
 
     fn head(&self) -> Option<&Linear> {

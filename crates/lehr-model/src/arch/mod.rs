@@ -4,73 +4,72 @@
 //! To add a family: its file, with a settings struct that implements `FamilyConfig`, and a line in
 //! `families!` below.
 
+mod attention;
 mod bert;
 mod chatglm;
 mod chatglm2;
+mod checkpointing;
 mod decoder;
+mod deepnorm;
 mod gemma3;
 mod glm;
 mod glm130b;
 mod glm4;
 mod gpt2;
-mod heads;
+mod layout;
 mod llama;
 mod mistral;
+mod pass;
 mod prefix;
+mod prenorm;
 mod qwen2;
 mod qwen3;
 mod rope;
 mod stack;
 mod tokens;
+mod windows;
 
+pub(crate) use attention::KvPrefixParams;
 pub use bert::{Bert, BertConfig};
-pub use chatglm::{ChatGlm, ChatGlmConfig, FrequencyDtype};
+pub use chatglm::{ChatGlmConfig, FrequencyDtype};
 pub use chatglm2::{ChatGlm2, ChatGlm2Config};
-pub use gemma3::{Gemma3, Gemma3Config};
+pub use checkpointing::ActivationCheckpointing;
+pub use gemma3::Gemma3Config;
 pub use glm::GlmConfig;
 pub use glm4::Glm4Config;
-pub use glm130b::{Glm130b, Glm130bConfig};
+pub use glm130b::Glm130bConfig;
 pub use gpt2::{Gpt2, Gpt2Config};
+pub use layout::{Layout, TokenPosition};
+use lehr_tensor::Tensor;
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::{Tensor, no_grad};
 pub use llama::LlamaConfig;
 pub use mistral::MistralConfig;
+pub use pass::Pass;
+use pass::Residual;
 pub use qwen2::Qwen2Config;
 pub use qwen3::Qwen3Config;
 pub use rope::{RopeConfig, RopeScaling, RopeSettings};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-pub use tokens::{Activations, Tokens};
+pub use tokens::{PackedText, TokenRows, Tokens};
 
 use crate::io::ShardRule;
 use crate::nn::{LayerBuilder, Linear};
 pub use crate::spec::Spec;
-use crate::{Error, KvCache, Result};
+use crate::{Error, Result};
 
 /// What a family's model computes: tokens to hidden states, and the head that turns those into
 /// logits.
 ///
 /// They are separate because a loss never needs all logits at once.
 pub trait Architecture: Send + Sync {
-    /// Hidden states `[B, T, D]` after the last norm, recorded if that is on. With a cache the
-    /// tokens continue the cached ones.
+    /// Computes hidden states `[B, T, D]` after the last norm, recorded if recording is on. With a
+    /// cache the tokens continue the cached ones, and recording has to be off.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
-    fn forward(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor>;
-
-    /// [`Architecture::forward`], of which with a cache nothing is recorded.
-    ///
-    /// # Errors
-    /// As [`Architecture::forward`].
-    fn hidden(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        match cache {
-            None => self.forward(tokens, None),
-            Some(cache) => no_grad(|| self.forward(tokens, Some(cache))),
-        }
-    }
+    fn forward(&self, pass: Pass<'_>) -> Result<Tensor>;
 
     /// The output projection to the vocabulary; encoders are published without one too.
     fn head(&self) -> Option<&Linear>;
@@ -100,34 +99,21 @@ pub trait Architecture: Send + Sync {
         None
     }
 
-    /// How many of a text's first tokens have to be run in one call, because they see one another
-    /// in both directions: 0 for causal models.
+    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    fn has_prefix(&self) -> bool {
+        false
+    }
+
+    /// Lays out one text: its positions, and the prefix whose tokens see one another.
     ///
     /// # Errors
     /// If the text lacks the tokens that say so.
-    fn undivided(&self, _ids: &[i32]) -> Result<usize> {
-        Ok(0)
-    }
-
-    /// What the model derives from the ids: nothing, if positions are those of the tokens and the
-    /// mask is causal.
-    ///
-    /// # Errors
-    /// If a text lacks the tokens that say so.
-    fn division(&self, _tokens: &Tokens) -> Result<Option<TextDivision>> {
-        Ok(None)
+    fn layout(&self, ids: &[i32]) -> Result<Layout> {
+        Ok(Layout::causal(ids.len()))
     }
 
     /// The model's sizes.
     fn spec(&self) -> Spec;
-}
-
-/// What a model with a bidirectional context derives from the ids.
-pub struct TextDivision {
-    /// Positions, i32 `[B, T]` each: one stream, or two for ChatGLM-6B.
-    pub positions: Vec<Tensor>,
-    /// Which tokens each token sees.
-    pub mask: Mask,
 }
 
 /// The settings of one family: what its `config.json` says.
@@ -188,6 +174,15 @@ macro_rules! families {
         impl Config {
             /// The `model_type`s there are.
             const MODEL_TYPES: &'static [&'static str] = &[$(<$config>::MODEL_TYPE),*];
+
+            /// The names of the families.
+            pub const FAMILIES: &'static [&'static str] = &[$(stringify!($family)),*];
+
+            /// The family's name.
+            #[must_use]
+            pub fn family(&self) -> &'static str {
+                match self { $(Self::$family(_) => stringify!($family),)* }
+            }
 
             /// Reads a parsed `config.json`.
             ///
@@ -411,15 +406,4 @@ fn divides(part_key: &str, part: usize, whole_key: &str, whole: usize) -> Result
         return Ok(());
     }
     Err(Error::config(part_key, part, format!("a divisor of {whole_key} = {whole}")))
-}
-
-/// An error unless the new tokens fit the model's context and the cache.
-fn check_room(tokens: &Tokens, cache: Option<&KvCache>, spec: &Spec) -> Result<()> {
-    let start = cache.map_or(0, KvCache::len);
-    let limit = cache.map_or(spec.max_positions, |c| c.capacity().min(spec.max_positions));
-    let found = start + tokens.len();
-    if found <= limit {
-        return Ok(());
-    }
-    Err(Error::TooLong { what: "the number of tokens", found, limit })
 }

@@ -1,18 +1,14 @@
-//! Texts whose first part is seen from everywhere: GLM-130B and ChatGLM-6B.
+//! Layout of texts whose first part is seen from everywhere: GLM-130B and ChatGLM-6B.
 //!
-//! Such a text is `context <sop> continuation`. The tokens before `<sop>` see one another in both
-//! directions; `<sop>` and what follows see the context and what is before them. A mask token in
-//! the context says what is asked for: `[MASK]` a piece that stands there, `[gMASK]` what comes
-//! after the context.
+//! Such a text is `context <sop> continuation`. The context is its bidirectional prefix: its tokens
+//! see one another in both directions, while `<sop>` and what follows see the context and what is
+//! before them. A mask token in the context says what is to be written: `[MASK]` a piece that
+//! stands there, `[gMASK]` what comes after the context.
 
-use lehr_tensor::Tensor;
-use lehr_tensor::ops::attention::Mask;
+use super::Layout;
+use crate::{Error, Result};
 
-use super::Tokens;
-use crate::prefix::Prefix;
-use crate::{Error, KvCache, Result};
-
-/// A token that says what is asked for.
+/// A token that marks what is to be written.
 pub(super) struct MaskToken {
     pub(super) name: &'static str,
     pub(super) id: u32,
@@ -20,112 +16,41 @@ pub(super) struct MaskToken {
     pub(super) freezes: bool,
 }
 
-/// How a family's texts are divided.
+/// How a family lays out its texts.
 pub(super) struct PrefixRule {
     /// Id of `<sop>`.
     pub(super) sop: u32,
     /// The first of these that the context contains counts.
     pub(super) masks: Vec<MaskToken>,
-}
-
-/// What the blocks need to know of their tokens.
-pub(super) struct Division {
-    pub(super) mask: Mask,
-    /// Positions in the text, i32 `[B, T]`.
-    pub(super) positions: Tensor,
-    /// Positions in the continuation, i32 `[B, T]`.
-    pub(super) block_positions: Tensor,
+    /// Whether tokens have a second position, counted from `<sop>` on.
+    pub(super) has_block_positions: bool,
 }
 
 impl PrefixRule {
-    /// Divides the tokens, or continues the division that the cache remembers. Every segment of a
-    /// packed row is a text; a segment of one token without `<sop>` is padding.
+    /// Lays out one text.
     ///
     /// # Errors
-    /// If a text has no `<sop>` or no mask token before it.
-    pub(super) fn divide(&self, tokens: &Tokens, cache: Option<&mut KvCache>) -> Result<Division> {
-        let (n_rows, t) = (tokens.batch(), tokens.len());
-        let packed = tokens.segment_starts.is_some();
-        let (positions, ids) = (tokens.positions.ids(), tokens.ids.ids());
-        let continued = cache.as_ref().filter(|c| !c.is_empty()).map(|c| (c.len(), c.prefixes()));
-        if let Some((_, known)) = continued.filter(|(_, known)| known.len() != n_rows) {
-            return Err(Error::Prompt {
-                reason: format!("{n_rows} rows continue the {} of the cache", known.len()),
-                hint: "continue a cache with as many rows as it was begun with".to_owned(),
-            });
-        }
-        let (mut texts, mut lengths, mut streams) = (Vec::new(), Vec::new(), [vec![], vec![]]);
-        for row in 0..n_rows {
-            for span in spans(tokens, row) {
-                let at = row * t + span.start..row * t + span.end;
-                let (first, text) = match continued {
-                    Some((first, known)) => (first, known[row]),
-                    None => {
-                        (0, self.find(&ids[at.clone()], &positions[at.clone()], (row, packed))?)
-                    }
-                };
-                for (i, position) in positions[at].iter().enumerate() {
-                    let (a, b) = text.positions(first + i, *position);
-                    streams[0].push(a);
-                    streams[1].push(b);
-                    lengths.push(text.len as i32);
-                }
-                texts.push(text);
-            }
-        }
-        let mask = match &tokens.segment_starts {
-            None => {
-                let lengths: Vec<i32> = texts.iter().map(|text| text.len as i32).collect();
-                Mask::causal().with_prefix(Tensor::from_ids(&lengths, [n_rows])?)
-            }
-            Some(starts) => Mask::causal()
-                .with_segments(starts.clone())
-                .with_prefix(Tensor::from_ids(&lengths, [n_rows, t])?),
-        };
-        if let Some(cache) = cache {
-            cache.set_prefixes(texts);
-        }
-        let [a, b] = streams.map(|stream| Tensor::from_ids(&stream, [n_rows, t]));
-        Ok(Division { mask, positions: a?, block_positions: b? })
-    }
-
-    /// How many of a text's first tokens have to be run together: the context and `<sop>`.
-    ///
-    /// # Errors
-    /// As [`PrefixRule::divide`].
-    pub(super) fn undivided(&self, ids: &[i32]) -> Result<usize> {
-        let positions: Vec<i32> = (0..ids.len() as i32).collect();
-        Ok(self.find(ids, &positions, (0, false))?.len + 1)
-    }
-
-    fn find(
-        &self,
-        ids: &[i32],
-        positions: &[i32],
-        (row, is_segment): (usize, bool),
-    ) -> Result<Prefix> {
+    /// If it has no `<sop>`, or no mask token before it.
+    pub(super) fn layout(&self, ids: &[i32]) -> Result<Layout> {
         let index_of =
             |ids: &[i32], id: u32| ids.iter().position(|i| i64::from(*i) == i64::from(id));
-        let Some(len) = index_of(ids, self.sop) else {
-            if is_segment && ids.len() == 1 {
-                return Ok(Prefix { len: 0, start: positions[0], frozen: None });
-            }
-            let found = format!("row {row} has no <sop> (id {})", self.sop);
-            return Err(self.error(&found));
+        let Some(prefix_len) = index_of(ids, self.sop) else {
+            return Err(self.error(&format!("the text has no <sop> (id {})", self.sop)));
         };
-        let mask = self.masks.iter().find_map(|m| Some((m, index_of(&ids[..len], m.id)?)));
+        let context = &ids[..prefix_len];
+        let mask = self.masks.iter().find_map(|m| Some((m, index_of(context, m.id)?)));
         let Some((mask, at)) = mask else {
-            return Err(self.error(&format!("row {row} has no mask token before <sop>")));
+            return Err(self.error("the text has no mask token before <sop>"));
         };
-        let frozen = mask.freezes.then(|| positions[at]);
-        Ok(Prefix { len, start: positions[len], frozen })
+        let frozen = mask.freezes.then_some(at as i32);
+        Ok(Layout::with_prefix(ids.len(), prefix_len, frozen, self.has_block_positions))
     }
 
     fn error(&self, found: &str) -> Error {
         let masks: Vec<_> =
             self.masks.iter().map(|m| format!("{} (id {})", m.name, m.id)).collect();
         Error::Prompt {
-            reason: format!("{found}, so that there is no saying what is to be continued"),
+            reason: format!("{found}, so it does not say what is to be continued"),
             hint: format!(
                 "give a text with one of {} and end it with <sop> (id {})",
                 masks.join(", "),
@@ -135,26 +60,11 @@ impl PrefixRule {
     }
 }
 
-/// The segments of a row.
-fn spans(tokens: &Tokens, row: usize) -> Vec<std::ops::Range<usize>> {
-    let t = tokens.len();
-    let Some(starts) = &tokens.segment_starts else {
-        return std::iter::once(0..t).collect();
-    };
-    let starts = &starts.ids()[row * t..(row + 1) * t];
-    let mut spans = Vec::new();
-    let mut begin = 0;
-    for segment in starts.chunk_by(|a, b| a == b) {
-        spans.push(begin..begin + segment.len());
-        begin += segment.len();
-    }
-    spans
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use super::super::{PackedText, TokenPosition, Tokens};
     use super::*;
 
     const MASK: i32 = 90;
@@ -168,41 +78,63 @@ mod tests {
                 MaskToken { name: "[MASK]", id: MASK as u32, freezes: true },
                 MaskToken { name: "[gMASK]", id: GMASK as u32, freezes: false },
             ],
+            has_block_positions: true,
         }
     }
 
-    fn streams(division: &Division) -> (Vec<i32>, Vec<i32>) {
-        (division.positions.ids().to_vec(), division.block_positions.ids().to_vec())
+    fn streams(layout: &Layout) -> (&[i32], &[i32]) {
+        (&layout.positions, layout.block_positions.as_ref().unwrap())
     }
 
     #[test]
     fn mask_freezes_and_gmask_counts_on() {
-        let tokens = Tokens::new(&[1, MASK, 2, SOP, 3, 4, 5, GMASK, SOP, 6, 7, 8], 2, 0).unwrap();
-        let (a, b) = streams(&rule().divide(&tokens, None).unwrap());
-        assert_eq!(a, [0, 1, 2, 1, 1, 1, 0, 1, 2, 3, 4, 5]);
-        assert_eq!(b, [0, 0, 0, 1, 2, 3, 0, 0, 1, 2, 3, 4]);
+        let masked = rule().layout(&[1, MASK, 2, SOP, 3, 4]).unwrap();
+        assert_eq!(streams(&masked), (&[0, 1, 2, 1, 1, 1][..], &[0, 0, 0, 1, 2, 3][..]));
+        let generating = rule().layout(&[5, GMASK, SOP, 6, 7, 8]).unwrap();
+        assert_eq!(streams(&generating), (&[0, 1, 2, 3, 4, 5][..], &[0, 0, 1, 2, 3, 4][..]));
+        assert_eq!((masked.prefix_len, generating.prefix_len), (3, 2));
+        let place = |position, in_block| TokenPosition { position, block_position: Some(in_block) };
+        assert_eq!((masked.next(0), masked.next(2)), (place(1, 4), place(1, 6)));
+        assert_eq!((generating.next(0), generating.next(2)), (place(6, 5), place(8, 7)));
     }
 
     #[test]
-    fn segments_are_divided_one_by_one_and_padding_is_left_alone() {
-        let ids = [1, MASK, SOP, 2, 3, GMASK, SOP, 0, 0];
-        let positions = [0, 1, 2, 0, 1, 2, 3, 0, 0];
-        let starts = [0, 0, 0, 3, 3, 3, 3, 7, 8];
-        let tokens = Tokens::packed(&ids, &positions, &starts, (1, 9)).unwrap();
-        let (a, b) = streams(&rule().divide(&tokens, None).unwrap());
-        assert_eq!(a, [0, 1, 1, 0, 1, 2, 3, 0, 0]);
-        assert_eq!(b, [0, 0, 1, 0, 0, 0, 1, 1, 1]);
+    fn a_continuation_stands_where_the_whole_text_has_it() {
+        let text = [1, MASK, 2, SOP, 3, 4];
+        let (whole, prompt) = (rule().layout(&text).unwrap(), rule().layout(&text[..4]).unwrap());
+        let all = Tokens::of_texts(&text, &[&whole], 0).unwrap();
+        let rest = Tokens::of_texts(&text[4..], &[&prompt], 4).unwrap();
+        assert_eq!(rest.positions.ids(), &all.positions.ids()[4..]);
+        let blocks = |tokens: &Tokens| tokens.block_positions.as_ref().unwrap().ids().to_vec();
+        assert_eq!(blocks(&rest), blocks(&all)[4..]);
+        assert_eq!(rest.prefix_lens.unwrap().ids(), [3, 3]);
+    }
+
+    #[test]
+    fn packed_texts_keep_their_layouts_and_padding_stands_alone() {
+        let (a, b) = ([1, MASK, SOP], [2, 3, GMASK, SOP]);
+        let (la, lb) = (rule().layout(&a).unwrap(), rule().layout(&b).unwrap());
+        let texts = [
+            PackedText { ids: &a, layout: &la, row: 0, start: 0 },
+            PackedText { ids: &b, layout: &lb, row: 0, start: 3 },
+        ];
+        let tokens = Tokens::pack(&texts, 1, 9).unwrap();
+        assert_eq!(tokens.positions.ids(), [0, 1, 1, 0, 1, 2, 3, 0, 0]);
+        assert_eq!(tokens.block_positions.unwrap().ids(), [0, 0, 1, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(tokens.segment_starts.unwrap().ids(), [0, 0, 0, 3, 3, 3, 3, 7, 8]);
+        assert_eq!(tokens.prefix_lens.unwrap().ids(), [2, 2, 2, 3, 3, 3, 3, 0, 0]);
+        assert!(Tokens::pack(&texts, 1, 6).is_err());
+        let causal = Layout::causal(4);
+        let other = PackedText { ids: &b, layout: &causal, row: 0, start: 3 };
+        assert!(Tokens::pack(&[texts[0], other], 1, 9).is_err());
     }
 
     #[test]
     fn texts_that_say_nothing_of_their_prefix_are_refused_with_a_hint() {
         for (ids, says) in [([1, GMASK, 2], "no <sop> (id 94)"), ([1, SOP, GMASK], "no mask")] {
-            let tokens = Tokens::new(&ids, 1, 0).unwrap();
-            let error = rule().divide(&tokens, None).err().unwrap();
+            let error = rule().layout(&ids).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
             assert!(error.hint().unwrap().contains("[gMASK] (id 91)"));
-            assert!(rule().undivided(&ids).is_err());
         }
-        assert_eq!(rule().undivided(&[1, GMASK, SOP, 4]).unwrap(), 3);
     }
 }

@@ -2,20 +2,19 @@
 //! with an RMSNorm over each head of queries and keys before they are rotated. Weights are
 //! `[out, in]`.
 
-use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::decoder;
-use super::heads::{self, Heads, check_windows};
+use super::prenorm::{AttentionSettings, BlockSettings, Norms, PreNormBlock};
 use super::rope::Rope;
+use super::windows::{self, check_windows};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tokens, activation, check_spec,
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, activation, check_spec,
     residual_std, with_and_without_prefix,
 };
-use crate::nn::{GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm};
-use crate::{KvCache, Result};
+use crate::Result;
+use crate::nn::{GatedMlpShape, LayerBuilder};
 
 /// The settings of a Qwen3 `config.json`; what a file leaves out is as in transformers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,15 +118,13 @@ impl FamilyConfig for Qwen3Config {
     }
 
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
+        let (spec, norms) = (self.spec(), Norms::new(self.rms_norm_eps));
+        let rope = Rope::new(&self.rope()?, spec.head_dim)?;
         let shape = decoder::Shape {
-            spec: self.spec(),
-            rope: Rope::new(&self.rope()?, self.spec().head_dim)?,
-            rope_layout: RopeLayout::HalfSplit,
-            rms_norm_eps: self.rms_norm_eps,
-            std: self.initializer_range,
             is_tied: self.tie_word_embeddings,
+            ..decoder::Shape::new(spec, rope, norms, self.initializer_range)
         };
-        decoder::build(p, shape, |index, p| Block::build(self, index, p))
+        decoder::build(p, shape, |layer, p| PreNormBlock::build(p, layer, &self.block(layer)?))
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
@@ -151,97 +148,32 @@ impl Qwen3Config {
 
     fn window(&self, layer: usize) -> Result<Option<usize>> {
         match &self.layer_types {
-            Some(layer_types) => heads::window(layer_types, layer, self.view()),
+            Some(layer_types) => windows::window(layer_types, layer, self.view()),
             None => Ok(self.view().filter(|_| layer >= self.max_window_layers)),
         }
     }
-}
 
-struct Block {
-    heads: Heads,
-    input_layernorm: RmsNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
-    mlp: GatedMlp,
-}
-
-impl Block {
-    fn build(config: &Qwen3Config, index: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
-        let (d, eps, bias) = (config.hidden_size, config.rms_norm_eps, config.attention_bias);
-        let spec = config.spec();
-        let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
-        let std = config.initializer_range;
-        let out_std = residual_std(std, spec.n_layers);
-        let input_layernorm = RmsNorm::build(&mut p.at("input_layernorm"), d, eps)?;
-        let mut attn = p.at("self_attn");
-        let mut project = |name, (n_in, n_out), std| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
-            Linear::build(&mut attn.at(name), Role::Attention, shape, std)
-        };
-        Ok(Self {
-            heads: Heads::new(&spec, index).with_window(config.window(index)?),
-            input_layernorm,
-            q_proj: project("q_proj", (d, q), std)?,
-            k_proj: project("k_proj", (d, kv), std)?,
-            v_proj: project("v_proj", (d, kv), std)?,
-            o_proj: project("o_proj", (q, d), out_std)?,
-            q_norm: RmsNorm::build(&mut attn.at("q_norm"), spec.head_dim, eps)?,
-            k_norm: RmsNorm::build(&mut attn.at("k_norm"), spec.head_dim, eps)?,
-            post_attention_layernorm: RmsNorm::build(
-                &mut p.at("post_attention_layernorm"),
-                d,
-                eps,
-            )?,
-            mlp: GatedMlp::build(
-                &mut p.at("mlp"),
-                GatedMlpShape {
-                    width: d,
-                    inner: config.intermediate_size,
-                    bias: false,
-                    activation: activation("hidden_act", &config.hidden_act)?,
-                    std,
-                    down_std: out_std,
-                },
-            )?,
+    /// The parts of a block.
+    fn block(&self, layer: usize) -> Result<BlockSettings> {
+        let (spec, std) = (self.spec(), self.initializer_range);
+        let norms = Norms::new(self.rms_norm_eps);
+        Ok(BlockSettings {
+            attention: AttentionSettings {
+                qkv_bias: self.attention_bias,
+                out_bias: self.attention_bias,
+                window: self.window(layer)?,
+                qk_norms: Some(norms),
+                ..AttentionSettings::new(spec, std)
+            },
+            norms,
+            mlp: GatedMlpShape {
+                width: spec.hidden_size,
+                inner: self.intermediate_size,
+                bias: false,
+                activation: activation("hidden_act", &self.hidden_act)?,
+                std,
+                down_std: residual_std(std, spec.n_layers),
+            },
         })
-    }
-
-    fn attention(
-        &self,
-        h: &Tensor,
-        tokens: &Tokens,
-        rope: &RopeTable,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let q = self.heads.queries(&self.q_proj.forward(h)?)?;
-        let k = self.heads.keys(&self.k_proj.forward(h)?)?;
-        let (q, k) = (self.q_norm.forward(&q)?.rope(rope)?, self.k_norm.forward(&k)?.rope(rope)?);
-        let v = self.heads.keys(&self.v_proj.forward(h)?)?;
-        let a = self.heads.attend(&q, (&k, &v), tokens, cache)?;
-        Ok(self.o_proj.forward(&a)?)
-    }
-}
-
-impl decoder::Block for Block {
-    fn input_layernorm(&self) -> &RmsNorm {
-        &self.input_layernorm
-    }
-
-    fn forward(
-        &self,
-        (x, h): (&Tensor, &Tensor),
-        (tokens, rope): &decoder::Context,
-        next_norm: &RmsNorm,
-        cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let a = self.attention(h, tokens, rope, cache)?;
-        let (x, h) = self.post_attention_layernorm.forward_add(x, &a)?;
-        let m = self.mlp.forward(&h)?;
-        Ok(next_norm.forward_add(&x, &m)?)
     }
 }

@@ -279,13 +279,8 @@ impl Rope {
         Err(Error::config("rope_parameters", found, "settings with finite frequencies"))
     }
 
-    /// The angles of tokens at these positions; dimension `i` is paired with `i + E/2`.
-    pub(super) fn table(&self, positions: &Tensor) -> Result<RopeTable> {
-        self.table_of(positions, RopeLayout::HalfSplit)
-    }
-
     /// The angles of tokens at these positions.
-    pub(super) fn table_of(&self, positions: &Tensor, layout: RopeLayout) -> Result<RopeTable> {
+    pub(super) fn table(&self, positions: &Tensor, layout: RopeLayout) -> Result<RopeTable> {
         Ok(RopeTable::new(positions, &self.inv_freq, layout, self.amplitude)?)
     }
 }

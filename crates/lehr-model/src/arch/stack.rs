@@ -1,97 +1,118 @@
 //! The loop over the blocks of a model, which all families share.
+//!
+//! A pre-norm block is, in the textbooks,
+//!
+//! ```text
+//! h = x + Attention(norm₁(x))
+//! y = h + MLP(norm₂(h))
+//! ```
+//!
+//! Here a block is given `x` together with `norm₁(x)`, and returns `y` together with the next
+//! block's `norm₁(y)` (behind the last block: the model's last norm). The numbers are the same.
+//! The reason is speed: a sum and the norm of that sum are one operation (`forward_add`), which
+//! reads and writes the residual stream once instead of twice. That operation begins with the sum
+//! at the end of a block and ends with the norm at the begin of the next, so the block that ends
+//! computes it.
 
 use std::sync::Arc;
 
 use lehr_tensor::{Recompute, Tensor, is_recording, rehearse};
 
-use super::Activations;
+use super::{ActivationCheckpointing, Pass, Residual};
 use crate::{Error, KvCache, Result};
 
-/// The blocks of a family. Between two blocks there is a pair: the residual stream `x` and what the
-/// next block reads, `h`.
+/// The blocks of a family.
 pub(super) trait Stack: Send + Sync + 'static {
-    /// What all blocks read besides: tokens, rotations, masks.
+    /// What all blocks read besides: rotations, masks.
     type Context: Clone + Send + Sync + 'static;
 
-    /// Number of blocks.
+    /// Returns the number of blocks.
     fn n_blocks(&self) -> usize;
 
-    /// What block `index` reads of the residual stream: its first norm, but for families whose
-    /// residual stream is normed already.
+    /// Computes what block `index` reads of the residual stream `x`: its first norm, or in post-norm
+    /// families `x` itself.
     ///
     /// # Errors
     /// If memory runs out.
-    fn read(&self, index: usize, x: &Tensor) -> Result<Tensor>;
+    fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor>;
 
-    /// Block `index`, up to the pair that the next one begins with.
+    /// Runs block `index`, up to what the next one begins with.
     ///
     /// # Errors
     /// If the tokens do not fit the cache or memory runs out.
     fn block(
         &self,
         index: usize,
-        pair: (&Tensor, &Tensor),
+        residual: &Residual,
         context: &Self::Context,
         cache: Option<&mut KvCache>,
-    ) -> Result<(Tensor, Tensor)>;
+    ) -> Result<Residual>;
 }
 
-/// Runs all blocks on `x` `[B, T, D]`, the embedded tokens, and gives what the last one made for
-/// the head to read.
+/// Runs all blocks on `x` `[B, T, D]`, the embedded tokens of `pass`, and returns what the last one
+/// made for the head to read. The cache, if there is one, then counts the new tokens.
 ///
 /// # Errors
 /// Those of the blocks.
 pub(super) fn run<S: Stack>(
     stack: &Arc<S>,
-    mut x: Tensor,
+    x: Tensor,
     context: &S::Context,
-    activations: Activations,
-    mut cache: Option<&mut KvCache>,
+    pass: Pass<'_>,
 ) -> Result<Tensor> {
-    let n_tokens = x.shape()[1];
-    let mut h = stack.read(0, &x)?;
-    let again = activations != Activations::Keep && cache.is_none() && is_recording();
+    let Pass { tokens, mut cache, checkpointing, .. } = pass;
+    let recomputes =
+        checkpointing != ActivationCheckpointing::None && cache.is_none() && is_recording();
+    let normed = stack.first_norm(0, &x)?;
+    let mut residual = Residual { x, normed };
     for index in 0..stack.n_blocks() {
-        (x, h) = match again {
-            false => stack.block(index, (&x, &h), context, cache.as_deref_mut())?,
-            true => recomputed(stack, index, (&x, &h), context, activations)?,
+        residual = match recomputes {
+            false => stack.block(index, &residual, context, cache.as_deref_mut())?,
+            true => recomputed(stack, index, &residual, context, checkpointing)?,
         };
     }
     if let Some(cache) = cache {
-        cache.advance(n_tokens);
+        cache.keep_prefix(tokens.longest_prefix());
+        cache.advance(tokens.len());
     }
-    Ok(h)
+    Ok(residual.normed)
 }
 
-/// A block of which only the residual stream before it is kept until backward.
+/// Runs a block of which only the residual stream before it is kept until backward.
 fn recomputed<S: Stack>(
     stack: &Arc<S>,
     index: usize,
-    (x, h): (&Tensor, &Tensor),
+    residual: &Residual,
     context: &S::Context,
-    activations: Activations,
-) -> Result<(Tensor, Tensor)> {
-    let (x_next, h_next) = rehearse(|| stack.block(index, (x, h), context, None))?;
-    let (reader, blocks, context) = (Arc::clone(stack), Arc::clone(stack), context.clone());
+    checkpointing: ActivationCheckpointing,
+) -> Result<Residual> {
+    let (next, trains) = rehearse(|| stack.block(index, residual, context, None));
+    let next = next?;
+    let (normed_by, blocks, context) = (Arc::clone(stack), Arc::clone(stack), context.clone());
     let recompute = Recompute {
-        derive: move |kept: &[Tensor]| Ok(vec![reader.read(index, &kept[0]).map_err(as_engine)?]),
-        body: move |pair: &[Tensor]| {
-            let outputs = blocks.block(index, (&pair[0], &pair[1]), &context, None);
-            outputs.map(|(x, h)| vec![x, h]).map_err(as_engine)
+        derive: move |kept: &[Tensor]| {
+            Ok(vec![normed_by.first_norm(index, &kept[0]).map_err(as_engine)?])
         },
-        offload: activations == Activations::Offload,
+        body: move |inputs: &[Tensor]| {
+            let residual = Residual { x: inputs[0].clone(), normed: inputs[1].clone() };
+            let next = blocks.block(index, &residual, &context, None).map_err(as_engine)?;
+            Ok(vec![next.x, next.normed])
+        },
+        offload: checkpointing == ActivationCheckpointing::Offload,
+        trains,
     };
+    let (kept, derived) = ([&residual.x], [&residual.normed]);
     // If the next block reads the residual stream itself, there is one output: its gradient is one
     // sum.
-    if h_next.shares_storage(&x_next) {
-        let [x] = recompute.record(&[x], &[h], [x_next])?;
-        return Ok((x.clone(), x));
+    if next.normed.shares_storage(&next.x) {
+        let [x] = recompute.record(&kept, &derived, [next.x])?;
+        return Ok(Residual::already_normed(x));
     }
-    let [x, h] = recompute.record(&[x], &[h], [x_next, h_next])?;
-    Ok((x, h))
+    let [x, normed] = recompute.record(&kept, &derived, [next.x, next.normed])?;
+    Ok(Residual { x, normed })
 }
 
-/// What can go wrong the second time, which is what goes wrong in the engine: memory, or a device.
+/// Turns what can go wrong the second time into what goes wrong in the engine: memory, or a device.
 fn as_engine(error: Error) -> lehr_tensor::Error {
     match error {
         Error::Tensor(error) => error,

@@ -1,122 +1,236 @@
-//! What a model is given.
+//! What a model is given: token ids, where the tokens stand and what they may see.
 
-use std::str::FromStr;
-
+use lehr_tensor::Tensor;
 use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::{Result, Tensor};
-use serde::{Deserialize, Serialize};
 
-/// What becomes of the numbers that a recorded forward pass computes and backward reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activations {
-    /// They stay in memory.
-    #[default]
-    Keep,
-    /// Of each block only what it begins with stays, `[B, T, D]`; backward computes the others
-    /// again: a third more work for a small part of the memory, and the same gradients.
-    Recompute,
-    /// The same, and what stays waits in the memory of the host if the model is on a GPU.
-    Offload,
-}
+use super::Layout;
+use crate::{Error, Result};
 
-impl FromStr for Activations {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "keep" => Ok(Self::Keep),
-            "recompute" => Ok(Self::Recompute),
-            "offload" => Ok(Self::Offload),
-            _ => Err(format!("activations is {text:?}, expected keep, recompute or offload")),
-        }
-    }
-}
-
-/// Token ids `[B, T]` with their positions and, for packed rows, their segments.
+/// Token ids `[B, T]` with everything a forward pass needs to know of them. Nothing is derived from
+/// the ids inside of it.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     /// Token ids, i32 `[B, T]`.
     pub ids: Tensor,
-    /// Position of each token in its sequence, i32 `[B, T]`.
+    /// Position of each token in its text, i32 `[B, T]`.
     pub positions: Tensor,
+    /// Positions in the second stream, i32 `[B, T]`, for models with two (ChatGLM-6B).
+    pub block_positions: Option<Tensor>,
     /// For packed rows: where in the row the token's segment begins, i32 `[B, T]`. No token sees
     /// beyond its segment.
     pub segment_starts: Option<Tensor>,
-    /// What becomes of the activations if the pass is recorded.
-    pub activations: Activations,
+    /// How many of the first tokens of its segment each token sees in any case, i32 `[B, T]`: the
+    /// bidirectional prefix of GLM. `None` if no segment has one.
+    pub prefix_lens: Option<Tensor>,
+}
+
+/// Packed rows as plain numbers, each slice `[batch_size · seq_len]`, row after row.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenRows<'a> {
+    /// Token ids.
+    pub ids: &'a [i32],
+    /// Position of each token in its text.
+    pub positions: &'a [i32],
+    /// Positions in the second stream, for models with two.
+    pub block_positions: Option<&'a [i32]>,
+    /// Where in its row the token's segment begins.
+    pub segment_starts: &'a [i32],
+    /// Length of the bidirectional prefix of the token's segment.
+    pub prefix_lens: Option<&'a [i32]>,
+    /// Rows B.
+    pub batch_size: usize,
+    /// Tokens of a row T.
+    pub seq_len: usize,
+}
+
+/// A text that shares a row with others.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedText<'a> {
+    /// Its token ids.
+    pub ids: &'a [i32],
+    /// Where its tokens stand.
+    pub layout: &'a Layout,
+    /// The row it lies in.
+    pub row: usize,
+    /// Where in the row it begins.
+    pub start: usize,
 }
 
 impl Tokens {
-    /// `batch` sequences of one length, in one slice, the first token at position `start`.
+    /// Takes `batch` causal sequences of one length, in one slice, with the first token of each at
+    /// position `start`.
     ///
     /// # Errors
     /// If the number of ids is no multiple of `batch`, or memory runs out.
     pub fn new(ids: &[i32], batch: usize, start: usize) -> Result<Self> {
         let t = ids.len() / batch.max(1);
         let positions: Vec<i32> = (0..ids.len()).map(|i| (start + i % t.max(1)) as i32).collect();
-        Ok(Self {
-            ids: Tensor::from_ids(ids, [batch, t])?,
-            positions: Tensor::from_ids(&positions, [batch, t])?,
-            segment_starts: None,
-            activations: Activations::Keep,
+        Self::causal(Tensor::from_ids(ids, [batch, t])?, Tensor::from_ids(&positions, [batch, t])?)
+    }
+
+    /// Takes ids and positions, i32 `[B, T]` each, of rows that are one causal text each.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub(crate) fn causal(ids: Tensor, positions: Tensor) -> Result<Self> {
+        if ids.shape() != positions.shape() {
+            let found = format!("positions {} for ids {}", positions.shape(), ids.shape());
+            return Err(Error::layout(found, "a position for each id"));
+        }
+        let (segment_starts, prefix_lens) = (None, None);
+        Ok(Self { ids, positions, block_positions: None, segment_starts, prefix_lens })
+    }
+
+    /// Takes tokens `start .. start + T` of several texts, one row for each layout. Tokens behind
+    /// the end of a layout are generated ones. With `start` 0 and whole texts it begins them, with
+    /// a larger one it continues what a cache holds.
+    ///
+    /// # Errors
+    /// If the number of ids is no multiple of the number of texts, the layouts are of different
+    /// models, or memory runs out.
+    pub fn of_texts(ids: &[i32], layouts: &[&Layout], start: usize) -> Result<Self> {
+        let t = ids.len() / layouts.len().max(1);
+        let places = layouts.iter().flat_map(|layout| (start..start + t).map(|i| layout.at(i)));
+        let (mut positions, mut block_positions) = (Vec::new(), Vec::new());
+        for place in places {
+            positions.push(place.position);
+            block_positions.extend(place.block_position);
+        }
+        let lens = layouts.iter().map(|layout| layout.prefix_len as i32);
+        let prefix_lens: Vec<i32> = lens.flat_map(|len| vec![len; t]).collect();
+        Self::packed(&TokenRows {
+            ids,
+            positions: &positions,
+            block_positions: (!block_positions.is_empty()).then_some(&block_positions),
+            segment_starts: &vec![0; ids.len()],
+            prefix_lens: Some(&prefix_lens),
+            batch_size: layouts.len(),
+            seq_len: t,
         })
     }
 
-    /// Packed rows `[B, T]`.
+    /// Packs texts into rows of `seq_len` tokens. Places without a text are padding: id 0 at
+    /// position 0, each a segment of its own.
+    ///
+    /// # Errors
+    /// If a text has another length than its layout or does not fit into its row, the layouts are
+    /// of different models, or memory runs out.
+    pub fn pack(texts: &[PackedText<'_>], batch_size: usize, seq_len: usize) -> Result<Self> {
+        let n = batch_size * seq_len;
+        let (mut ids, mut positions, mut prefix_lens) = (vec![0; n], vec![0; n], vec![0; n]);
+        let mut segment_starts: Vec<i32> = (0..n).map(|i| (i % seq_len) as i32).collect();
+        let two_streams = texts.iter().any(|text| text.layout.block_positions.is_some());
+        let mut block_positions = if two_streams { vec![0; n] } else { Vec::new() };
+        for text in texts {
+            let (len, layout) = (text.ids.len(), text.layout);
+            let fits = text.row < batch_size && text.start + len <= seq_len;
+            if !fits || layout.len() != len {
+                let found = format!("{len} tokens at {} of row {}", text.start, text.row);
+                let expected = format!(
+                    "{}, as its layout has, within {batch_size} rows of {seq_len}",
+                    layout.len()
+                );
+                return Err(Error::layout(found, expected));
+            }
+            let at = text.row * seq_len + text.start;
+            let at = at..at + len;
+            ids[at.clone()].copy_from_slice(text.ids);
+            positions[at.clone()].copy_from_slice(&layout.positions);
+            segment_starts[at.clone()].fill(text.start as i32);
+            prefix_lens[at.clone()].fill(layout.prefix_len as i32);
+            match &layout.block_positions {
+                Some(stream) => block_positions[at].copy_from_slice(stream),
+                None if two_streams => return Err(different_models()),
+                None => {}
+            }
+        }
+        Self::packed(&TokenRows {
+            ids: &ids,
+            positions: &positions,
+            block_positions: two_streams.then_some(&block_positions),
+            segment_starts: &segment_starts,
+            prefix_lens: Some(&prefix_lens),
+            batch_size,
+            seq_len,
+        })
+    }
+
+    /// Takes packed rows, as loaders give them.
     ///
     /// # Errors
     /// If a slice has another size, or memory runs out.
-    pub fn packed(
-        ids: &[i32],
-        positions: &[i32],
-        segment_starts: &[i32],
-        (rows, len): (usize, usize),
-    ) -> Result<Self> {
-        let shape = [rows, len];
-        // Rows of one segment each need no mask beyond the causal one.
-        let packed = segment_starts.iter().any(|s| *s != 0);
-        let segment_starts = match packed {
-            true => Some(Tensor::from_ids(segment_starts, shape)?),
-            false => None,
+    pub fn packed(rows: &TokenRows<'_>) -> Result<Self> {
+        let shape = [rows.batch_size, rows.seq_len];
+        if rows.block_positions.is_some_and(|stream| stream.len() != rows.ids.len()) {
+            return Err(different_models());
+        }
+        let tensor = |numbers: &[i32]| Tensor::from_ids(numbers, shape);
+        // Numbers that are all 0 say nothing that the causal mask does not.
+        let unless_zero = |numbers: &[i32]| match numbers.iter().any(|n| *n != 0) {
+            true => tensor(numbers).map(Some),
+            false => Ok(None),
         };
-        let (ids, positions) = (Tensor::from_ids(ids, shape)?, Tensor::from_ids(positions, shape)?);
-        Ok(Self { ids, positions, segment_starts, activations: Activations::Keep })
+        Ok(Self {
+            ids: tensor(rows.ids)?,
+            positions: tensor(rows.positions)?,
+            block_positions: rows.block_positions.map(tensor).transpose()?,
+            segment_starts: unless_zero(rows.segment_starts)?,
+            prefix_lens: unless_zero(rows.prefix_lens.unwrap_or_default())?,
+        })
     }
 
-    /// Number of sequences B.
+    /// Returns the number of sequences B.
     #[must_use]
     pub fn batch(&self) -> usize {
         self.ids.shape()[0]
     }
 
-    /// Tokens per sequence T.
+    /// Returns the tokens per sequence T.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.shape()[1]
     }
 
-    /// Whether there are no tokens.
+    /// Returns whether there are no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ids.shape().n_elements() == 0
     }
 
-    /// The causal mask of these tokens.
+    /// Returns the longest bidirectional prefix of a text, 0 if there is none.
     #[must_use]
-    pub(crate) fn causal_mask(&self) -> Mask {
-        match &self.segment_starts {
-            Some(starts) => Mask::causal().with_segments(starts.clone()),
-            None => Mask::causal(),
+    pub fn longest_prefix(&self) -> usize {
+        let longest = self.prefix_lens.as_ref().and_then(|lens| lens.ids().iter().max().copied());
+        longest.and_then(|len| usize::try_from(len).ok()).unwrap_or(0)
+    }
+
+    /// Returns the mask of a decoder: a token sees what is before it, and the bidirectional prefix
+    /// of its segment.
+    #[must_use]
+    pub fn causal_mask(&self) -> Mask {
+        let mask = self.within_segments(Mask::causal());
+        match &self.prefix_lens {
+            Some(lens) => mask.with_prefix(lens.clone()),
+            None => mask,
         }
     }
 
-    /// The mask of an encoder: every token sees its whole segment.
+    /// Returns the mask of an encoder: every token sees its whole segment.
     #[must_use]
-    pub(crate) fn bidirectional_mask(&self) -> Mask {
+    pub fn bidirectional_mask(&self) -> Mask {
+        self.within_segments(Mask::bidirectional())
+    }
+
+    fn within_segments(&self, mask: Mask) -> Mask {
         match &self.segment_starts {
-            Some(starts) => Mask::bidirectional().with_segments(starts.clone()),
-            None => Mask::bidirectional(),
+            Some(starts) => mask.with_segments(starts.clone()),
+            None => mask,
         }
     }
+}
+
+/// An error for texts of which only some have a second stream of positions.
+fn different_models() -> Error {
+    let found = "a second stream of positions for some of the texts only";
+    Error::layout(found, "layouts that one model made")
 }

@@ -11,6 +11,7 @@ use lehr_tensor::{Shape, StoredShape, Tensor};
 use memmap2::{Mmap, MmapMut};
 use serde_json::Value;
 
+use super::base::BaseModel;
 use super::change::{Change, model_rows};
 use super::entry::{Entry, FileDtype, StoredTensor};
 use super::gguf::{self, Metadata};
@@ -53,15 +54,27 @@ impl Checkpoint {
     /// `state_dict`, `model_state_dict`, `model` or `module` if it has no tensors itself; dicts in
     /// dicts are joined with dots.
     ///
+    /// In a folder that refers to a base model ([`BaseModel`]), the tensors that are not there are
+    /// those of the base.
+    ///
     /// # Errors
-    /// If there is none or one is damaged.
+    /// If there is none or one is damaged, or the base has changed.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut checkpoint =
-            Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new(), gguf: None };
+        let mut checkpoint = match BaseModel::read(path)? {
+            None => Self::empty(path),
+            Some(base) => {
+                base.check(path)?;
+                Self { path: path.to_owned(), gguf: None, ..Self::open(&base.path)? }
+            }
+        };
         for file in weight_files(path)? {
             checkpoint.add(file)?;
         }
         Ok(checkpoint)
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new(), gguf: None }
     }
 
     /// Reads every tensor once, as floats or ids, and forgets it; how many could be read. What a
@@ -160,8 +173,7 @@ impl Checkpoint {
     /// # Errors
     /// If it is damaged.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let mut checkpoint =
-            Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new(), gguf: None };
+        let mut checkpoint = Self::empty(path);
         let mut map = MmapMut::map_anon(bytes.len()).map_err(Error::io("mapping", path))?;
         map.copy_from_slice(bytes);
         let map = map.make_read_only().map_err(Error::io("mapping", path))?;
@@ -303,7 +315,8 @@ fn unknown_format(path: &Path, bytes: &[u8]) -> Error {
     }
 }
 
-fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
+/// The files of weights of a folder, or the file itself.
+pub(super) fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     if std::fs::metadata(path).map_err(Error::io("opening", path))?.is_file() {
         return Ok(vec![path.to_owned()]);
     }

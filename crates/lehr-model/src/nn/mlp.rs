@@ -59,3 +59,41 @@ impl GatedMlp {
         self.down_proj.forward_gated(&gate, &up, self.activation)
     }
 }
+
+/// [`GatedMlp`] with one matrix for gate and up: `down(act(gate) ⊙ up)` of the two halves of what
+/// that matrix gives.
+pub struct FusedGatedMlp {
+    /// The matrix that gives both halves.
+    pub gate_up: Linear,
+    /// The matrix behind the product.
+    pub down: Linear,
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// Which half is the gate.
+    pub gate: GateHalf,
+}
+
+/// Which half of a fused projection is the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateHalf {
+    /// The first (GLM-4, ChatGLM2).
+    First,
+    /// The second (GLM-130B).
+    Second,
+}
+
+impl FusedGatedMlp {
+    /// `x [B, T, D]` to `[B, T, D]`.
+    ///
+    /// # Errors
+    /// If the width of `x` does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let both = self.gate_up.forward(x)?;
+        let f = both.shape()[2] / 2;
+        let (first, second) = (both.slice(2, 0..f)?, both.slice(2, f..2 * f)?);
+        match self.gate {
+            GateHalf::First => self.down.forward_gated(&first, &second, self.activation),
+            GateHalf::Second => self.down.forward_gated(&second, &first, self.activation),
+        }
+    }
+}

@@ -1,106 +1,151 @@
-//! One more token for each text in pages on a GPU, by work that is recorded once.
+//! One more token for each sequence on a GPU, by work that is recorded once.
 
 use lehr_tensor::cuda::{self, Graph};
 use lehr_tensor::inplace::{self, sample::GpuSampler};
 use lehr_tensor::ops::attention::Pages;
 use lehr_tensor::{DType, Device, Tensor};
 
-use super::{PagedCache, Text};
-use crate::arch::Activations;
-use crate::cache::Place;
-use crate::decode::{check_sampler, run_or_record};
+use super::PagedCache;
 use crate::{Error, Model, Result, Tokens};
 
-/// As [`DecodeGraph`](crate::DecodeGraph), for a [`PagedCache`]: the work covers all its rows, and
-/// which pages the texts have and how long they are is read on the device, so texts may join and
-/// leave between two steps. Rows without a text compute what nobody reads.
+/// The next token of the sequences of a [`PagedCache`] on a GPU. The first time the work is run as
+/// ever; the second time it is recorded as a CUDA graph, and from then on it is only started, so
+/// that the host, which needs microseconds for each of hundreds of launches, no longer decides the
+/// speed.
+///
+/// The work covers all rows of the cache. Which pages the sequences have and how long they are is
+/// read on the device, so sequences may join and leave between two steps. Rows without a sequence
+/// compute what nobody reads. When the pools of the cache move, the work is recorded anew.
 ///
 /// It belongs to one model and one cache.
-pub struct PagedGraph {
+pub struct DecodeGraph {
     device: usize,
     positions: Tensor,
     pages: Pages,
     /// What table and lengths (with the new token) on the device are, if it is known; positions go
     /// with the lengths.
     known: Option<(Vec<i32>, Vec<i32>)>,
-    /// With what the work chooses, and the work.
-    choice: (Option<GpuSampler>, Option<Graph>),
+    /// How often the pools had moved when the work was recorded.
+    n_moves: usize,
+    /// With what the work chooses and the logits `[B, V]` it computes: their memory stays as long
+    /// as the work.
+    run: Option<(GpuSampler, Tensor)>,
+    graph: Option<Graph>,
 }
 
-impl PagedGraph {
-    /// Room for the inputs; `None` on the CPU, where there is nothing to record.
+impl DecodeGraph {
+    /// Room for the inputs; `None` where there is nothing to record: on the CPU, and for models
+    /// whose positions and mask the host derives from the tokens.
     ///
     /// # Errors
     /// If memory runs out or the device fails.
     pub fn new(model: &Model, cache: &PagedCache) -> Result<Option<Self>> {
         let (Device::Cuda(device), _) = model.compute() else { return Ok(None) };
+        if model.has_prefix() {
+            return Ok(None);
+        }
         let zeros = |shape: &[usize]| Tensor::zeros_on(Device::Cuda(device), shape, DType::I32);
-        let batch = cache.batch();
-        let table = zeros(&[batch, PagedCache::pages_for(cache.capacity())])?;
+        let batch = cache.max_sequences();
+        let table = zeros(&[batch, PagedCache::pages_for(cache.context())])?;
         let pages = Pages::new(table, zeros(&[batch])?)?;
         let positions = zeros(&[batch, 1])?;
-        Ok(Some(Self { device, positions, pages, known: None, choice: (None, None) }))
+        let (known, run, graph) = (None, None, None);
+        Ok(Some(Self { device, positions, pages, known, n_moves: 0, run, graph }))
     }
 
-    /// Appends to each text the token that `sampler` chose last for its row, and chooses the next:
-    /// the host waits for nothing, uploads only what changed beyond one more token for each text,
-    /// and finds the ids with [`GpuSampler::read`].
+    /// Appends to each of the sequences in `last` (rows and tokens) the token that `sampler` chose
+    /// last for its row, which is the one given here, and chooses the next. The host waits for
+    /// nothing, uploads only what changed beyond one more token for each sequence, and finds the
+    /// ids with [`GpuSampler::read`]. Gives the logits `[B, V]` of all rows, on the device; the
+    /// next call overwrites them.
     ///
     /// # Errors
-    /// If a text is as long as it may be, the pages do not suffice, the sampler is for another
-    /// number of texts or more ids than the vocabulary has, or the device fails.
+    /// If a row has no sequence, a sequence is as long as it may be, the pages do not suffice, the
+    /// sampler is for another number of sequences or more ids than the vocabulary has, or the
+    /// device fails.
     pub fn choose_next(
         &mut self,
         model: &Model,
         sampler: &GpuSampler,
         cache: &mut PagedCache,
-    ) -> Result<()> {
-        check_sampler(sampler, cache.batch(), model.spec().vocab_size)?;
-        let longest = cache.texts.iter().flatten().map(|text| text.len).max().unwrap_or(0);
-        let limit = cache.capacity();
-        if longest >= limit {
-            let (what, found) = ("the number of tokens", longest + 1);
-            return Err(Error::TooLong { what, found, limit });
+        last: &[(usize, i32)],
+    ) -> Result<Tensor> {
+        check_sampler(sampler, cache.max_sequences(), model.spec().vocab_size)?;
+        let lens = cache.begin_step(last)?;
+        let longest = lens.iter().copied().max().unwrap_or(0);
+        let (table, mut lengths) = self.upload(cache, last)?;
+        if self.run.as_ref().is_some_and(|(old, _)| !old.is_same(sampler)) {
+            (self.run, self.graph) = (None, None);
         }
-        cache.grow("continuing texts", 0..cache.batch())?;
-        let (table, mut lengths) = self.upload(cache)?;
-        if self.choice.0.as_ref().is_some_and(|old| !old.is_same(sampler)) {
-            self.choice = (None, None);
+        if self.n_moves != cache.n_moves {
+            (self.graph, self.n_moves) = (None, cache.n_moves);
         }
-        if self.choice.1.is_none() {
-            let (ids, positions) = (sampler.ids().clone(), self.positions.clone());
-            let activations = Activations::Keep;
-            let tokens = Tokens { ids, positions, segment_starts: None, activations };
-            let place = Place::Pages(self.pages.clone());
-            let has_run = self.choice.0.is_some();
-            cache.pools.set_len(longest);
-            let ((), graph) =
-                run_or_record(self.device, place, has_run, &mut cache.pools, |pools| {
-                    sampler.pick(&model.next_logits(&tokens, pools)?)?;
-                    Ok(inplace::advance_texts(&self.positions, self.pages.lengths())?)
-                })?;
-            self.choice = (Some(sampler.clone()), graph);
-        }
-        if let Some(graph) = &self.choice.1 {
+        let logits = match (&self.run, &self.graph) {
+            (Some((_, logits)), Some(_)) => logits.clone(),
+            _ => {
+                let (logits, graph) = self.run_or_record(model, sampler, cache, longest)?;
+                (self.run, self.graph) = (Some((sampler.clone(), logits.clone())), graph);
+                logits
+            }
+        };
+        if let Some(graph) = &self.graph {
             graph.launch()?;
         }
-        (0..cache.batch()).for_each(|row| cache.advance(row));
+        last.iter().for_each(|(row, id)| cache.advance(*row, &[*id]));
         lengths.iter_mut().for_each(|n| *n += i32::from(*n > 0));
         self.known = Some((table, lengths));
-        Ok(())
+        Ok(logits)
     }
 
-    /// Brings table, lengths and positions on the device to what the cache has, with the new
-    /// tokens, and gives table and lengths. What is there counts as known again after the work.
-    fn upload(&mut self, cache: &PagedCache) -> Result<(Vec<i32>, Vec<i32>)> {
-        let max = PagedCache::pages_for(cache.capacity());
-        let mut table = vec![0; cache.batch() * max];
-        for (row, text) in table.chunks_mut(max.max(1)).zip(&cache.texts) {
-            let pages = text.as_ref().map_or(&[][..], |text| &text.pages[..]);
-            row[..pages.len()].copy_from_slice(pages);
+    /// Runs the work if it has not run before; else records it, to be started.
+    fn run_or_record(
+        &self,
+        model: &Model,
+        sampler: &GpuSampler,
+        cache: &mut PagedCache,
+        longest: usize,
+    ) -> Result<(Tensor, Option<Graph>)> {
+        let tokens = Tokens::causal(sampler.ids().clone(), self.positions.clone())?;
+        let work = |pools: &mut crate::KvCache| {
+            let logits = model.next_logits(&tokens, pools)?;
+            sampler.pick(&logits)?;
+            inplace::advance_texts(&self.positions, self.pages.lengths())?;
+            Ok(logits)
+        };
+        cache.run(longest, self.pages.clone(), |pools| {
+            if self.run.is_none() {
+                return Ok((work(pools)?, None));
+            }
+            let mut recorded = None;
+            let graph = Graph::record(self.device, || {
+                recorded = Some(work(pools));
+                Ok(())
+            });
+            match (graph, recorded) {
+                (Ok(graph), Some(Ok(logits))) => Ok((logits, Some(graph))),
+                (_, Some(Err(error))) => Err(error),
+                (Err(error), _) => Err(error.into()),
+                (Ok(_), None) => unreachable!("recording runs its body"),
+            }
+        })
+    }
+
+    /// Brings table, lengths and positions on the device to what these sequences of the cache have,
+    /// with the new tokens, and gives table and lengths. What is there counts as known again after
+    /// the work.
+    fn upload(
+        &mut self,
+        cache: &PagedCache,
+        last: &[(usize, i32)],
+    ) -> Result<(Vec<i32>, Vec<i32>)> {
+        let max = self.pages.table().shape()[1];
+        let mut table = vec![0; cache.max_sequences() * max];
+        let mut lengths = vec![0; cache.max_sequences()];
+        for (row, _) in last {
+            let Some(sequence) = &cache.sequences[*row] else { continue };
+            table[row * max..][..sequence.pages.len()].copy_from_slice(&sequence.pages);
+            lengths[*row] = sequence.ids.len() as i32 + 1;
         }
-        let length = |text: &Option<Text>| text.as_ref().map_or(0, |text| text.len as i32 + 1);
-        let lengths: Vec<i32> = cache.texts.iter().map(length).collect();
         let known = self.known.take();
         if known.as_ref().is_none_or(|known| known.0 != table) {
             cuda::overwrite_ids(self.pages.table(), &table)?;
@@ -112,4 +157,17 @@ impl PagedGraph {
         }
         Ok((table, lengths))
     }
+}
+
+/// An error unless `sampler` chooses for `batch` sequences from ids of the vocabulary.
+fn check_sampler(sampler: &GpuSampler, batch: usize, vocab_size: usize) -> Result<()> {
+    if sampler.batch() == batch && sampler.n_ids() <= vocab_size {
+        return Ok(());
+    }
+    Err(Error::Tensor(lehr_tensor::Error::Argument {
+        op: "choosing tokens",
+        name: "sampler",
+        value: format!("for {} sequences and {} ids", sampler.batch(), sampler.n_ids()),
+        expected: "the sequences of the cache and at most the ids of the vocabulary",
+    }))
 }

@@ -1,241 +1,360 @@
-//! Keys and values of many texts, in pages.
+//! Keys and values of many sequences, in pages.
 
 mod graph;
+mod pool;
 
-pub use graph::PagedGraph;
+pub use graph::DecodeGraph;
 use lehr_tensor::Tensor;
 use lehr_tensor::ops::attention::Pages;
 
-use crate::arch::Activations;
+use self::pool::{PagePool, ROOT};
+use crate::arch::{Layout, TokenRows};
 use crate::cache::Place;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
-/// A KV cache of texts that join, grow and leave one by one. Its memory is a pool of pages of
-/// [`PagedCache::PAGE_LEN`] tokens; a text takes a page when it grows into it and gives all back
-/// when it leaves, so that memory follows the tokens that are there, not the longest text there
-/// might be.
+/// Tokens of a page.
+const PAGE_LEN: usize = 16;
+
+/// A KV cache of sequences that begin, grow and end one by one. Its memory is a pool of pages of
+/// [`PagedCache::PAGE_LEN`] tokens. A sequence takes a page when it grows into it and gives its
+/// pages back when it ends; the pool grows when all pages are in use, up to a bound. So memory
+/// follows the tokens that are there, not the longest sequence there might be.
+///
+/// Full pages are kept after their sequence has ended. A later sequence that begins with the same
+/// tokens reuses them instead of computing them again; when pages run out, those that were used
+/// least recently are overwritten. Models with a bidirectional prefix reuse none, because there a
+/// page depends on tokens that come after it.
 ///
 /// Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
 /// PagedAttention", <https://arxiv.org/abs/2309.06180>.
 pub struct PagedCache {
     pools: KvCache,
-    n_pages: usize,
-    /// The last is taken first.
-    free: Vec<i32>,
+    pages: PagePool,
+    /// Most pages.
+    limit: usize,
+    reuse: bool,
     /// By row.
-    texts: Vec<Option<Text>>,
+    sequences: Vec<Option<Sequence>>,
+    /// How often the pools moved: recorded work knows where they were.
+    n_moves: usize,
 }
 
-/// A text in the cache.
-struct Text {
+/// How much a [`PagedCache`] may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct PagedSize {
+    /// Most sequences at once.
+    pub max_sequences: usize,
+    /// Most tokens of a sequence; at most the model's context counts.
+    pub context: usize,
+    /// Most pages; at most what so many sequences of that length take counts.
+    pub max_pages: usize,
+    /// Whether sequences that begin with the same tokens share their pages.
+    pub reuse_prefixes: bool,
+}
+
+/// A sequence in the cache.
+struct Sequence {
     /// Numbers of its pages, in order.
     pages: Vec<i32>,
     /// Its tokens there.
-    len: usize,
+    ids: Vec<i32>,
+    /// How many of its pages are known to others, and the name of the prefix that ends there.
+    n_named: usize,
+    name: u64,
+    /// Where its tokens stand.
+    layout: Layout,
 }
 
 impl PagedCache {
     /// Tokens of a page.
-    pub const PAGE_LEN: usize = 16;
+    pub const PAGE_LEN: usize = PAGE_LEN;
 
-    /// Room for `batch` texts of at most `capacity` tokens (and the model's context), which
-    /// together have at most `n_pages` pages.
+    /// An empty cache. Memory is taken as sequences grow.
     ///
     /// # Errors
-    /// If the model is an encoder or memory runs out.
-    pub fn new(model: &Model, batch: usize, capacity: usize, n_pages: usize) -> Result<Self> {
+    /// If the model is an encoder.
+    pub fn new(model: &Model, size: PagedSize) -> Result<Self> {
         model.check_causal("generating texts")?;
         let spec = model.spec();
-        let capacity = capacity.min(spec.max_positions);
-        let n_pages = n_pages.min(batch.saturating_mul(Self::pages_for(capacity)));
-        let size = [n_pages, Self::PAGE_LEN];
-        let pools = KvCache::in_pages(&spec, model.compute(), size, capacity)?;
-        let free = (0..n_pages as i32).rev().collect();
-        Ok(Self { pools, n_pages, free, texts: (0..batch).map(|_| None).collect() })
+        let context = size.context.min(spec.max_positions);
+        let all = size.max_sequences.saturating_mul(Self::pages_for(context));
+        let pools = KvCache::in_pages(&spec, model.compute(), PAGE_LEN, context)?;
+        Ok(Self {
+            pools,
+            pages: PagePool::default(),
+            limit: size.max_pages.min(all).min(i32::MAX as usize),
+            reuse: size.reuse_prefixes,
+            sequences: (0..size.max_sequences).map(|_| None).collect(),
+            n_moves: 0,
+        })
     }
 
-    /// Pages that so many tokens of a text take.
+    /// Pages that so many tokens of a sequence take.
     #[must_use]
     pub fn pages_for(n_tokens: usize) -> usize {
-        n_tokens.div_ceil(Self::PAGE_LEN)
+        n_tokens.div_ceil(PAGE_LEN)
     }
 
-    /// Most texts at once.
+    /// Most sequences at once.
     #[must_use]
-    pub fn batch(&self) -> usize {
-        self.texts.len()
+    pub fn max_sequences(&self) -> usize {
+        self.sequences.len()
     }
 
-    /// Most tokens of a text.
+    /// Most tokens of a sequence: the context, or fewer if all pages together hold fewer.
     #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.pools.capacity()
+    pub fn context(&self) -> usize {
+        self.pools.capacity().min(self.limit.saturating_mul(PAGE_LEN))
     }
 
-    /// Pages there are.
+    /// Pages that memory was taken for so far.
     #[must_use]
     pub fn n_pages(&self) -> usize {
-        self.n_pages
+        self.pages.len()
     }
 
-    /// Pages that no text has.
+    /// Pages that no sequence has, with those that memory is yet to be taken for.
     #[must_use]
-    pub fn n_free(&self) -> usize {
-        self.free.len()
+    pub fn n_available(&self) -> usize {
+        self.limit.saturating_sub(self.pages.len()) + self.pages.n_available()
     }
 
-    /// Pages that the next token of each text takes, beyond those it has.
+    /// Pages that `n` more tokens of the sequence in `row` take beyond those it has.
     #[must_use]
-    pub fn n_wanted(&self) -> usize {
-        self.texts.iter().flatten().filter(|text| text.is_full()).count()
+    pub fn n_wanted(&self, row: usize, n: usize) -> usize {
+        let wanted = |s: &Sequence| Self::pages_for(s.ids.len() + n) - s.pages.len();
+        self.sequences.get(row).and_then(Option::as_ref).map_or(0, wanted)
     }
 
-    /// Tokens of the text in row `row`, if there is one.
+    /// Tokens of the sequence in row `row`, if there is one.
     #[must_use]
     pub fn len(&self, row: usize) -> Option<usize> {
-        self.texts.get(row)?.as_ref().map(|text| text.len)
+        Some(self.sequences.get(row)?.as_ref()?.ids.len())
     }
 
-    /// Whether there are no texts.
+    /// Whether there are no sequences.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.texts.iter().all(Option::is_none)
+        self.sequences.iter().all(Option::is_none)
     }
 
-    /// Takes in a copy of the text in `one`, a cache of one sequence of the same model, and says in
-    /// which row it is.
+    /// Begins a sequence that will start with `ids`, laid out by the model ([`Model::layout`]), and
+    /// says in which row. Its first tokens may be
+    /// there already, from an earlier sequence: [`PagedCache::len`] says how many. The last of
+    /// `ids` never is, because the caller wants the logits after it.
     ///
     /// # Errors
-    /// If all rows have texts, there are not enough pages, the text is longer than texts may be, it
-    /// has a bidirectional context, or memory runs out.
-    pub fn join(&mut self, one: &KvCache) -> Result<usize> {
-        const DOING: &str = "adding a text to the cache";
-        if !one.prefixes().is_empty() {
-            return Err(Error::Prompt {
-                reason:
-                    "the tokens of its context see one another, which a cache in pages cannot keep"
-                        .to_owned(),
-                hint: "continue texts of this model one at a time".to_owned(),
-            });
-        }
-        let Some(row) = self.texts.iter().position(Option::is_none) else {
-            let (found, expected) = (format!("{} texts", self.batch()), "a row without a text");
-            return Err(Error::Paged { doing: DOING, found, expected });
+    /// If all rows have sequences.
+    pub fn begin(&mut self, ids: &[i32], layout: Layout) -> Result<usize> {
+        let Some(row) = self.sequences.iter().position(Option::is_none) else {
+            let found = format!("{} sequences", self.max_sequences());
+            let expected = "a row without a sequence";
+            return Err(Error::Paged { doing: "beginning a sequence", found, expected });
         };
-        let (len, limit) = (one.len(), self.capacity());
-        if len > limit {
-            return Err(Error::TooLong { what: "the number of tokens", found: len, limit });
+        // A page of a bidirectional prefix depends on tokens that come after it.
+        let reuse = self.reuse && layout.prefix_len == 0;
+        let (pages, seen) = (Vec::new(), Vec::new());
+        let mut new = Sequence { pages, ids: seen, n_named: 0, name: ROOT, layout };
+        let before_last = &ids[..ids.len().saturating_sub(1)];
+        for page in before_last.chunks_exact(PAGE_LEN).take_while(|_| reuse) {
+            let Some(found) = self.pages.reuse(new.name, page) else { break };
+            new.pages.push(found.page);
+            new.ids.extend_from_slice(page);
+            (new.n_named, new.name) = (new.n_named + 1, found.name);
         }
-        let wanted = Self::pages_for(len);
-        self.check_free(DOING, wanted)?;
-        let pages = self.free.split_off(self.free.len() - wanted);
-        let text = Text { pages, len };
-        let copied =
-            self.pages_of(&[(&text, len)]).and_then(|to| Ok(self.pools.copy_text(one, &to)?));
-        if let Err(error) = copied {
-            self.free.extend(text.pages);
-            return Err(error);
-        }
-        self.texts[row] = Some(text);
+        self.sequences[row] = Some(new);
         Ok(row)
     }
 
-    /// Forgets the text in row `row`, if there is one.
-    pub fn leave(&mut self, row: usize) {
-        if let Some(text) = self.texts.get_mut(row).and_then(Option::take) {
-            self.free.extend(text.pages.into_iter().rev());
+    /// Ends the sequence in row `row`, if there is one.
+    pub fn end(&mut self, row: usize) {
+        if let Some(sequence) = self.sequences.get_mut(row).and_then(Option::take) {
+            self.pages.give_back(&sequence.pages);
         }
     }
 
-    /// Logits `[n, V]` after one more token of some texts, given by row; their order is that of
-    /// `next`.
+    /// Runs the next tokens `ids` of the sequence in `row`. If `wants_logits`, gives the logits
+    /// `[1, V]` after the last of them.
+    ///
+    /// The first tokens of a sequence with a bidirectional prefix have to include all of it, see
+    /// [`Layout::prefix_len`].
     ///
     /// # Errors
-    /// If a row has no text, a text is as long as it may be, the pages do not suffice, an id is
-    /// outside of the vocabulary, or memory runs out.
-    pub fn next_logits(&mut self, model: &Model, next: &[(usize, i32)]) -> Result<Tensor> {
-        const DOING: &str = "continuing texts";
-        let mut longest = 0;
-        for (i, (row, _)) in next.iter().enumerate() {
-            let is_new = next[..i].iter().all(|(other, _)| other != row);
-            let Some(len) = self.len(*row).filter(|_| is_new) else {
-                let (found, expected) = (format!("row {row}"), "different rows, each with a text");
-                return Err(Error::Paged { doing: DOING, found, expected });
-            };
-            longest = longest.max(len);
-        }
-        self.grow(DOING, next.iter().map(|(row, _)| *row))?;
-        let texts: Vec<_> = next.iter().filter_map(|(row, _)| self.texts[*row].as_ref()).collect();
-        let ids: Vec<i32> = next.iter().map(|(_, id)| *id).collect();
-        let positions: Vec<i32> = texts.iter().map(|text| text.len as i32).collect();
-        let grown: Vec<_> = texts.iter().map(|text| (*text, text.len + 1)).collect();
-        let pages = self.pages_of(&grown)?;
-        let shape = [next.len(), 1];
-        let tokens = Tokens {
-            ids: Tensor::from_ids(&ids, shape)?,
-            positions: Tensor::from_ids(&positions, shape)?,
-            segment_starts: None,
-            activations: Activations::Keep,
-        };
-        self.pools.set_len(longest);
-        self.pools.set_place(Place::Pages(pages));
-        let logits = model.next_logits(&tokens, &mut self.pools);
-        self.pools.set_place(Place::End);
-        let logits = logits?;
-        next.iter().for_each(|(row, _)| self.advance(*row));
+    /// If the row has no sequence, the sequence would be too long, the pages do not suffice, an id
+    /// is outside of the vocabulary, or memory runs out. The sequence is then as it was.
+    pub fn prefill(
+        &mut self,
+        model: &Model,
+        row: usize,
+        ids: &[i32],
+        wants_logits: bool,
+    ) -> Result<Option<Tensor>> {
+        const DOING: &str = "reading a prompt";
+        let Some(len) = self.len(row) else { return Err(no_sequence(DOING, row)) };
+        self.reserve(DOING, &[row], ids.len())?;
+        let pages = self.pages_of(&[(row, len + ids.len())])?;
+        let layouts: Vec<_> = self.sequences[row].iter().map(|s| &s.layout).collect();
+        let tokens = Tokens::of_texts(ids, &layouts, len)?;
+        let logits = self.run(len, pages, |pools| {
+            Ok(match wants_logits {
+                true => Some(model.next_logits(&tokens, pools)?),
+                false => {
+                    model.hidden_cached(&tokens, pools)?;
+                    None
+                }
+            })
+        })?;
+        self.advance(row, ids);
         Ok(logits)
     }
 
-    /// Gives each of these texts the page that its next token takes, or none any.
-    fn grow(
+    /// Logits `[n, V]` after one more token of some sequences, given by row; their order is that of
+    /// `next`.
+    ///
+    /// # Errors
+    /// If a row has no sequence, a sequence is as long as it may be, the pages do not suffice, an
+    /// id is outside of the vocabulary, or memory runs out.
+    pub fn next_logits(&mut self, model: &Model, next: &[(usize, i32)]) -> Result<Tensor> {
+        let lens = self.begin_step(next)?;
+        let tokens = self.next_tokens(next)?;
+        let grown: Vec<_> = next.iter().zip(&lens).map(|((row, _), len)| (*row, len + 1)).collect();
+        let pages = self.pages_of(&grown)?;
+        let longest = lens.iter().copied().max().unwrap_or(0);
+        let logits = self.run(longest, pages, |pools| model.next_logits(&tokens, pools))?;
+        next.iter().for_each(|(row, id)| self.advance(*row, &[*id]));
+        Ok(logits)
+    }
+
+    /// One more token of each of these sequences, as a row of its own.
+    fn next_tokens(&self, next: &[(usize, i32)]) -> Result<Tokens> {
+        let ids: Vec<i32> = next.iter().map(|(_, id)| *id).collect();
+        let (mut positions, mut block_positions, mut prefix_lens) = (vec![], vec![], vec![]);
+        for sequence in next.iter().filter_map(|(row, _)| self.sequences[*row].as_ref()) {
+            let place = sequence.layout.at(sequence.ids.len());
+            positions.push(place.position);
+            block_positions.extend(place.block_position);
+            prefix_lens.push(sequence.layout.prefix_len as i32);
+        }
+        Tokens::packed(&TokenRows {
+            ids: &ids,
+            positions: &positions,
+            block_positions: (!block_positions.is_empty()).then_some(&block_positions),
+            segment_starts: &vec![0; ids.len()],
+            prefix_lens: Some(&prefix_lens),
+            batch_size: ids.len(),
+            seq_len: 1,
+        })
+    }
+
+    /// Checks the rows that get one more token, gives each the page for it, and says how long their
+    /// sequences are.
+    fn begin_step(&mut self, next: &[(usize, i32)]) -> Result<Vec<usize>> {
+        const DOING: &str = "continuing sequences";
+        let mut lens = Vec::with_capacity(next.len());
+        for (i, (row, _)) in next.iter().enumerate() {
+            let is_new = next[..i].iter().all(|(other, _)| other != row);
+            let Some(len) = self.len(*row).filter(|_| is_new) else {
+                return Err(no_sequence(DOING, *row));
+            };
+            lens.push(len);
+        }
+        let rows: Vec<usize> = next.iter().map(|(row, _)| *row).collect();
+        self.reserve(DOING, &rows, 1)?;
+        Ok(lens)
+    }
+
+    /// Runs work over the pools, with `len` positions filled before it.
+    fn run<R>(
         &mut self,
-        doing: &'static str,
-        rows: impl Iterator<Item = usize> + Clone,
-    ) -> Result<()> {
-        let is_full = |row: &usize| self.texts[*row].as_ref().is_some_and(Text::is_full);
-        let wanted: Vec<usize> = rows.filter(is_full).collect();
-        self.check_free(doing, wanted.len())?;
-        for row in wanted {
-            if let Some(text) = &mut self.texts[row] {
-                text.pages.extend(self.free.pop());
+        len: usize,
+        pages: Pages,
+        work: impl FnOnce(&mut KvCache) -> Result<R>,
+    ) -> Result<R> {
+        self.pools.set_len(len);
+        self.pools.set_place(Place::Pages(pages));
+        let result = work(&mut self.pools);
+        self.pools.set_place(Place::End);
+        result
+    }
+
+    /// Gives each of these sequences the pages that its next `n` tokens take, or none any.
+    fn reserve(&mut self, doing: &'static str, rows: &[usize], n: usize) -> Result<()> {
+        let limit = self.context();
+        let longest = rows.iter().filter_map(|row| self.len(*row)).max().unwrap_or(0);
+        if longest + n > limit {
+            return Err(Error::TooLong { what: "the number of tokens", found: longest + n, limit });
+        }
+        let wanted: usize = rows.iter().map(|row| self.n_wanted(*row, n)).sum();
+        self.grow(wanted)?;
+        let (free, all) = (self.pages.n_available(), self.limit);
+        if wanted > free {
+            return Err(Error::PagesFull { doing, wanted, free, all, page_len: PAGE_LEN });
+        }
+        for row in rows {
+            for _ in 0..self.n_wanted(*row, n) {
+                let page = self.pages.take();
+                if let Some(sequence) = &mut self.sequences[*row] {
+                    sequence.pages.extend(page);
+                }
             }
         }
         Ok(())
     }
 
-    /// Counts one more token of a text.
-    fn advance(&mut self, row: usize) {
-        if let Some(text) = &mut self.texts[row] {
-            text.len += 1;
+    /// Makes the pools larger if fewer than `wanted` pages are free of contents, within the bound:
+    /// by half at least, so that copies cost little in all.
+    fn grow(&mut self, wanted: usize) -> Result<()> {
+        /// Pages at first: 512 tokens.
+        const FIRST: usize = 32;
+        let n_pages = self.pages.len();
+        let missing = wanted.saturating_sub(self.pages.n_free());
+        if missing == 0 || n_pages == self.limit {
+            return Ok(());
         }
+        let len = (n_pages + missing.max(n_pages / 2)).max(FIRST).min(self.limit);
+        // Some pools may have moved even if others found no memory.
+        self.n_moves += 1;
+        match self.pools.grow_pages(len) {
+            Ok(()) => self.pages.grow_to(len),
+            Err(error) if n_pages == 0 => return Err(error.into()),
+            // Where memory ends is the bound: contents that nobody uses are overwritten then, and
+            // sequences may have to wait.
+            Err(_) => self.limit = n_pages,
+        }
+        Ok(())
     }
 
-    fn check_free(&self, doing: &'static str, wanted: usize) -> Result<()> {
-        let (free, all, page_len) = (self.free.len(), self.n_pages, Self::PAGE_LEN);
-        match wanted <= free {
-            true => Ok(()),
-            false => Err(Error::PagesFull { doing, wanted, free, all, page_len }),
+    /// Counts new tokens of a sequence, and makes the pages they filled known.
+    fn advance(&mut self, row: usize, ids: &[i32]) {
+        let Some(sequence) = &mut self.sequences[row] else { return };
+        sequence.ids.extend_from_slice(ids);
+        if !self.reuse || sequence.layout.prefix_len > 0 {
+            return;
         }
+        let full = sequence.ids.len() / PAGE_LEN;
+        for at in sequence.n_named..full {
+            let ids = &sequence.ids[at * PAGE_LEN..][..PAGE_LEN];
+            sequence.name = self.pages.name(sequence.pages[at], sequence.name, ids);
+        }
+        sequence.n_named = full;
     }
 
-    /// The pages of these texts with these lengths, where the pools are.
-    fn pages_of(&self, texts: &[(&Text, usize)]) -> Result<Pages> {
-        let max = texts.iter().map(|(text, _)| text.pages.len()).max().unwrap_or(0);
-        let mut table = vec![0; texts.len() * max];
-        for (row, (text, _)) in table.chunks_mut(max.max(1)).zip(texts) {
-            row[..text.pages.len()].copy_from_slice(&text.pages);
+    /// The pages of the sequences in these rows with these lengths, where the pools are.
+    fn pages_of(&self, rows: &[(usize, usize)]) -> Result<Pages> {
+        let pages = |row: usize| self.sequences[row].as_ref().map_or(&[][..], |s| &s.pages[..]);
+        let max = rows.iter().map(|(row, _)| pages(*row).len()).max().unwrap_or(0);
+        let mut table = vec![0; rows.len() * max];
+        for (to, (row, _)) in table.chunks_mut(max.max(1)).zip(rows) {
+            to[..pages(*row).len()].copy_from_slice(pages(*row));
         }
-        let lengths: Vec<i32> = texts.iter().map(|(_, len)| *len as i32).collect();
-        let table = Tensor::from_ids(&table, [texts.len(), max])?;
-        let lengths = Tensor::from_ids(&lengths, [texts.len()])?;
-        let device = self.pools.device();
-        Ok(Pages::new(table.to_device(device)?, lengths.to_device(device)?)?)
+        let lengths: Vec<i32> = rows.iter().map(|(_, len)| *len as i32).collect();
+        let table = Tensor::from_ids(&table, [rows.len(), max])?;
+        let lengths = Tensor::from_ids(&lengths, [rows.len()])?;
+        Ok(Pages::new(table, lengths)?.to_device(self.pools.device())?)
     }
 }
 
-impl Text {
-    /// Whether its next token takes a new page.
-    fn is_full(&self) -> bool {
-        self.len == self.pages.len() * PagedCache::PAGE_LEN
-    }
+fn no_sequence(doing: &'static str, row: usize) -> Error {
+    let found = format!("row {row}");
+    Error::Paged { doing, found, expected: "different rows, each with a sequence" }
 }

@@ -93,6 +93,8 @@ enum Mode {
 
 thread_local! {
     static MODE: Cell<Mode> = const { Cell::new(Mode::Record) };
+    /// Whether what this thread rehearses has met a trained parameter.
+    static MEETS_TRAINED: Cell<bool> = const { Cell::new(false) };
 }
 
 fn with_mode<T>(mode: Mode, body: impl FnOnce() -> T) -> T {
@@ -115,8 +117,22 @@ pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
 /// repeats this pass with recording on, and both passes must give the same bits. (The last bits may
 /// differ where no input and no parameter of an op wants a gradient, because such an op is not
 /// recorded.)
-pub fn rehearse<T>(body: impl FnOnce() -> T) -> T {
-    with_mode(Mode::Rehearse, body)
+///
+/// The second result is whether a trained parameter took part: if not, and no input wants a
+/// gradient, there is nothing to repeat.
+pub fn rehearse<T>(body: impl FnOnce() -> T) -> (T, bool) {
+    let outer = MEETS_TRAINED.replace(false);
+    let result = with_mode(Mode::Rehearse, body);
+    let meets_trained = MEETS_TRAINED.get();
+    MEETS_TRAINED.set(outer || meets_trained);
+    (result, meets_trained)
+}
+
+/// Notes that a trained parameter takes part in what is rehearsed.
+pub(crate) fn note_trained() {
+    if MODE.get() == Mode::Rehearse {
+        MEETS_TRAINED.set(true);
+    }
 }
 
 /// Whether ops called now would be recorded if an input wants a gradient.

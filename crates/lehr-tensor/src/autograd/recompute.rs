@@ -13,6 +13,8 @@ pub struct Recompute<D, B> {
     /// Whether what is kept waits in the memory of the host, if it is on a GPU. It is copied there
     /// and back while the GPU computes.
     pub offload: bool,
+    /// Whether a parameter within is trained, as [`rehearse`](super::rehearse) says.
+    pub trains: bool,
 }
 
 /// An input that is kept.
@@ -46,6 +48,8 @@ where
     /// that was recorded at once, bit for bit: the nodes of the second run take the place of the
     /// stretch, and backward goes on through them.
     ///
+    /// Where nothing is trained and no input wants a gradient, nothing is recorded.
+    ///
     /// # Errors
     /// If a device fails to bring what is kept to the host.
     pub fn record<const O: usize>(
@@ -54,10 +58,11 @@ where
         derived: &[&Tensor],
         outputs: [Tensor; O],
     ) -> Result<[Tensor; O]> {
-        if !is_recording() {
+        let inputs: Vec<&Tensor> = kept.iter().chain(derived).copied().collect();
+        let is_wanted = self.trains || inputs.iter().any(|input| input.wants_grad());
+        if !is_recording() || !is_wanted {
             return Ok(outputs);
         }
-        let inputs: Vec<&Tensor> = kept.iter().chain(derived).copied().collect();
         let keep = |tensor: &&Tensor| match self.offload && tensor.is_cuda() {
             true => {
                 let buffer = Offloaded::new(tensor.gpu_buffer()?)?;
@@ -66,7 +71,6 @@ where
             false => Ok(Kept::Here(tensor.detach())),
         };
         let kept = kept.iter().map(keep).collect::<Result<_>>()?;
-        // Whether an input wants a gradient or not, parameters inside may.
         let stretch = Stretch { kept, n_outputs: O, run: self };
         Ok(record_always(&inputs, outputs, || stretch))
     }
@@ -106,6 +110,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::autograd::rehearse;
     use crate::ops::activation::Activation;
     use crate::ops::linear::WeightLayout;
     use crate::{DType, Device, Init, Param, ParamBuilder, ParamStore, Role, Source};
@@ -144,6 +149,7 @@ mod tests {
                     derive: |kept: &[Tensor]| Ok(vec![kept[0].activation(Activation::Silu)?]),
                     body: move |all: &[Tensor]| block(&all[0], &all[1], &w),
                     offload,
+                    trains: true,
                 };
                 let [x_new, h_new] = recompute.record(&[&x], &[&h], [x_new, h_new]).unwrap();
                 (x, h) = (x_new, h_new);
@@ -199,6 +205,7 @@ mod tests {
             derive: |_: &[Tensor]| Ok(Vec::new()),
             body: move |all: &[Tensor]| Ok(vec![run(&again, &all[0])?]),
             offload: false,
+            trains: true,
         };
         let [y] = recompute.record(&[&x], &[], [y]).unwrap();
         y.sum().unwrap().backward().unwrap();
@@ -212,8 +219,36 @@ mod tests {
             derive: |_: &[Tensor]| Ok(Vec::new()),
             body: |all: &[Tensor]| Ok(all.to_vec()),
             offload: false,
+            trains: true,
         };
         let [y] = no_grad(|| recompute.record(&[&x], &[], [x.detach()])).unwrap();
         assert!(!y.wants_grad());
+    }
+
+    #[test]
+    fn nothing_is_recorded_where_nothing_is_trained() {
+        let (_, params) = weights(1);
+        let w = params[0].clone();
+        let x = Tensor::full([2, 8], 1.0).unwrap();
+        let run = |w: &Param, x: &Tensor| x.linear(&w.tensor(), WeightLayout::OutIn, None);
+        for frozen in [true, false] {
+            w.set_trainable(!frozen);
+            for input in [x.clone(), x.trainable()] {
+                let (y, trains) = rehearse(|| run(&w, &input));
+                assert_eq!(trains, !frozen);
+                let again = w.clone();
+                let recompute = Recompute {
+                    derive: |_: &[Tensor]| Ok(Vec::new()),
+                    body: move |all: &[Tensor]| Ok(vec![run(&again, &all[0])?]),
+                    offload: false,
+                    trains,
+                };
+                let [y] = recompute.record(&[&input], &[], [y.unwrap()]).unwrap();
+                assert_eq!(y.wants_grad(), !frozen || input.wants_grad());
+                y.sum().unwrap().backward().unwrap();
+                assert_eq!(w.grad().is_some(), !frozen);
+                w.clear_grad();
+            }
+        }
     }
 }

@@ -59,8 +59,8 @@ DEVICE void copy_runs_by(const T* src, i64 src_stride, T* dst, i64 dst_stride, I
 // stride on either side. In packs (at most 2^32) if lengths, offsets and strides are multiples of
 // LANES. src and dst do not overlap; the stride of dst is at least len.
 extern "C" __global__ void __launch_bounds__(256)
-    copy_runs(const T* src, i64 src_offset, i64 src_stride, T* dst, i64 dst_offset,
-        i64 dst_stride, i64 n, i64 len, int accumulate) {
+    copy_runs(const T* src, i64 src_offset, i64 src_stride, T* dst, i64 dst_offset, i64 dst_stride,
+        i64 n, i64 len, int accumulate) {
     src += src_offset;
     dst += dst_offset;
     i64 total = n * len, small = (i64)1 << 32;
@@ -72,21 +72,5 @@ extern "C" __global__ void __launch_bounds__(256)
         copy_runs_by<1, u32>(src, src_stride, dst, dst_stride, total, len, accumulate);
     } else {
         copy_runs_by<1, u64>(src, src_stride, dst, dst_stride, total, len, accumulate);
-    }
-}
-
-// copy_runs of packed runs of src to runs of dst that start at i * stride + *at * unit: for
-// recorded launches, whose place grows.
-extern "C" __global__ void __launch_bounds__(256)
-    copy_runs_at(const T* src, T* dst, i64 stride, const int* at, i64 unit, i64 n, i64 len) {
-    i64 offset = (i64)*at * unit, total = n * len, small = (i64)1 << 32;
-    dst += offset;
-    if ((offset | stride | len) % LANES == 0) {
-        copy_runs_by<LANES, u32>(src, len / LANES, dst, stride / LANES, total / LANES,
-            len / LANES, false);
-    } else if (total < small) {
-        copy_runs_by<1, u32>(src, len, dst, stride, total, len, false);
-    } else {
-        copy_runs_by<1, u64>(src, len, dst, stride, total, len, false);
     }
 }

@@ -23,20 +23,6 @@ pub(crate) fn copy_runs(
     cuda.launch(&KERNELS, src.dtype(), "copy_runs", Extent::elementwise(cuda, n * len), args)
 }
 
-/// Copies packed runs, run i to element `i · stride + *at · unit` of `dst`. The number `at` is on
-/// the device, so recorded work can be run again for another place.
-pub(crate) fn copy_runs_at(
-    RunSize { n, len }: RunSize,
-    src: &Tensor,
-    dst: &mut Tensor,
-    stride: usize,
-    (at, unit): (&Tensor, usize),
-) -> Result<()> {
-    let cuda = src.cuda()?;
-    let args = args![src, &*dst, stride as i64, at, unit as i64, n as i64, len as i64];
-    cuda.launch(&KERNELS, src.dtype(), "copy_runs_at", Extent::elementwise(cuda, n * len), args)
-}
-
 /// `dst += src`; `dst` may be in f32 beside a `src` of 16 bits.
 pub(crate) fn add_assign(dst: &mut Tensor, src: &Tensor) -> Result<()> {
     if dst.dtype() != src.dtype() && dst.dtype() != DType::F32 {

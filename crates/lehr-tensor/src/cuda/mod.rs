@@ -1,4 +1,5 @@
-//! GPUs, as tensors see them: the crate `lehr-cuda`, the list of all kernels, and measurements.
+//! GPUs, as tensors see them: the crate `lehr-cuda`, the list of all kernels, and what needs
+//! tensors.
 
 mod measure;
 pub(crate) mod sources;

@@ -1,7 +1,7 @@
 //! What is done in place on a GPU.
 
 use super::{AdamW, Clip};
-use crate::copy::{copy_runs, copy_runs_at};
+use crate::copy::copy_runs;
 pub(crate) use crate::copy::{scale, scale_by};
 use crate::cpu::strided::{RunSize, Runs};
 use crate::cuda::{Extent, Source, args, int, source};
@@ -111,14 +111,6 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
 /// Writes the packed runs of `new` to the places `to` of `all`.
 pub(super) fn write_runs(all: &mut Tensor, new: &Tensor, size: RunSize, to: Runs) -> Result<()> {
     copy_runs(size, new, Runs::packed(size.len), all, to, false)
-}
-
-/// Writes `new` `[B, T, ..]` into `all` `[B, S, ..]` from position `*at` on.
-pub(super) fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
-    let (to, from) = (all.shape(), new.shape());
-    let width: usize = to[2..].iter().product();
-    let size = RunSize { n: from[0], len: from[1] * width };
-    copy_runs_at(size, new, all, to[1] * width, (at, width))
 }
 
 /// The index of the largest value of each row of `x [n, width]`: the first of equals, and NaN

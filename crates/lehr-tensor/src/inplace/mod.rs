@@ -1,4 +1,4 @@
-//! Functions that write into a buffer and have no gradient.
+//! Functions that write into a buffer and have no gradient. They refuse tensors that want one.
 
 use crate::cpu::strided::{RunSize, Runs};
 use crate::{Error, Result, Tensor};
@@ -11,18 +11,21 @@ pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use norm::{Clip, SquareSum, scale, sum_of_squares};
+pub(crate) use pages::gather_pages;
 pub use pages::{advance_texts, write_pages};
 
 /// Writes `new` `[B, T, ..]` over the positions from `at` on of `all` `[B, S, ..]`: a cache of keys
 /// or values.
 ///
 /// # Errors
-/// If the extents do not fit, or the two differ in element type or device.
+/// If the extents do not fit, the two differ in element type or device, or one wants a gradient.
 ///
 /// # Panics
 /// If `all` is shared and on the CPU.
 pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> {
     const OP: &str = "write_positions";
+    refuse_grad(OP, "new", new)?;
+    refuse_grad(OP, "all", all)?;
     all.expect_beside(OP, new)?;
     let (to, from) = (all.shape(), new.shape());
     let fits = to.len() == from.len()
@@ -47,24 +50,6 @@ pub fn write_positions(all: &mut Tensor, new: &Tensor, at: usize) -> Result<()> 
     Ok(())
 }
 
-/// Like [`write_positions`], on a GPU. The first position is i32 `[1]` on that GPU and is read when
-/// the work runs. The caller has checked that the rows fit.
-///
-/// # Errors
-/// If the extents do not fit, or the tensors are not on one GPU.
-pub fn write_positions_at(all: &mut Tensor, new: &Tensor, at: &Tensor) -> Result<()> {
-    const OP: &str = "write_positions_at";
-    all.expect_beside(OP, new)?;
-    at.expect_ids(OP)?;
-    at.expect_on(OP, all.device())?;
-    let (to, from) = (all.shape(), new.shape());
-    if to.len() != from.len() || to.len() < 2 || to[0] != from[0] || to[2..] != from[2..] {
-        let rule = "the new positions must fit behind the old ones";
-        return Err(Error::Shape { op: OP, lhs: to, rhs: from, rule });
-    }
-    cuda::write_positions_at(all, new, at)
-}
-
 /// The index of the largest value of each row of `x [.., D]`, `[rows]`: the first of equals; NaN
 /// never wins.
 ///
@@ -84,6 +69,14 @@ pub fn argmax(x: &Tensor) -> Result<Tensor> {
     Tensor::from_ids(&ids, [ids.len()])
 }
 
+/// An error if a tensor wants a gradient, which would end here without a word.
+pub(crate) fn refuse_grad(op: &'static str, name: &'static str, tensor: &Tensor) -> Result<()> {
+    match tensor.wants_grad() {
+        true => Err(Error::WantsGrad { op, name }),
+        false => Ok(()),
+    }
+}
+
 /// Writes integers over those of a tensor on a GPU, whoever shares it: the inputs of recorded work.
 ///
 /// # Errors
@@ -96,4 +89,41 @@ pub fn overwrite_ids(tensor: &Tensor, values: &[i32]) -> Result<()> {
     }
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
     tensor.cuda()?.upload(tensor.device_ptr(), &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::no_grad;
+    use crate::pages::Pages;
+
+    #[test]
+    fn what_is_written_in_place_must_not_want_a_gradient() {
+        let mut all = Tensor::zeros([1, 4, 1, 2]).unwrap();
+        let new = Tensor::full([1, 1, 1, 2], 3.0).unwrap();
+        let leaf = new.trainable();
+        let refused = |result: Result<()>, name: &str| {
+            let error = result.unwrap_err();
+            let Error::WantsGrad { name: found, .. } = &error else { panic!("{error}") };
+            assert_eq!(*found, name);
+            assert!(error.hint().unwrap().contains("no_grad"));
+        };
+        refused(write_positions(&mut all, &leaf, 0), "new");
+        refused(write_positions(&mut all, &leaf.scale(2.0).unwrap(), 0), "new");
+        refused(write_positions(&mut all.trainable(), &new, 0), "all");
+        let pages = Pages::new(
+            Tensor::from_ids(&[0], [1, 1]).unwrap(),
+            Tensor::from_ids(&[1], [1]).unwrap(),
+        )
+        .unwrap();
+        let mut other = all.duplicate().unwrap();
+        refused(write_pages([&mut all, &mut other], [&new, &leaf], &pages), "new");
+        assert_eq!(all.to_vec(), [0.0; 8]);
+        // What is computed without a graph wants nothing.
+        let product = no_grad(|| leaf.scale(2.0)).unwrap();
+        write_positions(&mut all, &product, 1).unwrap();
+        assert_eq!(all.to_vec(), [0.0, 0.0, 6.0, 6.0, 0.0, 0.0, 0.0, 0.0]);
+    }
 }

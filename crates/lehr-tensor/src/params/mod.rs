@@ -8,7 +8,7 @@ mod store;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::autograd::{Leaf, ParamId};
+use crate::autograd::{Leaf, ParamId, note_trained};
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor, is_recording};
 pub use build::{Load, LoadStored, ParamBuilder, Source, StoredShape};
@@ -97,10 +97,11 @@ impl Param {
     }
 
     fn as_leaf(&self, value: Tensor) -> Tensor {
-        if is_recording() && self.is_trainable() {
-            return value.as_leaf(Arc::clone(&self.0.leaf));
+        if !self.is_trainable() {
+            return value;
         }
-        value
+        note_trained();
+        if is_recording() { value.as_leaf(Arc::clone(&self.0.leaf)) } else { value }
     }
 
     fn value(&self) -> MutexGuard<'_, Tensor> {

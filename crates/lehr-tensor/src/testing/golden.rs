@@ -74,6 +74,7 @@ pub(crate) fn golden_cases(op: &str, pair: impl Fn(&Params, usize) -> Pair) -> V
                 golden: Some(golden),
                 tolerance: Tolerance::F32,
                 smooth: true,
+                each: None,
             }
         })
         .collect()

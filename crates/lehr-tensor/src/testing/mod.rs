@@ -83,6 +83,8 @@ pub(crate) struct Case {
     /// Whether the op is differentiable at these inputs (a cast to 16 bits is a staircase: its
     /// gradient is checked against the golden only).
     pub(crate) smooth: bool,
+    /// Largest error of each output element relative to that element, if it has one of its own.
+    pub(crate) each: Option<f64>,
 }
 
 /// What PyTorch computed: outputs, the gradients given to them, and those of the inputs.
@@ -126,7 +128,15 @@ impl Case {
             golden: None,
             tolerance: Tolerance::F32,
             smooth: true,
+            each: None,
         }
+    }
+
+    /// The same case for an op that adds nothing up: each output, however small, is within the
+    /// relative error `each`. [`Tolerance`] alone would let an element vanish that is small beside
+    /// the largest.
+    pub(crate) fn each(self, each: f64) -> Self {
+        Self { each: Some(each), ..self }
     }
 
     /// The same case with every input passed through `f` (to stay within an op's domain).
@@ -236,6 +246,17 @@ impl Case {
     }
 }
 
+/// The largest difference relative to the element it belongs to; NaN counts as infinite. Below
+/// 1e-30, where f32 is subnormal after a few products, differences count relative to that.
+pub(crate) fn error_of_each(got: impl Iterator<Item = f64>, want: &[f64]) -> f64 {
+    let mut worst = 0.0f64;
+    for (g, w) in got.zip(want) {
+        let error = if g == *w { 0.0 } else { (g - w).abs() / w.abs().max(1e-30) };
+        worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
+    }
+    worst
+}
+
 /// The largest difference relative to the largest magnitude of `want`; NaN counts as infinite.
 pub(crate) fn relative_error(got: impl Iterator<Item = f64>, want: &[f64]) -> f64 {
     let scale = want.iter().fold(0.1f64, |m, w| m.max(w.abs()));
@@ -245,4 +266,12 @@ pub(crate) fn relative_error(got: impl Iterator<Item = f64>, want: &[f64]) -> f6
         worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
     }
     worst
+}
+
+#[test]
+fn a_small_element_that_is_wrong_is_seen_beside_a_large_one() {
+    let (want, got) = ([1.0, 1e-6], [1.0, 0.0]);
+    assert!(relative_error(got.into_iter(), &want) < Tolerance::F32.output);
+    assert_eq!(error_of_each(got.into_iter(), &want), 1.0);
+    assert!(error_of_each([f64::NAN, 1e-6].into_iter(), &want).is_infinite());
 }

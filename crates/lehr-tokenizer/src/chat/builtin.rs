@@ -1,5 +1,5 @@
-//! The layouts of model families, as short Jinja templates of our own, and which of them fits a
-//! tokenizer.
+//! Chat layouts of model families as short Jinja templates of our own, and the choice of one that
+//! fits a tokenizer.
 //!
 //! Sources: the families' published templates and inference code; `docs` of each file say what is
 //! special.
@@ -19,10 +19,9 @@ pub(super) struct Builtin {
     source: &'static str,
     /// Special tokens without which a tokenizer cannot have this layout.
     required: &'static [&'static str],
-    /// Special tokens that end an answer beside the one that follows it.
+    /// Further special tokens that end an answer, besides the one that follows it.
     pub(super) stops: &'static [&'static str],
-    /// Whether [`required`](Self::required) tell the family, so that the template may be chosen by
-    /// them.
+    /// Whether [`required`](Self::required) identify the family, so they may select the template.
     is_recognised: bool,
 }
 
@@ -38,7 +37,7 @@ const PLAIN: Builtin = Builtin {
 
 const MISTRAL: &str = include_str!("templates/mistral.jinja");
 
-/// All of them. Of those that are recognised the first that fits is taken.
+/// All built-in templates. The first recognised one that fits is used.
 static ALL: [Builtin; 14] = [
     Builtin {
         name: "lehr",
@@ -141,7 +140,7 @@ static ALL: [Builtin; 14] = [
     Builtin { name: "llama2", source: include_str!("templates/llama2.jinja"), ..PLAIN },
 ];
 
-/// What families call the tokens that begin and end a text.
+/// Names of the tokens that begin and end a text, by family.
 const BEGIN: [&str; 4] = ["<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>"];
 const END: [&str; 4] = ["</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>"];
 
@@ -170,7 +169,7 @@ impl Builtin {
         })
     }
 
-    /// Names the tokens that begin and end a text, where the model's files do not.
+    /// Sets the names of the tokens that begin and end a text, if the model's files do not.
     pub(super) fn name_special(&self, tokenizer: &Tokenizer, special: &mut Map<String, Value>) {
         for (key, names) in [("bos_token", BEGIN), ("eos_token", END)] {
             let known = names.iter().find(|name| tokenizer.special(name).is_some());
@@ -224,7 +223,7 @@ impl ChatTemplate {
         builtin.template(special, eos_ids)
     }
 
-    /// The built-in template that a tokenizer's special tokens tell of.
+    /// Returns the built-in template that a tokenizer's special tokens identify.
     pub(super) fn recognise(tokenizer: &Tokenizer) -> Option<&'static str> {
         let fits = |builtin: &&Builtin| builtin.is_recognised && builtin.check(tokenizer).is_ok();
         ALL.iter().find(fits).map(|builtin| builtin.name)

@@ -1,4 +1,4 @@
-//! From a rendered text to ids, as Hugging Face's library encodes the whole text.
+//! Encoding of a rendered text, as Hugging Face's library encodes the whole text.
 
 use std::collections::HashMap;
 
@@ -11,14 +11,14 @@ use tokenizers::{
 use super::guard::Marked;
 use crate::{Error, Result, Tokenizer};
 
-/// The added tokens of a tokenizer, for finding them in text.
+/// Search for the added tokens of a tokenizer in text.
 ///
-/// This repeats what `AddedVocabulary` of the `tokenizers` crate does, with one difference: a
-/// special token counts only where [`Marked::allows`] it.
+/// It matches `AddedVocabulary` of the `tokenizers` crate, with one difference: a special token
+/// counts only where [`Marked::allows`] permits it.
 pub(super) struct AddedTokens {
-    /// Looked for in the text as it is, by first byte, longest first.
+    /// Tokens to find in the raw text, by first byte, longest first.
     raw: Matcher,
-    /// Looked for in the normalised text.
+    /// Tokens to find in the normalised text.
     normalized: Matcher,
 }
 
@@ -137,7 +137,7 @@ fn split(matcher: &Matcher, piece: &NormalizedString, marked: &Marked) -> Vec<Sp
     splits
 }
 
-/// The added tokens in `text`: the leftmost, of those the longest, and so on after its end.
+/// Finds the added tokens in `text`: the leftmost, then the longest, then on after its end.
 fn places<'m>(
     matcher: &'m Matcher,
     text: &str,
@@ -162,8 +162,8 @@ fn places<'m>(
             at = end;
             continue;
         }
-        // Refused text is passed over whole, as by the plain encoder, but not what the template
-        // writes behind it.
+        // Skips refused text as a whole, as the plain encoder does, but not the template's text
+        // after it.
         let is_template = |&start: &usize| {
             let candidates = matcher.get(&bytes[start]).map_or(&[][..], Vec::as_slice);
             let mut here = candidates

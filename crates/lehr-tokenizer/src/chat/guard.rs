@@ -1,44 +1,42 @@
-//! Text of users never becomes a special token, whatever a template does with it.
+//! Guard that keeps user text from becoming a special token, whatever a template does with it.
 //!
 //! A template is a program: it may trim, cut, replace and join the text of messages, and the tokens
-//! it writes itself are plain text until the end. So before rendering, *cuts* (characters that no
-//! text uses) are put into the strings of users wherever a special token could begin or end in
-//! them; after rendering, the name of a special token counts only if no cut lies in it. Cuts are
-//! then taken out, and what was text is encoded as text.
+//! it writes itself are plain text until the end. So before rendering, the guard inserts *cuts*
+//! (characters that no text uses) into user strings wherever a special token could begin or end.
+//! After rendering, the name of a special token counts only if it contains no cut. The guard then
+//! removes the cuts, and text is encoded as text.
 //!
 //! Cuts are put
 //!
 //! 1. after each character with which a special token begins, and before each with which one ends,
-//!   so that neither a name that is joined from several texts nor one from which the template
-//!   deletes a part is whole. Letters, digits and white space have no cut of this kind; where a
-//!   special token begins or ends with such a character, its whole name is looked for, without
-//!   regard to case;
+//!   so no name is whole that the template joins from several texts or creates by deleting a part.
+//!   Letters, digits and white space have no cut of this kind; where a special token begins or ends
+//!   with such a character, the guard searches for its whole name, ignoring case;
 //! 2. before a text that could be the middle of a special token, as `im_end` in
 //!   `'<|' ~ text ~ '|>'`.
 //!
-//! String constants of the template that neither hold nor touch a special token are left whole
-//! where they occur in a text, so that a template that looks for `</think>` finds it. If `</think>`
-//! is itself a special token of the tokenizer, it is cut like the others and such a template sees
-//! an answer without thoughts: safety comes first, and `reasoning_content` is the way to give a
-//! model's thoughts.
+//! String constants of the template that neither contain nor touch a special token stay whole where
+//! they occur in a text. So a template that searches for `</think>` finds it. If `</think>` is
+//! itself a special token of the tokenizer, it is cut like the others, and the template sees an
+//! answer without thoughts. Safety comes first; pass thoughts in `reasoning_content`.
 
 use std::collections::HashSet;
 
 use serde_json::{Map, Value as Json};
 
-/// Between two characters of which the first begins, or the second ends, a special token.
+/// Cut between two characters, where the first begins or the second ends a special token.
 const CUT: char = '\u{FDD0}';
-/// Before a special token of one character.
+/// Cut before a special token of one character.
 const SINGLE: char = '\u{FDD1}';
-/// Around what is learnt.
+/// Mark around supervised text.
 pub(super) const LEARNT_START: char = '\u{FDD2}';
 pub(super) const LEARNT_END: char = '\u{FDD3}';
-/// Before a letter that stands for one of the reserved characters in a user's text.
+/// Mark before a letter that stands for a reserved character in user text.
 const ESCAPE: char = '\u{FDD4}';
 const FIRST_RESERVED: u32 = 0xFDD0;
 const N_RESERVED: u32 = 16;
 
-/// Fields whose names templates look up. Their values are guarded, their names are nobody's text.
+/// Fields whose names templates look up. Their values are guarded; their names are not user text.
 const FIELDS: [&str; 30] = [
     "role",
     "content",
@@ -82,7 +80,7 @@ pub(super) fn is_reserved(c: char) -> bool {
     (FIRST_RESERVED..FIRST_RESERVED + N_RESERVED).contains(&u32::from(c))
 }
 
-/// Where to cut, for the special tokens of one tokenizer and the constants of one template.
+/// Rules for cuts, for the special tokens of one tokenizer and the constants of one template.
 pub(super) struct Guard {
     special: Vec<String>,
     longest: usize,
@@ -107,12 +105,13 @@ impl Guard {
         Self { special, longest, first, last, whole }
     }
 
-    /// A user's text with cuts.
+    /// Returns a user's text with cuts.
     pub(super) fn text(&self, text: &str) -> String {
         self.cut(text, true)
     }
 
-    /// All strings of a value from outside, and its keys but for those that templates look up.
+    /// Guards all strings of a value from outside, and its keys except those that templates look
+    /// up.
     pub(super) fn value(&self, value: &Json) -> Json {
         match value {
             Json::String(text) => Json::String(self.text(text)),
@@ -124,8 +123,8 @@ impl Guard {
         }
     }
 
-    /// The variables of a template: their values are settings that the template compares, so that
-    /// only the first rule holds for strings outside of lists and objects.
+    /// The variables of a template: their values are settings that the template compares, so only
+    /// the first rule applies to strings outside lists and objects.
     pub(super) fn variables(&self, variables: &Map<String, Json>) -> Map<String, Json> {
         let guarded = |(key, value): (&String, &Json)| {
             let value = value
@@ -186,7 +185,8 @@ impl Guard {
     }
 }
 
-/// A constant stays whole if no special token begins, ends or lies in it, and it lies in none.
+/// Whether a constant stays whole: no special token begins, ends or lies in it, and it lies in
+/// none.
 fn stays_whole(text: &str, special: &[String]) -> bool {
     let touches = |name: &String| {
         let overlaps = |left: &str, right: &str| {
@@ -216,7 +216,7 @@ fn push_escaped(c: char, out: &mut String) {
     }
 }
 
-/// A rendered conversation without reserved characters, and what they said, as byte offsets.
+/// A rendered conversation without reserved characters, whose information is kept as byte offsets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Marked {
     pub(super) text: String,
@@ -224,7 +224,7 @@ pub(super) struct Marked {
     pub(super) cuts: Vec<usize>,
     /// A special token must not begin at these.
     pub(super) singles: Vec<usize>,
-    /// What is learnt.
+    /// Supervised ranges.
     pub(super) learnt: Vec<(usize, usize)>,
 }
 
@@ -241,7 +241,7 @@ impl Marked {
                 LEARNT_START => open = open.or(Some(at)),
                 LEARNT_END => marked.learnt.extend(open.take().map(|start| (start, at))),
                 ESCAPE => {
-                    // A template may have changed the case of the letter, or cut it off.
+                    // A template may have changed the case of the letter or removed it.
                     let letter = chars.peek().map_or('?', char::to_ascii_lowercase);
                     let index = u32::from(letter).wrapping_sub(u32::from('a'));
                     if let Some(original) =
@@ -251,7 +251,7 @@ impl Marked {
                         chars.next();
                     }
                 }
-                // The template's own: it has no meaning here.
+                // This one comes from the template and has no meaning here.
                 c if is_reserved(c) => marked.text.push(c),
                 c => marked.text.push(c),
             }
@@ -308,7 +308,7 @@ mod tests {
         let marked = Marked::new(&format!("§<|im_end|>{user}<|im_end|>"));
         assert!(marked.allows(0, 2) && marked.allows(2, 12));
         assert!(!marked.allows(13, 23) && !marked.allows(23, 25) && marked.allows(25, 35));
-        // A name that begins in the user's text, or ends there, is not the template's.
+        // A name that begins or ends in user text does not come from the template.
         let marked = Marked::new(&format!("{}|im_end|>", guard.text("<")));
         assert!(!marked.allows(0, 10));
         let marked = Marked::new(&format!("<|im_end|{}", guard.text(">")));

@@ -9,8 +9,7 @@ use super::guard::{LEARNT_END, LEARNT_START};
 use super::python::{Moment, indent, tojson};
 use crate::{Error, Result};
 
-/// Instructions a template may run, plus [`FUEL_PER_BYTE`] for each byte of what it is given. About
-/// a second.
+/// Instructions a template may run, plus [`FUEL_PER_BYTE`] per byte of its input. About a second.
 const FUEL: u64 = 2_000_000;
 const FUEL_PER_BYTE: u64 = 64;
 
@@ -19,12 +18,12 @@ pub(super) struct Jinja {
     environment: Environment<'static>,
     /// The constants of the template's expressions.
     literals: Vec<String>,
-    /// Whether it marks with `{% generation %}` what the assistant says.
+    /// Whether it marks the assistant's text with `{% generation %}`.
     marks_generation: bool,
     name: String,
 }
 
-/// What the template sees beside the messages.
+/// Variables of the template besides the messages.
 pub(super) struct Context<'a> {
     pub(super) add_generation_prompt: bool,
     /// `bos_token`, `eos_token` and so on.
@@ -74,10 +73,10 @@ impl Jinja {
         self.marks_generation
     }
 
-    /// The text of `messages`, which are JSON as transformers takes it.
+    /// Renders `messages`, which are JSON as in transformers.
     pub(super) fn render(&self, messages: &[Json], context: &Context<'_>) -> Result<String> {
         let mut variables = Map::new();
-        // transformers gives these two always.
+        // transformers always passes these two.
         variables.insert("tools".to_owned(), Json::Null);
         variables.insert("documents".to_owned(), Json::Null);
         variables.extend(context.special.clone());
@@ -150,7 +149,7 @@ fn fault(name: &str, action: &'static str, error: &minijinja::Error) -> Error {
     let reason = error.detail().map_or_else(
         || error.kind().to_string(),
         |detail| match error.kind() {
-            // What raise_exception says is for the user as it is.
+            // The text of raise_exception goes to the user unchanged.
             ErrorKind::InvalidOperation => detail.to_owned(),
             kind => format!("{kind}: {detail}"),
         },

@@ -1,4 +1,4 @@
-//! Which part of a rendered conversation is learnt, and what ends an answer.
+//! Supervised part of a rendered conversation, and the tokens that end an answer.
 
 use serde_json::Value;
 
@@ -11,11 +11,11 @@ const WAITS: [&str; 4] = ["<|observation|>", "<|eom_id|>", "<|call|>", "<|tool_c
 
 type Span = (usize, usize);
 
-/// The bytes of `text`, which renders `messages`, that are to be learnt.
+/// Returns the supervised bytes of `text`, the rendering of `messages`.
 ///
-/// A template may say it with `{% generation %}`. Otherwise it follows from what the template
-/// writes for the beginning of the conversation: an answer begins where the text with a generation
-/// prompt ends, and ends with the special token that ends the assistant's turn.
+/// A template may mark them with `{% generation %}`. Otherwise they follow from the renderings of
+/// the first messages: an answer begins where the text with a generation prompt ends, and ends with
+/// the special token that ends the assistant's turn.
 pub(super) fn spans(
     template: &ChatTemplate,
     bound: &Bound,
@@ -41,8 +41,7 @@ pub(super) fn spans(
     for (order, (index, _)) in answers().enumerate() {
         let limit = starts.get(order + 1).copied().unwrap_or(text.text.len());
         let end = end(template, bound, (messages, index), options, text, (starts[order], limit))?;
-        // Where no token ends a turn, the role that follows does, and a conversation is closed with
-        // it.
+        // If no token ends a turn, the following role does, and it also closes the conversation.
         let next = match end {
             End::Token(end) => {
                 ends.push(end);
@@ -62,16 +61,16 @@ pub(super) fn spans(
     Ok(Learnt { spans: starts.into_iter().zip(ends).collect(), closing })
 }
 
-/// What is learnt of a rendered conversation.
+/// Supervised part of a rendered conversation.
 pub(super) struct Learnt {
     /// Bytes of its text.
     pub(super) spans: Vec<Span>,
-    /// A token to put behind it, learnt too: the end of an answer that the template leaves open, as
-    /// GLM-4's does.
+    /// A supervised token to append: the end of an answer that the template leaves open, as GLM-4's
+    /// does.
     pub(super) closing: Option<u32>,
 }
 
-/// Where an answer ends: behind the token that ends a turn, or where its text ends.
+/// End of an answer: after the token that ends a turn, or at the end of its text.
 enum End {
     Token(usize),
     Text(usize),
@@ -94,8 +93,8 @@ fn end(
     match last {
         // The token that ends a turn ends the text of a conversation up to there.
         Some(&(_, (_, end))) if has_prefix && end > start => Ok(End::Token(end)),
-        // The template writes earlier answers otherwise than the last (without thoughts, for
-        // example).
+        // The template writes earlier answers differently from the last (for example without
+        // thoughts).
         Some(&(id, _)) => {
             let within =
                 |(token, (from, _)): &&(u32, Span)| *token == id && (start..limit).contains(from);
@@ -125,8 +124,8 @@ fn not_a_prefix(template: &ChatTemplate, index: usize, before: &str, text: &str)
     }
 }
 
-/// The tokens that end an assistant's turn: the special token the template writes right after an
-/// answer, and those of calls to tools that it mentions.
+/// Returns the tokens that end an assistant's turn: the special token right after an answer, and
+/// those of tool calls that the template mentions.
 pub(super) fn ends_of_turn(template: &ChatTemplate, bound: &Bound) -> Vec<u32> {
     const ANSWER: &str = "answer";
     let conversation =

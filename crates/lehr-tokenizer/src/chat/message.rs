@@ -15,7 +15,7 @@ pub enum Role {
     System,
     /// The person.
     User,
-    /// The model; the only one whose words are learnt.
+    /// The model; only its words are supervised.
     Assistant,
     /// The result of a tool that the model called.
     Tool,
@@ -37,7 +37,7 @@ impl fmt::Display for Role {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// What is said: plain text, never a special token. Empty where only tools are called.
+    /// Plain text, never a special token. Empty in a message that only calls tools.
     #[serde(default, deserialize_with = "text_or_null")]
     pub content: String,
     /// Other fields, for templates that know them: `tool_calls`, `tool_call_id`, `name`,
@@ -58,7 +58,7 @@ impl Message {
         Self { role, content: content.into(), fields: Map::new() }
     }
 
-    /// The message as transformers gives it to a template.
+    /// Returns the message as transformers passes it to a template.
     pub(super) fn to_json(&self) -> Value {
         let mut fields = Map::new();
         fields.insert("role".to_owned(), self.role.to_string().into());
@@ -69,8 +69,8 @@ impl Message {
 }
 
 /// Checks that `messages` is a conversation: at least one message, `system` only first, then `user`
-/// and `assistant` in turn, beginning with `user`. Between an `assistant` and the next message
-/// there may be results of tools (`tool`), after which the assistant speaks.
+/// and `assistant` in turn, beginning with `user`. Tool results (`tool`) may follow an `assistant`
+/// message; the assistant speaks after them.
 ///
 /// # Errors
 /// The first message that does not fit, with what was expected there.

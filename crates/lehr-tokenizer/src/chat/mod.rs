@@ -1,9 +1,8 @@
 //! Messages to tokens: the one renderer of training, evaluation and chat.
 //!
 //! Every layout is a Jinja template, a model's own or one of the [built-in](ChatTemplate::names)
-//! ones. It is run as Hugging Face's transformers runs it, and the text it makes is encoded as
-//! Hugging Face's tokenizers encode it, with one difference: what a user writes is never read as a
-//! special token (see `guard.rs`).
+//! ones. It runs as in Hugging Face's transformers, and its text is encoded as by Hugging Face's
+//! tokenizers, with one difference: user text is never read as a special token (see `guard.rs`).
 
 mod builtin;
 mod encode;
@@ -33,25 +32,24 @@ use crate::{Error, Result, Tokenizer};
 pub struct Rendered {
     /// Token ids, `[L]`.
     pub ids: Vec<u32>,
-    /// `[L]`; true where the token is to be learnt: the assistant's content and the tokens that end
-    /// its turn.
+    /// `[L]`; true for supervised tokens: the assistant's content and the tokens that end its turn.
     pub loss_mask: Vec<bool>,
 }
 
-/// What a rendering depends on beside the messages.
+/// Options of a rendering.
 #[derive(Debug, Clone, Default)]
 pub struct RenderOptions {
-    /// Append what stands before an answer.
+    /// Append the generation prompt, which comes before an answer.
     pub add_generation_prompt: bool,
-    /// Further variables of the template: `tools`, `documents`, `enable_thinking` and what else it
+    /// Further variables of the template: `tools`, `documents`, `enable_thinking` and others it
     /// knows.
     pub variables: Map<String, Value>,
-    /// The time, for templates that print the date; without it they print the one they were written
-    /// for.
+    /// The time, for templates that print the date. Without it they print the date they were
+    /// written for.
     pub now: Option<Moment>,
 }
 
-/// The way a model family writes a conversation. Cloning is cheap.
+/// Chat layout of a model family. Cloning is cheap.
 #[derive(Clone)]
 pub struct ChatTemplate {
     inner: Arc<Inner>,
@@ -64,9 +62,9 @@ struct Inner {
     builtin: Option<&'static Builtin>,
     /// `bos_token`, `eos_token` and so on.
     special: Map<String, Value>,
-    /// Ids at which the model ends, from its configuration.
+    /// Ids that end generation, from its configuration.
     eos_ids: Vec<u32>,
-    /// What was worked out for the tokenizer used last.
+    /// Values derived for the most recent tokenizer.
     bound: Mutex<Option<Arc<Bound>>>,
 }
 
@@ -107,7 +105,7 @@ impl ChatTemplate {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The name of a built-in template, or what a template from elsewhere was called.
+    /// Returns the name of the template.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -155,9 +153,9 @@ impl ChatTemplate {
     /// Renders `messages`.
     ///
     /// # Errors
-    /// The messages are not a conversation (see [`validate`]), a generation prompt is asked for
-    /// after an assistant's message, the template refuses them or cannot say what is to be learnt,
-    /// or the tokenizer lacks a special token of the template.
+    /// The messages are not a conversation (see [`validate`]), a generation prompt is requested
+    /// after an assistant's message, the template refuses them or does not show which tokens are
+    /// supervised, or the tokenizer lacks a special token of the template.
     pub fn render_with(
         &self,
         tokenizer: &Tokenizer,
@@ -181,8 +179,8 @@ impl ChatTemplate {
         Ok(Rendered { ids, loss_mask })
     }
 
-    /// The text of `messages` as the template writes it, special tokens by name. For people to
-    /// read: encoding it would take what users wrote for special tokens.
+    /// The text of `messages` as the template writes it, special tokens by name. For people to read
+    /// only: encoding it would turn user text into special tokens.
     ///
     /// # Errors
     /// As [`render_with`](Self::render_with).
@@ -234,7 +232,8 @@ impl ChatTemplate {
         Ok(Marked::new(&self.inner.jinja.render(&messages, &context)?))
     }
 
-    /// What depends on the tokenizer; kept, because conversations are rendered by the thousand.
+    /// Values that depend on the tokenizer. They are cached, because conversations are rendered by
+    /// the thousand.
     fn bind(&self, tokenizer: &Tokenizer) -> Result<Arc<Bound>> {
         let mut slot = self.inner.bound.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bound) = slot.as_ref().filter(|bound| bound.tokenizer.is_same(tokenizer)) {
@@ -266,7 +265,7 @@ fn guarded(guard: &Guard, message: &Value) -> Value {
 }
 
 impl Default for ChatTemplate {
-    /// The template of models trained here from nothing.
+    /// The template of models trained here from scratch.
     fn default() -> Self {
         builtin::lehr()
     }
@@ -290,8 +289,8 @@ pub fn render(
     ChatTemplate::default().render(tokenizer, messages, add_generation_prompt)
 }
 
-/// Renders JSON messages without guards, for comparison with transformers: the templates' golden
-/// files have messages that are no conversations.
+/// Renders JSON messages without guards, for comparison with transformers: the golden files of
+/// templates contain messages that are not valid conversations.
 ///
 /// # Errors
 /// The template refuses the messages.

@@ -1,4 +1,4 @@
-//! What chat templates expect of Python: `json.dumps` and `strftime`.
+//! Python functions that chat templates expect: `json.dumps` and `strftime`.
 
 use std::fmt::Write as _;
 
@@ -7,9 +7,8 @@ use minijinja::{Error, ErrorKind};
 
 use super::guard::is_reserved;
 
-/// A moment, in the time zone of whoever names it. Templates that print the date are given one;
-/// without one they fall back to the date they were written for, so that a rendering never depends
-/// on a clock.
+/// A local time, in the caller's time zone, for templates that print the date. Without one they use
+/// the date they were written for, so a rendering never depends on a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// Seconds since 1970-01-01 00:00:00.
@@ -41,9 +40,8 @@ impl Moment {
         Self { seconds: seconds.clamp(-62_167_219_200, 253_402_300_799) }
     }
 
-    /// Year, month from 1, day from 1. Days are counted from 0000-03-01, so that a leap day ends
-    /// its year; an era is 400 years (Howard Hinnant, "chrono-compatible low-level date
-    /// algorithms").
+    /// Year, month from 1, day from 1. Days count from 0000-03-01, so a leap day ends its year; an
+    /// era is 400 years (Howard Hinnant, "chrono-compatible low-level date algorithms").
     fn date(self) -> (i64, usize, i64) {
         let day = self.seconds.div_euclid(86_400) + 719_468;
         let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
@@ -56,7 +54,7 @@ impl Moment {
     }
 
     /// Python's `strftime` in the C locale: the directives `a A b B d e H I j m M p S y Y %` (with
-    /// `-`: without padding) and `F T D R`; others are kept as they are.
+    /// `-`: without padding) and `F T D R`; others stay unchanged.
     #[must_use]
     pub fn format(self, format: &str) -> String {
         let mut out = String::new();
@@ -184,7 +182,7 @@ pub(super) fn indent(
 }
 
 fn indent_of(indent: &Value) -> Result<String, Error> {
-    /// More is no layout but an attempt to fill the memory.
+    /// A larger width would only fill the memory.
     const WIDEST: usize = 64;
     if let Some(text) = indent.as_str() {
         return Ok(text.to_owned());
@@ -207,7 +205,7 @@ struct Dump {
 
 impl Dump {
     fn value(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        /// Messages are trees, so that only a template can nest deeper.
+        /// Messages are trees, so only a template can nest deeper.
         const DEEPEST: usize = 200;
         let refuse = |reason: String| Err(Error::new(ErrorKind::BadSerialization, reason));
         if depth > DEEPEST {
@@ -292,7 +290,7 @@ impl Dump {
             return;
         }
         for c in quoted.chars() {
-            // Guards are no part of the text.
+            // Guards are not part of the text.
             if c.is_ascii() || is_reserved(c) {
                 out.push(c);
                 continue;

@@ -1,11 +1,11 @@
-//! Which template a model has.
+//! Choice of a model's chat template.
 
 use serde_json::{Map, Value};
 
 use super::{ChatTemplate, builtin};
 use crate::{Error, Result, Tokenizer};
 
-/// What a model's files say about its chat template.
+/// Contents of a model's files about its chat template.
 #[derive(Debug, Clone, Default)]
 pub struct TemplateParts {
     /// A Jinja template: `chat_template.jinja`, the `chat_template` of `tokenizer_config.json`, or
@@ -13,13 +13,13 @@ pub struct TemplateParts {
     pub jinja: Option<String>,
     /// `bos_token`, `eos_token` and further special tokens by the names templates use.
     pub special: Map<String, Value>,
-    /// Ids at which the model ends, from `generation_config.json` and `config.json`.
+    /// Ids that end generation, from `generation_config.json` and `config.json`.
     pub eos_ids: Vec<u32>,
     /// The model's family: `model_type` of `config.json`.
     pub family: Option<String>,
 }
 
-/// The files that may say something about the template.
+/// Files that may describe the template.
 const FILES: [&str; 6] = [
     "chat_template.jinja",
     "chat_template.json",
@@ -102,10 +102,10 @@ fn fault(file: &str, reason: &str) -> Error {
 }
 
 impl ChatTemplate {
-    /// The template of a model: its own, else the built-in one that its special tokens tell of.
+    /// The template of a model: its own, or else the built-in one that its special tokens identify.
     ///
     /// # Errors
-    /// Its template is not Jinja, or it has none and its tokens tell of none: the error lists the
+    /// Its template is not Jinja, or it has none and its tokens identify none: the error lists the
     /// built-in names.
     pub fn for_model(tokenizer: &Tokenizer, parts: &TemplateParts) -> Result<Self> {
         let TemplateParts { jinja, special, eos_ids, family } = parts;

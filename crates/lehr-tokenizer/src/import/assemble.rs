@@ -14,9 +14,9 @@ use crate::{Error, Result, SpecialIds, Tokenizer};
 pub(super) struct Added {
     pub(super) id: u32,
     pub(super) name: String,
-    /// Whether only the program may write it; otherwise text of users becomes this token too.
+    /// Whether only the program may write it. Otherwise user text becomes this token too.
     pub(super) special: bool,
-    /// Whether it is looked for after normalisation, in which its own name changes too.
+    /// Whether to find it after normalisation, which changes its own name too.
     pub(super) normalized: bool,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Assembly {
     pub(super) ids: SpecialIds,
 }
 
-/// The special tokens that belong around a text.
+/// The special tokens around a text.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Template {
     pub(super) before: Vec<(String, u32)>,

@@ -11,8 +11,8 @@ use super::patterns;
 use crate::tokenizer::read;
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
-/// Bytes that the merges of a vocabulary may take for each byte of its tokens. Real vocabularies
-/// need about 3; tokens such as `aaaa…` of every length would need as many as they are long.
+/// Limit on the bytes of merges per byte of tokens. Real vocabularies need about 3; tokens such as
+/// `aaaa…` of every length would need as many as they are long.
 const MERGE_BYTES: usize = 64;
 
 /// One token of a vocabulary that ranks its tokens and not its merges.
@@ -25,8 +25,8 @@ pub(super) struct Ranked<'a> {
 /// The merges that make each token from any two others, those of lower rank first.
 ///
 /// A vocabulary with ranks (tiktoken) or scores (SentencePiece) merges any two neighbours whose
-/// concatenation is a token, so each way to cut a token in two is a merge, with the rank of the
-/// whole. Cuts of one token follow one another from the left.
+/// concatenation is a token, so each way to cut a token in two is a merge with the rank of the
+/// whole. The cuts of one token are ordered from the left.
 pub(super) fn merges_by_rank(
     tokens: &[Ranked<'_>],
 ) -> std::result::Result<Vec<(String, String)>, String> {
@@ -53,13 +53,13 @@ pub(super) fn merges_by_rank(
     Ok(merges)
 }
 
-/// A model of byte pairs. Two tokens of the same text are one for the library, the later.
+/// Builds a BPE model. For the library, two tokens with the same text are one, the later.
 pub(super) fn model(
     vocab: impl IntoIterator<Item = (String, u32)>,
     merges: Vec<(String, String)>,
 ) -> std::result::Result<BPE, String> {
     let vocab: Vocab = vocab.into_iter().collect();
-    // The library assumes that what two tokens are merged to is no longer than the longest token.
+    // The library assumes that no merge result is longer than the longest token.
     let mut whole = String::new();
     for (left, right) in &merges {
         whole.clear();

@@ -20,13 +20,13 @@ pub enum ChatGlm {
     V1,
     /// ChatGLM2-6B: five special tokens after the pieces; `[gMASK] sop` precede the text.
     V2,
-    /// ChatGLM3-6B: as the second, with tokens for roles.
+    /// ChatGLM3-6B: like the second, with tokens for roles.
     V3,
 }
 
 impl Tokenizer {
-    /// Reads the SentencePiece model of a ChatGLM. Its special tokens, those of roles among them,
-    /// never come out of text.
+    /// Reads the SentencePiece model of a ChatGLM. Its special tokens, including those of roles,
+    /// never come from text.
     ///
     /// # Errors
     /// The bytes are not a SentencePiece model, or lack the special tokens of the first ChatGLM.

@@ -1,4 +1,4 @@
-//! Opening whatever lies in a folder.
+//! Opening of tokenizers in folders.
 
 use std::path::{Path, PathBuf};
 
@@ -25,8 +25,8 @@ const FILES: [&str; 10] = [
 ];
 
 impl Tokenizer {
-    /// Opens a tokenizer of any kind: a model's folder, or one file. What a file is, its content
-    /// says; `tokenizer_config.json` beside it, where there is one, says what a file leaves open.
+    /// Opens a tokenizer of any kind from a model's folder or one file. The content decides the
+    /// kind of a file, and a `tokenizer_config.json` beside it adds what the file leaves open.
     ///
     /// Kinds: `tokenizer.json`, SentencePiece's `.model`, tiktoken's rank files, Mistral's
     /// `tekken.json`, `vocab.json` with `merges.txt` (or `encoder.json` with `vocab.bpe`) and
@@ -119,8 +119,8 @@ fn open_json(path: &Path, bytes: Vec<u8>, config: &Value) -> Result<Tokenizer> {
     })
 }
 
-/// Llama's tokenizers of Hugging Face are told by their configuration, not by tokenizer.json, that
-/// a text begins with the begin token.
+/// For Hugging Face's Llama tokenizers the configuration, not tokenizer.json, says that a text
+/// begins with the begin token.
 fn add_missing_frame(tokenizer: &mut tokenizers::Tokenizer, config: &Value, ids: SpecialIds) {
     let llama = config["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("Llama"));
     if !llama || crate::encode::Frame::of(tokenizer) != crate::encode::Frame::default() {
@@ -228,7 +228,7 @@ fn added_tokens(config: &Value, model: &Model) -> Vec<Added> {
         })
         .collect();
     added.sort_by_key(|token| token.id);
-    // A name that is a symbol of the user already needs no second entry.
+    // A name that is already a user-defined symbol needs no second entry.
     added.retain(|token| token.special || token.id as usize >= model.pieces.len());
     added
 }
@@ -240,8 +240,8 @@ fn mentions(path: &Path, name: &str) -> bool {
     })
 }
 
-/// `tokenizer_config.json` beside a file, with the names of `special_tokens_map.json` where it has
-/// none; null where there is neither.
+/// `tokenizer_config.json` beside a file, with missing names from `special_tokens_map.json`; null
+/// if there is neither.
 fn config_beside(path: &Path) -> Result<Value> {
     let mut config = Value::Null;
     for name in ["special_tokens_map.json", "tokenizer_config.json"] {

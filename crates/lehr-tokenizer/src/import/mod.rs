@@ -1,4 +1,4 @@
-//! Tokenizers of every kind the field keeps in files, turned into one kind.
+//! Readers that turn every common kind of tokenizer file into one kind.
 
 mod assemble;
 mod bpe;

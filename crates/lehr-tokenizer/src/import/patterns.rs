@@ -179,7 +179,7 @@ const SPLITTINGS: &[Row] = &[
     ),
 ];
 
-/// Names whose tokenizers take a word that is a token whole.
+/// Names whose tokenizers do not split a word that is a token.
 const IGNORE_MERGES: &[&str] = &[
     "llama3",
     "llama-v3",

@@ -11,7 +11,7 @@ pub(super) enum Value<'a> {
     Fixed32(u32),
 }
 
-/// The fields of one message, in the order of the file: number and value, or what is wrong.
+/// Iterates over the fields of one message in file order: number and value, or an error.
 pub(super) struct Fields<'a> {
     rest: &'a [u8],
     failed: bool,

@@ -19,7 +19,7 @@ pub(super) const KIND: &str = "SentencePiece";
 /// How SentencePiece writes a space.
 const SPACE: char = '▁';
 
-/// A piece of the vocabulary; its id is its place.
+/// A piece of the vocabulary. Its id is its index.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
     pub(super) text: String,
@@ -27,12 +27,12 @@ pub(super) struct Piece {
     pub(super) kind: TokenType,
 }
 
-/// How a text is cut into pieces.
+/// Method that cuts a text into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     /// The most probable pieces.
     Unigram,
-    /// Pairs of neighbours merged, the pair with the best score first.
+    /// Merges neighbouring pairs, the pair with the best score first.
     Bpe,
 }
 
@@ -47,14 +47,14 @@ pub(super) struct Model {
     pub(super) remove_extra_whitespaces: bool,
 }
 
-/// What a family puts around the model.
+/// Additions of a family to the model.
 #[derive(Debug, Default)]
 pub(super) struct Around {
     /// Before all other normalisation.
     pub(super) normalizers: Vec<Value>,
     /// Before all other decoding.
     pub(super) decoders: Vec<Value>,
-    /// Tokens beside the pieces, or pieces that are special whatever their type.
+    /// Tokens besides the pieces, or pieces that are special whatever their type.
     pub(super) added: Vec<Added>,
     pub(super) frame: Template,
 }
@@ -188,7 +188,7 @@ impl Model {
             json!({"type": "Replace", "pattern": pattern, "content": to})
         };
         if self.remove_extra_whitespaces {
-            // At the end, SentencePiece takes what it writes for a space too.
+            // At the end, SentencePiece also treats its own space symbol as a space.
             members.push(regex(r"\A +|[ ▁]+\z", ""));
             members.push(regex(" {2,}", " "));
         }
@@ -199,8 +199,8 @@ impl Model {
         Ok(sequence("normalizers", members))
     }
 
-    /// Words, where no piece reaches from one into the next: the ids are the same, and words are
-    /// cached. User-defined symbols of BPE models come first, longest first; see [`Self::bpe`].
+    /// Splits into words if no piece spans two words. The ids are the same, and the library caches
+    /// words. User-defined symbols of BPE models come first, longest first; see [`Self::bpe`].
     fn pre_tokenizer(&self) -> Value {
         let mut members = Vec::new();
         if self.symbols_are_words() {
@@ -227,14 +227,15 @@ impl Model {
             .filter(|piece| piece.kind == TokenType::UserDefined && !piece.text.is_empty())
     }
 
-    /// Whether user-defined symbols of a BPE model are cut out as words. Where the text gets no
-    /// space in front they are added tokens instead, which is faster; otherwise the library would
+    /// Whether user-defined symbols of a BPE model are cut out as words. If the text gets no
+    /// leading space they are added tokens instead, which is faster. Otherwise the library would
     /// put a space after each of them.
     fn symbols_are_words(&self) -> bool {
         self.method == Method::Bpe && self.add_dummy_prefix && self.symbols().next().is_some()
     }
 
-    /// Control pieces and what the family adds; user-defined symbols where they are not words.
+    /// Returns control pieces and the family's additions, and user-defined symbols if they are not
+    /// words.
     fn added(&self, around: Vec<Added>) -> Vec<Added> {
         let symbols = self.method == Method::Bpe && !self.symbols_are_words();
         let mut added: Vec<Added> = (0..)
@@ -254,7 +255,7 @@ impl Model {
         added
     }
 
-    /// Symbols of the user always win over the pieces inside them. Their score is that of
+    /// User-defined symbols always win over the pieces inside them. Their score is that of
     /// SentencePiece: `length · best score − 0.1`.
     fn unigram(self, bytes: bool, added: &[Added]) -> std::result::Result<ModelWrapper, String> {
         let normal = |piece: &&Piece| piece.kind == TokenType::Normal;
@@ -295,8 +296,8 @@ impl Model {
         Unigram::from(vocab, unk, bytes).map(Into::into).map_err(|error| error.to_string())
     }
 
-    /// A piece of score s is merged before one of a lower score, from whichever two pieces it can
-    /// be made. Symbols of the user are words of their own and taken whole.
+    /// A piece merges before one with a lower score, from any two pieces that form it. User-defined
+    /// symbols are separate words and stay whole.
     fn bpe(self, bytes: bool, added: &[Added]) -> std::result::Result<ModelWrapper, String> {
         let mut order: Vec<usize> = (0..self.pieces.len())
             .filter(|&index| self.pieces[index].kind == TokenType::Normal)
@@ -342,7 +343,7 @@ fn piece(message: &[u8]) -> std::result::Result<Piece, String> {
     Ok(piece)
 }
 
-/// `text` as a regular expression for itself.
+/// Escapes `text` as a regular expression.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -372,7 +373,7 @@ impl Tokenizer {
 }
 
 impl Model {
-    /// What Llama and T5 put around a text.
+    /// Returns the tokens that Llama and T5 put around a text.
     pub(super) fn usual_frame(&self) -> Template {
         let one = |id| self.named(id).into_iter().collect();
         match self.method {

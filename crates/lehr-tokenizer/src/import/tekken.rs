@@ -1,4 +1,4 @@
-//! Mistral's `tekken.json`: ranks as tiktoken has them, with a pattern and special tokens in front.
+//! Mistral's `tekken.json`: tiktoken ranks with a pattern and special tokens.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,4 +1,4 @@
-//! tiktoken's rank files: one token a line, in base64, and its rank.
+//! tiktoken's rank files: per line one token in base64, and its rank.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,8 +12,8 @@ use crate::{Error, Result, SpecialIds, Tokenizer};
 
 const KIND: &str = "tiktoken";
 
-/// The vocabularies in tiktoken's format whose pattern and special tokens are known. The files say
-/// neither.
+/// Vocabularies in tiktoken's format with known pattern and special tokens, which the files do not
+/// contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TiktokenKind {
@@ -36,7 +36,7 @@ pub enum TiktokenKind {
 }
 
 impl TiktokenKind {
-    /// The vocabulary that has this many ranks; where two have, the plain one.
+    /// Returns the vocabulary with this many ranks; of two, the plain one.
     pub fn by_ranks(ranks: usize) -> Option<Self> {
         Some(match ranks {
             50_256 => Self::R50k,
@@ -138,8 +138,8 @@ impl TiktokenKind {
 }
 
 impl Tokenizer {
-    /// Reads a tiktoken file. Its pattern and special tokens are those of `kind`, which is found by
-    /// the number of ranks if it is not given.
+    /// Reads a tiktoken file. Its pattern and special tokens are those of `kind`, which follows
+    /// from the number of ranks if it is `None`.
     ///
     /// # Errors
     /// The text is not in tiktoken's format, lacks a byte, repeats a rank, or has a number of ranks
@@ -185,7 +185,7 @@ pub(super) fn from_ranks(
     let ids = tokens.iter().map(|&(_, rank)| rank).chain(special.iter().map(|&(_, id)| id));
     let names = texts.into_iter().chain(special.iter().map(|(name, _)| name.clone()));
     let mut model = model(names.zip(ids), merges).map_err(fail)?;
-    // tiktoken takes a word that is a token whole.
+    // tiktoken does not split a word that is a token.
     model.ignore_merges = true;
     let added = special
         .into_iter()

@@ -1,4 +1,4 @@
-//! The parts of a vocabulary as GGUF keeps them, from a tokenizer of any kind.
+//! Export of a tokenizer of any kind as the parts of a GGUF vocabulary.
 
 use std::collections::HashMap;
 
@@ -11,11 +11,11 @@ use crate::{Error, Result, Tokenizer};
 const NEVER_MERGED: f32 = -1e9;
 
 impl VocabParts {
-    /// The parts of `tokenizer`, with one name for each of the first `vocab_size` ids: a model may
-    /// have rows that its tokenizer does not use.
+    /// Returns the parts of `tokenizer`, with one name for each of the first `vocab_size` ids. A
+    /// model may have rows that its tokenizer does not use.
     ///
     /// # Errors
-    /// GGUF has no way to say how this tokenizer cuts text, or it is of a kind GGUF does not have.
+    /// GGUF cannot express how this tokenizer cuts text, or does not have its kind.
     pub fn of(tokenizer: &Tokenizer, vocab_size: usize) -> Result<Self> {
         let fail = |reason: String| Error::Export { reason };
         let json: Value =
@@ -155,7 +155,7 @@ fn merges(json: &Value) -> impl Iterator<Item = (&str, &str)> {
 }
 
 fn pair(merge: &Value) -> Option<(&str, &str)> {
-    // Older files have both in one text.
+    // Older files have both tokens in one string.
     match merge {
         Value::String(text) => text.split_once(' '),
         _ => Some((merge[0].as_str()?, merge[1].as_str()?)),

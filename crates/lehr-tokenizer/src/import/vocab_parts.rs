@@ -12,8 +12,8 @@ use crate::{Error, Result, SpecialIds, Tokenizer};
 
 const KIND: &str = "GGUF vocabulary";
 
-/// The parts of a vocabulary as GGUF keeps them under `tokenizer.ggml`. What a file does not say is
-/// none, and the vocabulary's kind decides.
+/// The parts of a vocabulary under `tokenizer.ggml` in a GGUF file. A missing part is `None`, and
+/// the kind of the vocabulary decides.
 #[derive(Debug, Clone, Default)]
 pub struct VocabParts {
     /// `model`: `gpt2` (byte-level BPE), `llama` (SentencePiece BPE), `t5` (SentencePiece Unigram),
@@ -23,13 +23,13 @@ pub struct VocabParts {
     pub pre: Option<String>,
     /// `tokens`, by id.
     pub tokens: Vec<String>,
-    /// `scores`, by id; may be empty where the kind has none.
+    /// `scores`, by id; empty if the kind has none.
     pub scores: Vec<f32>,
     /// `token_type`, by id; may be empty.
     pub token_types: Vec<TokenType>,
     /// `merges`: two tokens with a space between, best first.
     pub merges: Vec<String>,
-    /// `bos_token_id` and its like.
+    /// `bos_token_id` and the other ids.
     pub special_ids: SpecialIds,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
@@ -50,7 +50,7 @@ pub struct VocabParts {
 }
 
 impl VocabParts {
-    /// The tokenizer these parts describe.
+    /// Builds the tokenizer that these parts describe.
     ///
     /// # Errors
     /// The kind or the pre-tokeniser is unknown, lists differ in length, or an id is outside.
@@ -101,8 +101,8 @@ impl VocabParts {
         id.and_then(name).into_iter().collect()
     }
 
-    /// The frame of the begin and end tokens, which these vocabularies add unless the file says
-    /// otherwise.
+    /// Returns the begin and end tokens around a text. These vocabularies add them unless the file
+    /// says otherwise.
     fn frame(&self, add_bos: bool, add_eos: bool) -> Template {
         let given = |wanted: bool, id| if wanted { self.named(id) } else { Vec::new() };
         Template {
@@ -194,7 +194,7 @@ impl VocabParts {
         let unigram = method == Method::Unigram;
         let mut ids = self.special_ids;
         if !unigram {
-            // What llama.cpp takes these tokens to be where a file does not say.
+            // llama.cpp's defaults for these tokens.
             let usual = SpecialIds { unk: Some(0), bos: Some(1), eos: Some(2), ..ids };
             ids = if self.tokens.len() > 2 { ids.or(usual) } else { ids };
         }
@@ -246,7 +246,7 @@ impl VocabParts {
     }
 }
 
-/// A piece of SentencePiece; GGUF writes symbols of the user with plain spaces.
+/// Builds a SentencePiece piece. GGUF writes user-defined symbols with plain spaces.
 fn piece(text: String, score: f32, kind: TokenType) -> Piece {
     let text = if kind == TokenType::UserDefined { text.replace(' ', "▁") } else { text };
     Piece { text, score, kind }

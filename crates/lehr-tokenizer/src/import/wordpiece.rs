@@ -1,4 +1,4 @@
-//! BERT's `vocab.txt`: one token a line.
+//! BERT's `vocab.txt`: one token per line.
 
 use serde_json::{Value, json};
 use tokenizers::models::bpe::Vocab;
@@ -9,17 +9,17 @@ use crate::{Error, Result, SpecialIds, Tokenizer};
 
 const KIND: &str = "BERT vocab.txt";
 
-/// How BERT normalises text.
+/// BERT's normalisation of text.
 pub(super) struct Rules {
     pub(super) lowercase: bool,
-    /// None: as `lowercase`.
+    /// `None` means the same as `lowercase`.
     pub(super) strip_accents: Option<bool>,
     /// Whether each Chinese character is a word.
     pub(super) chinese_characters: bool,
 }
 
 impl Tokenizer {
-    /// Reads the text of a `vocab.txt`. Whether it is for lower-case text is seen from its words.
+    /// Reads the text of a `vocab.txt`. Its words show whether it is for lower-case text.
     ///
     /// # Errors
     /// The text lacks `[UNK]`, `[CLS]` or `[SEP]`.
@@ -28,7 +28,7 @@ impl Tokenizer {
     }
 }
 
-/// As [`Tokenizer::from_bert_vocab`], with what a `tokenizer_config.json` says.
+/// Like [`Tokenizer::from_bert_vocab`], with the settings of a `tokenizer_config.json`.
 pub(super) fn from_text(text: &str, config: &Value) -> Result<Tokenizer> {
     let mut words: Vec<String> =
         text.split('\n').map(|line| line.trim_end_matches('\r').to_owned()).collect();
@@ -55,7 +55,7 @@ pub(super) fn from_text(text: &str, config: &Value) -> Result<Tokenizer> {
     from_words(KIND, words, ids, &rules)
 }
 
-/// A WordPiece tokenizer of these words, `##` before those that continue one.
+/// Builds a WordPiece tokenizer of these words; `##` marks those that continue a word.
 pub(super) fn from_words(
     kind: &'static str,
     words: Vec<String>,

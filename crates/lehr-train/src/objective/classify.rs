@@ -1,14 +1,15 @@
 //! Predicting the label of a text.
 
-use lehr_data::Batch;
+use lehr_data::{Batch, Sequence};
 use lehr_model::{Classifier, Model, Tokens};
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
 
-use super::{Objective, tokens_of};
+use super::{Loss, Objective, Scores, tokens_of};
 use crate::Result;
 
-/// Cross-entropy of the labels at the last token of each text.
+/// Cross-entropy of the labels of texts, read at the last token by decoders and at the first by
+/// encoders.
 pub struct Classify {
     classifier: Classifier,
     tokenizer: Tokenizer,
@@ -28,23 +29,47 @@ impl Classify {
     }
 }
 
-fn parts(batch: &Batch) -> Result<(Tokens, Tensor, Tensor)> {
-    let n = [batch.class_labels.len()];
-    let ends = Tensor::from_ids(&batch.class_positions, n)?;
-    Ok((tokens_of(batch)?, ends, Tensor::from_ids(&batch.class_labels, n)?))
+/// A batch as the classifier takes it.
+struct Texts {
+    tokens: Tokens,
+    /// Flat index of the last token of each text, i32 `[n]`.
+    ends: Tensor,
+    /// The label of each text, i32 `[n]`.
+    labels: Tensor,
+}
+
+impl Texts {
+    fn of(batch: &Batch) -> Result<Self> {
+        let n = [batch.sequences.len()];
+        let label = |s: &Sequence| match *s.labels {
+            [label] => Ok(label),
+            ref labels => {
+                let reason = format!("a text has {} labels, expected one", labels.len());
+                Err(lehr_data::Error::Batch { reason })
+            }
+        };
+        let labels: Vec<i32> =
+            batch.sequences.iter().map(label).collect::<std::result::Result<_, _>>()?;
+        Ok(Self {
+            tokens: tokens_of(batch)?,
+            ends: Tensor::from_ids(&batch.sequence_ends(), n)?,
+            labels: Tensor::from_ids(&labels, n)?,
+        })
+    }
 }
 
 impl Objective for Classify {
-    fn loss(&self, batch: &Batch, normalizer: f32) -> Result<Tensor> {
-        let (tokens, ends, labels) = parts(batch)?;
-        Ok(self.classifier.loss(&tokens, &ends, &labels, normalizer)?)
+    fn loss(&self, batch: &Batch, normalizer: f32) -> Result<Loss> {
+        let Texts { tokens, ends, labels } = Texts::of(batch)?;
+        Ok(Loss::new(self.classifier.loss(&tokens, &ends, &labels, normalizer)?))
     }
 
-    fn n_correct(&self, batch: &Batch) -> Result<Option<usize>> {
-        let (tokens, ends, labels) = parts(batch)?;
-        let predicted = self.classifier.predict(&tokens, &ends)?;
+    fn evaluate(&self, batch: &Batch) -> Result<Scores> {
+        let Texts { tokens, ends, labels } = Texts::of(batch)?;
+        let (loss, predicted) = self.classifier.score(&tokens, &ends, &labels)?;
         let right = |(p, l): &(&usize, &i32)| **p == **l as usize;
-        Ok(Some(predicted.iter().zip(labels.ids()).filter(right).count()))
+        let n_correct = predicted.iter().zip(labels.ids()).filter(right).count();
+        Ok(Scores { n_correct: Some(n_correct), ..Scores::of(&Loss::new(loss))? })
     }
 
     fn model(&self) -> &Model {

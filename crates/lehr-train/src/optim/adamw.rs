@@ -7,7 +7,7 @@ use lehr_tensor::{DType, Param, ParamStore, Shape, Tensor, inplace};
 
 use super::{Optimizer, Update};
 use crate::Result;
-use crate::recipe::OptimizerConfig;
+use crate::recipe::AdamwConfig;
 
 /// AdamW. Parameters of two or more dimensions decay; norms and biases do not.
 pub struct AdamW {
@@ -30,10 +30,9 @@ impl AdamW {
     ///
     /// # Errors
     /// If there is no memory for it.
-    pub fn new(config: &OptimizerConfig, params: &ParamStore) -> Result<Self> {
-        let OptimizerConfig::Adamw {
-            lr, beta1, beta2, eps, weight_decay, embedding_lr_ratio, ..
-        } = *config;
+    pub fn new(config: &AdamwConfig, params: &ParamStore) -> Result<Self> {
+        let AdamwConfig { beta1, beta2, eps, weight_decay, embedding_lr_ratio } = *config;
+        let lr = 0.0;
         let rule = inplace::AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale: 1.0, step: 0 };
         let moments = |p: &Param| {
             let zeros = || Tensor::zeros_on(p.device(), p.shape(), DType::F32);

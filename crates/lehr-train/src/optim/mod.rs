@@ -7,14 +7,14 @@ use lehr_tensor::inplace::Clip;
 use lehr_tensor::{Param, ParamStore, Shape, Tensor};
 
 use crate::Result;
-use crate::recipe::OptimizerConfig;
+use crate::recipe::{OptimizerConfig, OptimizerRule};
 
 /// What one update is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// Its number, from 1.
     pub number: u64,
-    /// Learning rate.
+    /// Learning rate of the step. Each parameter group has a multiple of it.
     pub lr: f32,
     /// Gradients are multiplied by this first: it undoes loss scaling.
     pub grad_scale: f32,
@@ -54,7 +54,7 @@ pub trait Optimizer: Send {
 /// # Errors
 /// If there is no memory for its state.
 pub(crate) fn build(config: &OptimizerConfig, params: &ParamStore) -> Result<Box<dyn Optimizer>> {
-    Ok(match config {
-        OptimizerConfig::Adamw { .. } => Box::new(AdamW::new(config, params)?),
+    Ok(match &config.rule {
+        OptimizerRule::Adamw(adamw) => Box::new(AdamW::new(adamw, params)?),
     })
 }

@@ -1,13 +1,20 @@
 //! Recipes: one strict TOML file that says all of a run.
+//!
+//! A new key is a field of its section, which is also where it is documented and checked, and a
+//! line in `base.toml`, which everything that is not a recipe file extends.
 
 mod merge;
-mod parts;
+mod model;
+mod optimizer;
+mod renamed;
+mod sections;
 
 use std::path::{Path, PathBuf};
 
-pub use parts::{
-    CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
-    RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
+pub use model::{ModelConfig, ObjectiveKind, TokenizerConfig};
+pub use optimizer::{AdamwConfig, OptimizerConfig, OptimizerRule, ScheduleConfig};
+pub use sections::{
+    CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig, SavedWeights, TrainConfig,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +76,9 @@ impl Recipe {
                 )
             })?;
         }
+        if let Some((reason, hint)) = renamed::find(&table) {
+            return Err(fault(reason, Some(hint)));
+        }
         let recipe: Self = loop {
             // Back to text, so that an error shows the line with the override in it.
             let resolved = toml::to_string(&table).map_err(|e| fault(e.to_string(), None))?;
@@ -83,6 +93,16 @@ impl Recipe {
         };
         recipe.validate()?;
         Ok(recipe)
+    }
+
+    /// The recipe that fitted recipes, plans and tests extend. Paths are empty, so it is not valid
+    /// as it is.
+    ///
+    /// # Panics
+    /// Never: a test reads the same text.
+    #[must_use]
+    pub fn base() -> Self {
+        toml::from_str(include_str!("base.toml")).expect("base.toml is a recipe")
     }
 
     /// The same recipe with overrides applied.
@@ -110,12 +130,32 @@ impl Recipe {
     /// # Errors
     /// If there is a fault.
     pub fn validate(&self) -> Result<()> {
-        let mut faults = Vec::new();
-        parts::validate(self, &mut faults);
-        if faults.is_empty() {
+        let mut faults = Faults(Vec::new());
+        self.run.validate(&mut faults);
+        self.data.validate(&mut faults);
+        self.tokenizer.validate(self, &mut faults);
+        self.model.validate(self, &mut faults);
+        self.optimizer.validate(self, &mut faults);
+        self.schedule.validate(self, &mut faults);
+        self.train.validate(self, &mut faults);
+        self.sample.validate(&mut faults);
+        self.checkpoint.validate(self, &mut faults);
+        if faults.0.is_empty() {
             return Ok(());
         }
-        Err(Error::Setting { faults: faults.join("\n        ") })
+        Err(Error::Setting { faults: faults.0.join("\n        ") })
+    }
+}
+
+/// The impossible settings found so far.
+struct Faults(Vec<String>);
+
+impl Faults {
+    /// Adds a fault if the value of `key` is not `good`.
+    fn check(&mut self, good: bool, key: &str, found: &dyn std::fmt::Display, expected: &str) {
+        if !good {
+            self.0.push(format!("{key} is {found}, expected {expected}"));
+        }
     }
 }
 

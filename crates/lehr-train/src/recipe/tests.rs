@@ -1,23 +1,11 @@
 use super::*;
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{DTypeChoice, DeviceChoice};
 
 fn example() -> Recipe {
+    let base = Recipe::base();
     Recipe {
-        run: RunConfig {
-            dir: "runs/x".into(),
-            seed: 1,
-            device: DeviceChoice::Cpu,
-            dtype: DTypeChoice::F32,
-            fp8: false,
-        },
-        data: DataConfig {
-            path: "a.txt".into(),
-            validation_path: String::new(),
-            validation_fraction: 0.1,
-            document_bytes: 2048,
-            text_field: "text".into(),
-            label_field: "label".into(),
-        },
+        run: RunConfig { device: DeviceChoice::Cpu, dtype: DTypeChoice::F32, ..base.run },
+        data: DataConfig { path: "a.txt".into(), ..base.data },
         tokenizer: TokenizerConfig::Train { vocab_size: 512, pattern: "gpt4".into() },
         model: ModelConfig::Gpt2 {
             n_layers: 2,
@@ -26,34 +14,10 @@ fn example() -> Recipe {
             context: 64,
             init_std: 0.02,
         },
-        objective: ObjectiveKind::NextToken,
-        optimizer: OptimizerConfig::Adamw {
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-            embedding_lr_ratio: 1.0,
-            in_backward: false,
-        },
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
-        train: TrainConfig {
-            steps: 10,
-            rows: 2,
-            len: 64,
-            accumulation: 1,
-            activations: Activations::Keep,
-            cuda_graph: false,
-        },
-        eval: EvalConfig { every_steps: 5, batches_max: 0 },
-        sample: SampleConfig {
-            every_steps: 0,
-            prompts: vec!["The".into()],
-            max_tokens: 8,
-            temperature: 0.8,
-        },
-        checkpoint: CheckpointConfig { every_steps: 5, keep: 2 },
+        train: TrainConfig { steps: 10, batch_size: 2, seq_len: 64, ..base.train },
+        sample: SampleConfig { prompts: vec!["The".into()], ..base.sample },
+        ..base
     }
 }
 
@@ -69,8 +33,10 @@ fn overrides_change_numbers_texts_and_kinds() {
         ["optimizer.lr=1", "run.dir=runs/y", "train.steps=7", "sample.prompts=[\"a\", \"b\"]"];
     let sets: Vec<_> = sets.iter().map(|s| (*s).to_owned()).collect();
     let recipe = example().with_overrides(&sets).unwrap();
-    let OptimizerConfig::Adamw { lr, .. } = recipe.optimizer;
-    assert_eq!((lr, recipe.run.dir.as_str(), recipe.train.steps), (1.0, "runs/y", 7));
+    assert_eq!(
+        (recipe.optimizer.lr, recipe.run.dir.as_str(), recipe.train.steps),
+        (1.0, "runs/y", 7)
+    );
     assert_eq!(recipe.sample.prompts, ["a", "b"]);
 }
 
@@ -94,16 +60,19 @@ fn a_misspelt_key_is_an_error_with_a_suggestion() {
     let error = example().with_overrides(&["optimizer.wieght_decay=0.2".into()]).unwrap_err();
     assert!(error.to_string().contains("wieght_decay"), "{error}");
     assert_eq!(error.hint().unwrap(), "did you mean `weight_decay`?");
+    // Also one of the keys that every optimiser has.
+    let error = example().with_overrides(&["optimizer.clip_nrom=0.2".into()]).unwrap_err();
+    assert_eq!(error.hint().unwrap(), "did you mean `clip_norm`?");
     let error = example().with_overrides(&["trian.steps=2".into()]).unwrap_err();
     assert_eq!(error.hint().unwrap(), "did you mean `train`?");
 }
 
 #[test]
 fn all_impossible_settings_are_reported_at_once() {
-    let sets = ["train.rows=0", "optimizer.beta2=1.5", "train.len=100"];
+    let sets = ["train.batch_size=0", "optimizer.beta2=1.5", "train.seq_len=100"];
     let sets: Vec<_> = sets.iter().map(|s| (*s).to_owned()).collect();
     let text = example().with_overrides(&sets).unwrap_err().to_string();
-    for part in ["train.rows is 0", "optimizer.beta2 is 1.5", "train.len is 100"] {
+    for part in ["train.batch_size is 0", "optimizer.beta2 is 1.5", "train.seq_len is 100"] {
         assert!(text.contains(part), "{text}");
     }
 }
@@ -115,4 +84,33 @@ fn missing_sections_and_broken_files_are_errors() {
     assert!(example().with_overrides(&["nonsense".into()]).is_err());
     let error = Recipe::load(Path::new("no/such.toml"), &[]).unwrap_err().to_string();
     assert!(error.contains("no/such.toml"), "{error}");
+}
+
+#[test]
+fn keys_of_earlier_versions_are_refused_with_the_new_name() {
+    for (old, new) in [
+        ("train.rows=4", "train.rows is now called train.batch_size"),
+        ("train.len=4", "train.len is now called train.seq_len"),
+        ("train.accumulation=4", "train.accumulation is now called train.grad_accumulation"),
+        ("train.activations=keep", "now called train.activation_checkpointing"),
+    ] {
+        let error = example().with_overrides(&[old.to_owned()]).unwrap_err();
+        assert!(error.to_string().contains(new), "{old}: {error}");
+        let hint = error.hint().unwrap();
+        assert_eq!(hint.contains("\"none\""), old.contains("activations"), "{hint}");
+    }
+    let file = example().to_toml().replace("batch_size", "rows").replace("seq_len", "len");
+    let error = Recipe::parse(&file, "old.toml", &[]).unwrap_err().to_string();
+    assert!(error.contains("old.toml") && error.contains("batch_size; train.len"), "{error}");
+}
+
+#[test]
+fn checkpoints_of_trained_weights_need_a_model_to_refer_to() {
+    let trained = "checkpoint.weights=trained".to_owned();
+    let error = example().with_overrides(&[trained.clone()]).unwrap_err().to_string();
+    assert!(error.contains("checkpoint.weights is trained"), "{error}");
+    let loads = ["model.kind=load", "model.path=runs/base", "tokenizer.kind=model"];
+    let sets: Vec<_> = loads.iter().map(|s| (*s).to_owned()).chain([trained]).collect();
+    let recipe = example().with_overrides(&sets).unwrap();
+    assert_eq!(recipe.checkpoint.weights, SavedWeights::Trained);
 }

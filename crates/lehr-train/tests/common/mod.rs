@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
+use lehr_model::{DTypeChoice, DeviceChoice};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,52 +97,32 @@ pub(crate) fn llama(width: usize) -> ModelConfig {
 /// A short run of `model` in `dir`, with data for `objective` beside it.
 pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -> Recipe {
     let data = write_data(dir, objective);
+    let base = Recipe::base();
     Recipe {
         run: RunConfig {
             dir: dir.join("run").display().to_string(),
             seed: 3,
             device: DeviceChoice::Cpu,
             dtype: DTypeChoice::F32,
-            fp8: false,
+            ..base.run
         },
         data: DataConfig {
             path: data.display().to_string(),
-            validation_path: String::new(),
             validation_fraction: 0.1,
             document_bytes: 300,
-            text_field: "text".into(),
-            label_field: "label".into(),
+            ..base.data
         },
         tokenizer: TokenizerConfig::Train { vocab_size: 320, pattern: "gpt4".into() },
         model,
         objective,
-        optimizer: OptimizerConfig::Adamw {
-            lr: 3e-3,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-            embedding_lr_ratio: 2.0,
-            in_backward: false,
-        },
+        optimizer: OptimizerConfig { lr: 3e-3, clip_norm: 1.0, ..base.optimizer }.with_adamw(|a| {
+            (a.beta2, a.weight_decay, a.embedding_lr_ratio) = (0.95, 0.1, 2.0);
+        }),
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
-        train: TrainConfig {
-            steps: 6,
-            rows: 4,
-            len: 48,
-            accumulation: 1,
-            activations: Activations::Keep,
-            cuda_graph: false,
-        },
+        train: TrainConfig { steps: 6, batch_size: 4, seq_len: 48, ..base.train },
         eval: EvalConfig { every_steps: 0, batches_max: 2 },
-        sample: SampleConfig {
-            every_steps: 0,
-            prompts: Vec::new(),
-            max_tokens: 8,
-            temperature: 0.8,
-        },
-        checkpoint: CheckpointConfig { every_steps: 2, keep: 2 },
+        sample: SampleConfig { max_tokens: 8, temperature: 0.8, ..base.sample },
+        checkpoint: CheckpointConfig { every_steps: 2, ..base.checkpoint },
     }
 }
 
@@ -179,7 +159,7 @@ impl Observer for Watch {
         match event {
             Event::Started { step, .. } => self.started = Some(*step),
             Event::Stepped { metrics, .. } => {
-                self.steps.push(**metrics);
+                self.steps.push((*metrics).clone());
                 if self.stop_after == Some(metrics.step) {
                     self.stop.store(true, Ordering::Relaxed);
                 }
@@ -195,17 +175,17 @@ impl Observer for Watch {
 
 /// Runs a recipe from scratch or from its checkpoints, as a new process would.
 pub(crate) fn run_watched(recipe: &Recipe, mut watch: Watch) -> (Task, Watch) {
-    let (task, dir) = (prepared(recipe), RunDir::open(recipe).unwrap());
+    let (mut task, dir) = (prepared(recipe), RunDir::open(recipe).unwrap());
     let stop = std::sync::Arc::clone(&watch.stop);
-    lehr_train::run(recipe, &task, Some(&dir), &mut watch, &stop).unwrap();
+    lehr_train::run(recipe, &mut task, Some(&dir), &mut watch, &stop).unwrap();
     (task, watch)
 }
 
 /// Runs a recipe without a directory.
 pub(crate) fn run_in_memory(recipe: &Recipe) -> (Task, Watch) {
-    let (task, mut watch) = (prepared(recipe), Watch::default());
+    let (mut task, mut watch) = (prepared(recipe), Watch::default());
     let stop = std::sync::Arc::clone(&watch.stop);
-    lehr_train::run(recipe, &task, None, &mut watch, &stop).unwrap();
+    lehr_train::run(recipe, &mut task, None, &mut watch, &stop).unwrap();
     (task, watch)
 }
 

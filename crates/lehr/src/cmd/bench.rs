@@ -21,9 +21,9 @@ pub(crate) struct Args {
 enum What {
     /// Training steps: forward, loss, backward, AdamW
     Step(step::Args),
-    /// Reading a prompt and generating after it
+    /// Read a prompt and generate from it
     Decode(decode::Args),
-    /// Operations one by one, as shares of what bounds them
+    /// Single operations, as shares of the limit that bounds them
     Ops(ops::Args),
 }
 

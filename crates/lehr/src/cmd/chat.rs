@@ -10,6 +10,7 @@ use lehr_infer::{ChatSession, Finish, Loaded};
 use serde_json::json;
 
 use super::compute::UseArgs;
+use super::generate::context_full;
 use super::sampling::SamplingArgs;
 use crate::{fail, ui};
 
@@ -21,11 +22,11 @@ pub(crate) struct Args {
     /// Instructions for the whole conversation
     #[arg(long)]
     system: Option<String>,
-    /// How conversations are written: a name (an unknown one lists them) or a file that ends in
-    /// .jinja [default: the model's own]
+    /// Chat template: a name (an unknown one lists them) or a file ending in .jinja [default: the
+    /// model's own]
     #[arg(long, value_name = "NAME|FILE.jinja")]
     template: Option<String>,
-    /// Ask this one question and end
+    /// Ask this one question and exit
     #[arg(short, long)]
     prompt: Option<String>,
     #[command(flatten)]
@@ -49,7 +50,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => loaded.template()?,
     };
     let system = args.system.as_deref();
-    let mut session = ChatSession::new(&loaded.model, &loaded.tokenizer, &template, system)?;
+    let context = args.sampling.context();
+    let mut session =
+        ChatSession::new(&loaded.model, &loaded.tokenizer, &template, system, context)?;
     let mut answer = |session: &mut ChatSession<'_>, text: &str| -> Result<()> {
         let mut on_text = |piece: &str| {
             if args.json {
@@ -65,13 +68,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         };
         let out = session.answer(text, &mut sampler, &limits, &mut on_text)?;
         if args.json {
-            let finish = format!("{:?}", out.finish).to_lowercase();
+            let finish = out.finish.as_str();
             println!("{}", json!({ "question": text, "answer": out.text, "finish": finish }));
-        } else {
-            println!();
-            if out.finish == Finish::Length {
-                eprintln!("(cut at the limit of tokens; raise it with -n)");
-            }
+            return Ok(());
+        }
+        println!();
+        match out.finish {
+            Finish::Length => eprintln!("(cut at the limit of tokens; raise it with -n)"),
+            Finish::ContextFull => eprintln!("{}", context_full(session.context())),
+            Finish::Stop | Finish::Cancelled => {}
         }
         Ok(())
     };
@@ -95,7 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         if line.trim().is_empty() {
             continue;
         }
-        // A message that does not fit ends neither the conversation nor what was said before.
+        // A message that does not fit ends neither the conversation nor discards its history.
         match answer(&mut session, line.trim()) {
             Err(error) if is_too_long(&error) => {
                 fail::report(&error);

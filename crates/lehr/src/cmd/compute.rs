@@ -1,4 +1,4 @@
-//! How a command computes: options that several commands share.
+//! Options of device, type and threads that several commands share.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -9,7 +9,7 @@ use lehr_tensor::{available_isas, threads};
 
 use crate::fail::Hinted;
 
-/// The threads of a command.
+/// Threads of a command.
 #[derive(clap::Args)]
 pub(crate) struct ThreadArgs {
     /// Number of threads [default: all cores]
@@ -18,7 +18,7 @@ pub(crate) struct ThreadArgs {
 }
 
 impl ThreadArgs {
-    /// Makes all following kernels run with them.
+    /// Sets the number of threads for all following kernels.
     pub(crate) fn apply(&self) {
         if let Some(n) = self.threads {
             threads::set_n_threads(n.get());
@@ -26,10 +26,10 @@ impl ThreadArgs {
     }
 }
 
-/// Where a command computes.
+/// Device of a command.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// auto (a GPU if one can be used), cpu, cuda or cuda:N
+    /// auto (a GPU if one is usable), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceChoice,
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16, f16
@@ -38,7 +38,7 @@ pub(crate) struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The device and its type; says on standard error why a GPU is not used.
+    /// Returns the device and its type. Reports on standard error why a GPU is not used.
     pub(crate) fn choose(&self) -> Result<Compute> {
         let mut begin = |n| eprintln!("compiling {n} files of GPU kernels, once");
         let compute = Compute::choose_and_say(self.device, self.dtype, &mut begin)?;
@@ -55,10 +55,10 @@ impl DeviceArgs {
     }
 }
 
-/// What a command that only uses a model does with its weights.
+/// Weight format of a command that only uses a model.
 #[derive(clap::Args)]
 pub(crate) struct UseArgs {
-    /// Keep the matrices of the blocks so: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k,
+    /// Format of the matrices of the blocks: stored, f32, bf16, f16, q8_0, int8, int8-row, q6_k,
     /// q5_k, q4_k, q4_0, int4, int4-row, nf4
     #[arg(long, value_name = "FORMAT", default_value = "stored")]
     pub(crate) weights: Weights,
@@ -69,8 +69,8 @@ pub(crate) struct UseArgs {
 }
 
 impl UseArgs {
-    /// Moves a model to the device; says on standard error if not all of its matrices are in the
-    /// format that was asked for.
+    /// Moves a model to the device. Reports on standard error if some of its matrices are not in
+    /// the requested format.
     pub(crate) fn place(&self, model: &Model) -> Result<()> {
         if model.n_elsewise() > 0 {
             let mut found = BTreeMap::<String, usize>::new();
@@ -89,7 +89,7 @@ impl UseArgs {
     }
 }
 
-/// Refuses environment variables that the engine would otherwise pass over.
+/// Refuses values of environment variables that the engine would otherwise ignore.
 pub(crate) fn check_environment() -> Result<()> {
     let isas: Vec<_> = available_isas().iter().map(ToString::to_string).collect();
     let isas = isas.join(", ");

@@ -18,14 +18,14 @@ use crate::fail::Hinted;
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
-    /// Where to: a GGUF file if the name ends in .gguf, else a Hugging Face folder
+    /// Target: a GGUF file if the name ends in .gguf, otherwise a Hugging Face folder
     #[arg(long)]
     to: PathBuf,
     /// Format of the weights. Folders: f32, f16, bf16 [default: bf16].
     /// GGUF: also q8_0, q6_k, q5_k_m, q4_k_m, q4_0 [default: f16]
     #[arg(long)]
     format: Option<String>,
-    /// Text file on which source and copy are compared [default: a few built-in sentences]
+    /// Text file for comparing source and copy [default: a few built-in sentences]
     #[arg(long, value_name = "FILE")]
     sample: Option<PathBuf>,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is to be written, from the name of the place and the format that was asked for.
+/// Derives the target from its name and the requested format.
 fn target(to: &Path, format: Option<&str>) -> Result<Target> {
     let is_gguf = to.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
     let asked = format.map(str::to_lowercase);
@@ -89,25 +89,30 @@ fn show(done: &Conversion, args: &Args, target: Target, seconds: f64) {
         formats.join(", "),
     );
     if !done.left_out.is_empty() {
-        println!("left out, GGUF has no place for them: {}", done.left_out.join(", "));
+        println!("dropped, because GGUF cannot store them: {}", done.left_out.join(", "));
     }
     println!("proof, on {}: {}", tokens(&done.proof), figures(&done.proof, target));
 }
 
 fn tokens(proof: &Proof) -> String {
-    format!("{} tokens, read again from what was written", proof.n_tokens)
+    format!("{} tokens, with the copy read back", proof.n_tokens)
 }
 
 fn figures(proof: &Proof, target: Target) -> String {
     let what = if proof.kl.is_some() { "logits" } else { "hidden states" };
     let mut text = format!(
-        "relative error of {what} {:.2e} (limit for {} {})",
+        "relative error of {what} {:.2e} (bound for {} {})",
         proof.error,
         target.name(),
-        proof.limit
+        proof.bounds.error
     );
     if let (Some(kl), Some(top1)) = (proof.kl, proof.top1) {
-        text += &format!(", KL divergence {kl:.2e} nats, same first choice {:.1} %", 100.0 * top1);
+        text += &format!(
+            ", KL divergence {kl:.2e} nats ({:.1e}), same first choice {:.1} % ({:.0} %)",
+            proof.bounds.kl,
+            100.0 * top1,
+            100.0 * proof.bounds.top1
+        );
     }
     match proof.same_ids {
         Some(_) => text + ", the tokenizer gives the same ids",
@@ -120,7 +125,10 @@ fn to_json(done: &Conversion, target: Target, seconds: f64) -> serde_json::Value
     json!({
         "format": target.name(), "bytes": n_bytes, "tensors": formats, "left_out": left_out,
         "seconds": seconds, "sample_tokens": proof.n_tokens, "error": proof.error,
-        "limit": proof.limit, "kl": proof.kl, "top1": proof.top1, "same_ids": proof.same_ids,
+        "bounds": {
+            "error": proof.bounds.error, "kl": proof.bounds.kl, "top1": proof.bounds.top1,
+        },
+        "kl": proof.kl, "top1": proof.top1, "same_ids": proof.same_ids,
         "passed": proof.passed(),
     })
 }

@@ -1,17 +1,24 @@
 //! `lehr doctor`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use lehr_infer::Inspection;
 use lehr_tensor::cuda::{self, CompileReport, DeviceInfo};
 use lehr_tensor::{DType, available_isas, isa, threads};
 use serde_json::{Value, json};
 
+use super::memory::{self, Needs};
 use crate::fail::Hinted;
 
 /// Show what this machine offers: processor, GPUs, their driver and libraries, and what is missing.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Also show what this model needs and whether it fits: run directory, checkpoint, Hugging Face
+    /// folder or GGUF file
+    #[arg(conflicts_with = "compile")]
+    model: Option<PathBuf>,
     /// Compile all GPU kernels for these architectures (sm_80,sm_90a) and show registers and
     /// spills; needs NVRTC, but no GPU
     #[arg(long, value_delimiter = ',', value_name = "ARCHS")]
@@ -26,8 +33,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return compile(&args.compile, args.json);
     }
     let gpus = gpus();
+    let model = args.model.as_deref().map(Inspection::open).transpose()?;
     if args.json {
-        println!("{}", as_json(&gpus));
+        let mut json = as_json(&gpus);
+        if let Some(model) = &model {
+            json["model"] = json!({
+                "path": model.path, "fits": Needs::of(model).map(|needs| needs.to_json()),
+            });
+        }
+        println!("{json}");
         return Ok(ExitCode::SUCCESS);
     }
     let isas: Vec<_> = available_isas().iter().map(ToString::to_string).collect();
@@ -45,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 println!("GPU {i}: {}", describe(info));
             }
         }
-        Err(error) => println!("GPU: none can be used: {error:#}"),
+        Err(error) => println!("GPU: none is usable: {error:#}"),
     }
     for library in cuda::libraries() {
         let found = library.found.as_deref().unwrap_or("missing");
@@ -53,13 +67,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     match cuda::usable() {
         Ok(true) => println!("device = \"auto\" takes GPU 0"),
-        Ok(false) => println!("device = \"auto\" takes the CPU"),
+        Ok(false) => println!("device = \"auto\" uses the CPU"),
         Err(error) => {
-            println!("device = \"auto\" takes the CPU, because: {error}");
+            println!("device = \"auto\" uses the CPU: {error}");
             if let Some(hint) = error.hint() {
                 println!("hint: {hint}");
             }
         }
+    }
+    if let Some(model) = &model {
+        println!("{}", model.path.display());
+        memory::show(model);
     }
     Ok(ExitCode::SUCCESS)
 }

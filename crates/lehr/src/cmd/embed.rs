@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::compute::{DeviceArgs, ThreadArgs};
 use crate::fail::Hinted;
 
-/// Turn texts into vectors that tell what the texts are about.
+/// Turn texts into vectors that represent their meaning.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
@@ -27,17 +27,17 @@ pub(crate) struct Args {
     /// File or folder of texts: .txt .md .jsonl .json .csv .tsv, also .gz and .zst
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Write the vectors to this file: .safetensors ("embeddings", texts × numbers; the
-    /// texts' ids as JSON in its metadata) or .jsonl
+    /// Write the vectors to this file: .safetensors ("embeddings", texts × numbers; ids as JSON in
+    /// its metadata) or .jsonl
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Put before each text [default: what the model's folder says]
+    /// Text to put before each text [default: from the model's folder]
     #[arg(long)]
     prefix: Option<String>,
-    /// How a vector comes from the hidden states [default: what the model's folder says]
+    /// Pooling of hidden states into a vector [default: from the model's folder]
     #[arg(long)]
     pooling: Option<PoolingArg>,
-    /// Cut texts at this many tokens [default: what the model takes]
+    /// Cut texts at this many tokens [default: the model's maximum]
     #[arg(long)]
     max_tokens: Option<usize>,
     #[command(flatten)]
@@ -59,21 +59,21 @@ enum PoolingArg {
     Last,
 }
 
-/// Plain text is cut at paragraphs into texts of at least this many bytes: most models for vectors
-/// take a few hundred tokens.
+/// Plain text is cut at paragraphs into texts of at least this many bytes, because most embedding
+/// models take a few hundred tokens.
 const DOCUMENT_BYTES: usize = 400;
-/// Texts of a matrix that can be looked at.
+/// Most texts in a matrix of similarities that people can read.
 const MATRIX_MAX: usize = 10;
-/// Texts embedded between two looks at the progress bar.
+/// Texts embedded between two updates of the progress bar.
 const GROUP: usize = 512;
 
 struct Text {
-    /// Where the text is from; its number if it was given on the command line.
+    /// Source of the text, or its number if it came from the command line.
     id: String,
     text: String,
 }
 
-/// What becomes of the vectors.
+/// Destination of the vectors.
 enum Output<'a> {
     Matrix,
     JsonLines,
@@ -116,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Output::Matrix => print_matrix(&embedder, &texts, &vectors),
         Output::JsonLines => records(&texts, &vectors).for_each(|record| println!("{record}")),
         Output::Safetensors(out) => {
-            // Documents of white space only have no vector: the rows are named.
+            // Documents of white space only have no vector, so each row has an id.
             let ids = json!(texts.iter().map(|text| &text.id).collect::<Vec<_>>()).to_string();
             let metadata = [("ids", ids.as_str())];
             let file = TensorFile::new(vec![("embeddings".to_owned(), vectors)], &metadata)?;
@@ -179,7 +179,7 @@ fn texts(args: &Args) -> Result<Vec<Text>> {
     Ok(numbered.map(|(i, text)| Text { id: i.to_string(), text }).collect())
 }
 
-/// The vectors of all texts, `[n, D]`, with a bar if someone is watching.
+/// Computes the vectors of all texts, `[n, D]`, with a progress bar on a terminal.
 fn embed(embedder: &Embedder, texts: &[Text]) -> Result<Tensor> {
     let bar = match std::io::stderr().is_terminal() && texts.len() > GROUP {
         true => ProgressBar::new(texts.len() as u64),
@@ -233,7 +233,7 @@ fn print_matrix(embedder: &Embedder, texts: &[Text], vectors: &Tensor) {
     }
 }
 
-/// The first words of a text, on one line.
+/// Returns the first words of a text, on one line.
 fn beginning(text: &str) -> String {
     /// Characters shown.
     const SHOWN: usize = 48;

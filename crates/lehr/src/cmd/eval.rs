@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use lehr_infer::{Loaded, Windows, perplexity};
+use lehr_eval::{Windows, perplexity};
+use lehr_infer::Loaded;
 use serde_json::json;
 
 use super::compute::UseArgs;
 use crate::fail::Hinted;
 
-/// Measure how well a model predicts a text: perplexity and bits per byte.
+/// Evaluate how well a model predicts a text: perplexity and bits per byte.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
@@ -20,10 +21,10 @@ pub(crate) struct Args {
     /// Text file, UTF-8
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Tokens that are run together [default: 1024, or the model's context]
+    /// Window length in tokens [default: 1024, or the model's context]
     #[arg(long)]
     window: Option<usize>,
-    /// How many tokens later the next window begins [default: half a window]
+    /// Tokens from one window to the next [default: half a window]
     #[arg(long)]
     stride: Option<usize>,
     #[command(flatten)]

@@ -18,18 +18,18 @@ pub(crate) struct Args {
     /// Model to start from: a run directory, a checkpoint or a Hugging Face folder
     #[arg(long)]
     model: Option<std::path::PathBuf>,
-    /// What the data is [default: guessed from its fields]
+    /// Kind of data [default: guessed from its fields]
     #[arg(long)]
     kind: Option<Kind>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kind {
-    /// Documents: next-token prediction goes on
+    /// Documents: continues next-token prediction
     Text,
-    /// Conversations: the assistant's words are learnt
+    /// Conversations: supervises the assistant's words
     Chat,
-    /// Labelled texts: the label is learnt
+    /// Labelled texts: trains a classifier
     Labelled,
 }
 

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use lehr_infer::{Inspection, TokenizerFacts};
-use lehr_model::{Config, Outline, Role, Spec, StoredTensor};
-use lehr_tensor::quant::WeightFormat;
+use lehr_model::{Config, Outline, Role, StoredTensor};
 use lehr_train::{RunDir, TrainState};
 use serde_json::{Value, json};
+
+use super::memory::{self, FORMATS, Needs, bytes, line, scaled};
 
 /// Show what a model is, without loading it.
 #[derive(clap::Args)]
@@ -23,14 +24,6 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
-
-/// Formats in which the weights might be kept, by the names people know them by.
-const FORMATS: [(&str, WeightFormat); 4] = [
-    ("f32", WeightFormat::F32),
-    ("bf16", WeightFormat::BF16),
-    ("int8 (q8_0)", WeightFormat::Q8_0),
-    ("q4_k", WeightFormat::Q4_K),
-];
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let found = Inspection::open(&args.model)?;
@@ -46,9 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(outline) = &found.outline {
         show_parameters(outline);
     }
-    if let (Some(config), Some(outline)) = (&found.config, &found.outline) {
-        show_memory(&config.spec(), outline);
-    }
+    memory::show(&found);
     show_files(&found);
     if let Some(tokenizer) = &found.tokenizer {
         show_tokenizer(tokenizer);
@@ -67,10 +58,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         show_tensors(&found.stored);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn line(key: &str, value: &str) {
-    println!("  {key:14} {value}");
 }
 
 fn show_architecture(config: &Config, outline: Option<&Outline>) {
@@ -97,21 +84,6 @@ fn show_parameters(outline: &Outline) {
             let share = 100.0 * n as f64 / total as f64;
             println!("    {:20} {:>10}  {share:4.1} %", role.to_string(), count(n));
         }
-    }
-}
-
-fn show_memory(spec: &Spec, outline: &Outline) {
-    line("memory", "weights, and the cache of one sequence at full context");
-    for (name, format) in FORMATS {
-        let weights = bytes(outline.weight_bytes(format));
-        // Keys and values are kept as floats.
-        let cache = match format {
-            WeightFormat::F32 | WeightFormat::BF16 if outline.is_causal => {
-                bytes(spec.n_cached() * format.block_bytes() as u64)
-            }
-            _ => String::new(),
-        };
-        println!("    {name:12} {weights:>10}  {cache:>10}");
     }
 }
 
@@ -164,7 +136,7 @@ fn formats(stored: &[StoredTensor]) -> BTreeMap<&str, (usize, u64)> {
     formats
 }
 
-/// What the run directory says about the training of a checkpoint, if there is one.
+/// Reads what the run directory says about the training of a checkpoint, if there is one.
 fn training(run: &Path, checkpoint: &Path) -> Option<serde_json::Map<String, Value>> {
     let run = match run.join("recipe.toml").is_file() {
         true => run.to_owned(),
@@ -218,6 +190,11 @@ fn to_json(
             let n = config.spec().n_cached();
             json["cache_bytes"] = json!({ "F32": 4 * n, "BF16": 2 * n });
         }
+        if let Some(needs) = Needs::of(found) {
+            let (f32, bf16) = (needs.per_token(4), needs.per_token(2));
+            json["cache_bytes_per_token"] = json!({ "F32": f32, "BF16": bf16 });
+            json["fits"] = needs.to_json();
+        }
         json["unused_tensors"] = found.unused().map(|t| t.name.clone()).collect();
     }
     let stored = formats(&found.stored).into_iter();
@@ -247,25 +224,7 @@ fn to_json(
     json
 }
 
-/// A count for people: `124.4 M`.
+/// Formats a count for people: `124.4 M`.
 fn count(n: u64) -> String {
     scaled(n, 1000.0, ["", " k", " M", " G", " T"])
-}
-
-/// Bytes for people: `248.9 MiB`.
-fn bytes(n: u64) -> String {
-    scaled(n, 1024.0, [" B", " KiB", " MiB", " GiB", " TiB"])
-}
-
-fn scaled(n: u64, step: f64, units: [&str; 5]) -> String {
-    let mut value = n as f64;
-    let mut power = 0;
-    while value >= step && power + 1 < units.len() {
-        value /= step;
-        power += 1;
-    }
-    match power {
-        0 => format!("{n}{}", units[0]),
-        _ => format!("{value:.1}{}", units[power]),
-    }
 }

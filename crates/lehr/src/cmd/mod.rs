@@ -11,6 +11,7 @@ pub(crate) mod eval;
 pub(crate) mod finetune;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod memory;
 pub(crate) mod pretrain;
 pub(crate) mod quickstart;
 mod sampling;

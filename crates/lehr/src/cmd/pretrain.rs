@@ -13,7 +13,7 @@ use crate::fail::Hinted;
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
-    /// Minutes of training to fit the model and the number of steps to
+    /// Duration in minutes to which the model and the number of steps are fitted
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
 }
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let Some(data) = &common.data else {
         return Err(Hinted::error(
-            "nothing to learn from: neither a recipe nor --data was given",
+            "no training data: neither a recipe nor --data was given",
             "lehr pretrain --data my.txt, or lehr pretrain configs/tiny-llama.toml",
         ));
     };
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Err(Hinted::error(found, "as in --minutes 5"));
     }
     let out = common.out_dir(data, "");
-    // A run that is there is continued: its recipe was fitted when it began.
+    // An existing run continues, because its recipe was fitted when it began.
     if out.join("recipe.toml").is_file() {
         let recipe = RunDir::load_recipe(&out)?;
         let is_same = recipe.data.path == data.display().to_string()

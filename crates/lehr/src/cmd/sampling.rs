@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lehr_infer::{Limits, Sampler, Sampling};
 
-/// How the next token is chosen, and when the answer ends.
+/// Sampling of the next token, and the end of an answer.
 #[derive(clap::Args)]
 pub(crate) struct SamplingArgs {
     /// Always take the most likely token
@@ -33,9 +33,13 @@ pub(crate) struct SamplingArgs {
     /// Seed of the draws
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// At most so many new tokens
+    /// Maximum number of new tokens
     #[arg(short = 'n', long)]
     max_tokens: Option<usize>,
+    /// At most N tokens of prompt and answer together, which bounds the memory of keys and values
+    /// [default: the model's context]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
+    context: Option<u64>,
     /// Text that ends the answer (repeatable)
     #[arg(long)]
     stop: Vec<String>,
@@ -54,6 +58,11 @@ impl SamplingArgs {
             seed: self.seed,
         };
         Ok(Sampler::new(sampling)?)
+    }
+
+    /// Most tokens of prompt and answer together, if there is a bound beside the model's.
+    pub(crate) fn context(&self) -> Option<usize> {
+        self.context.map(|n| usize::try_from(n).unwrap_or(usize::MAX))
     }
 
     pub(crate) fn limits(&self, max_tokens: usize) -> Limits {

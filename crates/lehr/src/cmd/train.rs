@@ -1,4 +1,4 @@
-//! What `pretrain` and `finetune` share: running a recipe in its directory.
+//! Code that `pretrain` and `finetune` share: running a recipe in its directory.
 
 use std::process::ExitCode;
 
@@ -13,9 +13,9 @@ use crate::ui::{Show, Style, say_interrupted, stop_on_ctrl_c};
 /// Arguments of every command that trains.
 #[derive(clap::Args)]
 pub(crate) struct Common {
-    /// A recipe file (TOML); without one, a recipe is fitted to data and machine
+    /// Recipe file (TOML); without one, a recipe is fitted to data and machine
     pub(crate) recipe: Option<std::path::PathBuf>,
-    /// File or folder to learn from: .txt .md .jsonl .json .csv .tsv, also .gz and .zst
+    /// Training data, a file or folder: .txt .md .jsonl .json .csv .tsv, also .gz and .zst
     #[arg(long)]
     pub(crate) data: Option<std::path::PathBuf>,
     /// Run directory [default: runs/NAME after the data]
@@ -27,10 +27,10 @@ pub(crate) struct Common {
     /// Override a setting of the recipe, as in --set optimizer.lr=3e-4 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
-    /// Seed of weights, order and samples [default: the recipe's, or 1]
+    /// Seed of weights, data order and samples [default: the recipe's, or 1]
     #[arg(long, conflicts_with = "resume")]
     pub(crate) seed: Option<u64>,
-    /// auto (a GPU if one can be used), cpu, cuda or cuda:N [default: the recipe's, or auto]
+    /// auto (a GPU if one is usable), cpu, cuda or cuda:N [default: the recipe's, or auto]
     #[arg(long)]
     pub(crate) device: Option<DeviceChoice>,
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16 [default: the
@@ -39,7 +39,7 @@ pub(crate) struct Common {
     pub(crate) dtype: Option<DTypeChoice>,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
-    /// Only show the recipe that would be run
+    /// Only print the recipe
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print one JSON object per event
@@ -48,7 +48,7 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    /// The run directory: as asked, or `runs/` and the name of the data.
+    /// Returns the run directory: as given, or `runs/` and the name of the data.
     pub(crate) fn out_dir(&self, data: &std::path::Path, suffix: &str) -> std::path::PathBuf {
         self.out.clone().unwrap_or_else(|| {
             let stem = data.file_stem().unwrap_or_default().to_string_lossy();
@@ -58,7 +58,7 @@ impl Common {
         })
     }
 
-    /// Overrides of a recipe file that have arguments of their own.
+    /// Overrides of a recipe file that have their own arguments.
     pub(crate) fn file_sets(&self) -> Vec<String> {
         let mut sets = Vec::new();
         sets.extend(self.data.iter().map(|d| format!("data.path={:?}", d.display().to_string())));
@@ -67,14 +67,14 @@ impl Common {
         sets
     }
 
-    /// Overrides of where a run computes: also one that is continued may go on elsewhere.
+    /// Overrides of a run's device and type. A resumed run may continue on another device.
     fn compute_sets(&self) -> Vec<String> {
         let device = self.device.map(|device| format!("run.device={:?}", device.to_string()));
         let dtype = self.dtype.map(|dtype| format!("run.dtype={:?}", dtype.to_string()));
         device.into_iter().chain(dtype).collect()
     }
 
-    /// Where a run that is fitted will compute.
+    /// Returns the device on which a fitted run will compute.
     pub(crate) fn compute(&self) -> Result<Compute> {
         Ok(Compute::choose(self.device.unwrap_or_default(), self.dtype.unwrap_or_default())?)
     }
@@ -94,7 +94,7 @@ impl Common {
     }
 }
 
-/// Prepares and runs a recipe, writes the report and says what comes next.
+/// Prepares and runs a recipe, writes the report and suggests the next command.
 pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result<ExitCode> {
     let stop = stop_on_ctrl_c();
     let dir = RunDir::open(recipe)?;
@@ -103,10 +103,10 @@ pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result
         Style::Json => println!("{}", json!({ "event": "note", "text": text })),
     };
     say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
-    let task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
+    let mut task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
     let (device, dtype) = task.objective.model().compute();
     let mut show = Show::new(style, device_gflops(&Compute { device, dtype, note: None })?);
-    let outcome = lehr_train::run(recipe, &task, Some(&dir), &mut show, stop)?;
+    let outcome = lehr_train::run(recipe, &mut task, Some(&dir), &mut show, stop)?;
     if dir.metrics().is_file() {
         write_report(&dir, recipe)?;
     }

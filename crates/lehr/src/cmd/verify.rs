@@ -8,17 +8,17 @@ use lehr_infer::{Check, resolve_model, verify};
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use serde_json::json;
 
-/// Compare a model with what its reference implementation computed.
+/// Compare a model with results of its reference implementation.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
-    /// File of the reference's results (input_ids, labels, logits, loss, grad.*, greedy)
+    /// File with the reference's results (input_ids, labels, logits, loss, grad.*, greedy)
     golden: PathBuf,
     /// cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
-    /// Type of activations, f32 or on a GPU bf16 and f16: the limits are those of f32
+    /// Type of activations: f32, or on a GPU bf16 or f16; the limits stay those of f32
     #[arg(long, default_value = "f32")]
     dtype: DTypeChoice,
     /// Print one JSON object

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Bytes;
+use crate::simd::Simd;
 
 /// Proof that the processor has the instruction set.
 #[derive(Clone, Copy)]
@@ -60,8 +61,17 @@ impl Bytes for Avx2Bytes {
     }
     #[inline(always)]
     unsafe fn transpose(self, src: *const u8, src_stride: usize, dst: *mut u8, dst_stride: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { super::scalar::transpose_words(src, src_stride, dst, dst_stride) }
+        // SAFETY: the token includes that of the floats, whose moves leave bits alone; pointers are
+        // the caller's promise, strides are multiples of 4.
+        unsafe {
+            let s = crate::simd::Avx2::new();
+            let (src, dst) = (src.cast::<f32>(), dst.cast::<f32>());
+            let (src_stride, dst_stride) = (src_stride / 4, dst_stride / 4);
+            for (i, j) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+                let (from, to) = (src.add(i * src_stride + j), dst.add(j * dst_stride + i));
+                s.transpose(from, src_stride, to, dst_stride);
+            }
+        }
     }
     #[inline(always)]
     fn prefetch(self, src: *const u8) {
@@ -285,16 +295,6 @@ impl Bytes for Avx2Bytes {
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    fn sum(self, a: [__m256; 2]) -> f32 {
-        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe {
-            let a = _mm256_add_ps(a[0], a[1]);
-            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
-            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
-        }
-    }
-    #[inline(always)]
     fn spread(self, a: __m128) -> [__m256; 2] {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
         unsafe {
@@ -304,6 +304,40 @@ impl Bytes for Avx2Bytes {
                 pair(_mm_shuffle_ps::<0x00>(a, a), _mm_shuffle_ps::<0x55>(a, a)),
                 pair(_mm_shuffle_ps::<0xAA>(a, a), _mm_shuffle_ps::<0xFF>(a, a)),
             ]
+        }
+    }
+    #[inline(always)]
+    fn spread_rows(self, [a, b, c, d]: [__m128; 4]) -> [__m256; 2] {
+        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
+        unsafe {
+            // A transpose of 4 × 4.
+            let (ab_low, ab_high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+            let (cd_low, cd_high) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+            let pair =
+                |x: __m128, y: __m128| _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(x), y);
+            [
+                pair(_mm_movelh_ps(ab_low, cd_low), _mm_movehl_ps(cd_low, ab_low)),
+                pair(_mm_movelh_ps(ab_high, cd_high), _mm_movehl_ps(cd_high, ab_high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn sum_groups(self, [a, b, c, d]: [B; 4]) -> B {
+        // SAFETY: the token proves the instruction set.
+        let half = |a, b, c, d| unsafe {
+            let pairs =
+                |x, y| _mm256_add_epi32(_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y));
+            let (ab, cd) = (pairs(a, b), pairs(c, d));
+            _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
+        };
+        [half(a[0], b[0], c[0], d[0]), half(a[1], b[1], c[1], d[1])]
+    }
+    #[inline(always)]
+    fn sum_runs(self, a: [__m256; 2]) -> __m128 {
+        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
+        unsafe {
+            let a = _mm256_add_ps(a[0], a[1]);
+            _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a))
         }
     }
     #[inline(always)]

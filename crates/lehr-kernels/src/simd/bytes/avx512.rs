@@ -220,21 +220,40 @@ impl Bytes for Avx512Vnni {
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
-    fn sum(self, a: __m512) -> f32 {
-        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
-        unsafe {
-            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
-            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
-        }
-    }
-    #[inline(always)]
     fn spread(self, a: __m128) -> __m512 {
         // SAFETY: the token proves the instruction set; pointers are the caller's promise.
         unsafe {
             let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
             _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(a))
+        }
+    }
+    #[inline(always)]
+    fn spread_rows(self, [a, b, c, d]: [__m128; 4]) -> __m512 {
+        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
+        unsafe {
+            let low = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(a), b);
+            let high = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(c), d);
+            let rows = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high);
+            let lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_permutexvar_ps(lanes, rows)
+        }
+    }
+    #[inline(always)]
+    fn sum_groups(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
+        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
+        unsafe {
+            let pairs =
+                |x, y| _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+            let (ab, cd) = (pairs(a, b), pairs(c, d));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+        }
+    }
+    #[inline(always)]
+    fn sum_runs(self, a: __m512) -> __m128 {
+        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
+        unsafe {
+            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a))
         }
     }
     #[inline(always)]

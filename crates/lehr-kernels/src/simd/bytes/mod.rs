@@ -2,7 +2,8 @@
 //!
 //! Unlike [`Simd`](super::Simd) its width is the same for every instruction set, so that a format
 //! is taken apart in one way. The order of additions is the same too; only scalar code, which has
-//! no fused multiply-add, rounds differently.
+//! no fused multiply-add on x86, rounds differently. Multiply-adds are fused exactly where those of
+//! [`Simd`](super::Simd) are, so that both give the same bits for one order of additions.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -100,10 +101,14 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     unsafe fn load_nibbles(self, table: &[f32; 16], src: *const u8) -> Self::F;
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
-    /// Sum of the lanes, in a fixed order.
-    fn sum(self, a: Self::F) -> f32;
     /// Lane `i` of the four for lanes `4i..4i + 4`.
     fn spread(self, a: Self::Q) -> Self::F;
+    /// Lane `4i + r` is lane `i` of `rows[r]`.
+    fn spread_rows(self, rows: [Self::Q; 4]) -> Self::F;
+    /// Lane `4i + r` is the sum of the lanes `4i..4i + 4` of `rows[r]`.
+    fn sum_groups(self, rows: [Self::I; 4]) -> Self::I;
+    /// Lane `r` is `(a[r] + a[8 + r]) + (a[4 + r] + a[12 + r])`.
+    fn sum_runs(self, a: Self::F) -> Self::Q;
 
     /// The four numbers as a vector.
     fn q(self, a: [f32; 4]) -> Self::Q;
@@ -164,7 +169,11 @@ pub fn dispatch_bytes<K: BytesKernel>(kernel: K) -> K::Out {
         // SAFETY: as above; AVX-512 includes AVX2.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::Avx512 if is_x86_feature_detected!("f16c") => unsafe { run_avx2(kernel) },
-        _ => kernel.run(scalar::Scalar),
+        // NEON fuses multiply-adds elsewhere; plain code beside it does the same, with the same
+        // bits.
+        #[cfg(target_arch = "aarch64")]
+        super::Isa::Neon => kernel.run(scalar::Scalar::<true>),
+        _ => kernel.run(scalar::Scalar::<false>),
     }
 }
 

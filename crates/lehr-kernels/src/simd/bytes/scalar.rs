@@ -3,8 +3,10 @@
 use super::Bytes;
 use crate::math::f16_to_f32;
 
+/// With `FUSED` multiply-adds round once: for targets where that is one instruction, and where the
+/// vectors of floats do so too.
 #[derive(Clone, Copy)]
-pub(super) struct Scalar;
+pub(super) struct Scalar<const FUSED: bool>;
 
 type B = [u8; 64];
 type I = [i32; 16];
@@ -51,7 +53,15 @@ pub(super) unsafe fn transpose_words(
     }
 }
 
-impl Bytes for Scalar {
+impl<const FUSED: bool> Scalar<FUSED> {
+    #[inline(always)]
+    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
+        // Without the instruction `f32::mul_add` is a slow library call.
+        if FUSED { a.mul_add(b, c) } else { a * b + c }
+    }
+}
+
+impl<const FUSED: bool> Bytes for Scalar<FUSED> {
     type B = B;
     type I = I;
     type F = F;
@@ -160,10 +170,9 @@ impl Bytes for Scalar {
     fn to_f32(self, a: I) -> F {
         a.map(|a| a as f32)
     }
-    // Two roundings: `f32::mul_add` without the instruction is a slow library call.
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
+        std::array::from_fn(|i| self.multiply_add(a[i], b[i], c[i]))
     }
     #[inline(always)]
     unsafe fn load_f32(self, src: *const f32) -> F {
@@ -206,14 +215,20 @@ impl Bytes for Scalar {
         std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
-    fn sum(self, a: F) -> f32 {
-        let a: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
-        let a: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
-        (a[0] + a[2]) + (a[1] + a[3])
-    }
-    #[inline(always)]
     fn spread(self, a: Q) -> F {
         std::array::from_fn(|i| a[i / 4])
+    }
+    #[inline(always)]
+    fn spread_rows(self, rows: [Q; 4]) -> F {
+        std::array::from_fn(|i| rows[i % 4][i / 4])
+    }
+    #[inline(always)]
+    fn sum_groups(self, rows: [I; 4]) -> I {
+        std::array::from_fn(|i| rows[i % 4][i / 4 * 4..][..4].iter().sum())
+    }
+    #[inline(always)]
+    fn sum_runs(self, a: F) -> Q {
+        std::array::from_fn(|r| (a[r] + a[8 + r]) + (a[4 + r] + a[12 + r]))
     }
     #[inline(always)]
     fn q(self, a: [f32; 4]) -> Q {
@@ -252,7 +267,7 @@ impl Bytes for Scalar {
     }
     #[inline(always)]
     fn q_fma(self, a: Q, b: Q, c: Q) -> Q {
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
+        std::array::from_fn(|i| self.multiply_add(a[i], b[i], c[i]))
     }
     #[inline(always)]
     fn q_keep(self, a: Q, n: usize) -> Q {

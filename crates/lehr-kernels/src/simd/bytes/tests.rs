@@ -64,7 +64,9 @@ impl BytesKernel for Words<'_> {
             let dots = s.dot(s.dot(s.zero_i(), s.bits::<1>(a, 127), x), small, x);
             let signed = s.dot_signed(s.zero_i(), a, x);
             let weights = s.load_f32(f);
-            let weigh = |v| s.sum(s.fma(v, weights, s.zero()));
+            let sum = |v| s.q_array(s.sum_runs(v)).into_iter().enumerate();
+            let weigh =
+                |v| sum(s.fma(v, weights, s.zero())).map(|(i, x)| (i + 1) as f32 * x).sum::<f32>();
             let f_table: &[f32; 16] = self.floats[..16].try_into().unwrap();
             let mut stored = [0.0; 16];
             s.store_f32(stored.as_mut_ptr(), s.mul(weights, s.splat_f32(3.0)));
@@ -76,7 +78,9 @@ impl BytesKernel for Words<'_> {
                 weigh(s.load_bf16(p.add(40))),
                 weigh(s.load_nibbles(f_table, p.add(70))),
                 weigh(s.spread(y)),
-                s.sum(s.add(weights, s.load_f32(f.add(16)))),
+                weigh(s.add(weights, s.load_f32(f.add(16)))),
+                weigh(s.spread_rows([y, q, s.q_keep(y, 2), s.q([1.0, -2.0, 3.0, 4.5])])),
+                weigh(s.to_f32(s.sum_groups([dots, signed, s.dot(dots, small, x), dots]))),
             ];
             ([&vectors[..], &square].concat(), quads.map(|q| s.q_array(q)).to_vec(), sums.to_vec())
         }
@@ -92,7 +96,7 @@ fn every_word_means_the_same_on_every_instruction_set() {
     let bytes: Vec<u8> = (0..256u64).map(|i| (words.block(i)[0] & 0xBF) as u8).collect();
     let mut floats = vec![0.0; 32];
     words.fill_uniform(&mut floats, 1.0);
-    let (vectors, quads, sums) = Words { bytes: &bytes, floats: &floats }.run(Scalar);
+    let (vectors, quads, sums) = Words { bytes: &bytes, floats: &floats }.run(Scalar::<false>);
     for which in available_isas() {
         set_isa(which).unwrap();
         let got = dispatch_bytes(Words { bytes: &bytes, floats: &floats });

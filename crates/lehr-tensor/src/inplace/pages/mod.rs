@@ -1,5 +1,6 @@
 //! What is done in place with keys and values in pages.
 
+use super::refuse_grad;
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::pages::Pages;
 use crate::{DType, Error, Result, Tensor};
@@ -14,8 +15,8 @@ const OP: &str = "write_pages";
 /// `pools` `[n_pages, P, K, E]`; of a text that is shorter, the last rows over all of it.
 ///
 /// # Errors
-/// If shapes, types or devices do not fit together, on the CPU if a page is not one of the pool, or
-/// if the device fails.
+/// If shapes, types or devices do not fit together, a tensor wants a gradient, on the CPU if a page
+/// is not one of the pool, or if the device fails.
 ///
 /// # Panics
 /// If a pool is shared and on the CPU.
@@ -23,6 +24,8 @@ pub fn write_pages(pools: [&mut Tensor; 2], new: [&Tensor; 2], pages: &Pages) ->
     let shape = new[0].shape();
     let mut shift = 0;
     for (pool, new) in pools.iter().zip(new) {
+        refuse_grad(OP, "new", new)?;
+        refuse_grad(OP, "pool", pool)?;
         pool.expect_float(OP)?;
         pool.expect_beside(OP, new)?;
         pool.expect_beside(OP, &*pools[0])?;
@@ -70,6 +73,47 @@ pub fn write_pages(pools: [&mut Tensor; 2], new: [&Tensor; 2], pages: &Pages) ->
         }
     }
     Ok(())
+}
+
+/// Brings the keys and values in `pools` `[n_pages, P, K, E]` on a GPU in the order of the tokens,
+/// `[B, n, K, E]` each, with zeros behind the last token of a text. `n` is at most the tokens that
+/// the table has room for.
+///
+/// # Errors
+/// If shapes, types or devices do not fit together, memory runs out or the device fails.
+pub(crate) fn gather_pages(pools: [&Tensor; 2], pages: &Pages, n: usize) -> Result<[Tensor; 2]> {
+    const OP: &str = "gather_pages";
+    let (shape, batch) = (pools[0].shape(), pages.batch());
+    let shift = pages.check(OP, pools[0], batch)?;
+    let is_outside = n > pages.max_pages() << shift;
+    if is_outside || pools[1].shape() != shape {
+        let rule = "two pools of one shape, and a table with room for the tokens";
+        return Err(Error::Shape { op: OP, lhs: shape, rhs: pools[1].shape(), rule });
+    }
+    let width = shape[2] * shape[3];
+    let room = |pool: &Tensor| pool.like([batch, n, shape[2], shape[3]]);
+    let [k, v] = [room(pools[0])?, room(pools[1])?];
+    if k.shape().n_elements() == 0 {
+        return Ok([k, v]);
+    }
+    let args = args![
+        pools[0],
+        pools[1],
+        &k,
+        &v,
+        pages.table(),
+        pages.lengths(),
+        int(OP, pages.max_pages())?,
+        shift,
+        int(OP, n)?,
+        int(OP, batch * n)?,
+        int(OP, width)?,
+    ];
+    let cuda = k.cuda()?;
+    let mut extent = Extent::line((batch * n).min(16 * cuda.n_sms() as usize), 128);
+    extent.grid[1] = 2;
+    cuda.launch(&KERNELS, k.dtype(), "gather_pages", extent, args)?;
+    Ok([k, v])
 }
 
 /// One more token for each text that has some: adds 1 to `positions` `[B, 1]` and `lengths` `[B]`,

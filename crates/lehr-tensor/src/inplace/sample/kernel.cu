@@ -23,7 +23,8 @@
 #define LIST 2048
 
 // bests[row, part] = the largest of the first n logits of a part of a row of `logits` [B, stride],
-// after penalties: the lowest id of equals, never NaN. It also sets the row's sums to 0 for
+// after penalties: the lowest id of equals, never NaN. A part with a NaN counts as infinite, which
+// sample_pick reports. It also sets the row's sums to 0 for
 // sample_bins. Grid (parts, B), at most 64 parts; block 256.
 extern "C" __global__ void __launch_bounds__(256)
     sample_best(const T* logits, int stride, int n, const Settings* settings, const u32* seen,
@@ -32,10 +33,20 @@ extern "C" __global__ void __launch_bounds__(256)
     u64* words = (u64*)(sums + row);
     int n_words = (int)(sizeof(Sums) / sizeof(u64));
     for (int i = thread_index(); i < n_words; i += n_threads()) words[i] = 0;
+    __shared__ u32 n_nan;
+    if (threadIdx.x == 0) n_nan = 0;
+    __syncthreads();
     Best best = {-INFINITY, NO_INDEX};
+    bool is_nan = false;
     Row of = row_of(logits, row, stride, n, settings[row], seen, 0.0f);
-    each_logit_of_part<2>(of, n, [&](int id, float l) { take_better(best, l, id); });
+    each_logit_of_part<2>(of, n, [&](int id, float l) {
+        take_better(best, l, id);
+        is_nan |= l != l;
+    });
+    if (is_nan) atomicAdd(&n_nan, 1u);
     best = block_best(best);
+    __syncthreads();
+    if (n_nan) best.value = INFINITY;
     if (threadIdx.x == 0) bests[row * gridDim.x + blockIdx.x] = best;
 }
 
@@ -220,11 +231,13 @@ DEVICE Gathered gather(const Row& row, int n, Sum target, const Place& bin, u64*
 }
 
 // ids[row] = the chosen token; counts it in `seen` [B, n]; n_drawn[row] rises if it was drawn. If a
-// logit is NaN or the largest is infinite, probabilities are undefined: the largest logit's token
-// is taken. Grid B; block whole warps, at most 512 threads.
+// logit is NaN or the largest is infinite, probabilities are undefined: report[row] = -1, and some
+// large logit's token is taken, because the next step looks it up. Else report[row] = ids[row].
+// Grid B; block whole warps, at most 512 threads.
 extern "C" __global__ void __launch_bounds__(512, 1)
     sample_pick(const T* logits, int stride, int n, const Settings* settings, u32* seen,
-        const Best* bests, int n_parts, const Sums* sums, u64* n_drawn, int* ids) {
+        const Best* bests, int n_parts, const Sums* sums, u64* n_drawn, int* ids,
+        int* report) {
     __shared__ u64 weights[BINS], list[LIST];
     __shared__ u32 counts[BINS];
     int row = blockIdx.x;
@@ -280,6 +293,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     }
     if (threadIdx.x != 0) return;
     ids[row] = id;
+    report[row] = fabsf(best.value) < INFINITY ? id : -1;
     seen[(i64)row * n + id] += 2;
     if (!is_greedy(s)) n_drawn[row] += 1;
 }
@@ -298,11 +312,4 @@ extern "C" __global__ void sample_see(const int* tokens, i64 n_tokens, int is_ge
             seen[id] = 1;
         }
     }
-}
-
-// Adds 1 to all numbers of three lists. One block.
-extern "C" __global__ void increment(int* a, int n_a, int* b, int n_b, int* c, int n_c) {
-    for (int i = threadIdx.x; i < n_a; i += blockDim.x) a[i] += 1;
-    for (int i = threadIdx.x; i < n_b; i += blockDim.x) b[i] += 1;
-    for (int i = threadIdx.x; i < n_c; i += blockDim.x) c[i] += 1;
 }

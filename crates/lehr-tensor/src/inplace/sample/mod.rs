@@ -34,14 +34,16 @@ const PART: usize = 4096;
 /// logit and draws nothing. Weights are cut to multiples of 2⁻⁴⁰, sums are exact: the same bits
 /// whatever the order of threads.
 ///
-/// Where a logit is NaN, or the largest is infinite, there are no probabilities, and the largest
-/// logit's token is taken (NaN never is, unless all are: then token 0).
+/// Where a logit is NaN, or the largest is infinite, there are no probabilities:
+/// [`GpuSampler::read`] says so, and on the device some token is taken.
 #[derive(Clone)]
 pub struct GpuSampler {
     batch: usize,
     n_ids: usize,
     /// i32 `[B, 1]`.
     ids: Tensor,
+    /// The same for the host, i32 `[B, 1]`: −1 where there are no probabilities.
+    report: Tensor,
     settings: Tensor,
     /// u64 `[B]`.
     n_drawn: Tensor,
@@ -74,6 +76,7 @@ impl GpuSampler {
             batch,
             n_ids,
             ids: zeros(1)?,
+            report: zeros(1)?,
             settings: zeros(SETTINGS_BYTES / 4)?,
             n_drawn: zeros(2)?,
             seen: zeros(n_ids)?,
@@ -151,8 +154,9 @@ impl GpuSampler {
             cuda.launch(&KERNELS, dtype, kernel, extent, args)?;
         }
         let n_parts = int(OP, n_parts)?;
-        let (n_drawn, ids) = (&self.n_drawn, &self.ids);
-        let args = args![logits, stride, n, settings, seen, bests, n_parts, sums, n_drawn, ids];
+        let (n_drawn, ids, report) = (&self.n_drawn, &self.ids, &self.report);
+        let args =
+            args![logits, stride, n, settings, seen, bests, n_parts, sums, n_drawn, ids, report];
         // Short rows have few logits for each thread, and a small block's barriers are cheaper.
         let extent = Extent::line(batch, if self.n_ids > PART { 512 } else { 128 });
         cuda.launch(&KERNELS, dtype, "sample_pick", extent, args)
@@ -165,12 +169,13 @@ impl GpuSampler {
         &self.ids
     }
 
-    /// The chosen ids on the host. It waits for the device.
+    /// The ids that were chosen last, on the host; −1 where there were no probabilities to choose
+    /// by, because a logit was NaN or the largest infinite. It waits for the device.
     ///
     /// # Errors
     /// If the device fails.
     pub fn read(&self) -> Result<Vec<i32>> {
-        Ok(self.ids.to_host()?.ids().to_vec())
+        Ok(self.report.to_host()?.ids().to_vec())
     }
 
     /// How many texts there are.
@@ -207,21 +212,4 @@ impl GpuSampler {
 /// Blocks that share a row.
 fn parts(n_ids: usize) -> usize {
     n_ids.div_ceil(PART).min(PARTS_MAX)
-}
-
-/// Adds 1 to every number of three integer tensors on one GPU, whoever shares them: positions and
-/// lengths that recorded work reads again.
-///
-/// # Errors
-/// If they are not integers on one GPU, or it fails.
-pub fn increment(numbers: [&Tensor; 3]) -> Result<()> {
-    const OP: &str = "increment";
-    let [a, b, c] = numbers;
-    for tensor in numbers {
-        tensor.expect_ids(OP)?;
-        tensor.expect_on(OP, a.device())?;
-    }
-    let n = |tensor: &Tensor| int(OP, tensor.shape().n_elements());
-    let args = args![a, n(a)?, b, n(b)?, c, n(c)?];
-    a.cuda()?.launch(&KERNELS, DType::F32, "increment", Extent::line(1, 32), args)
 }

@@ -27,18 +27,26 @@ const OP: &str = "attention";
 pub(super) struct Seen {
     rule: Rule,
     intervals: Option<Tensor>,
-    /// The number of keys, if it is known only when the work runs.
-    n_keys: Option<Tensor>,
 }
 
 impl Seen {
+    /// What a rule says of `n_keys` keys.
+    pub(super) fn by_rule(rule: Rule, n_keys: usize) -> Self {
+        Self { rule: Rule { n_keys: n_keys as i32, ..rule }, intervals: None }
+    }
+
+    /// Intervals on the device, `[B, Tq, 2]`, within `n_keys` keys.
+    pub(super) fn by_intervals(rule: Rule, n_keys: usize, intervals: Tensor) -> Self {
+        Self { intervals: Some(intervals), ..Self::by_rule(rule, n_keys) }
+    }
+
     pub(super) fn of(mask: &Mask, size: Size, x: &Tensor) -> Result<Self> {
-        let rule = mask.rule(size.batch, size.tk)?;
+        let rule = mask.rule(size.batch, size.tq, size.tk)?;
         let intervals = match mask.has_intervals() {
             true => Some(mask.intervals_on(x.device(), size.batch, size.tq, size.tk)?),
             false => None,
         };
-        Ok(Self { rule, intervals, n_keys: mask.n_keys_on_gpu().cloned() })
+        Ok(Self { rule, intervals })
     }
 }
 
@@ -185,11 +193,6 @@ pub(super) fn forward(
     let dtype = out.dtype();
     if lse.is_none() && size.tq <= DECODE_MAX && size.width <= 256 && size.tk > 0 {
         return decode([q, k, v], size, seen, scale, out);
-    }
-    if seen.n_keys.is_some() {
-        let (value, expected) =
-            (size.tq.to_string(), "at most 8, because the number of keys is on the GPU");
-        return Err(Error::Argument { op: OP, name: "number of queries", value, expected });
     }
     let family = family(dtype, size.width, &[q, k, v])?;
     let extent = over_queries(family, &family.forward, size);

@@ -1,20 +1,19 @@
 // Attention of few queries over many keys that lie in order; `decode.cuh` does it.
 #include "decode.cuh"
 
-// The parts of attention for Tq <= 8 queries, RC = 1, 2 or 4 rows at once. n_keys is read from
-// n_keys_ptr unless that is null, so that a recorded launch serves a growing cache; the queries
-// stand at its end as ever. workspace: B * H * Tq * n_splits * (E + 2) floats.
+// The parts of attention for Tq <= 8 queries, RC = 1, 2 or 4 rows at once.
+// workspace: B * H * Tq * n_splits * (E + 2) floats.
 //
 // Grid (n_splits, K * ceil(H / K * Tq / RC), B), 128 threads. Choose n_splits so that there are
 // about two blocks per multiprocessor, with at least 64 keys each.
 #define ATTENTION_DECODE(W, TEAM, RC) \
     extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2) attention_decode_##W##_##RC( \
         const T* q, const T* k, const T* v, float* workspace, const int* intervals, \
-            const int* n_keys_ptr, int q_stride, \
+            int q_stride, \
         int k_stride, int v_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, \
             int causal, int window, int n_keys, \
         float scale, int n_splits) { \
-        Mask mask(intervals, causal, window, n_keys_ptr ? *n_keys_ptr : n_keys, tq); \
+        Mask mask(intervals, causal, window, n_keys, tq); \
         DECODE_BY(W, TEAM, RC, InOrder{tk}) \
     }
 ATTENTION_DECODE(64, 8, 1)

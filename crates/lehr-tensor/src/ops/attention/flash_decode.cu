@@ -173,8 +173,7 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
 }
 
 // As attention_decode of decode.cu and attention_decode_paged of paged_decode.cu, 16 rows at once;
-// better from about 3 rows on. n_keys is read from n_keys_ptr unless that is null. workspace: B * H
-// * Tq * n_splits * (E + 2) floats.
+// better from about 3 rows on. workspace: B * H * Tq * n_splits * (E + 2) floats.
 //
 // Grid (n_splits, K * ceil(H / K * Tq / 16), B), 128 threads. Choose n_splits so that there are
 // about three blocks per multiprocessor, with at least 128 keys each. Dynamic shared memory: W
@@ -182,11 +181,11 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
 #define FLASH_DECODE(W, STAGES, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_##W( \
         const T* q, const T* k, const T* v, float* workspace, const int* intervals, \
-            const int* n_keys_ptr, int q_stride, \
+            int q_stride, \
         int k_stride, int v_stride, int tq, int tk, int n_heads, int n_kv_heads, int width, \
             int causal, int window, int n_keys, \
         float scale, int n_splits) { \
-        Mask mask(intervals, causal, window, n_keys_ptr ? *n_keys_ptr : n_keys, tq); \
+        Mask mask(intervals, causal, window, n_keys, tq); \
         decode<W, STAGES>(q, k, v, workspace, mask, q_stride, k_stride, v_stride, InOrder{tk}, \
             n_heads, n_kv_heads, width, scale, n_splits); \
     } \

@@ -18,8 +18,8 @@ pub struct Mask {
     window: Option<usize>,
     segment_starts: Option<Tensor>,
     prefix: Option<Tensor>,
+    n_leading: usize,
     n_keys: Option<usize>,
-    n_keys_on_gpu: Option<Tensor>,
     pages: Option<Pages>,
 }
 
@@ -60,12 +60,23 @@ impl Mask {
     }
 
     /// The first `lengths[b]` keys (of each segment, if there are segments) are seen by every
-    /// query, as in GLM and T5's prefix models. `lengths` is i32 `[B]`, or `[B, Tk]` with the
-    /// length for the segment of each key; what exceeds the keys is cut off. A window still bounds
-    /// from below. Bidirectional masks show these keys anyway.
+    /// query, as in GLM and T5's prefix models. `lengths` is i32 `[B]`, or `[B, Tq]` or `[B, Tk]`
+    /// with the length for the segment of each query or key; what exceeds the keys is cut off. A
+    /// window still bounds from below. Bidirectional masks show these keys anyway.
     #[must_use]
     pub fn with_prefix(self, lengths: Tensor) -> Self {
         Self { prefix: Some(lengths), ..self }
+    }
+
+    /// Before the keys of every segment stand `n` more keys, which all queries of the segment see:
+    /// learned ones, as in prefix tuning. Lengths of prefixes do not count them.
+    ///
+    /// With segments the queries are all tokens of the row, `starts` is i32 `[B, Tq]` and counts
+    /// tokens, and the keys of segment `s` begin at `starts + s · n`. A row with fewer segments
+    /// than another ends with keys that no query sees. A window does not go with leading keys.
+    #[must_use]
+    pub fn with_leading_keys(self, n: usize) -> Self {
+        Self { n_leading: n, ..self }
     }
 
     /// Only the first `n_keys` of the `Tk` keys hold values: the others are free slots of a cache,
@@ -75,16 +86,9 @@ impl Mask {
         Self { n_keys: Some(n_keys), ..self }
     }
 
-    /// Like [`Mask::with_n_keys`], with the number on a GPU, i32 `[1]`, where it is read when the
-    /// work runs. `n_keys` is its upper bound. Only for a few queries, outside of recording.
-    #[must_use]
-    pub fn with_n_keys_on_gpu(self, n_keys: usize, number: Tensor) -> Self {
-        Self { n_keys: Some(n_keys), n_keys_on_gpu: Some(number), ..self }
-    }
-
-    /// Keys and values lie in pages, and each text has a number of its own: its queries are its
-    /// last tokens. For a few queries without gradients; other numbers of keys, segments and
-    /// prefixes do not go with it.
+    /// Keys and values lie in pages, and each sequence has a number of its own: its queries are its
+    /// last tokens. Without gradients; other numbers of keys and segments do not go with it, a
+    /// prefix does, with one length for each sequence or query.
     #[must_use]
     pub fn with_pages(self, pages: Pages) -> Self {
         Self { pages: Some(pages), ..self }
@@ -97,19 +101,29 @@ impl Mask {
 
     /// The intervals of `tq` queries at the end of texts of these lengths, `[B, Tq, 2]`.
     pub(super) fn intervals_at_ends(&self, lengths: &[i32], tq: usize) -> Vec<i32> {
-        let of_text = |&n: &i32| {
+        let of_text = |(b, &n): (usize, &i32)| {
             (0..tq).flat_map(move |i| {
                 let (n, p) = (i64::from(n), i as i64 + i64::from(n) - tq as i64);
-                let (lo, hi) = self.interval(p, (0, n), 0);
+                let prefix = self.prefix_len(b, (i, tq), (p, usize::MAX));
+                let (lo, hi) = self.interval(p, (0, n), prefix, 0);
                 [lo as i32, hi as i32]
             })
         };
-        lengths.iter().flat_map(of_text).collect()
+        lengths.iter().enumerate().flat_map(of_text).collect()
     }
 
-    /// The number of keys that is on a GPU.
-    pub(super) fn n_keys_on_gpu(&self) -> Option<&Tensor> {
-        self.n_keys_on_gpu.as_ref()
+    /// Whether one of the `tq` queries at the end of texts of these lengths sees keys behind its
+    /// own, because they are in the prefix.
+    pub(super) fn prefix_reaches_beyond(&self, lengths: &[i32], tq: usize) -> bool {
+        lengths.iter().enumerate().any(|(b, n)| {
+            let first = i64::from(*n) - tq as i64;
+            self.prefix_len(b, (0, tq), (first, usize::MAX)) > first + 1
+        })
+    }
+
+    /// Whether several texts share a row.
+    pub(super) fn has_segments(&self) -> bool {
+        self.segment_starts.is_some()
     }
 
     /// Number of keys that hold values.
@@ -122,9 +136,14 @@ impl Mask {
         self.segment_starts.is_some() || self.prefix.is_some()
     }
 
+    /// Whether keys stand before those of the tokens.
+    pub(super) fn has_leading_keys(&self) -> bool {
+        self.n_leading > 0
+    }
+
     /// The rule of a mask without segments and prefixes, checked.
-    pub(super) fn rule(&self, batch: usize, tk: usize) -> Result<Rule> {
-        self.check(batch, tk)?;
+    pub(super) fn rule(&self, batch: usize, tq: usize, tk: usize) -> Result<Rule> {
+        self.check(batch, tq, tk)?;
         // A window beyond all keys is none.
         let window = self.window.and_then(|w| i32::try_from(w).ok()).unwrap_or(0);
         Ok(Rule { causal: self.causal, window, n_keys: self.n_keys(tk) as i32 })
@@ -169,6 +188,7 @@ impl Mask {
         };
         self.causal == other.causal
             && self.window == other.window
+            && self.n_leading == other.n_leading
             && self.n_keys == other.n_keys
             && same(&self.segment_starts, &other.segment_starts)
             && same(&self.prefix, &other.prefix)
@@ -179,28 +199,32 @@ impl Mask {
     /// # Errors
     /// If the parts of the mask have other extents or impossible positions, or memory runs out.
     pub fn intervals(&self, batch: usize, tq: usize, tk: usize) -> Result<Tensor> {
-        self.check(batch, tk)?;
-        let n_keys = self.n_keys(tk);
+        self.check(batch, tq, tk)?;
+        let n_tokens = self.n_tokens(tq, tk);
         let mut out = Tensor::uninit([batch, tq, 2], DType::I32)?;
         let bounds = out.elements_mut::<i32>();
         for b in 0..batch {
-            let starts = self.segment_starts.as_ref().map(|s| &s.ids()[b * tk..][..n_keys]);
-            // The end of the segment at hand, known because positions are visited from the last.
-            let mut end = n_keys as i64;
+            let starts = self.starts(b, tq, tk);
+            // The number and the end of the segment at hand, known because positions are visited
+            // from the last.
+            let mut number = starts.map_or(0, |s| s.windows(2).filter(|s| s[0] != s[1]).count());
+            let mut end = n_tokens as i64;
             for i in (0..tq).rev() {
-                let p = i as i64 + n_keys as i64 - tq as i64;
+                let p = i as i64 + n_tokens as i64 - tq as i64;
                 let segment = match starts {
-                    None => (0, n_keys as i64),
+                    None => (0, n_tokens as i64),
                     Some(_) if p < 0 => (0, 0),
                     Some(starts) => {
                         let at = p as usize;
-                        if at + 1 < n_keys && starts[at + 1] != starts[at] {
+                        if at + 1 < n_tokens && starts[at + 1] != starts[at] {
                             end = p + 1;
+                            number -= 1;
                         }
                         (i64::from(starts[at]), end)
                     }
                 };
-                let (lo, hi) = self.interval(p, segment, self.prefix_len(b, p, tk));
+                let prefix = self.prefix_len(b, (i, tq), (p, tk));
+                let (lo, hi) = self.interval(p, segment, prefix, number as i64);
                 bounds[2 * (b * tq + i)] = lo as i32;
                 bounds[2 * (b * tq + i) + 1] = hi as i32;
             }
@@ -208,24 +232,47 @@ impl Mask {
         Ok(out)
     }
 
-    /// Length of the prefix for the query at position `p` of row `b`.
-    fn prefix_len(&self, b: usize, p: i64, tk: usize) -> i64 {
+    /// Keys that are tokens of a row, which leading keys are not.
+    fn n_tokens(&self, tq: usize, tk: usize) -> usize {
+        match (self.n_leading, &self.segment_starts) {
+            (0, _) => self.n_keys(tk),
+            (_, Some(_)) => tq,
+            (n, None) => self.n_keys(tk) - n,
+        }
+    }
+
+    /// Where the segment of each token of row `b` begins.
+    fn starts(&self, b: usize, tq: usize, tk: usize) -> Option<&[i32]> {
+        let width = if self.n_leading == 0 { tk } else { tq };
+        let starts = self.segment_starts.as_ref()?;
+        Some(&starts.ids()[b * width..][..self.n_tokens(tq, tk)])
+    }
+
+    /// Length of the prefix for query `i` of row `b`, at position `p`.
+    fn prefix_len(&self, b: usize, (i, tq): (usize, usize), (p, tk): (i64, usize)) -> i64 {
         let Some(lengths) = &self.prefix else { return 0 };
-        let index = if lengths.shape().len() == 1 { b } else { b * tk + p.max(0) as usize };
+        let index = match *lengths.shape() {
+            [_] => b,
+            [_, n] if n == tk => b * tk + p.max(0) as usize,
+            _ => b * tq + i,
+        };
         lengths.ids().get(index).copied().map_or(0, i64::from)
     }
 
     /// The interval of the query at position `p` (negative if there are more queries than keys)
-    /// within its segment.
-    fn interval(&self, p: i64, (start, end): (i64, i64), prefix: i64) -> (i64, i64) {
+    /// within its segment, which is the row's segment `number`.
+    fn interval(&self, p: i64, (start, end): (i64, i64), prefix: i64, number: i64) -> (i64, i64) {
         let window = self.window.map_or(i64::MAX / 2, |w| w.min(1 << 40) as i64);
         let lo = start.max(p + 1 - window);
         let hi =
             if self.causal { end.min((p + 1).max(start + prefix)) } else { end.min(p + window) };
+        // Before the segment's own keys stand the leading ones of it and of all segments before.
+        let n = self.n_leading as i64;
+        let (lo, hi) = (lo + number * n, hi + (number + 1) * n);
         if lo < hi { (lo, hi) } else { (0, 0) }
     }
 
-    fn check(&self, batch: usize, tk: usize) -> Result<()> {
+    fn check(&self, batch: usize, tq: usize, tk: usize) -> Result<()> {
         let n_keys = self.n_keys(tk);
         if n_keys > tk {
             let (value, expected) = (n_keys.to_string(), "at most the number of keys given");
@@ -235,10 +282,12 @@ impl Mask {
             let (value, expected) = ("0".to_owned(), "at least 1");
             return Err(Error::Argument { op: OP, name: "window", value, expected });
         }
+        self.check_leading(batch, tq, tk)?;
         if let Some(starts) = &self.segment_starts {
-            expect_ids("segment starts", starts, &[batch, tk])?;
+            let width = if self.n_leading == 0 { tk } else { tq };
+            expect_ids("segment starts", starts, &[batch, width])?;
             for (position, &start) in starts.ids().iter().enumerate() {
-                let p = position % tk;
+                let p = position % width;
                 if p < n_keys && (start < 0 || start as usize > p) {
                     let index = i64::from(start);
                     return Err(Error::Index { op: OP, index, position, limit: p + 1 });
@@ -246,12 +295,45 @@ impl Mask {
             }
         }
         if let Some(lengths) = &self.prefix {
-            let all: &[usize] = if lengths.shape().len() == 2 { &[batch, tk] } else { &[batch] };
+            let all: &[usize] = match *lengths.shape() {
+                [_, n] if n == tq => &[batch, tq],
+                [_, _] => &[batch, tk],
+                _ => &[batch],
+            };
             expect_ids("prefix lengths", lengths, all)?;
             if let Some(position) = lengths.ids().iter().position(|&n| n < 0) {
                 let (index, limit) = (i64::from(lengths.ids()[position]), n_keys + 1);
                 return Err(Error::Index { op: OP, index, position, limit });
             }
+        }
+        Ok(())
+    }
+
+    /// An error unless there are as many keys as the leading ones of all segments take.
+    fn check_leading(&self, batch: usize, tq: usize, tk: usize) -> Result<()> {
+        if self.n_leading == 0 {
+            return Ok(());
+        }
+        let refuse = |value: String, expected| {
+            Err(Error::Argument { op: OP, name: "leading keys", value, expected })
+        };
+        if let Some(window) = self.window {
+            let value = format!("{} with a window of {window}", self.n_leading);
+            return refuse(value, "no window, which would hide them");
+        }
+        let n_keys = self.n_keys(tk);
+        let Some(starts) = &self.segment_starts else {
+            return match self.n_leading <= n_keys {
+                true => Ok(()),
+                false => refuse(self.n_leading.to_string(), "at most the number of keys given"),
+            };
+        };
+        expect_ids("segment starts", starts, &[batch, tq])?;
+        let segments = |row: &[i32]| row.chunk_by(|a, b| a == b).count();
+        let most = starts.ids().chunks(tq.max(1)).map(segments).max().unwrap_or(0);
+        if tq + most * self.n_leading > n_keys {
+            let value = format!("{} before {most} segments of {tq} tokens", self.n_leading);
+            return refuse(value, "at most the number of keys given, less the tokens");
         }
         Ok(())
     }

@@ -35,6 +35,10 @@ impl Tensor {
     /// Memory is linear in T: tiles of 64 queries and 64 keys with a running softmax. Saves q, k,
     /// v, the result and one log-sum-exp per query and head; backward computes the tiles anew.
     ///
+    /// On the CPU queries are computed independently: the bits of a query depend on it and on the
+    /// keys and values it sees, at their places in the text. They do not depend on the other
+    /// queries (a prompt may be read in chunks), the other texts, pages or the number of threads.
+    ///
     /// Dao 2023, "FlashAttention-2", <https://arxiv.org/abs/2307.08691>.
     ///
     /// # Errors

@@ -55,10 +55,9 @@ impl Texts {
 
     fn pages(&self, device: Device) -> Pages {
         let b = self.lengths.len();
-        let ids = |v: &[i32], shape: &[usize]| {
-            Tensor::from_ids(v, shape).unwrap().to_device(device).unwrap()
-        };
-        Pages::new(ids(&self.table, &[b, self.max]), ids(&self.lengths, &[b])).unwrap()
+        let table = Tensor::from_ids(&self.table, [b, self.max]).unwrap();
+        let lengths = Tensor::from_ids(&self.lengths, [b]).unwrap();
+        Pages::new(table, lengths).unwrap().to_device(device).unwrap()
     }
 
     /// The keys or values of a text in order, `[1, n, K, E]`.
@@ -75,7 +74,10 @@ impl Texts {
 }
 
 fn mask(rules: &Rules) -> Mask {
-    let mask = if rules.causal { Mask::causal() } else { Mask::bidirectional() };
+    let mut mask = if rules.causal { Mask::causal() } else { Mask::bidirectional() };
+    if let Some(prefix) = &rules.prefix {
+        mask = mask.with_prefix(Tensor::from_ids(prefix, [prefix.len()]).unwrap());
+    }
     match rules.window {
         Some(window) => mask.with_window(window),
         None => mask,
@@ -113,7 +115,9 @@ fn compare(
         let q = part(&q).iter().map(|x| f64::from(*x)).collect();
         let q = Array { shape: vec![1, tq, h, e], data: q };
         let (k, v) = (texts.in_order(&texts.k, b), texts.in_order(&texts.v, b));
-        let want = reference::attention(&q, &k, &v, rules, f64::from(scale));
+        let prefix = rules.prefix.as_ref().map(|all| vec![all[b]]);
+        let rules = Rules { prefix, ..rules.clone() };
+        let want = reference::attention(&q, &k, &v, &rules, f64::from(scale));
         for (found, want) in part(&found).iter().zip(&want.data) {
             assert!(
                 (f64::from(*found) - want).abs() <= tolerance,
@@ -143,6 +147,32 @@ fn gpu_and_cpu_attend_over_pages_as_defined() {
         compare(&[60, 3, 17], 8, (3, 4, 1, 5), &causal(Some(13)), place);
         compare(&[260, 70, 1], 32, (2, 1, 1, 80), &Rules::default(), place);
         compare(&[90, 9, 8], 1, (8, 4, 2, 24), &causal(None), place);
+    }
+}
+
+#[test]
+fn gpu_and_cpu_attend_by_many_queries_over_pages() {
+    for place in places() {
+        // A whole text, the end of one, several texts of different lengths, one of them shorter.
+        compare(&[70], 16, (70, 4, 2, 8), &causal(None), place);
+        compare(&[200], 16, (65, 2, 1, 64), &causal(None), place);
+        compare(&[150], 16, (33, 4, 4, 32), &causal(Some(40)), place);
+        compare(&[90, 20, 130, 0, 5], 8, (20, 4, 2, 24), &causal(Some(50)), place);
+        compare(&[100], 32, (5, 2, 2, 16), &Rules::default(), place);
+    }
+}
+
+#[test]
+fn gpu_and_cpu_queries_of_a_prefix_see_all_of_it() {
+    for place in places() {
+        let rules =
+            |prefix: &[i32], window| Rules { prefix: Some(prefix.to_vec()), ..causal(window) };
+        // A prefix that is run, one that was, and queries on both sides of its end.
+        compare(&[40], 16, (40, 4, 2, 8), &rules(&[33], None), place);
+        compare(&[60], 16, (12, 2, 1, 32), &rules(&[33], None), place);
+        compare(&[60], 16, (1, 2, 1, 32), &rules(&[33], None), place);
+        compare(&[50, 31], 16, (3, 2, 2, 16), &rules(&[49, 4], None), place);
+        compare(&[50, 31], 16, (24, 2, 2, 16), &rules(&[30, 20], Some(25)), place);
     }
 }
 
@@ -231,14 +261,30 @@ fn what_pages_cannot_do_is_an_error() {
     let q = |shape: &[usize]| normal(shape, 0);
     let good = q(&[2, 1, 4, 8]);
     assert!(good.attention(k, v, &mask, 1.0).is_ok());
-    for bad in [&[3, 1, 4, 8], &[2, 9, 4, 8], &[2, 1, 3, 8], &[2, 1, 4, 6]] {
+    for bad in [&[3, 1, 4, 8], &[2, 1, 3, 8], &[2, 1, 4, 6]] {
         assert!(q(bad).attention(k, v, &mask, 1.0).is_err(), "{bad:?}");
     }
+    // Many queries are read on the CPU alone.
+    assert!(q(&[2, 9, 4, 8]).attention(k, v, &mask, 1.0).is_ok());
+    let on = |x: &Tensor| x.to_device(GPU).unwrap();
+    let on_gpu = Mask::causal().with_pages(texts.pages(GPU));
+    assert!(on(&q(&[2, 9, 4, 8])).attention(&on(k), &on(v), &on_gpu, 1.0).is_err());
     assert!(good.attention(k, v, &mask, f32::NAN).is_err());
     assert!(good.trainable().attention(k, v, &mask, 1.0).is_err());
     assert!(good.attention(k, v, &mask.clone().with_window(0), 1.0).is_err());
-    let prefix = Tensor::from_ids(&[1, 1], [2]).unwrap();
+    let starts = Tensor::from_ids(&[0; 24], [2, 12]).unwrap();
+    assert!(good.attention(k, v, &mask.clone().with_segments(starts), 1.0).is_err());
+    // One length for each sequence.
+    let prefix = Tensor::from_ids(&[1, 1, 1], [3]).unwrap();
     assert!(good.attention(k, v, &mask.with_prefix(prefix), 1.0).is_err());
+    // Many queries need lengths that the host knows.
+    let on_gpu = texts.pages(GPU);
+    let unknown = Pages::new(on_gpu.table().clone(), on_gpu.lengths().clone()).unwrap();
+    let [q, k, v] = [&q(&[2, 9, 4, 8]), k, v].map(|x| x.to_device(GPU).unwrap());
+    let error = q.attention(&k, &v, &Mask::causal().with_pages(unknown), 1.0).unwrap_err();
+    assert!(error.to_string().contains("only the GPU knows"), "{error}");
+    assert!(q.attention(&k, &v, &Mask::causal().with_pages(on_gpu), 1.0).is_ok());
+    let (k, v, good) = (&texts.k, &texts.v, &good);
     let mut far = Texts::new(&[5, 9], 4, (2, 8));
     far.table[0] = 99;
     let mask = Mask::causal().with_pages(far.pages(Device::Cpu));

@@ -1,13 +1,17 @@
 //! Attention over keys and values that lie in [`Pages`].
 
 use super::cpu::{self, Heads, Paged, Problem};
-use super::{Mask, OP, Size, check_scale, cuda};
+use super::{Inputs, Mask, OP, Size, check_scale, cuda};
 use crate::autograd::records;
+use crate::inplace::gather_pages;
 use crate::pages::Pages;
 use crate::{Error, Result, Tensor};
 
 /// Computes [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`,
 /// for masks with pages. The queries are the last tokens of each sequence.
+///
+/// The CPU reads the pages where they lie, and so does a GPU for few queries. For many queries, whose
+/// products cost far more than a copy, a GPU first brings the keys and values of the layer in order.
 pub(super) fn attention(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),
@@ -16,46 +20,72 @@ pub(super) fn attention(
 ) -> Result<Tensor> {
     let (size, shift) = check(q, (k, v), pages)?;
     check_scale(scale)?;
-    let refuse = |value: &str, expected| {
-        Err(Error::Argument { op: OP, name: "pages", value: value.to_owned(), expected })
-    };
     if records(&[q, k, v]) {
-        return refuse("beside inputs that want gradients", "a call inside of no_grad");
+        return Err(refused("beside inputs that want gradients", "a call inside of no_grad"));
     }
-    if mask.has_intervals() {
-        return refuse(
-            "in a mask with segments or prefixes",
-            "a causal mask, or one that sees all",
-        );
+    if mask.has_segments() || mask.has_leading_keys() {
+        let expected = "a mask without segments and leading keys";
+        return Err(refused("in a mask with segments or leading keys", expected));
     }
     let mut out = q.like(q.shape())?;
     if out.shape().n_elements() == 0 {
         return Ok(out);
     }
-    let rule = mask.rule(size.batch, size.tk)?;
-    if q.is_cuda() {
-        if size.width > 256 {
-            let (value, expected) = (size.width.to_string(), "at most 256 on a GPU");
-            return Err(Error::Argument { op: OP, name: "head width", value, expected });
-        }
+    let rule = mask.rule(size.batch, size.tq, size.tk)?;
+    if q.is_cuda() && size.width > 256 {
+        let (value, expected) = (size.width.to_string(), "at most 256 on a GPU");
+        return Err(Error::Argument { op: OP, name: "head width", value, expected });
+    }
+    let host_lengths = pages.host_lengths();
+    // A query at or after the end of the prefix sees what a causal mask shows.
+    let sees_ahead = match host_lengths {
+        Some(lengths) => mask.prefix_reaches_beyond(lengths, size.tq),
+        None => mask.has_intervals(),
+    };
+    if q.is_cuda() && size.tq <= cuda::DECODE_MAX && !sees_ahead {
         cuda::decode_paged([q, k, v], size, rule, (pages, shift), scale, &mut out)?;
         return Ok(out);
     }
-    let lengths = pages.lengths().ids();
+    let Some(lengths) = host_lengths else {
+        let expected = "at most 8 queries without a prefix, or lengths that the host knows too";
+        return Err(refused("whose lengths only the GPU knows", expected));
+    };
     let intervals = mask.intervals_at_ends(lengths, size.tq);
     let heads = |x: &Tensor| x.shape()[2] * size.width;
-    let problem = Problem {
-        size,
-        n_keys: lengths.iter().copied().max().unwrap_or(0) as usize,
-        scale,
-        intervals: &intervals,
-        pages: Some(Paged { table: pages.table().ids(), max: pages.max_pages(), shift }),
-        q: Heads { data: q.data(), offset: 0, stride: heads(q) },
-        k: Heads { data: k.data(), offset: 0, stride: heads(k) },
-        v: Heads { data: v.data(), offset: 0, stride: heads(v) },
+    let n_keys = lengths.iter().copied().max().unwrap_or(0) as usize;
+    if !q.is_cuda() {
+        let (table, max) = (pages.table().ids(), pages.max_pages());
+        let problem = Problem {
+            size,
+            n_keys,
+            scale,
+            intervals: &intervals,
+            pages: Some(Paged { table, max, shift }),
+            q: Heads { data: q.data(), offset: 0, stride: heads(q) },
+            k: Heads { data: k.data(), offset: 0, stride: heads(k) },
+            v: Heads { data: v.data(), offset: 0, stride: heads(v) },
+        };
+        cpu::forward(&problem, out.data_mut(), None)?;
+        return Ok(out);
+    }
+    let [k, v] = gather_pages([k, v], pages, n_keys)?;
+    let size = Size { tk: n_keys, ..size };
+    // One sequence without a prefix is what a rule describes; others differ row by row.
+    let seen = match size.batch == 1 && !sees_ahead {
+        true => cuda::Seen::by_rule(rule, n_keys),
+        false => {
+            let shape = [size.batch, size.tq, 2];
+            let intervals = Tensor::from_ids(&intervals, shape)?.to_device(q.device())?;
+            cuda::Seen::by_intervals(rule, n_keys, intervals)
+        }
     };
-    cpu::decode(&problem, out.data_mut())?;
+    let inputs = Inputs::Separate { q: q.clone(), k, v };
+    cuda::forward(&inputs, size, &seen, scale, &mut out, None)?;
     Ok(out)
+}
+
+fn refused(value: &str, expected: &'static str) -> Error {
+    Error::Argument { op: OP, name: "pages", value: value.to_owned(), expected }
 }
 
 /// The extents, `tk` being the most tokens of a text, and P as a shift.
@@ -66,8 +96,8 @@ fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(Size,
     crate::ops::expect_same(OP, k, v)?;
     q.expect_beside(OP, k)?;
     let (qs, ks) = (q.shape(), k.shape());
-    if qs.len() != 4 || qs[1] > cuda::DECODE_MAX {
-        let expected = format!("[B, Tq, H, E] with at most {} queries of a text", cuda::DECODE_MAX);
+    if qs.len() != 4 {
+        let expected = "[B, Tq, H, E]".to_owned();
         return Err(Error::Rank { op: OP, found: qs, expected });
     }
     let shift = pages.check(OP, k, qs[0])?;

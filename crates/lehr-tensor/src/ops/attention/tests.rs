@@ -304,6 +304,30 @@ fn each_segment_can_have_a_prefix_of_its_own() {
 }
 
 #[test]
+fn leading_keys_stand_before_every_segment() {
+    let ids = |v: &[i32], n: usize| Tensor::from_ids(v, [1, n]).unwrap();
+    // Without segments, over 2 leading keys and 3 tokens: the keys of a cache, too.
+    let causal = Mask::causal().with_leading_keys(2);
+    assert_eq!(causal.intervals(1, 3, 5).unwrap().ids(), [0, 3, 0, 4, 0, 5]);
+    assert_eq!(causal.intervals(1, 1, 5).unwrap().ids(), [0, 5]);
+    let all = Mask::bidirectional().with_leading_keys(2);
+    assert_eq!(all.intervals(1, 2, 4).unwrap().ids(), [0, 4, 0, 4]);
+    // Texts of 2 and 3 tokens: the keys are 2 leading ones, 2 tokens, 2 leading ones, 3 tokens.
+    let packed = causal.clone().with_segments(ids(&[0, 0, 2, 2, 2], 5));
+    let want = [0, 3, 0, 4, 4, 7, 4, 8, 4, 9];
+    assert_eq!(packed.intervals(1, 5, 9).unwrap().ids(), want);
+    let prefix = packed.clone().with_prefix(ids(&[2, 2, 2, 2, 2], 5));
+    let want = [0, 4, 0, 4, 4, 8, 4, 8, 4, 9];
+    assert_eq!(prefix.intervals(1, 5, 9).unwrap().ids(), want);
+    // Keys behind those of a row are seen by nobody.
+    assert_eq!(packed.intervals(1, 5, 12).unwrap().ids()[9], 9);
+    let says = |mask: &Mask, tq, tk| mask.intervals(1, tq, tk).unwrap_err().to_string();
+    assert!(says(&packed, 5, 8).contains("2 before 2 segments of 5 tokens"));
+    assert!(says(&causal, 1, 1).contains("at most the number of keys"));
+    assert!(says(&causal.with_window(9), 3, 5).contains("no window, which would hide them"));
+}
+
+#[test]
 fn large_scores_stay_finite() {
     let (mut q, k) = (normal(&[1, 100, 1, 16], 0), normal(&[1, 100, 1, 16], 1));
     q.data_mut().iter_mut().for_each(|x| *x *= 1e4);

@@ -1,5 +1,6 @@
 use super::reference;
-use crate::ops::activation::{Activation, tests::ALL};
+use crate::ops::activation::Activation;
+use crate::ops::activation::tests::{ALL, EACH, has_exact_tails};
 use crate::testing::{Case, Pair, golden_cases};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -9,7 +10,8 @@ pub(crate) fn cases() -> Vec<Case> {
     for activation in ALL {
         for shape in [&[0, 3][..], &[1], &[3, 5], &[7, 11, 13], &[40_000]] {
             let name = format!("gated {activation:?} {shape:?}");
-            cases.push(Case::random(&name, &[shape.to_vec(), shape.to_vec()], pair(activation)));
+            let case = Case::random(&name, &[shape.to_vec(), shape.to_vec()], pair(activation));
+            cases.push(if has_exact_tails(activation) { case.each(EACH) } else { case });
         }
     }
     cases

@@ -72,6 +72,9 @@ impl Tensor {
     /// Saves `x` and `weight`. `dx = dy W`, `dW = dyᵀ x`, `dbias = Σ dy`; the two products are
     /// written or added straight into the gradient buffers.
     ///
+    /// On the CPU rows are computed independently: the bits of a row do not depend on the others,
+    /// nor on the number of threads.
+    ///
     /// # Errors
     /// If shapes do not fit or memory runs out.
     pub fn linear(&self, weight: &Self, layout: WeightLayout, bias: Option<&Self>) -> Result<Self> {

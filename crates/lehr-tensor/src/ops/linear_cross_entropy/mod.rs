@@ -99,9 +99,9 @@ impl Tensor {
     /// `dW = dzᵀ x` and `dbias = Σ dz` follow at once: saved are those of the labelled rows, so
     /// backward computes no product, and may run only once. With no labelled row the loss is 0.
     ///
-    /// A stored `weight` is multiplied as by [`Tensor::linear_q`], and has no gradient. On the CPU it
-    /// is read where it lies; on a GPU its V · D numbers in the type of `x` need memory until the
-    /// forward pass is over.
+    /// A stored `weight` is multiplied as by [`Tensor::linear_q`], and has no gradient. On the CPU
+    /// it is read where it lies; on a GPU its V · D numbers in the type of `x` need memory until
+    /// the forward pass is over.
     ///
     /// # Errors
     /// If shapes do not fit, a target is neither −100 nor in 0..V, the normaliser or the cap is

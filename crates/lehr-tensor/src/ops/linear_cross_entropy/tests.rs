@@ -1,7 +1,8 @@
 use super::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use super::labels::Labelled;
 use super::{CrossEntropy, reference};
-use crate::testing::{Case, Pair, golden_cases};
+use crate::quant::{Activations, MatrixFormat, QMatrix, Scaling, WeightFormat};
+use crate::testing::{Array, Case, Pair, golden_cases};
 use crate::{Error, Philox, Tensor, no_grad};
 
 const PLAIN: CrossEntropy = CrossEntropy { normalizer: 1.0, z_loss: 0.0, softcap: None };
@@ -41,8 +42,76 @@ pub(crate) fn cases() -> Vec<Case> {
                 cases.push(Case::random(&name, shapes, logprobs(targets.clone(), cap)));
             }
         }
+        for (z_loss, cap) in [(0.0, None), (0.02, Some(3.0))] {
+            let name = format!("cross_entropy_rows {rows:?} of {v}, {z_loss}, cap {cap:?}");
+            let shape = [rows, &[v]].concat();
+            cases.push(Case::random(&name, &[shape], row_losses(targets.clone(), z_loss, cap)));
+        }
+    }
+    cases.extend(stored_cases());
+    cases
+}
+
+/// Heads that are used as they are stored. Multiplied as f32, so that gradients can be checked.
+fn stored_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (rows, d, v, format) in [
+        (&[0][..], 32, 5, WeightFormat::Q8_0.into()),
+        (&[1], 32, 1, WeightFormat::BF16.into()),
+        (&[2, 3], 64, 33, MatrixFormat::Nf4),
+        (&[4, 9], 34, 130, MatrixFormat::Int8(Scaling::Row)),
+        (&[70], 64, 301, MatrixFormat::Int4(Scaling::Group(32))),
+        (&[5], 256, 1200, WeightFormat::Q4_K.into()),
+    ] {
+        let n: usize = rows.iter().product();
+        let targets = targets(n, v, 3).with_shape(rows.into());
+        let mut values = vec![0.0; v * d];
+        Philox::new(21, d as u64).fill_normal(&mut values, 0.3);
+        let head = QMatrix::from_f32(&values, v, d, format).unwrap();
+        let head = head.with_activations(Activations::F32);
+        let shapes = [[rows, &[d]].concat(), vec![v]];
+        let options = CrossEntropy { normalizer: n as f32 + 0.5, z_loss: 0.01, softcap: Some(6.0) };
+        for (name, shapes) in [("", &shapes[..1]), (" with bias", &shapes)] {
+            let name = format!("{rows:?} of {d} to {v} in {format}{name}");
+            let loss = stored_loss(head.clone(), targets.clone(), options);
+            cases.push(Case::random(&name, shapes, loss));
+            let name = format!("token_logprobs {name}");
+            let logprobs = stored_logprobs(head.clone(), targets.clone(), options.softcap);
+            cases.push(Case::random(&name, shapes, logprobs));
+        }
     }
     cases
+}
+
+/// The head that `reference` takes: the numbers of a stored matrix, and the bias.
+fn numbers(head: &QMatrix, rest: &[Array]) -> Vec<Array> {
+    let data = head.to_f32().unwrap().data().iter().map(|x| f64::from(*x)).collect();
+    let weight = Array { shape: vec![head.rows(), head.cols()], data };
+    std::iter::once(weight).chain(rest.iter().cloned()).collect()
+}
+
+fn stored_loss(head: QMatrix, targets: Tensor, options: CrossEntropy) -> Pair {
+    let (ids, same) = (targets.ids().to_vec(), head.clone());
+    Pair::one(
+        move |x| x[0].linear_cross_entropy(&head, x.get(1), &targets, options),
+        move |x| reference::loss(&x[0], &numbers(&same, &x[1..]), &ids, options),
+    )
+}
+
+fn stored_logprobs(head: QMatrix, targets: Tensor, cap: Option<f32>) -> Pair {
+    let (ids, same) = (targets.ids().to_vec(), head.clone());
+    Pair::one(
+        move |x| x[0].token_logprobs(&head, x.get(1), &targets, cap),
+        move |x| reference::logprobs(&x[0], &numbers(&same, &x[1..]), &ids, cap),
+    )
+}
+
+fn row_losses(targets: Tensor, z_loss: f32, cap: Option<f32>) -> Pair {
+    let ids = targets.ids().to_vec();
+    Pair::one(
+        move |x| x[0].cross_entropy_rows(&targets, z_loss, cap),
+        move |x| reference::row_losses(&x[0], &ids, z_loss, cap),
+    )
 }
 
 /// Random labels; every `gap`-th row has none.
@@ -164,6 +233,9 @@ fn bad_arguments_are_refused() {
         assert!(x.token_logprobs(&w, None, &ids(&[bad, 0]), None).is_err());
     }
     let good = ids(&[0, 4]);
+    assert!(x.cross_entropy_rows(&ids(&[0, 3]), 0.0, None).is_err());
+    assert!(x.cross_entropy_rows(&ids(&[0]), 0.0, None).is_err());
+    assert!(x.cross_entropy_rows(&ids(&[0, 2]), 0.0, Some(-1.0)).is_err());
     assert!(x.linear_cross_entropy(&w, None, &ids(&[0]), PLAIN).is_err());
     assert!(x.linear_cross_entropy(&random([5, 4], 1), None, &good, PLAIN).is_err());
     assert!(x.linear_cross_entropy(&w, None, &w, PLAIN).is_err());

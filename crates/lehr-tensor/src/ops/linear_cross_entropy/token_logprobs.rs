@@ -26,6 +26,9 @@ impl Tensor {
     /// logits again, because the gradient of each row is known only then:
     /// `dz = dy (onehot − softmax)`.
     ///
+    /// On the CPU rows are computed independently: the bits of a row do not depend on the others,
+    /// nor on the number of threads.
+    ///
     /// # Errors
     /// If shapes do not fit, a target is neither −100 nor in 0..V, the cap is not a positive
     /// number, or memory runs out.

@@ -30,6 +30,9 @@ impl Tensor {
     /// `dx = dy W`, in f32 whatever the activations were, and `dbias = Σ dy`; the weight has no
     /// gradient. Saves nothing but a share in the weight.
     ///
+    /// On the CPU rows are computed independently: the bits of a row do not depend on the others,
+    /// nor on the number of threads.
+    ///
     /// # Errors
     /// If shapes do not fit or memory runs out.
     pub fn linear_q(&self, w: &QMatrix, bias: Option<&Self>) -> Result<Self> {

@@ -5,20 +5,14 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use lehr_infer::resolve_model;
-use lehr_model::{
-    Config, DecodeGraph, KvCache, LlamaConfig, Model, PagedCache, PagedGraph, RopeConfig, Tokens,
-};
-use lehr_tensor::inplace::{self, sample::GpuSampler};
-use lehr_tensor::{Device, Philox, Tensor, cuda, threads};
+use lehr_infer::{Engine, EngineSettings, Event, Limits, Request, Sampling, resolve_model};
+use lehr_model::{Config, LlamaConfig, Model, RopeConfig};
+use lehr_tensor::{Device, Philox, cuda, threads};
 use serde_json::json;
 
 use super::system;
 use crate::cmd::compute::UseArgs;
 use crate::fail::Hinted;
-
-/// Tokens of the prompt that are read at once, as in generation.
-const BLOCK: usize = 512;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,16 +22,16 @@ pub(crate) struct Args {
     /// Random weights of this shape instead of a model
     #[arg(long, value_enum)]
     shape: Option<ShapeArg>,
-    /// Texts at once; more than one have their keys and values in pages
+    /// Sequences at once
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Tokens of the prompt
+    /// Prompt length in tokens
     #[arg(long, default_value_t = 512)]
     prompt: usize,
-    /// Tokens to generate after it
+    /// Tokens to generate
     #[arg(long, default_value_t = 128)]
     new: usize,
-    /// Runs; the median counts
+    /// Runs; the result is their median
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     #[command(flatten)]
@@ -101,23 +95,26 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     model.check_causal("measuring generation")?;
     args.compute.place(&model)?;
     let load_s = start.elapsed().as_secs_f64();
-    let capacity = args.prompt + args.new;
-    let mut cache = model.cache(1, capacity)?;
-    let mut pages = match args.batch {
-        1 => None,
-        batch => Some(PagedCache::new(&model, batch, capacity, usize::MAX)?),
+    // All prompts are read in the first step, and no round reuses what another has read.
+    let settings = EngineSettings {
+        max_sequences: args.batch,
+        context: Some(args.prompt + args.new),
+        cache_tokens: None,
+        prefill_budget: usize::MAX,
+        reuse_prefixes: false,
     };
+    let mut engine = Engine::without_text(&model, settings)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    // The first run touches the memory and is not counted.
+    // The first run touches memory and is not counted.
     for round in 0..=args.rounds {
-        let (read_s, generate_s) = once(&model, &mut cache, pages.as_mut(), args)?;
+        let (read_s, generate_s) = once(&mut engine, model.spec().vocab_size, args)?;
         if round > 0 {
             prefill.push((args.batch * args.prompt) as f64 / read_s);
             decode.push((args.batch * args.new) as f64 / generate_s);
         }
     }
     let (prefill_tok_s, decode_tok_s) = (median(&mut prefill), median(&mut decode));
-    // Every generated token reads all weights once, but of a table of its own only one row.
+    // Every generated token reads all weights once, but only one row of an untied embedding.
     let gb_s = decode_tok_s / args.batch as f64 * model.decode_bytes() as f64 / 1e9;
     let copy_gb_s = match model.compute().0 {
         Device::Cuda(ordinal) => Some(cuda::copy_rate(ordinal)? / 1e9),
@@ -130,7 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "{}",
             json!({
                 "peer": "lehr", "version": env!("CARGO_PKG_VERSION"),
-                "model": name(args), "batch": args.batch, "paged": pages.is_some(),
+                "model": name(args), "batch": args.batch,
                 "device": model.compute().0.to_string(),
                 "dtype": model.compute().1.to_string(), "tok_s": decode_tok_s, "gbytes_s": gb_s,
                 "share": copy_gb_s.map(|rate| gb_s / rate), "threads": threads::n_threads(),
@@ -158,97 +155,30 @@ fn name(args: &Args) -> String {
 }
 
 /// Seconds to read the prompts, one after the other, and to generate the most likely tokens after
-/// them, for all texts at once. A GPU chooses them itself; like whoever generates, the host waits
-/// for the ids of each.
-fn once(
-    model: &Model,
-    cache: &mut KvCache,
-    mut pages: Option<&mut PagedCache>,
-    args: &Args,
-) -> Result<(f64, f64)> {
-    let vocab = model.spec().vocab_size;
+/// them, for all sequences at once. A GPU chooses them itself; the host waits for the ids of each.
+fn once(engine: &mut Engine<'_>, vocab: usize, args: &Args) -> Result<(f64, f64)> {
     let noise = Philox::new(1, 0);
-    let id = |i: usize| (noise.block(i as u64)[0] as usize % vocab) as i32;
-    let sampler = match model.compute().0 {
-        Device::Cpu => None,
-        device => Some(GpuSampler::new(device, args.batch, vocab)?),
+    let id = |i: usize| noise.block(i as u64)[0] % vocab as u32;
+    // The first new token comes with the prompt.
+    let limits = Limits { max_tokens: Some(args.new + 1), ..Limits::default() };
+    for sequence in 0..args.batch {
+        let prompt = (0..args.prompt).map(|i| id(sequence * args.prompt + i)).collect();
+        engine.submit(Request::new(prompt, Sampling::GREEDY, limits.clone()))?;
+    }
+    let mut step = || {
+        for event in engine.step()? {
+            if let Event::Failed { error, .. } = event {
+                return Err(error);
+            }
+        }
+        Ok(!engine.is_idle())
     };
-    if let Some(pages) = &mut pages {
-        (0..args.batch).for_each(|row| pages.leave(row));
-    }
     let start = Instant::now();
-    let mut next = Vec::new();
-    for text in 0..args.batch {
-        let _ = cache.truncate(0);
-        let prompt: Vec<i32> = (0..args.prompt).map(|i| id(text * args.prompt + i)).collect();
-        let mut last = 0;
-        for block in prompt.chunks(BLOCK) {
-            let tokens = Tokens::new(block, 1, cache.len())?;
-            last = most_likely(&model.next_logits(&tokens, cache)?)?[0];
-        }
-        if let Some(pages) = &mut pages {
-            pages.join(cache)?;
-        }
-        if let Some(sampler) = &sampler {
-            sampler.set_id(text, last)?;
-        }
-        next.push(last);
-    }
+    step()?;
     let read_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    match pages {
-        Some(pages) => generate_paged(model, pages, (sampler, next), args.new)?,
-        None => generate(model, cache, (sampler, next), args.new)?,
-    }
+    while step()? {}
     Ok((read_s, start.elapsed().as_secs_f64()))
-}
-
-/// Continues one text.
-fn generate(
-    model: &Model,
-    cache: &mut KvCache,
-    (sampler, mut next): (Option<GpuSampler>, Vec<i32>),
-    n: usize,
-) -> Result<()> {
-    let mut graph = DecodeGraph::new(model, cache, 1)?;
-    for _ in 0..n {
-        next = match (&mut graph, &sampler) {
-            (Some(graph), Some(sampler)) => {
-                graph.choose_next(model, sampler, cache)?;
-                sampler.read()?
-            }
-            _ => most_likely(&model.next_logits(&Tokens::new(&next, 1, cache.len())?, cache)?)?,
-        };
-    }
-    Ok(())
-}
-
-/// Continues the texts in pages, of which each has a row.
-fn generate_paged(
-    model: &Model,
-    pages: &mut PagedCache,
-    (sampler, mut next): (Option<GpuSampler>, Vec<i32>),
-    n: usize,
-) -> Result<()> {
-    let mut graph = PagedGraph::new(model, pages)?;
-    for _ in 0..n {
-        next = match (&mut graph, &sampler) {
-            (Some(graph), Some(sampler)) => {
-                graph.choose_next(model, sampler, pages)?;
-                sampler.read()?
-            }
-            _ => {
-                let next: Vec<(usize, i32)> = next.into_iter().enumerate().collect();
-                most_likely(&pages.next_logits(model, &next)?)?
-            }
-        };
-    }
-    Ok(())
-}
-
-/// The most likely token of each row of logits.
-fn most_likely(logits: &Tensor) -> Result<Vec<i32>> {
-    Ok(inplace::argmax(logits)?.to_host()?.ids().to_vec())
 }
 
 fn median(values: &mut [f64]) -> f64 {

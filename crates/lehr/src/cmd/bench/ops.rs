@@ -1,4 +1,4 @@
-//! `lehr bench ops`: each operation against what bounds it on this device, the copying of memory or
+//! `lehr bench ops`: each operation against its limit on this device, the bandwidth of a copy or
 //! the rate of matrix products.
 
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::cmd::compute::ThreadArgs;
 
-/// Operations one by one, as shares of the device's copying speed or matrix-product rate.
+/// Single operations, as shares of the device's copy bandwidth or matrix-product rate.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// cpu, auto, cuda or cuda:N
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What bounds an operation.
+/// Limit that bounds an operation.
 #[derive(Clone, Copy)]
 enum Work {
     /// Bytes read and written.
@@ -57,13 +57,13 @@ struct Bench<'a> {
     args: &'a Args,
     device: Device,
     dtype: DType,
-    /// Bytes per second of a copy, reading and writing counted.
+    /// Bytes per second of a copy, counting reads and writes.
     copy_rate: f64,
     /// FLOP/s of a large product.
     matmul_rate: f64,
 }
 
-/// Runs whose mean counts.
+/// Runs; the result is their mean.
 const ROUNDS: usize = 10;
 
 /// Model width, heads, key-value heads, head width, MLP width, vocabulary: those of an 8B Llama.
@@ -97,7 +97,7 @@ impl Bench<'_> {
         Ok(x.cast(self.dtype)?.to_device(self.device)?)
     }
 
-    /// Seconds that `body` takes on the device.
+    /// Measures the seconds that `body` takes on the device.
     fn timed(&self, body: impl FnOnce() -> lehr_tensor::Result<()>) -> Result<f64> {
         match self.device {
             Device::Cuda(ordinal) => Ok(cuda::timed(ordinal, body)?),
@@ -109,13 +109,13 @@ impl Bench<'_> {
         }
     }
 
-    /// Seconds per call, after one that is not counted.
+    /// Measures the seconds per call, after one untimed call.
     fn repeated(&self, mut body: impl FnMut() -> lehr_tensor::Result<()>) -> Result<f64> {
         body()?;
         Ok(self.timed(|| (0..ROUNDS).try_for_each(|_| body()))? / ROUNDS as f64)
     }
 
-    /// Seconds per backward of what `forward` gives, which is not counted.
+    /// Measures the seconds per backward pass of the result of `forward`, which is not timed.
     fn backward(&self, mut forward: impl FnMut() -> lehr_tensor::Result<Tensor>) -> Result<f64> {
         let like = no_grad(&mut forward)?;
         let grad = self.random(like.shape())?.cast(like.dtype())?;
@@ -127,7 +127,7 @@ impl Bench<'_> {
         Ok(once(3)? / 3.0)
     }
 
-    /// The two rates that everything is compared with.
+    /// The two limits that everything is compared with.
     fn rates(&mut self) -> Result<()> {
         let n = if self.device.is_cuda() { 1 << 28 } else { 1 << 24 };
         let x = Tensor::zeros_on(self.device, [n], DType::F32)?;
@@ -178,7 +178,7 @@ impl Bench<'_> {
         println!("{op:28} {shape:26} {:9.3} ms {rate:18} {:5.1} %", seconds * 1e3, 100.0 * share);
     }
 
-    /// Operations that are bound by memory: bytes of `n` activations read and written.
+    /// Operations bound by memory: bytes of `n` activations read and written.
     fn rows(&self, tokens: usize) -> Result<()> {
         let shape = format!("{tokens} x {WIDTH}");
         let bytes = |n: usize| Work::Bytes((n * tokens * WIDTH * self.dtype.size()) as f64);
@@ -190,8 +190,8 @@ impl Bench<'_> {
                 _ => x.layer_norm(&weight, Some(&weight), 1e-5),
             };
             self.report(op, &shape, self.repeated(|| no_grad(|| norm(&x)).map(drop))?, bytes(2));
-            // x by way of an op: the gradient of a leaf would be in f32. It still becomes that
-            // once, which is counted.
+            // x passes through an op, because the gradient of a leaf would be f32. It still becomes
+            // f32 once, which is counted.
             let seconds = self.backward(|| norm(&x.trainable().reshape([tokens, WIDTH])?))?;
             let cast = if self.dtype == DType::F32 { 0.0 } else { (6 * tokens * WIDTH) as f64 };
             let moved = (3 * tokens * WIDTH * self.dtype.size()) as f64 + cast;
@@ -220,7 +220,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// The loss beside the products in it.
+    /// The loss, compared with its products.
     fn loss(&self, tokens: usize) -> Result<()> {
         if !self.wants("linear_cross_entropy") {
             return Ok(());
@@ -260,7 +260,7 @@ impl Bench<'_> {
             let inner = |x: &Tensor| x.trainable().reshape(x.shape());
             inner(&q)?.attention(&inner(&k)?, &inner(&v)?, &mask, scale)
         })?;
-        // Five products, of which the kernels compute two twice; those that are needed count.
+        // Five products. The kernels compute two of them twice, but only the necessary ones count.
         self.report("attention backward", &shape, seconds, Work::Flops(2.5 * flops));
         Ok(())
     }
@@ -303,14 +303,14 @@ impl Bench<'_> {
                 .collect();
             inplace::adamw_params(&mut items, rule, None)
         })?;
-        // Four read and three written in f32, and the copy that is computed with.
+        // Four reads and three writes in f32, and the copy in the computing type.
         let copy = if self.dtype == DType::F32 { 0 } else { self.dtype.size() };
         let bytes = (count * n * (28 + copy)) as f64;
         self.report("adamw", &format!("{count} x {n}"), seconds, Work::Bytes(bytes));
         Ok(())
     }
 
-    /// Products of one row with stored weights: bound by the reading of the weight.
+    /// Products of one row with quantised weights, bound by reading the weight.
     fn decode(&self) -> Result<()> {
         let formats = [
             WeightFormat::BF16,

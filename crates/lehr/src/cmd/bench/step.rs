@@ -1,20 +1,19 @@
-//! `lehr bench step`: the training step of `tools/bench/torch_bench.py`, same model, same work.
+//! `lehr bench step`: the step of a training run on the model and the batches of
+//! `tools/bench/torch_bench.py`.
 
-use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use lehr_data::Batch;
 use lehr_model::{
-    Activations, Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config, LlamaConfig,
-    Model, RopeConfig, Tokens,
+    ActivationCheckpointing, Compute, Config, DTypeChoice, DeviceChoice, FP8_SIDE_MIN, Gpt2Config,
+    LlamaConfig, Model, RopeConfig,
 };
-use lehr_tensor::cuda::OneLaunch;
-use lehr_tensor::inplace::{Clip, SquareSum};
-use lehr_tensor::{DType, Device, Philox, Tensor, cuda, threads};
+use lehr_tensor::{Device, Philox, cuda, threads};
 use lehr_train::recipe::OptimizerConfig;
-use lehr_train::{AdamW, LossScale, Optimizer, Update, machine_gflops};
+use lehr_train::{Recipe, StepEnd, StepInputs, Stepper, machine_gflops, next_token_loss};
 use serde_json::json;
 
 use super::system;
@@ -24,7 +23,7 @@ use crate::fail::Hinted;
 /// Training steps: forward, loss, backward, AdamW.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Size of model and batch
+    /// Shape of model and batch
     #[arg(long, value_enum, default_value_t = Size::Small)]
     config: Size,
     /// Family
@@ -33,13 +32,13 @@ pub(crate) struct Args {
     /// Timed steps
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// Untimed steps before
+    /// Untimed steps before them
     #[arg(long, default_value_t = 2)]
     warmup: usize,
-    /// Rows per step [default: the config's]
+    /// Sequences per step [default: the config's]
     #[arg(long)]
     batch: Option<usize>,
-    /// Tokens per row [default: the config's]
+    /// Tokens per sequence [default: the config's]
     #[arg(long)]
     length: Option<usize>,
     /// Device: cpu, auto, cuda or cuda:N
@@ -48,10 +47,10 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// Activations until backward: keep, recompute (less memory, more work), or offload (and on the
-    /// host)
-    #[arg(long, default_value = "keep")]
-    activations: Activations,
+    /// Activation checkpointing: none (all are kept), recompute (less memory, more work), or
+    /// offload (and what is kept waits on the host)
+    #[arg(long, default_value = "none")]
+    activations: ActivationCheckpointing,
     /// Record each step as a CUDA graph and start it by one launch
     #[arg(long)]
     cuda_graph: bool,
@@ -169,21 +168,126 @@ fn config(arch: Arch, s: &Shape) -> Config {
 }
 
 /// Eight fixed batches of random tokens, as the peer has them.
-fn batches(s: &Shape) -> Result<Vec<(Tokens, Tensor)>> {
+fn batches(s: &Shape) -> Vec<Batch> {
     let stream = Philox::new(0, 0);
     let n = s.b * s.t;
-    (0..8)
-        .map(|index| {
-            let id = |i: usize| stream.block((index * (n + 1) + i) as u64)[0] as usize % s.vocab;
-            let row: Vec<i32> = (0..=n).map(|i| id(i) as i32).collect();
-            let targets = Tensor::from_ids(&row[1..], [s.b, s.t])?;
-            Ok((Tokens::new(&row[..n], s.b, 0)?, targets))
+    let batch = |index: usize| {
+        let id = |i: usize| stream.block((index * (n + 1) + i) as u64)[0] as usize % s.vocab;
+        let row: Vec<i32> = (0..=n).map(|i| id(i) as i32).collect();
+        Batch {
+            tokens: row[..n].to_vec(),
+            targets: row[1..].to_vec(),
+            positions: (0..n).map(|i| (i % s.t) as i32).collect(),
+            segment_starts: vec![0; n],
+            n_targets: n,
+            ..Batch::padding(s.b, s.t, 0)
+        }
+    };
+    (0..8).map(batch).collect()
+}
+
+/// The optimiser of the peer: no clipping. On the CPU each weight is updated when its gradient is
+/// complete; on a GPU, as a run does by default, one launch updates all.
+fn optimizer(compute: &Compute) -> OptimizerConfig {
+    let in_backward = !compute.device.is_cuda();
+    OptimizerConfig { lr: 3e-4, clip_norm: 0.0, in_backward, ..Recipe::base().optimizer }
+        .with_adamw(|adamw| {
+            (adamw.beta2, adamw.weight_decay) = (0.95, 0.1);
         })
-        .collect()
+}
+
+/// The product's own step over fixed batches.
+struct Bench {
+    model: Model,
+    stepper: Stepper,
+    batches: Vec<Batch>,
+    n_done: usize,
+}
+
+impl Bench {
+    fn new(args: &Args, shape: &Shape, compute: &Compute) -> Result<Self> {
+        let mut model = Model::new(config(args.arch, shape), 1337)?;
+        model.set_activation_checkpointing(args.activations);
+        model.to_device(compute.device, compute.dtype)?;
+        if args.fp8 {
+            model.use_fp8(FP8_SIDE_MIN);
+        }
+        let stepper = Stepper::new(&optimizer(compute), &model, args.cuda_graph)?;
+        Ok(Self { model, stepper, batches: batches(shape), n_done: 0 })
+    }
+
+    /// Makes a step and gives its loss.
+    fn step(&mut self) -> Result<f32> {
+        let model = &self.model;
+        let at = self.n_done % self.batches.len();
+        let inputs = StepInputs {
+            params: model.params(),
+            loss: &|batch, normalizer| next_token_loss(model, batch, normalizer),
+            batches: &self.batches[at..=at],
+            number: self.n_done as u64 + 1,
+            lr: 3e-4,
+        };
+        self.n_done += 1;
+        loop {
+            let enqueued = self.stepper.enqueue(inputs)?;
+            match self.stepper.wait(&enqueued, model.params())? {
+                StepEnd::Made(numbers) => return Ok(numbers.loss as f32),
+                StepEnd::Overflow => {}
+                StepEnd::NotFinite(numbers) => {
+                    let found = format!("bench step: step {} has {numbers:?}", inputs.number);
+                    return Err(Hinted::error(found, "try another --dtype"));
+                }
+            }
+        }
+    }
+}
+
+/// What was measured.
+struct Measured {
+    losses: Vec<f32>,
+    first_step_s: f64,
+    /// Seconds of the timed steps, sorted.
+    times: Vec<f64>,
+    busy_cores: f64,
+    device_peak_mb: Option<f64>,
+}
+
+impl Measured {
+    fn take(args: &Args, bench: &mut Bench, device: Device, start: Instant) -> Result<Self> {
+        let mut losses = vec![bench.step()?];
+        let first_step_s = start.elapsed().as_secs_f64();
+        for _ in 1..args.warmup {
+            losses.push(bench.step()?);
+        }
+        if let Device::Cuda(ordinal) = device {
+            cuda::reset_peak(ordinal)?;
+        }
+        let (wall, cpu) = (Instant::now(), system::cpu_seconds());
+        let mut times = Vec::new();
+        for _ in 0..args.steps.max(1) {
+            let start = Instant::now();
+            losses.push(bench.step()?);
+            times.push(start.elapsed().as_secs_f64());
+        }
+        let busy_cores = (system::cpu_seconds() - cpu) / wall.elapsed().as_secs_f64();
+        times.sort_by(f64::total_cmp);
+        let device_peak_mb = match device {
+            Device::Cpu => None,
+            Device::Cuda(ordinal) => {
+                Some(cuda::arena_stats(ordinal)?.used_peak_bytes as f64 / f64::from(1u32 << 20))
+            }
+        };
+        Ok(Self { losses, first_step_s, times, busy_cores, device_peak_mb })
+    }
+
+    fn median(&self) -> f64 {
+        let times = &self.times;
+        (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let process_start = Instant::now();
+    let start = Instant::now();
     args.threads.apply();
     let mut shape = args.config.shape();
     shape.b = args.batch.unwrap_or(shape.b);
@@ -199,152 +303,87 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         compute.check_fp8()?;
     }
     if args.cuda_graph
-        && (compute.device == Device::Cpu || args.activations == Activations::Offload)
+        && (compute.device == Device::Cpu || args.activations == ActivationCheckpointing::Offload)
     {
         let doing =
             "bench step: --cuda-graph records a step on a GPU, without --activations offload";
-        return Err(Hinted::error(doing, "add --device cuda, or leave --cuda-graph out"));
+        return Err(Hinted::error(doing, "add --device cuda, or omit --cuda-graph"));
     }
-    let mut model = Model::new(config(args.arch, &shape), 1337)?;
-    model.set_activations(args.activations);
-    model.to_device(compute.device, compute.dtype)?;
-    let n_fp8 = if args.fp8 { model.use_fp8(FP8_SIDE_MIN) } else { 0 };
-    let rule = OptimizerConfig::Adamw {
-        lr: 3e-4,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        clip_norm: 0.0,
-        embedding_lr_ratio: 1.0,
-        in_backward: true,
-    };
-    let mut optimizer = AdamW::new(&rule, model.params())?;
-    let batches = batches(&shape)?;
-    let by_id: HashMap<_, _> = model.params().params().iter().map(|p| (p.id(), p)).collect();
-    let n_tokens = shape.b * shape.t;
-    // As a run in f16 begins.
-    let scaled = compute.dtype == DType::F16;
-    let factor = if scaled { LossScale::START.factor } else { 1.0 };
-    let mut one_launch = match compute.device {
-        Device::Cuda(ordinal) if args.cuda_graph => Some(OneLaunch::new(ordinal)?),
-        _ => None,
-    };
-    let mut number = 0;
-    let mut step = |i: usize| -> Result<f32> {
-        number += 1;
-        let update = Update { number, lr: 3e-4, grad_scale: 1.0 / factor };
-        let (tokens, targets) = &batches[i % batches.len()];
-        let normalizer = n_tokens as f32 / factor;
-        let mut on_gpu = || -> Result<Tensor> {
-            // As a run does by default: one launch updates all weights.
-            let loss = model.loss(tokens, targets, normalizer)?;
-            let value = loss.detach();
-            loss.backward()?;
-            let clip = Clip { squares: &SquareSum::known(0.0), norm: 0.0 };
-            optimizer.step(model.params(), update, clip)?;
-            model.params().clear_grads();
-            Ok(value)
-        };
-        if compute.device.is_cuda() {
-            // The first step loads kernels and finds the memory.
-            let value = match one_launch.as_mut().filter(|_| number > 1) {
-                Some(one_launch) => one_launch.run(on_gpu)?,
-                None => on_gpu()?,
-            };
-            // The only time the GPU is waited for.
-            return Ok(value.item()? / factor);
-        }
-        let loss = model.loss(tokens, targets, normalizer)?;
-        let value = loss.detach();
-        // Each weight is updated when its gradient is complete, as with `optimizer.in_backward`.
-        optimizer.begin(update);
-        loss.backward_each(|id| -> Result<()> {
-            if let Some(param) = by_id.get(&id) {
-                optimizer.update(param)?;
-                param.clear_grad();
-            }
-            Ok(())
-        })?;
-        Ok(value.item()?)
-    };
-    let loss_first = step(0)?;
-    let mut losses = vec![loss_first];
-    let first_step_s = process_start.elapsed().as_secs_f64();
-    for i in 1..args.warmup {
-        losses.push(step(i)?);
+    let mut bench = Bench::new(args, &shape, &compute)?;
+    let measured = Measured::take(args, &mut bench, compute.device, start)?;
+    match args.json {
+        true => print_json(args, &shape, &compute, &bench.model, &measured),
+        false => print_line(args, &shape, &compute, &bench.model, &measured)?,
     }
-    let (n_done, reset) = (losses.len(), compute.device);
-    if let Device::Cuda(ordinal) = reset {
-        cuda::reset_peak(ordinal)?;
-    }
-    let (wall, cpu) = (Instant::now(), system::cpu_seconds());
-    let mut times = Vec::new();
-    for i in 0..args.steps.max(1) {
-        let start = Instant::now();
-        losses.push(step(n_done + i)?);
-        times.push(start.elapsed().as_secs_f64());
-    }
-    let loss_last = losses.last().copied().unwrap_or(loss_first);
-    let device_peak_mb = match compute.device {
-        Device::Cpu => None,
-        Device::Cuda(ordinal) => {
-            Some(cuda::arena_stats(ordinal)?.used_peak_bytes as f64 / f64::from(1u32 << 20))
-        }
-    };
-    let mfu = |gflops: f64| match compute.device {
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The name of a value on the command line.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+}
+
+fn print_json(args: &Args, s: &Shape, compute: &Compute, model: &Model, measured: &Measured) {
+    let Measured { losses, first_step_s, times, busy_cores, device_peak_mb } = measured;
+    let (median, flops) = (measured.median(), model.flops_per_step(s.b, s.t));
+    let gflops = flops / median / 1e9;
+    let mfu = match compute.device {
         Device::Cuda(ordinal) => {
             cuda::device_info(ordinal).ok().and_then(|i| dense_peak(&i)).map(|peak| gflops / peak)
         }
         Device::Cpu => None,
     };
-    let busy_cores = (system::cpu_seconds() - cpu) / wall.elapsed().as_secs_f64();
-    times.sort_by(f64::total_cmp);
-    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
-    let flops = model.flops_per_step(shape.b, shape.t);
-    let gflops = flops / median / 1e9;
-    let name = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
-        v().map(|v| v.get_name().to_owned()).unwrap_or_default()
+    let n_fp8 = model.params().params().iter().filter(|p| p.is_fp8()).count();
+    println!(
+        "{}",
+        json!({
+            "peer": "lehr", "version": env!("CARGO_PKG_VERSION"), "config": name(&args.config),
+            "arch": name(&args.arch), "mode": "eager", "threads": threads::n_threads(), "fused": 1,
+            "fwd_only": false, "params": model.params().n_values(), "B": s.b, "T": s.t,
+            "steps": times.len(), "first_step_s": round(*first_step_s, 2),
+            "ms_median": round(median * 1e3, 1), "ms_min": round(times[0] * 1e3, 1),
+            "ms_max": round(times[times.len() - 1] * 1e3, 1),
+            "tok_s": round((s.b * s.t) as f64 / median, 1),
+            "gflops": round(gflops, 1), "flop_per_step": flops,
+            "peak_rss_mb": system::peak_rss_mb().round(), "busy_cores": round(*busy_cores, 2),
+            "loss_first": losses.first(), "loss_last": losses.last(), "losses": losses,
+            "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
+            "activations": args.activations, "cuda_graph": args.cuda_graph,
+            "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu,
+            "fp8_matrices": n_fp8, "fp8_refused": cuda::fp8_refused(),
+        })
+    );
+}
+
+fn print_line(
+    args: &Args,
+    s: &Shape,
+    compute: &Compute,
+    model: &Model,
+    measured: &Measured,
+) -> Result<()> {
+    let median = measured.median();
+    let gflops = model.flops_per_step(s.b, s.t) / median / 1e9;
+    let peak = match compute.device {
+        Device::Cpu => machine_gflops(),
+        Device::Cuda(ordinal) => cuda::matmul_gflops(ordinal, compute.dtype)?,
     };
-    let config_name = name(&|| args.config.to_possible_value());
-    let arch_name = name(&|| args.arch.to_possible_value());
-    let tok_s = n_tokens as f64 / median;
-    let peak_rss_mb = system::peak_rss_mb();
-    if args.json {
-        println!(
-            "{}",
-            json!({
-                "peer": "lehr", "version": env!("CARGO_PKG_VERSION"), "config": config_name,
-                "arch": arch_name, "mode": "eager", "threads": threads::n_threads(), "fused": 1,
-                "fwd_only": false, "params": model.params().n_values(), "B": shape.b, "T": shape.t,
-                "steps": times.len(), "first_step_s": round(first_step_s, 2),
-                "ms_median": round(median * 1e3, 1), "ms_min": round(times[0] * 1e3, 1),
-                "ms_max": round(times[times.len() - 1] * 1e3, 1), "tok_s": round(tok_s, 1),
-                "gflops": round(gflops, 1), "flop_per_step": flops,
-                "peak_rss_mb": peak_rss_mb.round(), "busy_cores": round(busy_cores, 2),
-                "loss_first": loss_first, "loss_last": loss_last, "losses": losses,
-                "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
-                "activations": args.activations, "cuda_graph": args.cuda_graph,
-                "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu(gflops),
-                "fp8_matrices": n_fp8, "fp8_refused": cuda::fp8_refused(),
-            })
-        );
-    } else {
-        let peak = match compute.device {
-            Device::Cpu => machine_gflops(),
-            Device::Cuda(ordinal) => cuda::matmul_gflops(ordinal, compute.dtype)?,
-        };
-        let peak_rss_mb = device_peak_mb.unwrap_or(peak_rss_mb);
-        println!(
-            "{config_name} {arch_name}: {:.1} ms per step, {tok_s:.0} tokens/s, \
-             {gflops:.0} GFLOP/s \
-             ({:.0}% of the {peak:.0} of matrix products), {peak_rss_mb:.0} MB, first step after \
-             {first_step_s:.2} s, loss {loss_first:.4} to {loss_last:.4}",
-            median * 1e3,
-            100.0 * gflops / peak
-        );
-    }
-    Ok(ExitCode::SUCCESS)
+    let (losses, memory) = (&measured.losses, measured.device_peak_mb);
+    println!(
+        "{} {}: {:.1} ms per step, {:.0} tokens/s, {gflops:.0} GFLOP/s \
+         ({:.0}% of the {peak:.0} of matrix products), {:.0} MB, first step after \
+         {:.2} s, loss {:.4} to {:.4}",
+        name(&args.config),
+        name(&args.arch),
+        median * 1e3,
+        (s.b * s.t) as f64 / median,
+        100.0 * gflops / peak,
+        memory.unwrap_or_else(system::peak_rss_mb),
+        measured.first_step_s,
+        losses[0],
+        losses[losses.len() - 1],
+    );
+    Ok(())
 }
 
 /// GFLOP/s of dense products of 16-bit floats by the data sheet of Hopper's full chips, which MFU

@@ -1,6 +1,6 @@
-//! What the operating system says of this process.
+//! Figures of this process from the operating system.
 
-/// The largest resident memory so far, in MB of 2^20 bytes; 0 where the system does not say.
+/// Returns the peak resident memory in MB of 2^20 bytes, or 0 if the system does not report it.
 pub(super) fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
@@ -8,12 +8,12 @@ pub(super) fn peak_rss_mb() -> f64 {
     kib.unwrap_or(0.0) / 1024.0
 }
 
-/// Seconds of processor time of all threads so far; 0 where the system does not say.
+/// Returns the processor time of all threads in seconds, or 0 if the system does not report it.
 pub(super) fn cpu_seconds() -> f64 {
     /// Linux reports in ticks of this many per second.
     const TICKS: f64 = 100.0;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The second field, the name in parentheses, may hold spaces.
+    // The second field, the name in parentheses, may contain spaces.
     let Some((_, rest)) = stat.rsplit_once(')') else { return 0.0 };
     let fields = rest.split_whitespace().skip(11).take(2);
     fields.filter_map(|f| f.parse::<f64>().ok()).sum::<f64>() / TICKS

@@ -8,24 +8,23 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lehr_infer::{BatchGenerator, BatchSize, Generated, Limits, Loaded, Request, Sampling};
-use lehr_model::PagedCache;
+use lehr_infer::{Engine, EngineSettings, Error, Event, Generated, Loaded, Request, Sampling};
 use serde_json::{Value, json};
 
 use crate::fail::Hinted;
 
-/// A file of prompts, and how they are worked on.
+/// A file of prompts, and settings for working on it.
 #[derive(clap::Args)]
 pub(crate) struct PromptsArgs {
-    /// Continue all prompts of a file instead: a .txt with one a line, or a .jsonl with objects
-    /// that have a "prompt". Prints one JSON object for each, in their order
+    /// Continue all prompts of a file: a .txt with one per line, or a .jsonl with objects that have
+    /// a "prompt". Prints one JSON object per prompt, in order
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
-    /// With --prompts: at most so many texts at once
+    /// With --prompts: at most N sequences at once
     #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "prompt")]
     batch: usize,
-    /// With --prompts: memory for the keys and values of so many tokens; if the texts have more,
-    /// some wait [default: enough for N whole texts]
+    /// With --prompts: memory for the keys and values of so many tokens. If the sequences have
+    /// more, the last ones are preempted and wait [default: enough for N whole sequences]
     #[arg(long, value_name = "TOKENS", conflicts_with = "prompt")]
     cache_tokens: Option<usize>,
     /// With --prompts: write the objects to this file
@@ -33,63 +32,85 @@ pub(crate) struct PromptsArgs {
     output: Option<PathBuf>,
 }
 
-/// Continues all prompts; each is sampled with the seed of `sampling` plus its index.
+/// Continues all prompts as `like` says; each is sampled with the seed of `like` plus its index.
 pub(crate) fn run(
     args: &PromptsArgs,
     prompts: &[String],
     loaded: &Loaded,
-    sampling: Sampling,
-    limits: &Limits,
+    like: &Request,
+    context: Option<usize>,
 ) -> Result<()> {
-    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     let mut requests = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
-        let seed = sampling.seed.wrapping_add(index as u64);
-        let (prompt, sampling) = (tokenizer.encode_prompt(prompt)?, Sampling { seed, ..sampling });
-        requests.push(Request { prompt, sampling, limits: limits.clone() });
+        let seed = like.sampling.seed.wrapping_add(index as u64);
+        let sampling = Sampling { seed, ..like.sampling };
+        let prompt = loaded.tokenizer.encode_prompt(prompt)?;
+        requests.push(Request { prompt, sampling, ..like.clone() });
     }
     let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
-    let size = BatchSize {
-        texts: args.batch.min(requests.len()),
-        capacity: longest.saturating_add(limits.max_tokens.unwrap_or(0)).saturating_add(1),
-        n_pages: args.cache_tokens.map(PagedCache::pages_for),
+    let settings = EngineSettings {
+        max_sequences: args.batch.min(requests.len()),
+        context: Some(super::context(longest, &like.limits, context)),
+        cache_tokens: args.cache_tokens,
+        ..EngineSettings::ONE
     };
-    let mut generator = BatchGenerator::new(model, tokenizer, size)?;
+    let mut engine = Engine::new(&loaded.model, &loaded.tokenizer, settings)?;
+    // All prompts are checked before the first text begins.
+    let n = requests.len();
+    let mut ids = Vec::with_capacity(n);
+    for (index, request) in requests.into_iter().enumerate() {
+        ids.push(engine.submit(request).map_err(|source| in_prompt(index, n, source))?);
+    }
     let mut lines = Lines::new(args.output.as_deref())?;
     let start = Instant::now();
     let mut n_tokens = 0;
-    generator.generate(&requests, &mut |index, generated| {
-        n_tokens += generated.ids.len();
-        lines.put(index, object(index, &prompts[index], &generated))
-    })?;
+    'work: while !engine.is_idle() {
+        for event in engine.step()? {
+            let index = |id| ids.binary_search(&id).unwrap_or_default();
+            match event {
+                Event::Token { .. } | Event::Text { .. } => {}
+                Event::Failed { id, error } => return Err(in_prompt(index(id), n, error).into()),
+                Event::Finished { id, generated } => {
+                    n_tokens += generated.ids.len();
+                    let index = index(id);
+                    if lines.put(index, object(index, &prompts[index], &generated)).is_break() {
+                        break 'work;
+                    }
+                }
+            }
+        }
+    }
     lines.end()?;
     let seconds = start.elapsed().as_secs_f64();
-    let (n, rate) = (prompts.len(), n_tokens as f64 / seconds);
+    let rate = n_tokens as f64 / seconds;
     eprintln!("{n} texts, {n_tokens} new tokens in {seconds:.1} s: {rate:.1} tokens/s");
     Ok(())
 }
 
+fn in_prompt(index: usize, n: usize, source: Error) -> Error {
+    Error::InPrompt { number: index + 1, n, source: Box::new(source) }
+}
+
 fn object(index: usize, prompt: &str, generated: &Generated) -> Value {
-    let finish = format!("{:?}", generated.finish).to_lowercase();
     json!({
-        "index": index, "prompt": prompt, "text": generated.text, "finish": finish,
-        "n_tokens": generated.ids.len(),
+        "index": index, "prompt": prompt, "text": generated.text,
+        "finish": generated.finish.as_str(), "n_tokens": generated.ids.len(),
     })
 }
 
-/// Where the objects go, in the order of the prompts.
+/// Output of the objects, in the order of the prompts.
 struct Lines {
     to: Box<dyn Write>,
     name: String,
-    /// Which prompt's is the next.
+    /// Index of the next prompt to write.
     next: usize,
-    /// Of prompts whose turn has not come.
+    /// Objects of later prompts.
     held: BTreeMap<usize, Value>,
     failure: Option<io::Error>,
 }
 
 impl Lines {
-    /// To a file, or to standard output.
+    /// A file or standard output.
     fn new(path: Option<&Path>) -> Result<Self> {
         let (to, name): (Box<dyn Write>, _) = match path {
             Some(path) => {
@@ -102,7 +123,7 @@ impl Lines {
         Ok(Self { to, name, next: 0, held: BTreeMap::new(), failure: None })
     }
 
-    /// Takes the object of prompt `index` and writes those whose turn it is.
+    /// Takes the object of prompt `index` and writes all that are next in order.
     fn put(&mut self, index: usize, object: Value) -> ControlFlow<()> {
         self.held.insert(index, object);
         while let Some(object) = self.held.remove(&self.next) {
@@ -116,7 +137,7 @@ impl Lines {
         ControlFlow::Continue(())
     }
 
-    /// An error if something was not written.
+    /// Returns an error if something was not written.
     fn end(self) -> Result<()> {
         match self.failure {
             Some(error) => Err(error).with_context(|| format!("writing {}", self.name)),
@@ -125,7 +146,7 @@ impl Lines {
     }
 }
 
-/// The prompts of a file. Empty lines are none.
+/// Reads the prompts of a file. Skips empty lines.
 pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
     let name = path.display();
     let is_json = match path.extension().and_then(|ending| ending.to_str()) {
@@ -134,7 +155,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
         _ => {
             return Err(Hinted::error(
                 format!("--prompts is {name}, expected a name that ends in .txt or .jsonl"),
-                "a .txt has one prompt a line; a .jsonl one object a line, with a \"prompt\"",
+                "a .txt has one prompt per line; a .jsonl one object per line, with a \"prompt\"",
             ));
         }
     };
@@ -153,7 +174,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
     };
     if prompts.is_empty() {
         let hint =
-            "give a .txt with one prompt a line, or a .jsonl with a \"prompt\" in each object";
+            "give a .txt with one prompt per line, or a .jsonl with a \"prompt\" in each object";
         return Err(Hinted::error(format!("reading {name}: it has no prompts"), hint));
     }
     Ok(prompts)

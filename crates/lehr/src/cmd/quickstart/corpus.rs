@@ -1,4 +1,4 @@
-//! The bundled text on disk, and what of it is pre-trained on.
+//! The bundled text on disk, and its part for pre-training.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use serde_json::json;
 use super::{Quickstart, Stage};
 
 /// Unpacks the bundled files and writes the pre-training corpus: the beginnings of the books, and
-/// the training splits of reviews and dialogues without their labels. Development and test splits
-/// are never in it.
+/// the training splits of reviews and dialogues without their labels. It never contains development
+/// and test splits.
 pub(super) fn write(quickstart: &mut Quickstart) -> Result<Stage> {
     let data = quickstart.dir("data");
     lehr_demo::unpack(&data).context("unpacking the bundled text")?;

@@ -9,12 +9,12 @@ use lehr_train::recipe::{ModelConfig, ObjectiveKind, TokenizerConfig};
 use lehr_train::{LanguageModel, Quiet, RunDir, Task, evaluate, write_report};
 
 use super::corpus::{LANGUAGES, dialogue};
-use super::plan::{LEN, Plan, SEEDS};
+use super::plan::{Plan, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
 use crate::ui::stop_on_ctrl_c;
 
 /// Rows of a batch.
-const ROWS: usize = 8;
+const BATCH_SIZE: usize = 8;
 
 pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
     quickstart.say("\n== 3. dialogue, English and Chinese");
@@ -45,7 +45,7 @@ fn conversations(quickstart: &Quickstart, split: &str) -> Result<Vec<Conversatio
     Ok(all)
 }
 
-/// Fine-tunes one variant; gives the bits per byte of the test answers, `None` if interrupted.
+/// Fine-tunes one variant. Returns the bits per byte of the test answers, or `None` if interrupted.
 fn measure(
     quickstart: &Quickstart,
     pretrained: bool,
@@ -58,12 +58,12 @@ fn measure(
     recipe.run.seed = seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
-    // Chosen on the development sets for each start: embeddings that are already learnt need less.
+    // Chosen on the development sets for each start: pre-trained embeddings need less.
     recipe.optimizer = match pretrained {
-        true => Plan::adamw(5e-4, 4.0),
-        false => Plan::adamw(1e-3, 6.0),
+        true => Plan::optimizer(5e-4, 4.0),
+        false => Plan::optimizer(1e-3, 6.0),
     };
-    recipe.train.rows = ROWS;
+    recipe.train.batch_size = BATCH_SIZE;
     recipe.eval.every_steps = 0;
     recipe.checkpoint.every_steps = 0;
     recipe.sample.every_steps = 0;
@@ -79,22 +79,22 @@ fn measure(
         let all = conversations(quickstart, split)?;
         Ok(SftLoader::new(&all, tokenizer, &ChatTemplate::default(), options)?)
     };
-    let held_out = LoaderOptions::sequential(ROWS, LEN);
-    let task = Task {
+    let held_out = LoaderOptions::sequential(BATCH_SIZE, SEQ_LEN);
+    let mut task = Task {
         objective: Box::new(LanguageModel::new(
             model,
             tokenizer.clone(),
             Some(ChatTemplate::default()),
         )),
-        train: Box::new(loader("train", LoaderOptions::shuffled(ROWS, LEN, seed))?),
+        train: Box::new(loader("train", LoaderOptions::shuffled(BATCH_SIZE, SEQ_LEN, seed))?),
         validation: Box::new(loader("dev", held_out)?),
     };
-    // One of the models is kept to chat with.
+    // Keeps one of the models for chat.
     let kept = (pretrained && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
     if kept.is_none() {
         recipe.sample.prompts.clear();
     }
-    let outcome = lehr_train::run(&recipe, &task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
+    let outcome = lehr_train::run(&recipe, &mut task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
     if !outcome.finished {
         return Ok(None);
     }

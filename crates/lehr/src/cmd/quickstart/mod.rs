@@ -1,8 +1,8 @@
 //! `lehr quickstart`: the whole story on bundled text, in minutes.
 //!
 //! Text → tokenizer → pre-training → fine-tuning for sentiment and dialogue → evaluation on
-//! held-out tests, against the same network without pre-training and against simple baselines. All
-//! steps are decided in a plan that is saved first, so an interrupted quickstart continues.
+//! held-out tests, against the same network without pre-training and against simple baselines. A
+//! plan with all numbers of steps is saved first, so an interrupted quickstart continues.
 
 mod corpus;
 mod dialogue;
@@ -28,10 +28,10 @@ use results::Results;
 /// Pre-train, fine-tune, compare and chat on bundled text, in minutes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Where everything is written
+    /// Folder for all results
     #[arg(long, default_value = "runs/quickstart")]
     out: PathBuf,
-    /// About how long it may take on this machine
+    /// Approximate duration on this machine
     #[arg(long, default_value_t = plan::SECONDS)]
     seconds: f64,
     #[command(flatten)]
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What the stages share.
+/// State that the stages share.
 struct Quickstart {
     out: PathBuf,
     plan: Plan,

@@ -1,11 +1,11 @@
-//! How much of everything: fitted to the machine once, then kept.
+//! Amounts of data and steps, fitted to the machine once and then kept.
 
-use lehr_model::{Activations, DTypeChoice, DeviceChoice};
 use std::fmt;
 use std::path::Path;
 
 use anyhow::Result;
 use lehr_model::io::write_file;
+use lehr_model::{DTypeChoice, DeviceChoice};
 use lehr_train::machine_gflops;
 use lehr_train::recipe::{
     CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, Recipe,
@@ -17,13 +17,13 @@ use crate::fail::Hinted;
 
 /// The default of `--seconds`.
 pub(super) const SECONDS: f64 = 300.0;
-/// Matrix products of the machine the step counts below were chosen on, in GFLOP/s.
+/// Matrix-product rate in GFLOP/s of the machine for which the step counts below were chosen.
 const GFLOPS: f64 = 400.0;
 
 /// Tokens of a row.
-pub(super) const LEN: usize = 128;
+pub(super) const SEQ_LEN: usize = 128;
 /// Rows of a batch in pre-training.
-const ROWS: usize = 4;
+const BATCH_SIZE: usize = 4;
 /// Labels per language when labels are few.
 pub(super) const FEW: usize = 200;
 /// Seeds of every comparison.
@@ -55,7 +55,7 @@ impl Plan {
         if let Ok(text) = std::fs::read_to_string(path) {
             return serde_json::from_str(&text).map_err(|e| {
                 let found = format!("reading the plan {}: {e}", path.display());
-                Hinted::error(found, "remove the folder to begin anew, or put the plan right")
+                Hinted::error(found, "remove the folder to start again, or correct the plan")
             });
         }
         let plan = Self::fit(seconds, machine_gflops());
@@ -64,7 +64,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// All steps grow with what the machine can do in the given time.
+    /// All steps scale with what the machine can do in the given time.
     fn fit(seconds: f64, gflops: f64) -> Self {
         let scale = seconds / SECONDS * gflops / GFLOPS;
         let steps = |n: f64, least: u64| ((n * scale) as u64).max(least);
@@ -95,35 +95,26 @@ impl Plan {
 
     /// A recipe with the settings all stages share.
     pub(super) fn recipe(dir: &Path, data: &Path, objective: ObjectiveKind, steps: u64) -> Recipe {
+        let base = Recipe::base();
         Recipe {
             run: RunConfig {
                 dir: dir.display().to_string(),
-                seed: 1,
                 device: DeviceChoice::Cpu,
                 dtype: DTypeChoice::F32,
-                fp8: false,
+                ..base.run
             },
             data: DataConfig {
                 path: data.display().to_string(),
-                validation_path: String::new(),
                 validation_fraction: 0.02,
                 document_bytes: 1024,
-                text_field: "text".into(),
-                label_field: "label".into(),
+                ..base.data
             },
             tokenizer: TokenizerConfig::Train { vocab_size: 4096, pattern: "gpt4".into() },
             model: Self::model(),
             objective,
-            optimizer: Self::adamw(4e-4, 15.0),
+            optimizer: Self::optimizer(4e-4, 15.0),
             schedule: Self::cosine(steps),
-            train: TrainConfig {
-                steps,
-                rows: ROWS,
-                len: LEN,
-                accumulation: 1,
-                activations: Activations::Keep,
-                cuda_graph: false,
-            },
+            train: TrainConfig { steps, batch_size: BATCH_SIZE, seq_len: SEQ_LEN, ..base.train },
             eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
             sample: SampleConfig {
                 every_steps: (steps / 2).max(1),
@@ -131,26 +122,23 @@ impl Plan {
                 max_tokens: 40,
                 temperature: 0.7,
             },
-            checkpoint: CheckpointConfig { every_steps: (steps / 10).max(1), keep: 1 },
+            checkpoint: CheckpointConfig {
+                every_steps: (steps / 10).max(1),
+                keep: 1,
+                ..base.checkpoint
+            },
         }
     }
 
-    /// AdamW for short runs on small batches: a long memory of the second moment, and embeddings
-    /// that learn `embedding_lr_ratio` times as fast as the rest.
-    pub(super) fn adamw(lr: f32, embedding_lr_ratio: f32) -> OptimizerConfig {
-        OptimizerConfig::Adamw {
-            lr,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            clip_norm: 2.0,
-            embedding_lr_ratio,
-            in_backward: false,
-        }
+    /// AdamW for short runs on small batches: a long memory of the second moment, no decay, and
+    /// embeddings that learn `embedding_lr_ratio` times as fast as the rest.
+    pub(super) fn optimizer(lr: f32, embedding_lr_ratio: f32) -> OptimizerConfig {
+        OptimizerConfig { lr, ..Recipe::base().optimizer }.with_adamw(|adamw| {
+            (adamw.weight_decay, adamw.embedding_lr_ratio) = (0.0, embedding_lr_ratio);
+        })
     }
 
-    /// A tenth of warm-up, then down to nothing.
+    /// A tenth of warm-up, then decay to zero.
     pub(super) fn cosine(steps: u64) -> ScheduleConfig {
         ScheduleConfig::Cosine { warmup_steps: (steps / 10).max(1), min_ratio: 0.0 }
     }

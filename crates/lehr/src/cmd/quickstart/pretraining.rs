@@ -19,11 +19,11 @@ pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
     quickstart.say("\n== 1. pre-training");
     let recipe = Plan::recipe(&dir, &corpus, ObjectiveKind::NextToken, steps);
     let run = RunDir::open(&recipe)?;
-    let task = prepare(&recipe, &run.cache(), &mut |text| quickstart.say(text))?;
+    let mut task = prepare(&recipe, &run.cache(), &mut |text| quickstart.say(text))?;
     let (mut show, mut quiet) = (Show::new(Style::Human, machine_gflops()), Quiet);
     let observer: &mut dyn lehr_train::Observer =
         if quickstart.json { &mut quiet } else { &mut show };
-    let outcome = lehr_train::run(&recipe, &task, Some(&run), observer, stop_on_ctrl_c())?;
+    let outcome = lehr_train::run(&recipe, &mut task, Some(&run), observer, stop_on_ctrl_c())?;
     if !outcome.finished {
         return Ok(Stage::Interrupted);
     }

@@ -1,4 +1,4 @@
-//! The end: a table, `report.html`, and what to do next.
+//! Final output: a table, `report.html`, and next steps.
 
 use anyhow::{Context, Result};
 use lehr_eval::metrics::{Estimate, mean_interval, paired_difference};
@@ -11,7 +11,7 @@ use super::plan::{FEW, SEEDS};
 use super::results::Results;
 use super::{Quickstart, corpus::LANGUAGES};
 
-/// Prints and writes what was found.
+/// Prints and writes the results.
 pub(super) fn finish(quickstart: &mut Quickstart, seconds: f64) -> Result<()> {
     // An interrupted quickstart adds up its parts.
     let before = quickstart.results.get("seconds").unwrap_or(0.0);
@@ -116,9 +116,11 @@ fn write_html(quickstart: &Quickstart, rows: &[[String; 6]]) -> Result<()> {
         metrics.iter().filter_map(|m| Some((m.step as f64, value(m)?))).collect()
     };
     let training = Curve { name: "training".into(), points: points(&|m| Some(m.loss)) };
-    let held_out = Curve { name: "held out".into(), points: points(&|m| Some(m.eval?.loss)) };
+    let held_out =
+        Curve { name: "held out".into(), points: points(&|m| Some(m.eval.as_ref()?.loss)) };
     report.curves("Loss", "step", "nats per token", &[training, held_out], false);
-    let bits = Curve { name: "held out".into(), points: points(&|m| m.eval?.bits_per_byte) };
+    let bits =
+        Curve { name: "held out".into(), points: points(&|m| m.eval.as_ref()?.bits_per_byte) };
     report.curves("Bits per byte", "step", "bits", &[bits], false);
     for (title, name) in [("Continuations", "base"), ("Answers", "chat")] {
         let samples = samples(quickstart, name)?;
@@ -131,7 +133,7 @@ fn write_html(quickstart: &Quickstart, rows: &[[String; 6]]) -> Result<()> {
     Ok(())
 }
 
-/// What a run generated, title and text.
+/// Returns the samples of a run, title and text.
 fn samples(quickstart: &Quickstart, name: &str) -> Result<Vec<(String, String)>> {
     let path = quickstart.dir(name).join("samples.jsonl");
     let text = std::fs::read_to_string(&path)

@@ -1,4 +1,4 @@
-//! Finished measurements, one line of JSON each, so that an interrupted quickstart repeats none.
+//! Finished measurements, one line of JSON each, so an interrupted quickstart repeats none.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -22,7 +22,7 @@ impl Results {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
         };
-        // A line that a crash cut is measured again, on a line of its own.
+        // If a crash cut a line, the measurement runs again and gets a new line.
         let end = text.rfind('\n').map_or(0, |at| at + 1);
         if end < text.len() {
             write_file(path, &text.as_bytes()[..end])?;

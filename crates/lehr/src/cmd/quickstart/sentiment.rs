@@ -10,14 +10,14 @@ use lehr_train::recipe::{ModelConfig, ObjectiveKind, Recipe, TokenizerConfig};
 use lehr_train::{Classify, Objective, Quiet, RunDir, Task, evaluate, write_report};
 
 use super::corpus::{LANGUAGES, sentiment};
-use super::plan::{FEW, LEN, Plan, SEEDS};
+use super::plan::{FEW, Plan, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
 use crate::ui::stop_on_ctrl_c;
 
 /// Rows of a batch: about 15 reviews.
-const ROWS: usize = 8;
+const BATCH_SIZE: usize = 8;
 /// The same with few labels, so that there are enough steps to learn from.
-const FEW_ROWS: usize = 4;
+const FEW_BATCH_SIZE: usize = 4;
 
 /// The reviews of one language.
 struct Reviews {
@@ -135,9 +135,9 @@ fn measure(
         true => pretraining::base(quickstart)?.model,
         false => Model::new(pretraining::base(quickstart)?.model.config().clone(), seed)?,
     };
-    let options = LoaderOptions::shuffled(recipe.train.rows, LEN, seed);
-    let held_out = LoaderOptions::sequential(ROWS, LEN);
-    let task = Task {
+    let options = LoaderOptions::shuffled(recipe.train.batch_size, SEQ_LEN, seed);
+    let held_out = LoaderOptions::sequential(BATCH_SIZE, SEQ_LEN);
+    let mut task = Task {
         objective: Box::new(Classify::new(
             Classifier::new(model, labels.names().to_vec(), seed)?,
             tokenizer.clone(),
@@ -145,10 +145,10 @@ fn measure(
         train: Box::new(ClassLoader::new(&train, labels, tokenizer, options)?),
         validation: Box::new(ClassLoader::new(&dev, labels, tokenizer, held_out)?),
     };
-    // One of the classifiers is kept for use.
+    // Keeps one of the classifiers for use.
     let kept =
         (pretrained && !few && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
-    let outcome = lehr_train::run(&recipe, &task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
+    let outcome = lehr_train::run(&recipe, &mut task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
     if !outcome.finished {
         return Ok(Stage::Interrupted);
     }
@@ -185,8 +185,8 @@ fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     recipe.run.seed = variant.seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
-    recipe.optimizer = Plan::adamw(5e-4, 10.0);
-    recipe.train.rows = if variant.few { FEW_ROWS } else { ROWS };
+    recipe.optimizer = Plan::optimizer(5e-4, 10.0);
+    recipe.train.batch_size = if variant.few { FEW_BATCH_SIZE } else { BATCH_SIZE };
     recipe.eval.every_steps = 0;
     recipe.sample.prompts.clear();
     recipe.checkpoint.every_steps = 0;

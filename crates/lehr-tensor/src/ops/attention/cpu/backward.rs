@@ -4,8 +4,9 @@
 //! `dK = scale dSᵀ Q`. One task does all queries of one key-value head in order, so that sums over
 //! queries and heads have one order.
 
+use super::pack::{self, Rows};
 use super::tile::{self, Columns, Spans};
-use super::{BLOCK, Block, Heads, HeadsMut, Problem, cut, key_blocks, pack, run_tasks};
+use super::{BLOCK, Block, Heads, HeadsMut, Problem, cut, key_blocks, run_tasks};
 use crate::Result;
 use crate::cpu::gemm::vector::dot;
 use crate::cpu::math::exp;
@@ -166,13 +167,13 @@ fn load<'a, S: Simd>(
         delta: cut(scratch, BLOCK),
     };
     let token = block.batch * size.tq + block.start;
-    let extent = (block.n, width);
     let from = problem.q.from(token, block.head, width);
-    pack::transposed(s, from, problem.q.stride, extent, problem.scale, state.q);
+    let from = Rows::strided(from, problem.q.stride, block.n);
+    pack::transposed(s, &from, width, problem.scale, state.q);
     let stride = size.n_heads * width;
     let dy = Heads { data: saved.dy, offset: 0, stride }.from(token, block.head, width);
     let out = Heads { data: saved.out, offset: 0, stride }.from(token, block.head, width);
-    pack::transposed(s, dy, stride, extent, 1.0, state.dy);
+    pack::transposed(s, &Rows::strided(dy, stride, block.n), width, 1.0, state.dy);
     state.dq.fill(0.0);
     let at = (block.batch * size.n_heads + block.head) * size.tq + block.start;
     state.lse[..block.n].copy_from_slice(&saved.lse[at..][..block.n]);
@@ -191,11 +192,11 @@ fn load_keys<S: Simd>(
     keys: &mut Keys<'_>,
 ) {
     let width = problem.size.width;
-    let from = problem.k.from(token, kv_head, width);
-    pack::transposed(s, from, problem.k.stride, (n, width), 1.0, keys.k);
-    pack::rows(s, from, problem.k.stride, (n, width), keys.k_rows);
-    let from = problem.v.from(token, kv_head, width);
-    pack::transposed(s, from, problem.v.stride, (n, width), 1.0, keys.v);
+    let from = Rows::strided(problem.k.from(token, kv_head, width), problem.k.stride, n);
+    pack::transposed(s, &from, width, 1.0, keys.k);
+    pack::rows(s, &from, width, keys.k_rows);
+    let from = Rows::strided(problem.v.from(token, kv_head, width), problem.v.stride, n);
+    pack::transposed(s, &from, width, 1.0, keys.v);
     keys.dk.fill(0.0);
     keys.dv.fill(0.0);
 }

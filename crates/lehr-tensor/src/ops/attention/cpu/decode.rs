@@ -1,234 +1,382 @@
 //! Few queries against many keys, as in generation: keys and values are read once from where they
-//! lie, and long caches are cut into chunks so that every core has a share.
+//! lie.
+//!
+//! The order of additions is that of [`forward`](super::forward), so that a query gives the same
+//! bits here and in a long prompt. Keys are taken in blocks of [`BLOCK`] from key 0 of the text on,
+//! whatever the mask, the pages and the number of queries:
+//!
+//! 1. a score is one chain of multiply-adds along E of the scaled query and the key;
+//! 2. the weights of a block are relative to the largest score up to its end, so the largest of
+//!    each block must be known before;
+//! 3. a block's sum of weights (one per lane) and its weighted values (one chain along the keys)
+//!    start at 0;
+//! 4. they are added to what came before, brought down to the new maximum, block after block.
+//!
+//! Steps 1 and 3, which read keys and values, run for all blocks in parallel if there are too few
+//! heads for the threads; steps 2 and 4 touch little memory. A split of keys among threads with a
+//! softmax of its own each ("flash decoding") would be another order.
 
 use std::ops::Range;
 
-use super::{HeadsMut, Paged, Problem, pack, run_tasks};
-use crate::DType;
-use crate::Result;
+use super::pack::{self, Rows};
+use super::tile::Columns;
+use super::{BLOCK, HeadsMut, LOWEST, Problem, SUMS, run_tasks};
 use crate::cpu::buffer::CpuBuffer;
-use crate::cpu::gemm::vector::dot;
 use crate::cpu::math::exp;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
+use crate::{DType, Result};
 
-/// Keys per task.
-const CHUNK: usize = 512;
-/// Keys that all rows visit before the next ones.
-const STEP: usize = 64;
-/// Vectors of a value row kept in registers.
+/// Blocks of keys per task, where a head has several.
+const CHUNK: usize = 8;
+/// Vectors of scores, or of a value row, kept in registers.
 const WIDE: usize = 4;
 
-/// Partial results per chunk of keys, then their sums in the order of the chunks.
+/// The result of all queries into `out` `[B, Tq, H, E]`.
 pub(in crate::ops::attention) fn decode(problem: &Problem<'_>, out: &mut [f32]) -> Result<()> {
     let size = problem.size;
-    let n_chunks = problem.n_keys.div_ceil(CHUNK).max(1);
-    // Rows in the order [B, K, H / K, Tq]; maximum, sum and weighted values for each.
-    let n_rows = problem.heads_per_kv() * size.tq;
-    let part = problem.padded_width() + 2;
     let n_heads = size.batch * size.n_kv_heads;
-    let mut parts = CpuBuffer::uninit(DType::F32, n_heads * n_rows * n_chunks * part)?;
-    let shared = SharedMut::new(parts.as_mut_slice());
-    // Tasks take several heads if they are small: waking a thread costs microseconds.
-    let work = problem.n_keys.clamp(1, CHUNK) * size.width * n_rows;
-    let per_task = (1usize << 15).div_ceil(work.max(1));
-    let n_parts = n_heads * n_chunks;
-    run_tasks(n_parts.div_ceil(per_task), n_rows * CHUNK, |task, scores| {
-        for index in task * per_task..n_parts.min((task + 1) * per_task) {
-            // SAFETY: a task owns the parts of its chunks.
-            let parts = unsafe { shared.slice(index * n_rows * part, n_rows * part) };
-            let (head, chunk) = (index / n_chunks, index % n_chunks);
-            dispatch(Chunk { problem, head, first: chunk * CHUNK, parts, scores });
-        }
-    })?;
-    let parts = parts.as_slice();
+    let layout = Layout::new(problem);
+    let mut parts = CpuBuffer::uninit(DType::F32, n_heads * layout.head)?;
+    let parts = SharedMut::new(parts.as_mut_slice());
     let (data, stride) = (SharedMut::new(out), size.n_heads * size.width);
     let out = HeadsMut { data, offset: 0, stride };
-    let len = n_chunks * n_rows * part;
-    let per_task = (1usize << 15).div_ceil(len);
-    threads::run(n_heads.div_ceil(per_task), |task| {
-        for head in task * per_task..n_heads.min((task + 1) * per_task) {
-            let parts = &parts[head * len..][..len];
-            for row in 0..n_rows {
-                dispatch(Combine { problem, parts, head, row, out });
+    let job = Job { problem, layout, parts, out };
+    let scratch = layout.n_rows * size.width + BLOCK * problem.padded_width();
+    let (n_blocks, n_threads) = (layout.n_blocks, threads::n_threads());
+    if n_blocks <= CHUNK || n_heads >= 4 * n_threads {
+        // Tasks take several heads if they are small: waking a thread costs microseconds.
+        let work = problem.n_keys.max(1) * size.width * layout.n_rows;
+        let per_task = (1usize << 15).div_ceil(work.max(1)).min(n_heads.div_ceil(n_threads));
+        return run_tasks(n_heads.div_ceil(per_task), scratch, |task, scratch| {
+            for head in task * per_task..n_heads.min((task + 1) * per_task) {
+                dispatch(Scores { job: &job, head, blocks: 0..n_blocks, scratch });
+                dispatch(Values { job: &job, head, blocks: 0..n_blocks });
+                dispatch(Combine { job: &job, head });
             }
-        }
+        });
+    }
+    let n_chunks = n_blocks.div_ceil(CHUNK);
+    let blocks = |task: usize| {
+        let first = task % n_chunks * CHUNK;
+        first..n_blocks.min(first + CHUNK)
+    };
+    run_tasks(n_heads * n_chunks, scratch, |task, scratch| {
+        dispatch(Scores { job: &job, head: task / n_chunks, blocks: blocks(task), scratch });
+    })?;
+    threads::run(n_heads * n_chunks, |task| {
+        dispatch(Values { job: &job, head: task / n_chunks, blocks: blocks(task) });
     });
+    threads::run(n_heads, |head| dispatch(Combine { job: &job, head }));
     Ok(())
 }
 
-/// All queries of one key-value head against one chunk of keys.
-struct Chunk<'a> {
-    problem: &'a Problem<'a>,
-    /// Key-value head, counted through the batch.
+/// Where partial results lie, in floats: for each key-value head, for each block of keys, for each
+/// row (a query of a head).
+#[derive(Clone, Copy)]
+struct Layout {
+    n_blocks: usize,
+    n_rows: usize,
+    /// One row of one block: scores, then weights; sums per lane; weighted values; and the largest
+    /// score.
+    row: usize,
     head: usize,
-    /// The first key.
-    first: usize,
-    /// One part per row.
-    parts: &'a mut [f32],
-    scores: &'a mut [f32],
 }
 
-impl Kernel for Chunk<'_> {
+/// Where the parts of a row of a block begin.
+const LANE_SUMS: usize = BLOCK;
+const VALUES: usize = BLOCK + SUMS;
+
+impl Layout {
+    fn new(problem: &Problem<'_>) -> Self {
+        let n_blocks = problem.n_keys.div_ceil(BLOCK).max(1);
+        let n_rows = problem.heads_per_kv() * problem.size.tq;
+        // One float for the largest score, and whole cache lines.
+        let row = VALUES + problem.padded_width() + 16;
+        Self { n_blocks, n_rows, row, head: n_blocks * n_rows * row }
+    }
+
+    fn at(&self, head: usize, block: usize, row: usize) -> usize {
+        head * self.head + (block * self.n_rows + row) * self.row
+    }
+}
+
+/// One call, as its tasks see it.
+struct Job<'a> {
+    problem: &'a Problem<'a>,
+    layout: Layout,
+    parts: SharedMut<f32>,
+    out: HeadsMut,
+}
+
+impl Job<'_> {
+    /// Batch and key-value head of a head counted through the batch.
+    fn head(&self, head: usize) -> (usize, usize) {
+        (head / self.problem.size.n_kv_heads, head % self.problem.size.n_kv_heads)
+    }
+
+    /// Token (counted through the batch) and head of the query of a row.
+    fn query(&self, head: usize, row: usize) -> (usize, usize) {
+        let (batch, kv_head) = self.head(head);
+        let tq = self.problem.size.tq;
+        (batch * tq + row % tq, kv_head * self.problem.heads_per_kv() + row / tq)
+    }
+
+    /// The keys of a block that a row sees, relative to the block's first; `(0, 0)` if none.
+    fn seen(&self, head: usize, row: usize, block: usize) -> (usize, usize) {
+        let (token, _) = self.query(head, row);
+        let key = block * BLOCK;
+        let within = |x: i32| (x as usize).clamp(key, key + BLOCK) - key;
+        let intervals = self.problem.intervals;
+        let (lo, hi) = (within(intervals[2 * token]), within(intervals[2 * token + 1]));
+        if lo < hi { (lo, hi) } else { (0, 0) }
+    }
+
+    /// The keys of a block that some row sees: the smallest range around them.
+    fn seen_by_any(&self, head: usize, block: usize) -> (usize, usize) {
+        // Rows of different heads see the same.
+        let seen = (0..self.problem.size.tq).map(|row| self.seen(head, row, block));
+        let seen = seen.filter(|(lo, hi)| lo < hi);
+        seen.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0))
+    }
+
+    /// The parts of a row of a block, but for the largest score.
+    ///
+    /// # Safety
+    /// No other task uses this block of this head at the moment.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    unsafe fn part(&self, head: usize, block: usize, row: usize) -> &mut [f32] {
+        // SAFETY: promised by the caller.
+        unsafe { self.parts.slice(self.layout.at(head, block, row), self.layout.row - 16) }
+    }
+
+    /// Where the largest score of a row in a block stands.
+    fn largest_at(&self, head: usize, block: usize, row: usize) -> *mut f32 {
+        let at = self.layout.at(head, block, row) + self.layout.row - 1;
+        self.parts.ptr().wrapping_add(at)
+    }
+
+    /// The largest score of a row in a block that was written before.
+    fn largest(&self, head: usize, block: usize, row: usize) -> f32 {
+        // SAFETY: in bounds, written by an earlier step, and neither written again nor borrowed.
+        unsafe { *self.largest_at(head, block, row) }
+    }
+}
+
+/// Step 1: the scores of all queries of one key-value head in some blocks, and the largest of each
+/// block.
+struct Scores<'a> {
+    job: &'a Job<'a>,
+    head: usize,
+    blocks: Range<usize>,
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for Scores<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { problem, head, first, parts, scores } = self;
-        let size = problem.size;
-        let (batch, kv_head) = (head / size.n_kv_heads, head % size.n_kv_heads);
-        if parts.is_empty() || first >= problem.n_keys {
-            return parts.fill(0.0);
+        let Self { job, head, blocks, scratch } = self;
+        let (problem, n_rows) = (job.problem, job.layout.n_rows);
+        let width = problem.size.width;
+        let (batch, kv_head) = job.head(head);
+        let (queries, keys) = scratch.split_at_mut(n_rows * width);
+        let keys = &mut keys[..BLOCK * problem.padded_width()];
+        for row in 0..n_rows {
+            let (token, query_head) = job.query(head, row);
+            let from = &problem.q.from(token, query_head, width)[..width];
+            pack::put_row(s, from, problem.scale, &mut queries[row * width..][..width], false);
         }
-        let (k_stride, v_stride) = (problem.k.stride, problem.v.stride);
-        let part = problem.padded_width() + 2;
-        let n = CHUNK.min(problem.n_keys - first);
-        // A few keys meet all rows while they are in the first-level cache.
-        for j0 in (0..n).step_by(STEP) {
-            for (row, scores) in scores.chunks_exact_mut(CHUNK).enumerate() {
-                let (token, query_head) = row_position(problem, batch, kv_head, row);
-                let q = &problem.q.from(token, query_head, size.width)[..size.width];
-                let seen = part_of(visible(problem, token, first), j0);
-                for (neighbours, token) in pieces(problem, batch, first, seen) {
-                    let keys = problem.k.from(token, kv_head, size.width);
-                    for (i, score) in scores[neighbours].iter_mut().enumerate() {
-                        *score = dot(s, q, &keys[i * k_stride..][..size.width]) * problem.scale;
+        // What lies behind the last key is multiplied too, and not looked at.
+        keys.fill(0.0);
+        let columns = Columns::new();
+        for block in blocks {
+            let (_, end) = job.seen_by_any(head, block);
+            if end > 0 {
+                let rows = problem.rows(&problem.k, batch, block * BLOCK, end, kv_head);
+                pack::transpose_first(s, &rows, width, end, keys);
+            }
+            for first in (0..n_rows).step_by(2) {
+                let n = (n_rows - first).min(2);
+                if end > 0 {
+                    let queries = &queries[first * width..][..n * width];
+                    // SAFETY: this task owns these blocks.
+                    let to = |i| unsafe { job.part(head, block, first + i) };
+                    match n {
+                        1 => scores::<S, 1>(s, queries, keys, [to(0)]),
+                        _ => scores::<S, 2>(s, queries, keys, [to(0), to(1)]),
+                    }
+                }
+                for row in first..first + n {
+                    let seen = job.seen(head, row, block);
+                    // SAFETY: as above.
+                    unsafe {
+                        let part = job.part(head, block, row);
+                        let largest = largest(s, &columns, &part[..BLOCK], seen);
+                        *job.largest_at(head, block, row) = largest;
                     }
                 }
             }
         }
-        for (row, part) in parts.chunks_exact_mut(part).enumerate() {
-            let (token, _) = row_position(problem, batch, kv_head, row);
-            let seen = &mut scores[row * CHUNK..][visible(problem, token, first)];
-            part.fill(0.0);
-            part[0] = seen.iter().copied().fold(f32::MIN, f32::max);
-            part[1] = weights(s, seen, part[0]);
+    }
+}
+
+/// `to[i][j] = Σₑ queries[i, e] keys[e, j]` for the keys of one block.
+#[inline(always)]
+fn scores<S: Simd, const M: usize>(s: S, queries: &[f32], keys: &[f32], to: [&mut [f32]; M]) {
+    let width = queries.len() / M;
+    assert!(keys.len() >= width * BLOCK && to.iter().all(|to| to.len() >= BLOCK));
+    let n_vectors = (BLOCK / S::LANES).min(WIDE);
+    for j in (0..BLOCK).step_by(n_vectors * S::LANES) {
+        let mut acc = [[s.splat(0.0); WIDE]; M];
+        for e in 0..width {
+            let mut k = [s.splat(0.0); WIDE];
+            for v in 0..WIDE {
+                // SAFETY: WIDE vectors of at most 16 lanes from j are within the block.
+                k[v] = unsafe { s.load(keys.as_ptr().add(e * BLOCK + j + v * S::LANES)) };
+            }
+            for i in 0..M {
+                // SAFETY: row i has `width` numbers.
+                let q = s.splat(unsafe { *queries.as_ptr().add(i * width + e) });
+                for v in 0..WIDE {
+                    acc[i][v] = s.fma(q, k[v], acc[i][v]);
+                }
+            }
         }
-        for j0 in (0..n).step_by(STEP) {
-            for (row, part) in parts.chunks_exact_mut(part).enumerate() {
-                let (token, _) = row_position(problem, batch, kv_head, row);
-                let seen = part_of(visible(problem, token, first), j0);
-                for (neighbours, token) in pieces(problem, batch, first, seen) {
-                    let values = problem.v.from(token, kv_head, size.width);
-                    let weights = &scores[row * CHUNK..][neighbours];
-                    add_weighted(s, weights, values, v_stride, size.width, &mut part[2..]);
+        for i in 0..M {
+            for v in 0..WIDE {
+                // SAFETY: as above.
+                unsafe { s.store(to[i].as_mut_ptr().add(j + v * S::LANES), acc[i][v]) };
+            }
+        }
+    }
+}
+
+/// The largest of the scores that are seen.
+#[inline(always)]
+fn largest<S: Simd>(s: S, columns: &Columns, scores: &[f32], (lo, hi): (usize, usize)) -> f32 {
+    assert!(scores.len() >= BLOCK);
+    let mut top = s.splat(LOWEST);
+    for j in (lo / S::LANES * S::LANES..hi).step_by(S::LANES) {
+        // SAFETY: j + lanes <= BLOCK.
+        let x = unsafe { s.load(scores.as_ptr().add(j)) };
+        top = s.max(top, columns.select(s, j, (lo, hi), x, top));
+    }
+    s.hmax(top)
+}
+
+/// Step 3: weights, their sums, and weighted values of some blocks. The running maximum (step 2) is
+/// found from those of the blocks before.
+struct Values<'a> {
+    job: &'a Job<'a>,
+    head: usize,
+    blocks: Range<usize>,
+}
+
+impl Kernel for Values<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { job, head, blocks } = self;
+        let problem = job.problem;
+        let (batch, kv_head) = job.head(head);
+        let (width, padded) = (problem.size.width, problem.padded_width());
+        let columns = Columns::new();
+        for row in 0..job.layout.n_rows {
+            let before = (0..blocks.start).map(|block| job.largest(head, block, row));
+            let mut top = before.fold(LOWEST, f32::max);
+            for block in blocks.clone() {
+                top = top.max(job.largest(head, block, row));
+                let seen = job.seen(head, row, block);
+                if seen.0 < seen.1 {
+                    // SAFETY: this task owns these blocks.
+                    let part = unsafe { job.part(head, block, row) };
+                    let (weights, sums) = part.split_at_mut(LANE_SUMS);
+                    weigh(s, &columns, weights, seen, top, &mut sums[..SUMS]);
+                }
+            }
+        }
+        for block in blocks {
+            let (_, end) = job.seen_by_any(head, block);
+            let rows = problem.rows(&problem.v, batch, block * BLOCK, end, kv_head);
+            for row in 0..job.layout.n_rows {
+                let (lo, hi) = job.seen(head, row, block);
+                if lo < hi {
+                    // SAFETY: as above.
+                    let part = unsafe { job.part(head, block, row) };
+                    let (weights, values) = part.split_at_mut(VALUES);
+                    weighted(s, &weights[..BLOCK], &rows, (lo, hi), width, &mut values[..padded]);
                 }
             }
         }
     }
 }
 
-/// The keys of a chunk that a query sees, relative to the chunk's first.
-fn visible(problem: &Problem<'_>, token: usize, first: usize) -> Range<usize> {
-    let within = |x: i32| (x as usize).clamp(first, first + CHUNK) - first;
-    within(problem.intervals[2 * token])..within(problem.intervals[2 * token + 1])
-}
-
-/// The keys of a range, counted from key `first` of a text, in pieces that lie one behind the
-/// other: all of them, or what is in a page; and the token, counted through the buffer, with which
-/// each begins.
+/// `exp(score − top)` in place, 0 for what is not seen, and their sum in each lane.
 #[inline(always)]
-fn pieces(
-    problem: &Problem<'_>,
-    batch: usize,
-    first: usize,
-    range: Range<usize>,
-) -> impl Iterator<Item = (Range<usize>, usize)> {
-    let (pages, tk, mut at) = (problem.pages, problem.size.tk, range.start);
-    std::iter::from_fn(move || {
-        let start = at;
-        if start >= range.end {
-            return None;
-        }
-        let Some(Paged { table, max, shift }) = pages else {
-            at = range.end;
-            return Some((start..at, batch * tk + first + start));
-        };
-        let (key, n) = (first + start, 1 << shift);
-        at = range.end.min(start + n - key % n);
-        Some((start..at, table[batch * max + key / n] as usize * n + key % n))
-    })
-}
-
-/// The part of a range within the [`STEP`] keys from `start` on.
-fn part_of(range: Range<usize>, start: usize) -> Range<usize> {
-    range.start.max(start)..range.end.min(start + STEP)
-}
-
-/// Token (counted through the batch) and head of the query of a row.
-fn row_position(problem: &Problem<'_>, batch: usize, kv_head: usize, row: usize) -> (usize, usize) {
-    let tq = problem.size.tq;
-    (batch * tq + row % tq, kv_head * problem.heads_per_kv() + row / tq)
-}
-
-/// `exp(score − top)` in place, and their sum.
-#[inline(always)]
-fn weights<S: Simd>(s: S, scores: &mut [f32], top: f32) -> f32 {
-    let mut sum = s.splat(0.0);
-    let top = s.splat(top);
-    for j in (0..scores.len()).step_by(S::LANES) {
-        let n = (scores.len() - j).min(S::LANES);
-        // SAFETY: `n` floats from j are in bounds.
+fn weigh<S: Simd>(
+    s: S,
+    columns: &Columns,
+    scores: &mut [f32],
+    (lo, hi): (usize, usize),
+    top: f32,
+    sums: &mut [f32],
+) {
+    assert!(scores.len() >= BLOCK && sums.len() >= SUMS);
+    let (zero, top) = (s.splat(0.0), s.splat(top));
+    let mut sum = zero;
+    for j in (0..BLOCK).step_by(S::LANES) {
+        // SAFETY: j + lanes <= BLOCK.
         unsafe {
             let at = scores.as_mut_ptr().add(j);
-            s.store_n(at, exp(s, s.sub(s.load_n(at, n), top)), n);
-            sum = s.add(sum, s.load_n(at, n));
+            let mut p = zero;
+            if j < hi && lo < j + S::LANES {
+                p = exp(s, s.sub(s.load(at), top));
+                p = columns.select(s, j, (lo, hi), p, zero);
+            }
+            s.store(at, p);
+            sum = s.add(sum, p);
         }
     }
-    s.sum(sum)
+    // SAFETY: SUMS is at least the number of lanes.
+    unsafe { s.store(sums.as_mut_ptr(), sum) };
 }
 
-/// `out += Σⱼ weights[j] values[j]` for rows of `width` floats, `stride` apart.
+/// `out = Σⱼ weights[j] values[j]` over the rows `lo..hi` of a block.
 #[inline(always)]
-fn add_weighted<S: Simd>(
+fn weighted<S: Simd>(
     s: S,
     weights: &[f32],
-    values: &[f32],
-    stride: usize,
+    values: &Rows<'_>,
+    (lo, hi): (usize, usize),
     width: usize,
     out: &mut [f32],
 ) {
-    assert!((weights.len() - 1) * stride + width <= values.len() && out.len() >= width);
+    assert!(values.hold(hi, width) && weights.len() >= hi && out.len() >= width);
     for c in (0..width).step_by(WIDE * S::LANES) {
+        let n = |v: usize| width.saturating_sub(c + v * S::LANES).min(S::LANES);
         let mut acc = [s.splat(0.0); WIDE];
-        for v in 0..WIDE {
-            let at = c + v * S::LANES;
-            let n = width.saturating_sub(at).min(S::LANES);
-            if n > 0 {
-                // SAFETY: `n` floats from `at` lie within the row.
-                acc[v] = unsafe { s.load_n(out.as_ptr().add(at), n) };
+        for j in lo..hi {
+            let weight = s.splat(weights[j]);
+            for v in (0..WIDE).filter(|v| n(*v) > 0) {
+                // SAFETY: these numbers lie within row j by the assertion.
+                let x = unsafe { s.load_n(values.row(j).add(c + v * S::LANES), n(v)) };
+                acc[v] = s.fma(weight, x, acc[v]);
             }
         }
-        for (j, weight) in weights.iter().enumerate() {
-            let weight = s.splat(*weight);
-            for v in 0..WIDE {
-                let at = c + v * S::LANES;
-                let n = width.saturating_sub(at).min(S::LANES);
-                if n > 0 {
-                    // SAFETY: `n` floats from `at` lie within row j.
-                    let x = unsafe { s.load_n(values.as_ptr().add(j * stride + at), n) };
-                    acc[v] = s.fma(weight, x, acc[v]);
-                }
-            }
-        }
-        for v in 0..WIDE {
-            let at = c + v * S::LANES;
-            let n = width.saturating_sub(at).min(S::LANES);
-            if n > 0 {
-                // SAFETY: `n` floats from `at` lie within the row.
-                unsafe { s.store_n(out.as_mut_ptr().add(at), acc[v], n) };
-            }
+        for v in (0..WIDE).filter(|v| n(*v) > 0) {
+            // SAFETY: `out` has `width` numbers.
+            unsafe { s.store_n(out.as_mut_ptr().add(c + v * S::LANES), acc[v], n(v)) };
         }
     }
 }
 
-/// Adds up the chunks of one row.
+/// Step 4: adds up the blocks of all rows of a head.
 struct Combine<'a> {
-    problem: &'a Problem<'a>,
-    parts: &'a [f32],
+    job: &'a Job<'a>,
     head: usize,
-    row: usize,
-    out: HeadsMut,
 }
 
 impl Kernel for Combine<'_> {
@@ -236,22 +384,54 @@ impl Kernel for Combine<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { problem, parts, head, row, out } = self;
-        let size = problem.size;
-        let (batch, kv_head) = (head / size.n_kv_heads, head % size.n_kv_heads);
-        let (token, query_head) = row_position(problem, batch, kv_head, row);
-        // SAFETY: each row is combined once.
-        let to = unsafe { out.row(token, query_head, size.width) };
-        let part = problem.padded_width() + 2;
-        let n_rows = problem.heads_per_kv() * size.tq;
-        let rows = parts.chunks_exact(part).skip(row).step_by(n_rows);
-        // A chunk without a visible key has the sum 0.
-        let seen = rows.filter(|p| p[1] > 0.0);
-        let top = seen.clone().fold(f32::MIN, |top, p| top.max(p[0]));
-        let total: f32 = seen.clone().map(|p| (p[0] - top).exp() * p[1]).sum();
-        to.fill(0.0);
-        for part in seen {
-            pack::put_row(s, &part[2..], (part[0] - top).exp() / total, to, true);
+        let Self { job, head } = self;
+        let width = job.problem.size.width;
+        for row in 0..job.layout.n_rows {
+            let (token, query_head) = job.query(head, row);
+            // SAFETY: each row is combined once.
+            let out = unsafe { job.out.row(token, query_head, width) };
+            out.fill(0.0);
+            let (mut top, mut sums) = (LOWEST, s.splat(0.0));
+            for block in 0..job.layout.n_blocks {
+                let (lo, hi) = job.seen(head, row, block);
+                if lo >= hi {
+                    continue;
+                }
+                let new = top.max(job.largest(head, block, row));
+                let shrink = exp(s, s.sub(s.splat(top), s.splat(new)));
+                top = new;
+                // SAFETY: this step alone uses the parts of this head now.
+                let part = unsafe { job.part(head, block, row) };
+                // SAFETY: SUMS floats, at least as many as lanes.
+                sums = s.fma(sums, shrink, unsafe { s.load(part[LANE_SUMS..][..SUMS].as_ptr()) });
+                add_shrunk(s, &part[VALUES..][..width], shrink, out);
+            }
+            let total = s.sum(sums);
+            let factor = s.splat(if total > 0.0 { 1.0 / total } else { 0.0 });
+            for c in (0..width).step_by(S::LANES) {
+                let n = (width - c).min(S::LANES);
+                // SAFETY: `n` numbers from c are in the row.
+                unsafe {
+                    let at = out.as_mut_ptr().add(c);
+                    s.store_n(at, s.mul(s.load_n(at, n), factor), n);
+                }
+            }
+        }
+    }
+}
+
+/// `out = out · shrink + values`, rounded after each.
+#[inline(always)]
+fn add_shrunk<S: Simd>(s: S, values: &[f32], shrink: S::V, out: &mut [f32]) {
+    let width = out.len();
+    assert!(values.len() >= width);
+    for c in (0..width).step_by(S::LANES) {
+        let n = (width - c).min(S::LANES);
+        // SAFETY: `n` numbers from c are in both rows.
+        unsafe {
+            let at = out.as_mut_ptr().add(c);
+            let sum = s.add(s.mul(s.load_n(at, n), shrink), s.load_n(values.as_ptr().add(c), n));
+            s.store_n(at, sum, n);
         }
     }
 }

@@ -1,17 +1,17 @@
 //! The forward pass: scores, running softmax, weighted values, tile by tile.
+//!
+//! A query is a row of its tile: its blocks of keys are counted from key 0 of the text, and what
+//! the other rows see adds zeros to its sums at most. So its bits depend neither on the queries
+//! beside it nor on how many there are; [`decode`](super::decode), for few, keeps to the same
+//! order.
 
+use super::pack::{self, Rows};
 use super::tile::{self, Columns, Spans};
-use super::{BLOCK, Block, HeadsMut, Problem, cut, key_blocks, pack, run_tasks};
+use super::{BLOCK, Block, HeadsMut, LOWEST, Problem, SUMS, cut, key_blocks, run_tasks};
 use crate::Result;
 use crate::cpu::math::exp;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::SharedMut;
-
-/// The running maximum of a row before its first key: low, but finite, so that differences are
-/// numbers.
-const LOWEST: f32 = -1e30;
-/// Room for the running sums of one row, one per lane.
-const SUMS: usize = 16;
 
 /// `out = softmax(scale q kᵀ + mask) v` by groups of blocks of queries, which are independent.
 pub(super) fn forward(
@@ -74,7 +74,8 @@ impl Kernel for Forward<'_> {
             let q = cut(&mut scratch, BLOCK * padded);
             let token = block.batch * problem.size.tq + block.start;
             let from = problem.q.from(token, block.head, width);
-            pack::transposed(s, from, problem.q.stride, (block.n, width), problem.scale, q);
+            let from = Rows::strided(from, problem.q.stride, block.n);
+            pack::transposed(s, &from, width, problem.scale, q);
             let out = cut(&mut scratch, BLOCK * padded);
             let max = cut(&mut scratch, BLOCK);
             let sums = cut(&mut scratch, BLOCK * SUMS);
@@ -84,13 +85,13 @@ impl Kernel for Forward<'_> {
             *state = Some(State { q, out, max, sums });
         }
         let columns = Columns::new();
+        // What lies behind the last key that is seen may have no page.
+        let end = blocks.iter().map(|b| b.reach.1).max().unwrap_or(0);
         for key in key_blocks(blocks) {
-            let n = BLOCK.min(problem.n_keys - key);
-            let token = blocks[0].batch * problem.size.tk + key;
-            let from = problem.k.from(token, kv_head, width);
-            pack::transposed(s, from, problem.k.stride, (n, width), 1.0, k);
-            let from = problem.v.from(token, kv_head, width);
-            pack::rows(s, from, problem.v.stride, (n, width), v);
+            let n = BLOCK.min(end - key);
+            let rows = |of| problem.rows(of, blocks[0].batch, key, n, kv_head);
+            pack::transposed(s, &rows(&problem.k), width, 1.0, k);
+            pack::rows(s, &rows(&problem.v), width, v);
             for (block, state) in blocks.iter().zip(states.iter_mut().flatten()) {
                 if !block.reaches(key) {
                     continue;

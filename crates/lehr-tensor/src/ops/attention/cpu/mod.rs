@@ -13,18 +13,25 @@ mod tile;
 
 use std::sync::{Mutex, PoisonError};
 
+use pack::Rows;
+
 use super::Size;
 use crate::cpu::buffer::CpuBuffer;
 use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Result};
 
 pub(super) use backward::{Saved, backward};
-pub(super) use decode::decode;
 
 /// Queries, and keys, per tile.
 const BLOCK: usize = 64;
-/// The most queries per head for which keys are read straight from where they lie.
+/// The most queries per head for which keys are read straight from where they lie. Both ways give
+/// the same bits.
 const DECODE_MAX: usize = 4;
+/// The running maximum of a row before its first key: low, but finite, so that differences are
+/// numbers.
+const LOWEST: f32 = -1e30;
+/// Room for the sums of one row, one per lane.
+const SUMS: usize = 16;
 
 /// Queries, keys or values within a buffer: heads lie side by side in the rows of tokens.
 #[derive(Clone, Copy)]
@@ -79,14 +86,34 @@ pub(super) struct Problem<'a> {
     pub(super) scale: f32,
     /// `[B, Tq, 2]`: first key seen and one past the last.
     pub(super) intervals: &'a [i32],
-    /// Where the keys of each text lie, if it is in pages: for [`decode`] alone.
+    /// Where the keys of each text lie, if it is in pages: for the forward pass alone.
     pub(super) pages: Option<Paged<'a>>,
     pub(super) q: Heads<'a>,
     pub(super) k: Heads<'a>,
     pub(super) v: Heads<'a>,
 }
 
-impl Problem<'_> {
+impl<'a> Problem<'a> {
+    /// Keys or values `key..key + n` of a text.
+    #[inline(always)]
+    fn rows(&self, of: &Heads<'a>, batch: usize, key: usize, n: usize, head: usize) -> Rows<'a> {
+        let first = of.offset + head * self.size.width;
+        match self.pages {
+            None => {
+                let token = batch * self.size.tk + key;
+                Rows::new(of.data, n, |i| first + (token + i) * of.stride)
+            }
+            Some(Paged { table, max, shift }) => {
+                let table = &table[batch * max..][..max];
+                let within = (1 << shift) - 1;
+                Rows::new(of.data, n, |i| {
+                    let page = table[(key + i) >> shift] as usize;
+                    first + ((page << shift) + ((key + i) & within)) * of.stride
+                })
+            }
+        }
+    }
+
     /// E rounded up to whole vectors of every instruction set.
     fn padded_width(&self) -> usize {
         self.size.width.next_multiple_of(16)
@@ -108,7 +135,12 @@ impl Problem<'_> {
     }
 
     /// The blocks of the group of that number. Heads that share keys are neighbours.
-    fn group(&self, batch: usize, kv_head: usize, index: usize) -> impl Iterator<Item = Block> {
+    fn group(
+        &self,
+        batch: usize,
+        kv_head: usize,
+        index: usize,
+    ) -> impl Iterator<Item = Block> + use<'_, 'a> {
         let (size, per_kv) = (self.group_size(), self.heads_per_kv());
         (index * size..self.n_blocks().min((index + 1) * size)).map(move |i| {
             let start = i / per_kv * BLOCK;
@@ -175,7 +207,7 @@ pub(super) fn forward(
         return Ok(());
     }
     if lse.is_none() && problem.size.tq <= DECODE_MAX {
-        return decode(problem, out);
+        return decode::decode(problem, out);
     }
     forward::forward(problem, out, lse)
 }

@@ -128,7 +128,6 @@ pub(super) fn decode(
         v.ptr,
         &division.workspace,
         seen.intervals.as_ref(),
-        seen.n_keys.as_ref(),
         int(OP, q.stride)?,
         int(OP, k.stride)?,
         int(OP, v.stride)?,

@@ -14,7 +14,8 @@ pub(super) struct Quad {
     pub(super) second: [i8; 64],
     pub(super) scale: [f32; 4],
     /// Sums of the rounded numbers of each group, for weights with a minimum: of all, and of the
-    /// halves.
+    /// halves. For signed codes `sum` is instead −128 times the sum of the codes of each group, an
+    /// exact integer: what a product with codes plus 128 has too much.
     pub(super) sum: [f32; 4],
     pub(super) sum_first: [f32; 4],
     pub(super) sum_second: [f32; 4],
@@ -30,8 +31,9 @@ pub(super) struct Rounded {
 }
 
 impl Rounded {
-    /// Rounds the rows of `x`, `cols` wide, in parallel.
-    pub(super) fn new(x: &[f32], cols: usize) -> Result<Self> {
+    /// Rounds the rows of `x`, `cols` wide, in parallel, for codes of weights with or without sign.
+    /// Each group of 32 numbers is rounded by itself: nothing depends on the other rows.
+    pub(super) fn new(x: &[f32], cols: usize, signed: bool) -> Result<Self> {
         let n_quads = cols.div_ceil(128);
         let rows = x.len() / cols;
         let mut buffer = CpuBuffer::uninit(DType::F32, rows * n_quads * QUAD_FLOATS)?;
@@ -44,7 +46,7 @@ impl Rounded {
                 std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len() / QUAD_FLOATS)
             };
             let x = &x[task * rows_per_task * cols..];
-            dispatch(Round { x, cols, n_quads, out });
+            dispatch(Round { x, cols, n_quads, signed, out });
         });
         Ok(Self { buffer, n_quads })
     }
@@ -61,6 +63,7 @@ struct Round<'a> {
     x: &'a [f32],
     cols: usize,
     n_quads: usize,
+    signed: bool,
     out: &'a mut [Quad],
 }
 
@@ -75,11 +78,11 @@ impl Kernel for Round<'_> {
                 for group in 0..4 {
                     let x = &x[self.cols.min(quad * 128 + group * 32)..];
                     match x.first_chunk() {
-                        Some(x) => round_group(x, group, out),
+                        Some(x) => round_group(x, group, self.signed, out),
                         None => {
                             let mut padded = [0.0; 32];
                             padded[..x.len()].copy_from_slice(x);
-                            round_group(&padded, group, out);
+                            round_group(&padded, group, self.signed, out);
                         }
                     }
                 }
@@ -89,7 +92,7 @@ impl Kernel for Round<'_> {
 }
 
 #[inline(always)]
-fn round_group(x: &[f32; 32], group: usize, out: &mut Quad) {
+fn round_group(x: &[f32; 32], group: usize, signed: bool, out: &mut Quad) {
     /// 1.5 · 2^23: a number of small magnitude plus this has its nearest integer in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     let mut largest = [0.0f32; 16];
@@ -108,7 +111,7 @@ fn round_group(x: &[f32; 32], group: usize, out: &mut Quad) {
     let scale = largest / 127.0 + if x.iter().any(|v| v.is_nan()) { f32::NAN } else { 0.0 };
     let sum = |codes: &[i32]| codes.iter().sum::<i32>() as f32 * scale;
     out.scale[group] = scale;
-    out.sum[group] = sum(&codes);
+    out.sum[group] = if signed { (-128 * codes.iter().sum::<i32>()) as f32 } else { sum(&codes) };
     out.sum_first[group] = sum(&codes[..16]);
     out.sum_second[group] = sum(&codes[16..]);
 }

@@ -1,49 +1,103 @@
 //! Few rows of activations: every row of weights is read once, from where it lies, and multiplied
 //! in integers. Bound by the bandwidth of memory.
+//!
+//! The order of additions is that of [`tiles`](super::tiles), so that a row of activations gives
+//! the same bits alone and among many. Integers come first: the sum over a group of 32 (or 16)
+//! numbers is exact in any order. Then each of the four groups of a quad has a sum of floats of its
+//! own along the row, and in the end `(0 + 2) + (1 + 3)`, and the bias.
 
 use std::ops::Range;
 
 use super::activations::{Quad, Rounded};
-use super::stored::Stored;
+use super::stored::{Stored, Terms};
 use crate::Result;
 use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
 use crate::cpu::threads::{self, SharedMut};
 use crate::quant::QMatrix;
 
-/// How many bytes ahead weights are asked for. The processor's own prefetching stops at the end of
-/// a page; with this a core reads twice as fast.
-pub(super) const AHEAD: usize = 4096;
+/// How many bytes of weights ahead of all rows in hand are asked for. The processor's own
+/// prefetching stops at the end of a page; with this a core reads twice as fast.
+const AHEAD: usize = 4096;
+/// Rows of weights multiplied at a time: their sums of integers are added up together.
+const ROWS: usize = 4;
+/// Rows of weights per task are a multiple of this.
+const TASK: usize = 16;
 
 /// Rows of weights per task: enough work to be worth waking a thread, and otherwise two tasks for
 /// each, because memory is read fastest in long runs. An output is the work of one task, so the cut
 /// changes no bit.
 fn rows_per_task(rows: usize, cols: usize) -> usize {
-    let least = (1usize << 15).div_ceil(cols.max(1)).max(16);
-    least.max(rows.div_ceil(2 * threads::n_threads()))
+    let least = (1usize << 15).div_ceil(cols.max(1));
+    least.max(rows.div_ceil(2 * threads::n_threads())).next_multiple_of(TASK)
 }
 
 /// Calls `body(rows of weights, first row of x, number of rows of x)` in parallel for all of both;
-/// the number is 1, 2 or 4. Weights that meet several groups of rows stay in a cache meanwhile.
-pub(super) fn split(w: &QMatrix, n_x: usize, body: impl Fn(Range<usize>, usize, usize) + Sync) {
+/// the number is a power of two up to `most`. Weights that meet several groups of rows stay in a
+/// cache meanwhile. Ranges of weights begin at multiples of `unit`, which divides 16.
+pub(super) fn split(
+    w: &QMatrix,
+    n_x: usize,
+    most: usize,
+    unit: usize,
+    body: impl Fn(Range<usize>, usize, usize) + Sync,
+) {
     /// Bytes of weights that stay in a first-level cache beside activations.
     const STAY: usize = 1 << 14;
     let chunk = rows_per_task(w.rows(), w.cols());
-    let block = if n_x <= 4 { chunk } else { (STAY / w.row_bytes().max(1)).clamp(4, chunk) };
+    let stay = (STAY / w.row_bytes().max(1)).clamp(4, chunk).next_multiple_of(unit);
+    let block = if n_x <= most { chunk } else { stay };
     threads::run(w.rows().div_ceil(chunk), |task| {
         let end = w.rows().min((task + 1) * chunk);
         for start in (task * chunk..end).step_by(block) {
             let mut first = 0;
             while first < n_x {
-                let count = match n_x - first {
-                    1 => 1,
-                    2 | 3 => 2,
-                    _ => 4,
-                };
+                let count = 1 << (n_x - first).min(most).ilog2();
                 body(start..end.min(start + block), first, count);
                 first += count;
             }
         }
     });
+}
+
+/// Where to ask for weights when `at` bytes of each of `n` rows have been read: [`AHEAD`] bytes
+/// further, counting all rows, or in the rows that follow.
+#[inline(always)]
+pub(super) fn ahead(row: *const u8, at: usize, row_bytes: usize, n: usize) -> *const u8 {
+    let next = at + AHEAD / n;
+    row.wrapping_add(if next < row_bytes { next } else { next + (n - 1) * row_bytes })
+}
+
+/// `N` rows of weights from one on; the last of a range stands in for those behind it.
+pub(super) struct WeightRows<const N: usize> {
+    pub(super) codes: [*const u8; N],
+    /// Scales that lie apart.
+    pub(super) scales: [*const f32; N],
+    /// Copies of rows at the end of a matrix whose rows are not whole quads, padded with zeros.
+    _padded: Vec<Vec<u8>>,
+}
+
+impl<const N: usize> WeightRows<N> {
+    /// Rows `rows`, at least one and at most `N`, of each of which `needed` bytes are read.
+    #[inline(always)]
+    pub(super) fn new(w: &QMatrix, rows: Range<usize>, needed: usize) -> Self {
+        let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
+        let row_scales = w.format().row_scales(w.cols());
+        let mut padded: Vec<Vec<u8>> = Vec::new();
+        let (mut codes, mut scales) = ([std::ptr::null(); N], [std::ptr::null(); N]);
+        for i in 0..N {
+            let r = (rows.start + i).min(rows.end - 1);
+            let row = &bytes[r * row_bytes..];
+            codes[i] = row.as_ptr();
+            scales[i] = w.scales()[r * row_scales..].as_ptr();
+            if row.len() < needed {
+                let mut copy = row[..row_bytes].to_vec();
+                copy.resize(needed, 0);
+                codes[i] = copy.as_ptr();
+                padded.push(copy);
+            }
+        }
+        Self { codes, scales, _padded: padded }
+    }
 }
 
 /// `y = x Wᵀ + bias` for any number of rows of `x`.
@@ -54,10 +108,10 @@ pub(super) fn multiply<W: Stored>(
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) -> Result<()> {
-    let x = Rounded::new(x, w.cols())?;
+    let x = Rounded::new(x, w.cols(), W::SIGNED)?;
     let n_x = x.quads().len() / x.n_quads;
     let y = SharedMut::new(y);
-    split(w, n_x, |rows, first, count| {
+    split(w, n_x, 4, ROWS, |rows, first, count| {
         let job = Job { w, x: x.quads(), n_quads: x.n_quads, bias, y, first, rows };
         match count {
             1 => dispatch_bytes(Rows::<W, 1> { format, job }),
@@ -92,111 +146,134 @@ impl<W: Stored, const M: usize> BytesKernel for Rows<'_, W, M> {
     #[inline(always)]
     fn run<S: Bytes>(self, s: S) {
         let Self { format, job } = self;
-        let (bytes, row_bytes) = (job.w.bytes(), job.w.row_bytes());
-        let row_scales = job.w.format().row_scales(job.w.cols());
         let needed = format.bytes_read(job.n_quads);
-        let groups_last = job.w.cols().div_ceil(32) - 4 * (job.n_quads - 1);
-        let mut padded = Vec::new();
-        for r in job.rows.clone() {
-            let mut row = &bytes[r * row_bytes..];
-            if row.len() < needed {
-                // The last rows of a matrix whose rows are not whole quads.
-                padded.clear();
-                padded.extend_from_slice(&row[..row_bytes]);
-                padded.resize(needed, 0);
-                row = &padded;
-            }
-            let scales = job.w.scales()[r * row_scales..].as_ptr();
-            let mut sums = Sums::<S, M> { lanes: [s.zero(); M], offsets: [s.q([0.0; 4]); M] };
-            let x = &job.x[job.first * job.n_quads..][..M * job.n_quads];
-            for quad in 0..job.n_quads - 1 {
-                // SAFETY: the row has the bytes and scales of all its groups.
-                unsafe { sums.add(s, format, row.as_ptr(), scales, x, job.n_quads, quad, 4) };
+        let x = &job.x[job.first * job.n_quads..][..M * job.n_quads];
+        let part = Products {
+            format,
+            x,
+            n_quads: job.n_quads,
+            quad_bytes: needed / job.n_quads,
+            row_bytes: job.w.row_bytes(),
+        };
+        let last = job.n_quads - 1;
+        let groups_last = job.w.cols().div_ceil(32) - 4 * last;
+        for r in job.rows.clone().step_by(ROWS) {
+            let end = job.rows.end.min(r + ROWS);
+            let rows = WeightRows::<ROWS>::new(job.w, r..end, needed);
+            let mut sums = [s.zero(); M];
+            for quad in 0..last {
+                // SAFETY: the rows have the bytes and scales of all their groups.
+                unsafe { part.add::<S, M>(s, &rows, quad, 4, &mut sums) };
             }
             // SAFETY: as above.
-            unsafe {
-                let last = job.n_quads - 1;
-                sums.add(s, format, row.as_ptr(), scales, x, job.n_quads, last, groups_last);
-            }
-            let bias = job.bias.map_or(0.0, |bias| bias[r]);
-            for i in 0..M {
-                // SAFETY: row `first + i` and column r lie within y; no other task has column r.
-                let y = unsafe { &mut *job.y.ptr().add((job.first + i) * job.w.rows() + r) };
-                *y = sums.total(s, i) + bias;
+            unsafe { part.add::<S, M>(s, &rows, last, groups_last, &mut sums) };
+            for (i, sums) in sums.into_iter().enumerate() {
+                let totals = s.q_array(s.sum_runs(sums));
+                for (r, total) in (r..end).zip(totals) {
+                    let bias = job.bias.map_or(0.0, |bias| bias[r]);
+                    // SAFETY: row `first + i` and column r lie within y; no other task has column
+                    // r.
+                    unsafe {
+                        *job.y.ptr().add((job.first + i) * job.w.rows() + r) = total + bias;
+                    }
+                }
             }
         }
     }
 }
 
-/// Partial sums of one row of weights with `M` rows of activations.
-struct Sums<S: Bytes, const M: usize> {
-    lanes: [S::F; M],
-    offsets: [S::Q; M],
+/// What the products of [`ROWS`] rows of weights with some rows of activations are made of.
+struct Products<'a, W> {
+    format: W,
+    x: &'a [Quad],
+    n_quads: usize,
+    /// Bytes of weights in a quad, and in a row.
+    quad_bytes: usize,
+    row_bytes: usize,
 }
 
-impl<S: Bytes, const M: usize> Sums<S, M> {
-    /// Adds the products of quad `quad`.
+impl<W: Stored> Products<'_, W> {
+    /// Adds the products of quad `quad`, of which `n` groups are part of the rows: lane `4 g + r`
+    /// of `sums[i]` is for group `g`, row `r` of the weights and row `i` of the activations.
     ///
     /// # Safety
     /// As for [`Stored::quad`].
     #[inline(always)]
-    unsafe fn add<W: Stored>(
-        &mut self,
+    unsafe fn add<S: Bytes, const M: usize>(
+        &self,
         s: S,
-        format: W,
-        row: *const u8,
-        scales: *const f32,
-        x: &[Quad],
-        n_quads: usize,
+        rows: &WeightRows<ROWS>,
         quad: usize,
         n: usize,
+        sums: &mut [S::F; M],
     ) {
-        // SAFETY: promised by the caller.
-        let terms = unsafe { format.quad(s, row, scales, quad, n) };
-        let quad_bytes = format.bytes_read(n_quads) / n_quads;
-        let ahead = row.wrapping_add(quad * quad_bytes + AHEAD);
-        s.prefetch(ahead);
-        if quad_bytes > 64 {
-            s.prefetch(ahead.wrapping_add(64));
-        }
-        let dot = |acc, w, x| if W::SIGNED { s.dot_signed(acc, w, x) } else { s.dot(acc, w, x) };
+        let ask = |row: *const u8| {
+            for line in (0..self.quad_bytes).step_by(64) {
+                s.prefetch(ahead(row, quad * self.quad_bytes + line, self.row_bytes, ROWS));
+            }
+        };
+        let quad_of = |r: usize| {
+            // SAFETY: promised by the caller.
+            let mut terms = unsafe { self.format.quad(s, rows.codes[r], rows.scales[r], quad, n) };
+            if W::SIGNED && S::WIDE {
+                // Codes plus 128 have no sign.
+                terms.first = s.xor(terms.first, s.splat(0x80));
+                terms.second = s.xor(terms.second, s.splat(0x80));
+            }
+            terms
+        };
+        rows.codes.iter().for_each(|row| ask(*row));
+        let terms = [quad_of(0), quad_of(1), quad_of(2), quad_of(3)];
+        let of_rows = |f: fn(&Terms<S>) -> S::Q| {
+            s.spread_rows([f(&terms[0]), f(&terms[1]), f(&terms[2]), f(&terms[3])])
+        };
+        let (scale, offset) = (of_rows(|t| t.scale), of_rows(|t| t.offset));
+        let scale_second = of_rows(|t| t.scale_second);
+        let offset_second = of_rows(|t| t.offset_second);
+        let dot = |acc, w, x| {
+            if W::SIGNED && !S::WIDE { s.dot_signed(acc, w, x) } else { s.dot(acc, w, x) }
+        };
         for i in 0..M {
-            let x = &x[i * n_quads + quad];
+            let x = &self.x[i * self.n_quads + quad];
             // SAFETY: the arrays of a quad are as long as the vectors.
-            let (first, second, scale) = unsafe {
-                (
-                    s.load(x.first.as_ptr().cast()),
-                    s.load(x.second.as_ptr().cast()),
-                    s.q_load(x.scale.as_ptr()),
-                )
-            };
-            let mut lanes = self.lanes[i];
-            let products = dot(s.zero_i(), terms.first, first);
-            if W::HALVES {
-                let with = s.spread(s.q_mul(terms.scale, scale));
-                lanes = s.fma(s.to_f32(products), with, lanes);
-                let products = dot(s.zero_i(), terms.second, second);
-                let with = s.spread(s.q_mul(terms.scale_second, scale));
-                self.lanes[i] = s.fma(s.to_f32(products), with, lanes);
-            } else {
-                let products = dot(products, terms.second, second);
-                let with = s.spread(s.q_mul(terms.scale, scale));
-                self.lanes[i] = s.fma(s.to_f32(products), with, lanes);
-            }
+            let (first, second) =
+                unsafe { (s.load(x.first.as_ptr().cast()), s.load(x.second.as_ptr().cast())) };
             // SAFETY: as above.
-            let sum = |sum: &[f32; 4]| unsafe { s.q_load(sum.as_ptr()) };
-            if W::OFFSET && W::HALVES {
-                let offsets = s.q_fma(terms.offset, sum(&x.sum_first), self.offsets[i]);
-                self.offsets[i] = s.q_fma(terms.offset_second, sum(&x.sum_second), offsets);
-            } else if W::OFFSET {
-                self.offsets[i] = s.q_fma(terms.offset, sum(&x.sum), self.offsets[i]);
+            let spread = |of: &[f32; 4]| s.spread(unsafe { s.q_load(of.as_ptr()) });
+            let x_scale = spread(&x.scale);
+            let firsts = terms.each_ref().map(|t| dot(s.zero_i(), t.first, first));
+            let mut sum = sums[i];
+            if W::HALVES {
+                let seconds = terms.each_ref().map(|t| dot(s.zero_i(), t.second, second));
+                let products = s.to_f32(s.sum_groups(firsts));
+                sum = s.fma(products, s.mul(scale, x_scale), sum);
+                if W::OFFSET {
+                    sum = s.fma(offset, spread(&x.sum_first), sum);
+                }
+                let products = s.to_f32(s.sum_groups(seconds));
+                sum = s.fma(products, s.mul(scale_second, x_scale), sum);
+                if W::OFFSET {
+                    sum = s.fma(offset_second, spread(&x.sum_second), sum);
+                }
+            } else {
+                let [a, b, c, d] = firsts;
+                let [ta, tb, tc, td] = &terms;
+                let both = [
+                    dot(a, ta.second, second),
+                    dot(b, tb.second, second),
+                    dot(c, tc.second, second),
+                    dot(d, td.second, second),
+                ];
+                let mut products = s.to_f32(s.sum_groups(both));
+                if W::SIGNED && S::WIDE {
+                    products = s.add(products, spread(&x.sum));
+                }
+                sum = s.fma(products, s.mul(scale, x_scale), sum);
+                if W::OFFSET {
+                    sum = s.fma(offset, spread(&x.sum), sum);
+                }
             }
+            sums[i] = sum;
         }
-    }
-
-    #[inline(always)]
-    fn total(&self, s: S, i: usize) -> f32 {
-        let q = s.q_array(self.offsets[i]);
-        s.sum(self.lanes[i]) + ((q[0] + q[2]) + (q[1] + q[3]))
     }
 }

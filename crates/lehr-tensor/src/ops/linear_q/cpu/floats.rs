@@ -1,12 +1,21 @@
 //! Few rows of activations times weights of 16 or 32 bits or of NF4, which become f32 in registers.
+//!
+//! The order of additions is that of the matrix product ([`gemm`](crate::gemm)), which multiplies
+//! many rows: one chain of multiply-adds for each pass of [`pass`] columns, and the passes one
+//! after the other. A row of activations gives the same bits alone and among many. That is why 16
+//! rows of weights are transposed in registers instead of being multiplied in dot products.
 
 use std::ops::Range;
 
-use super::decode::{AHEAD, split};
+use super::decode::{ahead, split};
 use crate::Result;
-use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
+use crate::cpu::gemm::pass;
+use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes, has_wide_dot};
 use crate::cpu::threads::SharedMut;
 use crate::quant::{NF4, NF4_GROUP, QMatrix};
+
+/// Rows of weights at a time, one per lane.
+const ROWS: usize = 16;
 
 /// A format whose numbers are floats, or levels of a table of floats.
 pub(super) trait Float: Copy + Send + Sync {
@@ -60,12 +69,15 @@ pub(super) fn multiply<W: Float>(
 ) -> Result<()> {
     let cols = w.cols();
     let y = SharedMut::new(y);
-    split(w, x.len() / cols, |rows, first, count| {
+    // With 32 registers a block of weights serves eight rows.
+    let most = if has_wide_dot() { 8 } else { 4 };
+    split(w, x.len() / cols, most, ROWS, |rows, first, count| {
         let job = Job { w, x: &x[first * cols..], bias, y, first, rows };
         match count {
-            1 => dispatch_bytes(Rows::<W, 1, 4> { format, job }),
-            2 => dispatch_bytes(Rows::<W, 2, 2> { format, job }),
-            _ => dispatch_bytes(Rows::<W, 4, 1> { format, job }),
+            1 => dispatch_bytes(Rows::<W, 1> { format, job }),
+            2 => dispatch_bytes(Rows::<W, 2> { format, job }),
+            4 => dispatch_bytes(Rows::<W, 4> { format, job }),
+            _ => dispatch_bytes(Rows::<W, 8> { format, job }),
         }
     });
     Ok(())
@@ -82,67 +94,103 @@ struct Job<'a> {
     rows: Range<usize>,
 }
 
-/// `M` rows of activations times some rows of weights, in `C` chains of additions each.
-struct Rows<'a, W, const M: usize, const C: usize> {
+/// `M` rows of activations times some rows of weights.
+struct Rows<'a, W, const M: usize> {
     format: W,
     job: Job<'a>,
 }
 
-impl<W: Float, const M: usize, const C: usize> BytesKernel for Rows<'_, W, M, C> {
+impl<W: Float, const M: usize> BytesKernel for Rows<'_, W, M> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Bytes>(self, s: S) {
         let Self { format, job } = self;
-        let (bytes, cols, row_bytes) = (job.w.bytes(), job.w.cols(), job.w.row_bytes());
-        let row_scales = job.w.format().row_scales(cols);
-        let x = &job.x[..M * cols];
-        let whole = cols / 16;
-        // The columns after the last whole vector, padded with zeros.
-        let rest = cols - whole * 16;
-        let step = row_bytes / whole.max(1);
-        let mut x_rest = [[0.0f32; 16]; M];
-        for (i, x_rest) in x_rest.iter_mut().enumerate() {
-            x_rest[..rest].copy_from_slice(&x[i * cols + whole * 16..][..rest]);
-        }
-        for r in job.rows.clone() {
-            let row = &bytes[r * row_bytes..][..row_bytes];
-            let scales = job.w.scales()[r * row_scales..].as_ptr();
-            let mut acc = [[s.zero(); C]; M];
-            for k in 0..whole {
-                // SAFETY: 16 numbers from 16 k are in the rows.
-                unsafe {
-                    let v = format.load(s, row.as_ptr(), scales, k);
-                    s.prefetch(row.as_ptr().wrapping_add(k * step + AHEAD));
-                    for i in 0..M {
-                        let x = s.load_f32(x.as_ptr().add(i * cols + k * 16));
-                        acc[i][k % C] = s.fma(v, x, acc[i][k % C]);
-                    }
+        let (cols, n_out) = (job.w.cols(), job.w.rows());
+        let pass = pass(cols);
+        for r in job.rows.clone().step_by(ROWS) {
+            let rows = r..job.rows.end.min(r + ROWS);
+            let n = rows.len();
+            let sums = Sums::<'_, W, M> { format, w: job.w, x: &job.x[..M * cols], rows };
+            let mut total = [s.zero(); M];
+            for k0 in (0..cols).step_by(pass) {
+                let acc = sums.pass(s, k0..cols.min(k0 + pass));
+                for i in 0..M {
+                    total[i] = match (k0, job.bias) {
+                        (0, None) => acc[i],
+                        (0, Some(bias)) => {
+                            let mut padded = [0.0f32; ROWS];
+                            padded[..n].copy_from_slice(&bias[r..r + n]);
+                            // SAFETY: a vector of floats.
+                            s.add(acc[i], unsafe { s.load_f32(padded.as_ptr()) })
+                        }
+                        _ => s.add(acc[i], total[i]),
+                    };
                 }
             }
-            if rest > 0 {
+            for (i, total) in total.into_iter().enumerate() {
+                let mut out = [0.0f32; ROWS];
+                // SAFETY: room for a vector; these columns of y are this task's alone.
+                unsafe {
+                    s.store_f32(out.as_mut_ptr(), total);
+                    let y = job.y.slice((job.first + i) * n_out + r, n);
+                    y.copy_from_slice(&out[..n]);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of up to 16 rows of weights with `M` rows of activations.
+struct Sums<'a, W, const M: usize> {
+    format: W,
+    w: &'a QMatrix,
+    x: &'a [f32],
+    rows: Range<usize>,
+}
+
+impl<W: Float, const M: usize> Sums<'_, W, M> {
+    /// Those of one pass; lanes behind the last row repeat it.
+    #[inline(always)]
+    fn pass<S: Bytes>(&self, s: S, pass: Range<usize>) -> [S::F; M] {
+        let (cols, row_bytes) = (self.w.cols(), self.w.row_bytes());
+        let row_scales = self.w.format().row_scales(cols);
+        let step_bytes = row_bytes * 16 / cols;
+        let row = |i: usize| (self.rows.start + i).min(self.rows.end - 1);
+        let mut acc = [s.zero(); M];
+        let mut rows = [0.0f32; ROWS * 16];
+        let mut steps = [0.0f32; 16 * ROWS];
+        for k in pass.clone().step_by(16) {
+            let have = (pass.end - k).min(16);
+            for i in 0..ROWS {
+                let scales = self.w.scales()[row(i) * row_scales..].as_ptr();
+                let bytes = &self.w.bytes()[row(i) * row_bytes..][..row_bytes];
+                let at = k / 16 * step_bytes;
+                s.prefetch(ahead(bytes.as_ptr(), at, row_bytes, ROWS));
                 let mut padded = [0u8; 64];
-                let rest_bytes = row_bytes / cols * rest;
-                padded[..rest_bytes].copy_from_slice(&row[row_bytes - rest_bytes..]);
-                // SAFETY: there is room for 16 numbers of at most four bytes. Rows with a rest have
-                // no scales.
+                let (from, index) = if have == 16 {
+                    (bytes.as_ptr(), k / 16)
+                } else {
+                    // The columns behind the last whole vector. Such rows have no scales apart.
+                    padded[..row_bytes - at].copy_from_slice(&bytes[at..]);
+                    (padded.as_ptr(), 0)
+                };
+                // SAFETY: 16 numbers are in the row or the copy, and there is room for a vector.
                 unsafe {
-                    let v = format.load(s, padded.as_ptr(), scales, 0);
-                    for i in 0..M {
-                        acc[i][0] = s.fma(v, s.load_f32(x_rest[i].as_ptr()), acc[i][0]);
-                    }
+                    let v = self.format.load(s, from, scales, index);
+                    s.store_f32(rows.as_mut_ptr().add(i * 16), v);
                 }
             }
-            let bias = job.bias.map_or(0.0, |bias| bias[r]);
-            for i in 0..M {
-                let mut sum = acc[i][0];
-                for chain in &acc[i][1..] {
-                    sum = s.add(sum, *chain);
+            // SAFETY: 16 vectors of 16 floats each, one behind the other.
+            unsafe { s.transpose(rows.as_ptr().cast(), 64, steps.as_mut_ptr().cast(), 64) };
+            for step in 0..have {
+                // SAFETY: a vector of each step.
+                let v = unsafe { s.load_f32(steps.as_ptr().add(step * ROWS)) };
+                for i in 0..M {
+                    acc[i] = s.fma(s.splat_f32(self.x[i * cols + k + step]), v, acc[i]);
                 }
-                // SAFETY: row `first + i` and column r lie within y; no other task has column r.
-                let y = unsafe { &mut *job.y.ptr().add((job.first + i) * job.w.rows() + r) };
-                *y = s.sum(sum) + bias;
             }
         }
+        acc
     }
 }

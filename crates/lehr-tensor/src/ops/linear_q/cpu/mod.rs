@@ -1,4 +1,7 @@
 //! Which kernel multiplies what.
+//!
+//! Kernels for few rows of activations and for many share the order of additions of their format:
+//! the choice between them changes no bit.
 
 mod activations;
 mod decode;
@@ -13,12 +16,9 @@ use crate::Result;
 use crate::cpu::simd::bytes::has_wide_dot;
 use crate::quant::{Activations, MatrixFormat, QMatrix, Scaling, WeightFormat};
 
-/// The largest number of rows of `x` for which weights are read straight from where they lie: by
-/// measurement, packing panels pays beyond.
-fn few() -> usize {
-    // Tiles of floats cost more than tiles of bytes, and so does dequantising beside packing.
-    if has_wide_dot() { 20 } else { 64 }
-}
+/// The largest number of rows of `x` for which weights are read straight from where they lie where
+/// products of bytes are fast: by measurement, packing panels pays beyond.
+const FEW: usize = 20;
 
 /// The same for weights that are multiplied as floats in either way.
 const FEW_FLOATS: usize = 64;
@@ -63,12 +63,12 @@ struct Integers<'a> {
 impl Integers<'_> {
     fn run<W: Stored>(self, format: W) -> Result<()> {
         let Self { w, x, bias, y } = self;
-        if x.len() / w.cols() <= few() {
-            decode::multiply(format, w, x, bias, y)
-        } else if has_wide_dot() {
+        // Without wide products of bytes there are no tiles. Floats would be a little faster for
+        // many rows, but they would be another result.
+        if x.len() / w.cols() > FEW && has_wide_dot() {
             tiles::multiply(format, w, x, bias, y)
         } else {
-            panels::multiply(w, x, bias, y)
+            decode::multiply(format, w, x, bias, y)
         }
     }
 

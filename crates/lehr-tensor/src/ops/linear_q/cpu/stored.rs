@@ -19,7 +19,8 @@ pub(super) struct Terms<S: Bytes> {
 
 /// A format whose codes are integers of at most 8 bits.
 pub(super) trait Stored: Copy + Send + Sync {
-    /// Whether codes are signed; else they are below 128.
+    /// Whether codes are signed; else they are below 128. Such a format has neither halves nor
+    /// offsets.
     const SIGNED: bool = false;
     /// Whether the halves of a group have scales of their own.
     const HALVES: bool = false;

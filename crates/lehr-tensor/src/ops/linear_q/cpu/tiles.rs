@@ -1,10 +1,16 @@
 //! Many rows of activations: panels of weights are packed as bytes and multiplied in integers by
 //! register tiles, group by group of 32 numbers (16 where the halves of a group have scales of
 //! their own). Only where products of bytes are much faster than those of floats.
+//!
+//! Sums of floats are kept apart for the first, second, third and fourth groups of all quads, as in
+//! [`decode`](super::decode), which works for one row in the same order. A tile has registers for
+//! one of the four, so each group has a pass over the panel of its own.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::{Quad, Rounded};
+use super::decode::WeightRows;
 use super::stored::Stored;
 use crate::cpu::buffer::CpuBuffer;
 use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
@@ -33,7 +39,7 @@ pub(super) fn multiply<W: Stored>(
     y: &mut [f32],
 ) -> Result<()> {
     let (n_out, cols) = (w.rows(), w.cols());
-    let x = Rounded::new(x, cols)?;
+    let x = Rounded::new(x, cols, W::SIGNED)?;
     let n_x = x.quads().len() / x.n_quads;
     let n_chunks = n_x.div_ceil(ROWS);
     let chunk = n_x.div_ceil(n_chunks).next_multiple_of(MR);
@@ -64,11 +70,7 @@ pub(super) fn multiply<W: Stored>(
             bias,
             y,
         };
-        if W::HALVES {
-            dispatch_bytes(Halves(tiles));
-        } else {
-            dispatch_bytes(Groups(tiles));
-        }
+        dispatch_bytes(Tile::<'_, W> { tiles, format: PhantomData });
     });
     match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Some(error) => Err(error),
@@ -106,22 +108,9 @@ impl<W: Stored> BytesKernel for Panel<'_, W> {
     #[inline(always)]
     fn run<S: Bytes>(self, s: S) {
         let Self { format, w, first, n_quads, packed } = self;
-        let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
-        let row_scales = w.format().row_scales(w.cols());
-        let needed = format.bytes_read(n_quads);
         let groups_last = w.cols().div_ceil(32) - 4 * (n_quads - 1);
-        // The last rows of a matrix whose rows are not whole quads are copied and padded.
-        let mut padded: Vec<Vec<u8>> = Vec::new();
-        let rows: [*const u8; NR] = std::array::from_fn(|c| {
-            let row = &bytes[(first + c).min(w.rows() - 1) * row_bytes..];
-            if row.len() >= needed {
-                return row.as_ptr();
-            }
-            let mut copy = row[..row_bytes].to_vec();
-            copy.resize(needed, 0);
-            padded.push(copy);
-            padded[padded.len() - 1].as_ptr()
-        });
+        let last = w.rows().min(first + NR);
+        let rows = WeightRows::<NR>::new(w, first..last, format.bytes_read(n_quads));
         for (quad, packed) in packed.chunks_exact_mut(Self::QUAD).enumerate() {
             let n = if quad + 1 < n_quads { 4 } else { groups_last };
             let (codes, scales) = packed.split_at_mut(CODES / 4);
@@ -129,16 +118,12 @@ impl<W: Stored> BytesKernel for Panel<'_, W> {
                 let mut halves = [[[0u8; 64]; 16]; 2];
                 for lane in 0..16 {
                     let c = v * 16 + lane;
-                    let own = &w.scales()[(first + c).min(w.rows() - 1) * row_scales..];
                     // SAFETY: the row has the bytes and scales of all its groups.
-                    let terms = unsafe { format.quad(s, rows[c], own.as_ptr(), quad, n) };
+                    let terms = unsafe { format.quad(s, rows.codes[c], rows.scales[c], quad, n) };
                     let (mut first, mut second) = (terms.first, terms.second);
-                    let (mut offset, mut offset_second) = (terms.offset, terms.offset_second);
                     if W::SIGNED {
                         let flip = s.splat(0x80);
                         (first, second) = (s.xor(first, flip), s.xor(second, flip));
-                        offset = s.q_mul(terms.scale, s.q([-128.0; 4]));
-                        offset_second = s.q_mul(terms.scale_second, s.q([-128.0; 4]));
                     }
                     // SAFETY: rows of 64 bytes.
                     unsafe {
@@ -149,12 +134,12 @@ impl<W: Stored> BytesKernel for Panel<'_, W> {
                         scales[group * 2 * NR + c] = scale;
                         scales[group * 2 * NR + NR + c] = offset;
                     };
-                    let (scale, offset) = (s.q_array(terms.scale), s.q_array(offset));
+                    let (scale, offset) = (s.q_array(terms.scale), s.q_array(terms.offset));
                     let step = Self::GROUPS / 4;
                     (0..4).for_each(|b| put(b * step, scale[b], offset[b]));
                     if W::HALVES {
                         let scale = s.q_array(terms.scale_second);
-                        let offset = s.q_array(offset_second);
+                        let offset = s.q_array(terms.offset_second);
                         (0..4).for_each(|b| put(2 * b + 1, scale[b], offset[b]));
                     }
                 }
@@ -184,40 +169,31 @@ struct Tiles<'a> {
     y: SharedMut<f32>,
 }
 
-/// Tiles over weights whose groups have one scale.
-struct Groups<'a>(Tiles<'a>);
-
-/// Tiles over weights whose halves of groups have a scale each.
-struct Halves<'a>(Tiles<'a>);
-
-impl BytesKernel for Groups<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Bytes>(self, s: S) {
-        self.0.run::<S, false>(s);
-    }
+/// [`Tiles`] over weights of a format.
+struct Tile<'a, W> {
+    tiles: Tiles<'a>,
+    format: PhantomData<W>,
 }
 
-impl BytesKernel for Halves<'_> {
+impl<W: Stored> BytesKernel for Tile<'_, W> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Bytes>(self, s: S) {
-        self.0.run::<S, true>(s);
+        self.tiles.run::<S, W>(s);
     }
 }
 
 impl Tiles<'_> {
     #[inline(always)]
-    fn run<S: Bytes, const HALVES: bool>(self, s: S) {
+    fn run<S: Bytes, W: Stored>(self, s: S) {
         let mut bias = [0.0f32; NR];
         let n = NR.min(self.n_out - self.first);
         if let Some(all) = self.bias {
             bias[..n].copy_from_slice(&all[self.first..][..n]);
         }
         for row in self.rows.clone().step_by(MR) {
-            let sums = self.tile::<S, HALVES>(s, row, &bias);
+            let sums = self.tile::<S, W>(s, row, &bias);
             for (i, sums) in sums.iter().enumerate().take(self.rows.end - row) {
                 let mut out = [0.0f32; NR];
                 for v in 0..NV {
@@ -233,50 +209,67 @@ impl Tiles<'_> {
 
     /// The sums of [`MR`] rows from `row` on; rows beyond the last repeat it.
     #[inline(always)]
-    fn tile<S: Bytes, const HALVES: bool>(
-        &self,
-        s: S,
-        row: usize,
-        bias: &[f32; NR],
-    ) -> [[S::F; NV]; MR] {
-        let n_groups = if HALVES { 8 } else { 4 };
-        let quad_floats = CODES / 4 + n_groups * 2 * NR;
-        assert!(S::WIDE && self.packed.len() >= self.n_quads * quad_floats);
+    fn tile<S: Bytes, W: Stored>(&self, s: S, row: usize, bias: &[f32; NR]) -> [[S::F; NV]; MR] {
+        assert!(S::WIDE && self.packed.len() >= Panel::<'_, W>::floats(self.n_quads));
         assert!(self.x.len() >= self.rows.end * self.n_quads);
         let x: [*const Quad; MR] = std::array::from_fn(|i| {
             self.x[(row + i).min(self.rows.end - 1) * self.n_quads..].as_ptr()
         });
-        // SAFETY: there are `NV` vectors of biases.
-        let start = std::array::from_fn(|v| unsafe { s.load_f32(bias.as_ptr().add(v * 16)) });
-        let mut sums: [[S::F; NV]; MR] = [start; MR];
+        let mut groups = [[[s.zero(); NV]; MR]; 4];
+        for (group, sums) in groups.iter_mut().enumerate() {
+            // SAFETY: by the assertions, the panel has all quads, and so has each row.
+            *sums = unsafe { self.group::<S, W>(s, &x, group) };
+        }
+        let mut out = [[s.zero(); NV]; MR];
+        for v in 0..NV {
+            // SAFETY: there are `NV` vectors of biases.
+            let bias = unsafe { s.load_f32(bias.as_ptr().add(v * 16)) };
+            for i in 0..MR {
+                let even = s.add(groups[0][i][v], groups[2][i][v]);
+                let odd = s.add(groups[1][i][v], groups[3][i][v]);
+                out[i][v] = s.add(s.add(even, odd), bias);
+            }
+        }
+        out
+    }
+
+    /// The sums over group `group` of all quads.
+    ///
+    /// # Safety
+    /// The panel and each row of `x` have `n_quads` quads.
+    #[inline(always)]
+    unsafe fn group<S: Bytes, W: Stored>(
+        &self,
+        s: S,
+        x: &[*const Quad; MR],
+        group: usize,
+    ) -> [[S::F; NV]; MR] {
+        let mut sums = [[s.zero(); NV]; MR];
         for quad in 0..self.n_quads {
-            // SAFETY: by the assertions, the panel has this quad, and so has each row.
+            // SAFETY: promised by the caller.
             unsafe {
-                let codes = self.packed.as_ptr().add(quad * quad_floats);
+                let codes = self.packed.as_ptr().add(quad * Panel::<'_, W>::QUAD);
                 let scales = codes.add(CODES / 4);
                 let x: [&Quad; MR] = std::array::from_fn(|i| &*x[i].add(quad));
-                for group in 0..4 {
-                    let mut acc = [[s.zero_i(); NV]; MR];
-                    let first = codes.add(group * 4 * NR);
-                    let second = first.add(CODES / 8);
-                    add_words(s, &mut acc, first, &x.map(|x| x.first[16 * group..].as_ptr()));
-                    if HALVES {
-                        let scales = scales.add(group * 4 * NR);
-                        let sum = x.map(|x| x.sum_first[group]);
-                        finish(s, &mut sums, &acc, scales, &x.map(|x| x.scale[group]), &sum);
-                        acc = [[s.zero_i(); NV]; MR];
-                    }
-                    add_words(s, &mut acc, second, &x.map(|x| x.second[16 * group..].as_ptr()));
-                    if HALVES {
-                        let scales = scales.add((group * 2 + 1) * 2 * NR);
-                        let sum = x.map(|x| x.sum_second[group]);
-                        finish(s, &mut sums, &acc, scales, &x.map(|x| x.scale[group]), &sum);
-                    } else {
-                        let scales = scales.add(group * 2 * NR);
-                        let sum = x.map(|x| x.sum[group]);
-                        finish(s, &mut sums, &acc, scales, &x.map(|x| x.scale[group]), &sum);
-                    }
+                let x_scale = x.map(|x| x.scale[group]);
+                let mut acc = [[s.zero_i(); NV]; MR];
+                let first = codes.add(group * 4 * NR);
+                let second = first.add(CODES / 8);
+                add_words(s, &mut acc, first, &x.map(|x| x.first[16 * group..].as_ptr()));
+                if W::HALVES {
+                    let scales = scales.add(group * 4 * NR);
+                    let sum = x.map(|x| x.sum_first[group]);
+                    finish::<S, W>(s, &mut sums, &acc, scales, &x_scale, &sum);
+                    acc = [[s.zero_i(); NV]; MR];
                 }
+                add_words(s, &mut acc, second, &x.map(|x| x.second[16 * group..].as_ptr()));
+                let (step, sum) = if W::HALVES {
+                    (group * 2 + 1, x.map(|x| x.sum_second[group]))
+                } else {
+                    (group, x.map(|x| x.sum[group]))
+                };
+                let scales = scales.add(step * 2 * NR);
+                finish::<S, W>(s, &mut sums, &acc, scales, &x_scale, &sum);
             }
         }
         sums
@@ -309,12 +302,14 @@ unsafe fn add_words<S: Bytes>(
     }
 }
 
-/// `sums += acc · scale of column · scale of row + offset of column · sum of row`.
+/// `sums += acc · scale of column · scale of row + offset of column · sum of row`; for signed
+/// codes, which were multiplied plus 128, `sums += (acc + sum of row) · scale of column · scale of
+/// row`.
 ///
 /// # Safety
 /// Scales and offsets of all columns can be read.
 #[inline(always)]
-unsafe fn finish<S: Bytes>(
+unsafe fn finish<S: Bytes, W: Stored>(
     s: S,
     sums: &mut [[S::F; NV]; MR],
     acc: &[[S::I; NV]; MR],
@@ -328,8 +323,14 @@ unsafe fn finish<S: Bytes>(
             unsafe { (s.load_f32(scales.add(v * 16)), s.load_f32(scales.add(NR + v * 16))) };
         for i in 0..MR {
             let with = s.mul(scale, s.splat_f32(x_scale[i]));
-            let sum = s.fma(s.to_f32(acc[i][v]), with, sums[i][v]);
-            sums[i][v] = s.fma(offset, s.splat_f32(x_sum[i]), sum);
+            let mut products = s.to_f32(acc[i][v]);
+            if W::SIGNED {
+                products = s.add(products, s.splat_f32(x_sum[i]));
+            }
+            sums[i][v] = s.fma(products, with, sums[i][v]);
+            if W::OFFSET {
+                sums[i][v] = s.fma(offset, s.splat_f32(x_sum[i]), sums[i][v]);
+            }
         }
     }
 }

@@ -1,12 +1,61 @@
 //! How well a model predicts a text.
 
-use lehr_model::Tokens;
+use lehr_infer::Loaded;
 use lehr_tensor::{Tensor, no_grad};
-
-use crate::{Error, Loaded, Result};
 
 /// Rows of logits that are in memory at once.
 const LOGIT_ROWS: usize = 64;
+
+/// Why a text could not be scored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PerplexityError {
+    /// The engine failed.
+    #[error(transparent)]
+    Tensor(#[from] lehr_tensor::Error),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] lehr_model::Error),
+    /// The text could not be encoded.
+    #[error(transparent)]
+    Infer(#[from] lehr_infer::Error),
+    /// The windows do not fit the model.
+    #[error(
+        "scoring a text: windows of {window} tokens, each {stride} after the one before, expected \
+         at least 3 and at most the model's context of {context}, and steps of at least 1, shorter \
+         than a window"
+    )]
+    Windows {
+        /// Tokens in a window.
+        window: usize,
+        /// From one window to the next.
+        stride: usize,
+        /// The model's context.
+        context: usize,
+    },
+    /// There is nothing to predict.
+    #[error("scoring a text: it has {found} tokens, expected one and another to predict from it")]
+    TextTooShort {
+        /// Tokens of the text.
+        found: usize,
+    },
+}
+
+impl PerplexityError {
+    /// What the user can do about it, if the error knows.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tensor(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Infer(error) => error.hint(),
+            Self::Windows { .. } => Some("leave --window and --stride out".to_owned()),
+            Self::TextTooShort { .. } => Some("give a longer text".to_owned()),
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, PerplexityError>;
 
 /// What a model makes of a text.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,12 +128,12 @@ pub fn perplexity(
     let n_before = before.len();
     if window > context || window < n_before + 2 || stride == 0 || stride + n_before.max(1) > window
     {
-        return Err(Error::Windows { window, stride, context });
+        return Err(PerplexityError::Windows { window, stride, context });
     }
-    let ids = tokenizer.encode(text)?;
+    let ids = tokenizer.encode(text).map_err(lehr_infer::Error::from)?;
     let first = usize::from(before.is_empty());
     if ids.len() <= first {
-        return Err(Error::TextTooShort { found: ids.len() });
+        return Err(PerplexityError::TextTooShort { found: ids.len() });
     }
     let n_bytes = text.len() - tokenizer.decode_bytes(&ids[..first]).len();
     let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
@@ -108,7 +157,7 @@ pub fn perplexity(
 /// −Σ ln p of the last `n` of the tokens `ids`.
 fn nll_of_last(loaded: &Loaded, ids: &[i32], n: usize) -> Result<f64> {
     let model = &loaded.model;
-    let hidden = model.hidden(&Tokens::new(ids, 1, 0)?)?;
+    let hidden = model.hidden(&model.tokens(ids, 1)?)?;
     let hidden = hidden.reshape([ids.len(), model.spec().hidden_size])?;
     let mut nll = 0.0;
     let positions: Vec<i32> = (ids.len() - n..ids.len()).map(|at| at as i32).collect();

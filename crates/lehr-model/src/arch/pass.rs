@@ -1,0 +1,109 @@
+//! One forward pass: what goes into it, and what runs from block to block.
+
+use std::sync::Arc;
+
+use lehr_tensor::{Tensor, is_recording};
+
+use super::attention::KvPrefixParams;
+use super::{ActivationCheckpointing, Spec, Tokens};
+use crate::{Error, KvCache, Result};
+
+/// One forward pass.
+pub struct Pass<'a> {
+    /// What is read.
+    pub(super) tokens: &'a Tokens,
+    /// Keys and values of earlier tokens, which the new ones continue.
+    pub(super) cache: Option<&'a mut KvCache>,
+    /// What is kept for backward, if the pass is recorded.
+    pub(super) checkpointing: ActivationCheckpointing,
+    /// Learned keys and values before every text, one pair per block.
+    pub(super) kv_prefix: Option<Arc<[KvPrefixParams]>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass over whole texts, recorded if recording is on.
+    #[must_use]
+    pub fn whole(tokens: &'a Tokens, checkpointing: ActivationCheckpointing) -> Self {
+        Self { tokens, cache: None, checkpointing, kv_prefix: None }
+    }
+
+    /// A pass over tokens that continue those in `cache`. It is never recorded: keys and values in a
+    /// cache have no gradients.
+    #[must_use]
+    pub fn continuing(tokens: &'a Tokens, cache: &'a mut KvCache) -> Self {
+        let checkpointing = ActivationCheckpointing::None;
+        Self { tokens, cache: Some(cache), checkpointing, kv_prefix: None }
+    }
+
+    /// The same pass with learned keys and values before every text.
+    pub(crate) fn with_kv_prefix(self, kv_prefix: Option<Arc<[KvPrefixParams]>>) -> Self {
+        Self { kv_prefix, ..self }
+    }
+
+    /// Checks that the tokens fit the model and the cache before anything is computed.
+    ///
+    /// # Errors
+    /// If there is no room for them, they continue a cache while recording is on, or they have a
+    /// second stream of positions, which this model cannot use.
+    pub(super) fn check(&self, spec: &Spec) -> Result<()> {
+        if self.tokens.block_positions.is_some() {
+            return Err(Error::layout("a second stream of positions", "one stream of positions"));
+        }
+        self.check_room(spec)
+    }
+
+    /// [`Pass::check`] for models whose texts have a bidirectional prefix.
+    pub(super) fn check_prefix(&self, spec: &Spec) -> Result<()> {
+        self.check(spec)?;
+        self.check_has_prefix()
+    }
+
+    /// [`Pass::check_prefix`] for models with two streams of positions; returns the second.
+    pub(super) fn check_two_streams(&self, spec: &Spec) -> Result<&'a Tensor> {
+        self.check_room(spec)?;
+        self.check_has_prefix()?;
+        self.tokens
+            .block_positions
+            .as_ref()
+            .ok_or_else(|| Error::layout("one stream of positions", "a second stream of positions"))
+    }
+
+    fn check_has_prefix(&self) -> Result<()> {
+        match self.tokens.prefix_lens {
+            Some(_) => Ok(()),
+            None => {
+                Err(Error::layout("no bidirectional prefix", "the length of each text's prefix"))
+            }
+        }
+    }
+
+    fn check_room(&self, spec: &Spec) -> Result<()> {
+        let cache = self.cache.as_deref();
+        if cache.is_some() && is_recording() {
+            return Err(Error::RecordedCache);
+        }
+        let start = cache.map_or(0, KvCache::len);
+        let limit = cache.map_or(spec.max_positions, |c| c.capacity().min(spec.max_positions));
+        let found = start + self.tokens.len();
+        if found <= limit {
+            return Ok(());
+        }
+        Err(Error::TooLong { what: "the number of tokens", found, limit })
+    }
+}
+
+/// What runs from block to block.
+#[derive(Clone)]
+pub(super) struct Residual {
+    /// The residual stream `[B, T, D]`.
+    pub(super) x: Tensor,
+    /// What the next sub-layer reads of it: its norm, or in post-norm families the stream itself.
+    pub(super) normed: Tensor,
+}
+
+impl Residual {
+    /// A residual stream that is a norm's output, and read as it is.
+    pub(super) fn already_normed(x: Tensor) -> Self {
+        Self { normed: x.clone(), x }
+    }
+}

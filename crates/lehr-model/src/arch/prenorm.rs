@@ -1,0 +1,262 @@
+//! Blocks that normalise before each sub-layer: grouped-query attention and a gated MLP between RMS
+//! norms, as Llama has them, and the same with norms behind the sub-layers too.
+//!
+//! Their equations, with `norm` an RMS norm:
+//!
+//! ```text
+//! pre-norm (Llama, Mistral, Qwen 2 and 3, GLM-4-9B)    sandwich (Gemma 3, GLM-4-0414)
+//! h = x + Attention(norm₁(x))                          h = x + norm₂(Attention(norm₁(x)))
+//! y = h + MLP(norm₂(h))                                y = h + norm₄(MLP(norm₃(h)))
+//! ```
+//!
+//! What the code computes besides is explained in `stack.rs`: a block is given `norm₁(x)`, and ends
+//! with the first norm of the next block.
+
+use lehr_tensor::ops::rope::RopeTable;
+use lehr_tensor::{Role, Tensor};
+
+use super::attention::{Attention, Qkv};
+use super::decoder::{Block, Context};
+use super::{Residual, Spec, residual_std};
+use crate::nn::{
+    FusedGatedMlp, GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm,
+};
+use crate::{KvCache, Result};
+
+/// How the RMS norms of a model scale.
+#[derive(Clone, Copy)]
+pub(super) struct Norms {
+    /// Added to the mean square.
+    pub(super) eps: f32,
+    /// Whether they scale by `1 + weight` instead of the weight (Gemma).
+    pub(super) one_plus: bool,
+}
+
+impl Norms {
+    /// Norms that scale by their weight.
+    pub(super) fn new(eps: f32) -> Self {
+        Self { eps, one_plus: false }
+    }
+
+    /// Builds one over `width` numbers.
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub(super) fn build(self, p: &mut LayerBuilder<'_>, width: usize) -> Result<RmsNorm> {
+        Ok(match self.one_plus {
+            true => RmsNorm::build_one_plus(p, width, self.eps)?,
+            false => RmsNorm::build(p, width, self.eps)?,
+        })
+    }
+}
+
+/// The choices of a grouped-query attention.
+#[derive(Clone, Copy)]
+pub(super) struct AttentionSettings {
+    /// Sizes of the model.
+    pub(super) spec: Spec,
+    /// Whether the projections to queries, keys and values have biases.
+    pub(super) qkv_bias: bool,
+    /// Whether the projection back has one.
+    pub(super) out_bias: bool,
+    /// How many tokens a token sees, itself among them; `None` means all before it.
+    pub(super) window: Option<usize>,
+    /// Norms over each head of queries and keys, before they are rotated.
+    pub(super) qk_norms: Option<Norms>,
+    /// Scores are divided by the root of this.
+    pub(super) scale_width: usize,
+    /// Which of the model's rotations it uses.
+    pub(super) rope: usize,
+    /// Standard deviation of new weights; the projection back starts smaller.
+    pub(super) std: f32,
+}
+
+impl AttentionSettings {
+    /// Attention without biases, norms or a window.
+    pub(super) fn new(spec: Spec, std: f32) -> Self {
+        Self {
+            spec,
+            qkv_bias: false,
+            out_bias: false,
+            window: None,
+            qk_norms: None,
+            scale_width: spec.head_dim,
+            rope: 0,
+            std,
+        }
+    }
+}
+
+/// Attention whose key-value heads are shared by several query heads (Ainslie et al. 2023,
+/// <https://arxiv.org/abs/2305.13245>), with rotary positions.
+pub(super) struct GroupedQueryAttention {
+    attention: Attention,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    /// Norms of queries and of keys.
+    qk_norms: Option<(RmsNorm, RmsNorm)>,
+    rope: usize,
+}
+
+impl GroupedQueryAttention {
+    /// Builds the attention of block `layer`.
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub(super) fn build(
+        mut p: LayerBuilder<'_>,
+        layer: usize,
+        settings: &AttentionSettings,
+    ) -> Result<Self> {
+        let AttentionSettings { spec, qkv_bias, out_bias, std, .. } = *settings;
+        let (d, e) = (spec.hidden_size, spec.head_dim);
+        let (q, kv) = (spec.n_heads * e, spec.n_kv_heads * e);
+        let mut project = |name, shape: LinearShape, std| {
+            Linear::build(&mut p.at(name), Role::Attention, shape, std)
+        };
+        let q_proj = project("q_proj", LinearShape::new(d, q).with_bias(qkv_bias), std)?;
+        let k_proj = project("k_proj", LinearShape::new(d, kv).with_bias(qkv_bias), std)?;
+        let v_proj = project("v_proj", LinearShape::new(d, kv).with_bias(qkv_bias), std)?;
+        let out = LinearShape::new(q, d).with_bias(out_bias);
+        let o_proj = project("o_proj", out, residual_std(std, spec.n_layers))?;
+        let qk_norms = match settings.qk_norms {
+            Some(norms) => {
+                Some((norms.build(&mut p.at("q_norm"), e)?, norms.build(&mut p.at("k_norm"), e)?))
+            }
+            None => None,
+        };
+        let scale = (settings.scale_width as f64).sqrt().recip() as f32;
+        let attention = Attention::new(&spec, layer).with_scale(scale).with_window(settings.window);
+        Ok(Self { attention, q_proj, k_proj, v_proj, o_proj, qk_norms, rope: settings.rope })
+    }
+
+    /// Computes `[B, T, D]` from the normed residual stream `x`.
+    ///
+    /// # Errors
+    /// If the tokens do not fit the cache or memory runs out.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        context: &Context,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let qkv = self.qkv(x, &context.ropes[self.rope])?;
+        let a = self.attention.forward(&qkv, &context.attention, cache)?;
+        Ok(self.o_proj.forward(&a)?)
+    }
+
+    fn qkv(&self, x: &Tensor, rope: &RopeTable) -> Result<Qkv> {
+        let mut q = self.attention.queries(&self.q_proj.forward(x)?)?;
+        let mut k = self.attention.keys(&self.k_proj.forward(x)?)?;
+        if let Some((q_norm, k_norm)) = &self.qk_norms {
+            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+        }
+        let (q, k) = (q.rope(rope)?, k.rope(rope)?);
+        Ok(Qkv { q, k, v: self.attention.keys(&self.v_proj.forward(x)?)? })
+    }
+}
+
+/// A gated MLP, in either of the two forms checkpoints have.
+pub(super) enum Mlp {
+    /// One matrix for the gate, one for what it gates.
+    Separate(GatedMlp),
+    /// One matrix for both.
+    Fused(FusedGatedMlp),
+}
+
+impl Mlp {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Separate(mlp) => mlp.forward(x)?,
+            Self::Fused(mlp) => mlp.forward(x)?,
+        })
+    }
+}
+
+/// The choices of a [`PreNormBlock`] under Llama's names.
+pub(super) struct BlockSettings {
+    pub(super) attention: AttentionSettings,
+    pub(super) norms: Norms,
+    pub(super) mlp: GatedMlpShape,
+}
+
+/// `h = x + Attention(norm₁(x)); y = h + MLP(norm₂(h))`.
+pub(super) struct PreNormBlock {
+    pub(super) input_layernorm: RmsNorm,
+    pub(super) attention: GroupedQueryAttention,
+    pub(super) post_attention_layernorm: RmsNorm,
+    pub(super) mlp: Mlp,
+}
+
+impl PreNormBlock {
+    /// Builds block `layer` under Llama's names.
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub(super) fn build(
+        mut p: LayerBuilder<'_>,
+        layer: usize,
+        settings: &BlockSettings,
+    ) -> Result<Self> {
+        let BlockSettings { attention, norms, mlp } = settings;
+        let d = attention.spec.hidden_size;
+        Ok(Self {
+            input_layernorm: norms.build(&mut p.at("input_layernorm"), d)?,
+            attention: GroupedQueryAttention::build(p.at("self_attn"), layer, attention)?,
+            post_attention_layernorm: norms.build(&mut p.at("post_attention_layernorm"), d)?,
+            mlp: Mlp::Separate(GatedMlp::build(&mut p.at("mlp"), *mlp)?),
+        })
+    }
+}
+
+impl Block for PreNormBlock {
+    fn first_norm(&self) -> &RmsNorm {
+        &self.input_layernorm
+    }
+
+    fn forward(
+        &self,
+        Residual { x, normed }: &Residual,
+        context: &Context,
+        next_norm: &RmsNorm,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Residual> {
+        let a = self.attention.forward(normed, context, cache)?;
+        let (h, normed) = self.post_attention_layernorm.forward_add(x, &a)?;
+        let m = self.mlp.forward(&normed)?;
+        let (x, normed) = next_norm.forward_add(&h, &m)?;
+        Ok(Residual { x, normed })
+    }
+}
+
+/// `h = x + norm₂(Attention(norm₁(x))); y = h + norm₄(MLP(norm₃(h)))`.
+pub(super) struct SandwichBlock {
+    pub(super) before_attention: RmsNorm,
+    pub(super) attention: GroupedQueryAttention,
+    pub(super) after_attention: RmsNorm,
+    pub(super) before_mlp: RmsNorm,
+    pub(super) mlp: Mlp,
+    pub(super) after_mlp: RmsNorm,
+}
+
+impl Block for SandwichBlock {
+    fn first_norm(&self) -> &RmsNorm {
+        &self.before_attention
+    }
+
+    fn forward(
+        &self,
+        Residual { x, normed }: &Residual,
+        context: &Context,
+        next_norm: &RmsNorm,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Residual> {
+        let a = self.after_attention.forward(&self.attention.forward(normed, context, cache)?)?;
+        let (h, normed) = self.before_mlp.forward_add(x, &a)?;
+        let m = self.after_mlp.forward(&self.mlp.forward(&normed)?)?;
+        let (x, normed) = next_norm.forward_add(&h, &m)?;
+        Ok(Residual { x, normed })
+    }
+}

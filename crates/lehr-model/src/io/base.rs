@@ -1,0 +1,92 @@
+//! Checkpoints that hold only what was trained, and refer to the model that the rest is of.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::weight_files;
+use super::manifest::{Manifest, hash_file, hex};
+use crate::{Error, Result};
+
+/// The name of the reference in a checkpoint's folder.
+pub const BASE: &str = "base.json";
+
+/// The model that a checkpoint without all weights refers to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// Its folder or file.
+    pub path: PathBuf,
+    /// SHA-256 of the list of its files of weights, a line `HASH  NAME` for each, as `sha256sum`
+    /// writes it.
+    pub sha256: String,
+}
+
+impl BaseModel {
+    /// Refers to the model in `path`, a folder or a file.
+    ///
+    /// # Errors
+    /// If it holds no weights or cannot be read.
+    pub fn of(path: &Path) -> Result<Self> {
+        let path = std::fs::canonicalize(path).map_err(Error::io("opening", path))?;
+        let sha256 = hash_of_weights(&path)?;
+        Ok(Self { path, sha256 })
+    }
+
+    /// Reads the reference of the checkpoint in `dir`; `None` if the checkpoint holds all weights.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(BASE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io("reading", &path))?;
+        serde_json::from_str(&text).map(Some).map_err(|e| Error::format(&path, e.to_string()))
+    }
+
+    /// Checks that the base of the checkpoint in `dir` is still the one it was trained on.
+    pub(super) fn check(&self, dir: &Path) -> Result<()> {
+        let refused = |reason: String| Error::Format {
+            path: dir.join(BASE),
+            reason,
+            hint: Some(format!(
+                "the checkpoint holds only what was trained: put the base it was trained on back to \
+                 {}, or correct the path in {BASE}",
+                self.path.display()
+            )),
+        };
+        let path = self.path.display();
+        if !self.path.exists() {
+            return Err(refused(format!("the base model {path} is not there")));
+        }
+        let found = hash_of_weights(&self.path)?;
+        if found != self.sha256 {
+            let expected = &self.sha256;
+            let reason =
+                format!("the base model {path} has changed: its hash is {found}, not {expected}");
+            return Err(refused(reason));
+        }
+        Ok(())
+    }
+}
+
+/// The hash of the model in `path`. Where a manifest has the hashes of the files, these are taken.
+fn hash_of_weights(path: &Path) -> Result<String> {
+    let mut files = weight_files(path)?;
+    files.extend(Some(path.join(BASE)).filter(|base| base.is_file()));
+    let manifest = Manifest::read(path).ok().filter(|m| m.check_sizes(path).is_ok());
+    let mut list = Sha256::new();
+    for file in files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let known = manifest.as_ref().and_then(|m| m.files.iter().find(|f| f.name == name));
+        let hash = match known {
+            Some(known) => known.sha256.clone(),
+            None => hash_file(&file)?,
+        };
+        list.update(format!("{hash}  {name}\n"));
+    }
+    Ok(hex(&list.finalize()))
+}

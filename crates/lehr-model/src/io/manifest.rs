@@ -1,0 +1,157 @@
+//! What a run's checkpoint consists of, and which one of a run is the newest whole one.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// Version of the manifest written and read here.
+const VERSION: u32 = 1;
+
+/// The name of the manifest in a checkpoint's folder.
+pub const MANIFEST: &str = "manifest.json";
+
+/// The files of a checkpoint with their sizes and SHA-256 hashes. It is written last: a folder
+/// without one is not whole.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    version: u32,
+    /// The files, in the order they were written.
+    pub files: Vec<ManifestFile>,
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFile {
+    /// Its name in the folder.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its hash, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// The manifest of these files.
+    #[must_use]
+    pub fn new(files: Vec<ManifestFile>) -> Self {
+        Self { version: VERSION, files }
+    }
+
+    /// Reads the manifest of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged or of another version.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST);
+        let text = std::fs::read_to_string(&path).map_err(Error::io("reading", &path))?;
+        let manifest: Self =
+            serde_json::from_str(&text).map_err(|e| Error::format(&path, e.to_string()))?;
+        if manifest.version != VERSION {
+            let reason = format!("its version is {}, expected {VERSION}", manifest.version);
+            return Err(Error::format(&path, reason));
+        }
+        Ok(manifest)
+    }
+
+    /// Checks that every file is there and has its size.
+    ///
+    /// # Errors
+    /// If a file is missing or has another size.
+    pub fn check_sizes(&self, dir: &Path) -> Result<()> {
+        for ManifestFile { name, bytes, .. } in &self.files {
+            let path = dir.join(name);
+            let found = std::fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
+            if found != *bytes {
+                let reason = format!("it has {found} bytes, expected {bytes}");
+                return Err(Error::format(&path, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the contents of every file. It reads all of them, in blocks.
+    ///
+    /// # Errors
+    /// If a file is missing or differs.
+    pub fn verify(&self, dir: &Path) -> Result<()> {
+        self.check_sizes(dir)?;
+        for ManifestFile { name, sha256, .. } in &self.files {
+            let path = dir.join(name);
+            let found = hash_file(&path)?;
+            if found != *sha256 {
+                let reason = format!("it has the hash {found}, expected {sha256}");
+                return Err(Error::format(&path, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The SHA-256 hash of a file in hexadecimal digits, read in blocks.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn hash_file(path: &Path) -> Result<String> {
+    const BLOCK: usize = 1 << 20;
+    let mut file = File::open(path).map_err(Error::io("opening", path))?;
+    let (mut hash, mut block) = (Sha256::new(), vec![0; BLOCK]);
+    loop {
+        match file.read(&mut block).map_err(Error::io("reading", path))? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&block[..n]),
+        }
+    }
+}
+
+/// Bytes in hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The checkpoints of a run directory that have a manifest, with their steps, oldest first.
+#[must_use]
+pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
+    let step = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.ok()?.path();
+        let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+        path.join(MANIFEST).is_file().then_some((step, path))
+    };
+    let dir = std::fs::read_dir(run.join("checkpoints"));
+    let mut found: Vec<_> = dir.into_iter().flatten().filter_map(step).collect();
+    found.sort();
+    found
+}
+
+/// How closely a checkpoint is looked at before it counts as whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scrutiny {
+    /// All files are there with their sizes: enough to use a model.
+    Sizes,
+    /// All files have their hashes: what a run is continued from.
+    Hashes,
+}
+
+/// The newest whole checkpoint of a run directory. `on_damaged` is told of newer ones that are not
+/// whole.
+#[must_use]
+pub fn newest_checkpoint(
+    run: &Path,
+    scrutiny: Scrutiny,
+    on_damaged: &mut dyn FnMut(&Path, &Error),
+) -> Option<(u64, PathBuf)> {
+    checkpoints(run).into_iter().rev().find(|(_, dir)| {
+        let whole = Manifest::read(dir).and_then(|manifest| match scrutiny {
+            Scrutiny::Sizes => manifest.check_sizes(dir),
+            Scrutiny::Hashes => manifest.verify(dir),
+        });
+        whole.inspect_err(|error| on_damaged(dir, error)).is_ok()
+    })
+}

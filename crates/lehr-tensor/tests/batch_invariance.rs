@@ -1,0 +1,12 @@
+//! What a row, or a query, gives does not depend on what stands beside it.
+//!
+//! All comparisons are of bits. References are computed with one thread, the rest with one to
+//! three.
+
+mod invariance {
+    pub(crate) mod attention;
+    pub(crate) mod heads;
+    pub(crate) mod products;
+    pub(crate) mod rowwise;
+    pub(crate) mod support;
+}

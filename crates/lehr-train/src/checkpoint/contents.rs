@@ -1,0 +1,88 @@
+//! What is in a checkpoint.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use lehr_model::io::{BASE, BaseModel, Checkpoint, TensorFile};
+use lehr_tensor::{Param, Tensor};
+use lehr_tokenizer::chat::ChatTemplate;
+
+use super::{Writer, to_json};
+use crate::optim::Optimizer;
+use crate::{Objective, Result, TrainState};
+
+/// The file of the tensors of an objective's state.
+pub(super) const OBJECTIVE_TENSORS: &str = "objective.safetensors";
+/// The file of the other values of an objective's state.
+pub(super) const OBJECTIVE_VALUES: &str = "objective.json";
+
+/// What is saved in a checkpoint.
+#[derive(Clone, Copy)]
+pub struct Contents<'a> {
+    /// The model, its tokenizer, and the objective's own state.
+    pub objective: &'a dyn Objective,
+    /// The moments.
+    pub optimizer: &'a dyn Optimizer,
+    /// Where the run stands.
+    pub state: &'a TrainState,
+    /// The model that frozen weights are left to; `None` = all weights are saved.
+    pub base: Option<&'a Base>,
+}
+
+/// The model that a run has loaded, to which its checkpoints refer.
+#[derive(Debug)]
+pub struct Base {
+    model: BaseModel,
+    names: BTreeSet<String>,
+}
+
+impl Base {
+    /// Refers to the model in `path`.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let names = Checkpoint::open(path)?.names().map(str::to_owned).collect();
+        Ok(Self { model: BaseModel::of(path)?, names })
+    }
+
+    /// Whether the base has the value of this parameter.
+    fn has(&self, param: &Param) -> bool {
+        !param.is_trainable() && self.names.contains(param.name())
+    }
+}
+
+impl Contents<'_> {
+    /// Writes all files but the manifest.
+    pub(super) fn write(&self, writer: &mut Writer<'_>) -> Result<()> {
+        let Self { objective, optimizer, state, base } = *self;
+        writer.write_text("config.json", &format!("{:#}\n", objective.config_json()))?;
+        writer.write_text("tokenizer.json", &objective.tokenizer().to_json())?;
+        for (name, text) in objective.template().map(ChatTemplate::files).unwrap_or_default() {
+            writer.write_text(name, &text)?;
+        }
+        writer.write("model.safetensors", &mut self.weights()?.parts())?;
+        if let Some(base) = base {
+            writer.write_text(BASE, &to_json(&base.model))?;
+        }
+        let moments = TensorFile::new(optimizer.state(), &[])?;
+        writer.write("optimizer.safetensors", &mut moments.parts())?;
+        if let Some(own) = objective.state()? {
+            let tensors = TensorFile::new(own.tensors, &[])?;
+            writer.write(OBJECTIVE_TENSORS, &mut tensors.parts())?;
+            writer.write_text(OBJECTIVE_VALUES, &to_json(&own.values))?;
+        }
+        writer.write_text("state.json", &to_json(state))
+    }
+
+    /// The weights that the base does not have.
+    fn weights(&self) -> Result<TensorFile> {
+        let Some(base) = self.base else { return self.objective.weights() };
+        let own = |param: &&Param| !base.has(param);
+        let named =
+            |p: &Param| -> (String, Tensor) { (p.name().to_owned(), p.tensor_f32().detach()) };
+        let params = self.objective.model().params().params();
+        let own = params.iter().filter(own).map(named).collect();
+        Ok(TensorFile::new(own, &[("format", "pt")])?)
+    }
+}

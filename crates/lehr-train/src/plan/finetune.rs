@@ -1,0 +1,195 @@
+//! Recipes for fine-tuning: rows that hold nearly all examples whole, and a few passes over them.
+
+use std::path::Path;
+
+use lehr_data::{
+    Conversation, DatasetKind, LabelledFields, ReadOptions, read_conversations, read_documents,
+    read_labelled,
+};
+use lehr_infer::Loaded;
+use lehr_model::Weights;
+use lehr_tokenizer::chat::Role;
+
+use super::{Fitted, data_config, first_words, run_config};
+use crate::recipe::{
+    CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
+    ScheduleConfig, TrainConfig,
+};
+use crate::{Recipe, Result};
+
+/// Share of the examples that is held out.
+const HELD_OUT: f64 = 0.1;
+
+/// Tokens that the template or the tokenizer puts around an example.
+const FRAME_TOKENS: usize = 4;
+/// So many examples of a hundred fit into a row whole.
+const WHOLE_PERCENT: usize = 98;
+/// Tokens of a row, at least and at most.
+const SEQ_LEN: (usize, usize) = (64, 512);
+
+/// A step has this part of all tokens: small sets take small batches, so that there are enough
+/// steps to learn from.
+const STEP_PART: usize = 100;
+/// Tokens of a step, at least and at most.
+const STEP_TOKENS: (usize, usize) = (512, 8192);
+const STEPS_MIN: u64 = 10;
+
+/// Passes over a small set, for decoders and for encoders.
+const SMALL_SET_PASSES: (usize, usize) = (4, 3);
+/// Passes over any other set.
+const PASSES: usize = 2;
+/// Tokens of a small set, at most.
+const SMALL_SET_TOKENS: usize = 2_000_000;
+
+/// Learning rate times width for decoders, of the small models that lehr trains ("what quickstart
+/// compares" in docs/experiments.md: 5e-4 at a width of 192).
+const LR_TIMES_WIDTH: f64 = 0.1;
+/// The same for encoders, which are published well trained and forget it at higher rates ("rates
+/// for fine-tuning encoders" in docs/experiments.md).
+const ENCODER_LR_TIMES_WIDTH: f64 = 0.04;
+const LR_MAX: f64 = 5e-4;
+/// Tables that have been learnt need less than new ones (the same section).
+const EMBEDDING_LR_RATIO: f32 = 4.0;
+/// A tenth of the steps are warm-up.
+const WARMUP_PART: u64 = 10;
+
+/// A quarter of the steps lie between two evaluations, samples and checkpoints.
+const LOOKS: u64 = 4;
+
+/// The examples of a data set, as far as a plan needs them.
+struct Examples {
+    objective: ObjectiveKind,
+    texts: Vec<String>,
+    prompts: Vec<String>,
+}
+
+impl Examples {
+    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind) -> Result<Self> {
+        match kind {
+            DatasetKind::Labelled => {
+                let all = read_labelled(data, &LabelledFields::default())?;
+                let texts = all.into_iter().map(|e| e.text).collect();
+                Ok(Self { objective: ObjectiveKind::Classify, texts, prompts: Vec::new() })
+            }
+            DatasetKind::Chat => {
+                let all = read_conversations(data)?;
+                let prompts = first_question(&all, loaded)?;
+                let whole = |c: Conversation| {
+                    c.messages.into_iter().map(|m| m.content).collect::<Vec<_>>().join("\n")
+                };
+                let texts = all.into_iter().map(whole).collect();
+                Ok(Self { objective: ObjectiveKind::Chat, texts, prompts })
+            }
+            DatasetKind::Text => {
+                let all = read_documents(data, &ReadOptions::default())?;
+                let prompts = vec![first_words(&all[0].text)];
+                let texts = all.into_iter().map(|d| d.text).collect();
+                Ok(Self { objective: ObjectiveKind::NextToken, texts, prompts })
+            }
+        }
+    }
+
+    /// The number of tokens of each example, sorted.
+    fn lengths(&self, loaded: &Loaded) -> Result<Vec<usize>> {
+        let texts: Vec<_> = self.texts.iter().map(String::as_str).collect();
+        let ids = loaded.tokenizer.encode_batch(&texts)?;
+        let mut lengths: Vec<usize> = ids.iter().map(|ids| ids.len() + FRAME_TOKENS).collect();
+        lengths.sort_unstable();
+        Ok(lengths)
+    }
+}
+
+/// The size of a run.
+struct Extent {
+    seq_len: usize,
+    batch_size: usize,
+    passes: usize,
+    steps: u64,
+}
+
+impl Extent {
+    /// For examples of these `lengths`, which are sorted.
+    fn new(lengths: &[usize], loaded: &Loaded) -> Self {
+        let n_tokens: usize = lengths.iter().sum();
+        let long = lengths[(lengths.len() - 1) * WHOLE_PERCENT / 100];
+        let seq_len = long.next_power_of_two().clamp(SEQ_LEN.0, SEQ_LEN.1);
+        let seq_len = seq_len.min(loaded.model.spec().max_positions);
+        let (decoder, encoder) = SMALL_SET_PASSES;
+        let passes = match n_tokens < SMALL_SET_TOKENS {
+            true if loaded.model.is_causal() => decoder,
+            true => encoder,
+            false => PASSES,
+        };
+        let per_step = (n_tokens / STEP_PART).clamp(STEP_TOKENS.0, STEP_TOKENS.1);
+        let batch_size = (per_step / seq_len).max(1);
+        let steps = ((n_tokens * passes).div_ceil(batch_size * seq_len) as u64).max(STEPS_MIN);
+        Self { seq_len, batch_size, passes, steps }
+    }
+}
+
+/// A recipe for fine-tuning the model in `model` on `data`: conversations, labelled texts or more
+/// text.
+///
+/// # Errors
+/// If data or model cannot be read.
+pub fn fit_finetune(
+    model: &Path,
+    data: &Path,
+    kind: DatasetKind,
+    out: &Path,
+    seed: u64,
+) -> Result<Fitted> {
+    let loaded = Loaded::open(model, Weights::AsStored)?;
+    if kind != DatasetKind::Labelled {
+        loaded.model.check_causal("training on the next token")?;
+    }
+    let examples = Examples::read(&loaded, data, kind)?;
+    let lengths = examples.lengths(&loaded)?;
+    let Extent { seq_len, batch_size, passes, steps } = Extent::new(&lengths, &loaded);
+    let reasons = vec![format!(
+        "{} examples of {} tokens: rows of {seq_len}, {passes} passes, {steps} steps",
+        lengths.len(),
+        lengths.iter().sum::<usize>()
+    )];
+    let every_steps = (steps / LOOKS).max(1);
+    let base = Recipe::base();
+    let recipe = Recipe {
+        run: run_config(&base, out, seed),
+        data: data_config(&base, data, HELD_OUT),
+        model: ModelConfig::Load { path: model.display().to_string() },
+        objective: examples.objective,
+        optimizer: optimizer(&base.optimizer, &loaded),
+        schedule: ScheduleConfig::Cosine {
+            warmup_steps: (steps / WARMUP_PART).max(1),
+            min_ratio: 0.0,
+        },
+        train: TrainConfig { steps, batch_size, seq_len, ..base.train },
+        eval: EvalConfig { every_steps, ..base.eval },
+        sample: SampleConfig { every_steps, prompts: examples.prompts, ..base.sample },
+        checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
+        tokenizer: base.tokenizer,
+    };
+    recipe.validate()?;
+    Ok(Fitted { recipe, reasons })
+}
+
+fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {
+    let of_width = match loaded.model.is_causal() {
+        true => LR_TIMES_WIDTH,
+        false => ENCODER_LR_TIMES_WIDTH,
+    };
+    let lr = (of_width / loaded.model.spec().hidden_size as f64).min(LR_MAX) as f32;
+    OptimizerConfig { lr, ..*base }.with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
+}
+
+/// The first question that leaves room for an answer, as a prompt; none if there is none.
+fn first_question(all: &[Conversation], loaded: &Loaded) -> Result<Vec<String>> {
+    let messages = all.iter().flat_map(|conversation| &conversation.messages);
+    for message in messages.filter(|m| m.role == Role::User) {
+        if 2 * loaded.tokenizer.encode(&message.content)?.len() < loaded.model.spec().max_positions
+        {
+            return Ok(vec![message.content.clone()]);
+        }
+    }
+    Ok(Vec::new())
+}

@@ -1,0 +1,90 @@
+//! The sizes of models and vocabularies that pre-training chooses from.
+
+use crate::recipe::ModelConfig;
+
+/// The size of a Llama-type model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Size {
+    pub(super) n_layers: usize,
+    pub(super) hidden_size: usize,
+    pub(super) n_heads: usize,
+    pub(super) n_kv_heads: usize,
+    pub(super) mlp_size: usize,
+}
+
+const fn size(
+    n_layers: usize,
+    hidden_size: usize,
+    (n_heads, n_kv_heads): (usize, usize),
+    mlp_size: usize,
+) -> Size {
+    Size { n_layers, hidden_size, n_heads, n_kv_heads, mlp_size }
+}
+
+/// Smallest first. Heads are 32 to 64 wide; the MLP is about 8/3 of the width, as usual for SwiGLU.
+pub(super) const LADDER: [Size; 8] = [
+    size(2, 64, (2, 1), 192),
+    size(3, 128, (4, 2), 384),
+    size(4, 192, (6, 2), 512),
+    size(4, 256, (4, 2), 704),
+    size(6, 320, (5, 5), 896),
+    size(6, 384, (6, 2), 1024),
+    size(8, 512, (8, 4), 1408),
+    size(12, 768, (12, 4), 2048),
+];
+
+/// Standard deviation of new weights, as in GPT-2 (Radford et al. 2019).
+const INIT_STD: f32 = 0.02;
+
+impl Size {
+    /// The number of weights in the matrix products of a token: blocks and head.
+    pub(super) fn matmul_weights(&self, vocab_size: usize) -> f64 {
+        let d = self.hidden_size;
+        let kv = d / self.n_heads * self.n_kv_heads;
+        let block = 2 * d * d + 2 * d * kv + 3 * d * self.mlp_size;
+        (self.n_layers * block + vocab_size * d) as f64
+    }
+
+    /// The `[model]` section of this size. The embedding is also the head: a short run has too few
+    /// tokens to learn both.
+    pub(super) fn model(&self, context: usize) -> ModelConfig {
+        let Self { n_layers, hidden_size, n_heads, n_kv_heads, mlp_size } = *self;
+        ModelConfig::Llama {
+            n_layers,
+            hidden_size,
+            n_heads,
+            n_kv_heads,
+            mlp_size,
+            context,
+            tie_embeddings: true,
+            init_std: INIT_STD,
+        }
+    }
+}
+
+/// Bytes of text from which on a vocabulary has so many ids, largest first. A larger vocabulary
+/// would put most of the weights into rows that the text rarely touches.
+const VOCABULARIES: [(usize, usize); 4] =
+    [(64_000_000, 16_384), (8_000_000, 8192), (1_500_000, 4096), (300_000, 2048)];
+
+/// Number of ids for less text.
+const VOCABULARY_MIN: usize = 512;
+
+/// Number of ids of a vocabulary for `bytes` of text.
+pub(super) fn vocabulary_for(bytes: usize) -> usize {
+    let fits = |(least, _): &&(usize, usize)| bytes >= *least;
+    VOCABULARIES.iter().find(fits).map_or(VOCABULARY_MIN, |(_, size)| *size)
+}
+
+/// Bytes of text per token of a byte-level BPE with [`VOCABULARY_MIN`] ids.
+const BYTES_PER_TOKEN: f64 = 1.3;
+
+/// By how much that grows whenever the vocabulary doubles. Both are estimates: the planned number
+/// of tokens is as good as they are.
+const BYTES_PER_TOKEN_DOUBLED: f64 = 0.45;
+
+/// Estimates the bytes of text per token of a vocabulary.
+pub(super) fn bytes_per_token(vocab_size: usize) -> f64 {
+    let doublings = (vocab_size as f64 / VOCABULARY_MIN as f64).log2();
+    BYTES_PER_TOKEN + doublings * BYTES_PER_TOKEN_DOUBLED
+}

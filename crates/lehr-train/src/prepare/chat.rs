@@ -1,0 +1,54 @@
+//! The assistant's words in conversations.
+
+use std::path::Path;
+
+use lehr_data::{Conversation, SftLoader, read_conversations};
+use lehr_infer::{resolve_model, template_of};
+use lehr_tokenizer::Tokenizer;
+use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
+
+use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
+use crate::recipe::{ModelConfig, TokenizerConfig};
+use crate::{LanguageModel, Recipe, Result};
+
+pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
+    let text = |c: &Conversation| {
+        c.messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
+    };
+    let read = |path: &str| read_conversations(path);
+    let Sides { train, validation } = held_out(recipe, "conversations", read, text)?;
+    let texts = || train.iter().flat_map(|c| c.messages.iter().map(|m| m.content.as_str()));
+    let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
+    let (train_options, validation_options) = loader_options(recipe);
+    let template = template(recipe, &tokenizer)?;
+    let train_loader = SftLoader::new(&train, &tokenizer, &template, train_options)?;
+    notes(&format!(
+        "data: {} conversations to learn from ({} cut at {} tokens, {} without an answer left \
+         out), {} held out",
+        train.len(),
+        train_loader.truncated(),
+        recipe.train.seq_len,
+        train_loader.dropped(),
+        validation.len()
+    ));
+    let validation = SftLoader::new(&validation, &tokenizer, &template, validation_options)?;
+    let model = model::prepare(recipe, &tokenizer)?;
+    model.check_causal("training on conversations")?;
+    let layout = model::layout_rule(&model);
+    Ok(Task {
+        objective: Box::new(LanguageModel::new(model, tokenizer, Some(template))),
+        train: Box::new(train_loader.with_layout(layout.clone())),
+        validation: Box::new(validation.with_layout(layout)),
+    })
+}
+
+/// The template of conversations: the loaded model's if its tokenizer is kept, else the one that
+/// the tokenizer's special tokens tell of.
+fn template(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    match (&recipe.tokenizer, &recipe.model) {
+        (TokenizerConfig::Model, ModelConfig::Load { path }) => {
+            Ok(template_of(&resolve_model(Path::new(path))?, tokenizer)?)
+        }
+        _ => Ok(ChatTemplate::for_model(tokenizer, &TemplateParts::default())?),
+    }
+}

@@ -1,0 +1,121 @@
+//! From a recipe to a task: tokenizer, data, model.
+
+mod chat;
+mod classify;
+mod model;
+mod text;
+mod tokenizer;
+
+use std::path::Path;
+
+use lehr_data::{Loader, LoaderOptions, split_by_text};
+use lehr_model::{Compute, FP8_SIDE_MIN};
+
+use crate::freeze::freeze;
+use crate::recipe::{DataConfig, ObjectiveKind};
+use crate::{Error, Objective, Recipe, Result};
+
+/// What the loop works on.
+pub struct Task {
+    /// The model and its loss.
+    pub objective: Box<dyn Objective>,
+    /// Training batches without end.
+    pub train: Box<dyn Loader>,
+    /// Held-out batches, once.
+    pub validation: Box<dyn Loader>,
+}
+
+impl Task {
+    /// Moves all models of the objective to the device of `compute`. Frozen models are computed in
+    /// the same type as the model that is trained.
+    ///
+    /// # Errors
+    /// If memory runs out or the device fails.
+    pub fn to_device(&self, compute: &Compute) -> Result<()> {
+        let models = std::iter::once(self.objective.model()).chain(self.objective.frozen_models());
+        for model in models {
+            model.to_device(compute.device, compute.dtype)?;
+        }
+        Ok(())
+    }
+}
+
+/// What was found while preparing, for the user.
+pub type Notes<'a> = &'a mut dyn FnMut(&str);
+
+/// Reads the data, trains or loads the tokenizer, builds or loads the model. What takes long (the
+/// tokenizer, the token shards) is kept in `cache`.
+///
+/// # Errors
+/// If data, tokenizer or model are missing, damaged or do not fit one another.
+pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
+    // First, because a device that cannot be used should not be found out after an hour of
+    // tokenizing.
+    let mut begin = |n| notes(&format!("compiling {n} files of GPU kernels, once"));
+    let compute = Compute::choose_and_say(recipe.run.device, recipe.run.dtype, &mut begin)?;
+    compute.note.iter().for_each(|note| notes(note));
+    if recipe.run.fp8 {
+        compute.check_fp8()?;
+    }
+    let task = match recipe.objective {
+        ObjectiveKind::NextToken => text::prepare(recipe, cache, notes),
+        ObjectiveKind::Chat => chat::prepare(recipe, cache, notes),
+        ObjectiveKind::Classify => classify::prepare(recipe, cache, notes),
+    }?;
+    if compute.device.is_cuda() {
+        notes(&format!("computing on {} in {}", compute.device, compute.dtype));
+    } else if recipe.train.cuda_graph {
+        notes("train.cuda_graph changes nothing: the device is the CPU");
+    }
+    let model = task.objective.model();
+    if let Some(note) = freeze(model.params(), &recipe.train.freeze)? {
+        notes(&note);
+    }
+    task.to_device(&compute)?;
+    if recipe.run.fp8 {
+        notes(&match model.use_fp8(FP8_SIDE_MIN) {
+            0 => format!("fp8 is not used: no matrix has sides of at least {FP8_SIDE_MIN}"),
+            n => format!("{n} matrices are multiplied in fp8"),
+        });
+    }
+    Ok(task)
+}
+
+/// Options of the training loader and of the validation loader.
+fn loader_options(recipe: &Recipe) -> (LoaderOptions, LoaderOptions) {
+    let (batch_size, seq_len) = (recipe.train.batch_size, recipe.train.seq_len);
+    let train = LoaderOptions::shuffled(batch_size, seq_len, recipe.run.seed);
+    (train, LoaderOptions::sequential(batch_size, seq_len))
+}
+
+/// The training and the validation side of a data set.
+struct Sides<T> {
+    train: Vec<T>,
+    validation: Vec<T>,
+}
+
+/// Reads the examples (`what`) of a data set with `read`, and holds out those of
+/// `data.validation_path`, or a share of them, chosen by their `text`.
+fn held_out<T>(
+    recipe: &Recipe,
+    what: &str,
+    read: impl Fn(&str) -> lehr_data::Result<Vec<T>>,
+    text: impl Fn(&T) -> String,
+) -> Result<Sides<T>> {
+    let DataConfig { path, validation_path, validation_fraction, .. } = &recipe.data;
+    let all = read(path)?;
+    let (train, validation) = match validation_path.is_empty() {
+        true => split_by_text(all, text, *validation_fraction, recipe.run.seed)?,
+        false => (all, read(validation_path)?),
+    };
+    if validation.is_empty() {
+        let found = train.len();
+        return Err(Error::Setting {
+            faults: format!(
+                "data.path holds {found} {what}, too few to hold some out; give \
+                 data.validation_path or more data"
+            ),
+        });
+    }
+    Ok(Sides { train, validation })
+}

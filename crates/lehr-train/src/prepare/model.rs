@@ -1,0 +1,107 @@
+//! The recipe's model, new or loaded.
+
+use std::path::Path;
+
+use lehr_data::{Layout, LayoutRule};
+use lehr_infer::{Loaded, check_vocabulary};
+use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
+use lehr_tokenizer::Tokenizer;
+
+use crate::recipe::ModelConfig;
+use crate::{Error, Recipe, Result};
+
+/// Epsilon of the norms of new models, as in the published models of both families.
+const NORM_EPS: f32 = 1e-5;
+/// Base of the rotation of new Llama-type models, as in Llama 2.
+const ROPE_THETA: f64 = 10_000.0;
+
+/// Builds or loads the model; its vocabulary fits the tokenizer.
+pub(super) fn prepare(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
+    let mut model = match &recipe.model {
+        ModelConfig::Load { path } => loaded(path, tokenizer)?,
+        new => Model::new(config(new, tokenizer)?, recipe.run.seed)?,
+    };
+    set_up(recipe, &mut model);
+    Ok(model)
+}
+
+fn loaded(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
+    let loaded = Loaded::open_to_train(Path::new(path))?;
+    check_vocabulary(&loaded.path, tokenizer, &loaded.model)?;
+    Ok(loaded.model)
+}
+
+/// How the loaders place the tokens of this model's texts.
+pub(super) fn layout_rule(model: &Model) -> LayoutRule {
+    let layout = model.layout_rule();
+    LayoutRule::new(move |ids| {
+        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        let lehr_model::Layout { positions, block_positions, prefix_len, .. } =
+            layout(&ids).map_err(|e| e.to_string())?;
+        Ok(Layout { positions, block_positions, prefix_len })
+    })
+}
+
+/// Applies what the recipe says of how a model is trained.
+pub(super) fn set_up(recipe: &Recipe, model: &mut Model) {
+    model.set_activation_checkpointing(recipe.train.activation_checkpointing);
+}
+
+/// The configuration of a new model.
+fn config(model: &ModelConfig, tokenizer: &Tokenizer) -> Result<Config> {
+    let vocab_size = tokenizer.vocab_size();
+    let end = tokenizer.end_of_document().ok();
+    Ok(match *model {
+        ModelConfig::Load { .. } => {
+            let faults = "model.kind is load, expected a new model".to_owned();
+            return Err(Error::Setting { faults });
+        }
+        ModelConfig::Llama {
+            n_layers,
+            hidden_size,
+            n_heads,
+            n_kv_heads,
+            mlp_size,
+            context,
+            tie_embeddings,
+            init_std,
+        } => Config::Llama(LlamaConfig {
+            vocab_size,
+            hidden_size,
+            intermediate_size: mlp_size,
+            num_hidden_layers: n_layers,
+            num_attention_heads: n_heads,
+            num_key_value_heads: Some(n_kv_heads),
+            head_dim: None,
+            max_position_embeddings: context,
+            rms_norm_eps: NORM_EPS,
+            initializer_range: init_std,
+            tie_word_embeddings: tie_embeddings,
+            attention_bias: false,
+            mlp_bias: false,
+            hidden_act: "silu".to_owned(),
+            rope: RopeConfig::with_theta(ROPE_THETA),
+            bos_token_id: end,
+            eos_token_id: end.map(Into::into),
+            pad_token_id: None,
+        }),
+        ModelConfig::Gpt2 { n_layers, hidden_size, n_heads, context, init_std } => {
+            Config::Gpt2(Gpt2Config {
+                vocab_size,
+                n_positions: context,
+                n_embd: hidden_size,
+                n_layer: n_layers,
+                n_head: n_heads,
+                n_inner: None,
+                activation_function: "gelu_new".to_owned(),
+                layer_norm_epsilon: NORM_EPS,
+                initializer_range: init_std,
+                scale_attn_weights: true,
+                scale_attn_by_inverse_layer_idx: false,
+                tie_word_embeddings: true,
+                bos_token_id: end,
+                eos_token_id: end,
+            })
+        }
+    })
+}

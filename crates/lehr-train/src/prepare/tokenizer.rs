@@ -1,0 +1,101 @@
+//! The recipe's tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use lehr_infer::{resolve_model, tokenizer_of};
+use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
+use sha2::{Digest, Sha256};
+
+use super::Notes;
+use crate::recipe::{ModelConfig, TokenizerConfig};
+use crate::{Error, Recipe, Result};
+
+/// Loads the tokenizer, or trains it on `texts`. A trained one is kept in `cache` under a hash of
+/// what it was trained on and how, so that a resumed run, or another run with the same texts, finds
+/// it, and no run finds the wrong one.
+pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
+    recipe: &Recipe,
+    cache: &Path,
+    texts: impl Fn() -> I,
+    notes: Notes<'_>,
+) -> Result<Tokenizer> {
+    match &recipe.tokenizer {
+        TokenizerConfig::File { path } => Ok(Tokenizer::from_file(path)?),
+        TokenizerConfig::Model => {
+            let ModelConfig::Load { path } = &recipe.model else {
+                let faults = "tokenizer.kind is model, but no model is loaded".to_owned();
+                return Err(Error::Setting { faults });
+            };
+            Ok(tokenizer_of(&resolve_model(Path::new(path))?)?)
+        }
+        TokenizerConfig::Train { vocab_size, pattern } => {
+            let kept = cached(cache, &recipe.tokenizer, texts());
+            if kept.is_file() {
+                return Ok(Tokenizer::from_file(&kept)?);
+            }
+            let mut trainer = Trainer::new(*vocab_size);
+            trainer.pattern = if pattern == "gpt2" { Pattern::Gpt2 } else { Pattern::Gpt4 };
+            let start = std::time::Instant::now();
+            let tokenizer = trainer.train(texts())?;
+            let seconds = start.elapsed().as_secs_f64();
+            notes(&format!("tokenizer: {} ids in {seconds:.1} s", tokenizer.vocab_size()));
+            std::fs::create_dir_all(cache).map_err(Error::io("creating", cache))?;
+            tokenizer.save(&kept)?;
+            Ok(tokenizer)
+        }
+    }
+}
+
+/// Changes when a trainer of the same settings gives another tokenizer.
+const TRAINER_VERSION: &str = "1";
+
+/// Where the tokenizer that these settings give on `texts` is kept.
+fn cached<'t>(
+    cache: &Path,
+    config: &TokenizerConfig,
+    texts: impl Iterator<Item = &'t str>,
+) -> PathBuf {
+    let mut hash = Sha256::new();
+    hash.update(format!("{TRAINER_VERSION} {config:?}\n"));
+    for text in texts {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    let hex: String = hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    cache.join(format!("tokenizer-{hex}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepared(recipe: &Recipe, cache: &Path, texts: &[&str]) -> (Tokenizer, bool) {
+        let mut trained = false;
+        let mut notes = |note: &str| trained |= note.contains("ids in");
+        let tokenizer = prepare(recipe, cache, || texts.iter().copied(), &mut notes).unwrap();
+        (tokenizer, trained)
+    }
+
+    #[test]
+    fn a_trained_tokenizer_is_found_again_by_what_it_was_trained_on() {
+        let scratch = tempfile::tempdir().unwrap();
+        let with = |vocab_size| Recipe {
+            tokenizer: TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() },
+            ..Recipe::base()
+        };
+        let (glass, water) = (["the glass is warm glass"; 3], ["cold water in the water"; 3]);
+        let (first, trained) = prepared(&with(270), scratch.path(), &glass);
+        assert!(trained);
+        let (again, trained) = prepared(&with(270), scratch.path(), &glass);
+        assert!(!trained, "it is not found in the cache");
+        assert_eq!(again.to_json(), first.to_json());
+        // Other texts, or the same texts cut elsewhere, or other settings.
+        let joined = [glass.concat()];
+        let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
+        for (size, texts) in [(270, &water[..]), (270, &joined), (268, &glass)] {
+            let (other, trained) = prepared(&with(size), scratch.path(), texts);
+            assert!(trained, "a tokenizer of other texts or settings was taken");
+            assert_eq!(other.vocab_size() == first.vocab_size(), size == 270);
+        }
+    }
+}

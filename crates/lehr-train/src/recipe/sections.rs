@@ -1,0 +1,165 @@
+//! The sections of a recipe that are plain lists of keys.
+
+use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
+use serde::{Deserialize, Serialize};
+
+use super::{Faults, Recipe};
+
+/// `[run]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run directory.
+    pub dir: String,
+    /// Seed of weights, order and samples.
+    pub seed: u64,
+    /// Where: `auto` (a GPU if one can be used), `cpu`, `cuda` or `cuda:N`.
+    pub device: DeviceChoice,
+    /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16`
+    /// (with loss scaling).
+    pub dtype: DTypeChoice,
+    /// Whether wide matrices are multiplied in fp8 during training.
+    pub fp8: bool,
+}
+
+impl RunConfig {
+    pub(super) fn validate(&self, faults: &mut Faults) {
+        faults.check(!self.dir.is_empty(), "run.dir", &"empty", "a folder");
+        let can = self.device != DeviceChoice::Cpu
+            && ![DTypeChoice::F32, DTypeChoice::F16].contains(&self.dtype);
+        let expected = "false where run.device is cpu or run.dtype is f32 or f16";
+        faults.check(!self.fp8 || can, "run.fp8", &self.fp8, expected);
+    }
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// File or folder: .txt, .md, .jsonl, .json, .csv, .tsv, also .gz and .zst.
+    pub path: String,
+    /// Held-out file or folder; empty = split off `validation_fraction` of `path`.
+    pub validation_path: String,
+    /// Share of documents held out if there is no `validation_path`.
+    pub validation_fraction: f64,
+    /// Plain text is cut into documents of at least this many bytes; 0 = whole files.
+    pub document_bytes: usize,
+    /// Field of the text in records.
+    pub text_field: String,
+    /// Field of the label in records.
+    pub label_field: String,
+}
+
+impl DataConfig {
+    pub(super) fn validate(&self, faults: &mut Faults) {
+        faults.check(!self.path.is_empty(), "data.path", &"empty", "a file or folder");
+        let fraction = self.validation_fraction;
+        let good = !self.validation_path.is_empty() || (fraction > 0.0 && fraction < 1.0);
+        faults.check(good, "data.validation_fraction", &fraction, "between 0 and 1");
+    }
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Tokens of a row.
+    pub seq_len: usize,
+    /// Micro-batches per optimiser step.
+    pub grad_accumulation: u64,
+    /// Which activations are kept until backward.
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// On a GPU, whether a step is recorded as a CUDA graph and started by one launch.
+    pub cuda_graph: bool,
+    /// Patterns of the names of parameters that are not trained; `*` stands for any text.
+    pub freeze: Vec<String>,
+}
+
+impl TrainConfig {
+    pub(super) fn validate(&self, recipe: &Recipe, faults: &mut Faults) {
+        let Self { steps, batch_size, seq_len, grad_accumulation, cuda_graph, .. } = *self;
+        faults.check(steps > 0, "train.steps", &steps, "at least 1");
+        faults.check(batch_size > 0, "train.batch_size", &batch_size, "at least 1");
+        faults.check(seq_len > 0, "train.seq_len", &seq_len, "at least 1");
+        let key = "train.grad_accumulation";
+        faults.check(grad_accumulation > 0, key, &grad_accumulation, "at least 1");
+        let waits = recipe.optimizer.in_backward
+            || self.activation_checkpointing == ActivationCheckpointing::Offload;
+        let expected = "false, or optimizer.in_backward = false and train.activation_checkpointing not offload";
+        faults.check(!(cuda_graph && waits), "train.cuda_graph", &cuda_graph, expected);
+        if let Some(index) = self.freeze.iter().position(String::is_empty) {
+            let found = format!("empty at {index}");
+            faults.check(false, "train.freeze", &found, "patterns of parameters' names");
+        }
+    }
+}
+
+/// `[eval]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Steps between evaluations; 0 = only at the end.
+    pub every_steps: u64,
+    /// At most so many batches each time; 0 = all.
+    pub batches_max: u64,
+}
+
+/// `[sample]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Steps between samples; 0 = only at the end.
+    pub every_steps: u64,
+    /// What is continued, or answered.
+    pub prompts: Vec<String>,
+    /// New tokens per sample.
+    pub max_tokens: usize,
+    /// Temperature of sampling.
+    pub temperature: f32,
+}
+
+impl SampleConfig {
+    pub(super) fn validate(&self, faults: &mut Faults) {
+        if let Some(index) = self.prompts.iter().position(String::is_empty) {
+            let found = format!("empty at {index}");
+            faults.check(false, "sample.prompts", &found, "texts to continue");
+        }
+        let t = self.temperature;
+        faults.check(t.is_finite() && t >= 0.0, "sample.temperature", &t, "0 or more");
+    }
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 = only at the end.
+    pub every_steps: u64,
+    /// How many of the newest are kept.
+    pub keep: usize,
+    /// Which weights a checkpoint holds.
+    pub weights: SavedWeights,
+}
+
+/// Which weights a checkpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SavedWeights {
+    /// All: the checkpoint is a whole model.
+    All,
+    /// Those that are trained; for the others it refers to the model that was loaded.
+    Trained,
+}
+
+impl CheckpointConfig {
+    pub(super) fn validate(&self, recipe: &Recipe, faults: &mut Faults) {
+        faults.check(self.keep > 0, "checkpoint.keep", &self.keep, "at least 1");
+        let has_base = recipe.model.is_loaded();
+        let good = self.weights == SavedWeights::All || has_base;
+        faults.check(good, "checkpoint.weights", &"trained", "all, unless model.kind is load");
+    }
+}
