@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use lehr_model::io::{Checkpoint, read_json};
 use lehr_model::nn::LayerBuilder;
-use lehr_model::{ActivationCheckpointing, Config, Model, PackedText, Role, Tokens};
+use lehr_model::{ActivationCheckpointing, Config, Model, PackedText, Pass, Role, Tokens};
 use lehr_tensor::{NamePattern, Param, ParamStore, Source, Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
@@ -144,16 +144,16 @@ fn freezing_changes_no_other_gradient() {
         let (mut model, golden, tokens) = golden(&dir);
         let targets = targets(&model, &golden.ids("labels").unwrap());
         let grads = |model: &mut Model, activations| -> Vec<Option<Vec<f32>>> {
-            model.set_activations(activations);
+            model.set_activation_checkpointing(activations);
             model.params().clear_grads();
             model.loss(&tokens, &targets, 8.0).unwrap().backward().unwrap();
             let params = model.params().params().iter();
             params.map(|param| param.grad().map(|grad| grad.to_vec())).collect()
         };
-        let all = grads(&mut model, Activations::Keep);
+        let all = grads(&mut model, ActivationCheckpointing::None);
         let n_frozen = model.params().freeze(|param| param.role() != Role::Mlp);
         assert!(n_frozen > 5 && n_frozen < all.len(), "{}", dir.display());
-        for activations in [Activations::Keep, Activations::Recompute] {
+        for activations in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
             let some = grads(&mut model, activations);
             for ((param, all), some) in model.params().params().iter().zip(&all).zip(&some) {
                 let wanted = all.as_ref().filter(|_| param.is_trainable());
@@ -165,8 +165,8 @@ fn freezing_changes_no_other_gradient() {
             }
         }
         model.params().freeze(|_| true);
-        for activations in [Activations::Keep, Activations::Recompute] {
-            model.set_activations(activations);
+        for activations in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
+            model.set_activation_checkpointing(activations);
             assert!(!model.loss(&tokens, &targets, 8.0).unwrap().wants_grad());
         }
     }
@@ -223,12 +223,14 @@ fn a_pass_with_a_cache_is_not_recorded_by_mistake() {
         let source = Source::Init { seed: 1 };
         let arch = config.build(&mut LayerBuilder::new(&mut store, &source)).unwrap();
         let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
-        let error = arch.forward(&tokens, Some(&mut cache)).unwrap_err();
-        assert!(error.to_string().contains("recorded for backward"), "{error}");
+        let recorded = Pass::continuing(&tokens, &mut cache);
+        let error = arch.forward(recorded).unwrap_err();
+        assert!(error.to_string().contains("recording is on"), "{error}");
         assert!(cache.is_empty());
-        let hidden = arch.hidden(&tokens, Some(&mut cache)).unwrap();
+        let hidden = no_grad(|| arch.forward(Pass::continuing(&tokens, &mut cache))).unwrap();
         assert!(!hidden.wants_grad() && cache.len() == tokens.len());
-        assert!(arch.forward(&tokens, None).unwrap().wants_grad());
+        let whole = Pass::whole(&tokens, ActivationCheckpointing::None);
+        assert!(arch.forward(whole).unwrap().wants_grad());
         drop(golden);
     }
     assert!(n_causal >= 15);
