@@ -374,8 +374,17 @@ fn bits(generated: &Generated) -> (Vec<u32>, String, Vec<(u32, Vec<(u32, u32)>)>
 #[test]
 fn no_schedule_changes_a_bit_of_any_request() {
     let tokenizer = tokenizer();
-    for (name, model) in models() {
-        for seed in 0..12 {
+    let stored = json!({
+        "model_type": "qwen3", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 64,
+    });
+    let stored = ["q8_0", "bf16", "q4_0"].map(|format| {
+        let config = Config::from_json(&stored).unwrap();
+        (format, Model::random(config, format.parse().unwrap(), 7).unwrap())
+    });
+    for (name, model) in models().into_iter().chain(stored) {
+        for seed in 0..20 {
             let mut noise = Noise(Philox::new(seed, 7), 0);
             let requests: Vec<Request> =
                 (0..3 + noise.below(8)).map(|_| random_request(&mut noise)).collect();

@@ -96,7 +96,9 @@ fn files_that_hold_no_prompts_are_refused_with_a_hint() {
     write(dir, "p.txt", "After 7 days\nThe\n");
     let all = ["generate", &base, "--prompts", "p.txt"];
     fails(dir, &[&all[..], &["--batch", "0"]].concat(), &["at most 0 at once"]);
-    fails(dir, &[&all[..], &["--cache-tokens", "1", "-n", "50"]].concat(), &["more pages"]);
+    fails(dir, &[&all[..], &["--cache-tokens", "1", "-n", "50"]].concat(), &["room for 16"]);
+    fails(dir, &[&all[..], &["--output", "p.txt"]].concat(), &["overwrite what is read"]);
+    assert_eq!(fs::read_to_string(dir.join("p.txt")).unwrap(), "After 7 days\nThe\n");
     fails(dir, &[&all[..], &["--output", "no/where.jsonl"]].concat(), &["writing no/where.jsonl"]);
     fails(dir, &[&all[..], &["--top-p", "0"]].concat(), &["top_p is 0"]);
     for args in [
@@ -120,4 +122,28 @@ fn the_benchmark_generates_one_and_many() {
         assert_eq!(found["batch"], json!(batch));
         assert!(found["decode_tok_s"].as_f64().is_some_and(|rate| rate > 0.0));
     }
+}
+
+#[test]
+fn a_context_bounds_prompt_and_answer_and_says_so() {
+    let base = shared().join("base").display().to_string();
+    let generate = |more: &[&str]| {
+        let args = ["generate", &base, "-p", "After 7 days", "--greedy"];
+        run(shared(), &[&args, more].concat())
+    };
+    let one = json_lines(&generate(&["-n", "1", "--json"]).out).remove(0);
+    let n_prompt = one["prompt_tokens"].as_u64().unwrap();
+    let context = (n_prompt + 4).to_string();
+    let full = json_lines(&generate(&["--context", &context, "--json"]).out).remove(0);
+    assert_eq!(full["finish"], "context_full");
+    // The last token is not run, so it needs no room.
+    assert_eq!(full["ids"].as_array().unwrap().len(), 5);
+    let said = generate(&["--context", &context]);
+    assert_eq!(said.code, Some(0), "{said:#?}");
+    assert!(said.err.contains(&format!("(the context of {context} tokens is full)")), "{said:#?}");
+    let short = generate(&["--context", &n_prompt.to_string()]);
+    assert_eq!(short.code, Some(1), "{short:#?}");
+    assert!(short.err.contains(&format!("the context is {n_prompt}")), "{short:#?}");
+    assert!(short.err.contains("raise --context"), "{short:#?}");
+    assert_eq!(generate(&["--context", "1"]).code, Some(2));
 }

@@ -64,6 +64,8 @@ pub struct Engine<'m> {
     tokenizer: Option<&'m Tokenizer>,
     cache: PagedCache,
     step: Box<dyn Step>,
+    /// One more than the largest id that may be chosen.
+    n_ids: usize,
     prefill_budget: usize,
     /// Without pages, by arrival.
     waiting: VecDeque<Sequence>,
@@ -117,6 +119,7 @@ impl<'m> Engine<'m> {
             tokenizer,
             cache,
             step,
+            n_ids,
             prefill_budget: settings.prefill_budget.max(1),
             waiting: VecDeque::new(),
             running: Vec::new(),

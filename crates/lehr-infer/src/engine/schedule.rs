@@ -4,6 +4,7 @@
 use lehr_model::PagedCache;
 
 use super::sequence::{Choice, Sequence};
+use super::step::on_host;
 use super::{Engine, Event, PREFILL_CHUNK};
 use crate::{Error, Finish, Result};
 
@@ -88,7 +89,10 @@ impl Engine<'_> {
                     budget = budget.saturating_sub(n);
                     let Some(logits) = logits else { continue };
                     let mut sequence = self.running.remove(at);
-                    let choice = self.step.first(&mut sequence, &logits);
+                    // The host chooses the first token everywhere: once per prompt, a row of logits
+                    // is little.
+                    let logits = on_host(&logits, self.n_ids);
+                    let choice = logits.and_then(|logits| sequence.choose(logits));
                     // It is back at the same place if it goes on.
                     let n_before = self.running.len();
                     self.go_on(sequence, choice, events);

@@ -20,10 +20,6 @@ pub(super) trait Step {
         cache: &mut PagedCache,
         sequences: &mut [&mut Sequence],
     ) -> Result<Vec<Result<Choice>>>;
-
-    /// Chooses the first new token of a sequence from `logits [1, V]`, which the host does
-    /// everywhere: once per prompt, a row of logits is little.
-    fn first(&self, sequence: &mut Sequence, logits: &Tensor) -> Result<Choice>;
 }
 
 /// How a model is stepped where it is.
@@ -42,7 +38,7 @@ fn last(sequences: &[&mut Sequence]) -> Vec<(usize, i32)> {
 }
 
 /// The logits of ids that may be chosen, from those of one row on any device.
-fn on_host(logits: &Tensor, n_ids: usize) -> Result<Vec<f32>> {
+pub(super) fn on_host(logits: &Tensor, n_ids: usize) -> Result<Vec<f32>> {
     Ok(logits.to_host()?.data()[..n_ids].to_vec())
 }
 
@@ -69,10 +65,6 @@ impl Step for HostStep {
             sequence.choose(row[..self.n_ids].to_vec())
         };
         Ok(sequences.iter_mut().zip(rows).map(choose).collect())
-    }
-
-    fn first(&self, sequence: &mut Sequence, logits: &Tensor) -> Result<Choice> {
-        sequence.choose(on_host(logits, self.n_ids)?)
     }
 }
 
@@ -147,9 +139,5 @@ impl Step for GpuStep {
             Ok(Choice { token, logprob })
         };
         Ok(sequences.iter_mut().map(&mut choose).collect())
-    }
-
-    fn first(&self, sequence: &mut Sequence, logits: &Tensor) -> Result<Choice> {
-        sequence.choose(on_host(logits, self.n_ids)?)
     }
 }

@@ -154,7 +154,7 @@ impl Job<'_> {
                     let mc = MC.min(self.m - i0);
                     let block = Block { i0, j0, k0, mc, nc, kc };
                     let b_dst = (i0 == 0).then(|| b_pack.as_mut_slice());
-                    self.pack::<S, MR>(&block, nr, a_pack.as_mut_slice(), b_dst);
+                    self.pack::<MR>(&block, nr, a_pack.as_mut_slice(), b_dst);
                     let (a, b) = (a_pack.as_slice(), b_pack.as_slice());
                     self.multiply::<S, MR, NV>(&block, a, b, c);
                 }
@@ -164,7 +164,7 @@ impl Job<'_> {
     }
 
     /// Packs the panels of A, and of B if it is their turn, in parallel.
-    fn pack<S: Simd, const MR: usize>(
+    fn pack<const MR: usize>(
         &self,
         block: &Block,
         nr: usize,

@@ -122,7 +122,7 @@ impl PagedCache {
     /// Pages that `n` more tokens of the sequence in `row` take beyond those it has.
     #[must_use]
     pub fn n_wanted(&self, row: usize, n: usize) -> usize {
-        let wanted = |s: &Sequence| Self::pages_for(s.ids.len() + n) - s.pages.len();
+        let wanted = |s: &Sequence| Self::pages_for(s.ids.len() + n).saturating_sub(s.pages.len());
         self.sequences.get(row).and_then(Option::as_ref).map_or(0, wanted)
     }
 
@@ -139,9 +139,9 @@ impl PagedCache {
     }
 
     /// Begins a sequence that will start with `ids`, laid out by the model ([`Model::layout`]), and
-    /// says in which row. Its first tokens may be
-    /// there already, from an earlier sequence: [`PagedCache::len`] says how many. The last of
-    /// `ids` never is, because the caller wants the logits after it.
+    /// says in which row. Its first tokens may be there already, from an earlier sequence:
+    /// [`PagedCache::len`] says how many. The last of `ids` never is, because the caller wants the
+    /// logits after it.
     ///
     /// # Errors
     /// If all rows have sequences.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use lehr_infer::{ChatSession, Finish, Loaded};
+use lehr_infer::{ChatSession, Finish, Limits, Loaded, Sampler};
 use serde_json::json;
 
 use super::compute::UseArgs;
@@ -54,31 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut session =
         ChatSession::new(&loaded.model, &loaded.tokenizer, &template, system, context)?;
     let mut answer = |session: &mut ChatSession<'_>, text: &str| -> Result<()> {
-        let mut on_text = |piece: &str| {
-            if args.json {
-                return ControlFlow::Continue(());
-            }
-            print!("{piece}");
-            let flushed = std::io::stdout().flush().is_ok();
-            if flushed && !ui::stopped() {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        };
-        let out = session.answer(text, &mut sampler, &limits, &mut on_text)?;
-        if args.json {
-            let finish = out.finish.as_str();
-            println!("{}", json!({ "question": text, "answer": out.text, "finish": finish }));
-            return Ok(());
-        }
-        println!();
-        match out.finish {
-            Finish::Length => eprintln!("(cut at the limit of tokens; raise it with -n)"),
-            Finish::ContextFull => eprintln!("{}", context_full(session.context())),
-            Finish::Stop | Finish::Cancelled => {}
-        }
-        Ok(())
+        say(args, session, text, (&mut sampler, &limits))
     };
     if let Some(prompt) = &args.prompt {
         answer(&mut session, prompt)?;
@@ -114,6 +90,36 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+/// Answers a message, as it comes or as one JSON object.
+fn say(
+    args: &Args,
+    session: &mut ChatSession<'_>,
+    text: &str,
+    (sampler, limits): (&mut Sampler, &Limits),
+) -> Result<()> {
+    let mut on_text = |piece: &str| {
+        if args.json {
+            return ControlFlow::Continue(());
+        }
+        print!("{piece}");
+        let flushed = std::io::stdout().flush().is_ok();
+        if flushed && !ui::stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let out = session.answer(text, sampler, limits, &mut on_text)?;
+    if args.json {
+        let finish = out.finish.as_str();
+        println!("{}", json!({ "question": text, "answer": out.text, "finish": finish }));
+        return Ok(());
+    }
+    println!();
+    match out.finish {
+        Finish::Length => eprintln!("(cut at the limit of tokens; raise it with -n)"),
+        Finish::ContextFull => eprintln!("{}", context_full(session.context())),
+        Finish::Stop | Finish::Cancelled => {}
+    }
+    Ok(())
 }
 
 fn is_too_long(error: &anyhow::Error) -> bool {

@@ -35,9 +35,9 @@ impl Seen {
         Self { rule: Rule { n_keys: n_keys as i32, ..rule }, intervals: None }
     }
 
-    /// Intervals on the device, `[B, Tq, 2]`, within `n_keys` keys.
-    pub(super) fn by_intervals(rule: Rule, n_keys: usize, intervals: Tensor) -> Self {
-        Self { intervals: Some(intervals), ..Self::by_rule(rule, n_keys) }
+    /// The same with intervals on the device, `[B, Tq, 2]`.
+    pub(super) fn with_intervals(self, intervals: Tensor) -> Self {
+        Self { intervals: Some(intervals), ..self }
     }
 
     pub(super) fn of(mask: &Mask, size: Size, x: &Tensor) -> Result<Self> {

@@ -11,8 +11,7 @@ use crate::{Error, Result, Tensor};
 /// for masks with pages. The queries are the last tokens of each sequence.
 ///
 /// The CPU reads the pages where they lie, and so does a GPU for few queries. For many queries,
-/// whose products cost far more than a copy, a GPU first brings the keys and values of the layer in
-/// order.
+/// whose products cost far more than a copy, a GPU first brings the keys and values in order.
 pub(super) fn attention(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),
@@ -27,10 +26,6 @@ pub(super) fn attention(
         return Ok(out);
     }
     let rule = mask.rule(size.batch, size.tq, size.tk)?;
-    if q.is_cuda() && size.width > 256 {
-        let (value, expected) = (size.width.to_string(), "at most 256 on a GPU");
-        return Err(Error::Argument { op: OP, name: "head width", value, expected });
-    }
     let host_lengths = pages.host_lengths();
     // A query at or after the end of the prefix sees what a causal mask shows.
     let sees_ahead = match host_lengths {
@@ -63,19 +58,18 @@ pub(super) fn attention(
         cpu::forward(&problem, out.data_mut(), None)?;
         return Ok(out);
     }
-    let [k, v] = gather_pages([k, v], pages, n_keys)?;
-    let size = Size { tk: n_keys, ..size };
+    let rule = cuda::Seen::by_rule(rule, n_keys);
     // One sequence without a prefix is what a rule describes; others differ row by row.
     let seen = match size.batch == 1 && !sees_ahead {
-        true => cuda::Seen::by_rule(rule, n_keys),
+        true => rule,
         false => {
-            let shape = [size.batch, size.tq, 2];
-            let intervals = Tensor::from_ids(&intervals, shape)?.to_device(q.device())?;
-            cuda::Seen::by_intervals(rule, n_keys, intervals)
+            let intervals = Tensor::from_ids(&intervals, [size.batch, size.tq, 2])?;
+            rule.with_intervals(intervals.to_device(q.device())?)
         }
     };
+    let [k, v] = gather_pages([k, v], pages, n_keys)?;
     let inputs = Inputs::Separate { q: q.clone(), k, v };
-    cuda::forward(&inputs, size, &seen, scale, &mut out, None)?;
+    cuda::forward(&inputs, Size { tk: n_keys, ..size }, &seen, scale, &mut out, None)?;
     Ok(out)
 }
 
@@ -111,6 +105,10 @@ fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(Size,
     if qs[3] != ks[3] || ks[2] == 0 || !qs[2].is_multiple_of(ks[2]) {
         let rule = "head widths must be equal, and key-value heads divide the query heads";
         return Err(Error::Shape { op: OP, lhs: qs, rhs: ks, rule });
+    }
+    if q.is_cuda() && qs[3] > 256 {
+        let (value, expected) = (qs[3].to_string(), "at most 256 on a GPU");
+        return Err(Error::Argument { op: OP, name: "head width", value, expected });
     }
     let tk = pages.max_pages() << shift;
     Ok((

@@ -48,19 +48,29 @@ pub(crate) fn run(
         requests.push(Request { prompt, sampling, ..like.clone() });
     }
     let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
+    let context = super::context(longest, &like.limits, context);
     let settings = EngineSettings {
         max_sequences: args.batch.min(requests.len()),
-        context: Some(super::context(longest, &like.limits, context)),
+        context: Some(context),
         cache_tokens: args.cache_tokens,
         ..EngineSettings::ONE
     };
     let mut engine = Engine::new(&loaded.model, &loaded.tokenizer, settings)?;
+    let context = context.min(loaded.model.spec().max_positions);
+    if engine.context() < context {
+        let room = engine.context();
+        return Err(Hinted::error(
+            format!("--cache-tokens has room for {room} tokens, a sequence may have {context}"),
+            "raise it, or bound the sequences with --context or -n",
+        ));
+    }
     // All prompts are checked before the first text begins.
     let n = requests.len();
     let mut ids = Vec::with_capacity(n);
     for (index, request) in requests.into_iter().enumerate() {
         ids.push(engine.submit(request).map_err(|source| in_prompt(index, n, source))?);
     }
+    check_output(args, &loaded.path)?;
     let mut lines = Lines::new(args.output.as_deref())?;
     let start = Instant::now();
     let mut n_tokens = 0;
@@ -85,6 +95,21 @@ pub(crate) fn run(
     let rate = n_tokens as f64 / seconds;
     eprintln!("{n} texts, {n_tokens} new tokens in {seconds:.1} s: {rate:.1} tokens/s");
     Ok(())
+}
+
+/// An error if the output would overwrite what is being read.
+fn check_output(args: &PromptsArgs, model: &Path) -> Result<()> {
+    // A file that is not there yet is none of them.
+    let output = args.output.as_deref().and_then(|path| fs::canonicalize(path).ok());
+    let read = [args.prompts.as_deref(), Some(model)].into_iter().flatten();
+    let is_output = |path: &&Path| output.is_some() && fs::canonicalize(path).ok() == output;
+    match read.into_iter().find(is_output) {
+        None => Ok(()),
+        Some(path) => {
+            let found = format!("--output {} would overwrite what is read", path.display());
+            Err(Hinted::error(found, "give the output a name of its own"))
+        }
+    }
 }
 
 fn in_prompt(index: usize, n: usize, source: Error) -> Error {

@@ -224,6 +224,7 @@ impl Kernel for Scores<'_> {
 
 /// `to[i][j] = Σₑ queries[i, e] keys[e, j]` for the keys of one block.
 #[inline(always)]
+#[expect(clippy::needless_pass_by_value, reason = "the borrows end with the call")]
 fn scores<S: Simd, const M: usize>(s: S, queries: &[f32], keys: &[f32], to: [&mut [f32]; M]) {
     let width = queries.len() / M;
     assert!(keys.len() >= width * BLOCK && to.iter().all(|to| to.len() >= BLOCK));
