@@ -6,14 +6,14 @@
 //!
 //! Two things make recorded work different from work that runs:
 //!
-//! - **Memory.** A kernel in a recording holds addresses. A [`Graph`] runs many times, so the blocks
-//!   it wrote to must not go to anybody else while it exists: what is freed during the recording is
-//!   held back from the arena and may be taken again only by the recording itself (each kernel of it
-//!   comes after the last reader of the block, as it does in the stream). A [`OneLaunch`] runs once,
-//!   at its place in the stream, so it frees as usual.
+//! - **Memory.** A kernel in a recording holds addresses. A [`Graph`] runs many times, so the
+//!   blocks it wrote to must not go to anybody else while it exists: what is freed during the
+//!   recording is held back from the arena and may be taken again only by the recording itself
+//!   (each kernel of it comes after the last reader of the block, as it does in the stream). A
+//!   [`OneLaunch`] runs once, at its place in the stream, so it frees as usual.
 //! - **The host.** Nothing has run when `body` returns. Reading a result is therefore an error. An
-//!   upload is an error in a [`Graph`], whose later runs would copy stale bytes; for a [`OneLaunch`]
-//!   the bytes are kept in page-locked memory until it has run.
+//!   upload is an error in a [`Graph`], whose later runs would copy stale bytes; for a
+//!   [`OneLaunch`] the bytes are kept in page-locked memory until it has run.
 //!
 //! A stream records for whoever uses it, so other threads must not give it work meanwhile. They
 //! wait at `Cuda::turn`; the thread that records is let through.
@@ -39,8 +39,8 @@ impl Recording {
         Ok(Self(cuda))
     }
 
-    /// Ends the recording and returns its handle. If there is an `earlier` one, the driver updates it
-    /// in place where it can, which is cheaper than building the executable form again.
+    /// Ends the recording and returns its handle. If there is an `earlier` one, the driver updates
+    /// it in place where it can, which is cheaper than building the executable form again.
     fn end(self, earlier: Option<u64>) -> Result<u64> {
         let cuda = self.0;
         IS_RECORDER.set(false);
@@ -86,8 +86,8 @@ impl Graph {
         /// Room for intermediate results that is there before recording begins.
         const ROOM_BYTES: usize = 256 << 20;
         let cuda = Cuda::get(ordinal)?;
-        // The arena grows before the capture, because mapping memory during one depends on the driver.
-        // Best effort: less may do.
+        // The arena grows before the capture, because mapping memory during one depends on the
+        // driver. Best effort: less may do.
         drop(Block::take(ordinal, ROOM_BYTES));
         let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
         let recording = Recording::start(cuda, Uploads::Refused)?;

@@ -74,8 +74,8 @@ pub struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    /// Puts `value` in the place of input `index` in the graph: what is computed from it adds to the
-    /// gradient of that input.
+    /// Puts `value` in the place of input `index` in the graph: what is computed from it adds to
+    /// the gradient of that input.
     pub(super) fn as_input(&self, index: usize, value: Tensor) -> Tensor {
         match &self.inputs[index] {
             Some(edge) => value.with_edge(edge.clone()),
@@ -221,9 +221,9 @@ impl Gradients<'_> {
             body(&mut grad, false)?;
             return self.pending.add(edge, grad.cast(kept)?.detach());
         }
-        // The sum is taken out of its place while it is written. Then this is its only owner, unless
-        // an op passed one tensor on as the gradient of several inputs (an addition does): such a
-        // sum is copied first, or the others would see this term too.
+        // The sum is taken out of its place while it is written. Then this is its only owner,
+        // unless an op passed one tensor on as the gradient of several inputs (an addition does):
+        // such a sum is copied first, or the others would see this term too.
         let sum = self.pending.take(edge);
         let accumulate = sum.is_some();
         let mut sum = match sum {

@@ -44,7 +44,8 @@ pub(super) enum Pass {
 
 thread_local! {
     /// Products that the library turned out not to have: nobody quantises for them again.
-    static REFUSED: RefCell<BTreeSet<(u8, LinearSize, bool)>> = const { RefCell::new(BTreeSet::new()) };
+    static REFUSED: RefCell<BTreeSet<(u8, LinearSize, bool)>> =
+        const { RefCell::new(BTreeSet::new()) };
 }
 
 /// How many kinds of products of this thread were to be in fp8 and were made in bf16, because
