@@ -1,4 +1,22 @@
-//! Work that is recorded once and run many times.
+//! Work that is recorded and started by one launch.
+//!
+//! A launch costs the host a few microseconds. A step of decoding has hundreds of kernels of about
+//! that length, so the GPU would wait for the host. While a stream is captured, launches are
+//! recorded instead of run; the driver then starts all of them at once.
+//!
+//! Two things make recorded work different from work that runs:
+//!
+//! - **Memory.** A kernel in a recording holds addresses. A [`Graph`] runs many times, so the
+//!   blocks it wrote to must not go to anybody else while it exists: what is freed during the
+//!   recording is held back from the arena and may be taken again only by the recording itself
+//!   (each kernel of it comes after the last reader of the block, as it does in the stream). A
+//!   [`OneLaunch`] runs once, at its place in the stream, so it frees as usual.
+//! - **The host.** Nothing has run when `body` returns. Reading a result is therefore an error. An
+//!   upload is an error in a [`Graph`], whose later runs would copy stale bytes; for a
+//!   [`OneLaunch`] the bytes are kept in page-locked memory until it has run.
+//!
+//! A stream records for whoever uses it, so other threads must not give it work meanwhile. They
+//! wait at `Cuda::turn`; the thread that records is let through.
 
 use std::cell::Cell;
 use std::sync::PoisonError;
@@ -11,7 +29,7 @@ thread_local! {
     static IS_RECORDER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// This thread records as long as it lives.
+/// A recording by this thread, from `start` to `end`.
 struct Recording(&'static Cuda);
 
 impl Recording {
@@ -21,16 +39,18 @@ impl Recording {
         Ok(Self(cuda))
     }
 
-    /// Gives what was recorded, in the place of an earlier recording if there is one.
+    /// Ends the recording and returns its handle. If there is an `earlier` one, the driver updates
+    /// it in place where it can, which is cheaper than building the executable form again.
     fn end(self, earlier: Option<u64>) -> Result<u64> {
         let cuda = self.0;
         IS_RECORDER.set(false);
+        // `drop` would end the capture a second time.
         std::mem::forget(self);
         cuda.backend.end_capture(earlier)
     }
 }
 
-/// If the work panics: the stream must not go on recording.
+/// Runs if the work panics: the stream must stop recording, and held blocks return to the arena.
 impl Drop for Recording {
     fn drop(&mut self) {
         IS_RECORDER.set(false);
@@ -41,7 +61,7 @@ impl Drop for Recording {
     }
 }
 
-/// Whether this thread is recording.
+/// Tells whether this thread is recording.
 pub fn is_recorder() -> bool {
     IS_RECORDER.get()
 }
@@ -66,7 +86,8 @@ impl Graph {
         /// Room for intermediate results that is there before recording begins.
         const ROOM_BYTES: usize = 256 << 20;
         let cuda = Cuda::get(ordinal)?;
-        // Best effort: where it is not to be had, less may do.
+        // The arena grows before the capture, because mapping memory during one depends on the
+        // driver. Best effort: less may do.
         drop(Block::take(ordinal, ROOM_BYTES));
         let _others_wait = cuda.recording.write().unwrap_or_else(PoisonError::into_inner);
         let recording = Recording::start(cuda, Uploads::Refused)?;
@@ -92,7 +113,7 @@ impl Graph {
         self.held.all().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Runs it.
+    /// Starts all of it on the stream.
     ///
     /// # Errors
     /// If the device fails.
@@ -119,7 +140,7 @@ pub struct OneLaunch {
 }
 
 impl OneLaunch {
-    /// For work on a device.
+    /// Prepares for work on device `ordinal`.
     ///
     /// # Errors
     /// If the device cannot be opened.

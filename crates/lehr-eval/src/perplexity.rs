@@ -104,11 +104,11 @@ impl Windows {
     }
 }
 
-/// Scores `text`: tokens run in windows of `window` tokens, each `stride` after the one before, and
-/// each window scores those of its tokens that no window before it has. So every token of the text
-/// is scored once, with at least `window − stride` tokens before it, but for those of the first
-/// window. A model that was trained on texts with a begin token gets it at the start of every
-/// window; without one, the first token of the text has nothing before it and is not scored.
+/// Scores `text` in windows of `window` tokens, each `stride` after the one before. A window scores
+/// its tokens that no earlier window has. So every token of the text is scored once, and except in
+/// the first window it has at least `window − stride` tokens before it. A model trained on texts
+/// with a begin token gets it at the start of every window. Without one, the first token of the
+/// text has nothing before it and is not scored.
 /// `on_window` is told how many windows of how many are done.
 ///
 /// # Errors

@@ -70,7 +70,8 @@ fn each_measure_is_bounded_by_itself() {
         proof.faults()
     };
     assert_eq!(of(&|_| ()), Vec::<String>::new());
-    let cases: [(&dyn Fn(&mut Proof), &str); 5] = [
+    type Case<'a> = (&'a dyn Fn(&mut Proof), &'a str);
+    let cases: [Case<'_>; 5] = [
         (&|p| p.error = 0.06, "relative error 6.000e-2, expected at most 5.0e-2"),
         (&|p| p.error = f64::NAN, "relative error NaN, expected at most 5.0e-2"),
         (&|p| p.kl = Some(0.01), "KL divergence 1.00e-2 nats, expected at most 3.4e-3"),

@@ -107,7 +107,7 @@ impl KvCache {
     }
 
     /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's
-    /// whole tensors, of which `len() + T` positions are valid.
+    /// whole tensors. `len() + T` of their positions are valid.
     ///
     /// # Errors
     /// If the shapes or devices do not fit.

@@ -43,16 +43,6 @@ pub enum Error {
         /// What can be done about it.
         hint: &'static str,
     },
-    /// Recorded work was used in a way it cannot be.
-    #[error("{doing}: found {found}, expected {expected}")]
-    Recorded {
-        /// What was being done.
-        doing: &'static str,
-        /// What was found.
-        found: &'static str,
-        /// What was expected.
-        expected: &'static str,
-    },
     /// A setting of `config.json` or of a recipe's model has a value it cannot take.
     #[error("model configuration: {key} is {found}, expected {expected}")]
     Config {
@@ -173,7 +163,6 @@ impl Error {
             })),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
             Self::Adapter { hint, .. } => Some((*hint).to_owned()),
-            Self::Recorded { .. } => None,
             Self::Config { .. } => Some(
                 "correct it where the model is described: config.json, or [model] of the recipe"
                     .to_owned(),

@@ -31,7 +31,7 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// What a model of `config` would load from `checkpoint`, of which no number is read.
+    /// What a model of `config` would load from `checkpoint`. No number is read.
     ///
     /// # Errors
     /// If the configuration is impossible, or a weight is missing or of another size.
@@ -52,7 +52,7 @@ impl Outline {
             Tensor::zeros([1]).map(Some).map_err(|e| e.to_string())
         };
         let built = Model::build(config, &Source::Load { load: &load, stored: None, seed: 0 });
-        let (model, _) = built.map_err(|e| checkpoint.explain(e))?;
+        let model = built.map_err(|e| checkpoint.explain(e))?;
         // Parameters were asked for in the order in which the model has them.
         let parameter = |(param, (stored_as, shape)): (&Param, (String, Shape))| Parameter {
             name: param.name().to_owned(),

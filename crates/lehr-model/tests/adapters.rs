@@ -46,7 +46,7 @@ fn batch(dir: &Path, model: &Model) -> (Tokens, Tensor) {
     let row = |row: &[i32]| [&row[shift..], &vec![-100; shift]].concat();
     let targets: Vec<i32> = labels.ids().chunks(t).flat_map(row).collect();
     (
-        Tokens::new(ids.ids(), ids.shape()[0], 0).unwrap(),
+        model.tokens(ids.ids(), ids.shape()[0]).unwrap(),
         Tensor::from_ids(&targets, ids.shape()).unwrap(),
     )
 }

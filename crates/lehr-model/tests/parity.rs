@@ -8,9 +8,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use lehr_model::arch::Pass;
 use lehr_model::io::{Checkpoint, read_json};
 use lehr_model::nn::LayerBuilder;
-use lehr_model::{ActivationCheckpointing, Config, Model, PackedText, Role, Tokens};
+use lehr_model::{ActivationCheckpointing, Config, Error, Model, PackedText, Role, Tokens};
 use lehr_tensor::{NamePattern, Param, ParamStore, Source, Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
@@ -143,18 +144,18 @@ fn freezing_changes_no_other_gradient() {
     for dir in golden_dirs() {
         let (mut model, golden, tokens) = golden(&dir);
         let targets = targets(&model, &golden.ids("labels").unwrap());
-        let grads = |model: &mut Model, activations| -> Vec<Option<Vec<f32>>> {
-            model.set_activations(activations);
+        let grads = |model: &mut Model, checkpointing| -> Vec<Option<Vec<f32>>> {
+            model.set_activation_checkpointing(checkpointing);
             model.params().clear_grads();
             model.loss(&tokens, &targets, 8.0).unwrap().backward().unwrap();
             let params = model.params().params().iter();
             params.map(|param| param.grad().map(|grad| grad.to_vec())).collect()
         };
-        let all = grads(&mut model, Activations::Keep);
+        let all = grads(&mut model, ActivationCheckpointing::None);
         let n_frozen = model.params().freeze(|param| param.role() != Role::Mlp);
         assert!(n_frozen > 5 && n_frozen < all.len(), "{}", dir.display());
-        for activations in [Activations::Keep, Activations::Recompute] {
-            let some = grads(&mut model, activations);
+        for checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
+            let some = grads(&mut model, checkpointing);
             for ((param, all), some) in model.params().params().iter().zip(&all).zip(&some) {
                 let wanted = all.as_ref().filter(|_| param.is_trainable());
                 assert_eq!(some.is_some(), wanted.is_some(), "{}", param.name());
@@ -165,8 +166,8 @@ fn freezing_changes_no_other_gradient() {
             }
         }
         model.params().freeze(|_| true);
-        for activations in [Activations::Keep, Activations::Recompute] {
-            model.set_activations(activations);
+        for checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Recompute] {
+            model.set_activation_checkpointing(checkpointing);
             assert!(!model.loss(&tokens, &targets, 8.0).unwrap().wants_grad());
         }
     }
@@ -213,7 +214,7 @@ fn hidden_states_of_encoders_match_the_reference() {
 fn a_pass_with_a_cache_is_not_recorded_by_mistake() {
     let mut n_causal = 0;
     for dir in golden_dirs() {
-        let (model, golden, tokens) = golden(&dir);
+        let (model, _, tokens) = golden(&dir);
         if !model.is_causal() {
             continue;
         }
@@ -223,13 +224,12 @@ fn a_pass_with_a_cache_is_not_recorded_by_mistake() {
         let source = Source::Init { seed: 1 };
         let arch = config.build(&mut LayerBuilder::new(&mut store, &source)).unwrap();
         let mut cache = model.cache(tokens.batch(), tokens.len()).unwrap();
-        let error = arch.forward(&tokens, Some(&mut cache)).unwrap_err();
-        assert!(error.to_string().contains("recorded for backward"), "{error}");
+        let error = arch.forward(Pass::continuing(&tokens, &mut cache)).unwrap_err();
+        assert!(matches!(error, Error::RecordedCache), "{error}");
         assert!(cache.is_empty());
-        let hidden = arch.hidden(&tokens, Some(&mut cache)).unwrap();
+        let hidden = model.hidden_cached(&tokens, &mut cache).unwrap();
         assert!(!hidden.wants_grad() && cache.len() == tokens.len());
-        assert!(arch.forward(&tokens, None).unwrap().wants_grad());
-        drop(golden);
+        assert!(model.hidden(&tokens).unwrap().wants_grad());
     }
     assert!(n_causal >= 15);
 }

@@ -3,6 +3,8 @@
 //! All comparisons are of bits. References are computed with one thread, the rest with one to
 //! three.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod invariance {
     pub(crate) mod attention;
     pub(crate) mod heads;

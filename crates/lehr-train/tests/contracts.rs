@@ -120,7 +120,9 @@ fn distillation(recipe: &Recipe) -> Task {
     let student = sibling(task.objective.model(), recipe.run.seed);
     let teacher = sibling(&student, 77);
     let tokenizer = task.objective.tokenizer().clone();
-    let average = student.params().params()[0].to_host().unwrap();
+    // A copy of its own: a parameter that somebody else looks at cannot be updated in place.
+    let first = &student.params().params()[0];
+    let average = Tensor::from_slice(&first.tensor().to_vec(), first.shape()).unwrap();
     let (rate, n_updates) = (0.25, 0);
     task.objective = Box::new(Distil { student, teacher, tokenizer, average, rate, n_updates });
     task
@@ -271,8 +273,9 @@ impl lehr_data::Loader for Noted {
 }
 
 type Notes = Arc<Mutex<Vec<(u64, i32)>>>;
+type Asked = Arc<Mutex<Vec<(u64, usize)>>>;
 
-fn echo(recipe: &Recipe) -> (Task, Notes, Arc<Mutex<Vec<(u64, usize)>>>) {
+fn echo(recipe: &Recipe) -> (Task, Notes, Asked) {
     let Task { objective, train, validation } = prepared(recipe);
     let (made, asked) = (Notes::default(), Arc::default());
     let objective = Box::new(Echo { inner: objective, made: Arc::clone(&made) });

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig};
 use lehr_model::io::{Checkpoint, ModelSource};
-use lehr_model::{Activations, Model, Role, Tokens, Weights};
+use lehr_model::{ActivationCheckpointing, Model, Role, Tokens, Weights};
 use lehr_tensor::inplace::{Clip, SquareSum};
 use lehr_tensor::{NamePattern, Param, ParamStore, Tensor};
-use lehr_train::recipe::OptimizerConfig;
+use lehr_train::recipe::AdamwConfig;
 use lehr_train::{AdamW, Optimizer, Update};
 
 const LR: f32 = 1e-3;
@@ -24,16 +24,13 @@ fn golden_dirs() -> Vec<PathBuf> {
 }
 
 fn optimizer(params: &ParamStore) -> AdamW {
-    let config = OptimizerConfig::Adamw {
-        lr: LR,
+    let config = AdamwConfig {
         beta1: 0.9,
         beta2: 0.95,
         // So small that a first step is the learning rate times the sign of the gradient.
         eps: 1e-20,
         weight_decay: 0.0,
-        clip_norm: 0.0,
         embedding_lr_ratio: RATIO,
-        in_backward: false,
     };
     AdamW::new(&config, params).unwrap()
 }
@@ -45,7 +42,7 @@ fn batch(dir: &Path, model: &Model) -> (Tokens, Tensor) {
     let shift = usize::from(model.is_causal());
     let row = |row: &[i32]| [&row[shift..], &vec![-100; shift]].concat();
     let targets: Vec<i32> = labels.ids().chunks(ids.shape()[1]).flat_map(row).collect();
-    let tokens = Tokens::new(ids.ids(), ids.shape()[0], 0).unwrap();
+    let tokens = model.tokens(ids.ids(), ids.shape()[0]).unwrap();
     (tokens, Tensor::from_ids(&targets, ids.shape()).unwrap())
 }
 
@@ -95,7 +92,7 @@ fn the_token_embedding_of_every_family_learns_at_its_own_rate() {
 fn frozen_parameters_keep_their_bits_over_training_and_have_no_state() {
     for dir in golden_dirs() {
         let mut model = Model::load(&dir).unwrap();
-        model.set_activations(Activations::Recompute);
+        model.set_activation_checkpointing(ActivationCheckpointing::Recompute);
         let n_all = model.params().params().len();
         // By role, and by name.
         let n_roles = model.params().freeze(|param| param.role().is_embedding());

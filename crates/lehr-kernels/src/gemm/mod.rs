@@ -112,8 +112,8 @@ pub fn gemm(
 }
 
 /// Length of a pass along `k` steps, a multiple of 16. It depends on `k` alone, because the cut
-/// decides the order of additions. Passes are of about equal length: a short last one would update C
-/// for little work.
+/// decides the order of additions. Passes are of about equal length: a short last one would update
+/// C for little work.
 #[must_use]
 pub fn pass(k: usize) -> usize {
     k.div_ceil(k.div_ceil(KC)).next_multiple_of(16).min(KC)
@@ -154,7 +154,7 @@ impl Job<'_> {
                     let mc = MC.min(self.m - i0);
                     let block = Block { i0, j0, k0, mc, nc, kc };
                     let b_dst = (i0 == 0).then(|| b_pack.as_mut_slice());
-                    self.pack::<S, MR>(&block, nr, a_pack.as_mut_slice(), b_dst);
+                    self.pack::<MR>(&block, nr, a_pack.as_mut_slice(), b_dst);
                     let (a, b) = (a_pack.as_slice(), b_pack.as_slice());
                     self.multiply::<S, MR, NV>(&block, a, b, c);
                 }
@@ -164,7 +164,7 @@ impl Job<'_> {
     }
 
     /// Packs the panels of A, and of B if it is their turn, in parallel.
-    fn pack<S: Simd, const MR: usize>(
+    fn pack<const MR: usize>(
         &self,
         block: &Block,
         nr: usize,

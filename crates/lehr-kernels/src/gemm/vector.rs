@@ -224,13 +224,21 @@ impl Kernel for Sums<'_> {
                     for (k, &x) in a.iter().enumerate() {
                         let row = &job.b.data[(part * pass + k) * job.b.row_stride + j..][..width];
                         let x = s.splat(x);
-                        for v in (0..WIDE).filter(|v| n(*v) > 0) {
+                        for v in 0..WIDE {
+                            if n(v) == 0 {
+                                continue;
+                            }
+
                             // SAFETY: these numbers are in the row.
                             let y = unsafe { s.load_n(row.as_ptr().add(v * S::LANES), n(v)) };
                             acc[v] = s.fma(x, y, acc[v]);
                         }
                     }
-                    for v in (0..WIDE).filter(|v| n(*v) > 0) {
+                    for v in 0..WIDE {
+                        if n(v) == 0 {
+                            continue;
+                        }
+
                         total[v] = if part == 0 {
                             self.0.after_first_pass(s, acc[v], i, j + v * S::LANES, n(v))
                         } else {
@@ -238,7 +246,11 @@ impl Kernel for Sums<'_> {
                         };
                     }
                 }
-                for v in (0..WIDE).filter(|v| n(*v) > 0) {
+                for v in 0..WIDE {
+                    if n(v) == 0 {
+                        continue;
+                    }
+
                     self.0.store(s, total[v], i, j + v * S::LANES, n(v));
                 }
             }

@@ -111,6 +111,7 @@ pub fn set_isa(isa: Isa) -> Result<()> {
 ///
 /// # Safety of the pointer methods
 /// The named range must be valid for the access; no alignment is needed.
+#[expect(clippy::missing_safety_doc, reason = "one section above covers all pointer methods")]
 pub trait Simd: Copy + Send + Sync + 'static {
     /// A vector of floats.
     type V: Copy;

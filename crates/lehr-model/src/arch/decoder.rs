@@ -1,6 +1,6 @@
-//! Decoders of Llama's kind: a table of tokens, blocks between RMS norms, rotated heads, a last norm
-//! and a head. A family's own file has its settings and chooses the parts of its blocks, which are
-//! in `prenorm.rs`.
+//! Decoders of Llama's kind: a table of tokens, blocks between RMS norms, rotated heads, a last
+//! norm and a head. A family's own file has its settings and chooses the parts of its blocks, which
+//! are in `prenorm.rs`.
 
 use std::sync::Arc;
 

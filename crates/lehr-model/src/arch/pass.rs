@@ -27,8 +27,8 @@ impl<'a> Pass<'a> {
         Self { tokens, cache: None, checkpointing, kv_prefix: None }
     }
 
-    /// A pass over tokens that continue those in `cache`. It is never recorded: keys and values in a
-    /// cache have no gradients.
+    /// A pass over tokens that continue those in `cache`. It is never recorded: keys and values in
+    /// a cache have no gradients.
     #[must_use]
     pub fn continuing(tokens: &'a Tokens, cache: &'a mut KvCache) -> Self {
         let checkpointing = ActivationCheckpointing::None;

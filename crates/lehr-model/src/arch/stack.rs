@@ -29,8 +29,8 @@ pub(super) trait Stack: Send + Sync + 'static {
     /// Returns the number of blocks.
     fn n_blocks(&self) -> usize;
 
-    /// Computes what block `index` reads of the residual stream `x`: its first norm, or in post-norm
-    /// families `x` itself.
+    /// Computes what block `index` reads of the residual stream `x`: its first norm, or in
+    /// post-norm families `x` itself.
     ///
     /// # Errors
     /// If memory runs out.

@@ -53,8 +53,8 @@ impl BaseModel {
             path: dir.join(BASE),
             reason,
             hint: Some(format!(
-                "the checkpoint holds only what was trained: put the base it was trained on back to \
-                 {}, or correct the path in {BASE}",
+                "the checkpoint holds only what was trained: put the base it was trained on back \
+                 to {}, or correct the path in {BASE}",
                 self.path.display()
             )),
         };

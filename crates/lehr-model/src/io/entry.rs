@@ -5,8 +5,8 @@ use lehr_tensor::quant::WeightFormat;
 use super::change::Change;
 use super::strided::Strides;
 
-/// One tensor of a file, as the file describes it. Whoever makes one has checked that the bytes lie
-/// within the file and are those of the shape.
+/// One tensor of a file, as the file describes it. The reader that makes one has checked that the
+/// bytes lie within the file and have the length of the shape.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     /// Which of the checkpoint's files.

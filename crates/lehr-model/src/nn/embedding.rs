@@ -4,7 +4,7 @@ use lehr_tensor::{Init, Result, Role, Tensor, Weight};
 
 use super::LayerBuilder;
 
-/// A table `[V, D]` of which rows are looked up.
+/// A table `[V, D]` whose rows are looked up.
 pub struct Embedding {
     pub(super) weight: Weight,
     /// Entries, V.

@@ -189,9 +189,7 @@ impl Linear {
         options: CrossEntropy,
     ) -> Result<Tensor> {
         if self.adapter.is_some() {
-            let CrossEntropy { normalizer, z_loss, softcap } = options;
-            let losses = self.forward(x)?.cross_entropy_rows(targets, z_loss, softcap)?;
-            return losses.sum()?.scale(1.0 / normalizer);
+            return self.forward(x)?.cross_entropy(targets, options);
         }
         let bias = self.bias();
         match &self.weight {

@@ -14,6 +14,7 @@ pub(crate) fn path(variable: &str) -> Option<PathBuf> {
     checked(variable, std::env::var_os(variable), required)
 }
 
+#[allow(clippy::print_stdout, reason = "a skipped test says so")]
 fn checked(variable: &str, folder: Option<OsString>, required: bool) -> Option<PathBuf> {
     if let Some(folder) = folder {
         return Some(PathBuf::from(folder));

@@ -46,7 +46,7 @@ impl Pending {
     }
 }
 
-/// `sum + grad`, in the storage of `sum` if nobody else sees it.
+/// Computes `sum + grad`, in the storage of `sum` if no other tensor shares it.
 fn add_into(sum: Tensor, grad: &Tensor) -> Result<Tensor> {
     let mut sum = unshared(sum)?;
     if sum.is_cuda() {
@@ -57,6 +57,7 @@ fn add_into(sum: Tensor, grad: &Tensor) -> Result<Tensor> {
     Ok(sum)
 }
 
+/// Returns the tensor, or a copy if another tensor shares its storage.
 pub(crate) fn unshared(tensor: Tensor) -> Result<Tensor> {
     if tensor.is_unique() { Ok(tensor) } else { tensor.duplicate() }
 }
@@ -73,8 +74,8 @@ pub struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    /// `value` in the place of input `index` in the graph: what is computed from it adds to that
-    /// input's gradient.
+    /// Puts `value` in the place of input `index` in the graph: what is computed from it adds to
+    /// the gradient of that input.
     pub(super) fn as_input(&self, index: usize, value: Tensor) -> Tensor {
         match &self.inputs[index] {
             Some(edge) => value.with_edge(edge.clone()),
@@ -82,7 +83,7 @@ impl Gradients<'_> {
         }
     }
 
-    /// Backward goes on from `tensor`, which was recorded just now, with `grad`.
+    /// Continues backward from `tensor`, which was recorded just now, with the gradient `grad`.
     pub(super) fn go_on_from(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
         let Some(edge) = &tensor.edge else { return Ok(()) };
         self.pending.add(edge, grad)?;
@@ -197,6 +198,13 @@ impl Gradients<'_> {
         self.write_as(index, (shape, beside), DType::F32, body)
     }
 
+    /// Lets `body` write a gradient of element type `dtype` in place, if input `index` wants one.
+    ///
+    /// Two types meet here. `dtype` is what the kernel writes; the type that is kept depends on the
+    /// consumer of the sum. A leaf is a parameter: its gradient gathers over micro-batches and uses
+    /// of the weight, and many small terms added in 16 bits would be lost, so it is f32. The
+    /// gradient of an inner node has as many terms as the value has uses, and the kernels of the
+    /// node before it read the computing type.
     fn write_as(
         &mut self,
         index: usize,
@@ -207,11 +215,15 @@ impl Gradients<'_> {
         let Some(edge) = &self.inputs[index] else { return Ok(()) };
         let kept = if edge.is_leaf() { DType::F32 } else { like.dtype() };
         let room = || Tensor::uninit_on(like.device(), shape, dtype);
+        // The kernel cannot write into the sum: a tensor of its own, then a cast and an addition.
         if kept != dtype {
             let mut grad = room()?;
             body(&mut grad, false)?;
             return self.pending.add(edge, grad.cast(kept)?.detach());
         }
+        // The sum is taken out of its place while it is written. Then this is its only owner,
+        // unless an op passed one tensor on as the gradient of several inputs (an addition does):
+        // such a sum is copied first, or the others would see this term too.
         let sum = self.pending.take(edge);
         let accumulate = sum.is_some();
         let mut sum = match sum {

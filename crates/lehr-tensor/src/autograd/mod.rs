@@ -188,7 +188,7 @@ impl Tensor {
     }
 
     /// [`Tensor::backward`] that calls `done` with each parameter as soon as its gradient is
-    /// complete, while backward goes on. If `done` updates the parameter and clears the gradient,
+    /// complete, while backward continues. If `done` updates the parameter and clears the gradient,
     /// no two gradients need memory at once. It is not called for a parameter that something
     /// outside of this graph still holds as a leaf.
     ///

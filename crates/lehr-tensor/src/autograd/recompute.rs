@@ -46,7 +46,7 @@ where
     /// each time. With [`Tensor::backward_each`] no parameter may be in two such stretches: its
     /// gradient would be taken for complete after the first. The gradient is then that of a graph
     /// that was recorded at once, bit for bit: the nodes of the second run take the place of the
-    /// stretch, and backward goes on through them.
+    /// stretch, and backward continues through them.
     ///
     /// Where nothing is trained and no input wants a gradient, nothing is recorded.
     ///

@@ -11,7 +11,7 @@ pub type Load<'a> = dyn Fn(&str, Shape) -> std::result::Result<Option<Tensor>, S
 /// parameter.
 pub type LoadStored<'a> = dyn Fn(&str, StoredShape, Role) -> Option<QMatrix> + 'a;
 
-/// Which matrix is asked for.
+/// The shape of a requested matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredShape {
     /// Outputs.

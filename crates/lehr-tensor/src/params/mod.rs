@@ -112,8 +112,8 @@ impl Param {
         self.0.shadow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves it to `device`, where it is computed with in `dtype`: f32, or on a GPU also bf16 or
-    /// f16, of which a copy is then kept. Its gradient is forgotten.
+    /// Moves it to `device` and chooses the type it is computed with: f32, or on a GPU also bf16 or
+    /// f16. A 16-bit copy is then kept beside the f32 value. Its gradient is dropped.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
@@ -216,7 +216,7 @@ impl Param {
         }
         let (device, dtype) =
             (self.device(), self.shadow().as_ref().map_or(DType::F32, Tensor::dtype));
-        // A copy of its own: `value` may go on being used by whoever gave it.
+        // A copy of its own: the caller may keep using `value`.
         let moved =
             if value.device() == device { value.duplicate()? } else { value.to_device(device)? };
         if dtype != DType::F32 {

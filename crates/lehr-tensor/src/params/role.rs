@@ -45,7 +45,7 @@ impl Role {
         Self::Adapter,
     ];
 
-    /// Whether it is a table of which rows are looked up.
+    /// Whether it is a table whose rows are looked up.
     #[must_use]
     pub fn is_embedding(self) -> bool {
         matches!(self, Self::TokenEmbedding | Self::PositionEmbedding | Self::TokenTypeEmbedding)

@@ -6,14 +6,14 @@
 //! After rendering, the name of a special token counts only if it contains no cut. The guard then
 //! removes the cuts, and text is encoded as text.
 //!
-//! Cuts are put
+//! The guard cuts
 //!
 //! 1. after each character with which a special token begins, and before each with which one ends,
-//!   so no name is whole that the template joins from several texts or creates by deleting a part.
-//!   Letters, digits and white space have no cut of this kind; where a special token begins or ends
-//!   with such a character, the guard searches for its whole name, ignoring case;
-//! 2. before a text that could be the middle of a special token, as `im_end` in
-//!   `'<|' ~ text ~ '|>'`.
+//!    so no name is whole that the template joins from several texts or creates by deleting a part.
+//!    Letters, digits and white space have no cut of this kind; where a special token begins or
+//!    ends with such a character, the guard searches for its whole name, ignoring case;
+//! 2. before a text that could be the middle of a special token, such as `im_end` in
+//!    `'<|' ~ text ~ '|>'`.
 //!
 //! String constants of the template that neither contain nor touch a special token stay whole where
 //! they occur in a text. So a template that searches for `</think>` finds it. If `</think>` is

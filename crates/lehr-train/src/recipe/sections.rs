@@ -89,7 +89,8 @@ impl TrainConfig {
         faults.check(grad_accumulation > 0, key, &grad_accumulation, "at least 1");
         let waits = recipe.optimizer.in_backward
             || self.activation_checkpointing == ActivationCheckpointing::Offload;
-        let expected = "false, or optimizer.in_backward = false and train.activation_checkpointing not offload";
+        let expected = "false, or optimizer.in_backward = false and \
+                        train.activation_checkpointing not offload";
         faults.check(!(cuda_graph && waits), "train.cuda_graph", &cuda_graph, expected);
         if let Some(index) = self.freeze.iter().position(String::is_empty) {
             let found = format!("empty at {index}");

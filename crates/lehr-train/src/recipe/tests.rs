@@ -107,7 +107,7 @@ fn keys_of_earlier_versions_are_refused_with_the_new_name() {
 #[test]
 fn checkpoints_of_trained_weights_need_a_model_to_refer_to() {
     let trained = "checkpoint.weights=trained".to_owned();
-    let error = example().with_overrides(&[trained.clone()]).unwrap_err().to_string();
+    let error = example().with_overrides(std::slice::from_ref(&trained)).unwrap_err().to_string();
     assert!(error.contains("checkpoint.weights is trained"), "{error}");
     let loads = ["model.kind=load", "model.path=runs/base", "tokenizer.kind=model"];
     let sets: Vec<_> = loads.iter().map(|s| (*s).to_owned()).chain([trained]).collect();

@@ -75,8 +75,8 @@ pub struct StepNumbers {
 pub enum StepEnd {
     /// The weights were updated.
     Made(StepNumbers),
-    /// In f16 the gradient overflowed and nothing was updated; the factor of the loss is halved, and
-    /// the step is to be made again.
+    /// In f16 the gradient overflowed and nothing was updated; the factor of the loss is halved,
+    /// and the step is to be made again.
     Overflow,
     /// The loss or the gradient is not finite, whatever the factor.
     NotFinite(StepNumbers),

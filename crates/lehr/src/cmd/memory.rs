@@ -137,7 +137,7 @@ pub(crate) fn bytes(n: u64) -> String {
     scaled(n, 1024.0, [" B", " KiB", " MiB", " GiB", " TiB"])
 }
 
-/// A number in the largest unit of which it is at least 1.
+/// Formats a number in the largest unit in which it is at least 1.
 pub(crate) fn scaled(n: u64, step: f64, units: [&str; 5]) -> String {
     let mut value = n as f64;
     let mut power = 0;

@@ -22,6 +22,7 @@ use super::isa;
 ///
 /// # Safety of the pointer methods
 /// The named range must be valid for the access; no alignment is needed.
+#[expect(clippy::missing_safety_doc, reason = "one section above covers all pointer methods")]
 pub trait Bytes: Copy + Send + Sync + 'static {
     /// 64 bytes.
     type B: Copy;

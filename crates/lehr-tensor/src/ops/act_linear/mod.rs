@@ -37,7 +37,7 @@ impl Tensor {
         map: Affine<'_>,
     ) -> Result<Self> {
         let size = map.size("act_linear", self)?;
-        let mut y = self.like(self.shape().with_last_dim(size.1))?;
+        let mut y = self.like(self.shape().with_last_dim(size.n_out))?;
         map.forward(size, &h, &mut y)?;
         drop(h);
         let op = || ActLinear { x: self.detach(), kept: map.keep(size), activation };

@@ -20,13 +20,7 @@ pub(super) fn attention(
 ) -> Result<Tensor> {
     let (size, shift) = check(q, (k, v), pages)?;
     check_scale(scale)?;
-    if records(&[q, k, v]) {
-        return Err(refused("beside inputs that want gradients", "a call inside of no_grad"));
-    }
-    if mask.has_segments() || mask.has_leading_keys() {
-        let expected = "a mask without segments and leading keys";
-        return Err(refused("in a mask with segments or leading keys", expected));
-    }
+    check_use(&[q, k, v], mask)?;
     let mut out = q.like(q.shape())?;
     if out.shape().n_elements() == 0 {
         return Ok(out);
@@ -77,6 +71,18 @@ pub(super) fn attention(
     let inputs = Inputs::Separate { q: q.clone(), k, v };
     cuda::forward(&inputs, Size { tk: n_keys, ..size }, &seen, scale, &mut out, None)?;
     Ok(out)
+}
+
+/// Refuses gradients, and masks that pages do not support.
+fn check_use(inputs: &[&Tensor], mask: &Mask) -> Result<()> {
+    if records(inputs) {
+        return Err(refused("beside inputs that want gradients", "a call inside of no_grad"));
+    }
+    if mask.has_segments() || mask.has_leading_keys() {
+        let expected = "a mask without segments and leading keys";
+        return Err(refused("in a mask with segments or leading keys", expected));
+    }
+    Ok(())
 }
 
 fn refused(value: &str, expected: &'static str) -> Error {

@@ -33,7 +33,7 @@ impl Tensor {
     pub fn gated_linear(&self, up: &Self, activation: Activation, map: Affine<'_>) -> Result<Self> {
         super::expect_same("gated_linear", self, up)?;
         let size = map.size("gated_linear", self)?;
-        let mut y = self.like(self.shape().with_last_dim(size.1))?;
+        let mut y = self.like(self.shape().with_last_dim(size.n_out))?;
         let mut h = self.like(self.shape())?;
         gated::forward(activation, self, up, &mut h)?;
         map.forward(size, &h, &mut y)?;

@@ -1,9 +1,9 @@
 //! Backward of a linear map on a GPU: the gradients of its input, its weight and its bias.
 
-use super::Kept;
 use super::WeightLayout::{InOut, OutIn};
 use super::cuda::{column_sums, rows, transposed};
 use super::fp8::{self, Copies, Fp8, Pass};
+use super::{Kept, LinearSize};
 use crate::autograd::Gradients;
 use crate::cuda::blas::{Element, Epilogue, Matmul};
 use crate::{Result, Tensor};
@@ -18,7 +18,7 @@ pub(crate) struct Backward<'a> {
 
 impl<'a> Backward<'a> {
     pub(crate) fn new(kept: &'a Kept, dy: &'a Tensor) -> Result<Self> {
-        let (n, n_out, _) = kept.size;
+        let LinearSize { rows: n, n_out, .. } = kept.size;
         let is_fp8 = kept.fp8 && fp8::fits(dy.cuda()?, dy.dtype(), kept.size);
         let dy8 =
             is_fp8.then(|| Fp8::new(dy, (n, n_out), Element::E5M2, Copies::Both)).transpose()?;
@@ -27,7 +27,7 @@ impl<'a> Backward<'a> {
 
     /// `dx (+)= dy W`.
     pub(crate) fn input(&self, dx: &mut Tensor, accumulate: bool) -> Result<()> {
-        let (cuda, (n, n_out, n_in)) = (self.dy.cuda()?, self.kept.size);
+        let (cuda, LinearSize { rows: n, n_out, n_in }) = (self.dy.cuda()?, self.kept.size);
         if let Some(dy) = &self.dy8 {
             let in_fp8 = || {
                 let (weight, layout) = (&self.kept.weight, self.kept.layout);
@@ -48,7 +48,7 @@ impl<'a> Backward<'a> {
     /// product, and then nothing was started.
     pub(crate) fn input_of_gelu(&self, x: &Tensor, dx: &mut Tensor) -> Result<bool> {
         let cuda = self.dy.cuda()?;
-        if self.dy8.is_some() || !Epilogue::has_gelu(cuda, self.dy.dtype(), self.kept.size.2) {
+        if self.dy8.is_some() || !Epilogue::has_gelu(cuda, self.dy.dtype(), self.kept.size.n_in) {
             return Ok(false);
         }
         let slope = Epilogue::GeluSlope { aux: x.device_ptr() };
@@ -56,7 +56,8 @@ impl<'a> Backward<'a> {
     }
 
     fn input_product(&self, dx: &Tensor) -> Matmul {
-        let (&Kept { ref weight, layout, size: (n, n_out, n_in), .. }, dy) = (self.kept, self.dy);
+        let (&Kept { ref weight, layout, size, .. }, dy) = (self.kept, self.dy);
+        let LinearSize { rows: n, n_out, n_in } = size;
         let b = match layout {
             OutIn => rows(weight, n_in),
             InOut => transposed(weight, n_out),
@@ -73,7 +74,7 @@ impl<'a> Backward<'a> {
         if grads.n_inputs() <= index + 1 || !grads.wants(index + 1) {
             return Ok(());
         }
-        let (n, n_out, _) = self.kept.size;
+        let LinearSize { rows: n, n_out, .. } = self.kept.size;
         grads.write_param_shaped(index + 1, [n_out].into(), self.dy, |db, accumulate| {
             column_sums(n, self.dy, n_out, db, accumulate)
         })
@@ -81,7 +82,8 @@ impl<'a> Backward<'a> {
 
     /// `dW (+)= dyᵀ x`, or its transpose, in f32.
     fn weight(&self, x: &Tensor, dw: &mut Tensor, accumulate: bool) -> Result<()> {
-        let (dy, &Kept { layout, size: (n, n_out, n_in), .. }) = (self.dy, self.kept);
+        let (dy, &Kept { layout, size, .. }) = (self.dy, self.kept);
+        let LinearSize { rows: n, n_out, n_in } = size;
         let (cuda, by_out, by_in) = (dy.cuda()?, (n_out, n_in, n), (n_in, n_out, n));
         if let Some(dy) = &self.dy8 {
             let in_fp8 = || {

@@ -1,16 +1,15 @@
 //! The three products of a linear map, and the column sums of its bias.
 
+use super::LinearSize;
 use super::WeightLayout::{self, InOut, OutIn};
 use crate::autograd::Gradients;
 use crate::cpu::threads;
 use crate::gemm::{Matrix, gemm};
 use crate::{Result, Tensor};
 
-type Size = (usize, usize, usize);
-
 /// `y = x Wᵀ + bias`.
 pub(crate) fn forward(
-    (n, n_out, n_in): Size,
+    LinearSize { rows: n, n_out, n_in }: LinearSize,
     x: &[f32],
     weight: &[f32],
     layout: WeightLayout,
@@ -26,7 +25,7 @@ pub(crate) fn forward(
 
 /// `dx (+)= dy W`.
 pub(crate) fn backward_input(
-    (n, n_out, n_in): Size,
+    LinearSize { rows: n, n_out, n_in }: LinearSize,
     dy: &[f32],
     weight: &[f32],
     layout: WeightLayout,
@@ -42,7 +41,7 @@ pub(crate) fn backward_input(
 
 /// `dW (+)= dyᵀ x`, or its transpose.
 pub(crate) fn backward_weight(
-    (n, n_out, n_in): Size,
+    LinearSize { rows: n, n_out, n_in }: LinearSize,
     dy: &[f32],
     x: &[f32],
     layout: WeightLayout,
@@ -63,7 +62,7 @@ pub(crate) fn backward_weight(
 
 /// Gradients of the weight, input `index` of the op, and of the bias, the input after it if any.
 pub(crate) fn backward_params(
-    size: Size,
+    size: LinearSize,
     dy: &Tensor,
     x: &[f32],
     weight: &Tensor,
@@ -77,7 +76,7 @@ pub(crate) fn backward_params(
     if grads.n_inputs() <= index + 1 {
         return Ok(());
     }
-    grads.write(index + 1, [size.1].into(), |db, accumulate| {
+    grads.write(index + 1, [size.n_out].into(), |db, accumulate| {
         column_sums(dy.data(), db, accumulate);
         Ok(())
     })

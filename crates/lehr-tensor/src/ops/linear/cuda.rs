@@ -2,7 +2,7 @@
 
 use super::WeightLayout::{self, InOut, OutIn};
 use super::fp8::{self, Copies, Fp8, Pass};
-use super::{Affine, Size};
+use super::{Affine, LinearSize};
 use crate::autograd::is_training;
 use crate::cuda::blas::{Element, Epilogue, Matmul, Operand};
 use crate::cuda::{Extent, Source, args, int, source};
@@ -24,8 +24,14 @@ pub(crate) fn transposed(x: &Tensor, width: usize) -> Operand {
 }
 
 /// `y = x Wᵀ + bias`.
-pub(crate) fn forward(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor) -> Result<()> {
-    let (&Affine { weight, layout, bias, fp8 }, (n, n_out, n_in)) = (map, size);
+pub(crate) fn forward(
+    size: LinearSize,
+    x: &Tensor,
+    map: &Affine<'_>,
+    y: &mut Tensor,
+) -> Result<()> {
+    let &Affine { weight, layout, bias, fp8 } = map;
+    let LinearSize { rows: n, n_out, n_in } = size;
     if let Some(format) = few(n, x.dtype()).filter(|_| layout == OutIn && n_out > 0 && n_in > 0) {
         let (codes, rows, cols) = (weight.device_ptr(), n_out, n_in);
         let stored = Stored { format: format.into(), codes, scales: 0, rows, cols, group: 0 };
@@ -43,7 +49,7 @@ pub(crate) fn forward(size: Size, x: &Tensor, map: &Affine<'_>, y: &mut Tensor) 
 
 /// `y = x Wᵀ + bias` by a product in fp8; false if there is none.
 fn forward_fp8(
-    (n, n_out, n_in): Size,
+    LinearSize { rows: n, n_out, n_in }: LinearSize,
     x: &Tensor,
     map: &Affine<'_>,
     y: &mut Tensor,
@@ -65,7 +71,7 @@ fn few(n: usize, dtype: DType) -> Option<WeightFormat> {
 }
 
 fn forward_product(
-    (n, n_out, n_in): Size,
+    LinearSize { rows: n, n_out, n_in }: LinearSize,
     x: &Tensor,
     weight: &Tensor,
     layout: WeightLayout,
@@ -84,7 +90,7 @@ fn forward_product(
 /// It saves the pass that reads y (2 bytes an element) to write h. h is the GELU of the sum before
 /// that is rounded to y.
 pub(crate) fn forward_with_gelu(
-    size: Size,
+    size: LinearSize,
     x: &Tensor,
     map: &Affine<'_>,
     y: &mut Tensor,
@@ -92,7 +98,7 @@ pub(crate) fn forward_with_gelu(
 ) -> Result<bool> {
     let (cuda, dtype) = (x.cuda()?, x.dtype());
     let is_fp8 = map.fp8 && fp8::fits(cuda, dtype, size);
-    if is_fp8 || !Epilogue::has_gelu(cuda, dtype, size.1) || few(size.0, dtype).is_some() {
+    if is_fp8 || !Epilogue::has_gelu(cuda, dtype, size.n_out) || few(size.rows, dtype).is_some() {
         return Ok(false);
     }
     let (bias, aux) = (map.bias.map(Tensor::device_ptr), y.device_ptr());

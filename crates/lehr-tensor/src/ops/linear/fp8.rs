@@ -12,7 +12,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use super::Size;
+use super::LinearSize;
 use super::WeightLayout::{self, OutIn};
 use crate::cuda::blas::{Element, Operand};
 use crate::cuda::{Cuda, Extent, FP8_CAPABILITY, FP8_MULTIPLE, Source, args, int, source};
@@ -23,7 +23,11 @@ pub(crate) static KERNELS: Source = source!("linear_fp8", "fp8.cu");
 const OP: &str = "linear";
 
 /// Whether the products of a map of these rows, outputs and inputs can be in fp8.
-pub(super) fn fits(cuda: &Cuda, dtype: DType, (n, n_out, n_in): (usize, usize, usize)) -> bool {
+pub(super) fn fits(
+    cuda: &Cuda,
+    dtype: DType,
+    LinearSize { rows: n, n_out, n_in }: LinearSize,
+) -> bool {
     let is_whole = |n: usize| n > 0 && n.is_multiple_of(FP8_MULTIPLE);
     dtype == DType::BF16
         && cuda.info().capability >= FP8_CAPABILITY
@@ -40,7 +44,8 @@ pub(super) enum Pass {
 
 thread_local! {
     /// Products that the library turned out not to have: nobody quantises for them again.
-    static REFUSED: RefCell<BTreeSet<(u8, Size, bool)>> = const { RefCell::new(BTreeSet::new()) };
+    static REFUSED: RefCell<BTreeSet<(u8, LinearSize, bool)>> =
+        const { RefCell::new(BTreeSet::new()) };
 }
 
 /// How many kinds of products of this thread were to be in fp8 and were made in bf16, because
@@ -58,7 +63,7 @@ pub(crate) fn forget_refused() {
 
 /// Runs a product in fp8, unless it was refused before; whether it was run.
 pub(super) fn run_unless_refused(
-    (pass, size, accumulate): (Pass, Size, bool),
+    (pass, size, accumulate): (Pass, LinearSize, bool),
     run: impl FnOnce() -> Result<bool>,
 ) -> Result<bool> {
     let key = (pass as u8, size, accumulate);

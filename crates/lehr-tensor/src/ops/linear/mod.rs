@@ -25,8 +25,16 @@ pub enum WeightLayout {
     InOut,
 }
 
-/// Rows, outputs, inputs.
-type Size = (usize, usize, usize);
+/// The extents of a linear map applied to rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LinearSize {
+    /// Rows of the input, whatever its other dimensions.
+    pub(crate) rows: usize,
+    /// Width of the result.
+    pub(crate) n_out: usize,
+    /// Width of the input.
+    pub(crate) n_in: usize,
+}
 
 /// What a linear map is made of.
 #[derive(Clone, Copy)]
@@ -47,7 +55,7 @@ pub struct Affine<'a> {
 pub(crate) struct Kept {
     pub(crate) weight: Tensor,
     pub(crate) layout: WeightLayout,
-    pub(crate) size: Size,
+    pub(crate) size: LinearSize,
     fp8: bool,
 }
 
@@ -79,7 +87,7 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn affine(&self, map: Affine<'_>) -> Result<Self> {
         let size = map.size("linear", self)?;
-        let mut y = self.like(self.shape().with_last_dim(size.1))?;
+        let mut y = self.like(self.shape().with_last_dim(size.n_out))?;
         map.forward(size, self, &mut y)?;
         Ok(map.record(self, size, y))
     }
@@ -93,19 +101,19 @@ impl<'a> Affine<'a> {
     }
 
     /// Rows, outputs, inputs of the map applied to `x`, if they fit.
-    pub(super) fn size(&self, op: &'static str, x: &Tensor) -> Result<Size> {
+    pub(super) fn size(&self, op: &'static str, x: &Tensor) -> Result<LinearSize> {
         let (n_out, n_in) = check(op, x, self.weight, self.layout, self.bias)?;
-        Ok((x.shape().n_rows(), n_out, n_in))
+        Ok(LinearSize { rows: x.shape().n_rows(), n_out, n_in })
     }
 
     /// What backward needs.
-    pub(super) fn keep(&self, size: Size) -> Kept {
+    pub(super) fn keep(&self, size: LinearSize) -> Kept {
         let &Self { weight, layout, fp8, .. } = self;
         Kept { weight: weight.detach(), layout, size, fp8 }
     }
 
     /// The product, on the device of `x`.
-    pub(super) fn forward(&self, size: Size, x: &Tensor, y: &mut Tensor) -> Result<()> {
+    pub(super) fn forward(&self, size: LinearSize, x: &Tensor, y: &mut Tensor) -> Result<()> {
         if x.is_cuda() {
             return cuda::forward(size, x, self, y);
         }
@@ -113,7 +121,7 @@ impl<'a> Affine<'a> {
         cpu::forward(size, x.data(), self.weight.data(), self.layout, bias, y.data_mut())
     }
 
-    fn record(&self, x: &Tensor, size: Size, y: Tensor) -> Tensor {
+    fn record(&self, x: &Tensor, size: LinearSize, y: Tensor) -> Tensor {
         let op = || Linear { x: x.detach(), kept: self.keep(size) };
         match self.bias {
             Some(bias) => record1(&[x, self.weight, bias], y, op),
@@ -128,7 +136,7 @@ impl<'a> Affine<'a> {
         if !x.is_cuda() {
             return Ok(None);
         }
-        let shape = x.shape().with_last_dim(size.1);
+        let shape = x.shape().with_last_dim(size.n_out);
         let (mut y, mut h) = (x.like(shape)?, x.like(shape)?);
         let is_done = cuda::forward_with_gelu(size, x, self, &mut y, &mut h)?;
         Ok(is_done.then(|| (self.record(x, size, y), h)))

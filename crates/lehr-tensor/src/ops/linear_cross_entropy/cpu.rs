@@ -2,7 +2,7 @@
 
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::threads::{self, SharedMut};
-use crate::ops::linear::{WeightLayout::OutIn, cpu as linear};
+use crate::ops::linear::{LinearSize, WeightLayout::OutIn, cpu as linear};
 use crate::ops::linear_q::cpu as linear_q;
 use crate::ops::softcap::cpu::cap_row;
 use crate::ops::softmax::cpu::{exp_scaled, max_and_sum};
@@ -125,7 +125,8 @@ impl<'a> Head<'a> {
                 Factors::PerRow(each) => Factors::PerRow(&each[chunk.first..]),
             };
             self.loss.turn(logits, &self.labels[chunk.first..], losses, Some(&factors));
-            let (size, range) = ((chunk.n, v, d), chunk.first * d..(chunk.first + chunk.n) * d);
+            let size = LinearSize { rows: chunk.n, n_out: v, n_in: d };
+            let range = chunk.first * d..(chunk.first + chunk.n) * d;
             if let Some(dx) = grads.dx.as_deref_mut() {
                 let dx = &mut dx[range.clone()];
                 match self.weight {
@@ -160,14 +161,15 @@ impl<'a> Head<'a> {
             let chunk = Chunk { first: index * self.chunk_rows, n: losses.len() };
             let logits = &mut logits.data_mut()[..chunk.n * v];
             let x = &self.x[chunk.first * d..(chunk.first + chunk.n) * d];
+            let size = LinearSize { rows: chunk.n, n_out: v, n_in: d };
             match self.weight {
                 Matrix::Stored(w) if d > 0 => linear_q::forward(w, x, self.bias, logits)?,
                 // Without columns there is nothing of the weight to read.
                 Matrix::Stored(_) => {
-                    linear::forward((chunk.n, v, d), x, &[], OutIn, self.bias, logits)?;
+                    linear::forward(size, x, &[], OutIn, self.bias, logits)?;
                 }
                 Matrix::Dense(w) => {
-                    linear::forward((chunk.n, v, d), x, w, OutIn, self.bias, logits)?;
+                    linear::forward(size, x, w, OutIn, self.bias, logits)?;
                 }
             }
             body(chunk, logits, losses)?;

@@ -116,10 +116,7 @@ impl Tensor {
         const OP: &str = "linear_cross_entropy";
         let weight = weight.into();
         let rows = check(OP, self, (weight, bias), targets, options.softcap)?;
-        if rows.len() > 0 && !(options.normalizer > 0.0 && options.normalizer.is_finite()) {
-            let (name, value) = ("normalizer", options.normalizer.to_string());
-            return Err(Error::Argument { op: OP, name, value, expected: "a positive number" });
-        }
+        check_normalizer(OP, rows.len(), options.normalizer)?;
         let x = rows.gather(self)?;
         if self.is_cuda() {
             let inputs = inputs(self, weight, bias, targets);
@@ -182,6 +179,15 @@ fn cuda_loss(
     let x_shape = inputs[0].shape();
     let op = || LinearCrossEntropy { rows, x_shape, saved: Mutex::new(Some(Saved { dx, dw, db })) };
     Ok(record1(&inputs, loss, op))
+}
+
+/// An error unless the losses of `n_labels` rows can be divided by `normalizer`.
+fn check_normalizer(op: &'static str, n_labels: usize, normalizer: f32) -> Result<()> {
+    if n_labels == 0 || (normalizer > 0.0 && normalizer.is_finite()) {
+        return Ok(());
+    }
+    let (name, value) = ("normalizer", normalizer.to_string());
+    Err(Error::Argument { op, name, value, expected: "a positive number" })
 }
 
 /// `Σ losses / normalizer`, summed in f64 in the order of the rows; 0 for no rows.

@@ -2,7 +2,7 @@
 
 use super::cpu::{Factors, RowLoss};
 use super::labels::Labelled;
-use super::{cuda, find_labelled};
+use super::{CrossEntropy, check_normalizer, cuda, find_labelled};
 use crate::autograd::{Gradients, Op, record1, records};
 use crate::{DType, Result, Shape, Tensor};
 
@@ -43,6 +43,20 @@ impl Tensor {
             return Ok(y);
         }
         Ok(record1(&[self], y, || op))
+    }
+
+    /// The sum of [`Tensor::cross_entropy_rows`] divided by the normaliser, `[1]`: what
+    /// [`Tensor::linear_cross_entropy`] computes, from logits that are there already.
+    ///
+    /// # Errors
+    /// As [`Tensor::cross_entropy_rows`], and if the normaliser is not a positive number while some
+    /// row has a label.
+    pub fn cross_entropy(&self, targets: &Self, options: CrossEntropy) -> Result<Self> {
+        let CrossEntropy { normalizer, z_loss, softcap } = options;
+        let losses = self.cross_entropy_rows(targets, z_loss, softcap)?;
+        let n_labels = targets.ids().iter().filter(|id| **id >= 0).count();
+        check_normalizer("cross_entropy", n_labels, normalizer)?;
+        losses.sum()?.scale(if n_labels == 0 { 0.0 } else { 1.0 / normalizer })
     }
 }
 

@@ -236,6 +236,9 @@ fn bad_arguments_are_refused() {
     assert!(x.cross_entropy_rows(&ids(&[0, 3]), 0.0, None).is_err());
     assert!(x.cross_entropy_rows(&ids(&[0]), 0.0, None).is_err());
     assert!(x.cross_entropy_rows(&ids(&[0, 2]), 0.0, Some(-1.0)).is_err());
+    let options = CrossEntropy { normalizer: 0.0, ..PLAIN };
+    assert!(x.cross_entropy(&ids(&[0, 2]), options).is_err());
+    assert_eq!(x.cross_entropy(&ids(&[-100, -100]), options).unwrap().item().unwrap(), 0.0);
     assert!(x.linear_cross_entropy(&w, None, &ids(&[0]), PLAIN).is_err());
     assert!(x.linear_cross_entropy(&random([5, 4], 1), None, &good, PLAIN).is_err());
     assert!(x.linear_cross_entropy(&w, None, &w, PLAIN).is_err());

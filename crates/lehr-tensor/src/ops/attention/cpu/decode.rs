@@ -224,6 +224,7 @@ impl Kernel for Scores<'_> {
 
 /// `to[i][j] = Σₑ queries[i, e] keys[e, j]` for the keys of one block.
 #[inline(always)]
+#[expect(clippy::needless_pass_by_value, reason = "the borrows end with the call")]
 fn scores<S: Simd, const M: usize>(s: S, queries: &[f32], keys: &[f32], to: [&mut [f32]; M]) {
     let width = queries.len() / M;
     assert!(keys.len() >= width * BLOCK && to.iter().all(|to| to.len() >= BLOCK));
@@ -358,15 +359,32 @@ fn weighted<S: Simd>(
     for c in (0..width).step_by(WIDE * S::LANES) {
         let n = |v: usize| width.saturating_sub(c + v * S::LANES).min(S::LANES);
         let mut acc = [s.splat(0.0); WIDE];
-        for j in lo..hi {
-            let weight = s.splat(weights[j]);
-            for v in (0..WIDE).filter(|v| n(*v) > 0) {
-                // SAFETY: these numbers lie within row j by the assertion.
-                let x = unsafe { s.load_n(values.row(j).add(c + v * S::LANES), n(v)) };
-                acc[v] = s.fma(weight, x, acc[v]);
+        if c + WIDE * S::LANES <= width {
+            for j in lo..hi {
+                let (weight, row) = (s.splat(weights[j]), values.row(j));
+                for v in 0..WIDE {
+                    // SAFETY: these numbers lie within row j by the assertion.
+                    let x = unsafe { s.load(row.add(c + v * S::LANES)) };
+                    acc[v] = s.fma(weight, x, acc[v]);
+                }
+            }
+        } else {
+            for j in lo..hi {
+                let weight = s.splat(weights[j]);
+                for v in 0..WIDE {
+                    if n(v) > 0 {
+                        // SAFETY: as above.
+                        let x = unsafe { s.load_n(values.row(j).add(c + v * S::LANES), n(v)) };
+                        acc[v] = s.fma(weight, x, acc[v]);
+                    }
+                }
             }
         }
-        for v in (0..WIDE).filter(|v| n(*v) > 0) {
+        for v in 0..WIDE {
+            if n(v) == 0 {
+                continue;
+            }
+
             // SAFETY: `out` has `width` numbers.
             unsafe { s.store_n(out.as_mut_ptr().add(c + v * S::LANES), acc[v], n(v)) };
         }

@@ -207,73 +207,106 @@ impl<W: Stored> Products<'_, W> {
         n: usize,
         sums: &mut [S::F; M],
     ) {
-        let ask = |row: *const u8| {
+        for row in rows.codes {
             for line in (0..self.quad_bytes).step_by(64) {
                 s.prefetch(ahead(row, quad * self.quad_bytes + line, self.row_bytes, ROWS));
             }
+        }
+        // SAFETY: promised by the caller.
+        let [a, b, c, d] = unsafe {
+            [
+                self.terms(s, rows, 0, quad, n),
+                self.terms(s, rows, 1, quad, n),
+                self.terms(s, rows, 2, quad, n),
+                self.terms(s, rows, 3, quad, n),
+            ]
         };
-        let quad_of = |r: usize| {
-            // SAFETY: promised by the caller.
-            let mut terms = unsafe { self.format.quad(s, rows.codes[r], rows.scales[r], quad, n) };
-            if W::SIGNED && S::WIDE {
-                // Codes plus 128 have no sign.
-                terms.first = s.xor(terms.first, s.splat(0x80));
-                terms.second = s.xor(terms.second, s.splat(0x80));
-            }
-            terms
-        };
-        rows.codes.iter().for_each(|row| ask(*row));
-        let terms = [quad_of(0), quad_of(1), quad_of(2), quad_of(3)];
-        let of_rows = |f: fn(&Terms<S>) -> S::Q| {
-            s.spread_rows([f(&terms[0]), f(&terms[1]), f(&terms[2]), f(&terms[3])])
-        };
-        let (scale, offset) = (of_rows(|t| t.scale), of_rows(|t| t.offset));
-        let scale_second = of_rows(|t| t.scale_second);
-        let offset_second = of_rows(|t| t.offset_second);
-        let dot = |acc, w, x| {
-            if W::SIGNED && !S::WIDE { s.dot_signed(acc, w, x) } else { s.dot(acc, w, x) }
-        };
+        let scale = s.spread_rows([a.scale, b.scale, c.scale, d.scale]);
+        let offset = s.spread_rows([a.offset, b.offset, c.offset, d.offset]);
+        let scale_second =
+            s.spread_rows([a.scale_second, b.scale_second, c.scale_second, d.scale_second]);
+        let offset_second =
+            s.spread_rows([a.offset_second, b.offset_second, c.offset_second, d.offset_second]);
         for i in 0..M {
             let x = &self.x[i * self.n_quads + quad];
             // SAFETY: the arrays of a quad are as long as the vectors.
             let (first, second) =
                 unsafe { (s.load(x.first.as_ptr().cast()), s.load(x.second.as_ptr().cast())) };
-            // SAFETY: as above.
-            let spread = |of: &[f32; 4]| s.spread(unsafe { s.q_load(of.as_ptr()) });
-            let x_scale = spread(&x.scale);
-            let firsts = terms.each_ref().map(|t| dot(s.zero_i(), t.first, first));
+            let zero = s.zero_i();
+            let firsts = [
+                dot::<S, W>(s, zero, a.first, first),
+                dot::<S, W>(s, zero, b.first, first),
+                dot::<S, W>(s, zero, c.first, first),
+                dot::<S, W>(s, zero, d.first, first),
+            ];
+            // Halves of groups begin anew, whole groups go on.
+            let begin = if W::HALVES { [zero; ROWS] } else { firsts };
+            let seconds = [
+                dot::<S, W>(s, begin[0], a.second, second),
+                dot::<S, W>(s, begin[1], b.second, second),
+                dot::<S, W>(s, begin[2], c.second, second),
+                dot::<S, W>(s, begin[3], d.second, second),
+            ];
+            let x_scale = spread(s, &x.scale);
             let mut sum = sums[i];
             if W::HALVES {
-                let seconds = terms.each_ref().map(|t| dot(s.zero_i(), t.second, second));
                 let products = s.to_f32(s.sum_groups(firsts));
                 sum = s.fma(products, s.mul(scale, x_scale), sum);
                 if W::OFFSET {
-                    sum = s.fma(offset, spread(&x.sum_first), sum);
+                    sum = s.fma(offset, spread(s, &x.sum_first), sum);
                 }
                 let products = s.to_f32(s.sum_groups(seconds));
                 sum = s.fma(products, s.mul(scale_second, x_scale), sum);
                 if W::OFFSET {
-                    sum = s.fma(offset_second, spread(&x.sum_second), sum);
+                    sum = s.fma(offset_second, spread(s, &x.sum_second), sum);
                 }
             } else {
-                let [a, b, c, d] = firsts;
-                let [ta, tb, tc, td] = &terms;
-                let both = [
-                    dot(a, ta.second, second),
-                    dot(b, tb.second, second),
-                    dot(c, tc.second, second),
-                    dot(d, td.second, second),
-                ];
-                let mut products = s.to_f32(s.sum_groups(both));
+                let mut products = s.to_f32(s.sum_groups(seconds));
                 if W::SIGNED && S::WIDE {
-                    products = s.add(products, spread(&x.sum));
+                    products = s.add(products, spread(s, &x.sum));
                 }
                 sum = s.fma(products, s.mul(scale, x_scale), sum);
                 if W::OFFSET {
-                    sum = s.fma(offset, spread(&x.sum), sum);
+                    sum = s.fma(offset, spread(s, &x.sum), sum);
                 }
             }
             sums[i] = sum;
         }
     }
+
+    /// A quad of one of the rows.
+    ///
+    /// # Safety
+    /// As for [`Stored::quad`].
+    #[inline(always)]
+    unsafe fn terms<S: Bytes>(
+        &self,
+        s: S,
+        rows: &WeightRows<ROWS>,
+        row: usize,
+        quad: usize,
+        n: usize,
+    ) -> Terms<S> {
+        // SAFETY: promised by the caller.
+        let mut terms = unsafe { self.format.quad(s, rows.codes[row], rows.scales[row], quad, n) };
+        if W::SIGNED && S::WIDE {
+            // Codes plus 128 have no sign.
+            terms.first = s.xor(terms.first, s.splat(0x80));
+            terms.second = s.xor(terms.second, s.splat(0x80));
+        }
+        terms
+    }
+}
+
+/// Adds products of codes of weights, as [`Products::terms`] gives them, and of activations.
+#[inline(always)]
+fn dot<S: Bytes, W: Stored>(s: S, acc: S::I, w: S::B, x: S::B) -> S::I {
+    if W::SIGNED && !S::WIDE { s.dot_signed(acc, w, x) } else { s.dot(acc, w, x) }
+}
+
+/// Each of four numbers for the four rows of its group.
+#[inline(always)]
+fn spread<S: Bytes>(s: S, of: &[f32; 4]) -> S::F {
+    // SAFETY: there are four.
+    s.spread(unsafe { s.q_load(of.as_ptr()) })
 }

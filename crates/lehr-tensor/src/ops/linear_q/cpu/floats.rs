@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::decode::{ahead, split};
+use super::decode::{WeightRows, ahead, split};
 use crate::Result;
 use crate::cpu::gemm::pass;
 use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes, has_wide_dot};
@@ -106,12 +106,13 @@ impl<W: Float, const M: usize> BytesKernel for Rows<'_, W, M> {
     #[inline(always)]
     fn run<S: Bytes>(self, s: S) {
         let Self { format, job } = self;
-        let (cols, n_out) = (job.w.cols(), job.w.rows());
+        let (cols, n_out, row_bytes) = (job.w.cols(), job.w.rows(), job.w.row_bytes());
         let pass = pass(cols);
         for r in job.rows.clone().step_by(ROWS) {
-            let rows = r..job.rows.end.min(r + ROWS);
-            let n = rows.len();
-            let sums = Sums::<'_, W, M> { format, w: job.w, x: &job.x[..M * cols], rows };
+            let n = ROWS.min(job.rows.end - r);
+            let rows = WeightRows::new(job.w, r..r + n, row_bytes);
+            let x = &job.x[..M * cols];
+            let sums = Sums::<'_, W, M> { format, rows: &rows, row_bytes, cols, x };
             let mut total = [s.zero(); M];
             for k0 in (0..cols).step_by(pass) {
                 let acc = sums.pass(s, k0..cols.min(k0 + pass));
@@ -144,53 +145,75 @@ impl<W: Float, const M: usize> BytesKernel for Rows<'_, W, M> {
 /// The sums of up to 16 rows of weights with `M` rows of activations.
 struct Sums<'a, W, const M: usize> {
     format: W,
-    w: &'a QMatrix,
+    rows: &'a WeightRows<ROWS>,
+    row_bytes: usize,
+    cols: usize,
     x: &'a [f32],
-    rows: Range<usize>,
 }
 
 impl<W: Float, const M: usize> Sums<'_, W, M> {
     /// Those of one pass; lanes behind the last row repeat it.
     #[inline(always)]
     fn pass<S: Bytes>(&self, s: S, pass: Range<usize>) -> [S::F; M] {
-        let (cols, row_bytes) = (self.w.cols(), self.w.row_bytes());
-        let row_scales = self.w.format().row_scales(cols);
-        let step_bytes = row_bytes * 16 / cols;
-        let row = |i: usize| (self.rows.start + i).min(self.rows.end - 1);
+        let step_bytes = self.row_bytes * 16 / self.cols;
         let mut acc = [s.zero(); M];
-        let mut rows = [0.0f32; ROWS * 16];
-        let mut steps = [0.0f32; 16 * ROWS];
-        for k in pass.clone().step_by(16) {
-            let have = (pass.end - k).min(16);
+        let whole = pass.end - pass.len() % 16;
+        for k in (pass.start..whole).step_by(16) {
+            let at = k / 16 * step_bytes;
+            let mut rows = [0.0f32; ROWS * 16];
             for i in 0..ROWS {
-                let scales = self.w.scales()[row(i) * row_scales..].as_ptr();
-                let bytes = &self.w.bytes()[row(i) * row_bytes..][..row_bytes];
-                let at = k / 16 * step_bytes;
-                s.prefetch(ahead(bytes.as_ptr(), at, row_bytes, ROWS));
-                let mut padded = [0u8; 64];
-                let (from, index) = if have == 16 {
-                    (bytes.as_ptr(), k / 16)
-                } else {
-                    // The columns behind the last whole vector. Such rows have no scales apart.
-                    padded[..row_bytes - at].copy_from_slice(&bytes[at..]);
-                    (padded.as_ptr(), 0)
-                };
-                // SAFETY: 16 numbers are in the row or the copy, and there is room for a vector.
+                let (row, scales) = (self.rows.codes[i], self.rows.scales[i]);
+                s.prefetch(ahead(row, at, self.row_bytes, ROWS));
+                // SAFETY: 16 numbers from k are in the row, and there is room for a vector.
                 unsafe {
-                    let v = self.format.load(s, from, scales, index);
+                    let v = self.format.load(s, row, scales, k / 16);
                     s.store_f32(rows.as_mut_ptr().add(i * 16), v);
                 }
             }
-            // SAFETY: 16 vectors of 16 floats each, one behind the other.
-            unsafe { s.transpose(rows.as_ptr().cast(), 64, steps.as_mut_ptr().cast(), 64) };
-            for step in 0..have {
-                // SAFETY: a vector of each step.
-                let v = unsafe { s.load_f32(steps.as_ptr().add(step * ROWS)) };
+            self.multiply(s, &rows, k, 16, &mut acc);
+        }
+        if whole < pass.end {
+            let at = whole / 16 * step_bytes;
+            let mut rows = [0.0f32; ROWS * 16];
+            for i in 0..ROWS {
+                // The columns behind the last whole vector. Such rows have no scales apart.
+                let mut padded = [0u8; 64];
+                // SAFETY: the rest of the row can be read, fewer than 16 numbers of at most 4 bytes.
+                unsafe {
+                    let rest = self.rows.codes[i].add(at);
+                    rest.copy_to_nonoverlapping(padded.as_mut_ptr(), self.row_bytes - at);
+                    let v = self.format.load(s, padded.as_ptr(), self.rows.scales[i], 0);
+                    s.store_f32(rows.as_mut_ptr().add(i * 16), v);
+                }
+            }
+            self.multiply(s, &rows, whole, pass.end - whole, &mut acc);
+        }
+        acc
+    }
+
+    /// Adds the products of `n` columns from `k`, of which `rows` has 16 of each row of weights.
+    #[inline(always)]
+    fn multiply<S: Bytes>(
+        &self,
+        s: S,
+        rows: &[f32; ROWS * 16],
+        k: usize,
+        n: usize,
+        acc: &mut [S::F; M],
+    ) {
+        assert!(n <= 16 && k + n <= self.cols && self.x.len() == M * self.cols);
+        let mut steps = [0.0f32; 16 * ROWS];
+        // SAFETY: 16 vectors of 16 floats each, one behind the other.
+        unsafe { s.transpose(rows.as_ptr().cast(), 64, steps.as_mut_ptr().cast(), 64) };
+        for step in 0..n {
+            // SAFETY: a vector of each step, and column k + step of each row of x.
+            unsafe {
+                let v = s.load_f32(steps.as_ptr().add(step * ROWS));
                 for i in 0..M {
-                    acc[i] = s.fma(s.splat_f32(self.x[i * cols + k + step]), v, acc[i]);
+                    let x = *self.x.as_ptr().add(i * self.cols + k + step);
+                    acc[i] = s.fma(s.splat_f32(x), v, acc[i]);
                 }
             }
         }
-        acc
     }
 }

@@ -1,6 +1,6 @@
 //! Prints GB/s of weights read in decoding and GFLOP/s of prefill for stored weights.
 //!
-//! `cargo run --release -p lehr-tensor --example quant_peak [FORMAT]`
+//! `cargo bench -p lehr-tensor --bench quant_peak -- [FORMAT]`
 
 use std::time::Instant;
 
@@ -71,7 +71,8 @@ fn smollm2(format: MatrixFormat) -> Result<()> {
 
 fn main() -> Result<()> {
     #![expect(clippy::print_stdout, reason = "a report")]
-    let only = std::env::args().nth(1);
+    // `cargo bench` adds `--bench`.
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     println!("{}, {} threads", isa(), threads::n_threads());
     println!(
         "for each shape: GB/s of weights (1 row of x); GFLOP/s with 4, 16 and 512 rows; with 512"

@@ -1,7 +1,7 @@
 //! Prints how fast `linear_cross_entropy` runs with its gradients, next to its three matrix
 //! products alone.
 //!
-//! `cargo run --release -p lehr-tensor --example loss_peak`
+//! `cargo bench -p lehr-tensor --bench loss_peak`
 
 use std::time::Instant;
 

@@ -4,7 +4,7 @@
 //! Operations are counted as 2 · 2 · T² · E / 2 per head forward (two products over the half that
 //! a causal mask leaves) and 2.5 times that backward (five products).
 //!
-//! `cargo run --release -p lehr-tensor --example attention_peak`
+//! `cargo bench -p lehr-tensor --bench attention_peak`
 
 use std::time::Instant;
 

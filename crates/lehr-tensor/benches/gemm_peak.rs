@@ -1,6 +1,6 @@
 //! Prints GFLOP/s of matrix products at the shapes of training, for one and for all threads.
 //!
-//! `cargo run --release -p lehr-tensor --example gemm_peak`
+//! `cargo bench -p lehr-tensor --bench gemm_peak`
 
 use std::time::Instant;
 

@@ -1,0 +1,241 @@
+//! How models come to be: new, from files, with adapters.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+
+use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
+use lehr_tensor::{LoadStored, ParamStore, Philox, Role, Shape, Source, StoredShape};
+
+use super::Model;
+use crate::adapt::{AdapterConfig, AdapterFactory};
+use crate::arch::{ActivationCheckpointing, Architecture};
+use crate::io::{self, Checkpoint, ModelSource, Shards};
+use crate::nn::LayerBuilder;
+use crate::{Config, Error, Result, Weights};
+
+impl Model {
+    /// A new model with random weights; one seed, one model.
+    ///
+    /// # Errors
+    /// If the configuration is impossible or memory runs out.
+    pub fn new(config: Config, seed: u64) -> Result<Self> {
+        Self::build(config, &Source::Init { seed })
+    }
+
+    /// A model with random weights to be used, not trained, its matrices kept as `weights` says:
+    /// for measuring.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn random(config: Config, weights: Weights, seed: u64) -> Result<Self> {
+        let Weights::In(format) = weights else { return Self::new(config, seed) };
+        let load = |_: &str, _: Shape| Ok(None);
+        // All rows have the same numbers: what they are changes no speed.
+        let find = |_: &str, shape: StoredShape, role: Role| {
+            if role.is_vocabulary() {
+                return None;
+            }
+            let mut row = vec![0.0; shape.cols];
+            Philox::new(seed, 0).fill_normal(&mut row, 0.02);
+            QMatrix::from_f32(&row.repeat(shape.rows), shape.rows, shape.cols, format).ok()
+        };
+        let source = Source::Load { load: &load, stored: Some(&find), seed };
+        Self::build(config, &source)
+    }
+
+    /// Loads a Hugging Face folder, `config.json` and `model.safetensors` (or its sharded index); a
+    /// folder with `config.json` and the parts of a tensor-parallel checkpoint; or a GGUF file.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged or does not fit the configuration.
+    pub fn load(path: &Path) -> Result<Self> {
+        if let Some(shards) = Shards::open(path)? {
+            let config = Config::from_json(&io::read_json(&path.join("config.json"))?)?;
+            return Self::from_shards(config, &shards);
+        }
+        Self::load_source(&ModelSource::open(path)?)
+    }
+
+    /// [`Model::load`] of files that are open.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_source(source: &ModelSource) -> Result<Self> {
+        Self::from_checkpoint(Config::from_json(source.config())?, source.checkpoint())
+    }
+
+    fn from_shards(config: Config, shards: &Shards) -> Result<Self> {
+        let names = config.clone();
+        let load = |name: &str, shape: Shape| {
+            let merged = shards.tensor(name, shape, names.shard_rule(name));
+            merged.map(Some).map_err(|e| e.to_string())
+        };
+        let built = Self::build(config, &Source::Load { load: &load, stored: None, seed: 0 });
+        built.map_err(|e| shards.explain(e))
+    }
+
+    /// Loads a model to be used, not trained, from the same places as [`Model::load`], its matrices
+    /// kept as `weights` says. Parts of a tensor-parallel checkpoint are merged in f32.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn open(path: &Path, weights: Weights) -> Result<Self> {
+        if Shards::open(path)?.is_some() {
+            return Self::load(path);
+        }
+        Self::open_source(&ModelSource::open(path)?, weights)
+    }
+
+    /// [`Model::open`] of files that are open.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn open_source(source: &ModelSource, weights: Weights) -> Result<Self> {
+        let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
+        Self::from_weights(config, checkpoint, weights, None)
+    }
+
+    /// A new model with random weights and new adapters; only the adapters are trained.
+    ///
+    /// # Errors
+    /// As [`Model::new`], and if a target of `adapters` matches no layer or their settings are
+    /// impossible.
+    pub fn new_adapted(config: Config, adapters: &AdapterConfig, seed: u64) -> Result<Self> {
+        Self::build_adapted(config, &Source::Init { seed }, Some(adapters))
+    }
+
+    /// [`Model::open_source`] with new adapters beside the weights, which are frozen: only the
+    /// adapters are trained. Stored (quantised) weights stay as they are.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and if a target of `adapters` matches no layer or their settings are
+    /// impossible.
+    pub fn open_adapted(
+        source: &ModelSource,
+        weights: Weights,
+        adapters: &AdapterConfig,
+    ) -> Result<Self> {
+        let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
+        Self::from_weights(config, checkpoint, weights, Some(adapters))
+    }
+
+    /// Builds the model of `config` with the weights of `checkpoint`, all in f32.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
+    pub fn from_checkpoint(config: Config, checkpoint: &Checkpoint) -> Result<Self> {
+        Self::from_weights(config, checkpoint, Weights::F32, None)
+    }
+
+    fn from_weights(
+        mut config: Config,
+        checkpoint: &Checkpoint,
+        weights: Weights,
+        adapters: Option<&AdapterConfig>,
+    ) -> Result<Self> {
+        config.fit_to(&|name| checkpoint.has(name));
+        let names = config.clone();
+        let load = |name: &str, shape: Shape| {
+            let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n));
+            match known {
+                Some(known) => {
+                    checkpoint.tensor(&known, shape).map(Some).map_err(|e| e.to_string())
+                }
+                None => Err(checkpoint.missing(name)),
+            }
+        };
+        let n_elsewise = Cell::new(0);
+        let find = |name: &str, shape: StoredShape, role: Role| {
+            let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
+            match weights {
+                Weights::AsStored => checkpoint.matrix(&known, shape),
+                Weights::Exact => {
+                    let matrix = checkpoint.matrix(&known, shape)?;
+                    Some(matrix.with_activations(quant::Activations::F32))
+                }
+                Weights::In(_) if role.is_vocabulary() => {
+                    // The same numbers as in f32, in half the memory.
+                    checkpoint.matrix(&known, shape).filter(|table| is_16_bits(table.format()))
+                }
+                Weights::In(format) => {
+                    let fitting = format.that_fits(shape.cols);
+                    n_elsewise.set(n_elsewise.get() + usize::from(fitting != format));
+                    rounded(checkpoint, &known, shape, fitting)
+                }
+                Weights::F32 => None,
+            }
+        };
+        let stored = (weights != Weights::F32).then_some(&find as &LoadStored<'_>);
+        let source = Source::Load { load: &load, stored, seed: 0 };
+        let built = Self::build_adapted(config, &source, adapters);
+        let mut model = built.map_err(|e| checkpoint.explain(e))?;
+        model.n_elsewise = n_elsewise.get();
+        Ok(model)
+    }
+
+    pub(crate) fn build(config: Config, source: &Source<'_>) -> Result<Self> {
+        Self::build_adapted(config, source, None)
+    }
+
+    fn build_adapted(
+        config: Config,
+        source: &Source<'_>,
+        adapters: Option<&AdapterConfig>,
+    ) -> Result<Self> {
+        config.validate()?;
+        adapters.map_or(Ok(()), AdapterConfig::validate)?;
+        let factory = adapters.map(AdapterFactory::new);
+        let mut params = ParamStore::default();
+        let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
+        let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
+        let adapters = match factory.map(AdapterFactory::finish) {
+            Some(built) => {
+                // Only what an adapter adds is trained.
+                params.freeze(|param| param.role() != Role::Adapter);
+                built.map_err(|unused| {
+                    Error::adapter(
+                        "adapting the model",
+                        format!("no linear layer matches `{unused}`"),
+                        "`*` stands for any characters; the paths are the names of the weights \
+                         without `.weight`",
+                    )
+                })?
+            }
+            None => Vec::new(),
+        };
+        let checkpointing = ActivationCheckpointing::None;
+        let kv_prefix = None;
+        Ok(Self { config, arch, params, n_elsewise: 0, checkpointing, adapters, kv_prefix })
+    }
+}
+
+fn is_16_bits(format: MatrixFormat) -> bool {
+    [WeightFormat::BF16, WeightFormat::F16].map(MatrixFormat::Gguf).contains(&format)
+}
+
+/// A matrix of the checkpoint in another format; `None` if it has numbers that are not finite.
+fn rounded(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: StoredShape,
+    format: MatrixFormat,
+) -> Option<QMatrix> {
+    let StoredShape { rows, cols, transposed } = shape;
+    let there = if transposed { [cols, rows] } else { [rows, cols] };
+    let values = checkpoint.tensor(name, there.into()).ok()?;
+    let values = values.data();
+    // What is not finite is for the one to report that reads the matrix in f32.
+    if !values.iter().all(|v| v.is_finite()) {
+        return None;
+    }
+    let turned: Vec<f32>;
+    let values = if transposed {
+        let column = |i: usize| (0..cols).map(move |j| j * rows + i);
+        turned = (0..rows).flat_map(column).map(|at| values[at]).collect();
+        &turned
+    } else {
+        values
+    };
+    QMatrix::from_f32(values, rows, cols, format).ok()
+}
