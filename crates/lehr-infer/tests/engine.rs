@@ -362,8 +362,11 @@ fn random_settings(noise: &mut Noise) -> EngineSettings {
     }
 }
 
+/// The bits of a log-probability, and those of the most likely tokens.
+type LogprobBits = (u32, Vec<(u32, u32)>);
+
 /// The bits of all that a request gave.
-fn bits(generated: &Generated) -> (Vec<u32>, String, Vec<(u32, Vec<(u32, u32)>)>) {
+fn bits(generated: &Generated) -> (Vec<u32>, String, Vec<LogprobBits>) {
     let logprob = |l: &lehr_infer::TokenLogprob| {
         (l.logprob.to_bits(), l.top.iter().map(|(id, p)| (*id, p.to_bits())).collect())
     };

@@ -15,18 +15,11 @@ pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
-    place: Place,
+    /// The pages that new keys and values go into, whose lengths count the new tokens. Without pages
+    /// they go behind the positions filled, the same of all sequences.
+    pages: Option<Pages>,
     /// The longest bidirectional prefix of a text, 0 for causal texts.
     prefix_len: usize,
-}
-
-/// Where new keys and values go, and what is there.
-#[derive(Clone)]
-pub(crate) enum Place {
-    /// Behind the positions filled, the same of all sequences.
-    End,
-    /// Into these pages; the lengths count the new tokens.
-    Pages(Pages),
 }
 
 impl KvCache {
@@ -65,7 +58,7 @@ impl KvCache {
         let room = || Tensor::uninit_on(device, shape, dtype);
         let layer = |_| Ok((room()?, room()?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, len: 0, place: Place::End, prefix_len: 0 })
+        Ok(Self { layers, capacity, len: 0, pages: None, prefix_len: 0 })
     }
 
     /// Makes the pools `n_pages` pages large. One layer at a time is copied, so that little more
@@ -129,9 +122,9 @@ impl KvCache {
     ) -> Result<(Tensor, Tensor)> {
         let (k_all, v_all) = &mut self.layers[layer];
         assert!(self.len + k.shape()[1] <= self.capacity, "the cache has room for the new tokens");
-        match &self.place {
-            Place::Pages(pages) => inplace::write_pages([k_all, v_all], [k, v], pages)?,
-            Place::End => {
+        match &self.pages {
+            Some(pages) => inplace::write_pages([k_all, v_all], [k, v], pages)?,
+            None => {
                 inplace::write_positions(k_all, k, self.len)?;
                 inplace::write_positions(v_all, v, self.len)?;
             }
@@ -141,16 +134,16 @@ impl KvCache {
 
     /// The mask of `t` new tokens over what was written.
     pub(crate) fn mask(&self, mask: Mask, t: usize) -> Mask {
-        match &self.place {
-            Place::Pages(pages) => mask.with_pages(pages.clone()),
-            Place::End => mask.with_n_keys(self.len + t),
+        match &self.pages {
+            Some(pages) => mask.with_pages(pages.clone()),
+            None => mask.with_n_keys(self.len + t),
         }
     }
 
     /// Returns whether keys and values lie in the order of the tokens, and their number is known to
     /// the host.
     pub(crate) fn is_in_order(&self) -> bool {
-        matches!(self.place, Place::End)
+        self.pages.is_none()
     }
 
     /// Where it is.
@@ -158,9 +151,9 @@ impl KvCache {
         self.layers.first().map_or(Device::Cpu, |(k, _)| k.device())
     }
 
-    /// Says where new keys and values go.
-    pub(crate) fn set_place(&mut self, place: Place) {
-        self.place = place;
+    /// Says into which pages new keys and values go, if they go into pages.
+    pub(crate) fn set_pages(&mut self, pages: Option<Pages>) {
+        self.pages = pages;
     }
 
     /// Says how many positions are filled; of texts in pages, those of the longest.

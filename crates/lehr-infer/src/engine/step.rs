@@ -88,7 +88,7 @@ impl GpuStep {
         // The sampler chooses for all rows; nobody reads the choices of those without a sequence.
         let mut of_row = vec![0; self.sampler.batch()];
         last.iter().enumerate().for_each(|(i, (row, _))| of_row[*row] = i as i32);
-        let of_row = Tensor::from_ids(&of_row, [of_row.len()])?.to_device(logits.device())?;
+        let of_row = Tensor::from_ids(&of_row, [of_row.len()])?;
         let logits = logits.gather_rows(&of_row)?;
         self.sampler.pick(&logits)?;
         Ok(logits)

@@ -9,7 +9,6 @@ use lehr_tensor::ops::attention::Pages;
 
 use self::pool::{PagePool, ROOT};
 use crate::arch::{Layout, TokenRows};
-use crate::cache::Place;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
 /// Tokens of a page.
@@ -271,9 +270,9 @@ impl PagedCache {
         work: impl FnOnce(&mut KvCache) -> Result<R>,
     ) -> Result<R> {
         self.pools.set_len(len);
-        self.pools.set_place(Place::Pages(pages));
+        self.pools.set_pages(Some(pages));
         let result = work(&mut self.pools);
-        self.pools.set_place(Place::End);
+        self.pools.set_pages(None);
         result
     }
 
