@@ -86,7 +86,7 @@ fn frozen_weights_stay_and_the_others_resume_bit_for_bit() {
     }
     // Who uses the run gets the whole model, and another run can start from it.
     assert!(opened(&tuned.dir()) == after);
-    let mut third = tuned.clone();
+    let mut third = tuned;
     third.model = ModelConfig::Load { path: third.run.dir };
     third.run.dir = scratch.path().join("third").display().to_string();
     let (task, _) = run_watched(&third, Watch::default());

@@ -264,11 +264,7 @@ fn what_pages_cannot_do_is_an_error() {
     for bad in [&[3, 1, 4, 8], &[2, 1, 3, 8], &[2, 1, 4, 6]] {
         assert!(q(bad).attention(k, v, &mask, 1.0).is_err(), "{bad:?}");
     }
-    // Many queries are read on the CPU alone.
     assert!(q(&[2, 9, 4, 8]).attention(k, v, &mask, 1.0).is_ok());
-    let on = |x: &Tensor| x.to_device(GPU).unwrap();
-    let on_gpu = Mask::causal().with_pages(texts.pages(GPU));
-    assert!(on(&q(&[2, 9, 4, 8])).attention(&on(k), &on(v), &on_gpu, 1.0).is_err());
     assert!(good.attention(k, v, &mask, f32::NAN).is_err());
     assert!(good.trainable().attention(k, v, &mask, 1.0).is_err());
     assert!(good.attention(k, v, &mask.clone().with_window(0), 1.0).is_err());
