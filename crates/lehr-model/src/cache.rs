@@ -15,8 +15,8 @@ pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
-    /// The pages that new keys and values go into, whose lengths count the new tokens. Without pages
-    /// they go behind the positions filled, the same of all sequences.
+    /// The pages that new keys and values go into, whose lengths count the new tokens. Without
+    /// pages they go behind the positions filled, the same of all sequences.
     pages: Option<Pages>,
     /// The longest bidirectional prefix of a text, 0 for causal texts.
     prefix_len: usize,

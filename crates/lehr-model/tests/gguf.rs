@@ -55,7 +55,7 @@ fn every_family_comes_back_from_a_file() {
         let model = Model::load(&dir).unwrap();
         let golden = Checkpoint::open(&dir.join("golden.safetensors")).unwrap();
         let ids = golden.ids("input_ids").unwrap();
-        let tokens = Tokens::new(ids.ids(), ids.shape()[0], 0).unwrap();
+        let tokens = model.tokens(ids.ids(), ids.shape()[0]).unwrap();
         let want = output(&model, &tokens);
         for file_type in FileType::ALL {
             let path = scratch.path().join(format!("{name}-{}.gguf", file_type.name()));
