@@ -1,6 +1,6 @@
 //! Dependencies between the folders of a crate that must not be.
 //!
-//! The compiler holds the arrows between crates; inside a crate it allows circles. [`FORBIDDEN`]
+//! The compiler holds the arrows between crates; inside a crate it allows circles. `FORBIDDEN`
 //! lists the arrows that would close one, and the check finds them in the paths that source files
 //! name: `crate::folder::…`, `use crate::{folder, …}`, `super::…` up to the crate's root. Tests may
 //! use everything.

@@ -25,7 +25,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Matrices that [`Weights::In`] has in another format than it says, because their rows are not
+    /// Matrices that [`Weights::In`](crate::Weights::In) has in another format than it says, because their rows are not
     /// whole blocks of that one.
     #[must_use]
     pub fn n_elsewise(&self) -> usize {
