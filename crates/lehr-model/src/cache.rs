@@ -93,7 +93,7 @@ impl KvCache {
     /// Truncates to at most `len` positions and returns how many remain. Tokens of a bidirectional
     /// prefix have attended to one another. They therefore stay only if the whole prefix and the
     /// token after it stay; otherwise none does.
-    #[must_use = "more may be forgotten than was asked for"]
+    #[must_use = "the cache may keep fewer positions than requested"]
     pub fn truncate(&mut self, len: usize) -> usize {
         self.len = self.len.min(len);
         if self.len <= self.prefix_len {

@@ -114,7 +114,7 @@ impl Classifier {
         &mut self.model
     }
 
-    /// The labels, in the order of the logits.
+    /// Returns the labels, in the order of the logits.
     #[must_use]
     pub fn labels(&self) -> &[String] {
         &self.labels

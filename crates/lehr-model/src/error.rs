@@ -84,8 +84,8 @@ pub enum Error {
     },
     /// A paged cache is full.
     #[error(
-        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of \
-         {page_len} tokens) are free"
+        "{doing}: the cache needs {wanted} more pages, {free} of its {all} pages (of {page_len} \
+         tokens) are free"
     )]
     PagesFull {
         /// The action that failed.
@@ -118,9 +118,7 @@ pub enum Error {
         expected: String,
     },
     /// A model with a learned prefix was used where prefixes are not supported.
-    #[error(
-        "{doing}: the model has learned keys and values before its texts, which have no place there"
-    )]
+    #[error("{doing}: the model has learned keys and values before its texts, unsupported here")]
     KvPrefix {
         /// The action that failed.
         doing: &'static str,
@@ -145,10 +143,10 @@ pub enum Error {
 fn io_hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            "free some space; the file that was there before is untouched"
+            "free some space; the old file is untouched"
         }
         ErrorKind::NotFound => "check the path; a model is a folder with config.json and weights",
-        _ => "check that the path is right and may be read and written",
+        _ => "check the path and its permissions",
     }
 }
 
@@ -159,22 +157,22 @@ impl Error {
         match self {
             Self::Tensor(error) => error.hint(),
             Self::Format { hint, .. } => Some(hint.clone().unwrap_or_else(|| {
-                "the file may be damaged or of another model: copy or download it again".to_owned()
+                "the file may be damaged or belong to another model: copy or download it again"
+                    .to_owned()
             })),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
             Self::Adapter { hint, .. } => Some((*hint).to_owned()),
-            Self::Config { .. } => Some(
-                "correct it where the model is described: config.json, or [model] of the recipe"
-                    .to_owned(),
-            ),
+            Self::Config { .. } => {
+                Some("correct it in config.json, or in [model] of the recipe".to_owned())
+            }
             Self::NotCausal { .. } => Some(
                 "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` \
                  and, fine-tuned on labelled texts, `lehr classify`"
                     .to_owned(),
             ),
             Self::NoHead { .. } => Some(
-                "it can be used with `lehr embed`, or fine-tuned on labelled texts; for logits, \
-                 load weights that were published with their head"
+                "use it with `lehr embed`, or fine-tune it on labelled texts; for logits, load \
+                 weights that include the head"
                     .to_owned(),
             ),
             Self::PagesFull { .. } => Some(

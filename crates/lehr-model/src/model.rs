@@ -25,14 +25,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Number of matrices that fell back to another format than [`Weights::In`] requests, because
-    /// their row length is not a multiple of the block size.
+    /// Returns the number of matrices that fell back to another format than [`Weights::In`]
+    /// requests, because their row length is not a multiple of the block size.
     #[must_use]
     pub fn n_elsewise(&self) -> usize {
         self.n_elsewise
     }
 
-    /// The adapters, in the order of their layers.
+    /// Returns the adapters, in the order of their layers.
     #[must_use]
     pub fn adapters(&self) -> &[Adapted] {
         &self.adapters
@@ -132,7 +132,7 @@ impl Model {
         &self.params
     }
 
-    /// Whether the model can continue a text; encoders cannot.
+    /// Returns whether the model can continue a text; encoders cannot.
     #[must_use]
     pub fn is_causal(&self) -> bool {
         self.arch.is_causal()

@@ -65,13 +65,13 @@ impl Outline {
         Ok(Self { is_causal: model.is_causal(), parameters })
     }
 
-    /// Number of parameter values.
+    /// Returns the number of parameter values.
     #[must_use]
     pub fn n_values(&self) -> u64 {
         self.parameters.iter().map(Parameter::n_values).sum()
     }
 
-    /// Number of parameter values of one role.
+    /// Returns the number of parameter values of one role.
     #[must_use]
     pub fn n_values_of(&self, role: Role) -> u64 {
         self.parameters.iter().filter(|p| p.role == role).map(Parameter::n_values).sum()
@@ -92,7 +92,7 @@ impl Outline {
 }
 
 impl Parameter {
-    /// Number of its values.
+    /// Returns the number of its values.
     #[must_use]
     pub fn n_values(&self) -> u64 {
         self.shape.n_elements() as u64

@@ -16,9 +16,9 @@ pub enum Weights {
     /// All in f32, computed in f32.
     F32,
     /// Matrices of blocks in this format, rounded when the model is opened. If the row length is
-    /// not a multiple of its block size, the nearest supported format is used
-    /// ([`MatrixFormat::that_fits`]). Embedding and head, a model's most sensitive matrices, keep
-    /// their values: 16-bit floats as stored, everything else in f32.
+    /// not a multiple of its block size, the nearest supported format is used.
+    /// Embedding and head, a model's most sensitive matrices, keep their values: 16-bit floats as
+    /// stored, everything else in f32.
     In(MatrixFormat),
 }
 

@@ -1,5 +1,5 @@
-//! Sequences in pages against the same sequences one by one, on the CPU and on a GPU, which is emulated
-//! unless `LEHR_CUDA=driver`.
+//! Sequences in pages against the same sequences one by one, on the CPU and on a GPU. The GPU is
+//! emulated unless `LEHR_CUDA=driver`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -208,8 +208,9 @@ impl ChatGlmConfig {
         self.inv_freq_dtype.round(plain)
     }
 
-    /// In both kinds of text, `<sop>` and all later tokens stand at the mask token's position. If a
-    /// text has both mask tokens, `[gMASK]` counts, as in version 1.1 of the published code.
+    /// Returns the layout rule. In both kinds of text, `<sop>` and all later tokens stand at the
+    /// mask token's position. If a text has both mask tokens, `[gMASK]` counts, as in version 1.1
+    /// of the published code.
     fn prefix_rule(&self) -> PrefixRule {
         let below_bos = |n| self.bos_token_id.saturating_sub(n);
         let gmask = self.gmask_token_id.unwrap_or(below_bos(3));

@@ -232,9 +232,8 @@ impl Block {
         let dense = Linear::build(&mut attn.at("dense"), role, out, residual_std)?;
         let post_attention_layernorm = Norm::build(config, p.at("post_attention_layernorm"))?;
         let mut mlp = p.at("mlp");
-        let mut linear = |name, (n_in, n_out), std| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
-            Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
+        let mut linear = |name, shape: LinearShape, std| {
+            Linear::build(&mut mlp.at(name), Role::Mlp, shape.with_bias(bias), std)
         };
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
         Ok(Self {
@@ -245,8 +244,8 @@ impl Block {
             dense,
             post_attention_layernorm,
             mlp: FusedGatedMlp {
-                gate_up: linear("dense_h_to_4h", (d, 2 * f), std)?,
-                down: linear("dense_4h_to_h", (f, d), residual_std)?,
+                gate_up: linear("dense_h_to_4h", LinearShape::new(d, 2 * f), std)?,
+                down: linear("dense_4h_to_h", LinearShape::new(f, d), residual_std)?,
                 activation: Activation::Silu,
                 gate: GateHalf::First,
             },

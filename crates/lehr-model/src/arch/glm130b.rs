@@ -160,7 +160,8 @@ impl FamilyConfig for Glm130bConfig {
         })
     }
 
-    /// The published checkpoint has 8 parts, cut for tensor parallelism as Megatron does.
+    /// Returns how a tensor was split. The published checkpoint has 8 parts, cut for tensor
+    /// parallelism as Megatron does.
     fn shard_rule(&self, name: &str) -> ShardRule {
         let ends = |end: &str| name.ends_with(end);
         if ends("word_embeddings.weight") || name.contains(".query_key_value.") {
@@ -183,8 +184,8 @@ impl Glm130bConfig {
         self.deepnorm_alpha.unwrap_or((2.0 * self.num_layers as f64).sqrt()) as f32
     }
 
-    /// A continuation for `[MASK]` or `[sMASK]` stands at the mask token's position. After
-    /// `[gMASK]`, positions count up.
+    /// Returns the layout rule. A continuation for `[MASK]` or `[sMASK]` stands at the mask token's
+    /// position. After `[gMASK]`, positions count up.
     fn prefix_rule(&self) -> PrefixRule {
         let mask = |name, id, freezes| MaskToken { name, id, freezes };
         PrefixRule {

@@ -112,7 +112,7 @@ pub trait Architecture: Send + Sync {
         Ok(Layout::causal(ids.len()))
     }
 
-    /// The model's sizes.
+    /// Returns the model's sizes.
     fn spec(&self) -> Spec;
 }
 
@@ -136,7 +136,7 @@ pub(crate) trait FamilyConfig: Serialize + DeserializeOwned {
     /// Checks that every setting is valid.
     fn validate(&self) -> Result<()>;
 
-    /// The model's sizes.
+    /// Returns the model's sizes.
     fn spec(&self) -> Spec;
 
     /// Builds the layers.
@@ -151,7 +151,7 @@ pub(crate) trait FamilyConfig: Serialize + DeserializeOwned {
     /// parts that `config.json` does not mention.
     fn fit_to(&mut self, _has: &dyn Fn(&str) -> bool) {}
 
-    /// The model's class, `architectures` in `config.json`.
+    /// Returns the model's class, `architectures` in `config.json`.
     fn class(&self) -> &'static str {
         Self::CLASS
     }
@@ -217,7 +217,7 @@ macro_rules! families {
                 }
             }
 
-            /// The model's sizes.
+            /// Returns the model's sizes.
             #[must_use]
             pub fn spec(&self) -> Spec {
                 match self { $(Self::$family(config) => config.spec(),)* }
