@@ -64,8 +64,50 @@ const FORBIDDEN: &[Rule] = &[
     Rule {
         krate: "lehr-model",
         from: "io",
-        not: &["arch"],
-        why: "files are read and written without knowing a family",
+        not: &[
+            "arch",
+            "model",
+            "nn",
+            "adapt",
+            "cache",
+            "paged",
+            "classifier",
+            "outline",
+            "Model",
+            "Config",
+            "KvCache",
+        ],
+        why: "files are read and written without knowing a family or a model",
+    },
+    Rule {
+        krate: "lehr-model",
+        from: "spec",
+        not: &["arch", "model", "nn", "adapt", "io", "cache", "paged", "classifier", "outline"],
+        why: "sizes are plain numbers",
+    },
+    Rule {
+        krate: "lehr-model",
+        from: "cache",
+        not: &["arch", "model", "nn", "adapt", "io", "paged", "classifier", "outline", "Model"],
+        why: "a cache knows sizes, not what fills it",
+    },
+    Rule {
+        krate: "lehr-model",
+        from: "nn",
+        not: &["arch", "model", "io", "cache", "paged", "classifier", "outline", "Model"],
+        why: "layers are below the architectures that use them",
+    },
+    Rule {
+        krate: "lehr-model",
+        from: "adapt",
+        not: &["arch", "model", "io", "cache", "paged", "classifier", "outline", "Model"],
+        why: "an adapter knows one linear layer, not the model around it",
+    },
+    Rule {
+        krate: "lehr-model",
+        from: "arch",
+        not: &["model", "adapt", "paged", "classifier", "outline", "Model"],
+        why: "a family computes from its layers; models, adapters and pages are built around it",
     },
 ];
 

@@ -1,29 +1,30 @@
-//! Keys and values of the tokens seen so far.
+//! The cache of keys and values.
 
 use lehr_tensor::ops::attention::{Mask, Pages};
 use lehr_tensor::{DType, Device, Result, Tensor, inplace};
 
 use crate::spec::Spec;
 
-/// The KV cache of a batch of sequences of one length: per layer two tensors `[B, S, K, E]`,
-/// allocated once. What is behind the last position is never read, so it is not zeroed.
+/// The KV cache of a batch of sequences of equal length: per layer two tensors `[B, S, K, E]`,
+/// allocated once. Positions beyond the last one are never read, so they are not zeroed.
 ///
-/// A model writes the keys and values of new tokens behind those of earlier ones and attends over
-/// all; the cache knows nothing of the architecture. Inside of a [`PagedCache`](crate::PagedCache)
-/// the tensors are pools of pages, and each sequence has a length of its own.
+/// A model writes the keys and values of new tokens after those of earlier ones and attends over
+/// all of them. The cache is independent of the architecture. Inside a
+/// [`PagedCache`](crate::PagedCache) the tensors are pools of pages, and each sequence has its own
+/// length.
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
-    /// The pages that new keys and values go into, whose lengths count the new tokens. Without
-    /// pages they go behind the positions filled, the same of all sequences.
+    /// Pages that receive new keys and values; their lengths include the new tokens. Without pages,
+    /// new values follow the filled positions, whose number is the same in all sequences.
     pages: Option<Pages>,
-    /// The longest bidirectional prefix of a text, 0 for causal texts.
+    /// Length of the longest bidirectional prefix, 0 for causal texts.
     prefix_len: usize,
 }
 
 impl KvCache {
-    /// Room for `capacity` positions of `batch` sequences, where and in what a model computes; see
+    /// Allocates room for `capacity` positions of `batch` sequences; see
     /// [`Model::cache`](crate::Model::cache).
     ///
     /// # Errors
@@ -37,8 +38,8 @@ impl KvCache {
         Self::of_shape(spec, (device, dtype), [batch, capacity], capacity)
     }
 
-    /// Pools without pages yet, for pages of `page_len` positions and sequences of at most
-    /// `capacity`.
+    /// Creates empty pools for pages of `page_len` positions and sequences of at most `capacity`
+    /// positions.
     pub(crate) fn in_pages(
         spec: &Spec,
         place: (Device, DType),
@@ -61,8 +62,8 @@ impl KvCache {
         Ok(Self { layers, capacity, len: 0, pages: None, prefix_len: 0 })
     }
 
-    /// Makes the pools `n_pages` pages large. One layer at a time is copied, so that little more
-    /// memory is taken than the larger pools need.
+    /// Grows the pools to `n_pages` pages. It copies one layer at a time, so peak memory exceeds
+    /// the larger pools by one layer only.
     pub(crate) fn grow_pages(&mut self, n_pages: usize) -> Result<()> {
         for (k, v) in &mut self.layers {
             let grown = (grown(k, n_pages)?, grown(v, n_pages)?);
@@ -77,22 +78,22 @@ impl KvCache {
         self.len
     }
 
-    /// Whether nothing has been written yet.
+    /// Returns whether nothing has been written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Positions there is room for.
+    /// Returns the number of positions with memory.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Forgets all positions from `len` on and returns how many remain: the next tokens are
-    /// written there. Tokens of a bidirectional prefix have seen one another, so if not all of
-    /// them and the token after them, which ends the prefix, can stay, none does.
-    #[must_use = "more may be forgotten than was asked for"]
+    /// Truncates to at most `len` positions and returns how many remain. Tokens of a bidirectional
+    /// prefix have attended to one another. They therefore stay only if the whole prefix and the
+    /// token after it stay; otherwise none does.
+    #[must_use = "the cache may keep fewer positions than requested"]
     pub fn truncate(&mut self, len: usize) -> usize {
         self.len = self.len.min(len);
         if self.len <= self.prefix_len {
@@ -101,19 +102,19 @@ impl KvCache {
         self.len
     }
 
-    /// Remembers that a text begins with a bidirectional prefix of `len` tokens.
+    /// Records that a text begins with a bidirectional prefix of `len` tokens.
     pub(crate) fn keep_prefix(&mut self, len: usize) {
         self.prefix_len = self.prefix_len.max(len);
     }
 
-    /// Writes `k` and `v` `[B, T, K, E]` of `layer` at the present end and returns the layer's
-    /// whole tensors. `len() + T` of their positions are valid.
+    /// Writes `k` and `v` `[B, T, K, E]` of `layer` after the filled positions, and returns the
+    /// layer's whole tensors. Their first `len() + T` positions are valid.
     ///
     /// # Errors
     /// If the shapes or devices do not fit.
     ///
     /// # Panics
-    /// If there is no room: the model checks before the first layer.
+    /// If there is no room. The model checks that before the first layer.
     pub(crate) fn write(
         &mut self,
         layer: usize,
@@ -132,7 +133,7 @@ impl KvCache {
         Ok((k_all.clone(), v_all.clone()))
     }
 
-    /// The mask of `t` new tokens over what was written.
+    /// Returns the mask of `t` new tokens over all written ones.
     pub(crate) fn mask(&self, mask: Mask, t: usize) -> Mask {
         match &self.pages {
             Some(pages) => mask.with_pages(pages.clone()),
@@ -140,34 +141,33 @@ impl KvCache {
         }
     }
 
-    /// Returns whether keys and values lie in the order of the tokens, and their number is known to
-    /// the host.
+    /// Returns whether keys and values lie in token order and the host knows their number.
     pub(crate) fn is_in_order(&self) -> bool {
         self.pages.is_none()
     }
 
-    /// Where it is.
+    /// Returns the device.
     pub(crate) fn device(&self) -> Device {
         self.layers.first().map_or(Device::Cpu, |(k, _)| k.device())
     }
 
-    /// Says into which pages new keys and values go, if they go into pages.
+    /// Sets the pages that receive new keys and values, if any.
     pub(crate) fn set_pages(&mut self, pages: Option<Pages>) {
         self.pages = pages;
     }
 
-    /// Says how many positions are filled; of texts in pages, those of the longest.
+    /// Sets the number of filled positions; for paged sequences, that of the longest.
     pub(crate) fn set_len(&mut self, len: usize) {
         self.len = len;
     }
 
-    /// Counts `t` positions as filled, after all layers have written them.
+    /// Advances by `t` positions, after all layers have written them.
     pub(crate) fn advance(&mut self, t: usize) {
         self.len += t;
     }
 }
 
-/// A pool with the pages of `pool` and room for `n_pages`.
+/// Copies `pool` into a pool with room for `n_pages`.
 fn grown(pool: &Tensor, n_pages: usize) -> Result<Tensor> {
     let [n, page_len, n_heads, width] = pool.shape()[..] else { return Ok(pool.clone()) };
     let page = page_len * n_heads;

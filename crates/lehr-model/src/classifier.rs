@@ -10,7 +10,7 @@ use crate::io::{self, Checkpoint};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
 use crate::{Config, Error, Model, Result, Tokens};
 
-/// A backbone and a head that gives each sequence one logit per label, as in `transformers`'
+/// A backbone with a head that gives each sequence one logit per label, as in `transformers`'
 /// `…ForSequenceClassification`.
 pub struct Classifier {
     model: Model,
@@ -18,9 +18,9 @@ pub struct Classifier {
     labels: Vec<String>,
 }
 
-/// How labels are read from hidden states.
+/// The pooling and projection from hidden states to labels.
 enum Head {
-    /// `score(h)` at the last token, which has seen the whole sequence.
+    /// `score(h)` at the last token, which has attended to the whole sequence.
     Last { score: Linear },
     /// `classifier(tanh(pooler(h)))` at an encoder's first token.
     First { pooler: Linear, classifier: Linear },
@@ -51,7 +51,7 @@ impl Head {
         Ok(Self::First { pooler, classifier })
     }
 
-    /// The layer that gives the logits.
+    /// Returns the layer that produces the logits.
     fn output(&self) -> &Linear {
         match self {
             Self::Last { score } => score,
@@ -61,7 +61,7 @@ impl Head {
 }
 
 impl Classifier {
-    /// Puts a new head for `labels` on `model`.
+    /// Adds a new head for `labels` to `model`.
     ///
     /// # Errors
     /// If there are fewer than two labels or memory runs out.
@@ -97,40 +97,40 @@ impl Classifier {
         Self::with_source(model, labels, &Source::Load { load: &load, stored: None, seed: 0 })
     }
 
-    /// Whether the folder's `config.json` names a classifier.
+    /// Returns whether the folder's `config.json` names a classifier.
     #[must_use]
     pub fn is_classifier(dir: &Path) -> bool {
         io::read_json(&dir.join("config.json")).is_ok_and(|json| is_classifier(&json))
     }
 
-    /// The backbone with all parameters, the head's included.
+    /// Returns the model: backbone and head.
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// The same, to be set up for training.
+    /// Returns the model mutably, to configure training.
     pub fn model_mut(&mut self) -> &mut Model {
         &mut self.model
     }
 
-    /// The labels, in the order of the logits.
+    /// Returns the labels, in the order of the logits.
     #[must_use]
     pub fn labels(&self) -> &[String] {
         &self.labels
     }
 
-    /// Logits `[n, n_labels]` of the sequences that end at the flat positions `ends` (i32 `[n]`)
-    /// of the token rows. A row without segments is one sequence, padding behind it aside: an
-    /// encoder, which would see the padding, must be given it as segments of its own.
+    /// Computes logits `[n, n_labels]` of the sequences that end at the flat positions `ends` (i32
+    /// `[n]`) of the token rows. A row without segments is one sequence, possibly with padding
+    /// after it. An encoder would attend to that padding, so its padding must be separate segments.
     ///
     /// # Errors
-    /// If a position is outside of the rows or memory runs out.
+    /// If a position is outside the rows or memory runs out.
     pub fn logits(&self, tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
         Ok(self.head.output().forward(&self.pooled(tokens, ends)?)?)
     }
 
-    /// What the last layer is given, `[n, D]`.
+    /// Computes the input `[n, D]` of the last layer.
     fn pooled(&self, tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
         let hidden = self.model.hidden(tokens)?;
         let rows = [hidden.shape().n_rows(), hidden.shape().last_dim()];
@@ -144,7 +144,7 @@ impl Classifier {
         }
     }
 
-    /// The cross-entropy of the labels (i32 `[n]`), summed and divided by `normalizer`.
+    /// Computes the cross-entropy of the labels (i32 `[n]`), summed and divided by `normalizer`.
     ///
     /// # Errors
     /// If a label is out of range or memory runs out.
@@ -163,8 +163,8 @@ impl Classifier {
         Ok(self.head.output().cross_entropy(pooled, labels, options)?)
     }
 
-    /// The summed cross-entropy of the labels (i32 `[n]`) and the most likely label of each
-    /// sequence, from one pass through the backbone without recording.
+    /// Computes the summed cross-entropy of the labels (i32 `[n]`) and the most likely label of
+    /// each sequence in one unrecorded pass.
     ///
     /// # Errors
     /// As [`Classifier::loss`].
@@ -181,7 +181,7 @@ impl Classifier {
         })
     }
 
-    /// The most likely label of each sequence.
+    /// Predicts the most likely label of each sequence.
     ///
     /// # Errors
     /// As [`Classifier::logits`].
@@ -197,7 +197,7 @@ impl Classifier {
         Ok(logits.to_host()?.data().chunks(self.labels.len()).map(best).collect())
     }
 
-    /// The `config.json`: the backbone's, with the labels.
+    /// Returns the `config.json` of the backbone, extended by the labels.
     #[must_use]
     pub fn config_json(&self) -> Value {
         let mut json = self.model.config().to_json();
@@ -225,7 +225,7 @@ impl Classifier {
     }
 }
 
-/// The flat positions of the first tokens of the sequences that end at `ends`.
+/// Computes the flat positions of the first tokens of the sequences that end at `ends`.
 fn first_tokens(tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
     let (n, t) = (tokens.batch() * tokens.len(), tokens.len());
     let start = |&end: &i32| match usize::try_from(end) {
@@ -233,14 +233,14 @@ fn first_tokens(tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
             let within = tokens.segment_starts.as_ref().map_or(0, |starts| starts.ids()[end]);
             (end - end % t) as i32 + within
         }
-        // Refused, with its number, where rows are gathered.
+        // The gather that follows rejects the position and names it.
         _ => end,
     };
     let starts: Vec<i32> = ends.ids().iter().map(start).collect();
     Ok(Tensor::from_ids(&starts, ends.shape())?)
 }
 
-/// `transformers`' class of the classifier on the backbone of a language model's class.
+/// Returns the classifier class in `transformers` for a language-model class.
 fn classifier_class(class: &str) -> String {
     let family = ["LMHeadModel", "ForCausalLM", "ForMaskedLM", "Model"]
         .iter()
@@ -255,7 +255,7 @@ fn is_classifier(json: &Value) -> bool {
 
 fn labels_of(json: &Value) -> Option<Vec<String>> {
     let Some(map) = json.get("id2label") else {
-        // `transformers` leaves the names out if there are two labels without names.
+        // `transformers` omits the names of two unnamed labels.
         return is_classifier(json).then(|| vec!["LABEL_0".to_owned(), "LABEL_1".to_owned()]);
     };
     let map = map.as_object()?;

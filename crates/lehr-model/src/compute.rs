@@ -1,4 +1,4 @@
-//! Where a model computes, and in what.
+//! The device and element type of a model's computation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// The device asked for.
+/// The requested device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
@@ -17,12 +17,12 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
-    /// The GPU of that number; an error if it cannot be used.
+    /// The GPU with that number. It is an error if it is unusable.
     Cuda(usize),
 }
 
-/// The element type of activations asked for. Parameters that are trained, statistics and sums are
-/// in f32 whatever is chosen.
+/// The requested element type of activations. Trained parameters, statistics and sums are always
+/// f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DTypeChoice {
@@ -33,40 +33,40 @@ pub enum DTypeChoice {
     F32,
     /// bfloat16, on a GPU.
     Bf16,
-    /// 16-bit IEEE floats, on a GPU; training scales the loss, because their range is small.
+    /// 16-bit IEEE floats, on a GPU. Training scales the loss, because their range is small.
     F16,
 }
 
-/// What a choice came to.
+/// The device and type that were chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compute {
-    /// Where.
+    /// The device.
     pub device: Device,
-    /// In what.
+    /// The element type of activations.
     pub dtype: DType,
-    /// Why `auto` did not take a GPU, if there is one that cannot be used.
+    /// Why `auto` skipped a GPU, if one exists but is unusable.
     pub note: Option<String>,
 }
 
-/// Matrices of blocks are multiplied in fp8 if both their sides are at least this: rounding x, W
-/// and dy to 8 bits then takes about half of the time that the products save, and at 1,024 all of
-/// it (`docs/experiments.md`).
+/// Smallest side of a block matrix that is multiplied in fp8. At this size, rounding x, W and dy to
+/// 8 bits costs about half the time that the products save; at 1,024 it costs all of it
+/// (`docs/experiments.md`).
 pub const FP8_SIDE_MIN: usize = 2048;
 
 impl Compute {
     /// The CPU, in f32.
     pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, note: None };
 
-    /// Looks for the device and checks that it computes in the type.
+    /// Chooses the device and checks that it supports the type.
     ///
     /// # Errors
-    /// If a GPU is asked for by name and cannot be used, or 16 bits on the CPU.
+    /// If a GPU was named and is unusable, or 16 bits were requested on the CPU.
     pub fn choose(device: DeviceChoice, dtype: DTypeChoice) -> Result<Self> {
         Self::choose_and_say(device, dtype, &mut |_| ())
     }
 
-    /// Like [`Compute::choose`], and tells `begin` how many files of kernels it compiles first.
-    /// That takes seconds and happens once.
+    /// Chooses like [`Compute::choose`], and calls `begin` with the number of kernel files to
+    /// compile first. That takes seconds and happens once.
     ///
     /// # Errors
     /// As [`Compute::choose`].
@@ -94,7 +94,7 @@ impl Compute {
             DTypeChoice::F16 => DType::F16,
         };
         if let Device::Cuda(ordinal) = device {
-            // What is in f32 whatever is chosen has kernels of its own.
+            // Operations that always run in f32 have kernels of their own.
             let both = if dtype == DType::F32 { &[DType::F32][..] } else { &[dtype, DType::F32] };
             cuda::prepare(ordinal, both, begin)?;
         }
@@ -106,10 +106,10 @@ impl Compute {
         Ok(Self { device, dtype, note })
     }
 
-    /// An error if the products of training cannot be in fp8 here.
+    /// Checks that training can multiply in fp8 here.
     ///
     /// # Errors
-    /// Unless it is bf16 on a GPU whose tensor cores multiply 8-bit floats.
+    /// Unless the type is bf16 and the device is a GPU whose tensor cores multiply 8-bit floats.
     pub fn check_fp8(&self) -> Result<()> {
         let (capability, place) = match self.device {
             Device::Cpu => (None, "the CPU".to_owned()),
@@ -137,7 +137,7 @@ impl Compute {
     }
 }
 
-/// Whether a GPU of that compute capability, if it is one, has fp8 beside activations of that type.
+/// Returns whether a GPU of that compute capability has fp8 for activations of that type.
 fn has_fp8(capability: Option<(u32, u32)>, dtype: DType) -> bool {
     dtype == DType::BF16 && capability.is_some_and(|c| c >= cuda::FP8_CAPABILITY)
 }

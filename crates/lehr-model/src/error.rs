@@ -1,4 +1,4 @@
-//! What can go wrong with models and their files.
+//! Errors of models and their files.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error names the file or setting, what it found and what it expected.
+/// An error. It names the file or setting, the value found and the value expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,50 +16,50 @@ pub enum Error {
     /// A file could not be read or written.
     #[error("{doing} {}: {source}", path.display())]
     Io {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is not what it should be.
+    /// A file has invalid contents.
     #[error("reading {}: {reason}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
-        /// What can be done about it.
+        /// What the user can do.
         hint: Option<String>,
     },
-    /// Something else was expected of adapters.
+    /// Adapters cannot be built or merged.
     #[error("{doing}: {found}")]
     Adapter {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// What was found.
         found: String,
-        /// What can be done about it.
+        /// What the user can do.
         hint: &'static str,
     },
-    /// A setting of `config.json` or of a recipe's model has a value it cannot take.
+    /// A setting of `config.json` or of a recipe's model has an invalid value.
     #[error("model configuration: {key} is {found}, expected {expected}")]
     Config {
         /// The setting.
         key: String,
         /// Its value.
         found: String,
-        /// What was expected.
+        /// The expected value.
         expected: String,
     },
-    /// An encoder was asked for what only a decoder can do.
+    /// An encoder was used where a decoder is needed.
     #[error(
         "{doing}: the model is an encoder ({class}), which reads whole texts and predicts no next \
          token"
     )]
     NotCausal {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// The model's class.
         class: &'static str,
@@ -67,7 +67,7 @@ pub enum Error {
     /// The weights hold no output projection.
     #[error("{doing}: the weights of this {class} hold no language-model head")]
     NoHead {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// The model's class.
         class: &'static str,
@@ -75,41 +75,41 @@ pub enum Error {
     /// The input does not fit the model.
     #[error("{what} is {found}, but the model takes at most {limit}")]
     TooLong {
-        /// What is too long.
+        /// The quantity that is too large.
         what: &'static str,
         /// Its size.
         found: usize,
         /// The model's limit.
         limit: usize,
     },
-    /// A cache in pages is full.
+    /// A paged cache is full.
     #[error(
-        "{doing}: {wanted} more pages of the cache are wanted, {free} of its {all} pages (of \
-         {page_len} tokens) are free"
+        "{doing}: the cache needs {wanted} more pages, {free} of its {all} pages (of {page_len} \
+         tokens) are free"
     )]
     PagesFull {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// Pages that are missing.
+        /// Number of missing pages.
         wanted: usize,
-        /// Pages that are free.
+        /// Number of free pages.
         free: usize,
-        /// Pages there are.
+        /// Number of all pages.
         all: usize,
-        /// Tokens of a page.
+        /// Tokens per page.
         page_len: usize,
     },
-    /// A cache in pages was used in a way it cannot be.
+    /// A paged cache was used in an unsupported way.
     #[error("{doing}: found {found}, expected {expected}")]
     Paged {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// What was found.
         found: String,
         /// What was expected.
         expected: &'static str,
     },
-    /// Tokens do not fit their layouts, or were laid out for another kind of model.
+    /// Tokens do not match their layouts, or the layouts belong to another kind of model.
     #[error("laying out tokens: found {found}, expected {expected}")]
     Layout {
         /// What was found.
@@ -117,64 +117,62 @@ pub enum Error {
         /// What was expected.
         expected: String,
     },
-    /// A model with learned keys and values before its texts was used where they have no place.
-    #[error(
-        "{doing}: the model has learned keys and values before its texts, which have no place there"
-    )]
+    /// A model with a learned prefix was used where prefixes are not supported.
+    #[error("{doing}: the model has learned keys and values before its texts, unsupported here")]
     KvPrefix {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
     },
-    /// A forward pass with a cache was to be recorded for backward.
+    /// A forward pass with a cache would have been recorded for backward.
     #[error(
         "running the model: tokens continue a cache while recording is on, expected no_grad: keys \
          and values in a cache have no gradients"
     )]
     RecordedCache,
-    /// A text lacks the tokens that say how the model is to read it.
+    /// A text lacks the tokens that mark its parts.
     #[error("reading the input: {reason}")]
     Prompt {
-        /// What is wrong with it.
+        /// What is missing.
         reason: String,
-        /// What can be done about it.
+        /// What the user can do.
         hint: String,
     },
 }
 
-/// What can be done about a file that could not be read or written.
+/// Returns a hint for a file that could not be read or written.
 fn io_hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            "free some space; the file that was there before is untouched"
+            "free some space; the old file is untouched"
         }
         ErrorKind::NotFound => "check the path; a model is a folder with config.json and weights",
-        _ => "check that the path is right and may be read and written",
+        _ => "check the path and its permissions",
     }
 }
 
 impl Error {
-    /// What the user can do about it, if the error knows.
+    /// Returns what the user can do, if that is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Tensor(error) => error.hint(),
             Self::Format { hint, .. } => Some(hint.clone().unwrap_or_else(|| {
-                "the file may be damaged or of another model: copy or download it again".to_owned()
+                "the file may be damaged or belong to another model: copy or download it again"
+                    .to_owned()
             })),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
             Self::Adapter { hint, .. } => Some((*hint).to_owned()),
-            Self::Config { .. } => Some(
-                "correct it where the model is described: config.json, or [model] of the recipe"
-                    .to_owned(),
-            ),
+            Self::Config { .. } => {
+                Some("correct it in config.json, or in [model] of the recipe".to_owned())
+            }
             Self::NotCausal { .. } => Some(
                 "use a decoder, such as a GPT-2 or Llama model; an encoder serves `lehr embed` \
                  and, fine-tuned on labelled texts, `lehr classify`"
                     .to_owned(),
             ),
             Self::NoHead { .. } => Some(
-                "it can be used with `lehr embed`, or fine-tuned on labelled texts; for logits, \
-                 load weights that were published with their head"
+                "use it with `lehr embed`, or fine-tune it on labelled texts; for logits, load \
+                 weights that include the head"
                     .to_owned(),
             ),
             Self::PagesFull { .. } => Some(

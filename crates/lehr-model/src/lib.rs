@@ -1,8 +1,8 @@
 //! Language models: layers, one file of wiring per architecture, and checkpoint files.
 //!
-//! Layers ([`nn`]) are shared; the wiring of a block is written out in the file of its family
-//! ([`arch`]), which also reads the family's `config.json`. Parameter names are those of the
-//! published checkpoints, so that loading is looking up a name.
+//! Layers ([`nn`]) are shared. Each family has one file ([`arch`]), which wires its blocks and
+//! reads its `config.json`. Parameters have the names of the published checkpoints, so loading a
+//! weight looks up its name.
 //!
 //! Shapes follow the legend of `lehr_tensor`.
 

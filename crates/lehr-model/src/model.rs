@@ -1,4 +1,4 @@
-//! A model with its parameters, and what it computes.
+//! A model: parameters and the functions computed with them.
 
 mod build;
 mod save;
@@ -18,33 +18,34 @@ pub struct Model {
     config: Config,
     arch: Arc<dyn Architecture>,
     params: ParamStore,
-    n_elsewise: usize,
+    n_fallback_matrices: usize,
     checkpointing: ActivationCheckpointing,
     adapters: Vec<Adapted>,
     kv_prefix: Option<Arc<[KvPrefixParams]>>,
 }
 
 impl Model {
-    /// Matrices that [`Weights::In`](crate::Weights::In) has in another format than it says, because their rows are not
-    /// whole blocks of that one.
+    /// Returns the number of matrices that fell back to another format than
+    /// [`Weights::In`](crate::Weights::In) requests, because their row length is not a multiple of
+    /// the block size.
     #[must_use]
-    pub fn n_elsewise(&self) -> usize {
-        self.n_elsewise
+    pub fn n_fallback_matrices(&self) -> usize {
+        self.n_fallback_matrices
     }
 
-    /// The adapters, in the order of their layers.
+    /// Returns the adapters, in the order of their layers.
     #[must_use]
     pub fn adapters(&self) -> &[Adapted] {
         &self.adapters
     }
 
-    /// Adds parameters that are not the backbone's: heads.
+    /// Adds parameters outside the backbone, such as a classification head.
     pub(crate) fn params_mut(&mut self) -> &mut ParamStore {
         &mut self.params
     }
 
-    /// Moves it to `device`, where it computes in `dtype`: f32, or on a GPU also bf16 or f16, with
-    /// parameters kept in f32 beside. Matrices that are used as they are stored stay in their form.
+    /// Moves the model to `device` and computes in `dtype`: f32, or on a GPU also bf16 or f16.
+    /// Trainable parameters stay in f32. Stored matrices keep their format.
     ///
     /// # Errors
     /// If memory runs out, the device fails, or it cannot compute in `dtype`.
@@ -52,12 +53,12 @@ impl Model {
         Ok(self.params.to_device(device, dtype)?)
     }
 
-    /// Adds learned keys and values of `n_tokens` positions before every text, in each block: the
-    /// parameters of prefix tuning (P-tuning v2), normal with standard deviation 0.02 at first. The
-    /// model's other parameters stay as they are, trainable or not.
+    /// Adds learned keys and values for `n_tokens` positions before every text, in each block: the
+    /// parameters of prefix tuning (P-tuning v2). They start normal with standard deviation 0.02.
+    /// The other parameters keep their values and stay trainable or frozen.
     ///
     /// # Errors
-    /// If there is such a prefix already, `n_tokens` is 0, or memory runs out.
+    /// If the model already has a prefix, `n_tokens` is 0, or memory runs out.
     pub fn add_kv_prefix(&mut self, n_tokens: usize, seed: u64) -> Result<()> {
         if n_tokens == 0 || self.kv_prefix.is_some() {
             let found = format!("{n_tokens} tokens, beside {} there are", self.kv_prefix_len());
@@ -85,27 +86,28 @@ impl Model {
         first.map_or(0, |layer| layer.k.shape()[0])
     }
 
-    /// Sets what recorded forward passes keep for backward.
+    /// Sets the activation-checkpointing policy used in training.
     pub fn set_activation_checkpointing(&mut self, checkpointing: ActivationCheckpointing) {
         self.checkpointing = checkpointing;
     }
 
-    /// From now on training multiplies in fp8 the matrices of blocks whose both sides are at least
-    /// `side_min` and multiples of 16; how many there are. Embeddings, the loss and whatever is not
-    /// recorded for backward stay in the type of the activations.
+    /// Selects the matrices that training multiplies in fp8, and returns their number: matrices of
+    /// blocks with both sides at least `side_min` and multiples of 16. Embeddings, the loss and
+    /// unrecorded passes keep the type of the activations.
     ///
-    /// It changes nothing where [`Compute::check_fp8`](crate::Compute::check_fp8) is an error.
+    /// Call it only where [`Compute::check_fp8`](crate::Compute::check_fp8) succeeds; elsewhere it
+    /// changes no product.
     pub fn use_fp8(&self, side_min: usize) -> usize {
         self.params.use_fp8(side_min)
     }
 
-    /// Where it lives and what it computes in.
+    /// Returns the device and the element type of activations.
     #[must_use]
     pub fn compute(&self) -> (Device, DType) {
         self.params.compute()
     }
 
-    /// A cache of keys and values of `capacity` positions of `batch` sequences.
+    /// Allocates a cache of keys and values for `capacity` positions of `batch` sequences.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -131,16 +133,16 @@ impl Model {
         &self.params
     }
 
-    /// Whether the model can continue a text; encoders cannot.
+    /// Returns whether the model can continue a text; encoders cannot.
     #[must_use]
     pub fn is_causal(&self) -> bool {
         self.arch.is_causal()
     }
 
-    /// An error if the model cannot continue a text.
+    /// Checks that the model can continue a text. `doing` names the action for the error.
     ///
     /// # Errors
-    /// If it is an encoder; `doing` is what it was wanted for.
+    /// If the model is an encoder.
     pub fn check_causal(&self, doing: &'static str) -> Result<()> {
         match self.is_causal() {
             true => Ok(()),
@@ -148,17 +150,18 @@ impl Model {
         }
     }
 
-    /// The head, or an error if there is none; `doing` is what it was wanted for.
+    /// Returns the output projection. `doing` names the action for the error.
     fn head(&self, doing: &'static str) -> Result<&Linear> {
         self.arch.head().ok_or_else(|| Error::NoHead { doing, class: self.config.class() })
     }
 
-    /// The layer that classifiers apply to an encoder's first token, if its weights hold one.
+    /// Returns the layer that classifiers apply to an encoder's first token, if the weights contain
+    /// one.
     pub(crate) fn pooler(&self) -> Option<&Linear> {
         self.arch.pooler()
     }
 
-    /// Hidden states `[B, T, D]` after the last norm.
+    /// Computes hidden states `[B, T, D]` after the last norm.
     ///
     /// # Errors
     /// If the tokens do not fit the model or memory runs out.
@@ -167,7 +170,7 @@ impl Model {
         self.arch.forward(pass.with_kv_prefix(self.kv_prefix.clone()))
     }
 
-    /// Hidden states of tokens that continue those in `cache`; nothing is recorded.
+    /// Computes hidden states of tokens that continue those in `cache`. It records nothing.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
@@ -176,22 +179,22 @@ impl Model {
         no_grad(|| self.arch.forward(pass))
     }
 
-    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    /// Returns whether texts begin with a bidirectional prefix.
     #[must_use]
     pub fn has_prefix(&self) -> bool {
         self.arch.has_prefix()
     }
 
-    /// Lays out one text: the positions of its tokens, and how many of the first see one another in
-    /// both directions.
+    /// Lays out one text: computes the positions of its tokens and the length of its bidirectional
+    /// prefix.
     ///
     /// # Errors
-    /// If the text lacks the tokens that say so, for GLM-130B and ChatGLM-6B.
+    /// If a text for GLM-130B or ChatGLM-6B lacks the tokens that mark its parts.
     pub fn layout(&self, ids: &[i32]) -> Result<Layout> {
         self.arch.layout(ids)
     }
 
-    /// [`Model::layout`] as a function of its own, for loaders.
+    /// Returns [`Model::layout`] as an independent function, for loaders.
     pub fn layout_rule(&self) -> impl Fn(&[i32]) -> Result<Layout> + Send + Sync + use<> {
         let arch = Arc::clone(&self.arch);
         move |ids| arch.layout(ids)
@@ -200,14 +203,14 @@ impl Model {
     /// Lays out `batch` whole texts of one length, in one slice.
     ///
     /// # Errors
-    /// As [`Model::layout`], or if the number of ids is no multiple of `batch`.
+    /// As [`Model::layout`], or if the number of ids is not a multiple of `batch`.
     pub fn tokens(&self, ids: &[i32], batch: usize) -> Result<Tokens> {
         let texts = ids.chunks((ids.len() / batch.max(1)).max(1));
         let layouts = texts.map(|text| self.layout(text)).collect::<Result<Vec<_>>>()?;
         Tokens::of_texts(ids, &layouts.iter().collect::<Vec<_>>(), 0)
     }
 
-    /// Logits `[.., V]` of hidden states `[.., D]`.
+    /// Computes logits `[.., V]` of hidden states `[.., D]`.
     ///
     /// # Errors
     /// If the model has no head or memory runs out.
@@ -220,13 +223,13 @@ impl Model {
         })
     }
 
-    /// The language model's loss `[1]`: the cross-entropy of `targets` (i32 `[B, T]`, −100 = no
-    /// label) summed and divided by `normalizer`. Targets stand where they are predicted: for a
-    /// decoder one place before the token, for an encoder at the token's own place, which is
-    /// masked.
+    /// Computes the language-model loss `[1]`: the cross-entropy of `targets` (i32 `[B, T]`, −100 =
+    /// not supervised), summed and divided by `normalizer`. A target stands at the position that
+    /// predicts it. For a decoder that is one position before the token; for an encoder it is the
+    /// token's own, masked position.
     ///
     /// # Errors
-    /// If the model has no head, a target is outside of the vocabulary or memory runs out.
+    /// If the model has no head, a target is outside the vocabulary or memory runs out.
     pub fn loss(&self, tokens: &Tokens, targets: &Tensor, normalizer: f32) -> Result<Tensor> {
         let head = self.head("computing the loss")?;
         let hidden = self.arch.head_input(&self.hidden(tokens)?)?;
@@ -235,9 +238,8 @@ impl Model {
         Ok(head.cross_entropy(&hidden, targets, options)?)
     }
 
-    /// The natural logarithm of the probability of each of `targets` (i32 `[B, T]`, −100 = none,
-    /// which gives 0), f32 `[B, T]`. Targets stand where they are predicted, as in
-    /// [`Model::loss`].
+    /// Computes the log-probability (natural logarithm) of each of `targets` (i32 `[B, T]`, −100 =
+    /// none, gives 0) as f32 `[B, T]`. Targets stand as in [`Model::loss`].
     ///
     /// # Errors
     /// As [`Model::loss`].
@@ -247,7 +249,7 @@ impl Model {
         Ok(head.token_logprobs(&hidden, targets, self.arch.logit_softcap())?)
     }
 
-    /// Logits `[B, V]` of the token after the last one, with the cache advanced.
+    /// Computes logits `[B, V]` after the last of the tokens, and advances the cache.
     ///
     /// # Errors
     /// If the model is an encoder, the tokens do not fit the cache or memory runs out.
@@ -269,8 +271,8 @@ impl Model {
         })
     }
 
-    /// Bytes of weights that one generated token reads: all, but of a table of tokens that is not
-    /// also the head only a row.
+    /// Returns the bytes of weights read per generated token: all weights, but only one row of a
+    /// token embedding that is not tied to the head.
     #[must_use]
     pub fn decode_bytes(&self) -> usize {
         let looked_up = match self.arch.head() {
@@ -285,14 +287,14 @@ impl Model {
         named.iter().filter(|weight| weight.role() == role).map(Named::read_bytes).sum()
     }
 
-    /// Floating-point operations of one training step (forward and backward) over `batch` rows of
-    /// `t` tokens: `6 N` per token for the `N` weights of matrix products (the head counted once)
-    /// plus causal attention, `6 L B T² H E`, twice that where tokens see both sides.
+    /// Returns the floating-point operations of one training step (forward and backward) over
+    /// `batch` rows of `t` tokens. Matrix products take `6 N` per token for `N` weights, the head
+    /// counted once. Causal attention takes `6 L B T² H E`, bidirectional attention twice that.
     #[must_use]
     pub fn flops_per_step(&self, batch: usize, t: usize) -> f64 {
         let spec = self.spec();
         let tied = self.arch.head().is_some_and(Linear::is_tied);
-        // An embedding that is not the head too is looked up, not multiplied.
+        // An untied embedding is a lookup, not a product.
         let is_multiplied = |role: Role| match role {
             Role::TokenEmbedding => tied,
             role => role.is_hidden_matrix() || matches!(role, Role::Head | Role::Adapter),

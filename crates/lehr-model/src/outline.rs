@@ -1,4 +1,4 @@
-//! The parameters of a model without their numbers: what there is to load, and how large it is.
+//! Outline of a model: its parameters without their values, for loading plans and memory estimates.
 
 use std::cell::RefCell;
 
@@ -8,7 +8,7 @@ use lehr_tensor::{Param, Role, Shape, Source, Tensor};
 use crate::io::Checkpoint;
 use crate::{Config, Model, Result};
 
-/// A parameter that is not loaded.
+/// A parameter with its name and shape, without its values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
     /// Its path in the model.
@@ -17,11 +17,11 @@ pub struct Parameter {
     pub stored_as: String,
     /// Its shape.
     pub shape: Shape,
-    /// What it is for.
+    /// Its role.
     pub role: Role,
 }
 
-/// All parameters of a model, tied weights once, in order.
+/// All parameters of a model, in order. Tied weights occur once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outline {
     /// The parameters.
@@ -31,10 +31,10 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// What a model of `config` would load from `checkpoint`. No number is read.
+    /// Lists what a model of `config` would load from `checkpoint`. It reads no values.
     ///
     /// # Errors
-    /// If the configuration is impossible, or a weight is missing or of another size.
+    /// If the configuration is invalid, or a weight is missing or has another size.
     pub fn new(mut config: Config, checkpoint: &Checkpoint) -> Result<Self> {
         config.fit_to(&|name| checkpoint.has(name));
         let names = config.clone();
@@ -48,12 +48,12 @@ impl Outline {
                 return Err(format!("`{stored_as}` has shape {stored:?}"));
             }
             found.borrow_mut().push((stored_as, shape));
-            // Building only puts parameters in their places: nothing looks at this one.
+            // Building only assigns the parameters; nothing reads this one.
             Tensor::zeros([1]).map(Some).map_err(|e| e.to_string())
         };
         let built = Model::build(config, &Source::Load { load: &load, stored: None, seed: 0 });
         let model = built.map_err(|e| checkpoint.explain(e))?;
-        // Parameters were asked for in the order in which the model has them.
+        // The builder requests parameters in the order of the model.
         let parameter = |(param, (stored_as, shape)): (&Param, (String, Shape))| Parameter {
             name: param.name().to_owned(),
             stored_as,
@@ -65,20 +65,20 @@ impl Outline {
         Ok(Self { is_causal: model.is_causal(), parameters })
     }
 
-    /// Number of parameter values.
+    /// Returns the number of parameter values.
     #[must_use]
     pub fn n_values(&self) -> u64 {
         self.parameters.iter().map(Parameter::n_values).sum()
     }
 
-    /// Number of parameter values of one role.
+    /// Returns the number of parameter values of one role.
     #[must_use]
     pub fn n_values_of(&self, role: Role) -> u64 {
         self.parameters.iter().filter(|p| p.role == role).map(Parameter::n_values).sum()
     }
 
-    /// Bytes of all weights with matrices in `format`. Vectors stay f32, as do matrices whose rows
-    /// are no whole blocks.
+    /// Returns the bytes of all weights with matrices in `format`. Vectors stay in f32, as do
+    /// matrices whose row length is not a multiple of the block size.
     #[must_use]
     pub fn weight_bytes(&self, format: WeightFormat) -> u64 {
         let bytes = |p: &Parameter| {
@@ -92,7 +92,7 @@ impl Outline {
 }
 
 impl Parameter {
-    /// Number of its values.
+    /// Returns the number of its values.
     #[must_use]
     pub fn n_values(&self) -> u64 {
         self.shape.n_elements() as u64

@@ -1,13 +1,13 @@
 //! The sizes of a model.
 
-/// The sizes the rest of the program needs of any model.
+/// The sizes of a model, independent of its family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Blocks.
+    /// Number of blocks.
     pub n_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key-value heads.
+    /// Number of key-value heads.
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
@@ -20,7 +20,7 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Numbers in the cache of keys and values of one sequence at full context: `2 L S K E`.
+    /// Returns the number of values in the KV cache of one sequence at full context: `2 L S K E`.
     #[must_use]
     pub fn n_cached(&self) -> u64 {
         let sizes = [self.n_layers, self.max_positions, self.n_kv_heads, self.head_dim];

@@ -1,28 +1,28 @@
-//! In which formats the matrices of a model are kept while it is used.
+//! Storage formats of a model's matrices during inference.
 
 use std::str::FromStr;
 
 use lehr_tensor::quant::{MatrixFormat, Scaling, WeightFormat};
 
-/// How a model that is used, not trained, keeps its matrices.
+/// The storage format of matrices in a model that is used, not trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Weights {
-    /// As the file has them: those of 16 and fewer bits stay in the mapped file.
+    /// As in the file. Matrices of at most 16 bits stay in the mapped file.
     #[default]
     AsStored,
-    /// As the file has them, and multiplied as the numbers they stand for, in f32: the results of
-    /// [`Weights::F32`] with the file's memory. For comparing models; it is slow for single tokens.
+    /// As in the file, but dequantised to f32 for each product: the results of [`Weights::F32`]
+    /// with the memory of the file. It serves comparisons and is slow for single tokens.
     Exact,
-    /// All in f32, and computed with in f32.
+    /// All in f32, computed in f32.
     F32,
-    /// Those of the blocks in this format, rounded when the model is opened, or in the nearest
-    /// whose blocks fill their rows ([`MatrixFormat::that_fits`]). Embedding and head, a model's
-    /// most sensitive matrices, keep their numbers: as stored if those are floats of 16 bits, else
-    /// in f32.
+    /// Matrices of blocks in this format, rounded when the model is opened. If the row length is
+    /// not a multiple of its block size, the nearest supported format is used.
+    /// Embedding and head, a model's most sensitive matrices, keep their values: 16-bit floats as
+    /// stored, everything else in f32.
     In(MatrixFormat),
 }
 
-/// The names of [`Weights`], as they are typed.
+/// The names of [`Weights`] on the command line.
 const NAMES: [(&str, Weights); 14] = [
     ("stored", Weights::AsStored),
     ("f32", Weights::F32),

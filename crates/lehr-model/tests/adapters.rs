@@ -1,4 +1,4 @@
-//! Adapters on every family: where they reach, what they compute, what they leave alone.
+//! Adapters on every family: the layers they reach, their results, and the unchanged base.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -51,7 +51,7 @@ fn batch(dir: &Path, model: &Model) -> (Tokens, Tensor) {
     )
 }
 
-/// Gives every B numbers, so that the adapters change the model.
+/// Gives every B random values, so the adapters change the model.
 fn fill(model: &Model) {
     for (i, param) in model.params().trainable().enumerate() {
         let mut value = Tensor::zeros(param.shape()).unwrap();
@@ -92,7 +92,7 @@ fn a_pattern_reaches_every_linear_layer_of_every_family() {
         let has_head = plain.params().named().iter().any(|weight| weight.role() == Role::Head);
         assert!(tied.len() == usize::from(!has_head), "{}: {tied:?}", dir.display());
         n_tied += tied.len();
-        // The base has the names and numbers it had, and only adapters are trained.
+        // The base has its old names and values, and only adapters are trained.
         for param in plain.params().params() {
             let base = model.params().get(param.name()).unwrap();
             assert_eq!(base.tensor().to_vec(), param.tensor().to_vec());
@@ -111,7 +111,7 @@ fn new_adapters_change_no_logit() {
         let (tokens, _) = batch(&dir, &plain);
         let model = adapted(&dir, Weights::F32, &["*"]);
         let error = difference(&logits(&model, &tokens), &logits(&plain, &tokens));
-        // Fused layers round otherwise than separate ones.
+        // Fused layers round differently from separate ones.
         assert!(error <= 2e-6, "{}: {error}", dir.display());
     }
 }
@@ -259,7 +259,7 @@ fn adapters_learn_over_stored_weights() {
         assert!(merged.params().stored().len() < model.params().stored().len());
         let (tokens, labels) = batch(&dir, &model);
         let name = format!("{name} in {format}");
-        // Products with codes of whole numbers round activations; backward does not see that.
+        // Products with integer codes round activations, which backward ignores.
         let step = |model: &Model| {
             let loss = model.loss(&tokens, &labels, 7.0).unwrap();
             let value = loss.item().unwrap();
@@ -273,7 +273,7 @@ fn adapters_learn_over_stored_weights() {
         let losses: Vec<f32> = (0..4).map(|_| step(&model)).collect();
         assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{name}: {losses:?}");
     }
-    // Multiplied in f32, the gradients are those of the loss to the end.
+    // In f32 the gradients are exactly those of the loss.
     let dir = golden("llama");
     let model = adapted(&dir, Weights::Exact, &["*"]);
     fill(&model);

@@ -77,7 +77,7 @@ fn logits_loss_and_every_gradient_match_the_reference() {
         let grad = param.grad().unwrap_or_else(|| panic!("no gradient for {}", param.name()));
         let pairs = grad.data().iter().zip(want.data());
         let norm = square(want.data().iter().copied());
-        // Keys' biases cannot change a softmax: what the reference has for them is its rounding.
+        // Key biases cannot change a softmax: the reference's values for them are rounding.
         let error = (square(pairs.map(|(a, b)| a - b)) / norm.max(1e-10 * all)).sqrt();
         assert!(error <= 1e-4, "{} is off by {error:.1e}", param.name());
     }
@@ -110,7 +110,7 @@ fn a_new_classifier_keeps_the_pooler_of_the_weights_or_starts_one() {
     let before = value(&model).unwrap();
     let classifier = Classifier::new(model, labels(), 1).unwrap();
     assert_eq!(value(classifier.model()).unwrap(), before);
-    // A masked language model, which has none.
+    // A masked language model, which has no pooler.
     let masked = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert");
     let model = Model::load(&masked).unwrap();
     assert_eq!(value(&model), None);

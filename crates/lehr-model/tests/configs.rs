@@ -1,5 +1,5 @@
-//! `config.json` in all its spellings: what is left out, what older versions of transformers wrote,
-//! what cannot be.
+//! `config.json` in all its spellings: missing keys, older versions of transformers, invalid
+//! settings.
 //!
 //! The expected values are those of the configuration classes of Hugging Face transformers 5.23.
 
@@ -16,14 +16,14 @@ fn parse(json: &Value) -> Config {
     Config::from_json(json).unwrap_or_else(|e| panic!("{e}: {json}"))
 }
 
-/// `base` with the keys of `more`.
+/// Returns `base` with the keys of `more`.
 fn with(base: &Value, more: &Value) -> Value {
     let mut json = base.clone();
     json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     json
 }
 
-/// A model small enough to build, of any family.
+/// Returns a model of any family that is small enough to build.
 fn small(model_type: &str) -> Value {
     json!({
         "model_type": model_type, "vocab_size": 40, "hidden_size": 24, "intermediate_size": 20,
@@ -34,7 +34,7 @@ fn small(model_type: &str) -> Value {
 
 const FAMILIES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"];
 
-/// Logits of a new model: what two files must agree on to mean the same.
+/// Computes logits of a new model: two files that mean the same agree on them.
 fn logits(json: &Value) -> Vec<f32> {
     let model = Model::new(parse(json), 7).unwrap();
     let ids: Vec<i32> = (0..20).map(|i| (i * 7) % 40).collect();
@@ -76,7 +76,7 @@ fn missing_keys_are_those_of_the_reference() {
     };
     assert_eq!(FAMILIES[..3].iter().map(|f| head_dim(f)).collect::<Vec<_>>(), [16, 16, 16]);
     assert_eq!((head_dim("qwen3"), head_dim("gemma3_text")), (128, 256));
-    // Null is not the same as missing: no window, not the usual one.
+    // Null differs from missing: no window instead of the default one.
     let window = |json: Value| match parse(&with(&small("mistral"), &json)) {
         Config::Mistral(config) => config.sliding_window,
         other => panic!("{other:?}"),
@@ -196,7 +196,7 @@ fn the_text_model_of_a_model_with_images_is_read() {
     assert_eq!(parse(&images).to_json()["model_type"], "gemma3_text");
 }
 
-/// A safetensors file with other names.
+/// Writes a safetensors file with other names.
 fn renamed(file: &[u8], name: impl Fn(&str) -> String) -> Vec<u8> {
     let (len, rest) = file.split_first_chunk::<8>().unwrap();
     let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);

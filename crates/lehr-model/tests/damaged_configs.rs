@@ -80,7 +80,7 @@ fn numbers_that_overflow_are_named() {
     }
 }
 
-/// Values that programs stumble over.
+/// Values that commonly break programs.
 fn odd_value() -> impl Strategy<Value = Value> {
     let numbers = [0u64, 1, 2, 3, 7, 48, 64, 1 << 20, 1 << 30, 1 << 31, 1 << 32, 1 << 63, u64::MAX];
     prop_oneof![

@@ -1,5 +1,4 @@
-//! Whole files with bytes changed, cut, repeated or moved: each is read or refused, and what it
-//! claims to hold is there.
+//! Whole files with bytes changed, cut, repeated or moved. Each is read completely or rejected.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,11 +19,11 @@ static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
 });
 
-/// One thing that can happen to a file.
+/// A kind of damage.
 #[derive(Clone, Debug)]
 enum Damage {
     Byte(Index, u8),
-    /// Eight bytes become a number: lengths and offsets are such.
+    /// Eight bytes become a number, such as a length or offset.
     Number(Index, u64),
     Cut(Index),
     Remove(Index, usize),

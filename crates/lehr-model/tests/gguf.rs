@@ -16,7 +16,7 @@ fn golden_dirs() -> Vec<PathBuf> {
     dirs
 }
 
-/// Models of families, or with settings, that GGUF has no place for, and what the error says.
+/// Families or settings that GGUF cannot store, with the error.
 const REFUSED: [(&str, &str); 6] = [
     ("llama-yarn-biases", "hidden_act"),
     ("chatglm-6b", "model_type"),
@@ -30,7 +30,7 @@ fn options(file_type: FileType) -> GgufOptions<'static> {
     GgufOptions { name: "golden", file_type, tokenizer: Metadata::default() }
 }
 
-/// Logits, or hidden states of a model whose head a file leaves out.
+/// Computes logits, or hidden states of a model whose head a file leaves out.
 fn output(model: &Model, tokens: &Tokens) -> Vec<f32> {
     no_grad(|| {
         let hidden = model.hidden(tokens).unwrap();

@@ -1,4 +1,4 @@
-//! GGUF files that lie about themselves: each gives an error, none a panic or much memory.
+//! GGUF files with false claims: each gives an error, none a panic or excessive memory.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,11 +10,11 @@ use proptest::prelude::*;
 /// A tensor's description: name, dimensions with the innermost first, type, offset.
 type Tensor<'a> = (&'a str, &'a [u64], u32, u64);
 
-/// What a file is made of.
+/// The contents of a file.
 #[derive(Clone)]
 struct File<'a> {
     version: u32,
-    /// Instead of the true numbers of keys and tensors.
+    /// Replaces the true numbers of keys and tensors.
     counts: Option<(u64, u64)>,
     /// Keys beyond those of a Llama with one head.
     keys: Vec<Vec<u8>>,
@@ -185,7 +185,7 @@ fn tensors_out_of_place_are_errors() {
     fails(&with_tensor(("t", &[8], F32, 96)), "overlap");
     fails(&with_tensor(("t", &[48], Q4_0, 128)), "whole blocks");
     fails(&with_tensor(("token_embd.weight", &[8], F32, 128)), "there twice");
-    // Two names in the file for one of the family.
+    // Two names in the file for one name of the family.
     let twice = with_tensor(("model.embed_tokens.weight", &[8], F32, 128));
     fails(&twice, "there twice");
     // A head has eight rows here.
@@ -211,7 +211,7 @@ fn other_architectures_are_named() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever bytes change, reading ends, with all numbers or an error.
+    /// Whatever bytes change, reading ends with all values or an error.
     #[test]
     fn changed_bytes_never_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),

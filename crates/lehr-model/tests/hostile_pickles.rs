@@ -1,4 +1,4 @@
-//! Pickles that would run programs, fill the memory or end the stack, if they were let.
+//! Pickles that would run programs, fill the memory or overflow the stack if allowed to.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ use lehr_model::io::Checkpoint;
 const STORAGE: &[u8] =
     b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04NtQ";
 
-/// A file of the format before PyTorch 1.6 whose object is what `opcodes` leave on the stack.
+/// Returns a file of the format before PyTorch 1.6 whose object is the result of `opcodes`.
 fn file(opcodes: &[u8]) -> Vec<u8> {
     let mut bytes = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.".to_vec();
     bytes.extend(b"\x80\x02}X\x0d\0\0\0little_endian\x88s.");
@@ -191,7 +191,7 @@ fn shared_values_do_not_multiply() {
     fails(&names, "the names of the tensors are longer");
 }
 
-/// Programs of 5 MB that take as much memory as they can; the values' limit or that of the file's
+/// Programs of 5 MB that allocate as much as they can. The limit of values or that of the file's
 /// size stops each.
 #[test]
 fn no_program_takes_more_than_a_multiple_of_its_size() {
@@ -201,7 +201,7 @@ fn no_program_takes_more_than_a_multiple_of_its_size() {
         let error = open(&unit.repeat(N / unit.len())).err().unwrap();
         assert!(error.to_string().contains("hostile.bin"), "{error}");
     }
-    // A tall stack, then tuples of few: none may keep the tall one's room.
+    // A tall stack, then small tuples: none may keep the tall stack's capacity.
     let tall = [b"N2".repeat(1000), vec![b'2'; 3_000_000], b"(0(N0t".repeat(300_000)].concat();
     assert!(open(&tall).is_err());
     if cfg!(target_os = "linux") {

@@ -17,8 +17,8 @@ fn golden_dirs() -> Vec<PathBuf> {
     dirs
 }
 
-/// A model with a learned prefix of large numbers, and the ids of its golden file; `None` if its
-/// windows would hide the prefix, which it says.
+/// Returns a model with a learned prefix of large values, and the ids of its golden file. Returns
+/// `None` if its windows would hide the prefix and it says so.
 fn with_prefix(dir: &Path) -> Option<(Model, Tensor)> {
     let golden = Checkpoint::open(&dir.join("golden.safetensors")).unwrap();
     let ids = golden.ids("input_ids").unwrap();
@@ -113,7 +113,7 @@ fn the_gradient_of_the_prefix_is_the_slope_of_the_loss() {
         assert_eq!(run(ActivationCheckpointing::Recompute), grads, "{}", dir.display());
         let params = prefix_of(&model);
         let start: Vec<_> = params.iter().map(|p| p.tensor().to_vec()).collect();
-        // Along the gradient the loss rises by its square.
+        // Along the gradient the loss rises by the gradient's square.
         let at = |step: f32| {
             for ((param, start), grad) in params.iter().zip(&start).zip(&grads) {
                 let moved: Vec<f32> = start.iter().zip(grad).map(|(x, g)| x + step * g).collect();

@@ -59,7 +59,7 @@ fn the_numbers_of_a_llama_are_those_of_its_formula() {
     assert_eq!(outline.weight_bytes(WeightFormat::F32), 4 * n);
     // Norms stay f32.
     assert_eq!(outline.weight_bytes(WeightFormat::BF16), 2 * n + 2 * 7 * d);
-    // Rows of `down_proj` have 112 numbers, no whole blocks of 32: they are in f16.
+    // Rows of `down_proj` have 112 values, not a multiple of 32, so they are in f16.
     let matrices = n - 7 * d - 3 * d * f;
     assert_eq!(
         outline.weight_bytes(WeightFormat::Q8_0),

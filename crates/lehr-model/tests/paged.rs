@@ -1,4 +1,4 @@
-//! Sequences in pages against the same sequences one by one, on the CPU and on a GPU, which is
+//! Sequences in pages against the same sequences one by one, on the CPU and on a GPU. The GPU is
 //! emulated unless `LEHR_CUDA=driver`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -19,7 +19,7 @@ fn text(index: usize, len: usize) -> Vec<i32> {
     (0..len).map(|i| ((7 * i + 13 * index + i * i) % 80) as i32).collect()
 }
 
-/// The logits after a sequence alone.
+/// Returns the logits after a sequence alone.
 fn alone(model: &Model, ids: &[i32]) -> Vec<f32> {
     let mut cache = model.cache(1, ids.len()).unwrap();
     let logits = model.next_logits(&Tokens::new(ids, 1, 0).unwrap(), &mut cache).unwrap();
@@ -31,7 +31,8 @@ fn paged(model: &Model, max_sequences: usize, context: usize, max_pages: usize) 
     PagedCache::new(model, size).unwrap()
 }
 
-/// Reads a sequence into the cache, in chunks of `chunk` tokens; its row, and the last logits.
+/// Reads a sequence into the cache in chunks of `chunk` tokens. Returns its row and the last
+/// logits.
 fn read(cache: &mut PagedCache, model: &Model, ids: &[i32], chunk: usize) -> (usize, Vec<f32>) {
     let row = cache.begin(ids, Layout::causal(ids.len())).unwrap();
     let mut logits = None;
@@ -88,7 +89,7 @@ fn texts_of_all_lengths_go_on_as_if_they_were_alone() {
     }
 }
 
-/// The most likely token after a text.
+/// Returns the most likely token after a text.
 fn best(model: &Model, ids: &[i32]) -> i32 {
     let logits = alone(model, ids);
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as i32
@@ -142,7 +143,7 @@ fn sequences_that_begin_alike_share_pages_with_the_same_bits() {
     let mut cache = PagedCache::new(&model, size).unwrap();
     let (first, want) = read(&mut cache, &model, &text(1, 50), 512);
     assert_eq!(cache.n_available(), 9 - 4);
-    // While the first is there, and after it has ended.
+    // While the first sequence exists, and after it has ended.
     for _ in 0..2 {
         let ids = text(1, 50);
         let row = cache.begin(&ids, Layout::causal(50)).unwrap();
@@ -184,7 +185,7 @@ fn a_full_cache_says_how_many_pages_are_wanted() {
     cache.end(1);
     assert_eq!(cache.n_available(), 2);
     cache.next_logits(&model, &[(0, 1)]).unwrap();
-    // What cannot be.
+    // Impossible requests.
     for bad in [&[(1, 1)][..], &[(7, 1)], &[(0, 1), (0, 1)], &[(0, -1)], &[(0, 1 << 20)]] {
         assert!(cache.next_logits(&model, bad).is_err(), "{bad:?}");
     }

@@ -43,7 +43,8 @@ fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).fold(0.0, |m, (a, b)| f32::max(m, (a - b).abs()))
 }
 
-/// Labels where they are predicted: by a decoder at the place before, by an encoder at their own.
+/// Returns labels at the positions that predict them: one before for a decoder, their own for an
+/// encoder.
 fn targets(model: &Model, labels: &Tensor) -> Tensor {
     if !model.is_causal() {
         return labels.clone();
@@ -81,7 +82,7 @@ fn loss_and_every_gradient_match_the_reference() {
         let reached = model.params().params().iter().filter(|param| param.grad().is_some());
         let reached: BTreeSet<_> = reached.map(Param::name).collect();
         assert_eq!(reached, names.iter().copied().collect(), "{}", dir.display());
-        // The pooler of an encoder is only for classifiers.
+        // The pooler of an encoder serves only classifiers.
         let rest = model.params().params().iter().filter(|param| param.grad().is_none());
         for param in rest {
             assert!(param.name().starts_with("bert.pooler."), "{}", param.name());
@@ -92,7 +93,7 @@ fn loss_and_every_gradient_match_the_reference() {
         });
         let wants: Vec<_> = wants.collect();
         let all: f64 = wants.iter().flat_map(|w| w.data()).map(|x| square(*x)).sum();
-        // Keys' biases cannot change a softmax: what the reference has for them is its rounding.
+        // Key biases cannot change a softmax: the reference's values for them are rounding.
         let smallest = 1e-10 * all;
         for (name, want) in names.into_iter().zip(wants) {
             let grad = model.params().get(name).unwrap().grad();
@@ -111,7 +112,7 @@ fn activations_computed_again_change_no_bit() {
     for dir in golden_dirs() {
         let (mut model, golden, tokens) = golden(&dir);
         let targets = targets(&model, &golden.ids("labels").unwrap());
-        // Texts so short that attention would take another path if they were not recorded.
+        // Texts so short that attention takes another path when it is not recorded.
         let short = ["llama", "gpt2"].iter().any(|name| dir.ends_with(name));
         let cut = |ids: &Tensor| Tensor::from_ids(&ids.ids()[..3], [1, 3]).unwrap();
         let mut cases = vec![(tokens.clone(), targets.clone())];
@@ -137,8 +138,8 @@ fn activations_computed_again_change_no_bit() {
     }
 }
 
-/// Frozen parameters have no gradient, the others the gradient they have when all are trained, and
-/// where nothing is trained nothing is recorded.
+/// Frozen parameters have no gradient, the others the same gradient as when all are trained. If
+/// nothing is trained, nothing is recorded.
 #[test]
 fn freezing_changes_no_other_gradient() {
     for dir in golden_dirs() {
@@ -253,8 +254,7 @@ fn encoders_refuse_to_continue_a_text() {
     assert!(n_encoders >= 1);
 }
 
-/// Goldens without a generated text: an encoder, and published code that generates with a sampler
-/// of its own.
+/// Goldens without a generated text: an encoder, and published code with its own sampler.
 const WITHOUT_GREEDY: [&str; 3] = ["bert", "chatglm-6b", "chatglm2-6b"];
 
 #[test]
@@ -306,7 +306,7 @@ fn what_the_cache_holds_gives_the_logits_of_the_whole() {
             let prompt = layout.prefix_len.max(10);
             let mut cache = model.cache(1, t).unwrap();
             let mut next = Tokens::of_texts(&ids[..prompt], &[&layout], 0).unwrap();
-            // Two tokens at a time in the end, to have more than one new one.
+            // Two tokens at a time at the end, to have more than one new token.
             for end in (prompt..t - 4).chain((t - 4..t).step_by(2)) {
                 let logits = model.next_logits(&next, &mut cache).unwrap();
                 let v = logits.data().len();

@@ -1,4 +1,4 @@
-//! What recomputing activations saves. Alone in its process, whose arena it measures.
+//! Memory saved by recomputing activations. Alone in its process, whose arena it measures.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

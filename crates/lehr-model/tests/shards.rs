@@ -12,7 +12,7 @@ fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/glm-130b")
 }
 
-/// Some columns of the rows from .. to of a matrix, for each pair; a vector has one column.
+/// Selects some columns of the given ranges of rows of a matrix. A vector has one column.
 fn cut(whole: &Tensor, rows: &[(usize, usize)], columns: (usize, usize)) -> Tensor {
     let width = if whole.shape().len() == 2 { whole.shape()[1] } else { 1 };
     let row = |r: usize| &whole.data()[r * width..][columns.0..columns.1];
@@ -24,9 +24,9 @@ fn cut(whole: &Tensor, rows: &[(usize, usize)], columns: (usize, usize)) -> Tens
     }
 }
 
-/// The part of rank `rank` of `n`, by what is said about Megatron's layers: outputs of qkv and of
-/// the wide layer are divided (the latter half by half), inputs of the two others, words of the
-/// embedding; all else is copied.
+/// Returns the part of rank `rank` of `n`, by Megatron's rules. The outputs of qkv and of the wide
+/// layer are split (the latter per half), as are the inputs of the two other layers and the rows of
+/// the embedding. Everything else is copied.
 fn part(name: &str, whole: &Tensor, rank: usize, n: usize) -> Tensor {
     let n_rows = whole.shape()[0];
     let width = if whole.shape().len() == 2 { whole.shape()[1] } else { 1 };
@@ -88,7 +88,7 @@ fn parts_of_pytorch_give_the_whole() {
     for (a, b) in merged.params().params().iter().zip(whole.params().params()) {
         assert_eq!((a.name(), a.tensor().to_vec()), (b.name(), b.tensor().to_vec()));
     }
-    // What only one of the halves has is seen: no parameter is the same everywhere.
+    // No parameter is constant, so a missing half would show.
     assert!(whole.params().params().iter().all(|p| p.tensor().data()[0] != p.tensor().data()[1]));
 }
 
@@ -120,7 +120,7 @@ fn parts_that_do_not_belong_together_give_errors_that_name_the_fault() {
     let bytes = std::fs::read(part_path(dir, 1)).unwrap();
     std::fs::write(part_path(dir, 1), &bytes[..bytes.len() - 100]).unwrap();
     says("not a whole safetensors file");
-    // Three parts cannot be: 160 words are no multiple of 3.
+    // Three parts are impossible: 160 rows are not a multiple of 3.
     for rank in 0..3 {
         std::fs::write(part_path(dir, rank), &bytes).unwrap();
     }

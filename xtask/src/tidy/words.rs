@@ -27,6 +27,7 @@ const HELD: &[&str] = &[
     "crates/lehr-data/",
     "crates/lehr-demo/",
     "crates/lehr-eval/",
+    "crates/lehr-model/",
     "crates/lehr-tokenizer/",
     "fuzz/",
     "xtask/",

@@ -16,7 +16,7 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// An error if a setting is impossible.
+    /// Checks that the settings are valid.
     pub(super) fn validate(self) -> crate::Result<()> {
         if self.rank == 0 {
             return Err(Error::config("the rank of LoRA", 0, "at least 1"));
@@ -35,7 +35,7 @@ impl LoraConfig {
 /// | `lora_A` | `[R, I]` | uniform in ±1/√I, as PyTorch's linear layers and PEFT |
 /// | `lora_B` | `[O, R]` | at 0, so that the model starts as its base |
 ///
-/// Backward computes gradients of A and B, and hands `dx` on; the base needs none.
+/// Backward computes the gradients of A and B, and `dx`. The base receives no gradient.
 pub struct Lora {
     a: Param,
     b: Param,
@@ -43,7 +43,7 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// The update of a layer from `n_in` to `n_out` numbers.
+    /// Builds the update of a layer with `n_in` inputs and `n_out` outputs.
     ///
     /// # Errors
     /// If memory runs out.
@@ -63,14 +63,14 @@ impl Lora {
 
 impl Adapter for Lora {
     fn forward(&self, x: &Tensor, base: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        // Scaled where it is narrowest.
+        // Scaling is cheapest at width R.
         let low = x.linear(&self.a.tensor(), OutIn, None)?.scale(self.scale)?;
         base(x)?.add(&low.linear(&self.b.tensor(), OutIn, None)?)
     }
 
     fn merge(&self, weight: &Tensor) -> Result<Tensor> {
         no_grad(|| {
-            // `B A` as rows of B times A, `[O, R] [R, I]`.
+            // `B A`: the rows of B times A, `[O, R] [R, I]`.
             let (a, b) = (self.a.to_host()?, self.b.to_host()?);
             weight.add(&b.matmul(&a)?.scale(self.scale)?)
         })

@@ -13,15 +13,16 @@ use std::sync::Arc;
 use lehr_tensor::{NamePattern, ParamBuilder, Result, Source, Tensor};
 pub use lora::{Lora, LoraConfig};
 
-/// What an adapter makes of one linear layer.
+/// An adapter of one linear layer.
 pub trait Adapter: Send + Sync {
-    /// The adapted layer at `x [.., I]`, `[.., O]`. `base` is the layer without the adapter.
+    /// Computes the adapted layer at `x [.., I]`, `[.., O]`. `base` computes the layer without the
+    /// adapter.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
     fn forward(&self, x: &Tensor, base: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor>;
 
-    /// The one matrix that computes the same as `weight` with the adapter. Both are `[O, I]`, in
+    /// Computes the single matrix equivalent to `weight` with the adapter. Both are `[O, I]`, in
     /// f32 on the CPU.
     ///
     /// # Errors
@@ -29,7 +30,7 @@ pub trait Adapter: Send + Sync {
     fn merge(&self, weight: &Tensor) -> Result<Tensor>;
 }
 
-/// Which linear layers of a model are adapted, and how.
+/// The adapted layers of a model, and the method.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterConfig {
     /// Patterns of the layers' paths, such as `model.layers.*.self_attn.q_proj`.
@@ -40,7 +41,7 @@ pub struct AdapterConfig {
     pub seed: u64,
 }
 
-/// The methods there are.
+/// The adapter methods.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AdapterMethod {
     /// Low-rank adaptation.
@@ -48,7 +49,7 @@ pub enum AdapterMethod {
 }
 
 impl AdapterConfig {
-    /// An error if a setting is impossible.
+    /// Checks that the settings are valid.
     pub(crate) fn validate(&self) -> crate::Result<()> {
         match self.method {
             AdapterMethod::Lora(config) => config.validate(),
@@ -81,7 +82,8 @@ pub struct Adapted {
 }
 
 impl Adapted {
-    /// The layer's weight as a parameter, merged with the adapter, in the same layout.
+    /// Returns the layer's weight as a parameter, merged with the adapter, in the same memory
+    /// layout.
     pub(crate) fn merge(&self, weight: &Tensor) -> Result<Tensor> {
         if !self.transposed {
             return self.adapter.merge(weight);
@@ -96,7 +98,7 @@ impl fmt::Debug for Adapted {
     }
 }
 
-/// Builds the adapters of one model while its layers are built.
+/// The adapters of one model while its layers are built.
 pub(crate) struct AdapterFactory<'a> {
     config: &'a AdapterConfig,
     source: Source<'static>,
@@ -109,8 +111,8 @@ impl<'a> AdapterFactory<'a> {
         Self { config, source, built: RefCell::default() }
     }
 
-    /// The adapter of the layer at the present path of `p`, if a pattern selects it. The layer's
-    /// weight is `[in, out]` if `transposed`.
+    /// Builds the adapter of the layer at the current path of `p`, if a pattern selects it. The
+    /// layer's weight is `[in, out]` if `transposed`.
     pub(crate) fn build(
         &self,
         p: &mut ParamBuilder<'_>,
@@ -127,10 +129,10 @@ impl<'a> AdapterFactory<'a> {
         Ok(Some(adapter))
     }
 
-    /// The adapters that were built, in the order of their layers.
+    /// Returns the built adapters in the order of their layers.
     ///
     /// # Errors
-    /// A pattern that selected no layer.
+    /// If a pattern selected no layer.
     pub(crate) fn finish(self) -> std::result::Result<Vec<Adapted>, NamePattern> {
         let built = self.built.into_inner();
         let selects = |target: &NamePattern| built.iter().any(|one| target.matches(&one.path));

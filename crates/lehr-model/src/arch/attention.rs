@@ -1,5 +1,4 @@
-//! Attention of every family: masks, windows, the cache, and learned keys and values before the
-//! text.
+//! Attention of every family: masks, windows, the cache and learned prefixes.
 
 use std::sync::Arc;
 
@@ -13,10 +12,10 @@ use crate::{Error, KvCache, Result};
 #[path = "attention_tests.rs"]
 mod tests;
 
-/// Learned keys and values of one block, `[P, K, E]` each, that every query sees as if they stood
-/// before its text (prefix tuning, Li and Liang 2021, <https://arxiv.org/abs/2101.00190>; P-tuning
-/// v2, Liu et al. 2021, <https://arxiv.org/abs/2110.07602>). They are not rotated and shift no
-/// position of the text, as in the code published with ChatGLM-6B.
+/// Learned keys and values of one block, `[P, K, E]` each, placed before every text and visible to
+/// every query (prefix tuning, Li and Liang 2021, <https://arxiv.org/abs/2101.00190>; P-tuning v2,
+/// Liu et al. 2021, <https://arxiv.org/abs/2110.07602>). They are not rotated and do not shift the
+/// positions of the text, as in the code published with ChatGLM-6B.
 #[derive(Clone)]
 pub(super) struct KvPrefix {
     pub(super) k: Tensor,
@@ -29,40 +28,40 @@ pub(crate) struct KvPrefixParams {
     pub(crate) v: Param,
 }
 
-/// Queries `[B, T, H, E]` and keys and values `[B, T, K, E]` of the new tokens, rotated already.
+/// Queries `[B, T, H, E]` and keys and values `[B, T, K, E]` of the new tokens, after rotation.
 pub(super) struct Qkv {
     pub(super) q: Tensor,
     pub(super) k: Tensor,
     pub(super) v: Tensor,
 }
 
-/// What the attention of all blocks reads of a pass: which keys each token sees, and what stands
-/// before them. Made once per pass.
+/// The part of a pass that attention reads in all blocks: the mask and the learned prefix. Made
+/// once per pass.
 #[derive(Clone)]
 pub(super) struct AttentionContext {
     mask: Mask,
     prefix: Option<PrefixContext>,
 }
 
-/// Learned keys and values of all blocks, and where they go.
+/// Learned keys and values of all blocks, and their placement.
 #[derive(Clone)]
 struct PrefixContext {
     layers: Arc<[KvPrefixParams]>,
     place: PrefixPlace,
 }
 
-/// Where learned keys and values go among those of the tokens.
+/// Placement of learned keys and values among those of the tokens.
 #[derive(Clone)]
 struct PrefixPlace {
-    /// Which row of `[keys of the tokens; learned keys]` each key is: i32 `[B · Tk]`.
+    /// Row of `[keys of the tokens; learned keys]` for each key: i32 `[B · Tk]`.
     rows: Tensor,
     /// Sequences B.
     batch: usize,
 }
 
 impl AttentionContext {
-    /// Makes the context of a decoder: a token sees what is before it, and the bidirectional prefix
-    /// of its segment.
+    /// Makes the context of a decoder: a token attends to earlier tokens and to the bidirectional
+    /// prefix of its segment.
     ///
     /// # Errors
     /// If memory runs out.
@@ -70,7 +69,7 @@ impl AttentionContext {
         Self::new(pass, pass.tokens.causal_mask())
     }
 
-    /// Makes the context of an encoder: a token sees its whole segment.
+    /// Makes the context of an encoder: a token attends to its whole segment.
     ///
     /// # Errors
     /// If memory runs out.
@@ -93,8 +92,8 @@ impl AttentionContext {
 }
 
 impl PrefixPlace {
-    /// Puts `n` learned rows before every segment of the tokens. Rows of the batch with fewer
-    /// segments than another end with keys that nobody sees.
+    /// Places `n` learned rows before every segment. Rows with fewer segments are padded at their
+    /// end with keys that no query sees.
     fn before_segments(tokens: &Tokens, n: usize) -> Result<Self> {
         let (batch, t) = (tokens.batch(), tokens.len());
         let one_segment = vec![0; batch * t];
@@ -123,8 +122,8 @@ impl PrefixPlace {
         Ok(Self { rows: Tensor::from_ids(&rows, [batch * n])?, batch })
     }
 
-    /// Places the learned rows `[P, K, E]` among those of the tokens `[B, T, K, E]`: `[B, Tk, K,
-    /// E]`.
+    /// Gathers the learned rows `[P, K, E]` and those of the tokens `[B, T, K, E]` into one tensor
+    /// `[B, Tk, K, E]`.
     fn among(&self, x: &Tensor, learned: &Tensor) -> Result<Tensor> {
         let (k, e) = (x.shape()[2], x.shape()[3]);
         let tokens = x.reshape([x.shape()[0] * x.shape()[1], k * e])?;
@@ -133,7 +132,7 @@ impl PrefixPlace {
         self.gather(&all, [k, e])
     }
 
-    /// Repeats the learned rows before keys of a cache `[B, N, K, E]`: `[B, P + N, K, E]`.
+    /// Prepends the learned rows to keys of a cache `[B, N, K, E]`: `[B, P + N, K, E]`.
     fn before(&self, cached: &Tensor, learned: &Tensor) -> Result<Tensor> {
         let (k, e) = (cached.shape()[2], cached.shape()[3]);
         let learned = self.gather(&learned.reshape([learned.shape()[0], k * e])?, [k, e])?;
@@ -146,7 +145,7 @@ impl PrefixPlace {
     }
 }
 
-/// The attention of one block, apart from its projections.
+/// The attention of one block, without its projections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attention {
     layer: usize,
@@ -158,35 +157,35 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// The attention of block `layer`, with scores times `1 / √E` and an unlimited view.
+    /// Creates the attention of block `layer`, with scores scaled by `1 / √E` and no window.
     pub(super) fn new(spec: &Spec, layer: usize) -> Self {
         let &Spec { n_heads, n_kv_heads, head_dim, .. } = spec;
         let scale = (head_dim as f64).sqrt().recip() as f32;
         Self { layer, n_heads, n_kv_heads, head_dim, scale, window: None }
     }
 
-    /// Multiplies scores by `scale` instead.
+    /// Sets the factor of the scores.
     pub(super) fn with_scale(self, scale: f32) -> Self {
         Self { scale, ..self }
     }
 
-    /// Lets each token see at most `window` tokens, itself among them.
+    /// Limits attention to `window` tokens, including the token itself.
     pub(super) fn with_window(self, window: Option<usize>) -> Self {
         Self { window, ..self }
     }
 
-    /// Cuts projected queries `[B, T, H·E]` into heads `[B, T, H, E]`.
+    /// Splits projected queries `[B, T, H·E]` into heads `[B, T, H, E]`.
     pub(super) fn queries(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.reshape([x.shape()[0], x.shape()[1], self.n_heads, self.head_dim])?)
     }
 
-    /// Cuts projected keys or values `[B, T, K·E]` into heads `[B, T, K, E]`.
+    /// Splits projected keys or values `[B, T, K·E]` into heads `[B, T, K, E]`.
     pub(super) fn keys(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.reshape([x.shape()[0], x.shape()[1], self.n_kv_heads, self.head_dim])?)
     }
 
-    /// Cuts one projection `[B, T, (H + 2K)·E]` into all query heads, all key heads, all value
-    /// heads.
+    /// Splits one projection `[B, T, (H + 2K)·E]` that holds all query heads, then all key heads,
+    /// then all value heads.
     pub(super) fn split(&self, qkv: &Tensor) -> Result<Qkv> {
         let (h, k, e) = (self.n_heads, self.n_kv_heads, self.head_dim);
         let qkv = qkv.reshape([qkv.shape()[0], qkv.shape()[1], h + 2 * k, e])?;
@@ -194,7 +193,7 @@ impl Attention {
         Ok(Qkv { q: part(0..h)?, k: part(h..h + k)?, v: part(h + k..h + 2 * k)? })
     }
 
-    /// Cuts one projection `[B, T, H·3E]` that gives, head by head, the head's query, key, value.
+    /// Splits one projection `[B, T, H·3E]` that holds query, key and value of each head in turn.
     pub(super) fn split_by_head(&self, qkv: &Tensor) -> Result<Qkv> {
         let e = self.head_dim;
         let qkv = qkv.reshape([qkv.shape()[0], qkv.shape()[1], self.n_heads, 3 * e])?;
@@ -202,11 +201,11 @@ impl Attention {
         Ok(Qkv { q: part(0)?, k: part(1)?, v: part(2)? })
     }
 
-    /// Attends over these tokens and those in the cache: `[B, T, H·E]`.
+    /// Attends to these tokens and those in the cache: `[B, T, H·E]`.
     ///
     /// # Errors
-    /// If shapes do not fit, a window would hide a learned prefix, the cache cannot have one before
-    /// it, or memory runs out.
+    /// If shapes do not fit, a window would hide a learned prefix, the cache does not support a
+    /// prefix, or memory runs out.
     pub(super) fn forward(
         &self,
         qkv: &Qkv,
@@ -220,7 +219,7 @@ impl Attention {
         self.attend(qkv, &context.mask, prefix, cache)
     }
 
-    /// As [`Attention::forward`], over one projection `[B, T, (H + 2K)·E]` that is not rotated.
+    /// Attends like [`Attention::forward`], from one unrotated projection `[B, T, (H + 2K)·E]`.
     /// Without cache and learned prefix the parts are not copied.
     ///
     /// # Errors
@@ -247,7 +246,7 @@ impl Attention {
     ) -> Result<Tensor> {
         let (b, t) = (q.shape()[0], q.shape()[1]);
         let mask = match self.window {
-            // A window that reaches all tokens hides nothing, a learned prefix neither.
+            // A window at least as long as the row hides nothing, so it does not hide the prefix.
             Some(window) if prefix.is_some() => {
                 let n_tokens = t + cache.as_deref().map_or(0, KvCache::len);
                 if n_tokens <= window { mask.clone() } else { self.windowed(mask.clone()) }

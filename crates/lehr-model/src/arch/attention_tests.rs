@@ -1,4 +1,4 @@
-//! Learned keys and values against each text alone with its keys written out.
+//! Learned keys and values, compared with each text alone and its keys written out.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -24,7 +24,7 @@ fn normal(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_slice(&values, shape).unwrap()
 }
 
-/// Queries, keys, values of the tokens, learned keys and values, and what the gradient comes from.
+/// Queries, keys and values of the tokens, learned keys and values, and the gradient of the output.
 struct Inputs {
     all: [Tensor; 5],
     weights: Tensor,
@@ -47,14 +47,14 @@ fn inputs(batch: usize, t: usize) -> Inputs {
     Inputs { all, weights: normal(&[batch, t, n_heads * e], 9) }
 }
 
-/// The result, and the gradients of all inputs.
+/// Computes the result and the gradients of all inputs.
 fn outcome(inputs: &Inputs, out: &Tensor) -> Vec<Vec<f32>> {
     out.mul(&inputs.weights).unwrap().sum().unwrap().backward().unwrap();
     let grads = inputs.all.iter().map(|x| x.grad().unwrap().to_vec());
     std::iter::once(out.to_vec()).chain(grads).collect()
 }
 
-/// A text of some row: where it begins, how long it is, how many of its tokens all of it sees.
+/// A text of some row: its start, its length and the length of its bidirectional prefix.
 #[derive(Clone, Copy)]
 struct Text {
     row: usize,
@@ -63,7 +63,7 @@ struct Text {
     prefix_len: usize,
 }
 
-/// Each text alone: its keys behind the learned ones, written out.
+/// Computes each text alone, with the learned keys written before its own.
 fn one_by_one(texts: &[Text], (batch, t): (usize, usize), causal: bool) -> Vec<Vec<f32>> {
     let inputs = inputs(batch, t);
     let [q, k, v, learned_k, learned_v] = &inputs.all;
@@ -94,7 +94,7 @@ fn one_by_one(texts: &[Text], (batch, t): (usize, usize), causal: bool) -> Vec<V
     outcome(&inputs, &out)
 }
 
-/// All texts at once, by the helper that all families share.
+/// Computes all texts at once with the helper shared by all families.
 fn together(texts: &[Text], (batch, t): (usize, usize), causal: bool) -> Vec<Vec<f32>> {
     let inputs = inputs(batch, t);
     let tokens = packed(texts, (batch, t));
@@ -198,7 +198,7 @@ fn a_window_that_would_hide_the_learned_prefix_is_refused() {
         let mask = tokens.causal_mask().with_leading_keys(PREFIX);
         attention.attend(&Qkv { q, k, v }, &mask, prefix, None)
     };
-    // One that reaches all tokens hides nothing.
+    // A window that covers all tokens hides nothing.
     assert!(run(40).is_ok());
     let error = run(39).unwrap_err().to_string();
     assert!(error.contains("with a window of 39") && error.contains("hide"), "{error}");

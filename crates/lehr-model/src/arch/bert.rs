@@ -1,5 +1,5 @@
-//! BERT (Devlin et al. 2018): an encoder. Learned positions, attention to both sides, LayerNorm
-//! after each sub-layer, a GELU MLP; the masked-language-model head is a transform and the word
+//! BERT (Devlin et al. 2018): an encoder with learned positions, bidirectional attention, LayerNorm
+//! after each sub-layer and a GELU MLP. The masked-language-model head is a transform and the word
 //! embedding with a bias. Weights are `[out, in]`.
 
 use std::sync::Arc;
@@ -21,15 +21,15 @@ pub struct BertConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Heads.
+    /// Number of blocks.
     pub num_attention_heads: usize,
-    /// Width of the MLP.
+    /// Number of heads.
     pub intermediate_size: usize,
-    /// Longest text.
+    /// Inner width of the MLP.
     pub max_position_embeddings: usize,
-    /// Kinds of segments a text may have. All tokens are of the first.
+    /// Number of segment types. All tokens get the first type.
     #[serde(default = "default_types")]
     pub type_vocab_size: usize,
     /// The MLP's activation: `gelu`, `gelu_new`, `relu` or `silu`.
@@ -41,27 +41,27 @@ pub struct BertConfig {
     /// Standard deviation of new weights.
     #[serde(default = "default_std")]
     pub initializer_range: f32,
-    /// How positions are told; only `absolute`, a learned table, is known.
+    /// Kind of position encoding. Only `absolute`, a learned table, is supported.
     #[serde(default = "default_positions")]
     pub position_embedding_type: String,
-    /// Whether attention is causal, as in decoders made of BERT; only `false` is known.
+    /// Whether attention is causal, as in decoders based on BERT. Only `false` is supported.
     #[serde(default)]
     pub is_decoder: bool,
-    /// Whether the head is the word embedding.
+    /// Whether the head is tied to the word embedding.
     #[serde(default = "yes")]
     pub tie_word_embeddings: bool,
-    /// The token of padding.
+    /// Padding token.
     #[serde(default)]
     pub pad_token_id: Option<u32>,
-    /// The class in `transformers`, which says what lies on the encoder.
+    /// The class in `transformers`, which says which heads are present.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     architectures: Vec<String>,
-    /// What lies on the encoder according to the weights, which know better.
+    /// Heads found in the weights. They take precedence over `architectures`.
     #[serde(skip)]
     found: Option<Parts>,
 }
 
-/// What lies on the encoder.
+/// Heads on the encoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Parts {
     /// The masked-language-model head, `cls.predictions`.
@@ -89,7 +89,7 @@ fn yes() -> bool {
     true
 }
 
-/// Without the head.
+/// The encoder alone.
 const ENCODER: &str = "BertModel";
 
 impl FamilyConfig for BertConfig {
@@ -136,7 +136,7 @@ impl FamilyConfig for BertConfig {
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
-        // The encoder alone is published without the prefix; the first files name norms otherwise.
+        // The encoder alone is published without the prefix; the first files use other norm names.
         let mut names = vec![name.to_owned()];
         names.extend(name.strip_prefix("bert.").map(str::to_owned));
         if name == "cls.predictions.bias" {
@@ -250,7 +250,7 @@ impl Head {
     }
 }
 
-/// The BERT encoder: `h = LN₁(x + Attention(x)); y = LN₂(h + MLP(h))`.
+/// The BERT encoder, post-norm: `h = LN₁(x + Attention(x)); y = LN₂(h + MLP(h))`.
 pub struct Bert {
     config: BertConfig,
     activation: Activation,
@@ -259,7 +259,7 @@ pub struct Bert {
     token_types: Embedding,
     norm: LayerNorm,
     blocks: Vec<Block>,
-    /// Only classifiers use it.
+    /// Used by classifiers only.
     pooler: Option<Linear>,
     head: Option<Head>,
 }
@@ -313,7 +313,7 @@ impl Stack for Bert {
     }
 
     fn first_norm(&self, _: usize, x: &Tensor) -> Result<Tensor> {
-        // The norms stand behind the sums: the residual stream is normed already.
+        // Post-norm: the residual stream is already normalised.
         Ok(x.clone())
     }
 

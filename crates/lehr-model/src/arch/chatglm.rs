@@ -1,6 +1,6 @@
-//! ChatGLM-6B (THUDM 2023): LayerNorm whose output is also the residual ("DeepNorm"), a context
-//! that all tokens see, RoPE in two dimensions, a GELU MLP. Weights are `[out, in]`.
-//! The equations of a block are in `deepnorm.rs`.
+//! ChatGLM-6B (THUDM 2023): LayerNorm whose output is also the residual ("DeepNorm"), a
+//! bidirectional context, RoPE in two dimensions, a GELU MLP. Weights are `[out, in]`.
+//! `deepnorm.rs` gives the equations of a block.
 
 use lehr_tensor::Role;
 use lehr_tensor::ops::rope::frequencies;
@@ -20,11 +20,11 @@ pub struct ChatGlmConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Inner width of the MLP.
     pub inner_hidden_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_layers: usize,
-    /// Heads.
+    /// Number of heads.
     pub num_attention_heads: usize,
     /// Longest context.
     #[serde(default = "default_length")]
@@ -32,47 +32,47 @@ pub struct ChatGlmConfig {
     /// Added to the variance in every norm.
     #[serde(default = "default_eps")]
     pub layernorm_epsilon: f32,
-    /// Whether tokens have two positions; no other kind has been published.
+    /// Whether tokens have two positions. No other variant has been published.
     #[serde(default = "yes")]
     pub position_encoding_2d: bool,
-    /// α, by which the residual is multiplied: √(2 · 28) for the 28 layers of the published model.
-    /// Its code takes this number for models of other depths too, so it is what absence means.
+    /// α, the factor of the residual. The default is √(2 · 28), for the 28 layers of the published
+    /// model. The published code uses this number at every depth.
     #[serde(default = "default_alpha")]
     pub deepnorm_alpha: f64,
-    /// How the inverse frequencies of the rotation are rounded: `float16` as in the published code,
-    /// or `float32`.
+    /// Rounding of the inverse frequencies of the rotation: `float16` as in the published code, or
+    /// `float32`.
     #[serde(default)]
     pub inv_freq_dtype: FrequencyDtype,
     /// Standard deviation of new weights.
     #[serde(default = "default_std")]
     pub initializer_range: f32,
-    /// Whether the head is the embedding. Checkpoints hold both under their own names; in the
-    /// published one they are equal, so that it makes a difference in training only.
+    /// Whether the head is tied to the embedding. Checkpoints hold both under separate names. In
+    /// the published one they are equal, so tying affects training only.
     #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// `<sop>`: ends the context.
+    /// `<sop>`, which ends the context.
     pub bos_token_id: u32,
-    /// `<eop>`: ends the answer.
+    /// `<eop>`, which ends the answer.
     #[serde(default)]
     pub eos_token_id: Option<Value>,
-    /// `[MASK]`; absent means `bos_token_id` − 4.
+    /// `[MASK]`. The default is `bos_token_id` − 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_token_id: Option<u32>,
-    /// `[gMASK]`; absent means `bos_token_id` − 3.
+    /// `[gMASK]`. The default is `bos_token_id` − 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gmask_token_id: Option<u32>,
-    /// Padding.
+    /// Padding token.
     #[serde(default)]
     pub pad_token_id: Option<u32>,
-    /// Virtual tokens of a P-tuned checkpoint, which cannot be read yet.
+    /// Virtual tokens of a P-tuned checkpoint. Such checkpoints are not supported yet.
     #[serde(default, skip_serializing)]
     pre_seq_len: Option<usize>,
-    /// Bits of a quantised checkpoint, which cannot be read yet.
+    /// Bits of a quantised checkpoint. Such checkpoints are not supported yet.
     #[serde(default, skip_serializing)]
     quantization_bit: Option<usize>,
 }
 
-/// To what inverse frequencies are rounded.
+/// Rounding of inverse frequencies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FrequencyDtype {
@@ -108,7 +108,7 @@ fn yes() -> bool {
     true
 }
 
-/// An error for the checkpoints of `THUDM` that hold something else than plain weights.
+/// Rejects the checkpoints of `THUDM` that hold anything but plain weights.
 pub(super) fn only_plain(pre_seq_len: Option<usize>, bits: Option<usize>) -> Result<()> {
     if let Some(n) = pre_seq_len {
         let expected = "null: P-tuned checkpoints cannot be read yet";
@@ -128,7 +128,7 @@ impl FamilyConfig for ChatGlmConfig {
     const CLASS: &'static str = "ChatGLMModel";
 
     fn recognises(json: &Value) -> bool {
-        // ChatGLM2 and 3 have the same model type.
+        // ChatGLM2 and 3 share the model type.
         json.get("model_type").and_then(Value::as_str) == Some(Self::MODEL_TYPE)
             && json.get("padded_vocab_size").is_none()
     }
@@ -194,7 +194,7 @@ impl FamilyConfig for ChatGlmConfig {
     }
 
     fn fit_to(&mut self, has: &dyn Fn(&str) -> bool) {
-        // Tools that write a tensor once leave out the head, which the published code ties.
+        // Some tools store a shared tensor once and omit the head, which the published code ties.
         if has("transformer.word_embeddings.weight") && !has("lm_head.weight") {
             self.tie_word_embeddings = true;
         }
@@ -203,13 +203,14 @@ impl FamilyConfig for ChatGlmConfig {
 
 impl ChatGlmConfig {
     fn inverse_frequencies(&self) -> Vec<f64> {
-        // Half of the head turns with each of the two positions.
+        // Each of the two positions rotates half of the head.
         let plain = frequencies::inverse_frequencies(10_000.0, self.spec().head_dim / 2);
         self.inv_freq_dtype.round(plain)
     }
 
-    /// In both kinds of text all from `<sop>` on stand at the mask token's position. Where there
-    /// are both tokens `[gMASK]` counts, as in version 1.1 of the published code.
+    /// Returns the layout rule. In both kinds of text, `<sop>` and all later tokens stand at the
+    /// mask token's position. If a text has both mask tokens, `[gMASK]` counts, as in version 1.1
+    /// of the published code.
     fn prefix_rule(&self) -> PrefixRule {
         let below_bos = |n| self.bos_token_id.saturating_sub(n);
         let gmask = self.gmask_token_id.unwrap_or(below_bos(3));

@@ -1,7 +1,7 @@
-//! ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B as THUDM published them (2023, 2024): RMSNorm before each
+//! ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B as published by THUDM (2023, 2024): RMSNorm before each
 //! sub-layer, RoPE on adjacent pairs of the first half of each head, grouped-query attention with
-//! one matrix for q, k and v, a SwiGLU MLP with one matrix for gate and up. Weights are
-//! `[out, in]`.
+//! one matrix for q, k and v, a SwiGLU MLP with one matrix for gate and up. Weights are `[out,
+//! in]`.
 
 use std::sync::Arc;
 
@@ -20,27 +20,27 @@ use crate::nn::{
 };
 use crate::{Error, KvCache, Result};
 
-/// The settings of a ChatGLM2 `config.json`; what a file leaves out is as in the published code.
+/// The settings of a ChatGLM2 `config.json`. Missing keys have the defaults of the published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatGlm2Config {
-    /// Number of token ids, with padding.
+    /// Number of token ids, including padding.
     pub padded_vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Inner width of the MLP.
     pub ffn_hidden_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
     /// Width of a head.
     #[serde(default = "default_kv_channels")]
     pub kv_channels: usize,
-    /// Whether query heads share key-value heads. If not, `query_key_value` gives q, k and v head
-    /// by head instead of all q, all k, all v.
+    /// Whether query heads share key-value heads. If not, `query_key_value` holds q, k and v of
+    /// each head in turn, instead of all q, all k, all v.
     #[serde(default)]
     pub multi_query_attention: bool,
-    /// Key-value heads, if they are shared.
+    /// Number of key-value heads, if they are shared.
     #[serde(default = "one")]
     pub multi_query_group_num: usize,
     /// Longest context.
@@ -49,10 +49,10 @@ pub struct ChatGlm2Config {
     /// Added to the mean square or variance in every norm.
     #[serde(default = "default_eps")]
     pub layernorm_epsilon: f32,
-    /// Whether norms are `RMSNorm`, else `LayerNorm`.
+    /// Whether norms are `RMSNorm`; otherwise they are `LayerNorm`.
     #[serde(default = "yes")]
     pub rmsnorm: bool,
-    /// Whether the residual is what comes out of a norm, not what goes in.
+    /// Whether the residual is the output of a norm instead of its input.
     #[serde(default)]
     pub apply_residual_connection_post_layernorm: bool,
     /// Whether there is a norm after the last block.
@@ -61,13 +61,13 @@ pub struct ChatGlm2Config {
     /// Whether all projections have biases.
     #[serde(default)]
     pub add_bias_linear: bool,
-    /// Whether `query_key_value` has a bias in any case.
+    /// Whether `query_key_value` has a bias even if `add_bias_linear` is false.
     #[serde(default)]
     pub add_qkv_bias: bool,
-    /// Multiplies the base 10000 of the rotary frequencies.
+    /// Factor of the base 10000 of the rotary frequencies.
     #[serde(default = "one_f64")]
     pub rope_ratio: f64,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Standard deviation of new weights.
@@ -76,16 +76,16 @@ pub struct ChatGlm2Config {
     /// First token of a text.
     #[serde(default)]
     pub bos_token_id: Option<u32>,
-    /// Last token of a text, or several of which any ends it.
+    /// The token that ends a text, or a list of such tokens.
     #[serde(default)]
     pub eos_token_id: Option<Value>,
-    /// Padding.
+    /// Padding token.
     #[serde(default)]
     pub pad_token_id: Option<u32>,
-    /// Virtual tokens of a P-tuned checkpoint, which cannot be read yet.
+    /// Virtual tokens of a P-tuned checkpoint. Such checkpoints are not supported yet.
     #[serde(default, skip_serializing)]
     pre_seq_len: Option<usize>,
-    /// Bits of a quantised checkpoint, which cannot be read yet.
+    /// Bits of a quantised checkpoint. Such checkpoints are not supported yet.
     #[serde(default, skip_serializing)]
     quantization_bit: Option<usize>,
 }
@@ -117,7 +117,7 @@ impl FamilyConfig for ChatGlm2Config {
     const CLASS: &'static str = "ChatGLMModel";
 
     fn recognises(json: &Value) -> bool {
-        // ChatGLM-6B has the same model type.
+        // ChatGLM-6B shares the model type.
         json.get("model_type").and_then(Value::as_str) == Some(Self::MODEL_TYPE)
             && json.get("padded_vocab_size").is_some()
     }
@@ -169,12 +169,12 @@ impl FamilyConfig for ChatGlm2Config {
 
 impl ChatGlm2Config {
     fn inverse_frequencies(&self) -> Vec<f64> {
-        // The checkpoint has them as 16-bit floats too, but the published code computes them anew.
+        // The checkpoint also stores them as 16-bit floats, but the published code recomputes them.
         frequencies::inverse_frequencies(10_000.0 * self.rope_ratio, self.kv_channels / 2)
     }
 }
 
-/// The kind of norm that the settings ask for.
+/// A norm of the kind that the settings select.
 enum Norm {
     Rms(RmsNorm),
     Layer(LayerNorm),
@@ -196,7 +196,7 @@ impl Norm {
         })
     }
 
-    /// `(x + delta, norm(x + delta))`.
+    /// Computes `(x + delta, norm(x + delta))`.
     fn forward_add(&self, x: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
         Ok(match self {
             Self::Rms(norm) => norm.forward_add(x, delta)?,
@@ -208,8 +208,8 @@ impl Norm {
 struct Block {
     input_layernorm: Norm,
     attention: Attention,
-    /// Whether `query_key_value` gives all queries, all keys, all values, instead of these head by
-    /// head.
+    /// Whether `query_key_value` holds all queries, all keys, all values; otherwise it holds q, k
+    /// and v of each head in turn.
     is_grouped: bool,
     query_key_value: Linear,
     dense: Linear,
@@ -232,9 +232,8 @@ impl Block {
         let dense = Linear::build(&mut attn.at("dense"), role, out, residual_std)?;
         let post_attention_layernorm = Norm::build(config, p.at("post_attention_layernorm"))?;
         let mut mlp = p.at("mlp");
-        let mut linear = |name, (n_in, n_out), std| {
-            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
-            Linear::build(&mut mlp.at(name), Role::Mlp, shape, std)
+        let mut linear = |name, shape: LinearShape, std| {
+            Linear::build(&mut mlp.at(name), Role::Mlp, shape.with_bias(bias), std)
         };
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
         Ok(Self {
@@ -245,8 +244,8 @@ impl Block {
             dense,
             post_attention_layernorm,
             mlp: FusedGatedMlp {
-                gate_up: linear("dense_h_to_4h", (d, 2 * f), std)?,
-                down: linear("dense_4h_to_h", (f, d), residual_std)?,
+                gate_up: linear("dense_h_to_4h", LinearShape::new(d, 2 * f), std)?,
+                down: linear("dense_4h_to_h", LinearShape::new(f, d), residual_std)?,
                 activation: Activation::Silu,
                 gate: GateHalf::First,
             },
@@ -269,15 +268,15 @@ impl Block {
     }
 }
 
-/// What all blocks read besides the residual stream.
+/// Input shared by all blocks.
 #[derive(Clone)]
 pub(super) struct Context {
     attention: AttentionContext,
     rope: RopeTable,
 }
 
-/// The ChatGLM2 decoder: `h = r(x) + Attention(norm₁(x)); y = r(h) + MLP(norm₂(h))`, where `r` is
-/// nothing or, with `apply_residual_connection_post_layernorm`, that norm.
+/// The ChatGLM2 decoder: `h = r(x) + Attention(norm₁(x)); y = r(h) + MLP(norm₂(h))`. `r` is the
+/// identity or, with `apply_residual_connection_post_layernorm`, the norm beside it.
 pub struct ChatGlm2 {
     config: ChatGlm2Config,
     inv_freq: Vec<f64>,
@@ -337,7 +336,7 @@ impl Stack for ChatGlm2 {
         cache: Option<&mut KvCache>,
     ) -> Result<Residual> {
         let block = &self.blocks[index];
-        // What is carried on from a norm's input x and output h.
+        // Selects the residual from a norm's input x and output h.
         let carried = |x: &Tensor, h: &Tensor| {
             if self.config.apply_residual_connection_post_layernorm { h.clone() } else { x.clone() }
         };

@@ -1,21 +1,21 @@
-//! What a recorded forward pass keeps for backward.
+//! Activation checkpointing: which activations a recorded forward pass keeps for backward.
 
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What becomes of the activations that a recorded forward pass computes and backward reads
-/// (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
+/// The policy for activations that a recorded forward pass computes and backward reads (Chen et al.
+/// 2016, <https://arxiv.org/abs/1604.06174>).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationCheckpointing {
     /// All of them stay in memory.
     #[default]
     None,
-    /// Each block keeps its input `[B, T, D]`, and backward computes the others again. The
-    /// gradients are the same, bit for bit; a step does about a third more work.
+    /// Each block keeps its input `[B, T, D]`, and backward recomputes the other activations.
+    /// Gradients have the same bits. A step takes about a third more work.
     Recompute,
-    /// As `Recompute`; on a GPU the inputs of the blocks wait in the memory of the host.
+    /// As `Recompute`. On a GPU the inputs of the blocks are also offloaded to host memory.
     Offload,
 }
 

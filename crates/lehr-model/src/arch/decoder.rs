@@ -1,4 +1,4 @@
-//! Decoders of Llama's kind: a table of tokens, blocks between RMS norms, rotated heads, a last
+//! Decoders like Llama's: a token embedding, blocks between RMS norms, rotary positions, a last
 //! norm and a head. A family's own file has its settings and chooses the parts of its blocks, which
 //! are in `prenorm.rs`.
 
@@ -17,10 +17,10 @@ use crate::{KvCache, Result};
 
 /// A block of such a decoder.
 pub(super) trait Block: Send + Sync + 'static {
-    /// Returns the norm it begins with.
+    /// Returns the block's first norm.
     fn first_norm(&self) -> &RmsNorm;
 
-    /// Runs the block, up to the norm that the next one begins with, `next_norm`.
+    /// Runs the block up to and including `next_norm`, the first norm of the next block.
     ///
     /// # Errors
     /// If the tokens do not fit the cache or memory runs out.
@@ -33,34 +33,35 @@ pub(super) trait Block: Send + Sync + 'static {
     ) -> Result<Residual>;
 }
 
-/// What all blocks read besides the residual stream.
+/// Input shared by all blocks.
 #[derive(Clone)]
 pub(super) struct Context {
-    /// Which keys each token sees.
+    /// The attention mask and the learned prefix.
     pub(super) attention: AttentionContext,
-    /// The rotations of the model, one for each kind of block.
+    /// The rotations of the model, one per kind of block.
     pub(super) ropes: Vec<RopeTable>,
 }
 
-/// What a decoder is besides its blocks.
+/// The choices of a decoder outside its blocks.
 pub(super) struct Shape {
     pub(super) spec: Spec,
-    /// The rotations, one for each kind of block.
+    /// The rotations, one per kind of block.
     pub(super) ropes: Vec<Rope>,
     pub(super) rope_layout: RopeLayout,
     pub(super) norms: Norms,
-    /// What embeddings are multiplied by.
+    /// Factor of the embeddings.
     pub(super) embedding_scale: Option<f32>,
-    /// The cap `c` of logits that are `c tanh(logit / c)`.
+    /// Logit cap `c`: logits become `c tanh(logit / c)`.
     pub(super) logit_softcap: Option<f32>,
     /// Standard deviation of new weights.
     pub(super) std: f32,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub(super) is_tied: bool,
 }
 
 impl Shape {
-    /// A decoder with one rotation, plain embeddings and logits, and a head of its own.
+    /// Describes a decoder with one rotation, unscaled embeddings, uncapped logits and an untied
+    /// head.
     pub(super) fn new(spec: Spec, rope: Rope, norms: Norms, std: f32) -> Self {
         Self {
             spec,
@@ -83,7 +84,7 @@ struct Decoder<B> {
     head: Linear,
 }
 
-/// Builds a decoder, its blocks by `block` from their index and place.
+/// Builds a decoder. `block` builds each block from its index and builder.
 ///
 /// # Errors
 /// If the source of parameters fails or `block` does.

@@ -1,6 +1,6 @@
 //! Decoders whose norms' outputs are the residual stream: ChatGLM-6B and GLM-130B ("DeepNorm", Wang
-//! et al. 2022, <https://arxiv.org/abs/2203.00555>, with the norm moved to the entry of the next
-//! sub-layer). Texts have a bidirectional prefix.
+//! et al. 2022, <https://arxiv.org/abs/2203.00555>). Unlike in the paper, a norm stands at the
+//! entry of the next sub-layer. Texts have a bidirectional prefix.
 //!
 //! With `u = LN₁(x)` at the entry, a block computes
 //!
@@ -9,8 +9,8 @@
 //! y = α h + MLP(h)
 //! ```
 //!
-//! and its successor normalises `y` first. So that sum and norm are one operation, a block here is
-//! given `u` and returns the next block's `u` (see `stack.rs`).
+//! and the next block normalises `y` first. To make that sum and norm one operation, a block here
+//! takes `u` and returns the next block's `u` (see `stack.rs`).
 
 use std::sync::Arc;
 
@@ -25,37 +25,37 @@ use super::{Architecture, Layout, Pass, Residual, Spec};
 use crate::nn::{Embedding, FusedGatedMlp, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{KvCache, Result};
 
-/// What such a decoder is besides its blocks' MLPs.
+/// The choices of such a decoder outside its blocks' MLPs.
 pub(super) struct Shape {
     pub(super) spec: Spec,
-    /// α, by which the residual is multiplied.
+    /// α, the factor of the residual.
     pub(super) alpha: f32,
     /// Added to the variance in every norm.
     pub(super) eps: f32,
-    /// How texts are laid out.
+    /// Layout of texts.
     pub(super) rule: PrefixRule,
-    /// How queries and keys are rotated.
+    /// Rotation of queries and keys.
     pub(super) rotation: Rotation,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub(super) is_tied: bool,
     /// Standard deviations of new weights.
     pub(super) std: WeightStd,
 }
 
-/// The standard deviations that weights start with.
+/// Standard deviations of new weights.
 #[derive(Clone, Copy)]
 pub(super) struct WeightStd {
-    /// Of the embedding, the head and `query_key_value`.
+    /// For the embedding, the head and `query_key_value`.
     pub(super) input: f32,
-    /// Of the projection that attention ends with.
+    /// For the output projection of attention.
     pub(super) attention_out: f32,
 }
 
-/// How queries and keys are rotated, with the inverse frequencies.
+/// The rotation of queries and keys, with the inverse frequencies.
 pub(super) enum Rotation {
-    /// By the position in the text, over the whole head.
+    /// The position in the text rotates the whole head.
     Text(Vec<f64>),
-    /// By the position in the text in one half of the head, by the one in the continuation in the
+    /// The position in the text rotates one half of the head, the position in the continuation the
     /// other.
     TextAndBlock(Vec<f64>),
 }
@@ -85,7 +85,7 @@ impl Mlp {
 struct Block {
     input_layernorm: LayerNorm,
     attention: Attention,
-    /// Gives, head by head, the head's query, key and value.
+    /// Holds query, key and value of each head in turn.
     query_key_value: Linear,
     dense: Linear,
     post_attention_layernorm: LayerNorm,
@@ -107,8 +107,9 @@ impl Block {
             let shape = LinearShape::new(d, n_out).with_bias(true);
             Linear::build(&mut attn.at(name), Role::Attention, shape, std)
         };
-        // The published code divides the scores of layer `l` by `l + 1` and multiplies them again,
-        // to stay in the range of 16-bit floats; that is nothing here.
+        // The published code divides the scores of layer `l` by `l + 1` and multiplies them back,
+        // to stay in the range of 16-bit floats. In exact arithmetic the two cancel, so neither is
+        // done here.
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
         Ok(Self {
             input_layernorm,
@@ -136,7 +137,7 @@ impl Block {
     }
 }
 
-/// What all blocks read besides the residual stream.
+/// Input shared by all blocks.
 #[derive(Clone)]
 pub(super) struct Context {
     attention: AttentionContext,
@@ -151,7 +152,7 @@ struct DeepNorm {
     head: Linear,
 }
 
-/// Builds a decoder, the MLPs of its blocks by `mlp` from their place.
+/// Builds a decoder. `mlp` builds the MLP of each block from its builder.
 ///
 /// # Errors
 /// If the source of parameters fails.
@@ -184,7 +185,7 @@ impl Stack for DeepNorm {
     }
 
     fn first_norm(&self, _: usize, x: &Tensor) -> Result<Tensor> {
-        // The residual stream of DeepNorm is normed already.
+        // The residual stream of DeepNorm is already normalised.
         Ok(x.clone())
     }
 

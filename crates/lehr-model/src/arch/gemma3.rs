@@ -1,7 +1,7 @@
 //! The text models of Gemma 3 (Gemma team 2025, <https://arxiv.org/abs/2503.19786>): norms before
-//! and after each sub-layer that scale by `1 + weight`, normed queries and keys, blocks with a
-//! window and blocks without that rotate by frequencies of their own, a GeGLU MLP, embeddings times
-//! √D. Weights are `[out, in]`.
+//! and after each sub-layer that scale by `1 + weight`, normalised queries and keys, a GeGLU MLP,
+//! embeddings times √D. Blocks with and without a window have separate rotary frequencies. Weights
+//! are `[out, in]`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ use super::{
 use crate::nn::{GatedMlp, GatedMlpShape, LayerBuilder};
 use crate::{Error, Result};
 
-/// The settings of a Gemma 3 `config.json`; what a file leaves out is as in transformers.
+/// The settings of a Gemma 3 `config.json`. Missing keys have transformers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Gemma3Config {
@@ -25,15 +25,15 @@ pub struct Gemma3Config {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Inner width of the MLP.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key-value heads.
+    /// Number of key-value heads.
     pub num_key_value_heads: usize,
-    /// Width of a head, whatever the width of the residual stream.
+    /// Width of a head, independent of that of the residual stream.
     pub head_dim: usize,
     /// Longest context.
     pub max_position_embeddings: usize,
@@ -41,28 +41,28 @@ pub struct Gemma3Config {
     pub rms_norm_eps: f32,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the attention's projections have biases.
     pub attention_bias: bool,
     /// The MLP's activation.
     pub hidden_activation: String,
-    /// Scores are divided by the root of this.
+    /// The scores are divided by the square root of this.
     pub query_pre_attn_scalar: usize,
-    /// How many tokens are seen through a window, the token itself among them.
+    /// Number of tokens in a window, including the token itself.
     pub sliding_window: Option<usize>,
     /// The kind of each block; `None` means what `sliding_window_pattern` says.
     pub layer_types: Option<Vec<String>>,
-    /// Every block of this number has no window, the others have one; `None` means 6.
+    /// Period of the blocks without a window: every block of this number has none. `None` means 6.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sliding_window_pattern: Option<usize>,
-    /// The cap `c` of logits that are `c tanh(logit / c)`.
+    /// Logit cap `c`: logits become `c tanh(logit / c)`.
     pub final_logit_softcapping: Option<f32>,
-    /// A cap of the scores: there is none in this family's models.
+    /// Cap of the scores. Only `None` is supported, as in all Gemma 3 models.
     pub attn_logit_softcapping: Option<f32>,
-    /// Whether tokens see what follows them: not in language models.
+    /// Whether tokens attend to later ones. Only false is supported, as in all language models.
     pub use_bidirectional_attention: Option<bool>,
-    /// How heads are rotated, in blocks without a window if not said of both kinds.
+    /// Rotary settings, per kind of block or for blocks without a window only.
     #[serde(flatten)]
     pub rope: RopeConfig,
     /// Base of the frequencies in blocks with a window (transformers 4).
@@ -70,9 +70,9 @@ pub struct Gemma3Config {
     pub rope_local_base_freq: Option<f64>,
     /// First token of a text.
     pub bos_token_id: Option<u32>,
-    /// Last token of a text, or several of which any ends it.
+    /// The token that ends a text, or a list of such tokens.
     pub eos_token_id: Option<Value>,
-    /// What fills short rows of a batch.
+    /// Padding token.
     pub pad_token_id: Option<i64>,
 }
 
@@ -122,7 +122,7 @@ impl FamilyConfig for Gemma3Config {
         if json.get("model_type").and_then(Value::as_str) == Some(WITH_IMAGES) {
             json = text_config(&json)?;
         }
-        // What transformers 4.53 and later write beside `layer_types`.
+        // The name in files of transformers 4.53 and later, which also have `layer_types`.
         if let Some(pattern) = json.get("_sliding_window_pattern").cloned()
             && let Some(map) = json.as_object_mut()
         {
@@ -169,9 +169,9 @@ impl FamilyConfig for Gemma3Config {
         let spec = self.spec();
         let rope = |layer_type| Rope::new(&self.rope(layer_type)?, spec.head_dim);
         let shape = decoder::Shape {
-            // In the order of `GLOBAL` and `LOCAL`.
+            // The order of `GLOBAL` and `LOCAL`.
             ropes: vec![rope(FULL)?, rope(SLIDING)?],
-            // The reference rounds √D to the precision it computes in, here f32.
+            // The reference rounds √D to its computing precision, here f32.
             embedding_scale: Some((spec.hidden_size as f64).sqrt() as f32),
             logit_softcap: self.final_logit_softcapping,
             is_tied: self.tie_word_embeddings,
@@ -181,17 +181,17 @@ impl FamilyConfig for Gemma3Config {
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
-        // With images: as published, and as transformers 5 names them in memory.
+        // Files with images have two namings: the published one and that of transformers 5.
         let inner = name.strip_prefix("model.").map(|rest| format!("model.language_model.{rest}"));
         let with_images = inner.into_iter().chain([format!("language_model.{name}")]);
         with_and_without_prefix(name).into_iter().chain(with_images).collect()
     }
 }
 
-/// The `model_type` of the models with images, which hold a text model.
+/// The `model_type` of models with images. They contain a text model.
 const WITH_IMAGES: &str = "gemma3";
 
-/// The text model's settings in the file of a model with images.
+/// Extracts the text model's settings from the file of a model with images.
 fn text_config(json: &Value) -> Result<Value> {
     let Some(text) = json.get("text_config").filter(|text| text.is_object()) else {
         return Err(Error::config("text_config", "missing", "the settings of the text model"));
@@ -210,7 +210,7 @@ impl Gemma3Config {
         self.sliding_window_pattern.unwrap_or(6)
     }
 
-    /// The window of a block; blocks without one rotate by other frequencies.
+    /// Returns the window of a block. Blocks without one use the other rotation.
     fn window(&self, layer: usize) -> Result<Option<usize>> {
         let kind = if (layer + 1).is_multiple_of(self.pattern()) { FULL } else { SLIDING };
         match &self.layer_types {
@@ -219,11 +219,11 @@ impl Gemma3Config {
         }
     }
 
-    /// Base and scaling of the rotary frequencies in blocks of a kind: `full_attention` or
-    /// `sliding_attention`.
+    /// Returns base and scaling of the rotary frequencies for one kind of block: `full_attention`
+    /// or `sliding_attention`.
     ///
     /// # Errors
-    /// If the kind of scaling is not known or lacks a number.
+    /// If the kind of scaling is unknown or lacks a number.
     pub fn rope(&self, layer_type: &str) -> Result<RopeSettings> {
         self.rope.check_whole_head()?;
         let both = self.rope.rope_parameters.clone().unwrap_or_default();
@@ -238,7 +238,7 @@ impl Gemma3Config {
                 return Err(Error::config("rope_parameters", other, "a map by kind of block"));
             }
         };
-        // The reference looks for this key beside the maps and not in them.
+        // The reference reads this key beside the maps, not inside them.
         parameters.remove("truncate");
         parameters.extend(both.get("truncate").map(|t| ("truncate".to_owned(), t.clone())));
         let theta = if layer_type == FULL {
@@ -287,7 +287,7 @@ impl Gemma3Config {
     }
 }
 
-/// The rotation of blocks without a window.
+/// Index of the rotation of blocks without a window.
 const GLOBAL: usize = 0;
-/// The rotation of blocks with one.
+/// Index of the rotation of blocks with a window.
 const LOCAL: usize = 1;

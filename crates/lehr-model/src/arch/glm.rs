@@ -1,6 +1,6 @@
-//! GLM-4-9B (GLM team 2024) as transformers names it: RoPE on adjacent pairs of the first part of
-//! each head, RMSNorm before each sub-layer, grouped-query attention with biases on q, k and v, a
-//! SwiGLU MLP whose gate and up matrix are one. Weights are `[out, in]`.
+//! GLM-4-9B (GLM team 2024) in the format of transformers: RoPE on adjacent pairs of the first part
+//! of each head, RMSNorm before each sub-layer, grouped-query attention with biases on q, k and v,
+//! a SwiGLU MLP with one matrix for gate and up. Weights are `[out, in]`.
 
 use lehr_tensor::Role;
 use lehr_tensor::ops::rope::RopeLayout;
@@ -14,20 +14,20 @@ use super::{Architecture, FamilyConfig, RopeConfig, Spec, activation, check_spec
 use crate::nn::{FusedGatedMlp, GateHalf, LayerBuilder, Linear, LinearShape};
 use crate::{Error, Result};
 
-/// The settings of a GLM-4 `config.json`; what a file leaves out is as in transformers.
+/// The settings of a GLM-4 `config.json`. Missing keys have transformers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GlmConfig {
     /// Number of token ids.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Inner width of the MLP.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key-value heads.
+    /// Number of key-value heads.
     #[serde(default = "default_kv_heads")]
     pub num_key_value_heads: usize,
     /// Width of a head.
@@ -42,7 +42,7 @@ pub struct GlmConfig {
     /// Standard deviation of new weights.
     #[serde(default = "default_std")]
     pub initializer_range: f32,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Whether q, k and v have biases.
@@ -51,13 +51,13 @@ pub struct GlmConfig {
     /// The MLP's activation: `silu`, or a GELU for a GeGLU MLP.
     #[serde(default = "default_activation")]
     pub hidden_act: String,
-    /// How heads are rotated; unless it says another part, half of each head is.
+    /// Rotary settings. By default half of each head is rotated.
     #[serde(flatten)]
     pub rope: RopeConfig,
     /// First token of a text.
     #[serde(default)]
     pub bos_token_id: Option<u32>,
-    /// Last token of a text, or several of which any ends it.
+    /// The token that ends a text, or a list of such tokens.
     #[serde(default)]
     pub eos_token_id: Option<Value>,
 }
@@ -121,7 +121,7 @@ impl FamilyConfig for GlmConfig {
 }
 
 impl GlmConfig {
-    /// The frequencies of the rotation.
+    /// Returns the frequencies of the rotation.
     pub(super) fn rope(&self) -> Result<Rope> {
         let (settings, part) = self.rope.settings_of_part(self.max_position_embeddings, 0.5)?;
         let rotary_dim = (self.head_dim as f64 * part) as usize;
@@ -132,7 +132,7 @@ impl GlmConfig {
         Rope::new(&settings, rotary_dim)
     }
 
-    /// What the decoder is besides its blocks.
+    /// Returns the choices of the decoder outside its blocks.
     pub(super) fn shape(&self) -> Result<decoder::Shape> {
         let norms = Norms::new(self.rms_norm_eps);
         Ok(decoder::Shape {
@@ -155,7 +155,7 @@ impl GlmConfig {
         GroupedQueryAttention::build(p, layer, &settings)
     }
 
-    /// Builds the gated MLP of a block: `gate_up_proj` gives the gate, then what it gates.
+    /// Builds the gated MLP of a block. `gate_up_proj` holds the gate first.
     pub(super) fn mlp(&self, mut p: LayerBuilder<'_>) -> Result<Mlp> {
         let (d, f, std) = (self.hidden_size, self.intermediate_size, self.initializer_range);
         let (wide, down) = (LinearShape::new(d, 2 * f), LinearShape::new(f, d));

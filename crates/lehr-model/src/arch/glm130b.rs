@@ -1,7 +1,7 @@
 //! GLM-130B (Zeng et al. 2022, <https://arxiv.org/abs/2210.02414>): LayerNorm whose output is also
-//! the residual ("DeepNorm"), a context that all tokens see, RoPE over the whole head, a GeGLU MLP,
-//! the head tied to the embedding. Weights are `[out, in]`.
-//! The equations of a block are in `deepnorm.rs`.
+//! the residual ("DeepNorm"), a bidirectional context, RoPE over the whole head, a GeGLU MLP, a
+//! head tied to the embedding. Weights are `[out, in]`. `deepnorm.rs` gives the equations of a
+//! block.
 
 use lehr_tensor::Role;
 use lehr_tensor::ops::activation::Activation;
@@ -15,26 +15,26 @@ use crate::io::ShardRule;
 use crate::nn::{FusedGatedMlp, GateHalf, LayerBuilder, Linear, LinearShape};
 use crate::{Error, Result};
 
-/// The settings of GLM-130B. Its checkpoint comes without a `config.json`; this form is lehr's own,
-/// with the names of ChatGLM-6B's.
+/// The settings of GLM-130B. Its checkpoint has no `config.json`. This format is lehr's own, with
+/// the key names of ChatGLM-6B.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Glm130bConfig {
     /// Number of token ids.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP, of each of its two halves.
+    /// Inner width of the MLP, of each of its two halves.
     pub inner_hidden_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_layers: usize,
-    /// Heads.
+    /// Number of heads.
     pub num_attention_heads: usize,
     /// Longest context.
     pub max_sequence_length: usize,
     /// Added to the variance in every norm.
     #[serde(default = "default_eps")]
     pub layernorm_epsilon: f32,
-    /// α, by which the residual is multiplied; absent means √(2 · `num_layers`).
+    /// α, the factor of the residual. The default is √(2 · `num_layers`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deepnorm_alpha: Option<f64>,
     /// Standard deviation of new embeddings and of `query_key_value`.
@@ -49,13 +49,13 @@ pub struct Glm130bConfig {
     /// `[sMASK]`.
     #[serde(default = "default_smask")]
     pub smask_token_id: u32,
-    /// `<sop>`: ends the context.
+    /// `<sop>`, which ends the context.
     #[serde(default = "default_sop")]
     pub sop_token_id: u32,
-    /// `<eop>`: ends the answer.
+    /// `<eop>`, which ends the answer.
     #[serde(default = "default_eop")]
     pub eop_token_id: u32,
-    /// `eod`: ends the document, and the answer.
+    /// `eod`, which ends the document and the answer.
     #[serde(default = "default_eod")]
     pub eod_token_id: u32,
 }
@@ -160,7 +160,8 @@ impl FamilyConfig for Glm130bConfig {
         })
     }
 
-    /// The checkpoint is published as 8 parts, cut for tensor parallelism as Megatron does.
+    /// Returns how a tensor was split. The published checkpoint has 8 parts, cut for tensor
+    /// parallelism as Megatron does.
     fn shard_rule(&self, name: &str) -> ShardRule {
         let ends = |end: &str| name.ends_with(end);
         if ends("word_embeddings.weight") || name.contains(".query_key_value.") {
@@ -168,7 +169,7 @@ impl FamilyConfig for Glm130bConfig {
             return ShardRule::Rows;
         }
         if name.contains(".dense_h_to_4h.") {
-            // Each part has its piece of both halves.
+            // Each part has a piece of both halves.
             return ShardRule::RowsOfHalves;
         }
         if ends(".dense.weight") || ends(".dense_4h_to_h.weight") {
@@ -183,8 +184,8 @@ impl Glm130bConfig {
         self.deepnorm_alpha.unwrap_or((2.0 * self.num_layers as f64).sqrt()) as f32
     }
 
-    /// A piece for `[MASK]` or `[sMASK]` stands at the mask token's position, what follows
-    /// `[gMASK]` counts on.
+    /// Returns the layout rule. A continuation for `[MASK]` or `[sMASK]` stands at the mask token's
+    /// position. After `[gMASK]`, positions count up.
     fn prefix_rule(&self) -> PrefixRule {
         let mask = |name, id, freezes| MaskToken { name, id, freezes };
         PrefixRule {
@@ -198,7 +199,7 @@ impl Glm130bConfig {
         }
     }
 
-    /// Xavier's standard deviation times DeepNorm's gain β = 1/√(2 · `num_layers`).
+    /// Returns Xavier's standard deviation times DeepNorm's gain β = 1/√(2 · `num_layers`).
     fn deepnorm_std(&self, n_in: usize, n_out: usize) -> f32 {
         let xavier = (2.0 / (n_in + n_out) as f32).sqrt();
         xavier / (2.0 * self.num_layers as f32).sqrt()

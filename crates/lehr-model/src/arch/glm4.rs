@@ -1,5 +1,4 @@
-//! GLM-4-0414 (zai-org 2025): GLM-4-9B with two more norms in each block, on what attention and MLP
-//! add to the residual stream ("sandwich" norms).
+//! GLM-4-0414 (zai-org 2025): GLM-4-9B with a norm after each sub-layer too ("sandwich" norms).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +9,7 @@ use super::{Architecture, FamilyConfig, Spec};
 use crate::Result;
 use crate::nn::LayerBuilder;
 
-/// The settings of a GLM-4-0414 `config.json`: those of GLM-4.
+/// The settings of a GLM-4-0414 `config.json`, the same as those of GLM-4.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Glm4Config(pub GlmConfig);

@@ -22,11 +22,11 @@ pub struct Gpt2Config {
     pub n_positions: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub n_layer: usize,
-    /// Heads.
+    /// Number of heads.
     pub n_head: usize,
-    /// Width of the MLP; absent means four times `n_embd`.
+    /// Inner width of the MLP. The default is four times `n_embd`.
     #[serde(default)]
     pub n_inner: Option<usize>,
     /// The MLP's activation: `gelu_new`, `gelu`, `relu` or `silu`.
@@ -44,7 +44,7 @@ pub struct Gpt2Config {
     /// Whether the scores of block i are also divided by i + 1.
     #[serde(default)]
     pub scale_attn_by_inverse_layer_idx: bool,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     #[serde(default = "yes")]
     pub tie_word_embeddings: bool,
     /// First token of a text.
@@ -156,7 +156,7 @@ impl Block {
     }
 }
 
-/// The GPT-2 decoder: `h = x + Attention(LN₁(x)); y = h + MLP(LN₂(h))`.
+/// The GPT-2 decoder, pre-norm: `h = x + Attention(LN₁(x)); y = h + MLP(LN₂(h))`.
 pub struct Gpt2 {
     config: Gpt2Config,
     activation: Activation,

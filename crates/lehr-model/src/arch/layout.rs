@@ -1,24 +1,24 @@
-//! Where the tokens of a text stand, and which of them see one another in both directions.
+//! Layouts of texts: positions of tokens and bidirectional prefixes.
 
 /// The positions of a text's tokens and the length of its bidirectional prefix.
 ///
-/// A model makes it once from the ids of a text ([`Model::layout`](crate::Model::layout)); a
-/// forward pass only reads it. It also places the tokens that are generated behind the text.
+/// A model computes it once from the ids of a text ([`Model::layout`](crate::Model::layout));
+/// forward passes only read it. It also covers the tokens generated after the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Position of each token.
     pub positions: Vec<i32>,
     /// Position of each token in the second stream, for models with two (ChatGLM-6B): 0 in the
-    /// prefix, then 1, 2, … from `<sop>` on.
+    /// prefix, then 1, 2, … from `<sop>`.
     pub block_positions: Option<Vec<i32>>,
-    /// How many of the first tokens all tokens of the text see. They have to be run in one call.
-    /// 0 in a causal text.
+    /// Length of the bidirectional prefix, which all tokens of the text attend to. It must be run
+    /// in one call. 0 in a causal text.
     pub prefix_len: usize,
-    /// The position of every token behind the prefix, if it does not count on.
+    /// The position shared by all tokens after the prefix, if their positions do not count up.
     pub(super) frozen: Option<i32>,
 }
 
-/// Where one token stands.
+/// The position of one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenPosition {
     /// Its position.
@@ -35,9 +35,9 @@ impl Layout {
         Self { positions, block_positions: None, prefix_len: 0, frozen: None }
     }
 
-    /// Lays out `n` tokens of which the first `prefix_len` see one another. If `frozen` is given,
-    /// all tokens behind the prefix stand at that position. With `has_block_positions` these tokens
-    /// are counted 1, 2, … in the second stream.
+    /// Lays out `n` tokens with a bidirectional prefix of `prefix_len` tokens. With `frozen`, all
+    /// tokens after the prefix stand at that position. With `has_block_positions` they are counted
+    /// 1, 2, … in the second stream.
     pub(super) fn with_prefix(
         n: usize,
         prefix_len: usize,
@@ -58,19 +58,19 @@ impl Layout {
         layout
     }
 
-    /// Returns the number of tokens it was made for.
+    /// Returns the number of tokens laid out.
     #[must_use]
     pub fn len(&self) -> usize {
         self.positions.len()
     }
 
-    /// Returns whether it was made for no tokens.
+    /// Returns whether no tokens are laid out.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
     }
 
-    /// Places token number `index` of the text, which may be one that is generated behind it.
+    /// Returns the place of token `index` of the text, which may be a generated one.
     #[must_use]
     pub fn at(&self, index: usize) -> TokenPosition {
         let counted = index as i32;
@@ -85,7 +85,7 @@ impl Layout {
         }
     }
 
-    /// Places the token that follows `n_generated` tokens behind the text.
+    /// Returns the place of the token that follows `n_generated` generated tokens.
     #[must_use]
     pub fn next(&self, n_generated: usize) -> TokenPosition {
         self.at(self.len() + n_generated)

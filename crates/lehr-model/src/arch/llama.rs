@@ -15,7 +15,7 @@ use super::{
 use crate::Result;
 use crate::nn::{GatedMlpShape, LayerBuilder};
 
-/// The settings of a Llama `config.json`; what a file leaves out is as in transformers.
+/// The settings of a Llama `config.json`. Missing keys have transformers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LlamaConfig {
@@ -23,13 +23,13 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Inner width of the MLP.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key-value heads; `None` means as many as query heads.
+    /// Number of key-value heads; `None` means that of query heads.
     pub num_key_value_heads: Option<usize>,
     /// Width of a head; `None` means `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
@@ -39,7 +39,7 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f32,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the attention's projections have biases.
     pub attention_bias: bool,
@@ -47,14 +47,14 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
     /// The MLP's activation: `silu`, or a GELU for a GeGLU MLP.
     pub hidden_act: String,
-    /// How heads are rotated.
+    /// Rotary settings.
     #[serde(flatten)]
     pub rope: RopeConfig,
     /// First token of a text.
     pub bos_token_id: Option<u32>,
-    /// Last token of a text, or several of which any ends it.
+    /// The token that ends a text, or a list of such tokens.
     pub eos_token_id: Option<Value>,
-    /// What fills short rows of a batch.
+    /// Padding token.
     pub pad_token_id: Option<i64>,
 }
 
@@ -126,15 +126,15 @@ impl FamilyConfig for LlamaConfig {
 }
 
 impl LlamaConfig {
-    /// Base and scaling of the rotary frequencies, from wherever this file says them.
+    /// Returns base and scaling of the rotary frequencies, in whichever spelling the file has.
     ///
     /// # Errors
-    /// If the kind of scaling is not known or lacks a number.
+    /// If the kind of scaling is unknown or lacks a number.
     pub fn rope(&self) -> Result<RopeSettings> {
         self.rope.settings(self.max_position_embeddings)
     }
 
-    /// The parts of a block.
+    /// Returns the choices of a block.
     fn block(&self) -> Result<BlockSettings> {
         let (spec, std) = (self.spec(), self.initializer_range);
         let norms = Norms::new(self.rms_norm_eps);

@@ -16,7 +16,7 @@ use super::{
 use crate::nn::{GatedMlpShape, LayerBuilder};
 use crate::{Error, Result};
 
-/// The settings of a Mistral `config.json`; what a file leaves out is as in transformers.
+/// The settings of a Mistral `config.json`. Missing keys have transformers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MistralConfig {
@@ -24,13 +24,13 @@ pub struct MistralConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Inner width of the MLP.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key-value heads.
+    /// Number of key-value heads.
     pub num_key_value_heads: usize,
     /// Width of a head; `None` means `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
@@ -40,23 +40,24 @@ pub struct MistralConfig {
     pub rms_norm_eps: f32,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub tie_word_embeddings: bool,
-    /// How many tokens each token sees, itself among them; `None` means all before it.
+    /// Number of tokens that each token attends to, including itself; `None` means all earlier
+    /// ones.
     pub sliding_window: Option<usize>,
-    /// The kind of each block. In this family all are of the kind that `sliding_window` says.
+    /// The kind of each block. All blocks have the kind that `sliding_window` implies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer_types: Option<Vec<String>>,
     /// The MLP's activation.
     pub hidden_act: String,
-    /// How heads are rotated.
+    /// Rotary settings.
     #[serde(flatten)]
     pub rope: RopeConfig,
     /// First token of a text.
     pub bos_token_id: Option<u32>,
-    /// Last token of a text, or several of which any ends it.
+    /// The token that ends a text, or a list of such tokens.
     pub eos_token_id: Option<Value>,
-    /// What fills short rows of a batch.
+    /// Padding token.
     pub pad_token_id: Option<i64>,
 }
 
@@ -91,7 +92,7 @@ impl FamilyConfig for MistralConfig {
 
     fn read(json: &Value) -> Result<Self> {
         let mut json = json.clone();
-        // Transformers 4 reads null so; transformers 5 refuses it.
+        // Transformers 4 reads null as absent; transformers 5 rejects it.
         if json.get("num_key_value_heads").is_some_and(Value::is_null) {
             json["num_key_value_heads"] =
                 json.get("num_attention_heads").cloned().unwrap_or_else(|| 32.into());
@@ -102,7 +103,7 @@ impl FamilyConfig for MistralConfig {
     fn validate(&self) -> Result<()> {
         check_spec(&self.spec(), self.intermediate_size)?;
         check_windows(None, self.num_hidden_layers, self.sliding_window)?;
-        // Transformers passes over these; models that alternate are of another family there.
+        // Transformers ignores these keys; there, models with alternating kinds are other families.
         let kind = if self.sliding_window.is_some() { SLIDING } else { FULL };
         if let Some(other) = self.layer_types.iter().flatten().find(|t| *t != kind) {
             return Err(Error::config("layer_types", other, format!("{kind} only in this family")));
@@ -140,15 +141,15 @@ impl FamilyConfig for MistralConfig {
 }
 
 impl MistralConfig {
-    /// Base and scaling of the rotary frequencies, from wherever this file says them.
+    /// Returns base and scaling of the rotary frequencies, in whichever spelling the file has.
     ///
     /// # Errors
-    /// If the kind of scaling is not known or lacks a number.
+    /// If the kind of scaling is unknown or lacks a number.
     pub fn rope(&self) -> Result<RopeSettings> {
         self.rope.settings(self.max_position_embeddings)
     }
 
-    /// The parts of a block.
+    /// Returns the choices of a block.
     fn block(&self) -> Result<BlockSettings> {
         let (spec, std) = (self.spec(), self.initializer_range);
         let norms = Norms::new(self.rms_norm_eps);

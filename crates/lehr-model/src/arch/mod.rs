@@ -1,8 +1,8 @@
-//! One family per file: it reads the family's `config.json`, builds the layers under the names of
-//! its checkpoints and shows the wiring of the block.
+//! One file per family. It reads the family's `config.json`, builds the layers under the names of
+//! its checkpoints and shows how a block is wired.
 //!
-//! To add a family: its file, with a settings struct that implements `FamilyConfig`, and a line in
-//! `families!` below.
+//! To add a family, add its file, with a settings struct that implements `FamilyConfig`, and a line
+//! in `families!` below.
 
 mod attention;
 mod bert;
@@ -59,28 +59,28 @@ use crate::nn::{LayerBuilder, Linear};
 pub use crate::spec::Spec;
 use crate::{Error, Result};
 
-/// What a family's model computes: tokens to hidden states, and the head that turns those into
-/// logits.
+/// A family's model: it maps tokens to hidden states, and its head maps those to logits.
 ///
-/// They are separate because a loss never needs all logits at once.
+/// The two are separate because a loss never needs all logits at once.
 pub trait Architecture: Send + Sync {
-    /// Computes hidden states `[B, T, D]` after the last norm, recorded if recording is on. With a
-    /// cache the tokens continue the cached ones, and recording has to be off.
+    /// Computes hidden states `[B, T, D]` after the last norm. It records if recording is on. With
+    /// a cache, the tokens continue the cached ones and recording must be off.
     ///
     /// # Errors
     /// If the tokens do not fit the model or the cache, or memory runs out.
     fn forward(&self, pass: Pass<'_>) -> Result<Tensor>;
 
-    /// The output projection to the vocabulary; encoders are published without one too.
+    /// Returns the output projection to the vocabulary. Some published encoders have none.
     fn head(&self) -> Option<&Linear>;
 
-    /// The layer that classifiers apply to an encoder's first token, if its weights hold one.
+    /// Returns the layer that classifiers apply to an encoder's first token, if the weights contain
+    /// one.
     fn pooler(&self) -> Option<&Linear> {
         None
     }
 
-    /// What the output projection is applied to, from the hidden states: those themselves, except
-    /// where a family has layers between.
+    /// Computes the head's input from the hidden states. It is the hidden states themselves, except
+    /// in families with layers between.
     ///
     /// # Errors
     /// If memory runs out.
@@ -88,81 +88,81 @@ pub trait Architecture: Send + Sync {
         Ok(hidden.clone())
     }
 
-    /// Whether a token sees only what comes before it, so that the model can continue a text. An
-    /// encoder's tokens see the whole text, and its head predicts the tokens that are masked.
+    /// Returns whether tokens attend only to earlier ones, so the model can continue a text. In an
+    /// encoder they attend to the whole text, and the head predicts masked tokens.
     fn is_causal(&self) -> bool {
         true
     }
 
-    /// The cap `c` of logits that are `c tanh(logit / c)`.
+    /// Returns the logit cap `c`, if there is one: logits become `c tanh(logit / c)`.
     fn logit_softcap(&self) -> Option<f32> {
         None
     }
 
-    /// Whether texts begin with a prefix whose tokens see one another in both directions.
+    /// Returns whether texts begin with a bidirectional prefix.
     fn has_prefix(&self) -> bool {
         false
     }
 
-    /// Lays out one text: its positions, and the prefix whose tokens see one another.
+    /// Lays out one text: its positions and its bidirectional prefix.
     ///
     /// # Errors
-    /// If the text lacks the tokens that say so.
+    /// If the text lacks the tokens that mark its parts.
     fn layout(&self, ids: &[i32]) -> Result<Layout> {
         Ok(Layout::causal(ids.len()))
     }
 
-    /// The model's sizes.
+    /// Returns the model's sizes.
     fn spec(&self) -> Spec;
 }
 
-/// The settings of one family: what its `config.json` says.
+/// The settings of one family, as in its `config.json`.
 pub(crate) trait FamilyConfig: Serialize + DeserializeOwned {
     /// `model_type` in `config.json`.
     const MODEL_TYPE: &'static str;
     /// The class of the language model, `architectures` in `config.json`.
     const CLASS: &'static str;
 
-    /// Whether this family reads the file.
+    /// Returns whether this family reads the file.
     fn recognises(json: &Value) -> bool {
         json.get("model_type").and_then(Value::as_str) == Some(Self::MODEL_TYPE)
     }
 
-    /// Reads the file.
+    /// Parses the file.
     fn read(json: &Value) -> Result<Self> {
         parse(json)
     }
 
-    /// An error if some setting is impossible.
+    /// Checks that every setting is valid.
     fn validate(&self) -> Result<()>;
 
-    /// The model's sizes.
+    /// Returns the model's sizes.
     fn spec(&self) -> Spec;
 
     /// Builds the layers.
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>>;
 
-    /// Names a parameter may have in published checkpoints.
+    /// Returns the names that a parameter may have in published checkpoints.
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
         vec![name.to_owned()]
     }
 
-    /// Looks at the names of a checkpoint, for families whose files differ in what they hold
-    /// beyond what `config.json` says.
+    /// Adapts the settings to the tensor names of a checkpoint, for families whose files contain
+    /// parts that `config.json` does not mention.
     fn fit_to(&mut self, _has: &dyn Fn(&str) -> bool) {}
 
-    /// The model's class, `architectures` in `config.json`.
+    /// Returns the model's class, `architectures` in `config.json`.
     fn class(&self) -> &'static str {
         Self::CLASS
     }
 
-    /// How a parameter is put together from the parts of a tensor-parallel checkpoint.
+    /// Returns how a parameter is split among the parts of a tensor-parallel checkpoint.
     fn shard_rule(&self, _name: &str) -> ShardRule {
         ShardRule::Replicated
     }
 }
 
-/// Writes [`Config`] from the list of families.
+/// Defines [`Config`] from the list of families.
 macro_rules! families {
     ($($(#[$doc:meta])* $family:ident($config:ty),)*) => {
         /// The configuration of any family, as its `config.json`.
@@ -172,22 +172,22 @@ macro_rules! families {
         }
 
         impl Config {
-            /// The `model_type`s there are.
+            /// The supported `model_type`s.
             const MODEL_TYPES: &'static [&'static str] = &[$(<$config>::MODEL_TYPE),*];
 
             /// The names of the families.
             pub const FAMILIES: &'static [&'static str] = &[$(stringify!($family)),*];
 
-            /// The family's name.
+            /// Returns the family's name.
             #[must_use]
             pub fn family(&self) -> &'static str {
                 match self { $(Self::$family(_) => stringify!($family),)* }
             }
 
-            /// Reads a parsed `config.json`.
+            /// Parses a `config.json`.
             ///
             /// # Errors
-            /// If the architecture is not known or a setting is missing or impossible.
+            /// If the architecture is unknown or a setting is missing or invalid.
             pub fn from_json(json: &Value) -> Result<Self> {
                 check_floats(json)?;
                 $(if <$config>::recognises(json) {
@@ -198,16 +198,16 @@ macro_rules! families {
                 Err(unknown_model_type(json))
             }
 
-            /// The `config.json` that `transformers` reads.
+            /// Returns the `config.json` that `transformers` reads.
             #[must_use]
             pub fn to_json(&self) -> Value {
                 match self { $(Self::$family(config) => to_json(config),)* }
             }
 
-            /// An error if some setting is impossible.
+            /// Checks that every setting is valid.
             ///
             /// # Errors
-            /// The first impossible setting.
+            /// The first invalid setting.
             pub fn validate(&self) -> Result<()> {
                 match self {
                     $(Self::$family(config) => {
@@ -217,7 +217,7 @@ macro_rules! families {
                 }
             }
 
-            /// The model's sizes.
+            /// Returns the model's sizes.
             #[must_use]
             pub fn spec(&self) -> Spec {
                 match self { $(Self::$family(config) => config.spec(),)* }
@@ -231,23 +231,23 @@ macro_rules! families {
                 match self { $(Self::$family(config) => config.build(p),)* }
             }
 
-            /// The class of the language model in `transformers`.
+            /// Returns the class of the language model in `transformers`.
             #[must_use]
             pub fn class(&self) -> &'static str {
                 match self { $(Self::$family(config) => config.class(),)* }
             }
 
-            /// Names a parameter may have in published checkpoints.
+            /// Returns the names that a parameter may have in published checkpoints.
             pub(crate) fn checkpoint_names(&self, name: &str) -> Vec<String> {
                 match self { $(Self::$family(config) => config.checkpoint_names(name),)* }
             }
 
-            /// Looks at the names of a checkpoint.
+            /// Adapts the settings to the tensor names of a checkpoint.
             pub(crate) fn fit_to(&mut self, has: &dyn Fn(&str) -> bool) {
                 match self { $(Self::$family(config) => config.fit_to(has),)* }
             }
 
-            /// How a parameter is put together from the parts of a tensor-parallel checkpoint.
+            /// Returns how a parameter is split among the parts of a tensor-parallel checkpoint.
             pub(crate) fn shard_rule(&self, name: &str) -> ShardRule {
                 match self { $(Self::$family(config) => config.shard_rule(name),)* }
             }
@@ -258,7 +258,7 @@ macro_rules! families {
 families! {
     /// GPT-2.
     Gpt2(Gpt2Config),
-    /// Llama 2 and 3, and what shares their blocks.
+    /// Llama 2 and 3, and models with the same blocks.
     Llama(LlamaConfig),
     /// BERT, with or without a head.
     Bert(BertConfig),
@@ -309,14 +309,14 @@ fn to_json<C: FamilyConfig>(config: &C) -> Value {
     json
 }
 
-/// Names in files of the language model and in files of the model without a head, which lack the
-/// prefix `model.`.
+/// Returns the names of a parameter with and without the prefix `model.`, which files of the model
+/// without a head lack.
 fn with_and_without_prefix(name: &str) -> Vec<String> {
     let bare = name.strip_prefix("model.").map(str::to_owned);
     [name.to_owned()].into_iter().chain(bare).collect()
 }
 
-/// The activation that `transformers` calls so, for a gated MLP.
+/// Returns the activation of a gated MLP by its name in `transformers`.
 fn activation(key: &str, name: &str) -> Result<Activation> {
     match name {
         "silu" | "swish" => Ok(Activation::Silu),
@@ -330,13 +330,13 @@ fn activation(key: &str, name: &str) -> Result<Activation> {
     }
 }
 
-/// The standard deviation at which projections back into the residual stream start: each block
-/// adds twice to it, and its variance at the end stays that of one.
+/// Returns the standard deviation at which projections back into the residual stream start. Each
+/// block adds to the stream twice, so this keeps the final variance that of one addition.
 fn residual_std(std: f32, n_layers: usize) -> f32 {
     std / (2.0 * n_layers as f32).sqrt()
 }
 
-/// An error unless the sizes are those of a decoder with rotated, shared heads.
+/// Checks that the sizes are those of a decoder with rotary positions and shared heads.
 fn check_spec(spec: &Spec, intermediate_size: usize) -> Result<()> {
     for (key, value) in [
         ("vocab_size", spec.vocab_size),
@@ -356,7 +356,7 @@ fn check_spec(spec: &Spec, intermediate_size: usize) -> Result<()> {
     Err(Error::config("head_dim", spec.head_dim, "an even number, at least 2"))
 }
 
-/// An error if some number is beyond those of 32 bits that settings are kept in.
+/// Checks that every number fits the 32 bits in which settings are kept.
 fn check_floats(json: &Value) -> Result<()> {
     let settings = json.as_object().into_iter().flatten();
     for (key, value) in settings {
@@ -367,15 +367,14 @@ fn check_floats(json: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The largest whole number among the settings of a model: products of two, in bytes, are numbers
-/// of 64 bits.
+/// The largest integer among the settings of a model. The product of two, in bytes, fits 64 bits.
 const MAX_SIZE: u64 = 1 << 30;
 
-/// The largest number of blocks, and of numbers in a head: each takes a moment (a block to look for
-/// its weights, a number to compute its frequency) before the file is known to have it.
+/// The largest number of blocks, and of values in a head. Each takes time before the file is read:
+/// a block to search its weights, a value to compute its frequency.
 const MAX_STEPS: usize = 1 << 16;
 
-/// An error if some setting is so large that computing with it might overflow or never end.
+/// Checks that no setting is so large that computing with it could overflow or never end.
 fn check_sizes(config: &impl FamilyConfig) -> Result<()> {
     let json = serde_json::to_value(config).unwrap_or_default();
     for (key, value) in json.as_object().into_iter().flatten() {
@@ -392,7 +391,7 @@ fn check_sizes(config: &impl FamilyConfig) -> Result<()> {
     Ok(())
 }
 
-/// An error unless `value` is at least 1.
+/// Checks that `value` is at least 1.
 fn positive(key: &str, value: usize) -> Result<()> {
     if value > 0 {
         return Ok(());
@@ -400,7 +399,7 @@ fn positive(key: &str, value: usize) -> Result<()> {
     Err(Error::config(key, value, "at least 1"))
 }
 
-/// An error unless `part` divides `whole`.
+/// Checks that `part` divides `whole`.
 fn divides(part_key: &str, part: usize, whole_key: &str, whole: usize) -> Result<()> {
     if part > 0 && whole.is_multiple_of(part) {
         return Ok(());

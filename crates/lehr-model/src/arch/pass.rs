@@ -1,4 +1,4 @@
-//! One forward pass: what goes into it, and what runs from block to block.
+//! One forward pass: its inputs, and the state passed from block to block.
 
 use std::sync::Arc;
 
@@ -10,32 +10,32 @@ use crate::{Error, KvCache, Result};
 
 /// One forward pass.
 pub struct Pass<'a> {
-    /// What is read.
+    /// The tokens.
     pub(super) tokens: &'a Tokens,
-    /// Keys and values of earlier tokens, which the new ones continue.
+    /// Keys and values of earlier tokens, continued by the new ones.
     pub(super) cache: Option<&'a mut KvCache>,
-    /// What is kept for backward, if the pass is recorded.
+    /// The activation-checkpointing policy of recorded passes.
     pub(super) checkpointing: ActivationCheckpointing,
     /// Learned keys and values before every text, one pair per block.
     pub(super) kv_prefix: Option<Arc<[KvPrefixParams]>>,
 }
 
 impl<'a> Pass<'a> {
-    /// A pass over whole texts, recorded if recording is on.
+    /// Creates a pass over whole texts. It is recorded if recording is on.
     #[must_use]
     pub fn whole(tokens: &'a Tokens, checkpointing: ActivationCheckpointing) -> Self {
         Self { tokens, cache: None, checkpointing, kv_prefix: None }
     }
 
-    /// A pass over tokens that continue those in `cache`. It is never recorded: keys and values in
-    /// a cache have no gradients.
+    /// Creates a pass over tokens that continue those in `cache`. It is never recorded, because
+    /// keys and values in a cache have no gradients.
     #[must_use]
     pub fn continuing(tokens: &'a Tokens, cache: &'a mut KvCache) -> Self {
         let checkpointing = ActivationCheckpointing::None;
         Self { tokens, cache: Some(cache), checkpointing, kv_prefix: None }
     }
 
-    /// The same pass with learned keys and values before every text.
+    /// Sets the learned keys and values before every text.
     pub(crate) fn with_kv_prefix(self, kv_prefix: Option<Arc<[KvPrefixParams]>>) -> Self {
         Self { kv_prefix, ..self }
     }
@@ -44,7 +44,7 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// If there is no room for them, they continue a cache while recording is on, or they have a
-    /// second stream of positions, which this model cannot use.
+    /// second stream of positions that this model does not support.
     pub(super) fn check(&self, spec: &Spec) -> Result<()> {
         if self.tokens.block_positions.is_some() {
             return Err(Error::layout("a second stream of positions", "one stream of positions"));
@@ -52,13 +52,14 @@ impl<'a> Pass<'a> {
         self.check_room(spec)
     }
 
-    /// [`Pass::check`] for models whose texts have a bidirectional prefix.
+    /// Checks the pass like [`Pass::check`], for models whose texts have a bidirectional prefix.
     pub(super) fn check_prefix(&self, spec: &Spec) -> Result<()> {
         self.check(spec)?;
         self.check_has_prefix()
     }
 
-    /// [`Pass::check_prefix`] for models with two streams of positions; returns the second.
+    /// Checks the pass like [`Pass::check_prefix`], for models with two streams of positions, and
+    /// returns the second.
     pub(super) fn check_two_streams(&self, spec: &Spec) -> Result<&'a Tensor> {
         self.check_room(spec)?;
         self.check_has_prefix()?;
@@ -92,17 +93,18 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// What runs from block to block.
+/// The state passed from block to block.
 #[derive(Clone)]
 pub(super) struct Residual {
     /// The residual stream `[B, T, D]`.
     pub(super) x: Tensor,
-    /// What the next sub-layer reads of it: its norm, or in post-norm families the stream itself.
+    /// Input of the next sub-layer: the stream after a norm, or in post-norm families the stream
+    /// itself.
     pub(super) normed: Tensor,
 }
 
 impl Residual {
-    /// A residual stream that is a norm's output, and read as it is.
+    /// Wraps a residual stream that is the output of a norm and needs no other.
     pub(super) fn already_normed(x: Tensor) -> Self {
         Self { normed: x.clone(), x }
     }

@@ -1,28 +1,28 @@
-//! Layout of texts whose first part is seen from everywhere: GLM-130B and ChatGLM-6B.
+//! Layout of texts with a bidirectional context: GLM-130B and ChatGLM-6B.
 //!
 //! Such a text is `context <sop> continuation`. The context is its bidirectional prefix: its tokens
-//! see one another in both directions, while `<sop>` and what follows see the context and what is
-//! before them. A mask token in the context says what is to be written: `[MASK]` a piece that
-//! stands there, `[gMASK]` what comes after the context.
+//! attend to one another in both directions. `<sop>` and later tokens attend to the context and to
+//! earlier tokens. A mask token in the context says what to write: `[MASK]` a span at its own
+//! position, `[gMASK]` the text after the context.
 
 use super::Layout;
 use crate::{Error, Result};
 
-/// A token that marks what is to be written.
+/// A token that marks the place of the continuation.
 pub(super) struct MaskToken {
     pub(super) name: &'static str,
     pub(super) id: u32,
-    /// Whether `<sop>` and all that follows stand at the position of this token.
+    /// Whether `<sop>` and all later tokens stand at the position of this token.
     pub(super) freezes: bool,
 }
 
-/// How a family lays out its texts.
+/// The layout rule of a family.
 pub(super) struct PrefixRule {
     /// Id of `<sop>`.
     pub(super) sop: u32,
-    /// The first of these that the context contains counts.
+    /// Mask tokens by priority: the first one found in the context counts.
     pub(super) masks: Vec<MaskToken>,
-    /// Whether tokens have a second position, counted from `<sop>` on.
+    /// Whether tokens have a second position, counted from `<sop>`.
     pub(super) has_block_positions: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Blocks that normalise before each sub-layer: grouped-query attention and a gated MLP between RMS
-//! norms, as Llama has them, and the same with norms behind the sub-layers too.
+//! Blocks with a norm before each sub-layer: grouped-query attention and a gated MLP between RMS
+//! norms, as in Llama, and the same with norms after the sub-layers too.
 //!
 //! Their equations, with `norm` an RMS norm:
 //!
@@ -9,7 +9,7 @@
 //! y = h + MLP(norm₂(h))                                y = h + norm₄(MLP(norm₃(h)))
 //! ```
 //!
-//! What the code computes besides is explained in `stack.rs`: a block is given `norm₁(x)`, and ends
+//! The code shifts norms between blocks, as `stack.rs` explains: a block takes `norm₁(x)` and ends
 //! with the first norm of the next block.
 
 use lehr_tensor::ops::rope::RopeTable;
@@ -23,7 +23,7 @@ use crate::nn::{
 };
 use crate::{KvCache, Result};
 
-/// How the RMS norms of a model scale.
+/// The settings of a model's RMS norms.
 #[derive(Clone, Copy)]
 pub(super) struct Norms {
     /// Added to the mean square.
@@ -33,12 +33,12 @@ pub(super) struct Norms {
 }
 
 impl Norms {
-    /// Norms that scale by their weight.
+    /// Describes norms that scale by their weight.
     pub(super) fn new(eps: f32) -> Self {
         Self { eps, one_plus: false }
     }
 
-    /// Builds one over `width` numbers.
+    /// Builds a norm over `width` values.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -55,24 +55,24 @@ impl Norms {
 pub(super) struct AttentionSettings {
     /// Sizes of the model.
     pub(super) spec: Spec,
-    /// Whether the projections to queries, keys and values have biases.
+    /// Whether the query, key and value projections have biases.
     pub(super) qkv_bias: bool,
-    /// Whether the projection back has one.
+    /// Whether the output projection has a bias.
     pub(super) out_bias: bool,
-    /// How many tokens a token sees, itself among them; `None` means all before it.
+    /// Number of tokens a token attends to, including itself; `None` means all earlier ones.
     pub(super) window: Option<usize>,
-    /// Norms over each head of queries and keys, before they are rotated.
+    /// Norms over each head of queries and keys, applied before rotation.
     pub(super) qk_norms: Option<Norms>,
-    /// Scores are divided by the root of this.
+    /// The scores are divided by the square root of this.
     pub(super) scale_width: usize,
-    /// Which of the model's rotations it uses.
+    /// Index of the rotation among those of the model.
     pub(super) rope: usize,
-    /// Standard deviation of new weights; the projection back starts smaller.
+    /// Standard deviation of new weights. The output projection starts smaller.
     pub(super) std: f32,
 }
 
 impl AttentionSettings {
-    /// Attention without biases, norms or a window.
+    /// Describes attention without biases, norms or a window.
     pub(super) fn new(spec: Spec, std: f32) -> Self {
         Self {
             spec,
@@ -87,8 +87,8 @@ impl AttentionSettings {
     }
 }
 
-/// Attention whose key-value heads are shared by several query heads (Ainslie et al. 2023,
-/// <https://arxiv.org/abs/2305.13245>), with rotary positions.
+/// Grouped-query attention: several query heads share one key-value head (Ainslie et al. 2023,
+/// <https://arxiv.org/abs/2305.13245>). Positions are rotary.
 pub(super) struct GroupedQueryAttention {
     attention: Attention,
     q_proj: Linear,
@@ -132,7 +132,7 @@ impl GroupedQueryAttention {
         Ok(Self { attention, q_proj, k_proj, v_proj, o_proj, qk_norms, rope: settings.rope })
     }
 
-    /// Computes `[B, T, D]` from the normed residual stream `x`.
+    /// Computes attention `[B, T, D]` from the normalised residual stream `x`.
     ///
     /// # Errors
     /// If the tokens do not fit the cache or memory runs out.
@@ -158,11 +158,11 @@ impl GroupedQueryAttention {
     }
 }
 
-/// A gated MLP, in either of the two forms checkpoints have.
+/// A gated MLP, in either of the two forms found in checkpoints.
 pub(super) enum Mlp {
-    /// One matrix for the gate, one for what it gates.
+    /// Separate matrices for gate and up.
     Separate(GatedMlp),
-    /// One matrix for both.
+    /// One matrix for gate and up.
     Fused(FusedGatedMlp),
 }
 
@@ -175,14 +175,14 @@ impl Mlp {
     }
 }
 
-/// The choices of a [`PreNormBlock`] under Llama's names.
+/// The choices of a [`PreNormBlock`] with Llama's parameter names.
 pub(super) struct BlockSettings {
     pub(super) attention: AttentionSettings,
     pub(super) norms: Norms,
     pub(super) mlp: GatedMlpShape,
 }
 
-/// `h = x + Attention(norm₁(x)); y = h + MLP(norm₂(h))`.
+/// A pre-norm block: `h = x + Attention(norm₁(x)); y = h + MLP(norm₂(h))`.
 pub(super) struct PreNormBlock {
     pub(super) input_layernorm: RmsNorm,
     pub(super) attention: GroupedQueryAttention,
@@ -191,7 +191,7 @@ pub(super) struct PreNormBlock {
 }
 
 impl PreNormBlock {
-    /// Builds block `layer` under Llama's names.
+    /// Builds block `layer` with Llama's parameter names.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -231,7 +231,7 @@ impl Block for PreNormBlock {
     }
 }
 
-/// `h = x + norm₂(Attention(norm₁(x))); y = h + norm₄(MLP(norm₃(h)))`.
+/// A sandwich-norm block: `h = x + norm₂(Attention(norm₁(x))); y = h + norm₄(MLP(norm₃(h)))`.
 pub(super) struct SandwichBlock {
     pub(super) before_attention: RmsNorm,
     pub(super) attention: GroupedQueryAttention,

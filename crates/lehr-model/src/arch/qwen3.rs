@@ -16,7 +16,7 @@ use super::{
 use crate::Result;
 use crate::nn::{GatedMlpShape, LayerBuilder};
 
-/// The settings of a Qwen3 `config.json`; what a file leaves out is as in transformers.
+/// The settings of a Qwen3 `config.json`. Missing keys have transformers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Qwen3Config {
@@ -24,15 +24,15 @@ pub struct Qwen3Config {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Inner width of the MLP.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key-value heads; `None` means as many as query heads.
+    /// Number of key-value heads; `None` means that of query heads.
     pub num_key_value_heads: Option<usize>,
-    /// Width of a head, whatever the width of the residual stream.
+    /// Width of a head, independent of that of the residual stream.
     pub head_dim: usize,
     /// Longest context.
     pub max_position_embeddings: usize,
@@ -40,28 +40,28 @@ pub struct Qwen3Config {
     pub rms_norm_eps: f32,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the attention's projections have biases.
     pub attention_bias: bool,
-    /// Whether any block has a window.
+    /// Whether some blocks have a window.
     pub use_sliding_window: bool,
-    /// How many tokens are seen through the window, the token itself among them.
+    /// Number of tokens in the window, including the token itself.
     pub sliding_window: Option<usize>,
-    /// Blocks below this have no window.
+    /// Index of the first block with a window.
     pub max_window_layers: usize,
     /// The kind of each block; `None` means what `max_window_layers` says.
     pub layer_types: Option<Vec<String>>,
     /// The MLP's activation.
     pub hidden_act: String,
-    /// How heads are rotated.
+    /// Rotary settings.
     #[serde(flatten)]
     pub rope: RopeConfig,
     /// First token of a text.
     pub bos_token_id: Option<u32>,
-    /// Last token of a text, or several of which any ends it.
+    /// The token that ends a text, or a list of such tokens.
     pub eos_token_id: Option<Value>,
-    /// What fills short rows of a batch.
+    /// Padding token.
     pub pad_token_id: Option<i64>,
 }
 
@@ -133,15 +133,15 @@ impl FamilyConfig for Qwen3Config {
 }
 
 impl Qwen3Config {
-    /// Base and scaling of the rotary frequencies, from wherever this file says them.
+    /// Returns base and scaling of the rotary frequencies, in whichever spelling the file has.
     ///
     /// # Errors
-    /// If the kind of scaling is not known or lacks a number.
+    /// If the kind of scaling is unknown or lacks a number.
     pub fn rope(&self) -> Result<RopeSettings> {
         self.rope.settings(self.max_position_embeddings)
     }
 
-    /// The width of the windows there are.
+    /// Returns the width of the windows, if any block has one.
     fn view(&self) -> Option<usize> {
         self.sliding_window.filter(|_| self.use_sliding_window)
     }
@@ -153,7 +153,7 @@ impl Qwen3Config {
         }
     }
 
-    /// The parts of a block.
+    /// Returns the choices of a block.
     fn block(&self, layer: usize) -> Result<BlockSettings> {
         let (spec, std) = (self.spec(), self.initializer_range);
         let norms = Norms::new(self.rms_norm_eps);

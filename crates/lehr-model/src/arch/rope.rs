@@ -1,8 +1,8 @@
-//! The rotary settings of a `config.json` and the angles they give.
+//! Rotary settings of a `config.json`, and the angles computed from them.
 //!
-//! Hugging Face transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes one
-//! map `rope_parameters`; both are read here with the precedence and the defaults of transformers
-//! 5.23 (`modeling_rope_utils.py`).
+//! Hugging Face transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes one
+//! map `rope_parameters`. This file reads both, with the precedence and the defaults of
+//! transformers 5.23 (`modeling_rope_utils.py`).
 
 use lehr_tensor::Tensor;
 use lehr_tensor::ops::rope::frequencies::{self, Yarn};
@@ -12,39 +12,38 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// The keys of a `config.json` that say how heads are rotated. They are kept as they were found, so
-/// that a saved file means the same.
+/// The rotary keys of a `config.json`. They are kept as found, so a saved file means the same.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RopeConfig {
     /// Base of the frequencies (transformers 4).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
-    /// How the frequencies are stretched (transformers 4).
+    /// Scaling of the frequencies (transformers 4).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<Map<String, Value>>,
     /// Base and scaling (transformers 5).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_parameters: Option<Map<String, Value>>,
-    /// Context of pre-training, where it stands beside the maps and not in them.
+    /// Context of pre-training, if it stands beside the maps instead of in them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<u64>,
-    /// Part of the head that is rotated: all of it, but in GLM-4.
+    /// Fraction of the head that is rotated: all of it, except in GLM-4.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partial_rotary_factor: Option<f64>,
 }
 
 impl RopeConfig {
-    /// Unscaled frequencies of this base.
+    /// Describes unscaled frequencies of this base.
     #[must_use]
     pub fn with_theta(theta: f64) -> Self {
         Self { rope_theta: Some(theta), ..Self::default() }
     }
 
-    /// What the keys say together; `max_positions` is the model's longest context.
+    /// Combines the keys. `max_positions` is the model's longest context.
     ///
     /// # Errors
-    /// If the kind of scaling is not known, lacks a number or has an impossible one.
+    /// If the kind of scaling is unknown, lacks a number or has an invalid one.
     pub fn settings(&self, max_positions: usize) -> Result<RopeSettings> {
         self.check_whole_head()?;
         let parameters = self.parameters();
@@ -55,8 +54,8 @@ impl RopeConfig {
         RopeSettings::read(&parameters, self.rope_theta.unwrap_or(10_000.0), max_positions)
     }
 
-    /// As [`RopeConfig::settings`] for families that rotate a part of the head, with that part;
-    /// `usual` stands in for it.
+    /// Combines the keys as [`RopeConfig::settings`], for families that rotate part of the head.
+    /// Also returns that fraction; `usual` is its default.
     pub(super) fn settings_of_part(
         &self,
         max_positions: usize,
@@ -75,7 +74,7 @@ impl RopeConfig {
         Ok((whole.settings(max_positions)?, part))
     }
 
-    /// The map that counts.
+    /// Returns the map that takes precedence.
     fn parameters(&self) -> Map<String, Value> {
         let scaling = self.rope_scaling.as_ref().filter(|map| !map.is_empty());
         let mut parameters = scaling.or(self.rope_parameters.as_ref()).cloned().unwrap_or_default();
@@ -85,7 +84,7 @@ impl RopeConfig {
         parameters
     }
 
-    /// An error if only a part of the head were to be rotated.
+    /// Checks that the whole head is rotated.
     pub(super) fn check_whole_head(&self) -> Result<()> {
         match self.partial_rotary_factor {
             None => Ok(()),
@@ -108,37 +107,37 @@ fn check_whole_head(factor: f64) -> Result<()> {
 pub struct RopeSettings {
     /// Base of the frequencies.
     pub theta: f64,
-    /// How they are stretched.
+    /// Scaling of the frequencies.
     pub scaling: RopeScaling,
 }
 
-/// How rotary frequencies are stretched beyond the context of pre-training.
+/// Scaling of rotary frequencies beyond the context of pre-training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No scaling.
     Default,
-    /// All by one factor.
+    /// All frequencies by one factor.
     Linear {
         /// The factor.
         factor: f64,
     },
-    /// Low frequencies by the factor, high ones not, with a ramp between (Llama 3.1).
+    /// Low frequencies by the factor, high ones unchanged, with a ramp between (Llama 3.1).
     Llama3 {
         /// The factor.
         factor: f64,
-        /// Wavelengths beyond `original / low` are stretched.
+        /// Wavelengths beyond `original / low` are scaled.
         low_freq_factor: f64,
-        /// Wavelengths below `original / high` are kept.
+        /// Wavelengths below `original / high` are unchanged.
         high_freq_factor: f64,
         /// Context of pre-training.
         original_max_positions: f64,
     },
-    /// Slow dimensions by the factor, fast ones not, with an attention factor (YaRN).
+    /// Slow dimensions by the factor, fast ones unchanged, with an attention factor (YaRN).
     Yarn(Yarn),
 }
 
 impl RopeSettings {
-    /// Reads a map of parameters; `theta` and `max_positions` stand in for what it leaves out.
+    /// Reads a map of parameters. `theta` and `max_positions` are the defaults of missing keys.
     pub(super) fn read(
         parameters: &Map<String, Value>,
         theta: f64,
@@ -183,7 +182,7 @@ impl RopeSettings {
     }
 }
 
-/// A map of rotary parameters, with errors that name its keys.
+/// A map of rotary parameters. Its errors name the keys.
 struct Parameters<'a>(&'a Map<String, Value>);
 
 impl Parameters<'_> {
@@ -221,13 +220,13 @@ impl Parameters<'_> {
     }
 
     fn yarn(&self, original_max_positions: f64, max_positions: usize) -> Result<Yarn> {
-        // DeepSeek writes `null` and means the ratio of the contexts.
+        // DeepSeek writes `null` for the ratio of the contexts.
         let factor = match self.0.get("factor") {
             Some(Value::Null) => max_positions as f64 / original_max_positions,
             _ => self.need("factor")?,
         };
         let usual = Yarn::new(factor, original_max_positions);
-        // As in the reference, 0 and null stand for the usual value.
+        // As in the reference, 0 and null mean the default.
         let beta = |key: &str, usual: f64| match self.number(key)? {
             None | Some(0.0) => Ok(usual),
             Some(_) => self.need(key),
@@ -250,14 +249,14 @@ impl Parameters<'_> {
     }
 }
 
-/// Frequencies of one kind of layer, ready to make tables of angles.
+/// The rotary frequencies of one kind of block.
 pub(super) struct Rope {
     inv_freq: Vec<f64>,
     amplitude: f64,
 }
 
 impl Rope {
-    /// The frequencies for heads of which `head_dim` dimensions are rotated.
+    /// Computes the frequencies for heads with `head_dim` rotated dimensions.
     pub(super) fn new(settings: &RopeSettings, head_dim: usize) -> Result<Self> {
         let theta = settings.theta;
         let plain = || frequencies::inverse_frequencies(theta, head_dim);
@@ -279,7 +278,7 @@ impl Rope {
         Err(Error::config("rope_parameters", found, "settings with finite frequencies"))
     }
 
-    /// The angles of tokens at these positions.
+    /// Computes the angles of tokens at these positions.
     pub(super) fn table(&self, positions: &Tensor, layout: RopeLayout) -> Result<RopeTable> {
         Ok(RopeTable::new(positions, &self.inv_freq, layout, self.amplitude)?)
     }

@@ -1,18 +1,17 @@
-//! The loop over the blocks of a model, which all families share.
+//! The loop over the blocks of a model, shared by all families.
 //!
-//! A pre-norm block is, in the textbooks,
+//! The textbook equations of a pre-norm block are
 //!
 //! ```text
 //! h = x + Attention(norm₁(x))
 //! y = h + MLP(norm₂(h))
 //! ```
 //!
-//! Here a block is given `x` together with `norm₁(x)`, and returns `y` together with the next
-//! block's `norm₁(y)` (behind the last block: the model's last norm). The numbers are the same.
-//! The reason is speed: a sum and the norm of that sum are one operation (`forward_add`), which
-//! reads and writes the residual stream once instead of twice. That operation begins with the sum
-//! at the end of a block and ends with the norm at the begin of the next, so the block that ends
-//! computes it.
+//! Here a block takes `x` together with `norm₁(x)`, and returns `y` together with the next block's
+//! `norm₁(y)` (after the last block: the model's last norm). The values are the same. The reason is
+//! speed. A sum and the norm of that sum are one operation (`forward_add`), which reads and writes
+//! the residual stream once instead of twice. That operation spans two blocks: the sum ends one
+//! block, and the norm begins the next. The earlier block computes both.
 
 use std::sync::Arc;
 
@@ -23,20 +22,20 @@ use crate::{Error, KvCache, Result};
 
 /// The blocks of a family.
 pub(super) trait Stack: Send + Sync + 'static {
-    /// What all blocks read besides: rotations, masks.
+    /// Input shared by all blocks: rotations and masks.
     type Context: Clone + Send + Sync + 'static;
 
     /// Returns the number of blocks.
     fn n_blocks(&self) -> usize;
 
-    /// Computes what block `index` reads of the residual stream `x`: its first norm, or `x` itself
-    /// in post-norm families.
+    /// Computes the input of block `index` from the residual stream `x`: its first norm, or `x`
+    /// itself in post-norm families.
     ///
     /// # Errors
     /// If memory runs out.
     fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor>;
 
-    /// Runs block `index`, up to what the next one begins with.
+    /// Runs block `index` up to and including the first norm of the next block.
     ///
     /// # Errors
     /// If the tokens do not fit the cache or memory runs out.
@@ -49,11 +48,11 @@ pub(super) trait Stack: Send + Sync + 'static {
     ) -> Result<Residual>;
 }
 
-/// Runs all blocks on `x` `[B, T, D]`, the embedded tokens of `pass`, and returns what the last one
-/// made for the head to read. The cache, if there is one, then counts the new tokens.
+/// Runs all blocks on `x` `[B, T, D]`, the embedded tokens of `pass`, and returns the input of the
+/// head. If there is a cache, it then counts the new tokens.
 ///
 /// # Errors
-/// Those of the blocks.
+/// The first error of a block.
 pub(super) fn run<S: Stack>(
     stack: &Arc<S>,
     x: Tensor,
@@ -78,7 +77,7 @@ pub(super) fn run<S: Stack>(
     Ok(residual.normed)
 }
 
-/// Runs a block of which only the residual stream before it is kept until backward.
+/// Runs a block and keeps only its input residual stream until backward.
 fn recomputed<S: Stack>(
     stack: &Arc<S>,
     index: usize,
@@ -102,7 +101,7 @@ fn recomputed<S: Stack>(
         trains,
     };
     let (kept, derived) = ([&residual.x], [&residual.normed]);
-    // If the next block reads the residual stream itself, there is one output: its gradient is one
+    // If the next block reads the residual stream itself, record one output, so its gradient is one
     // sum.
     if next.normed.shares_storage(&next.x) {
         let [x] = recompute.record(&kept, &derived, [next.x])?;
@@ -112,7 +111,7 @@ fn recomputed<S: Stack>(
     Ok(Residual { x, normed })
 }
 
-/// Turns what can go wrong the second time into what goes wrong in the engine: memory, or a device.
+/// Converts an error of the second forward pass to an engine error: memory, or a device.
 fn as_engine(error: Error) -> lehr_tensor::Error {
     match error {
         Error::Tensor(error) => error,

@@ -1,4 +1,4 @@
-//! What a model is given: token ids, where the tokens stand and what they may see.
+//! The input of a model: token ids, positions and masks.
 
 use lehr_tensor::Tensor;
 use lehr_tensor::ops::attention::Mask;
@@ -6,8 +6,7 @@ use lehr_tensor::ops::attention::Mask;
 use super::Layout;
 use crate::{Error, Result};
 
-/// Token ids `[B, T]` with everything a forward pass needs to know of them. Nothing is derived from
-/// the ids inside of it.
+/// Token ids `[B, T]` with positions and masks. A forward pass derives nothing from the ids.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     /// Token ids, i32 `[B, T]`.
@@ -16,15 +15,15 @@ pub struct Tokens {
     pub positions: Tensor,
     /// Positions in the second stream, i32 `[B, T]`, for models with two (ChatGLM-6B).
     pub block_positions: Option<Tensor>,
-    /// For packed rows: where in the row the token's segment begins, i32 `[B, T]`. No token sees
-    /// beyond its segment.
+    /// For packed rows: the start of each token's segment in its row, i32 `[B, T]`. No token
+    /// attends beyond its segment.
     pub segment_starts: Option<Tensor>,
-    /// How many of the first tokens of its segment each token sees in any case, i32 `[B, T]`: the
-    /// bidirectional prefix of GLM. `None` if no segment has one.
+    /// Length of the bidirectional prefix of each token's segment (GLM), i32 `[B, T]`. Every token
+    /// of the segment attends to it. `None` if no segment has one.
     pub prefix_lens: Option<Tensor>,
 }
 
-/// Packed rows as plain numbers, each slice `[batch_size · seq_len]`, row after row.
+/// Packed rows as plain slices, each `[batch_size · seq_len]`, row after row.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenRows<'a> {
     /// Token ids.
@@ -33,42 +32,42 @@ pub struct TokenRows<'a> {
     pub positions: &'a [i32],
     /// Positions in the second stream, for models with two.
     pub block_positions: Option<&'a [i32]>,
-    /// Where in its row the token's segment begins.
+    /// Start of each token's segment in its row.
     pub segment_starts: &'a [i32],
-    /// Length of the bidirectional prefix of the token's segment.
+    /// Length of the bidirectional prefix of each token's segment.
     pub prefix_lens: Option<&'a [i32]>,
-    /// Rows B.
+    /// Number of rows B.
     pub batch_size: usize,
-    /// Tokens of a row T.
+    /// Tokens per row T.
     pub seq_len: usize,
 }
 
-/// A text that shares a row with others.
+/// A text in a packed row.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedText<'a> {
-    /// Its token ids.
+    /// Token ids.
     pub ids: &'a [i32],
-    /// Where its tokens stand.
+    /// Positions and bidirectional prefix.
     pub layout: &'a Layout,
-    /// The row it lies in.
+    /// Index of the row.
     pub row: usize,
-    /// Where in the row it begins.
+    /// Start in the row.
     pub start: usize,
 }
 
 impl Tokens {
-    /// Takes `batch` causal sequences of one length, in one slice, with the first token of each at
-    /// position `start`.
+    /// Takes `batch` causal sequences of equal length from one slice. The first token of each
+    /// stands at position `start`.
     ///
     /// # Errors
-    /// If the number of ids is no multiple of `batch`, or memory runs out.
+    /// If the number of ids is not a multiple of `batch`, or memory runs out.
     pub fn new(ids: &[i32], batch: usize, start: usize) -> Result<Self> {
         let t = ids.len() / batch.max(1);
         let positions: Vec<i32> = (0..ids.len()).map(|i| (start + i % t.max(1)) as i32).collect();
         Self::causal(Tensor::from_ids(ids, [batch, t])?, Tensor::from_ids(&positions, [batch, t])?)
     }
 
-    /// Takes ids and positions, i32 `[B, T]` each, of rows that are one causal text each.
+    /// Takes ids and positions, i32 `[B, T]` each. Each row is one causal text.
     ///
     /// # Errors
     /// If the shapes differ.
@@ -81,13 +80,13 @@ impl Tokens {
         Ok(Self { ids, positions, block_positions: None, segment_starts, prefix_lens })
     }
 
-    /// Takes tokens `start .. start + T` of several texts, one row for each layout. Tokens behind
-    /// the end of a layout are generated ones. With `start` 0 and whole texts it begins them, with
-    /// a larger one it continues what a cache holds.
+    /// Takes tokens `start .. start + T` of several texts, one row per layout. Tokens after the end
+    /// of a layout are generated ones. A `start` of 0 begins the texts; a larger one continues
+    /// those in a cache.
     ///
     /// # Errors
-    /// If the number of ids is no multiple of the number of texts, the layouts are of different
-    /// models, or memory runs out.
+    /// If the number of ids is not a multiple of the number of texts, the layouts belong to
+    /// different models, or memory runs out.
     pub fn of_texts(ids: &[i32], layouts: &[&Layout], start: usize) -> Result<Self> {
         let t = ids.len() / layouts.len().max(1);
         let places = layouts.iter().flat_map(|layout| (start..start + t).map(|i| layout.at(i)));
@@ -109,12 +108,12 @@ impl Tokens {
         })
     }
 
-    /// Packs texts into rows of `seq_len` tokens. Places without a text are padding: id 0 at
-    /// position 0, each a segment of its own.
+    /// Packs texts into rows of `seq_len` tokens. Free positions are padding: id 0 at position 0,
+    /// each in a segment of its own.
     ///
     /// # Errors
-    /// If a text has another length than its layout or does not fit into its row, the layouts are
-    /// of different models, or memory runs out.
+    /// If a text and its layout differ in length, a text does not fit its row, the layouts belong
+    /// to different models, or memory runs out.
     pub fn pack(texts: &[PackedText<'_>], batch_size: usize, seq_len: usize) -> Result<Self> {
         let n = batch_size * seq_len;
         let (mut ids, mut positions, mut prefix_lens) = (vec![0; n], vec![0; n], vec![0; n]);
@@ -155,7 +154,7 @@ impl Tokens {
         })
     }
 
-    /// Takes packed rows, as loaders give them.
+    /// Takes packed rows from a loader.
     ///
     /// # Errors
     /// If a slice has another size, or memory runs out.
@@ -165,7 +164,7 @@ impl Tokens {
             return Err(different_models());
         }
         let tensor = |numbers: &[i32]| Tensor::from_ids(numbers, shape);
-        // Numbers that are all 0 say nothing that the causal mask does not.
+        // If all lengths are 0, the causal mask suffices.
         let unless_zero = |numbers: &[i32]| match numbers.iter().any(|n| *n != 0) {
             true => tensor(numbers).map(Some),
             false => Ok(None),
@@ -197,15 +196,15 @@ impl Tokens {
         self.ids.shape().n_elements() == 0
     }
 
-    /// Returns the longest bidirectional prefix of a text, 0 if there is none.
+    /// Returns the length of the longest bidirectional prefix, 0 if there is none.
     #[must_use]
     pub fn longest_prefix(&self) -> usize {
         let longest = self.prefix_lens.as_ref().and_then(|lens| lens.ids().iter().max().copied());
         longest.and_then(|len| usize::try_from(len).ok()).unwrap_or(0)
     }
 
-    /// Returns the mask of a decoder: a token sees what is before it, and the bidirectional prefix
-    /// of its segment.
+    /// Returns the mask of a decoder: a token attends to earlier tokens and to the bidirectional
+    /// prefix of its segment.
     #[must_use]
     pub fn causal_mask(&self) -> Mask {
         let mask = self.within_segments(Mask::causal());
@@ -215,7 +214,7 @@ impl Tokens {
         }
     }
 
-    /// Returns the mask of an encoder: every token sees its whole segment.
+    /// Returns the mask of an encoder: a token attends to its whole segment.
     #[must_use]
     pub fn bidirectional_mask(&self) -> Mask {
         self.within_segments(Mask::bidirectional())
@@ -229,7 +228,7 @@ impl Tokens {
     }
 }
 
-/// An error for texts of which only some have a second stream of positions.
+/// Returns the error for texts with and without a second stream of positions in one batch.
 fn different_models() -> Error {
     let found = "a second stream of positions for some of the texts only";
     Error::layout(found, "layouts that one model made")

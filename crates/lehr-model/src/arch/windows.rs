@@ -1,20 +1,20 @@
-//! Which blocks have a sliding window, as `layer_types` and `sliding_window` of a file say.
+//! Sliding windows per block, from `layer_types` and `sliding_window` of a file.
 
 use crate::{Error, Result};
 
-/// A block whose tokens see everything before them, in `layer_types`.
+/// The `layer_types` entry of a block without a window.
 pub(super) const FULL: &str = "full_attention";
-/// A block whose tokens see a window, in `layer_types`.
+/// The `layer_types` entry of a block with a window.
 pub(super) const SLIDING: &str = "sliding_attention";
 
-/// Returns the window of block `layer` by the `layer_types` of a file.
+/// Returns the window of block `layer` from the `layer_types` of a file.
 pub(super) fn window(
     layer_types: &[String],
     layer: usize,
     sliding_window: Option<usize>,
 ) -> Result<Option<usize>> {
     match (layer_types.get(layer).map(String::as_str), sliding_window) {
-        // The second is an older name for it.
+        // `attention` is an older name of `full_attention`.
         (Some(FULL | "attention"), _) => Ok(None),
         (Some(SLIDING), Some(window)) => Ok(Some(window)),
         (Some(SLIDING), None) => {
@@ -31,7 +31,7 @@ pub(super) fn window(
     }
 }
 
-/// An error if a window is 0, or `layer_types` are not one known name for each block.
+/// Checks that no window is 0, and that `layer_types` has one known name per block.
 pub(super) fn check_windows(
     layer_types: Option<&[String]>,
     n_layers: usize,

@@ -1,4 +1,4 @@
-//! Checkpoints that hold only what was trained, and refer to the model that the rest is of.
+//! Checkpoints that hold only trained weights and refer to a base model for the rest.
 
 use std::path::{Path, PathBuf};
 
@@ -9,17 +9,17 @@ use super::checkpoint::weight_files;
 use super::manifest::{Manifest, hash_file, hex};
 use crate::{Error, Result};
 
-/// The name of the reference in a checkpoint's folder.
+/// File name of the reference in a checkpoint's folder.
 pub const BASE: &str = "base.json";
 
-/// The model that a checkpoint without all weights refers to.
+/// The base model of a checkpoint without all weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseModel {
     /// Its folder or file.
     pub path: PathBuf,
-    /// SHA-256 of the list of its files of weights, a line `HASH  NAME` for each, as `sha256sum`
-    /// writes it.
+    /// SHA-256 of the list of its weight files, one line `HASH  NAME` each, as `sha256sum` writes
+    /// it.
     pub sha256: String,
 }
 
@@ -47,7 +47,7 @@ impl BaseModel {
         serde_json::from_str(&text).map(Some).map_err(|e| Error::format(&path, e.to_string()))
     }
 
-    /// Checks that the base of the checkpoint in `dir` is still the one it was trained on.
+    /// Checks that the base of the checkpoint in `dir` is unchanged.
     pub(super) fn check(&self, dir: &Path) -> Result<()> {
         let refused = |reason: String| Error::Format {
             path: dir.join(BASE),
@@ -73,7 +73,7 @@ impl BaseModel {
     }
 }
 
-/// The hash of the model in `path`. Where a manifest has the hashes of the files, these are taken.
+/// Computes the hash of the model in `path`. It uses the hashes of a manifest if there is one.
 fn hash_of_weights(path: &Path) -> Result<String> {
     let mut files = weight_files(path)?;
     files.extend(Some(path.join(BASE)).filter(|base| base.is_file()));

@@ -1,26 +1,26 @@
-//! What a file format does to the numbers of a tensor, undone when it is read.
+//! Changes that a file format makes to the values of a tensor, and their inverses.
 
 use lehr_tensor::quant::WeightFormat;
 
-/// How the numbers in a file differ from those of the model.
+/// The difference between the values in a file and those of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Not at all.
+    /// None.
     None,
-    /// Of each head's rows, the two that are rotated together follow one another: the file's row
-    /// `2j + i` of a head is row `i E/2 + j` of the model's.
+    /// In each head, the two rows that are rotated together are adjacent: the file's row `2j + i`
+    /// of a head is the model's row `i E/2 + j`.
     InterleavedRows {
         /// Number of heads.
         heads: usize,
     },
-    /// The file has the matrix `[cols, rows]`.
+    /// The file has the transposed matrix `[cols, rows]`.
     Transposed,
     /// The file has `1 + w`.
     PlusOne,
 }
 
 impl Change {
-    /// Whether it can be undone for a tensor of `shape`.
+    /// Returns whether the change can be undone for a tensor of `shape`.
     pub(crate) fn fits(self, shape: &[usize]) -> bool {
         match self {
             Self::InterleavedRows { heads } => {
@@ -31,7 +31,7 @@ impl Change {
         }
     }
 
-    /// The numbers of the model's tensor of `shape` from the file's.
+    /// Computes the model's tensor of `shape` from the file's values.
     pub(crate) fn dequantize(
         self,
         format: WeightFormat,
@@ -57,21 +57,21 @@ impl Change {
     }
 }
 
-/// Where in the file the model's row is, with heads of `head_dim` rows.
+/// Returns the row in the file for the model's row, with heads of `head_dim` rows.
 fn file_row(row: usize, head_dim: usize) -> usize {
     let (head, row) = (row / head_dim, row % head_dim);
     let (i, j) = (row / (head_dim / 2), row % (head_dim / 2));
     head * head_dim + 2 * j + i
 }
 
-/// The model's `rows` from those of a file with [`Change::InterleavedRows`].
+/// Computes the model's `rows` from those of a file with [`Change::InterleavedRows`].
 pub(super) fn model_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let row_bytes = bytes.len() / rows;
     let row = |row| &bytes[file_row(row, rows / heads) * row_bytes..][..row_bytes];
     (0..rows).flat_map(row).copied().collect()
 }
 
-/// The rows of the model's tensor as a file with [`Change::InterleavedRows`] has them.
+/// Computes the rows of a file with [`Change::InterleavedRows`] from the model's.
 pub(crate) fn file_rows(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
     let width = values.len() / rows;
     let mut out = vec![0.0; values.len()];
@@ -81,9 +81,9 @@ pub(crate) fn file_rows(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
     out
 }
 
-/// A matrix whose rows have `width` numbers, transposed.
+/// Transposes a matrix whose rows have `width` values.
 pub(crate) fn transpose(values: &[f32], width: usize, out: &mut [f32]) {
-    /// Numbers of both matrices that stay in the cache.
+    /// Tile size: values of both matrices that stay in the cache.
     const TILE: usize = 32;
     let rows = values.len() / width;
     for i0 in (0..rows).step_by(TILE) {

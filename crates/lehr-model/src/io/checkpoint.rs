@@ -1,4 +1,4 @@
-//! The weights of a model, wherever they lie: named tensors in mapped files.
+//! Weights of a model in mapped files of any format, by tensor name.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -22,9 +22,9 @@ use crate::{Error, Result};
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<WeightFile>,
-    /// Tensor name to where its numbers lie.
+    /// Place of each tensor, by name.
     index: BTreeMap<String, Entry>,
-    /// What a GGUF file says about itself.
+    /// Metadata and settings, if the file is GGUF.
     gguf: Option<GgufHead>,
 }
 
@@ -38,27 +38,26 @@ pub(crate) struct WeightFile {
     pub(crate) map: Arc<Mmap>,
 }
 
-/// Whether two shapes are the same but for extents of 1 in front, which GGUF files leave out.
+/// Returns whether two shapes are the same up to leading extents of 1, which GGUF files omit.
 fn same_shape(a: &[usize], b: &[usize]) -> bool {
     let short = |shape: &[usize]| shape.iter().take_while(|extent| **extent == 1).count();
     a[short(a)..] == b[short(b)..]
 }
 
 impl Checkpoint {
-    /// Opens one file, or the weights of a folder: the first there is of `model.safetensors`,
+    /// Opens one file, or the weights of a folder: the first one found of `model.safetensors`,
     /// `model.safetensors.index.json`, `pytorch_model.bin`, `pytorch_model.bin.index.json` and
-    /// `consolidated.00.pth`. What a file is, its contents say: safetensors, PyTorch or GGUF, of
-    /// which the tensors get the names of their family.
+    /// `consolidated.00.pth`. The format (safetensors, PyTorch or GGUF) is detected from the
+    /// contents. Tensors of GGUF files get the names of their family.
     ///
-    /// Of a PyTorch file nothing is run. Weights are the outermost dict, or the one in it under
-    /// `state_dict`, `model_state_dict`, `model` or `module` if it has no tensors itself; dicts in
+    /// No code in a PyTorch file is run. The weights are the outermost dict. If that has no tensors
+    /// itself, they are its entry `state_dict`, `model_state_dict`, `model` or `module`. Nested
     /// dicts are joined with dots.
     ///
-    /// In a folder that refers to a base model ([`BaseModel`]), the tensors that are not there are
-    /// those of the base.
+    /// If the folder refers to a base model ([`BaseModel`]), missing tensors come from the base.
     ///
     /// # Errors
-    /// If there is none or one is damaged, or the base has changed.
+    /// If no weights are found, a file is damaged, or the base has changed.
     pub fn open(path: &Path) -> Result<Self> {
         let mut checkpoint = match BaseModel::read(path)? {
             None => Self::empty(path),
@@ -77,8 +76,8 @@ impl Checkpoint {
         Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new(), gguf: None }
     }
 
-    /// Reads every tensor once, as floats or ids, and forgets it; how many could be read. What a
-    /// file claims is then known to be there.
+    /// Reads every tensor once, as floats or ids, and returns how many could be read. That proves
+    /// that the claimed contents exist.
     #[must_use]
     pub fn read_all(&self) -> usize {
         let read = |name: &&str| {
@@ -91,8 +90,8 @@ impl Checkpoint {
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let file = File::open(&path).map_err(Error::io("opening", &path))?;
-        // SAFETY: the map is read only; whoever changes the file under a running program changes
-        // numbers, which are checked for range nowhere and for validity never: any bits are floats.
+        // SAFETY: the map is read-only. If another program changes the file meanwhile, values
+        // change, but every bit pattern is a valid float, so no invariant depends on them.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("mapping", &path))?;
         self.add_mapped(path, map)
     }
@@ -105,7 +104,7 @@ impl Checkpoint {
             self.gguf = Some(GgufHead { metadata: contents.metadata, config: contents.config });
         } else {
             let entries = match () {
-                // Some length of a header begins like a pickle, so this comes first.
+                // Some header lengths begin like a pickle, so safetensors is tested first.
                 () if safetensors_file::recognises(&map) => safetensors_file::entries,
                 () if pickle::recognises(&map) => pickle::entries,
                 () => return Err(unknown_format(&path, &map)),
@@ -129,20 +128,20 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// What the GGUF file says about itself, if it is one.
+    /// Returns the metadata of a GGUF file.
     #[must_use]
     pub fn gguf_metadata(&self) -> Option<&Metadata> {
         self.gguf.as_ref().map(|gguf| &gguf.metadata)
     }
 
-    /// The `config.json` of the model in a GGUF file, if it is one.
+    /// Returns the `config.json` of the model in a GGUF file.
     #[must_use]
     pub fn gguf_config(&self) -> Option<&Value> {
         self.gguf.as_ref().map(|gguf| &gguf.config)
     }
 
-    /// A matrix of 16 or fewer bits as it lies in its file, for computing with it as it is; `None`
-    /// if there is none of that name and shape, or its numbers must be changed first.
+    /// Returns a matrix of 16 or fewer bits in its stored format, without copying. Returns `None`
+    /// if no matrix has that name and shape, or its values must be changed first.
     #[must_use]
     pub fn matrix(&self, name: &str, shape: StoredShape) -> Option<QMatrix> {
         let entry = self.index.get(name)?;
@@ -157,7 +156,7 @@ impl Checkpoint {
         let (owner, range): (Owner, _) = match entry.change {
             Change::None if !transposed => (Arc::clone(&file.map) as Owner, range),
             Change::Transposed if transposed => (Arc::clone(&file.map) as Owner, range),
-            // Whole rows move, so blocks stay as they are.
+            // Whole rows move, so blocks are unchanged.
             Change::InterleavedRows { heads } if !transposed => {
                 let moved = model_rows(&file.map[range], rows, heads);
                 let range = 0..moved.len();
@@ -168,7 +167,7 @@ impl Checkpoint {
         QMatrix::new(format, rows, cols, owner, range, Vec::new()).ok()
     }
 
-    /// One file of weights in memory; `path` is its name in errors.
+    /// Opens one file of weights in memory; `path` is its name in errors.
     ///
     /// # Errors
     /// If it is damaged.
@@ -181,18 +180,18 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Whether there is a tensor of that name.
+    /// Returns whether there is a tensor of that name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.index.contains_key(name)
     }
 
-    /// The names of all tensors, sorted.
+    /// Returns the names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)
     }
 
-    /// What lies in the files, by name.
+    /// Lists the tensors in the files, by name.
     pub fn stored(&self) -> impl Iterator<Item = StoredTensor> {
         self.index.iter().map(|(name, entry)| StoredTensor {
             name: name.clone(),
@@ -202,16 +201,16 @@ impl Checkpoint {
         })
     }
 
-    /// The shape of a tensor.
+    /// Returns the shape of a tensor.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.index.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// A float tensor in any weight format, as f32.
+    /// Reads a float tensor in any weight format as f32.
     ///
     /// # Errors
-    /// If it is missing, has another shape or is not of floats.
+    /// If it is missing, has another shape or does not contain floats.
     pub fn tensor(&self, name: &str, shape: Shape) -> Result<Tensor> {
         let (path, entry, bytes) = self.entry(name)?;
         if !same_shape(&entry.shape, &shape) {
@@ -235,10 +234,10 @@ impl Checkpoint {
         Ok(out)
     }
 
-    /// An integer tensor (i64, i32 or u8) as i32, in its own shape.
+    /// Reads an integer tensor (i64, i32 or u8) as i32, in its stored shape.
     ///
     /// # Errors
-    /// If it is missing, not of integers or has values beyond i32.
+    /// If it is missing, does not contain integers or has values outside the range of i32.
     pub fn ids(&self, name: &str) -> Result<Tensor> {
         let (path, entry, bytes) = self.entry(name)?;
         let values: Option<Vec<i32>> = match entry.dtype {
@@ -266,7 +265,7 @@ impl Checkpoint {
         Ok(Tensor::from_ids(&values, &entry.shape)?)
     }
 
-    /// A tensor's file, description and numbers in row-major order.
+    /// Returns a tensor's file, description and row-major bytes.
     fn entry(&self, name: &str) -> Result<(&Path, &Entry, Cow<'_, [u8]>)> {
         let Some(entry) = self.index.get(name) else {
             return Err(Error::format(&self.path, self.missing(name)));
@@ -280,7 +279,7 @@ impl Checkpoint {
         Ok((&file.path, entry, bytes))
     }
 
-    /// What to say about a tensor that is not there.
+    /// Describes a missing tensor for an error.
     pub(crate) fn missing(&self, name: &str) -> String {
         let near = self.index.keys().find(|known| known.ends_with(name) || name.ends_with(*known));
         match near {
@@ -289,7 +288,7 @@ impl Checkpoint {
         }
     }
 
-    /// Puts the file's path into the engine's message about a parameter.
+    /// Adds the file's path to the engine's message about a parameter.
     pub(crate) fn explain(&self, error: Error) -> Error {
         match error {
             Error::Tensor(lehr_tensor::Error::Source { name, shape, reason }) => Error::Format {
@@ -315,7 +314,7 @@ fn unknown_format(path: &Path, bytes: &[u8]) -> Error {
     }
 }
 
-/// The files of weights of a folder, or the file itself.
+/// Lists the weight files of a folder, or the file itself.
 pub(super) fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     if std::fs::metadata(path).map_err(Error::io("opening", path))?.is_file() {
         return Ok(vec![path.to_owned()]);
@@ -346,7 +345,7 @@ pub(super) fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// The files that the index of a sharded model names.
+/// Lists the files in the index of a sharded model.
 fn shards(path: &Path, index_path: &Path) -> Result<Vec<PathBuf>> {
     let json = read_json(index_path)?;
     let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
@@ -355,7 +354,7 @@ fn shards(path: &Path, index_path: &Path) -> Result<Vec<PathBuf>> {
     let mut names: Vec<_> = map.values().filter_map(Value::as_str).collect();
     names.sort_unstable();
     names.dedup();
-    // A name with a path in it would read files outside of the folder.
+    // A name with a path would read files outside the folder.
     if let Some(bad) = names.iter().find(|n| Path::new(n).file_name() != Some(n.as_ref())) {
         return Err(Error::format(index_path, format!("`{bad}` is not a plain file name")));
     }

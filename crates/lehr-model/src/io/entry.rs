@@ -1,29 +1,29 @@
-//! What a file says of its tensors.
+//! Descriptions of the tensors in a file.
 
 use lehr_tensor::quant::WeightFormat;
 
 use super::change::Change;
 use super::strided::Strides;
 
-/// One tensor of a file, as the file describes it. The reader that makes one has checked that the
-/// bytes lie within the file and have the length of the shape.
+/// One tensor as described by its file. The reader has checked that the bytes lie within the file
+/// and match the shape.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// Which of the checkpoint's files.
+    /// Number of the file in the checkpoint.
     pub(crate) file: usize,
     pub(crate) dtype: FileDtype,
     pub(crate) shape: Vec<usize>,
-    /// Where in the file its bytes begin.
+    /// Offset of its first byte in the file.
     pub(crate) offset: usize,
-    /// Up to where its bytes reach.
+    /// Offset after its last byte.
     pub(crate) n_bytes: usize,
-    /// How the file's numbers differ from the tensor's. `shape` is the tensor's.
+    /// Difference between the file's values and the tensor's. `shape` is the tensor's.
     pub(crate) change: Change,
-    /// None: row-major, the last dimension contiguous.
+    /// `None`: row-major, the last dimension contiguous.
     pub(crate) strides: Option<Strides>,
 }
 
-/// What the numbers of a file are.
+/// The type of the values in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileDtype {
     /// Weights.
@@ -31,7 +31,7 @@ pub(crate) enum FileDtype {
     F64,
     I64,
     I32,
-    /// Anything else, by the name the file gives it: it can be listed, not read.
+    /// Any other type, by its name in the file. It can be listed but not read.
     Other(&'static str),
 }
 
@@ -45,15 +45,15 @@ impl std::fmt::Display for FileDtype {
     }
 }
 
-/// A tensor as it lies in a file.
+/// A tensor in a file, for display.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredTensor {
     /// Its name in the checkpoint.
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// What its numbers are: `F32`, `BF16`, `Q4_K`, …
+    /// Type of its values: `F32`, `BF16`, `Q4_K`, …
     pub format: String,
-    /// Bytes of it in the file.
+    /// Its bytes in the file.
     pub n_bytes: u64,
 }

@@ -11,13 +11,13 @@ use crate::{Error, Result};
 /// Reads a JSON file.
 ///
 /// # Errors
-/// If it is missing or no JSON.
+/// If it is missing or not JSON.
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
     serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not JSON: {e}")))
 }
 
-/// Writes a JSON file, readable by people.
+/// Writes a JSON file with indentation.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -25,19 +25,19 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_file(path, format!("{value:#}\n").as_bytes())
 }
 
-/// Writes a file beside its place, syncs it and renames it: at any moment the old or the new
-/// contents are there whole.
+/// Writes a temporary file, syncs it and renames it. At any moment either the old or the new
+/// contents are complete.
 ///
 /// # Errors
-/// If it cannot be written; the old file is then untouched.
+/// If it cannot be written. The old file is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_parts(path, std::iter::once(bytes))
 }
 
-/// [`write_file`] for contents in pieces.
+/// Writes like [`write_file`], from several pieces.
 ///
 /// # Errors
-/// If it cannot be written; the old file is then untouched.
+/// If it cannot be written. The old file is then untouched.
 pub fn write_parts<'a>(path: &Path, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
     write_stream(path, |out| {
         let mut parts = parts;
@@ -45,10 +45,10 @@ pub fn write_parts<'a>(path: &Path, parts: impl Iterator<Item = &'a [u8]>) -> Re
     })
 }
 
-/// [`write_file`] for contents that are made as they are written.
+/// Writes like [`write_file`], with contents produced while writing.
 ///
 /// # Errors
-/// If they cannot be made or written; the old file is then untouched.
+/// If they cannot be produced or written. The old file is then untouched.
 pub fn write_stream(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");

@@ -1,4 +1,4 @@
-//! A model written as a Hugging Face folder, in any float format, in one file or several.
+//! Writing a model as a Hugging Face folder, in any float format, in one file or several.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::files::{write_json, write_stream};
 use super::tensor_file::safetensors_head;
 use crate::{Error, Result};
 
-/// Bytes of a weight file after which another one begins.
+/// Maximum size of a weight file in bytes, unless one tensor is larger.
 const FILE_BYTES: usize = 5_000_000_000;
 
 /// The float formats of weights in Hugging Face folders.
@@ -27,7 +27,7 @@ pub enum FloatFormat {
 }
 
 impl FloatFormat {
-    /// The name in small letters, as it is typed.
+    /// Returns the name in lower case, as on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl FloatFormat {
         }
     }
 
-    /// The name in `config.json`.
+    /// Returns the name in `config.json`.
     fn torch_name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
@@ -46,7 +46,7 @@ impl FloatFormat {
         }
     }
 
-    /// The name in safetensors files.
+    /// Returns the name in safetensors files.
     fn safetensors_name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -63,18 +63,18 @@ impl FloatFormat {
         }
     }
 
-    /// Bytes of `n` numbers.
+    /// Returns the bytes of `n` values.
     fn n_bytes(self, n: usize) -> usize {
         self.weights().n_bytes(n)
     }
 }
 
-/// Writes `config` as `config.json` and the weights as `model.safetensors`,
-/// or as numbered files with an index if they take more than 5 GB. Each file replaces an old one
-/// only when it is whole.
+/// Writes `config` as `config.json`, and the weights as `model.safetensors`, or as numbered files
+/// with an index if they take more than 5 GB. Each file replaces an old one only when it is
+/// complete.
 ///
 /// # Errors
-/// If a number does not fit the format or a file cannot be written.
+/// If a value does not fit the format or a file cannot be written.
 pub(crate) fn write_folder(
     dir: &Path,
     params: &ParamStore,
@@ -106,7 +106,7 @@ fn write_weights(
     let total_size: usize = params.iter().map(|p| format.n_bytes(p.shape().n_elements())).sum();
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     write_json(&dir.join("model.safetensors.index.json"), &index)?;
-    // Readers would take an old single file for the weights.
+    // Readers would prefer an old single file.
     match std::fs::remove_file(dir.join("model.safetensors")) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
             Err(Error::io("removing the old model.safetensors of", dir)(e))
@@ -115,7 +115,8 @@ fn write_weights(
     }
 }
 
-/// Consecutive parameters of at most `limit` bytes; a larger one is a part of its own.
+/// Splits the parameters into consecutive groups of at most `limit` bytes. A larger parameter is a
+/// group of its own.
 fn divide<'a, 'b>(
     params: &'b [Named<'a>],
     format: FloatFormat,
@@ -151,7 +152,7 @@ fn write_file(path: &Path, params: &[Named<'_>], format: FloatFormat) -> Result<
     })
 }
 
-/// An error if a number is too large for 16 bits with 5 of exponent: it would become infinite.
+/// Checks that no value exceeds the range of f16, where it would become infinite.
 fn check_fits(path: &Path, param: &Named<'_>, values: &[f32], format: FloatFormat) -> Result<()> {
     const F16_MAX: f32 = 65504.0;
     let too_large = |v: &&f32| format == FloatFormat::F16 && v.is_finite() && v.abs() > F16_MAX;

@@ -1,4 +1,4 @@
-//! What a run's checkpoint consists of, and which one of a run is the newest whole one.
+//! The manifest of a run's checkpoint, and the search for the newest complete checkpoint.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ const VERSION: u32 = 1;
 pub const MANIFEST: &str = "manifest.json";
 
 /// The files of a checkpoint with their sizes and SHA-256 hashes. It is written last: a folder
-/// without one is not whole.
+/// without one is incomplete.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -38,7 +38,7 @@ pub struct ManifestFile {
 }
 
 impl Manifest {
-    /// The manifest of these files.
+    /// Creates the manifest of these files.
     #[must_use]
     pub fn new(files: Vec<ManifestFile>) -> Self {
         Self { version: VERSION, files }
@@ -47,7 +47,7 @@ impl Manifest {
     /// Reads the manifest of the checkpoint in `dir`.
     ///
     /// # Errors
-    /// If there is none, or it is damaged or of another version.
+    /// If it is missing, damaged or of another version.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
         let text = std::fs::read_to_string(&path).map_err(Error::io("reading", &path))?;
@@ -94,7 +94,7 @@ impl Manifest {
     }
 }
 
-/// The SHA-256 hash of a file in hexadecimal digits, read in blocks.
+/// Computes the SHA-256 hash of a file in hexadecimal digits, reading in blocks.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -110,13 +110,13 @@ pub fn hash_file(path: &Path) -> Result<String> {
     }
 }
 
-/// Bytes in hexadecimal digits.
+/// Formats bytes as hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The checkpoints of a run directory that have a manifest, with their steps, oldest first.
+/// Lists the checkpoints of a run directory that have a manifest, with their steps, oldest first.
 #[must_use]
 pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
     let step = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -130,17 +130,17 @@ pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// How closely a checkpoint is looked at before it counts as whole.
+/// The depth of a checkpoint's check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scrutiny {
-    /// All files are there with their sizes: enough to use a model.
+    /// All files exist with their sizes. This is enough to use a model.
     Sizes,
-    /// All files have their hashes: what a run is continued from.
+    /// All files have their hashes. Resuming a run requires this.
     Hashes,
 }
 
-/// The newest whole checkpoint of a run directory. `on_damaged` is told of newer ones that are not
-/// whole.
+/// Finds the newest complete checkpoint of a run directory. It reports newer incomplete ones to
+/// `on_damaged`.
 #[must_use]
 pub fn newest_checkpoint(
     run: &Path,

@@ -9,20 +9,20 @@ use super::change::Change;
 use super::entry::{Entry, FileDtype};
 use crate::{Error, Result};
 
-/// Whether the bytes begin as a safetensors file does: the length of a header in JSON, and it.
+/// Returns whether the bytes begin as a safetensors file: the length of the header, then its JSON.
 pub(crate) fn recognises(bytes: &[u8]) -> bool {
     let Some((len, header)) = bytes.split_first_chunk() else { return false };
     u64::from_le_bytes(*len) <= header.len() as u64 && header.first() == Some(&b'{')
 }
 
-/// The tensors of a whole file, of which `file` is the number in the checkpoint.
+/// Lists the tensors of a whole file. `file` is its number in the checkpoint.
 pub(crate) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>> {
     let damaged = |e: SafeTensorError| Error::Format {
         path: path.to_owned(),
         reason: format!("not a whole safetensors file ({} bytes): {e}", bytes.len()),
         hint: Some("copy or download the file again: it may have been cut".to_owned()),
     };
-    // The library checks that offsets are those of the shapes, without holes, up to the file's end.
+    // The library checks that offsets match the shapes, without holes, up to the end of the file.
     let (header_len, header): (usize, Metadata) =
         SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let data_start = 8 + header_len;

@@ -1,8 +1,9 @@
-//! The parts of a tensor-parallel checkpoint, put together while they are read.
+//! Reading the parts of a tensor-parallel checkpoint as whole tensors.
 //!
-//! Megatron and what grew from it save one file per processor of a group that shares each matrix:
-//! `mp_rank_00_model_states.pt` and so on. All have the same names; each holds its piece of what
-//! was cut and a copy of what was not. Which is which only the family knows.
+//! Megatron and its descendants save one file per rank of a tensor-parallel group:
+//! `mp_rank_00_model_states.pt` and so on. All files have the same names. Each holds its piece of
+//! every split tensor and a copy of every other tensor. Only the family knows which tensors are
+//! split, and how.
 
 use std::path::{Path, PathBuf};
 
@@ -11,23 +12,23 @@ use lehr_tensor::{DType, Shape, Tensor};
 use super::Checkpoint;
 use crate::{Error, Result};
 
-/// How a tensor was cut into parts.
+/// The way a tensor was split into parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShardRule {
-    /// Not at all: every part has a copy, of which the first counts.
+    /// Replicated: every part has a copy, and the first one is read.
     Replicated,
-    /// `[R, C]` or `[R]`: each part has its R/n rows. Layers whose outputs are divided.
+    /// `[R, C]` or `[R]`: each part has R/n rows, as for column-parallel layers.
     Rows,
-    /// As [`ShardRule::Rows`], of each half of the rows: a part has its piece of the first half,
-    /// then its piece of the second. Gated layers with both matrices in one.
+    /// As [`ShardRule::Rows`], for each half of the rows: a part has its piece of the first half,
+    /// then its piece of the second. Gated layers with one matrix for gate and up need this.
     RowsOfHalves,
-    /// `[R, C]`: each part has its C/n columns. Layers whose inputs are divided.
+    /// `[R, C]`: each part has C/n columns, as for row-parallel layers.
     Columns,
 }
 
 impl ShardRule {
-    /// In how many pieces, each cut into n parts, the whole lies in memory; `None` if a tensor of
-    /// this shape cannot be cut like that.
+    /// Returns the number of contiguous pieces, each split into n parts; `None` if a tensor of this
+    /// shape cannot be split so.
     fn n_pieces(self, whole: Shape) -> Option<usize> {
         let rows = whole.first().copied()?;
         match self {
@@ -38,7 +39,7 @@ impl ShardRule {
         }
     }
 
-    /// The shape of each of `n` parts, if the whole can be cut into so many.
+    /// Returns the shape of each of `n` parts, if the whole can be split so.
     fn part_shape(self, whole: Shape, n: usize) -> Option<Shape> {
         let mut dims = whole.to_vec();
         let (dim, unit) = match self {
@@ -60,10 +61,10 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// Opens the parts in a folder; `None` if it has none or has the whole weights as well.
+    /// Opens the parts in a folder; `None` if it has none, or has the whole weights as well.
     ///
     /// # Errors
-    /// If a part between others is missing, or one is damaged.
+    /// If a part is missing from the sequence or damaged.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
         let whole = ["model.safetensors", "model.safetensors.index.json"];
         if !dir.is_dir() || whole.iter().any(|name| dir.join(name).is_file()) {
@@ -95,16 +96,17 @@ impl Shards {
         Ok(Some(Self { dir: dir.to_owned(), parts }))
     }
 
-    /// Number of parts.
+    /// Returns the number of parts.
     #[must_use]
     pub fn n_parts(&self) -> usize {
         self.parts.len()
     }
 
-    /// A float tensor put together from its parts, as f32. Beside the whole one part is in memory.
+    /// Assembles a float tensor from its parts, as f32. At most one part is in memory besides the
+    /// result.
     ///
     /// # Errors
-    /// If it is missing from a part, cannot be cut like that or a part has another shape.
+    /// If a part lacks it, it cannot be split so or a part has another shape.
     pub fn tensor(&self, name: &str, whole: Shape, rule: ShardRule) -> Result<Tensor> {
         let n = self.parts.len();
         let Some(n_pieces) = rule.n_pieces(whole) else {
@@ -115,7 +117,7 @@ impl Shards {
             return Err(Error::format(&self.dir, reason));
         };
         let mut out = Tensor::uninit(whole, DType::F32)?;
-        // In each piece of the whole, the parts lie one after another.
+        // In each piece of the whole, the parts follow one another.
         let piece = whole.n_elements() / n_pieces;
         let run = piece / n;
         for (rank, part) in self.parts.iter().enumerate() {
@@ -128,7 +130,7 @@ impl Shards {
         Ok(out)
     }
 
-    /// Puts the folder's path into the engine's message about a parameter.
+    /// Adds the folder's path to the engine's message about a parameter.
     pub(crate) fn explain(&self, error: Error) -> Error {
         match error {
             Error::Tensor(lehr_tensor::Error::Source { name, shape, reason }) => Error::Format {
@@ -144,7 +146,7 @@ impl Shards {
     }
 }
 
-/// The number of a part in its file name, `mp_rank_03_model_states.pt` or `.safetensors`.
+/// Returns a part's number from its file name, `mp_rank_03_model_states.pt` or `.safetensors`.
 fn rank(path: &Path) -> Option<usize> {
     let name = path.file_name()?.to_str()?.strip_prefix("mp_rank_")?;
     let (number, rest) = name.split_once('_')?;

@@ -1,4 +1,4 @@
-//! What a user calls a model: a folder of files or one file with everything.
+//! The source of a model: a folder of files, or one file with everything.
 
 use std::path::Path;
 
@@ -33,19 +33,19 @@ impl ModelSource {
         Ok(Self { config, checkpoint })
     }
 
-    /// The model's `config.json`.
+    /// Returns the model's `config.json`.
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// Its weights, under the names of its family.
+    /// Returns its weights, under the names of its family.
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// What a GGUF file says about itself, its tokenizer included; `None` for a folder.
+    /// Returns the metadata of a GGUF file, including its tokenizer; `None` for a folder.
     #[must_use]
     pub fn gguf_metadata(&self) -> Option<&Metadata> {
         self.checkpoint.gguf_metadata()

@@ -1,19 +1,19 @@
-//! Tensors that do not lie in memory in the order of their numbers: transposed ones, columns.
+//! Tensors whose elements are not in row-major order: transposed ones, columns.
 
-/// How to step through a tensor in its file.
+/// The strides of a tensor in its file.
 #[derive(Clone, Debug)]
 pub(crate) struct Strides {
-    /// Per dimension, elements from one index to the next.
+    /// Elements from one index to the next, per dimension.
     pub(crate) elements: Vec<usize>,
-    /// Bytes of an element.
+    /// Bytes per element.
     pub(crate) element_bytes: usize,
 }
 
 impl Strides {
-    /// The elements of a tensor of `shape`, in row-major order.
+    /// Gathers the elements of a tensor of `shape` in row-major order.
     ///
-    /// `bytes` begins with the first element and reaches at least to the last; the tensor has no
-    /// more elements than `bytes` has room for.
+    /// `bytes` begins with the first element and reaches at least to the last. The tensor has at
+    /// most as many elements as `bytes` has room for.
     pub(crate) fn gather(&self, bytes: &[u8], shape: &[usize]) -> Vec<u8> {
         let n: usize = shape.iter().product();
         let size = self.element_bytes;
@@ -22,7 +22,7 @@ impl Strides {
         let mut at = 0;
         for _ in 0..n {
             out.extend_from_slice(&bytes[at * size..(at + 1) * size]);
-            // The next index, as an odometer counts.
+            // Advance the index like an odometer.
             for (d, stride) in self.elements.iter().enumerate().rev() {
                 index[d] += 1;
                 at += stride;

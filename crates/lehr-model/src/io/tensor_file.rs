@@ -3,7 +3,7 @@
 use lehr_tensor::{ParamStore, Result, Shape, Tensor};
 use serde_json::{Map, Value, json};
 
-/// A safetensors file about to be written: the header, and the tensors it describes, in order.
+/// A safetensors file about to be written: the header and its tensors, in order.
 ///
 /// The format is 8 bytes with the length of the header, the header in JSON, the numbers in
 /// little-endian order: <https://github.com/huggingface/safetensors>.
@@ -13,10 +13,10 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Describes named float tensors; `metadata` is text for the reader.
+    /// Describes named float tensors. `metadata` is text for readers.
     ///
     /// # Errors
-    /// If a tensor cannot be brought from its device.
+    /// If a tensor cannot be copied from its device.
     pub fn new(tensors: Vec<(String, Tensor)>, metadata: &[(&str, &str)]) -> Result<Self> {
         let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()));
         let header = safetensors_head(named, ("F32", 4), metadata);
@@ -27,13 +27,13 @@ impl TensorFile {
     /// Describes all parameters of a store under their names.
     ///
     /// # Errors
-    /// If a parameter cannot be brought from its device.
+    /// If a parameter cannot be copied from its device.
     pub fn of_params(params: &ParamStore) -> Result<Self> {
         let named = |p: &lehr_tensor::Param| (p.name().to_owned(), p.tensor_f32().detach());
         Self::new(params.params().iter().map(named).collect(), &[("format", "pt")])
     }
 
-    /// The bytes of the file, piece by piece.
+    /// Returns the bytes of the file, piece by piece.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
         const { assert!(cfg!(target_endian = "little"), "safetensors hold little-endian numbers") };
         let numbers = self.tensors.iter().map(|t| bytemuck::cast_slice(t.data()));
@@ -41,8 +41,8 @@ impl TensorFile {
     }
 }
 
-/// Everything before the numbers of a safetensors file: tensors one after the other, all of one
-/// `dtype`, given by its name and its bytes per number.
+/// Returns all bytes before the values of a safetensors file. The tensors are contiguous and have
+/// one `dtype`, given by its name and its bytes per value.
 pub(crate) fn safetensors_head<'a>(
     tensors: impl Iterator<Item = (&'a str, Shape)>,
     (dtype, n_bytes): (&str, usize),
@@ -62,7 +62,7 @@ pub(crate) fn safetensors_head<'a>(
         offset = end;
     }
     let mut text = Value::from(entries).to_string().into_bytes();
-    // The numbers begin at a multiple of 8, so that a reader can map them as they are.
+    // The values begin at a multiple of 8, so readers can map them.
     text.resize(text.len().next_multiple_of(8), b' ');
     let mut head = (text.len() as u64).to_le_bytes().to_vec();
     head.extend(text);

@@ -1,4 +1,4 @@
-//! How models come to be: new, from files, with adapters.
+//! Construction of models: new, from files, with adapters.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::nn::LayerBuilder;
 use crate::{Config, Error, Result, Weights};
 
 impl Model {
-    /// A new model with random weights; one seed, one model.
+    /// Builds a model with random weights that depend on `seed` alone.
     ///
     /// # Errors
     /// If the configuration is impossible or memory runs out.
@@ -23,15 +23,15 @@ impl Model {
         Self::build(config, &Source::Init { seed })
     }
 
-    /// A model with random weights to be used, not trained, its matrices kept as `weights` says:
-    /// for measuring.
+    /// Builds a model with random weights for inference, with matrices stored as `weights` says.
+    /// Benchmarks use it.
     ///
     /// # Errors
     /// As [`Model::new`].
     pub fn random(config: Config, weights: Weights, seed: u64) -> Result<Self> {
         let Weights::In(format) = weights else { return Self::new(config, seed) };
         let load = |_: &str, _: Shape| Ok(None);
-        // All rows have the same numbers: what they are changes no speed.
+        // All rows are the same: values do not affect speed.
         let find = |_: &str, shape: StoredShape, role: Role| {
             if role.is_vocabulary() {
                 return None;
@@ -44,8 +44,9 @@ impl Model {
         Self::build(config, &source)
     }
 
-    /// Loads a Hugging Face folder, `config.json` and `model.safetensors` (or its sharded index); a
-    /// folder with `config.json` and the parts of a tensor-parallel checkpoint; or a GGUF file.
+    /// Loads a model from one of three sources: a Hugging Face folder with `config.json` and
+    /// `model.safetensors` (or its sharded index), a folder with `config.json` and the parts of a
+    /// tensor-parallel checkpoint, or a GGUF file.
     ///
     /// # Errors
     /// If a file is missing, damaged or does not fit the configuration.
@@ -57,7 +58,7 @@ impl Model {
         Self::load_source(&ModelSource::open(path)?)
     }
 
-    /// [`Model::load`] of files that are open.
+    /// Loads a model like [`Model::load`], from an open source.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -75,8 +76,8 @@ impl Model {
         built.map_err(|e| shards.explain(e))
     }
 
-    /// Loads a model to be used, not trained, from the same places as [`Model::load`], its matrices
-    /// kept as `weights` says. Parts of a tensor-parallel checkpoint are merged in f32.
+    /// Opens a model for inference from the same sources as [`Model::load`], with matrices stored
+    /// as `weights` says. The parts of a tensor-parallel checkpoint are merged in f32.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -87,7 +88,7 @@ impl Model {
         Self::open_source(&ModelSource::open(path)?, weights)
     }
 
-    /// [`Model::open`] of files that are open.
+    /// Opens a model like [`Model::open`], from an open source.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -96,21 +97,21 @@ impl Model {
         Self::from_weights(config, checkpoint, weights, None)
     }
 
-    /// A new model with random weights and new adapters; only the adapters are trained.
+    /// Builds a model with random weights and new adapters. Only the adapters are trainable.
     ///
     /// # Errors
-    /// As [`Model::new`], and if a target of `adapters` matches no layer or their settings are
-    /// impossible.
+    /// As [`Model::new`]. Also if a target of `adapters` matches no layer, or their settings are
+    /// invalid.
     pub fn new_adapted(config: Config, adapters: &AdapterConfig, seed: u64) -> Result<Self> {
         Self::build_adapted(config, &Source::Init { seed }, Some(adapters))
     }
 
-    /// [`Model::open_source`] with new adapters beside the weights, which are frozen: only the
-    /// adapters are trained. Stored (quantised) weights stay as they are.
+    /// Opens a model like [`Model::open_source`] and adds new adapters. The weights are frozen;
+    /// only the adapters are trainable. Stored (quantised) weights keep their format.
     ///
     /// # Errors
-    /// As [`Model::load`], and if a target of `adapters` matches no layer or their settings are
-    /// impossible.
+    /// As [`Model::load`]. Also if a target of `adapters` matches no layer, or their settings are
+    /// invalid.
     pub fn open_adapted(
         source: &ModelSource,
         weights: Weights,
@@ -123,7 +124,7 @@ impl Model {
     /// Builds the model of `config` with the weights of `checkpoint`, all in f32.
     ///
     /// # Errors
-    /// If a weight is missing or has another shape.
+    /// If a weight is missing or has an unexpected shape.
     pub fn from_checkpoint(config: Config, checkpoint: &Checkpoint) -> Result<Self> {
         Self::from_weights(config, checkpoint, Weights::F32, None)
     }
@@ -145,7 +146,7 @@ impl Model {
                 None => Err(checkpoint.missing(name)),
             }
         };
-        let n_elsewise = Cell::new(0);
+        let n_fallback_matrices = Cell::new(0);
         let find = |name: &str, shape: StoredShape, role: Role| {
             let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
             match weights {
@@ -155,12 +156,12 @@ impl Model {
                     Some(matrix.with_activations(quant::Activations::F32))
                 }
                 Weights::In(_) if role.is_vocabulary() => {
-                    // The same numbers as in f32, in half the memory.
+                    // bf16 and f16 hold the stored values exactly, in half the memory of f32.
                     checkpoint.matrix(&known, shape).filter(|table| is_16_bits(table.format()))
                 }
                 Weights::In(format) => {
                     let fitting = format.that_fits(shape.cols);
-                    n_elsewise.set(n_elsewise.get() + usize::from(fitting != format));
+                    n_fallback_matrices.set(n_fallback_matrices.get() + usize::from(fitting != format));
                     rounded(checkpoint, &known, shape, fitting)
                 }
                 Weights::F32 => None,
@@ -170,7 +171,7 @@ impl Model {
         let source = Source::Load { load: &load, stored, seed: 0 };
         let built = Self::build_adapted(config, &source, adapters);
         let mut model = built.map_err(|e| checkpoint.explain(e))?;
-        model.n_elsewise = n_elsewise.get();
+        model.n_fallback_matrices = n_fallback_matrices.get();
         Ok(model)
     }
 
@@ -191,7 +192,7 @@ impl Model {
         let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
         let adapters = match factory.map(AdapterFactory::finish) {
             Some(built) => {
-                // Only what an adapter adds is trained.
+                // Only the adapter's parameters are trainable.
                 params.freeze(|param| param.role() != Role::Adapter);
                 built.map_err(|unused| {
                     Error::adapter(
@@ -206,7 +207,7 @@ impl Model {
         };
         let checkpointing = ActivationCheckpointing::None;
         let kv_prefix = None;
-        Ok(Self { config, arch, params, n_elsewise: 0, checkpointing, adapters, kv_prefix })
+        Ok(Self { config, arch, params, n_fallback_matrices: 0, checkpointing, adapters, kv_prefix })
     }
 }
 
@@ -214,7 +215,8 @@ fn is_16_bits(format: MatrixFormat) -> bool {
     [WeightFormat::BF16, WeightFormat::F16].map(MatrixFormat::Gguf).contains(&format)
 }
 
-/// A matrix of the checkpoint in another format; `None` if it has numbers that are not finite.
+/// Converts a matrix of the checkpoint to another format. Returns `None` if it has non-finite
+/// values.
 fn rounded(
     checkpoint: &Checkpoint,
     name: &str,
@@ -225,7 +227,7 @@ fn rounded(
     let there = if transposed { [cols, rows] } else { [rows, cols] };
     let values = checkpoint.tensor(name, there.into()).ok()?;
     let values = values.data();
-    // What is not finite is for the one to report that reads the matrix in f32.
+    // The caller then reads the matrix in f32, and that path reports non-finite values.
     if !values.iter().all(|v| v.is_finite()) {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Where models go: files, and one model without adapters.
+//! Saving models, and merging their adapters.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,12 +11,12 @@ use crate::io::{self, FloatFormat};
 use crate::{Error, Result};
 
 impl Model {
-    /// A model on the CPU without adapters that computes the same: each adapter is merged into its
-    /// layer's matrix, which is then in f32. Other weights stay as they are, stored ones included.
+    /// Builds an equivalent model on the CPU with its adapters merged. An adapted matrix becomes
+    /// f32; other weights keep their format, stored ones included.
     ///
     /// # Errors
-    /// If an adapter belongs to a head that is tied to the embedding, which would change with it,
-    /// if there is a learned prefix, or memory runs out.
+    /// If an adapter belongs to a head tied to the embedding (merging would change both), the model
+    /// has a learned prefix, or memory runs out.
     pub fn merged(&self) -> Result<Self> {
         self.check_no_prefix("merging adapters")?;
         let weights = self.params.named();
@@ -50,7 +50,7 @@ impl Model {
         Self::build(self.config.clone(), &source)
     }
 
-    /// Writes `config.json` and the weights in f32 into `dir`, which `transformers` loads.
+    /// Writes `config.json` and the weights in f32 into `dir`, in the format of `transformers`.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -58,29 +58,31 @@ impl Model {
         self.save_as(dir, FloatFormat::F32)
     }
 
-    /// [`Model::save`] in any float format: `model.safetensors`, or numbered files with an index if
-    /// the weights take more than 5 GB. One weight at a time is in memory in f32.
+    /// Saves the model like [`Model::save`], in any float format: as `model.safetensors`, or as
+    /// numbered files with an index if the weights take more than 5 GB. Only one weight at a time
+    /// is in memory in f32.
     ///
     /// # Errors
-    /// If a number does not fit the format or a file cannot be written.
+    /// If a value does not fit the format or a file cannot be written.
     pub fn save_as(&self, dir: &Path, format: FloatFormat) -> Result<()> {
         self.check_plain("writing the model")?;
         io::write_folder(dir, &self.params, self.config.to_json(), format)
     }
 
-    /// Writes a GGUF file that llama.cpp loads, piece by piece, beside its place first.
+    /// Writes a GGUF file that llama.cpp loads. It is written piece by piece to a temporary file,
+    /// then renamed.
     ///
     /// # Errors
-    /// If GGUF has no place for the family or one of its settings, a number does not fit the
-    /// format, or the file cannot be written.
+    /// If GGUF cannot represent the family or one of its settings, a value does not fit the format,
+    /// or the file cannot be written.
     pub fn save_gguf(&self, path: &Path, options: &GgufOptions<'_>) -> Result<GgufSummary> {
         self.check_plain("writing the model")?;
         let (config, spec) = (self.config.to_json(), self.spec());
         io::gguf::write_gguf(path, (&config, &spec), &self.params, options)
     }
 
-    /// An error if there are adapters or a learned prefix: files of whole models have no place for
-    /// them.
+    /// Checks that the model has neither adapters nor a learned prefix, which files of whole models
+    /// cannot store.
     pub(crate) fn check_plain(&self, doing: &'static str) -> Result<()> {
         self.check_no_prefix(doing)?;
         match self.adapters.len() {

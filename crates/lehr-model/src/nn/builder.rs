@@ -1,4 +1,4 @@
-//! Where the layers of a model are built.
+//! The builder through which all layers obtain their parameters.
 
 use std::sync::Arc;
 
@@ -8,39 +8,39 @@ use lehr_tensor::{Init, Param, ParamBuilder, ParamStore, Result, Role, Shape, So
 use super::LinearShape;
 use crate::adapt::{Adapter, AdapterFactory};
 
-/// A place in a model where layers are built: a path, where values come from, and the adapters of
-/// the linear layers below. `p.at("layers").at(3)` is `layers.3`.
+/// A path in a model with the source of its parameters and the adapters of its linear layers.
+/// `p.at("layers").at(3)` is `layers.3`.
 pub struct LayerBuilder<'a> {
     params: ParamBuilder<'a>,
     adapters: Option<&'a AdapterFactory<'a>>,
 }
 
 impl<'a> LayerBuilder<'a> {
-    /// A builder at the root of a store.
+    /// Creates a builder at the root of a store.
     pub fn new(store: &'a mut ParamStore, source: &'a Source<'a>) -> Self {
         Self { params: ParamBuilder::new(store, source), adapters: None }
     }
 
-    /// The same place, where the linear layers that `adapters` selects get one.
+    /// Returns the same builder with `adapters` for the linear layers they select.
     pub(crate) fn with_adapters(self, adapters: Option<&'a AdapterFactory<'a>>) -> Self {
         Self { adapters, ..self }
     }
 
-    /// A builder one level deeper.
+    /// Returns a builder one level deeper.
     pub fn at(&mut self, part: impl std::fmt::Display) -> LayerBuilder<'_> {
         LayerBuilder { params: self.params.at(part), adapters: self.adapters }
     }
 
-    /// The present path, which is the name of the layer.
+    /// Returns the current path, which is the name of the layer.
     #[must_use]
     pub fn path(&self) -> &str {
         self.params.path()
     }
 
-    /// Adds the parameter `name` below the present path.
+    /// Adds the parameter `name` below the current path.
     ///
     /// # Errors
-    /// If the name is taken, the source fails or memory runs out.
+    /// If the name exists already, the source fails or memory runs out.
     pub fn param(
         &mut self,
         name: &str,
@@ -51,7 +51,7 @@ impl<'a> LayerBuilder<'a> {
         self.params.param(name, role, shape, init)
     }
 
-    /// Adds the matrix `name`, as it is stored if the source has it so
+    /// Adds the matrix `name`, in its stored format if the source has one
     /// ([`ParamBuilder::matrix`]).
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl<'a> LayerBuilder<'a> {
         self.params.matrix(name, role, shape, transposed, init)
     }
 
-    /// The adapter of the linear layer at the present path, if it is to have one.
+    /// Builds the adapter of the linear layer at the current path, if one is configured.
     ///
     /// # Errors
     /// If memory runs out.

@@ -1,4 +1,4 @@
-//! The lookup table of tokens or positions.
+//! The lookup table of token or position vectors.
 
 use lehr_tensor::{Init, Result, Role, Tensor, Weight};
 
@@ -7,14 +7,14 @@ use super::LayerBuilder;
 /// A table `[V, D]` whose rows are looked up.
 pub struct Embedding {
     pub(super) weight: Weight,
-    /// Entries, V.
+    /// Number of rows V.
     pub(super) n_rows: usize,
     /// Width of a row, D.
     pub(super) width: usize,
 }
 
 impl Embedding {
-    /// A table of `n_rows` rows for the given role; it starts normal with `std`.
+    /// Builds a table of `n_rows` rows for the given role. It starts normal with `std`.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -29,10 +29,10 @@ impl Embedding {
         Ok(Self { weight, n_rows, width })
     }
 
-    /// `ids [..]` to `[.., D]`.
+    /// Looks up `ids [..]`: `[.., D]`.
     ///
     /// # Errors
-    /// If an id is outside of the table.
+    /// If an id is outside the table.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Param(table) => table.tensor().embedding(ids),

@@ -12,8 +12,8 @@ use crate::adapt::Adapter;
 
 /// `y = x Wᵀ + bias`.
 ///
-/// Architectures know nothing of how the weight is stored or adapted: a weight in few bits is
-/// multiplied as it is, and an adapter is applied here, in every method.
+/// Architectures do not know how the weight is stored or adapted. Each method multiplies a
+/// quantised weight in its stored format and applies the adapter.
 #[derive(Clone)]
 pub struct Linear {
     path: String,
@@ -24,12 +24,12 @@ pub struct Linear {
     is_tied: bool,
 }
 
-/// The form of a linear layer.
+/// The shape and layout of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearShape {
-    /// Inputs.
+    /// Number of inputs.
     pub n_in: usize,
-    /// Outputs.
+    /// Number of outputs.
     pub n_out: usize,
     /// Memory layout of the weight.
     pub layout: WeightLayout,
@@ -38,19 +38,19 @@ pub struct LinearShape {
 }
 
 impl LinearShape {
-    /// A weight `[out, in]` without bias.
+    /// Describes a weight `[out, in]` without bias.
     #[must_use]
     pub fn new(n_in: usize, n_out: usize) -> Self {
         Self { n_in, n_out, layout: WeightLayout::OutIn, bias: false }
     }
 
-    /// The same with a bias, or without.
+    /// Sets whether the layer has a bias.
     #[must_use]
     pub fn with_bias(self, bias: bool) -> Self {
         Self { bias, ..self }
     }
 
-    /// The same with a weight `[in, out]`.
+    /// Selects the weight layout `[in, out]`.
     #[must_use]
     pub fn transposed(self) -> Self {
         Self { layout: WeightLayout::InOut, ..self }
@@ -58,7 +58,7 @@ impl LinearShape {
 }
 
 impl Linear {
-    /// A layer for `role`; the weight starts normal with `std`, the bias at 0.
+    /// Builds a layer for `role`. The weight starts normal with `std`, the bias at 0.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -80,7 +80,7 @@ impl Linear {
         Ok(Self { path, weight, layout, bias, adapter, is_tied: false })
     }
 
-    /// A head at the present path that is tied to the token embedding.
+    /// Builds a head at the current path that shares the weight of the token embedding.
     ///
     /// # Errors
     /// If memory runs out.
@@ -91,42 +91,42 @@ impl Linear {
         Ok(Self { path, weight, layout, bias: None, adapter, is_tied: true })
     }
 
-    /// The same layer with `bias` `[out]`.
+    /// Returns the layer with `bias` `[out]` added.
     #[must_use]
     pub fn with_bias(self, bias: Param) -> Self {
         Self { bias: Some(bias), ..self }
     }
 
-    /// Its path: the name of its weight in checkpoints without `.weight`, or for a tied head the
-    /// name it would have.
+    /// Returns the path: the name of the weight in checkpoints without `.weight`. For a tied head
+    /// it is the name that an untied one would have.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// Whether the weight is the token embedding's.
+    /// Returns whether the weight is that of the token embedding.
     #[must_use]
     pub fn is_tied(&self) -> bool {
         self.is_tied
     }
 
-    /// The bias as a tensor, if there is one.
+    /// Returns the bias as a tensor, if there is one.
     fn bias(&self) -> Option<Tensor> {
         self.bias.as_ref().map(Param::tensor)
     }
 
-    /// The map with a weight that is a parameter.
+    /// Builds the layer around a weight that is a parameter.
     fn map<'a>(&self, weight: &'a Tensor, bias: &'a Option<Tensor>) -> Affine<'a> {
         let fp8 = self.weight.param().is_some_and(Param::is_fp8);
         Affine { weight, layout: self.layout, bias: bias.as_ref(), fp8 }
     }
 
-    /// The weight as a parameter, if it is one and nothing is adapted: what fused products need.
+    /// Returns the weight as a parameter if it is one and has no adapter. Fused products need that.
     fn plain(&self) -> Option<&Param> {
         self.weight.param().filter(|_| self.adapter.is_none())
     }
 
-    /// `x [.., I]` to `[.., O]`.
+    /// Applies the layer: `x [.., I]` to `[.., O]`.
     ///
     /// # Errors
     /// If the width of `x` does not fit.
@@ -137,7 +137,7 @@ impl Linear {
         }
     }
 
-    /// The layer without its adapter.
+    /// Applies the layer without its adapter.
     fn base(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias();
         match &self.weight {
@@ -146,7 +146,7 @@ impl Linear {
         }
     }
 
-    /// `down(act(up(x)))`, the plain feed-forward layer of GPT-2 and BERT. Where both are plain
+    /// Computes `down(act(up(x)))`, the plain MLP of GPT-2 and BERT. If both weights are plain
     /// parameters, only `up(x)` is kept for backward.
     ///
     /// # Errors
@@ -165,8 +165,8 @@ impl Linear {
         }
     }
 
-    /// `forward(act(gate) ⊙ up)`, without keeping the product for backward where the weight is a
-    /// plain parameter.
+    /// Computes `forward(act(gate) ⊙ up)`. If the weight is a plain parameter, the product is
+    /// recomputed in backward instead of kept.
     ///
     /// # Errors
     /// If the widths do not fit.
@@ -177,8 +177,8 @@ impl Linear {
         }
     }
 
-    /// The cross-entropy of `targets` (i32 `[..]`, −100 = no label) with the outputs at `x [.., I]`
-    /// as logits, `[1]`. The logits are built only where the layer has an adapter.
+    /// Computes the cross-entropy `[1]` of `targets` (i32 `[..]`, −100 = not supervised), with the
+    /// outputs at `x [.., I]` as logits. Logits are materialised only if the layer has an adapter.
     ///
     /// # Errors
     /// If shapes do not fit, a target is out of range or memory runs out.
@@ -200,8 +200,8 @@ impl Linear {
         }
     }
 
-    /// The log-probability of each target (i32 `[..]`, −100 = none, which gives 0) with the outputs
-    /// at `x [.., I]` as logits, `[..]`. `softcap` caps the logits.
+    /// Computes the log-probability `[..]` of each target (i32 `[..]`, −100 = none, gives 0), with
+    /// the outputs at `x [.., I]` as logits. `softcap` caps the logits.
     ///
     /// # Errors
     /// As [`Linear::cross_entropy`].

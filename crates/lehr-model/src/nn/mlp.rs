@@ -5,7 +5,7 @@ use lehr_tensor::{Result, Role, Tensor};
 
 use super::{LayerBuilder, Linear, LinearShape};
 
-/// `down(act(gate(x)) ⊙ up(x))`: SwiGLU or GeGLU, by the activation (Shazeer 2020,
+/// `down(act(gate(x)) ⊙ up(x))`: SwiGLU or GeGLU, depending on the activation (Shazeer 2020,
 /// <https://arxiv.org/abs/2002.05202>).
 pub struct GatedMlp {
     gate_proj: Linear,
@@ -14,16 +14,16 @@ pub struct GatedMlp {
     activation: Activation,
 }
 
-/// The form of a gated MLP, and the standard deviations its weights start with.
+/// The shape of a gated MLP, and the standard deviations of its new weights.
 #[derive(Clone, Copy, Debug)]
 pub struct GatedMlpShape {
-    /// Width D of what it reads and writes.
+    /// Width D of input and output.
     pub width: usize,
-    /// Width F between.
+    /// Inner width F.
     pub inner: usize,
     /// Whether its linear layers have biases.
     pub bias: bool,
-    /// What the gate goes through.
+    /// Activation of the gate.
     pub activation: Activation,
     /// Standard deviation of `gate_proj` and `up_proj`.
     pub std: f32,
@@ -32,7 +32,7 @@ pub struct GatedMlpShape {
 }
 
 impl GatedMlp {
-    /// An MLP of that form.
+    /// Builds an MLP of that shape.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -50,7 +50,7 @@ impl GatedMlp {
         })
     }
 
-    /// `x [.., D]` to `[.., D]`.
+    /// Applies the MLP: `x [.., D]` to `[.., D]`.
     ///
     /// # Errors
     /// If the width of `x` does not fit.
@@ -60,30 +60,30 @@ impl GatedMlp {
     }
 }
 
-/// [`GatedMlp`] with one matrix for gate and up: `down(act(gate) ⊙ up)` of the two halves of what
-/// that matrix gives.
+/// A [`GatedMlp`] with one matrix for gate and up. Its output has two halves: `down(act(gate) ⊙
+/// up)`.
 pub struct FusedGatedMlp {
-    /// The matrix that gives both halves.
+    /// The matrix that computes both halves.
     pub gate_up: Linear,
-    /// The matrix behind the product.
+    /// The matrix applied to the product.
     pub down: Linear,
-    /// What the gate goes through.
+    /// Activation of the gate.
     pub activation: Activation,
-    /// Which half is the gate.
+    /// The half that is the gate.
     pub gate: GateHalf,
 }
 
-/// Which half of a fused projection is the gate.
+/// The position of the gate in a fused projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateHalf {
-    /// The first (GLM-4, ChatGLM2).
+    /// The first half is the gate (GLM-4, ChatGLM2).
     First,
-    /// The second (GLM-130B).
+    /// The second half is the gate (GLM-130B).
     Second,
 }
 
 impl FusedGatedMlp {
-    /// `x [B, T, D]` to `[B, T, D]`.
+    /// Applies the MLP: `x [B, T, D]` to `[B, T, D]`.
     ///
     /// # Errors
     /// If the width of `x` does not fit.

@@ -1,4 +1,4 @@
-//! Layers shared by the architectures: one struct, its builder, its forward.
+//! Layers shared by the architectures. Each is a struct with a builder and a forward function.
 
 mod builder;
 mod embedding;

@@ -4,7 +4,7 @@ use lehr_tensor::{Init, Param, Result, Role, Tensor};
 
 use super::LayerBuilder;
 
-/// Root-mean-square normalisation with a learned scale: the weight, or one more than it.
+/// Root-mean-square normalisation with a learned scale: the weight, or `1 + weight`.
 pub struct RmsNorm {
     weight: Param,
     eps: f32,
@@ -13,7 +13,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// A norm over `width` numbers; the scale starts at 1.
+    /// Builds a norm over `width` values. The scale starts at 1.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -21,7 +21,7 @@ impl RmsNorm {
         Self::with_offset(p, width, eps, 0.0)
     }
 
-    /// A norm that scales by `1 + weight` (Gemma); the weight starts at 0.
+    /// Builds a norm that scales by `1 + weight` (Gemma). The weight starts at 0.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -42,7 +42,7 @@ impl RmsNorm {
         x.rms_norm(&self.weight.tensor_f32(), self.eps, self.offset)
     }
 
-    /// `(x + delta, norm(x + delta))` in one pass.
+    /// Computes `(x + delta, norm(x + delta))` in one pass.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -59,7 +59,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// A norm over `width` numbers; the scale starts at 1, the shift at 0.
+    /// Builds a norm over `width` values. The scale starts at 1, the shift at 0.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -76,7 +76,7 @@ impl LayerNorm {
         x.layer_norm(&self.weight.tensor_f32(), Some(&self.bias.tensor_f32()), self.eps)
     }
 
-    /// `(x + delta, norm(x + delta))` in one pass.
+    /// Computes `(x + delta, norm(x + delta))` in one pass.
     ///
     /// # Errors
     /// If the shapes do not fit.

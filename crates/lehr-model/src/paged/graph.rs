@@ -1,4 +1,4 @@
-//! One more token for each sequence on a GPU, by work that is recorded once.
+//! One more token for each sequence on a GPU, as a recorded CUDA graph.
 
 use lehr_tensor::cuda::{self, Graph};
 use lehr_tensor::inplace::{self, sample::GpuSampler};
@@ -8,34 +8,32 @@ use lehr_tensor::{DType, Device, Tensor};
 use super::PagedCache;
 use crate::{Error, Model, Result, Tokens};
 
-/// The next token of the sequences of a [`PagedCache`] on a GPU. The first time the work is run as
-/// ever; the second time it is recorded as a CUDA graph, and from then on it is only started, so
-/// that the host, which needs microseconds for each of hundreds of launches, no longer decides the
-/// speed.
+/// Generation of the next tokens of a [`PagedCache`] on a GPU. The first step runs normally. The
+/// second is recorded as a CUDA graph, and later steps replay it. A step has hundreds of launches
+/// that cost the host microseconds each; replaying removes that limit.
 ///
-/// The work covers all rows of the cache. Which pages the sequences have and how long they are is
-/// read on the device, so sequences may join and leave between two steps. Rows without a sequence
-/// compute what nobody reads. When the pools of the cache move, the work is recorded anew.
+/// The recorded work covers all rows of the cache. It reads page tables and lengths on the device,
+/// so sequences may join and leave between two steps. Rows without a sequence compute unused
+/// results. When the pools of the cache move, the work is recorded again.
 ///
 /// It belongs to one model and one cache.
 pub struct DecodeGraph {
     device: usize,
     positions: Tensor,
     pages: Pages,
-    /// What table and lengths (with the new token) on the device are, if it is known; positions go
-    /// with the lengths.
+    /// Page table and lengths (with the new token) on the device, if known. Positions follow from
+    /// the lengths.
     known: Option<(Vec<i32>, Vec<i32>)>,
-    /// How often the pools had moved when the work was recorded.
+    /// Number of pool reallocations when the work was recorded.
     n_moves: usize,
-    /// With what the work chooses and the logits `[B, V]` it computes: their memory stays as long
-    /// as the work.
+    /// The sampler and the logits `[B, V]` of the recorded work. They are kept alive as long as it.
     run: Option<(GpuSampler, Tensor)>,
     graph: Option<Graph>,
 }
 
 impl DecodeGraph {
-    /// Room for the inputs; `None` where there is nothing to record: on the CPU, and for models
-    /// whose positions and mask the host derives from the tokens.
+    /// Allocates the inputs. Returns `None` if recording is not possible: on the CPU, and for
+    /// models whose host code derives positions and masks from the tokens.
     ///
     /// # Errors
     /// If memory runs out or the device fails.
@@ -53,16 +51,16 @@ impl DecodeGraph {
         Ok(Some(Self { device, positions, pages, known, n_moves: 0, run, graph }))
     }
 
-    /// Appends to each of the sequences in `last` (rows and tokens) the token that `sampler` chose
-    /// last for its row, which is the one given here, and chooses the next. The host waits for
-    /// nothing, uploads only what changed beyond one more token for each sequence, and finds the
-    /// ids with [`GpuSampler::read`]. Gives the logits `[B, V]` of all rows, on the device; the
-    /// next call overwrites them.
+    /// Appends the sampled token of each sequence in `last` (row and token), which is the one
+    /// `sampler` chose last for that row, and samples the next. The host does not wait. It uploads
+    /// only changes other than one more token per sequence, and reads the ids with
+    /// [`GpuSampler::read`]. Returns the logits `[B, V]` of all rows on the device; the next call
+    /// overwrites them.
     ///
     /// # Errors
-    /// If a row has no sequence, a sequence is as long as it may be, the pages do not suffice, the
-    /// sampler is for another number of sequences or more ids than the vocabulary has, or the
-    /// device fails.
+    /// If a row has no sequence, a sequence has its maximum length, there are too few pages, the
+    /// sampler has another number of sequences or more ids than the vocabulary, or the device
+    /// fails.
     pub fn choose_next(
         &mut self,
         model: &Model,
@@ -97,7 +95,7 @@ impl DecodeGraph {
         Ok(logits)
     }
 
-    /// Runs the work if it has not run before; else records it, to be started.
+    /// Runs the work if it has not run before; otherwise records it.
     fn run_or_record(
         &self,
         model: &Model,
@@ -130,9 +128,8 @@ impl DecodeGraph {
         })
     }
 
-    /// Brings table, lengths and positions on the device to what these sequences of the cache have,
-    /// with the new tokens, and gives table and lengths. What is there counts as known again after
-    /// the work.
+    /// Updates page table, lengths and positions on the device for these sequences, including the
+    /// new tokens, and returns table and lengths. The contents count as known again after the work.
     fn upload(
         &mut self,
         cache: &PagedCache,
@@ -159,7 +156,7 @@ impl DecodeGraph {
     }
 }
 
-/// An error unless `sampler` chooses for `batch` sequences from ids of the vocabulary.
+/// Checks that `sampler` chooses for `batch` sequences from ids of the vocabulary.
 fn check_sampler(sampler: &GpuSampler, batch: usize, vocab_size: usize) -> Result<()> {
     if sampler.batch() == batch && sampler.n_ids() <= vocab_size {
         return Ok(());

@@ -14,61 +14,61 @@ use crate::{Error, KvCache, Model, Result, Tokens};
 /// Tokens of a page.
 const PAGE_LEN: usize = 16;
 
-/// A KV cache of sequences that begin, grow and end one by one. Its memory is a pool of pages of
-/// [`PagedCache::PAGE_LEN`] tokens. A sequence takes a page when it grows into it and gives its
-/// pages back when it ends; the pool grows when all pages are in use, up to a bound. So memory
-/// follows the tokens that are there, not the longest sequence there might be.
+/// A KV cache of sequences that begin, grow and end independently. Its memory is a pool of pages of
+/// [`PagedCache::PAGE_LEN`] tokens. A sequence takes a page when it grows into it and releases its
+/// pages when it ends. The pool grows when all pages are in use, up to a bound. So memory follows
+/// the number of present tokens, not the longest possible sequence.
 ///
-/// Full pages are kept after their sequence has ended. A later sequence that begins with the same
-/// tokens reuses them instead of computing them again; when pages run out, those that were used
-/// least recently are overwritten. Models with a bidirectional prefix reuse none, because there a
-/// page depends on tokens that come after it.
+/// Full pages are kept after their sequence has ended. A later sequence with the same first tokens
+/// reuses them instead of recomputing them. When pages run out, the least recently used ones are
+/// evicted. Models with a bidirectional prefix reuse none, because their pages depend on later
+/// tokens.
 ///
 /// Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
 /// PagedAttention", <https://arxiv.org/abs/2309.06180>.
 pub struct PagedCache {
     pools: KvCache,
     pages: PagePool,
-    /// Most pages.
+    /// Largest number of pages.
     limit: usize,
     reuse: bool,
-    /// By row.
+    /// Sequences by row.
     sequences: Vec<Option<Sequence>>,
-    /// How often the pools moved: recorded work knows where they were.
+    /// Number of pool reallocations. Recorded work depends on the pools' addresses.
     n_moves: usize,
 }
 
-/// How much a [`PagedCache`] may hold.
+/// The bounds of a [`PagedCache`].
 #[derive(Clone, Copy, Debug)]
 pub struct PagedSize {
-    /// Most sequences at once.
+    /// Largest number of sequences.
     pub max_sequences: usize,
-    /// Most tokens of a sequence; at most the model's context counts.
+    /// Most tokens of a sequence, capped at the model's context.
     pub context: usize,
-    /// Most pages; at most what so many sequences of that length take counts.
+    /// Most pages, capped at the pages of that many sequences of that length.
     pub max_pages: usize,
-    /// Whether sequences that begin with the same tokens share their pages.
+    /// Whether sequences with the same first tokens share pages.
     pub reuse_prefixes: bool,
 }
 
 /// A sequence in the cache.
 struct Sequence {
-    /// Numbers of its pages, in order.
+    /// Its pages, in order.
     pages: Vec<i32>,
-    /// Its tokens there.
+    /// Number of its tokens in the cache.
     ids: Vec<i32>,
-    /// How many of its pages are known to others, and the name of the prefix that ends there.
+    /// Number of its findable pages, and the name of the prefix they hold.
     n_named: usize,
     name: u64,
-    /// Where its tokens stand.
+    /// Positions of its tokens.
     layout: Layout,
 }
 
 impl PagedCache {
-    /// Tokens of a page.
+    /// Tokens per page.
     pub const PAGE_LEN: usize = PAGE_LEN;
 
-    /// An empty cache. Memory is taken as sequences grow.
+    /// Creates an empty cache. Memory is allocated as sequences grow.
     ///
     /// # Errors
     /// If the model is an encoder.
@@ -88,59 +88,59 @@ impl PagedCache {
         })
     }
 
-    /// Pages that so many tokens of a sequence take.
+    /// Returns the number of pages for `len` tokens of a sequence.
     #[must_use]
     pub fn pages_for(n_tokens: usize) -> usize {
         n_tokens.div_ceil(PAGE_LEN)
     }
 
-    /// Most sequences at once.
+    /// Returns the largest number of sequences.
     #[must_use]
     pub fn max_sequences(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Most tokens of a sequence: the context, or fewer if all pages together hold fewer.
+    /// Returns the most tokens of a sequence: the context, or fewer if all pages hold fewer.
     #[must_use]
     pub fn context(&self) -> usize {
         self.pools.capacity().min(self.limit.saturating_mul(PAGE_LEN))
     }
 
-    /// Pages that memory was taken for so far.
+    /// Returns the number of allocated pages.
     #[must_use]
     pub fn n_pages(&self) -> usize {
         self.pages.len()
     }
 
-    /// Pages that no sequence has, with those that memory is yet to be taken for.
+    /// Returns the number of pages without users, including those not allocated yet.
     #[must_use]
     pub fn n_available(&self) -> usize {
         self.limit.saturating_sub(self.pages.len()) + self.pages.n_available()
     }
 
-    /// Pages that `n` more tokens of the sequence in `row` take beyond those it has.
+    /// Returns the number of pages that the sequence in `row` needs for `n` more tokens.
     #[must_use]
     pub fn n_wanted(&self, row: usize, n: usize) -> usize {
         let wanted = |s: &Sequence| Self::pages_for(s.ids.len() + n).saturating_sub(s.pages.len());
         self.sequences.get(row).and_then(Option::as_ref).map_or(0, wanted)
     }
 
-    /// Tokens of the sequence in row `row`, if there is one.
+    /// Returns the number of tokens of the sequence in `row`, if there is one.
     #[must_use]
     pub fn len(&self, row: usize) -> Option<usize> {
         Some(self.sequences.get(row)?.as_ref()?.ids.len())
     }
 
-    /// Whether there are no sequences.
+    /// Returns whether there are no sequences.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sequences.iter().all(Option::is_none)
     }
 
-    /// Begins a sequence that will start with `ids`, laid out by the model ([`Model::layout`]), and
-    /// says in which row. Its first tokens may be there already, from an earlier sequence:
-    /// [`PagedCache::len`] says how many. The last of `ids` never is, because the caller wants the
-    /// logits after it.
+    /// Begins a sequence that starts with `ids`, laid out by the model ([`Model::layout`]), and
+    /// returns its row. Pages of an earlier sequence may already hold its first tokens;
+    /// [`PagedCache::len`] returns their number. The last of `ids` is never reused, because the
+    /// caller needs the logits after it.
     ///
     /// # Errors
     /// If all rows have sequences.
@@ -150,7 +150,7 @@ impl PagedCache {
             let expected = "a row without a sequence";
             return Err(Error::Paged { doing: "beginning a sequence", found, expected });
         };
-        // A page of a bidirectional prefix depends on tokens that come after it.
+        // A page of a bidirectional prefix depends on later tokens.
         let reuse = self.reuse && layout.prefix_len == 0;
         let (pages, seen) = (Vec::new(), Vec::new());
         let mut new = Sequence { pages, ids: seen, n_named: 0, name: ROOT, layout };
@@ -172,15 +172,15 @@ impl PagedCache {
         }
     }
 
-    /// Runs the next tokens `ids` of the sequence in `row`. If `wants_logits`, gives the logits
-    /// `[1, V]` after the last of them.
+    /// Runs the next tokens `ids` of the sequence in `row`. With `wants_logits`, returns the logits
+    /// `[1, V]` after the last one.
     ///
-    /// The first tokens of a sequence with a bidirectional prefix have to include all of it, see
+    /// The first call for a sequence with a bidirectional prefix must include the whole prefix; see
     /// [`Layout::prefix_len`].
     ///
     /// # Errors
-    /// If the row has no sequence, the sequence would be too long, the pages do not suffice, an id
-    /// is outside of the vocabulary, or memory runs out. The sequence is then as it was.
+    /// If the row has no sequence, the sequence would be too long, there are too few pages, an id
+    /// is outside the vocabulary, or memory runs out. The sequence is then unchanged.
     pub fn prefill(
         &mut self,
         model: &Model,
@@ -207,12 +207,12 @@ impl PagedCache {
         Ok(logits)
     }
 
-    /// Logits `[n, V]` after one more token of some sequences, given by row; their order is that of
-    /// `next`.
+    /// Runs one more token for some sequences and returns the logits `[n, V]`, in the order of
+    /// `next`. Each element of `next` is a row and its token.
     ///
     /// # Errors
-    /// If a row has no sequence, a sequence is as long as it may be, the pages do not suffice, an
-    /// id is outside of the vocabulary, or memory runs out.
+    /// If a row has no sequence, a sequence has its maximum length, there are too few pages, an id
+    /// is outside the vocabulary, or memory runs out.
     pub fn next_logits(&mut self, model: &Model, next: &[(usize, i32)]) -> Result<Tensor> {
         let lens = self.begin_step(next)?;
         let tokens = self.next_tokens(next)?;
@@ -224,7 +224,7 @@ impl PagedCache {
         Ok(logits)
     }
 
-    /// One more token of each of these sequences, as a row of its own.
+    /// Runs one more token for each of these sequences, as a batch of rows.
     fn next_tokens(&self, next: &[(usize, i32)]) -> Result<Tokens> {
         let ids: Vec<i32> = next.iter().map(|(_, id)| *id).collect();
         let (mut positions, mut block_positions, mut prefix_lens) = (vec![], vec![], vec![]);
@@ -245,8 +245,8 @@ impl PagedCache {
         })
     }
 
-    /// Checks the rows that get one more token, gives each the page for it, and says how long their
-    /// sequences are.
+    /// Checks the rows that get one more token, assigns the pages, and returns the sequences'
+    /// lengths.
     fn begin_step(&mut self, next: &[(usize, i32)]) -> Result<Vec<usize>> {
         const DOING: &str = "continuing sequences";
         let mut lens = Vec::with_capacity(next.len());
@@ -262,7 +262,7 @@ impl PagedCache {
         Ok(lens)
     }
 
-    /// Runs work over the pools, with `len` positions filled before it.
+    /// Runs `body` over the pools, with `len` positions filled before it.
     fn run<R>(
         &mut self,
         len: usize,
@@ -276,7 +276,8 @@ impl PagedCache {
         result
     }
 
-    /// Gives each of these sequences the pages that its next `n` tokens take, or none any.
+    /// Assigns each of these sequences the pages for its next `n` tokens. On failure, none gets
+    /// any.
     fn reserve(&mut self, doing: &'static str, rows: &[usize], n: usize) -> Result<()> {
         let limit = self.context();
         let longest = rows.iter().filter_map(|row| self.len(*row)).max().unwrap_or(0);
@@ -300,10 +301,10 @@ impl PagedCache {
         Ok(())
     }
 
-    /// Makes the pools larger if fewer than `wanted` pages are free of contents, within the bound:
-    /// by half at least, so that copies cost little in all.
+    /// Grows the pools, within the bound, if fewer than `wanted` pages are free. They grow by at
+    /// least half, so copying is amortised.
     fn grow(&mut self, wanted: usize) -> Result<()> {
-        /// Pages at first: 512 tokens.
+        /// Initial number of pages: 512 tokens.
         const FIRST: usize = 32;
         let n_pages = self.pages.len();
         let missing = wanted.saturating_sub(self.pages.n_free());
@@ -311,19 +312,18 @@ impl PagedCache {
             return Ok(());
         }
         let len = (n_pages + missing.max(n_pages / 2)).max(FIRST).min(self.limit);
-        // Some pools may have moved even if others found no memory.
+        // Some pools may have moved even if others ran out of memory.
         self.n_moves += 1;
         match self.pools.grow_pages(len) {
             Ok(()) => self.pages.grow_to(len),
             Err(error) if n_pages == 0 => return Err(error.into()),
-            // Where memory ends is the bound: contents that nobody uses are overwritten then, and
-            // sequences may have to wait.
+            // Without memory to grow, unused contents are evicted, and sequences may have to wait.
             Err(_) => self.limit = n_pages,
         }
         Ok(())
     }
 
-    /// Counts new tokens of a sequence, and makes the pages they filled known.
+    /// Counts new tokens of a sequence and makes the pages they filled findable.
     fn advance(&mut self, row: usize, ids: &[i32]) {
         let Some(sequence) = &mut self.sequences[row] else { return };
         sequence.ids.extend_from_slice(ids);
@@ -338,7 +338,8 @@ impl PagedCache {
         sequence.n_named = full;
     }
 
-    /// The pages of the sequences in these rows with these lengths, where the pools are.
+    /// Returns the pages of the sequences in these rows with these lengths, on the device of the
+    /// pools.
     fn pages_of(&self, rows: &[(usize, usize)]) -> Result<Pages> {
         let pages = |row: usize| self.sequences[row].as_ref().map_or(&[][..], |s| &s.pages[..]);
         let max = rows.iter().map(|(row, _)| pages(*row).len()).max().unwrap_or(0);

@@ -1,68 +1,67 @@
-//! Which pages are in use, which are free, and which hold a prefix that another sequence may reuse.
+//! Page bookkeeping: pages in use, free pages, and pages with a reusable prefix.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::PAGE_LEN;
 
-/// The beginning of every chain of pages.
+/// The name of the empty prefix.
 pub(super) const ROOT: u64 = 0;
 
-/// What a full page holds: its tokens, and those of all pages before it, which the name of the page
-/// before stands for. Names are never given twice, so equal keys mean equal prefixes; there is
-/// nothing that could collide.
+/// Key of a full page: its tokens and the name of the prefix before it. Names are never reused, so
+/// equal keys mean equal prefixes, without collisions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PageKey {
     before: u64,
     ids: [i32; PAGE_LEN],
 }
 
-/// A page that is known by what it holds.
+/// A page that can be found by its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) page: i32,
-    /// The name of the prefix that ends with this page.
+    /// Name of the prefix that ends with this page.
     pub(super) name: u64,
 }
 
-/// The bookkeeping of the pages of a pool. A page has as many users as sequences have it in their
-/// table. A full page without users keeps its contents until the page is needed: the one that was
-/// given back first is taken first.
+/// The pages of a pool. Each page counts the sequences whose page tables contain it. A full page
+/// without users keeps its contents until the page is needed; the page released first is evicted
+/// first.
 #[derive(Debug, Default)]
 pub(super) struct PagePool {
     /// By page.
     states: Vec<PageState>,
-    /// Pages without contents. The last is taken first.
+    /// Pages without contents. The last one is taken first.
     free: Vec<i32>,
-    /// Pages without users but with contents, by the time they were given back.
+    /// Pages with contents but without users, by release time.
     reusable: BTreeMap<u64, i32>,
     known: HashMap<PageKey, Found>,
-    /// How often a page was given back.
+    /// Number of releases so far.
     clock: u64,
-    /// The last name that was given.
+    /// The last name assigned.
     last_name: u64,
 }
 
 #[derive(Clone, Debug, Default)]
 struct PageState {
     n_users: usize,
-    /// Under which it is found, if it is.
+    /// Key under which the page is found, if any.
     key: Option<PageKey>,
-    /// When it was given back.
+    /// Time of its last release.
     time: u64,
 }
 
 impl PagePool {
-    /// Pages there are.
+    /// Returns the number of pages.
     pub(super) fn len(&self) -> usize {
         self.states.len()
     }
 
-    /// Pages that can be taken without growing.
+    /// Returns the number of pages that can be taken without growing.
     pub(super) fn n_available(&self) -> usize {
         self.free.len() + self.reusable.len()
     }
 
-    /// Pages that can be taken and hold nothing.
+    /// Returns the number of free pages without contents.
     pub(super) fn n_free(&self) -> usize {
         self.free.len()
     }
@@ -73,7 +72,7 @@ impl PagePool {
         self.states.resize(len, PageState::default());
     }
 
-    /// A page with one user, and nothing in it.
+    /// Takes a page with one user and no contents.
     pub(super) fn take(&mut self) -> Option<i32> {
         let page = match self.free.pop() {
             Some(page) => page,
@@ -89,7 +88,7 @@ impl PagePool {
         Some(page)
     }
 
-    /// The page that holds these tokens behind the prefix named `before`, with one more user.
+    /// Finds the page with these tokens after the prefix named `before`, and adds a user.
     pub(super) fn reuse(&mut self, before: u64, ids: &[i32]) -> Option<Found> {
         let key = PageKey { before, ids: ids.try_into().ok()? };
         let found = *self.known.get(&key)?;
@@ -101,8 +100,8 @@ impl PagePool {
         Some(found)
     }
 
-    /// Makes a full page known by what it holds, and names the prefix that ends with it. If another
-    /// page holds the same, that one stays known.
+    /// Makes a full page findable, and names the prefix that ends with it. If another page has the
+    /// same contents, that one stays findable.
     pub(super) fn name(&mut self, page: i32, before: u64, ids: &[i32]) -> u64 {
         let Ok(ids) = ids.try_into() else { return before };
         let key = PageKey { before, ids };
@@ -116,8 +115,8 @@ impl PagePool {
         found.name
     }
 
-    /// Takes a user away from each of these pages of a sequence. The last pages count as given back
-    /// first: a page is of no use without those before it.
+    /// Releases a sequence's pages. The last pages count as released first, because a page is
+    /// useless without those before it.
     pub(super) fn give_back(&mut self, pages: &[i32]) {
         for &page in pages.iter().rev() {
             let state = &mut self.states[page as usize];
@@ -162,10 +161,10 @@ mod tests {
         let second = pool.name(pages[1], first, &ids(30));
         assert_eq!(pool.reuse(ROOT, &ids(5)), Some(Found { page: 0, name: first }));
         assert_eq!(pool.reuse(first, &ids(30)), Some(Found { page: 1, name: second }));
-        // The same tokens behind another prefix.
+        // The same tokens after another prefix.
         assert_eq!(pool.reuse(ROOT, &ids(30)), None);
         assert_eq!(pool.reuse(second, &ids(30)), None);
-        // A second page with the same contents is not known, and free when it is given back.
+        // A second page with the same contents is not findable, so releasing it frees it.
         let copy = pool.take().unwrap();
         assert_eq!(pool.name(copy, ROOT, &ids(5)), first);
         pool.give_back(&[copy]);
@@ -187,7 +186,7 @@ mod tests {
         assert!(a != b && b != c);
         pool.give_back(&pages[..2]);
         pool.give_back(&pages[2..]);
-        // The end of the first sequence goes before its beginning.
+        // The end of the first sequence is evicted before its beginning.
         assert_eq!(pool.take(), Some(pages[1]));
         assert_eq!(pool.reuse(a, &ids(2)), None);
         assert_eq!(pool.reuse(ROOT, &ids(1)).unwrap().page, pages[0]);

@@ -72,7 +72,7 @@ impl UseArgs {
     /// Moves a model to the device. Reports on standard error if some of its matrices are not in
     /// the requested format.
     pub(crate) fn place(&self, model: &Model) -> Result<()> {
-        if model.n_elsewise() > 0 {
+        if model.n_fallback_matrices() > 0 {
             let mut found = BTreeMap::<String, usize>::new();
             for stored in model.params().stored() {
                 *found.entry(stored.matrix().format().to_string()).or_default() += 1;
@@ -81,7 +81,7 @@ impl UseArgs {
             eprintln!(
                 "note: {} matrices are in another format than --weights says, the nearest whose \
                  blocks fill their rows: {}",
-                model.n_elsewise(),
+                model.n_fallback_matrices(),
                 list.join(", ")
             );
         }

@@ -1,4 +1,4 @@
-//! A model written as a GGUF file.
+//! Writing a model as a GGUF file.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,32 +18,32 @@ use crate::io::files::write_stream;
 use crate::spec::Spec;
 use crate::{Error, Result};
 
-/// The version of the block formats, which `general.quantization_version` says.
+/// The version of the block formats, written as `general.quantization_version`.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// What a GGUF file says beyond the weights.
+/// The contents of a GGUF file besides the weights.
 #[derive(Clone, Debug)]
 pub struct GgufOptions<'a> {
     /// The model's name, `general.name`.
     pub name: &'a str,
     /// The formats of the weights.
     pub file_type: FileType,
-    /// The tokenizer, `tokenizer.*`; if it is empty, the file has none.
+    /// The tokenizer, `tokenizer.*`. If it is empty, the file has none.
     pub tokenizer: Metadata,
 }
 
-/// What was written.
+/// A report of the written file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GgufSummary {
     /// Size of the file.
     pub n_bytes: u64,
-    /// How many tensors each format has.
+    /// Number of tensors per format.
     pub formats: BTreeMap<String, usize>,
-    /// Parameters that GGUF has no place for.
+    /// Parameters that GGUF cannot store.
     pub left_out: Vec<String>,
 }
 
-/// One tensor and where its numbers come from.
+/// One tensor and the source of its values.
 struct Tensor<'a> {
     plan: Planned,
     values: Values<'a>,
@@ -55,11 +55,11 @@ enum Values<'a> {
     Given(Vec<f32>),
 }
 
-/// Writes the parameters of a model, whose `config.json` is `config`, as a GGUF file that llama.cpp
-/// loads: piece by piece, beside its place first.
+/// Writes the parameters of a model with the `config.json` `config` as a GGUF file for llama.cpp.
+/// It is written piece by piece to a temporary file, then renamed.
 ///
 /// # Errors
-/// If GGUF has no place for the family or one of its settings, a number does not fit the format, or
+/// If GGUF cannot represent the family or one of its settings, a value does not fit the format, or
 /// the file cannot be written.
 pub(crate) fn write_gguf(
     path: &Path,
@@ -102,7 +102,7 @@ pub(crate) fn write_gguf(
     Ok(GgufSummary { n_bytes, formats, left_out })
 }
 
-/// Name and shape of a parameter in the file; `None` if it is one that is left out.
+/// Returns name and shape of a parameter in the file; `None` if it is left out.
 fn plan(family: &Family, name: &str, shape: &[usize]) -> Result<Option<(Planned, Kind)>> {
     if family.left_out.iter().any(|start| name.starts_with(start)) {
         return Ok(None);
@@ -146,7 +146,7 @@ fn finish(mut metadata: Metadata, options: &GgufOptions<'_>, vocab_size: usize) 
 }
 
 impl Tensor<'_> {
-    /// The tensor's bytes in the file.
+    /// Returns the tensor's bytes in the file.
     fn bytes(&self, path: &Path, heads: Heads) -> Result<Vec<u8>> {
         let loaded;
         let values = match &self.values {
@@ -164,7 +164,7 @@ impl Tensor<'_> {
         Ok(bytes)
     }
 
-    /// The numbers as files have them.
+    /// Computes the values in the form of the file.
     fn changed<'v>(&self, values: &'v [f32], heads: Heads) -> Cow<'v, [f32]> {
         let rows = self.plan.shape[0];
         match self.kind {
@@ -173,7 +173,7 @@ impl Tensor<'_> {
             Kind::PlusOne => values.iter().map(|v| v + 1.0).collect::<Vec<_>>().into(),
             Kind::Transposed if self.plan.shape.len() == 2 => {
                 let mut out = vec![0.0; values.len()];
-                // The plan has the file's shape: its rows are our columns.
+                // The plan has the file's shape: its rows are the model's columns.
                 transpose(values, rows, &mut out);
                 out.into()
             }
@@ -181,9 +181,9 @@ impl Tensor<'_> {
         }
     }
 
-    /// An error if a number does not fit the format.
+    /// Checks that every value fits the format.
     fn check(&self, path: &Path, values: &[f32]) -> Result<()> {
-        /// The largest number of f16, which is also the format of the scales of blocks.
+        /// The largest f16 value. Block scales are f16 too.
         const F16_MAX: f32 = 65504.0;
         let Planned { name, format, .. } = &self.plan;
         let limit = match format {

@@ -1,10 +1,10 @@
-//! What formats the tensors of a file get: one for all, or the mixes of llama.cpp.
+//! Tensor formats of a file: one for all, or one of llama.cpp's mixes.
 
 use lehr_tensor::quant::WeightFormat;
 
 use WeightFormat::{BF16, F16, F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0};
 
-/// The formats of a file's matrices. All else, norms, biases, tables of positions, is in f32.
+/// The formats of a file's matrices. Norms, biases and position tables are in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "the names everybody knows them by")]
 pub enum FileType {
@@ -16,21 +16,21 @@ pub enum FileType {
     BF16,
     /// 8 bits.
     Q8_0,
-    /// 4 bits, and 6 for the head.
+    /// 4 bits; the head has 6.
     Q4_0,
-    /// 4 bits, and 6 for the head and some values and MLPs.
+    /// 4 bits; the head and some value and MLP matrices have 6.
     Q4_K_M,
-    /// 5 bits, and 6 for the head and some values and MLPs.
+    /// 5 bits; the head and some value and MLP matrices have 6.
     Q5_K_M,
     /// 6 bits.
     Q6_K,
 }
 
-/// What the choice of formats depends on beyond a tensor itself.
+/// Facts about the model that the choice of formats depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Traits {
     pub(super) n_blocks: usize,
-    /// Whether the embedding is the head too.
+    /// Whether the head is tied to the embedding.
     pub(super) is_tied: bool,
     /// Whether this is Llama 2 or 3 with 70 billion parameters.
     pub(super) is_70b: bool,
@@ -49,7 +49,7 @@ impl FileType {
         Self::Q6_K,
     ];
 
-    /// The name in small letters, as it is typed.
+    /// Returns the name in lower case, as on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -64,7 +64,7 @@ impl FileType {
         }
     }
 
-    /// `general.file_type` of files.
+    /// Returns the number written as `general.file_type`.
     #[must_use]
     pub(super) fn id(self) -> u32 {
         match self {
@@ -79,7 +79,7 @@ impl FileType {
         }
     }
 
-    /// The format of most matrices.
+    /// Returns the format of most matrices.
     #[must_use]
     pub fn main_format(self) -> WeightFormat {
         match self {
@@ -94,7 +94,7 @@ impl FileType {
         }
     }
 
-    /// The format of the tensor `name` of row-major `shape`, as llama.cpp chooses it
+    /// Returns the format of the tensor `name` of row-major `shape`, as llama.cpp chooses it
     /// (`llama_tensor_get_type` in its `llama-quant.cpp`).
     pub(super) fn format_of(self, name: &str, shape: &[usize], traits: Traits) -> WeightFormat {
         let &[_, width] = shape else { return F32 };
@@ -122,7 +122,7 @@ impl FileType {
     }
 }
 
-/// The format of a block's matrix in a mix.
+/// Returns the format of a block's matrix in a mix.
 fn mixed(main: WeightFormat, name: &str, traits: Traits) -> WeightFormat {
     let in_block = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     let Some((block, stem)) = in_block else { return main };
@@ -136,8 +136,8 @@ fn mixed(main: WeightFormat, name: &str, traits: Traits) -> WeightFormat {
     }
 }
 
-/// Whether a block gets more bits for its most sensitive matrices: the first and last eighth, and
-/// every third between.
+/// Returns whether a block's most sensitive matrices get more bits: the first and last eighth, and
+/// every third block between.
 fn more_bits(block: usize, n_blocks: usize) -> bool {
     let eighth = n_blocks / 8;
     block < eighth || block >= 7 * n_blocks / 8 || (block - eighth) % 3 == 2
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// Against the formats in the published Gemma 3 270M in Q4_K_M.
+    /// Compares with the formats in the published Gemma 3 270M in Q4_K_M.
     #[test]
     fn a_mix_is_that_of_a_published_file() {
         let traits = Traits { n_blocks: 18, is_tied: true, is_70b: false };

@@ -2,10 +2,10 @@
 
 use crate::{Error, Result};
 
-/// Writes [`Value`] and [`Array`] from the list of number types.
+/// Defines [`Value`] and [`Array`] from the list of number types.
 macro_rules! numbers {
     ($($(#[$doc:meta])* $name:ident($number:ty) = $id:literal,)*) => {
-        /// The value of a key.
+        /// A metadata value.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Value {
             $($(#[$doc])* $name($number),)*
@@ -30,7 +30,7 @@ macro_rules! numbers {
         }
 
         impl Value {
-            /// The number of the type in files.
+            /// Returns the type's number in files.
             pub(super) fn type_id(&self) -> u32 {
                 match self {
                     $(Self::$name(_) => $id,)*
@@ -40,8 +40,7 @@ macro_rules! numbers {
                 }
             }
 
-            /// A number whose type has the number `id`, from its bytes; `None` if there is no such
-            /// number type.
+            /// Decodes a value of the number type `id`; `None` if there is no such number type.
             pub(super) fn number(id: u32, bytes: &[u8]) -> Option<Self> {
                 match id {
                     $($id => Some(Self::$name(<$number>::from_le_bytes(bytes.try_into().ok()?))),)*
@@ -49,7 +48,7 @@ macro_rules! numbers {
                 }
             }
 
-            /// The bytes of a number or boolean; nothing for other values.
+            /// Returns the bytes of a number or boolean, and none for other values.
             pub(super) fn write_number(&self, out: &mut Vec<u8>) {
                 match self {
                     $(Self::$name(v) => out.extend(v.to_le_bytes()),)*
@@ -60,7 +59,7 @@ macro_rules! numbers {
         }
 
         impl Array {
-            /// The number of the elements' type in files.
+            /// Returns the number of the element type in files.
             pub(super) fn type_id(&self) -> u32 {
                 match self {
                     $(Self::$name(_) => $id,)*
@@ -70,7 +69,7 @@ macro_rules! numbers {
                 }
             }
 
-            /// Number of elements.
+            /// Returns the number of elements.
             #[must_use]
             pub fn len(&self) -> usize {
                 match self {
@@ -81,8 +80,7 @@ macro_rules! numbers {
                 }
             }
 
-            /// Numbers whose type has the number `id`, from their bytes; `None` if there is no such
-            /// number type.
+            /// Decodes values of the number type `id`; `None` if there is no such number type.
             pub(super) fn numbers(id: u32, bytes: &[u8]) -> Option<Self> {
                 match id {
                     $($id => {
@@ -93,7 +91,7 @@ macro_rules! numbers {
                 }
             }
 
-            /// The bytes of numbers; nothing for other elements.
+            /// Returns the bytes of numbers, and none for other elements.
             pub(super) fn write_numbers(&self, out: &mut Vec<u8>) {
                 match self {
                     $(Self::$name(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),)*
@@ -102,7 +100,7 @@ macro_rules! numbers {
             }
         }
 
-        /// Bytes of a number whose type has the number `id`; `None` if there is no such number
+        /// Returns the bytes per value of the number type `id`; `None` if there is no such number
         /// type.
         pub(super) fn number_bytes(id: u32) -> Option<usize> {
             match id {
@@ -122,21 +120,21 @@ macro_rules! numbers {
 numbers! {
     /// 8 bits.
     U8(u8) = 0,
-    /// 8 bits with sign.
+    /// 8 bits, signed.
     I8(i8) = 1,
     /// 16 bits.
     U16(u16) = 2,
-    /// 16 bits with sign.
+    /// 16 bits, signed.
     I16(i16) = 3,
     /// 32 bits.
     U32(u32) = 4,
-    /// 32 bits with sign.
+    /// 32 bits, signed.
     I32(i32) = 5,
     /// 32-bit float.
     F32(f32) = 6,
     /// 64 bits.
     U64(u64) = 10,
-    /// 64 bits with sign.
+    /// 64 bits, signed.
     I64(i64) = 11,
     /// 64-bit float.
     F64(f64) = 12,
@@ -165,13 +163,13 @@ impl From<Array> for Value {
 }
 
 impl Array {
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The elements as integers, if they are.
+    /// Returns the elements as integers, if they are integers.
     fn integers(&self) -> Option<Vec<i64>> {
         let wide = |v: &u64| i64::try_from(*v).ok();
         Some(match self {
@@ -189,7 +187,7 @@ impl Array {
 }
 
 impl Value {
-    /// An integer of any width that is not negative.
+    /// Returns a non-negative integer of any width.
     fn integer(&self) -> Option<u64> {
         match *self {
             Self::U8(v) => Some(v.into()),
@@ -204,7 +202,7 @@ impl Value {
         }
     }
 
-    /// A float; of a 32-bit one the shortest decimal, as a person would have written it.
+    /// Returns a float. A 32-bit one is converted through its shortest decimal form.
     fn float(&self) -> Option<f64> {
         match *self {
             Self::F32(v) => v.to_string().parse().ok(),
@@ -213,7 +211,7 @@ impl Value {
         }
     }
 
-    /// The value in a few words.
+    /// Describes the value for an error.
     fn brief(&self) -> String {
         match self {
             Self::Array(array) => format!("an array of {} elements", array.len()),
@@ -225,7 +223,7 @@ impl Value {
     }
 }
 
-/// The key-value pairs of a GGUF file, in its order.
+/// The key-value pairs of a GGUF file, in file order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
@@ -236,13 +234,13 @@ impl Metadata {
         Self { entries }
     }
 
-    /// All pairs.
+    /// Returns all pairs.
     #[must_use]
     pub fn entries(&self) -> &[(String, Value)] {
         &self.entries
     }
 
-    /// Sets a key, at the end if it is new.
+    /// Sets a key. A new key is appended.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         let (key, value) = (key.into(), value.into());
         match self.entries.iter_mut().find(|(known, _)| *known == key) {
@@ -251,7 +249,7 @@ impl Metadata {
         }
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.entries.iter().find(|(known, _)| known == key).map(|(_, value)| value)
@@ -267,7 +265,7 @@ impl Metadata {
         read(value).map(Some).ok_or_else(|| Error::config(key, value.brief(), expected))
     }
 
-    /// A text.
+    /// Returns a text.
     ///
     /// # Errors
     /// If the key has another type.
@@ -278,7 +276,7 @@ impl Metadata {
         })
     }
 
-    /// An integer that is not negative. An array of one value repeated, as some files have for each
+    /// Returns a non-negative integer. An array of one repeated value, which some files have per
     /// layer, counts as that value.
     ///
     /// # Errors
@@ -294,7 +292,7 @@ impl Metadata {
         })
     }
 
-    /// A float.
+    /// Returns a float.
     ///
     /// # Errors
     /// If the key has another type.
@@ -302,7 +300,7 @@ impl Metadata {
         self.typed(key, "a float", Value::float)
     }
 
-    /// True or false.
+    /// Returns a boolean.
     ///
     /// # Errors
     /// If the key has another type.
@@ -313,7 +311,7 @@ impl Metadata {
         })
     }
 
-    /// A list of texts.
+    /// Returns a list of texts.
     ///
     /// # Errors
     /// If the key has another type.
@@ -324,7 +322,7 @@ impl Metadata {
         })
     }
 
-    /// A list of integers of any width.
+    /// Returns a list of integers of any width.
     ///
     /// # Errors
     /// If the key has another type.
@@ -335,7 +333,7 @@ impl Metadata {
         })
     }
 
-    /// A list of 32-bit floats.
+    /// Returns a list of 32-bit floats.
     ///
     /// # Errors
     /// If the key has another type.

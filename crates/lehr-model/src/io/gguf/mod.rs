@@ -1,8 +1,8 @@
-//! GGUF, the files of llama.cpp: metadata, tokenizer and weights in one.
+//! GGUF, llama.cpp's file format: metadata, tokenizer and weights in one file.
 //!
-//! Reading presents the tensors under the names and shapes of our families, as if the file were a
-//! Hugging Face folder: what conversion to GGUF did to the numbers is undone as they are read.
-//! [`Model::save_gguf`](crate::Model::save_gguf) does it.
+//! Reading presents the tensors under the names and shapes of lehr's families, like a Hugging Face
+//! folder. Changes that the conversion to GGUF made to values are undone.
+//! [`Model::save_gguf`](crate::Model::save_gguf) makes those changes.
 
 mod export;
 mod family;
@@ -25,21 +25,21 @@ use super::entry::{Entry, FileDtype};
 use crate::Result;
 use reader::{GgmlType, TensorInfo};
 
-/// What a GGUF file holds besides numbers.
+/// The contents of a GGUF file besides its values.
 pub(crate) struct Contents {
     pub(crate) metadata: Metadata,
-    /// As a `config.json`.
+    /// The settings as a `config.json`.
     pub(crate) config: Json,
-    /// Its tensors under the names of the family.
+    /// The tensors under the names of the family.
     pub(crate) entries: Vec<(String, Entry)>,
 }
 
-/// Whether a file is GGUF, by its first bytes.
+/// Returns whether a file is GGUF, from its first bytes.
 pub(crate) fn is_gguf(bytes: &[u8]) -> bool {
     bytes.starts_with(reader::MAGIC)
 }
 
-/// Reads the key-value pairs of a whole file, whichever family it is of.
+/// Reads the key-value pairs of a whole file of any family.
 ///
 /// # Errors
 /// If the bytes are not a GGUF file.
@@ -47,7 +47,7 @@ pub fn read_metadata(path: &Path, bytes: &[u8]) -> Result<Metadata> {
     Ok(reader::read(path, bytes)?.metadata)
 }
 
-/// Reads the head of a whole file, which is number `file` of its checkpoint.
+/// Reads the head of a whole file. `file` is its number in the checkpoint.
 pub(crate) fn open(path: &Path, bytes: &[u8], file: usize) -> Result<Contents> {
     let header = reader::read(path, bytes)?;
     let settings = family::Settings::new(&header, bytes)?;
@@ -56,7 +56,7 @@ pub(crate) fn open(path: &Path, bytes: &[u8], file: usize) -> Result<Contents> {
     let heads = settings.heads()?;
     let mut entries = Vec::new();
     for tensor in &header.tensors {
-        // What no family has keeps its name: it can be listed.
+        // A tensor unknown to the family keeps its name, so it can be listed.
         let (name, kind) =
             layout.to_ours(&tensor.name).unwrap_or((tensor.name.clone(), names::Kind::Same));
         entries.push((name, entry(tensor, file, kind.change(heads, tensor.shape.len()))));
@@ -69,7 +69,7 @@ fn entry(tensor: &TensorInfo, file: usize, change: Change) -> Entry {
         GgmlType::Weights(format) => FileDtype::Weights(format),
         GgmlType::I32 => FileDtype::I32,
         GgmlType::I64 => FileDtype::I64,
-        // No file has such; it would have to be changed back as f32 is.
+        // No known file has one; it would need the inverse change that f32 gets.
         GgmlType::F64 if change != Change::None => FileDtype::Other("F64"),
         GgmlType::F64 => FileDtype::F64,
         GgmlType::Other(name) => FileDtype::Other(name),

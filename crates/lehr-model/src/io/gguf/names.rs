@@ -1,17 +1,17 @@
-//! Names of tensors in GGUF files against the names of our families, and what conversion to GGUF
-//! did to the numbers.
+//! Tensor names in GGUF files and in lehr's families, and the changes that conversion to GGUF makes
+//! to values.
 //!
 //! The names on the GGUF side are those of llama.cpp (`gguf-py/gguf/constants.py` there).
 
 use crate::io::change::Change;
 
-/// The tensors of a family. Names come without their last part, `.weight` or `.bias`.
+/// The tensors of a family. Names come without their suffix `.weight` or `.bias`.
 pub(super) struct Layout {
-    /// Tensors there are once.
+    /// Tensors outside the blocks.
     pub(super) outer: &'static [Rule],
-    /// Before the number of a block in our names; in GGUF files it is `blk.`.
+    /// Prefix of a block number in the family's names; in GGUF files it is `blk.`.
     pub(super) block_prefix: &'static str,
-    /// Tensors of a block, below its number.
+    /// Tensors of a block, relative to its number.
     pub(super) block: &'static [Rule],
 }
 
@@ -22,14 +22,14 @@ pub(super) struct Rule {
     pub(super) kind: Kind,
 }
 
-/// What happens to a tensor on the way into a GGUF file.
+/// The change of a tensor on the way into a GGUF file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Nothing.
+    /// None.
     Same,
-    /// The rows of each query head go from half-split to interleaved pairs.
+    /// The rows of each query head change from half-split to interleaved pairs.
     QueryRows,
-    /// The same for key heads.
+    /// The rows of each key head change likewise.
     KeyRows,
     /// Matrices are transposed.
     Transposed,
@@ -37,17 +37,17 @@ pub(super) enum Kind {
     PlusOne,
 }
 
-/// A rule without change.
+/// Creates a rule without change.
 pub(super) const fn same(ggml: &'static str, ours: &'static str) -> Rule {
     Rule { ggml, ours, kind: Kind::Same }
 }
 
-/// A rule with a change.
+/// Creates a rule with a change.
 pub(super) const fn rule(ggml: &'static str, ours: &'static str, kind: Kind) -> Rule {
     Rule { ggml, ours, kind }
 }
 
-/// Heads of a model, for the rules that need them.
+/// Numbers of heads, for the rules that need them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Heads {
     pub(super) query: usize,
@@ -55,7 +55,7 @@ pub(super) struct Heads {
 }
 
 impl Kind {
-    /// What must be undone when such a tensor of `n_dims` dimensions is read.
+    /// Returns the change to undo when such a tensor of `n_dims` dimensions is read.
     pub(super) fn change(self, heads: Heads, n_dims: usize) -> Change {
         match self {
             Self::QueryRows => Change::InterleavedRows { heads: heads.query },
@@ -68,7 +68,7 @@ impl Kind {
 }
 
 impl Layout {
-    /// Our name of the tensor that is `ggml` in files; `None` if the family has none such.
+    /// Returns the family's name of the file's tensor `ggml`; `None` if it has no such tensor.
     pub(super) fn to_ours(&self, ggml: &str) -> Option<(String, Kind)> {
         let (path, last) = ggml.rsplit_once('.')?;
         let Some((number, stem)) = path.strip_prefix("blk.").and_then(|p| p.split_once('.')) else {
@@ -80,7 +80,7 @@ impl Layout {
         Some((format!("{}{number}.{}.{last}", self.block_prefix, rule.ours), rule.kind))
     }
 
-    /// The name in files of the tensor that is `ours` in the family.
+    /// Returns the file's name of the family's tensor `ours`.
     pub(super) fn to_ggml(&self, ours: &str) -> Option<(String, Kind)> {
         let (path, last) = ours.rsplit_once('.')?;
         let in_block = path.strip_prefix(self.block_prefix).and_then(|p| p.split_once('.'));

@@ -1,8 +1,8 @@
 //! The head of a GGUF file: version, metadata, descriptions of tensors.
 //!
 //! The format is specified in <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Nothing
-//! a file says is believed: each count and length is compared with the bytes that are left before
-//! anything is allocated, so that memory stays within a small multiple of the file's size.
+//! in a file is trusted. Each count and length is compared with the remaining bytes before anything
+//! is allocated, so memory stays within a small multiple of the file's size.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,34 +14,34 @@ use crate::{Error, Result};
 
 /// The first four bytes of a file.
 pub(crate) const MAGIC: &[u8] = b"GGUF";
-/// Where tensors begin is a multiple of this, unless `general.alignment` says otherwise.
+/// Default alignment of tensors, unless `general.alignment` sets another.
 pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
-/// Arrays in arrays, at most; files have one.
+/// Maximum nesting of arrays; known files use one level.
 const MAX_DEPTH: usize = 4;
-/// Dimensions of a tensor, at most.
+/// Maximum number of dimensions.
 const MAX_DIMS: u32 = 4;
 
-/// What a file says about itself and its tensors.
+/// The metadata and tensor descriptions of a file.
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) metadata: Metadata,
     pub(crate) tensors: Vec<TensorInfo>,
 }
 
-/// One tensor, with its place in the file checked.
+/// One tensor. Its byte range has been checked.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorInfo {
     pub(crate) name: String,
-    /// Row-major, the last dimension contiguous; files have them in the other order.
+    /// Row-major, the last dimension contiguous; files have the reverse order.
     pub(crate) shape: Vec<usize>,
     pub(crate) dtype: GgmlType,
-    /// Where in the file its bytes begin.
+    /// Offset of its bytes in the file.
     pub(crate) offset: usize,
     pub(crate) n_bytes: usize,
 }
 
 impl TensorInfo {
-    /// Its numbers, if they are floats; `bytes` is the whole file.
+    /// Returns its values, if they are floats; `bytes` is the whole file.
     pub(crate) fn floats(&self, bytes: &[u8]) -> Option<Vec<f32>> {
         let GgmlType::Weights(format) = self.dtype else { return None };
         let mut values = vec![0.0; self.shape.iter().product()];
@@ -50,7 +50,7 @@ impl TensorInfo {
     }
 }
 
-/// How the numbers of a tensor are stored.
+/// The storage type of a tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GgmlType {
     Weights(WeightFormat),
@@ -61,7 +61,7 @@ pub(crate) enum GgmlType {
     Other(&'static str),
 }
 
-/// ggml's types that have no [`WeightFormat`], from the enumeration in its `ggml.h`.
+/// ggml's types without a [`WeightFormat`], from the enumeration in its `ggml.h`.
 const OTHER_TYPES: [(u32, &str); 16] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -95,8 +95,8 @@ impl GgmlType {
         }
     }
 
-    /// Bytes of rows of `width` numbers each; `None` if rows are not whole blocks or the type is
-    /// not known.
+    /// Returns the bytes of rows with `width` values each; `None` if a row is not a multiple of the
+    /// block size or the type is unknown.
     fn n_bytes(self, n: u64, width: u64) -> Option<u64> {
         match self {
             Self::Weights(format) => {
@@ -145,7 +145,7 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
 
 fn alignment(path: &Path, metadata: &Metadata) -> Result<u64> {
     let alignment = metadata.integer("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
-    // Pages are the most that anything needs to be aligned to.
+    // Nothing needs an alignment beyond that of memory pages.
     if alignment.is_power_of_two() && (8..=65536).contains(&alignment) {
         return Ok(alignment);
     }
@@ -153,7 +153,7 @@ fn alignment(path: &Path, metadata: &Metadata) -> Result<u64> {
     Err(Error::format(path, reason))
 }
 
-/// An error if two tensors share bytes.
+/// Checks that no two tensors share bytes.
 fn check_apart(path: &Path, tensors: &[TensorInfo]) -> Result<()> {
     let mut by_offset: Vec<&TensorInfo> = tensors.iter().collect();
     by_offset.sort_by_key(|t| t.offset);
@@ -167,13 +167,13 @@ fn check_apart(path: &Path, tensors: &[TensorInfo]) -> Result<()> {
     Ok(())
 }
 
-/// A tensor as the file describes it, unchecked.
+/// A tensor as described by the file, unchecked.
 struct RawTensor {
     name: String,
-    /// Innermost first.
+    /// Innermost dimension first.
     dims: Vec<u64>,
     type_id: u32,
-    /// From the start of the tensors' bytes.
+    /// Offset from the start of the tensors' bytes.
     offset: u64,
 }
 
@@ -208,7 +208,7 @@ impl RawTensor {
             );
             return Err(fault(reason));
         };
-        // All of these are at most the file's length, which is in memory; `Other` holds no numbers.
+        // All of these are at most the file's length, which fits memory; `Other` has no values.
         let size = |value: u64| usize::try_from(value).map_err(|e| fault(e.to_string()));
         let shape = dims.iter().rev().map(|d| size(*d)).collect::<Result<_>>()?;
         let (offset, n_bytes) = (size(begin)?, size(n_bytes)?);
@@ -315,7 +315,7 @@ impl<'a> Cursor<'a> {
         }
         let type_id = self.u32(key)?;
         let n = self.u64(key)?;
-        // The least that so many elements take: a text has its length, an array type and length.
+        // The least that so many elements take: a text has a length, an array a type and a length.
         let least = match type_id {
             metadata::BOOL => 1,
             metadata::STRING => 8,

@@ -1,4 +1,4 @@
-//! The bytes of the head of a GGUF file.
+//! The head of a GGUF file as bytes.
 
 use lehr_tensor::quant::WeightFormat;
 
@@ -22,13 +22,13 @@ impl Planned {
     }
 }
 
-/// Bytes after `n_bytes`, up to where the next tensor may begin.
+/// Returns the padding after `n_bytes`, up to the next aligned offset.
 pub(super) fn n_padding(n_bytes: usize) -> usize {
     n_bytes.next_multiple_of(DEFAULT_ALIGNMENT as usize) - n_bytes
 }
 
-/// Everything before the numbers, the padding included. The numbers of the tensors follow in order,
-/// each padded to the alignment.
+/// Returns all bytes before the values, including padding. The values of the tensors follow in
+/// order, each padded to the alignment.
 pub(super) fn head(metadata: &Metadata, tensors: &[&Planned]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend(VERSION.to_le_bytes());

@@ -1,7 +1,7 @@
 //! The zip container of PyTorch 1.6 and later, read in place.
 //!
-//! `NAME/data.pkl` is the pickle, `NAME/data/KEY` the numbers of the storage `KEY`, stored as they
-//! are, and `NAME/byteorder` says `little` or `big` (absent: little).
+//! `NAME/data.pkl` is the pickle. `NAME/data/KEY` holds the values of the storage `KEY`,
+//! uncompressed. `NAME/byteorder` is `little` or `big` (absent: little).
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::tensor::View;
 use super::{Fault, state_dict};
 use crate::io::entry::Entry;
 
-/// Where the files of an archive lie in it: first byte and length.
+/// Byte range of each file in an archive: offset and length.
 type Places<'a> = HashMap<&'a str, (usize, usize)>;
 
 pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>, Fault> {

@@ -1,7 +1,7 @@
-//! The format before PyTorch 1.6: pickles in a row, then the numbers.
+//! The format before PyTorch 1.6: several pickles, then the values.
 //!
-//! A magic number, a version, facts about the machine, the object, the keys of its storages; then
-//! for each key, in that order, its number of elements (i64) and the elements.
+//! The order is: a magic number, a version, system information, the object, the keys of its
+//! storages. Then, for each key in that order: its number of elements (i64) and the elements.
 
 use std::collections::HashMap;
 
@@ -48,7 +48,7 @@ pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>,
     found.into_iter().map(entry).collect()
 }
 
-/// An error unless the numbers are little-endian.
+/// Checks that the values are little-endian.
 fn check_byte_order(machine: &Unpickled<'_>) -> Result<(), Fault> {
     let Value::Dict(facts) = machine.heap.get(machine.root) else {
         return Err(Fault::new("the facts about the machine are no dict"));
@@ -64,7 +64,7 @@ fn check_byte_order(machine: &Unpickled<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Where the numbers of each storage lie, from byte `at` on: first byte and length.
+/// Returns the byte range of each storage from offset `at`: offset and length.
 fn places<'a>(
     bytes: &[u8],
     mut at: usize,

@@ -1,27 +1,27 @@
 //! The unpickling machine: opcodes to plain values.
 //!
-//! Python's pickle is a program for a stack machine, some of whose opcodes call any function of any
-//! module. This machine has no function to call: a class or function is its name, and a call is a
-//! value that says what would have been called with what. Opcodes: `pickletools` of CPython. Of
-//! protocols 0 and 1 there is only what writers of protocols 2 to 5 use too.
+//! Python's pickle is a program for a stack machine, and some of its opcodes call any function of
+//! any module. This machine calls no function: a class or function is only its name, and a call is
+//! a value with the callable and its arguments. Opcodes: `pickletools` of CPython. Of protocols 0
+//! and 1, only opcodes also used by protocols 2 to 5 are supported.
 
 use std::collections::HashMap;
 
 use super::Fault;
 use super::value::{Call, Heap, Id, Value};
 
-/// A pickle longer than this is refused: a model's is some megabytes, the numbers lie outside.
+/// Maximum length of a pickle. A model's takes some megabytes; the values are stored outside it.
 const MAX_BYTES: usize = 1 << 26;
 
-/// What one pickle describes.
+/// The object described by one pickle.
 pub(super) struct Unpickled<'a> {
     pub(super) heap: Heap<'a>,
     pub(super) root: Id,
-    /// Bytes of the pickle: another may follow.
+    /// Length of the pickle in bytes. Another may follow.
     pub(super) len: usize,
 }
 
-/// Runs the pickle that `bytes` begins with.
+/// Runs the pickle at the start of `bytes`.
 pub(super) fn unpickle(bytes: &[u8]) -> Result<Unpickled<'_>, Fault> {
     let mut machine = Machine {
         bytes: &bytes[..bytes.len().min(MAX_BYTES)],
@@ -54,7 +54,7 @@ struct Machine<'a> {
     at: usize,
     heap: Heap<'a>,
     stack: Vec<Id>,
-    /// Heights of the stack at which something was begun; below the last one nothing is taken.
+    /// Stack heights of open marks. Nothing below the last mark is popped.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -91,7 +91,7 @@ impl<'a> Machine<'a> {
             b'a' | b'e' | 0x90 | b's' | b'u' => self.fill(opcode)?,
             b'c' | 0x93 => self.global(opcode)?,
             b'R' | 0x81 | 0x92 | b'b' | b'Q' => self.object(opcode)?,
-            // A frame says how much to read ahead, which matters to nobody who has the whole file.
+            // A frame is a read-ahead hint, which a reader of the whole file ignores.
             0x95 => drop(self.take(8)?),
             other => return Err(unknown(other)),
         }
@@ -175,7 +175,7 @@ impl<'a> Machine<'a> {
         self.push(value)
     }
 
-    /// Adds to a list, set or dict that is there already.
+    /// Adds elements to an existing list, set or dict.
     fn fill(&mut self, opcode: u8) -> Result<(), Fault> {
         let items = match opcode {
             b'a' => vec![self.pop()?],
@@ -196,7 +196,7 @@ impl<'a> Machine<'a> {
         } else {
             match self.heap.get_mut(target) {
                 Value::List(list) => list.extend(items),
-                // A list of a class of its own: of no use to a tensor.
+                // A list subclass; tensors never need one.
                 Value::Call(_) => {}
                 _ => return Err(Fault::new("items for what is no list")),
             }
@@ -226,10 +226,10 @@ impl<'a> Machine<'a> {
         self.push(Value::Global(module, name))
     }
 
-    /// What Python would call a function for.
+    /// Records a function call that Python would make.
     fn object(&mut self, opcode: u8) -> Result<(), Fault> {
         match opcode {
-            // The state of an object: attributes, of which no tensor needs one.
+            // The state of an object: attributes that no tensor needs.
             b'b' => {
                 self.pop()?;
                 self.top().map(drop)
@@ -240,7 +240,7 @@ impl<'a> Machine<'a> {
             }
             _ => {
                 if opcode == 0x92 {
-                    // Arguments by name.
+                    // Keyword arguments.
                     self.pop()?;
                 }
                 let (args, callable) = (self.pop()?, self.pop()?);
@@ -253,7 +253,7 @@ impl<'a> Machine<'a> {
         let key = match opcode {
             b'q' => u32::from(self.byte()?),
             b'r' => u32::from_le_bytes(self.array()?),
-            // Never more than the pickle has bytes.
+            // A memo never has more entries than the pickle has bytes.
             _ => self.memo.len() as u32,
         };
         let value = self.top()?;
@@ -296,12 +296,12 @@ impl<'a> Machine<'a> {
         Ok(id)
     }
 
-    /// What lies above the last mark, and forgets the mark.
+    /// Pops all values above the last mark, and the mark.
     fn take_to_mark(&mut self) -> Result<Vec<Id>, Fault> {
         let Some(mark) = self.marks.pop() else {
             return Err(Fault::new("there is no mark on the stack"));
         };
-        // `split_off` would give the whole stack's capacity away.
+        // `split_off` would move the capacity of the whole stack to the result.
         let items = self.stack[mark..].to_vec();
         self.stack.truncate(mark);
         Ok(items)
@@ -327,7 +327,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Text up to the end of the line.
+    /// Returns the text up to the end of the line.
     fn line(&mut self) -> Result<&'a str, Fault> {
         let rest = &self.bytes[self.at..];
         let end = rest.iter().position(|b| *b == b'\n');

@@ -1,9 +1,9 @@
 //! Files of PyTorch: `pytorch_model.bin`, `consolidated.00.pth`, `model.pt`.
 //!
-//! Such a file is a pickle, a program that describes Python objects, beside the numbers of the
-//! tensors. In three layers: `machine` runs the program without being able to call anything,
-//! `state_dict` and `tensor` find the weights in what it describes, and `archive` (PyTorch ≥ 1.6, a
-//! zip file) or `legacy` say where the numbers lie. Format: `torch/serialization.py` of PyTorch.
+//! Such a file is a pickle, a program that describes Python objects, plus the values of the
+//! tensors. There are three layers. `machine` runs the program without calling anything.
+//! `state_dict` and `tensor` find the weights in the result. `archive` (PyTorch ≥ 1.6, a zip file)
+//! and `legacy` locate the values. Format: `torch/serialization.py` of PyTorch.
 
 mod archive;
 mod legacy;
@@ -18,15 +18,15 @@ use std::path::Path;
 use super::entry::Entry;
 use crate::{Error, Result};
 
-/// How a zip file begins.
+/// The first bytes of a zip file.
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 
-/// Whether the bytes begin as a file of PyTorch does: a zip file, or a pickle of protocol 2 to 5.
+/// Returns whether the bytes begin like a PyTorch file: a zip file, or a pickle of protocol 2 to 5.
 pub(crate) fn recognises(bytes: &[u8]) -> bool {
     bytes.starts_with(ZIP_MAGIC) || matches!(bytes, [0x80, 2..=5, ..])
 }
 
-/// The tensors of a whole file, of which `file` is the number in the checkpoint.
+/// Lists the tensors of a whole file. `file` is its number in the checkpoint.
 pub(crate) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>> {
     let read = if bytes.starts_with(ZIP_MAGIC) { archive::entries } else { legacy::entries };
     read(bytes, file).map_err(|fault| Error::Format {
@@ -36,7 +36,7 @@ pub(crate) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(Str
     })
 }
 
-/// What is wrong with a file; whoever knows its path makes an error of it.
+/// A fault in a file. The caller that knows the path makes an error of it.
 #[derive(Debug)]
 struct Fault {
     reason: String,
@@ -52,7 +52,7 @@ impl Fault {
         Self { reason: reason.into(), hint: Some(hint.into()) }
     }
 
-    /// The file ends too early.
+    /// Creates the fault of a truncated file.
     fn cut(wanted: u64, found: usize) -> Self {
         Self::hinted(
             format!("it ends after {found} bytes where {wanted} should be"),
@@ -60,7 +60,7 @@ impl Fault {
         )
     }
 
-    /// Says where it was.
+    /// Adds the place of the fault.
     fn within(self, place: impl Display) -> Self {
         Self { reason: format!("{place}: {}", self.reason), ..self }
     }

@@ -1,22 +1,22 @@
-//! The weights among what a file holds.
+//! Finding the weights among the contents of a file.
 //!
-//! Which dict is that of the weights: the outermost, unless it has no tensors itself but one of the
-//! entries of [`WRAPPERS`] (the first there is), which is then looked into in the same way. So
-//! `{"module": {…}, "args": …}` of a training program gives the weights below `module`, and what
-//! lies beside them does not matter. Dicts in the dict of the weights are joined with dots:
-//! `{"a": {"b": tensor}}` is `a.b`. Numbers, text and lists beside tensors are passed over.
+//! The weights are the outermost dict, unless it has no tensors itself but has an entry of
+//! [`WRAPPERS`]. The first such entry is then searched in the same way. So `{"module": {…}, "args":
+//! …}` of a training program yields the weights below `module`, and the other entries are ignored.
+//! Nested dicts of the weights are joined with dots: `{"a": {"b": tensor}}` is `a.b`. Numbers, text
+//! and lists beside tensors are skipped.
 
 use super::Fault;
 use super::tensor::View;
 use super::value::{Heap, Id, Value};
 
-/// Entries that hold the weights, where settings and optimiser lie beside them.
+/// Entries that hold the weights in files with settings and optimiser state.
 const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
 
-/// Dicts in dicts.
+/// Maximum nesting of dicts.
 const MAX_DEPTH: usize = 32;
 
-/// Objects that are no weights and may lie among them.
+/// Objects other than weights that may occur among them.
 const HARMLESS: [(&str, &str); 8] = [
     ("argparse", "Namespace"),
     ("torch", "Size"),
@@ -28,10 +28,10 @@ const HARMLESS: [(&str, &str); 8] = [
     ("_codecs", "encode"),
 ];
 
-/// The tensors of the file's weights, by name. `n_bytes` is the length of the pickle.
+/// Lists the tensors of the file's weights, by name. `n_bytes` is the length of the pickle.
 ///
 /// # Errors
-/// If there are none, or something among them is unknown.
+/// If there are none, or an object among them is unknown.
 pub(super) fn tensors<'a>(
     heap: &Heap<'a>,
     root: Id,
@@ -41,7 +41,7 @@ pub(super) fn tensors<'a>(
     let mut walk = Walk {
         heap,
         found: Vec::new(),
-        // A dict may be there under two names, but a few such in each other would be millions.
+        // A dict may occur under two names, but a few nested ones could expand to millions.
         pairs_left: 4 * heap.n_pairs,
         name_bytes_left: 64 * n_bytes,
     };
@@ -56,7 +56,7 @@ fn save_hint() -> &'static str {
     "save the weights with torch.save(model.state_dict(), PATH)"
 }
 
-/// The dict of the weights.
+/// Finds the dict of the weights.
 fn weights(heap: &Heap<'_>, root: Id) -> Result<Id, Fault> {
     let mut id = root;
     for _ in 0..WRAPPERS.len() {
@@ -79,7 +79,7 @@ fn weights(heap: &Heap<'_>, root: Id) -> Result<Id, Fault> {
     Ok(id)
 }
 
-/// The pairs of a dict, whichever class of dict.
+/// Returns the pairs of a dict of any class.
 fn dict<'h>(heap: &'h Heap<'_>, id: Id) -> Option<&'h [(Id, Id)]> {
     match heap.get(id) {
         Value::Dict(pairs) => Some(pairs),
@@ -91,7 +91,7 @@ fn dict<'h>(heap: &'h Heap<'_>, id: Id) -> Option<&'h [(Id, Id)]> {
     }
 }
 
-/// A name for what only its own program could make: a call, or a class or function itself.
+/// Describes an object that only its own program could create: a call, or a class or function.
 fn foreign(heap: &Heap<'_>, id: Id) -> Option<String> {
     let global = match heap.get(id) {
         Value::Call(call) => heap.global(call.callable),

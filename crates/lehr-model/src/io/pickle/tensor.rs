@@ -1,4 +1,4 @@
-//! Tensors as torch describes them: views of storages.
+//! Torch's tensors, which are views of storages.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use crate::io::change::Change;
 use crate::io::entry::{Entry, FileDtype};
 use crate::io::strided::Strides;
 
-/// A storage's or tensor's type: its name in `torch`, that of the storage's class, what its numbers
-/// are, and the bytes of one.
+/// Element types: the name in `torch`, the name of the storage class, the type in lehr, and the
+/// bytes per element.
 const DTYPES: [(&str, &str, FileDtype, usize); 19] = [
     ("float32", "FloatStorage", FileDtype::Weights(F32), 4),
     ("float16", "HalfStorage", FileDtype::Weights(F16), 2),
@@ -34,36 +34,36 @@ const DTYPES: [(&str, &str, FileDtype, usize); 19] = [
     ("float8_e5m2fnuz", "", FileDtype::Other("F8_E5M2FNUZ"), 1),
 ];
 
-/// Wrappers around a tensor, one in another.
+/// Maximum number of nested wrappers around a tensor.
 const MAX_WRAPPERS: usize = 8;
 
-/// A part of a storage. Numbers are of elements.
+/// A view of a storage. Offsets and strides count elements.
 #[derive(Debug)]
 pub(super) struct View<'a> {
     /// The storage.
     pub(super) key: &'a str,
     dtype: FileDtype,
-    /// Bytes of an element.
+    /// Bytes per element.
     element: usize,
     start: usize,
     shape: Vec<usize>,
     strides: Vec<usize>,
 }
 
-/// Elements of a storage.
+/// The elements of a storage.
 struct Storage<'a> {
     key: &'a str,
-    /// None: bytes of no type.
+    /// `None`: untyped bytes.
     dtype: Option<(FileDtype, usize)>,
-    /// Where a view of the storage begins (files before PyTorch 0.4).
+    /// Start of a view of the storage (files before PyTorch 0.4).
     start: usize,
 }
 
 impl<'a> View<'a> {
-    /// The tensor that `id` describes; none if it describes something else.
+    /// Reads the tensor that `id` describes; `None` if it describes something else.
     ///
     /// # Errors
-    /// If it is a tensor with something amiss.
+    /// If it is a tensor but invalid.
     pub(super) fn of(heap: &Heap<'a>, id: Id) -> Result<Option<Self>, Fault> {
         let Value::Call(call) = heap.get(id) else { return Ok(None) };
         let (mut callable, mut args) = (call.callable, call.args);
@@ -88,7 +88,7 @@ impl<'a> View<'a> {
                     let Value::Call(inner) = heap.get(*data) else { return Ok(None) };
                     (callable, args) = (inner.callable, inner.args);
                 }
-                // `func(*args)`, then given attributes or a class of its own.
+                // `func(*args)`, then attributes or a subclass.
                 ("torch._tensor", "_rebuild_from_type_v2", [func, _, inner, ..]) => {
                     (callable, args) = (*func, *inner);
                 }
@@ -98,7 +98,7 @@ impl<'a> View<'a> {
         Err(Fault::new("a tensor is wrapped too often"))
     }
 
-    /// From `(storage, offset, size, stride, …)`.
+    /// Reads `(storage, offset, size, stride, …)`.
     fn rebuilt(heap: &Heap<'a>, args: &[Id], dtype: Option<Id>) -> Result<Self, Fault> {
         let sizes = |id: Id| -> Option<Vec<usize>> {
             let items = match heap.get(id) {
@@ -131,10 +131,11 @@ impl<'a> View<'a> {
         Ok(Self { key: storage.key, dtype, element, start, shape, strides })
     }
 
-    /// Its place in the file, with its name; `place` is that of its storage: first byte and length.
+    /// Returns its place in the file, with its name. `place` is that of its storage: offset and
+    /// length.
     ///
     /// # Errors
-    /// If it reaches beyond the storage.
+    /// If it extends beyond the storage.
     pub(super) fn named_entry(
         self,
         name: String,
@@ -169,9 +170,9 @@ impl<'a> View<'a> {
         Ok((name, entry))
     }
 
-    /// Bytes from the storage's first to the tensor's last; none if that overflows, or if the
-    /// tensor has more elements than that (a row seen many times would cost memory that no file
-    /// has).
+    /// Returns the bytes from the storage's first to the tensor's last. Returns `None` on overflow,
+    /// or if the tensor has more elements than that: a row repeated many times would need memory
+    /// out of proportion to the file.
     fn extent(&self) -> Option<usize> {
         let mut some = self.shape.iter().filter(|d| **d > 0);
         let count = some.try_fold(1usize, |n, d| n.checked_mul(*d))?;
@@ -199,8 +200,8 @@ impl<'a> View<'a> {
 }
 
 impl<'a> Storage<'a> {
-    /// From `('storage', class, key, location, count)`; the old format adds `(key, start, count)`
-    /// or None.
+    /// Reads `('storage', class, key, location, count)`. The old format appends `(key, start,
+    /// count)` or None.
     fn of(heap: &Heap<'a>, id: Id) -> Result<Self, Fault> {
         let Some([kind, class, key, _, _, rest @ ..]) = heap.sequence(id) else {
             return Err(Fault::new("what names a storage is not of five parts"));
@@ -226,11 +227,11 @@ impl<'a> Storage<'a> {
     }
 }
 
-/// Bytes of an element of every storage that the pickle names, by key.
+/// Returns the bytes per element of every storage named in the pickle, by key.
 pub(super) fn storages<'a>(heap: &Heap<'a>) -> Result<HashMap<&'a str, usize>, Fault> {
     let mut sizes = HashMap::new();
     for id in heap.persistent() {
-        // What is no storage (the source of a class) has no numbers.
+        // Other persistent ids, such as the source of a class, have no values.
         if heap.sequence(id).and_then(|parts| heap.str(*parts.first()?)) == Some("storage") {
             let storage = Storage::of(heap, id)?;
             sizes.insert(storage.key, storage.dtype.map_or(1, |(_, bytes)| bytes));
@@ -239,7 +240,7 @@ pub(super) fn storages<'a>(heap: &Heap<'a>) -> Result<HashMap<&'a str, usize>, F
     Ok(sizes)
 }
 
-/// The type `torch.NAME`.
+/// Returns the element type `torch.NAME`.
 fn of_dtype(heap: &Heap<'_>, id: Id) -> Option<(FileDtype, usize)> {
     let ("torch", name) = heap.global(id)? else { return None };
     let known = DTYPES.iter().find(|(known, ..)| *known == name);

@@ -1,21 +1,21 @@
-//! What a pickle describes, as plain values.
+//! Plain values that a pickle describes.
 
 use super::Fault;
 
-/// The number of a value in its [`Heap`].
+/// The index of a value in its [`Heap`].
 pub(super) type Id = u32;
 
-/// Values of one pickle. A large model has some hundred thousand.
+/// Maximum number of values of one pickle. A large model has some hundred thousand.
 const MAX_VALUES: usize = 1 << 22;
 
-/// A value. Others are meant by number, so that shared and cyclic ones cost nothing and dropping
-/// them needs no recursion. Text and bytes stay in the file.
+/// A value. It refers to others by index, so shared and cyclic ones cost nothing, and dropping them
+/// needs no recursion. Text and bytes stay in the file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value<'a> {
-    /// `None`, `True`, `False`, and numbers that no tensor needs: floats.
+    /// `None`, `True`, `False`, and numbers irrelevant to tensors: floats.
     Plain,
     Int(i64),
-    /// A whole number beyond i64, little-endian two's complement.
+    /// An integer beyond i64, little-endian two's complement.
     Long(&'a [u8]),
     Bool(bool),
     Str(&'a str),
@@ -23,22 +23,22 @@ pub(super) enum Value<'a> {
     Tuple(Vec<Id>),
     /// Lists and sets.
     List(Vec<Id>),
-    /// In the order of writing; a key may come again, the last one counts.
+    /// In writing order. A repeated key overrides the earlier one.
     Dict(Vec<(Id, Id)>),
     /// `module.name`, a class or function: its name only.
     Global(&'a str, Id),
-    /// What `callable(*args)` would give, had it been called.
+    /// The result of `callable(*args)`, which is not called.
     Call(Box<Call>),
-    /// What the file's program would look up under this id: a storage.
+    /// A persistent id of the program: a storage.
     Persistent(Id),
 }
 
-/// A call that is not made.
+/// A call that is not executed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Call {
     pub(super) callable: Id,
     pub(super) args: Id,
-    /// What was added to the object afterwards: pairs as to a dict.
+    /// Items added to the object afterwards, as pairs.
     pub(super) pairs: Vec<(Id, Id)>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Call {
 #[derive(Debug, Default)]
 pub(super) struct Heap<'a> {
     values: Vec<Value<'a>>,
-    /// Pairs in all dicts.
+    /// Number of pairs in all dicts.
     pub(super) n_pairs: usize,
 }
 
@@ -67,7 +67,7 @@ impl<'a> Heap<'a> {
         &mut self.values[id as usize]
     }
 
-    /// What every persistent id says.
+    /// Returns the contents of all persistent ids.
     pub(super) fn persistent(&self) -> impl Iterator<Item = Id> {
         self.values.iter().filter_map(|value| match value {
             Value::Persistent(id) => Some(*id),
@@ -75,7 +75,7 @@ impl<'a> Heap<'a> {
         })
     }
 
-    /// The text of a string.
+    /// Returns the text of a string.
     pub(super) fn str(&self, id: Id) -> Option<&'a str> {
         match self.get(id) {
             Value::Str(text) => Some(text),
@@ -83,7 +83,7 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// A number that is no less than 0.
+    /// Returns a non-negative integer.
     pub(super) fn size(&self, id: Id) -> Option<usize> {
         match self.get(id) {
             Value::Int(value) => usize::try_from(*value).ok(),
@@ -91,7 +91,7 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// The values of a tuple or list.
+    /// Returns the values of a tuple or list.
     pub(super) fn sequence(&self, id: Id) -> Option<&[Id]> {
         match self.get(id) {
             Value::Tuple(items) | Value::List(items) => Some(items),
@@ -99,7 +99,7 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Module and name of a class or function.
+    /// Returns module and name of a class or function.
     pub(super) fn global(&self, id: Id) -> Option<(&'a str, &'a str)> {
         match self.get(id) {
             Value::Global(module, name) => Some((module, self.str(*name)?)),

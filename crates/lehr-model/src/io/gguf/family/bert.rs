@@ -1,4 +1,4 @@
-//! BERT encoders. Files have no place for the masked-language-model head and the pooler.
+//! BERT encoders. Files cannot store the masked-language-model head or the pooler.
 
 use serde_json::{Map, Value as Json};
 

@@ -1,4 +1,4 @@
-//! The text models of Gemma 3. Files hold the scales of norms as `1 + weight`.
+//! The text models of Gemma 3. Files store the scales of norms as `1 + weight`.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -40,14 +40,14 @@ pub(super) const FAMILY: Family = Family {
     metadata,
 };
 
-/// Every block of this number has no window.
+/// Period of the blocks without a window.
 const PATTERN: u64 = 6;
 /// Base of the frequencies in blocks with a window.
 const LOCAL_BASE: f64 = 10_000.0;
-/// Blocks of the 27B model, the one whose scores are scaled by another width than the head's.
+/// Number of blocks of the 27B model, whose scores are scaled by another width than the head's.
 const BLOCKS_27B: u64 = 62;
 
-/// Scores are divided by the root of this; files have no place to say it.
+/// Returns the number whose square root divides the scores. Files cannot store it.
 fn score_width(n_blocks: u64, width: u64, n_heads: u64, head_dim: u64) -> u64 {
     if n_blocks == BLOCKS_27B { width / n_heads.max(1) } else { head_dim }
 }
@@ -62,7 +62,7 @@ fn config(file: &Settings<'_>) -> Result<Map<String, Json>> {
         Some(_) => file.integer("attention.sliding_window_pattern")?.unwrap_or(PATTERN),
         None => 1,
     };
-    // Rows of the table that have no token are left out of files.
+    // Files omit rows of the table that have no token.
     config.append(&mut rope::whole_head(file)?);
     let local = file.float("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
     for (key, value) in [
@@ -109,7 +109,7 @@ fn metadata(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The kinds of blocks, which must follow the pattern that files imply.
+/// Returns the kinds of blocks, which must follow the pattern that files imply.
 fn windows(keys: &mut Keys<'_>, n_blocks: u32) -> Result<()> {
     let config = keys.config();
     let pattern = keys.integer("sliding_window_pattern")?.unwrap_or(PATTERN as u32).max(1);

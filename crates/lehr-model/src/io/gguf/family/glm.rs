@@ -1,7 +1,7 @@
-//! ChatGLM2, ChatGLM3 and GLM-4: heads are rotated in adjacent pairs there and here.
+//! ChatGLM2, ChatGLM3 and GLM-4. Both sides rotate adjacent pairs of heads.
 //!
-//! Files call all but the newest chatglm. Those made from THUDM's own folders have q, k and v in
-//! one matrix, those made from transformers' have three.
+//! Files call all but the newest one chatglm. Files made from THUDM's own folders have one matrix
+//! for q, k and v; those made from transformers' folders have three.
 
 use serde_json::{Map, Value as Json};
 
@@ -13,7 +13,7 @@ pub(super) const CHATGLM2: Family = Family {
     arch: "chatglm",
     title: "ChatGLM2 and 3",
     marker: Some("blk.0.attn_qkv.weight"),
-    // ChatGLM-6B has the same type; GGUF has no architecture for it.
+    // ChatGLM-6B has the same model type, but GGUF has no architecture for it.
     writes: |config| {
         model_type(config) == Some("chatglm") && config.get("padded_vocab_size").is_some()
     },

@@ -1,4 +1,4 @@
-//! GPT-2. Its matrices are `[in, out]` in our names, `[out, in]` in GGUF files.
+//! GPT-2. Its matrices are `[in, out]` in Hugging Face folders and `[out, in]` in GGUF files.
 
 use serde_json::{Map, Value as Json};
 

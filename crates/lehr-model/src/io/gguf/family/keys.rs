@@ -1,4 +1,4 @@
-//! Metadata in the making, from a `config.json`.
+//! Building GGUF metadata from a `config.json`.
 
 use serde_json::Value as Json;
 
@@ -7,13 +7,13 @@ use crate::io::gguf::metadata::{Metadata, Value};
 use crate::io::gguf::names::Heads;
 use crate::{Error, Result};
 
-/// The metadata of one model, as it is gathered.
+/// The metadata of one model under construction.
 pub(in crate::io::gguf) struct Keys<'a> {
     arch: &'static str,
     config: &'a Json,
     /// Pairs so far.
     pub(in crate::io::gguf) metadata: Metadata,
-    /// Tensors that a file has and the model not.
+    /// Tensors that a file has and the model does not.
     pub(in crate::io::gguf) tensors: Vec<(String, Vec<f32>)>,
 }
 
@@ -53,27 +53,27 @@ impl<'a> Keys<'a> {
         read(value).map(Some).ok_or_else(|| Error::config(key, value, expected))
     }
 
-    /// An integer of the configuration; files have 32 bits for it.
+    /// Returns an integer of the configuration. Files store it in 32 bits.
     pub(super) fn integer(&self, key: &str) -> Result<Option<u32>> {
         self.typed(key, "an integer below 2^32", |value| value.as_u64()?.try_into().ok())
     }
 
-    /// An integer the configuration must have.
+    /// Returns an integer that the configuration must have.
     pub(super) fn need_integer(&self, key: &str) -> Result<u32> {
         self.integer(key)?.ok_or_else(|| Error::config(key, "missing", "an integer"))
     }
 
-    /// A float of the configuration.
+    /// Returns a float of the configuration.
     pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", Json::as_f64)
     }
 
-    /// A text of the configuration.
+    /// Returns a text of the configuration.
     pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>> {
         self.typed(key, "a text", Json::as_str)
     }
 
-    /// Copies integers: names in the file and in the configuration.
+    /// Copies integers, given by their names in the file and in the configuration.
     pub(super) fn copy_integers(&mut self, names: &[(&str, &str)]) -> Result<()> {
         for (ggml, ours) in names {
             let value = self.need_integer(ours)?;
@@ -90,7 +90,7 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// An error unless the configuration has one of these texts: files have no place to say it.
+    /// Checks that the configuration has one of these texts, because files cannot store it.
     pub(super) fn require(&self, key: &str, known: &[&str]) -> Result<()> {
         match self.string(key)? {
             Some(found) if !known.contains(&found) => {
@@ -101,7 +101,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// An error unless a switch has the value that all files of the architecture stand for.
+    /// Checks that a switch has the value that all files of the architecture imply.
     pub(super) fn require_switch(&self, key: &str, expected: bool) -> Result<()> {
         match self.get(key).and_then(Json::as_bool) {
             Some(found) if found != expected => {
@@ -112,14 +112,14 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Width of a head, given or implied by the width of the model.
+    /// Returns the width of a head, given or implied by the width of the model.
     pub(super) fn head_dim(&self) -> Result<u32> {
         let heads = self.need_integer("num_attention_heads")?.max(1);
         let implied = self.need_integer("hidden_size")? / heads;
         Ok(self.integer("head_dim")?.unwrap_or(implied))
     }
 
-    /// Query and key heads.
+    /// Returns the numbers of query and key heads.
     pub(in crate::io::gguf) fn heads(&self) -> Result<Heads> {
         let get = |name: &str| self.metadata.integer(&format!("{}.{name}", self.arch));
         let query = get("attention.head_count")?.unwrap_or(1);

@@ -1,7 +1,7 @@
-//! Llama 2 and 3, and Mistral, which files call llama too.
+//! Llama 2 and 3, and Mistral, which files also call llama.
 //!
-//! Files hold the rows of each query and key head as pairs that are rotated together, one after the
-//! other; ours are the first halves of all pairs, then the second halves, as Hugging Face has them.
+//! In files, the rows of each query and key head that are rotated together are adjacent. In Hugging
+//! Face folders, the first halves of all pairs come first, then the second halves.
 
 use serde_json::{Map, Value as Json};
 
@@ -35,14 +35,14 @@ pub(super) const FAMILY: Family = Family {
     metadata,
 };
 
-/// What all descendants of Llama have outside of their blocks.
+/// The tensors outside the blocks, shared by all descendants of Llama.
 pub(super) const OUTER: &[Rule] = &[
     same("token_embd", "model.embed_tokens"),
     same("output_norm", "model.norm"),
     same("output", "lm_head"),
 ];
 
-/// What Mistral files of lehr say beyond those of llama.cpp, which does not look at it.
+/// Keys in Mistral files of lehr that llama.cpp does not read.
 const WINDOW: &str = "attention.sliding_window";
 
 fn config(file: &Settings<'_>) -> Result<Map<String, Json>> {
@@ -73,7 +73,7 @@ fn metadata(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The settings that Llama and its descendants have under the same names, without the rotation.
+/// Reads the settings with names shared by Llama and its descendants, except rotation.
 pub(super) fn common(file: &Settings<'_>, model_type: &str) -> Result<Map<String, Json>> {
     file.refuse_experts()?;
     let heads = file.heads()?;
@@ -93,7 +93,7 @@ pub(super) fn common(file: &Settings<'_>, model_type: &str) -> Result<Map<String
     ]))
 }
 
-/// The metadata that Llama and its descendants have under the same names.
+/// Writes the metadata with names shared by Llama and its descendants.
 pub(super) fn common_metadata(keys: &mut Keys<'_>) -> Result<()> {
     keys.require("hidden_act", &["silu", "swish"])?;
     keys.copy_integers(&[

@@ -1,8 +1,8 @@
-//! One file per family of architectures: its tensors under both names, its `config.json` from the
-//! metadata of a GGUF file, and that metadata from its `config.json`.
+//! One file per family of architectures: its tensor names on both sides, and the conversions
+//! between its `config.json` and GGUF metadata.
 //!
-//! The keys of metadata are those of llama.cpp (`gguf-py/gguf/constants.py` there), and what is
-//! written where is what its converter from Hugging Face folders writes.
+//! Metadata keys are those of llama.cpp (`gguf-py/gguf/constants.py` there). Values follow its
+//! converter from Hugging Face folders.
 
 mod bert;
 mod gemma3;
@@ -21,22 +21,22 @@ pub(super) use settings::Settings;
 use super::names::Layout;
 use crate::{Error, Result};
 
-/// A family as GGUF files know it.
+/// A family in GGUF files.
 pub(super) struct Family {
     /// `general.architecture`.
     arch: &'static str,
-    /// What people call it.
+    /// Its usual name.
     title: &'static str,
-    /// A tensor without which a file of this architecture is of another family.
+    /// A tensor that every file of this family has.
     marker: Option<&'static str>,
-    /// Whether models with this `config.json` are written as this family.
+    /// Returns whether models with this `config.json` are written as this family.
     writes: fn(&Json) -> bool,
     pub(super) layout: Layout,
-    /// Beginnings of our names of tensors that GGUF has no place for and the models can do without.
+    /// Prefixes of tensor names that GGUF cannot store and the models can do without.
     pub(super) left_out: &'static [&'static str],
-    /// The `config.json` of a file.
+    /// Computes the `config.json` of a file.
     config: fn(&Settings<'_>) -> Result<Map<String, Json>>,
-    /// The metadata of a `config.json`.
+    /// Computes the metadata from a `config.json`.
     metadata: fn(&mut Keys<'_>) -> Result<()>,
 }
 
@@ -52,7 +52,7 @@ const FAMILIES: &[&Family] = &[
     &bert::FAMILY,
 ];
 
-/// The family of a file.
+/// Returns the family of a file.
 pub(super) fn of_file(file: &Settings<'_>) -> Result<&'static Family> {
     let fits = |family: &&&Family| {
         family.arch == file.arch && family.marker.is_none_or(|marker| file.has_tensor(marker))
@@ -64,7 +64,7 @@ pub(super) fn of_file(file: &Settings<'_>) -> Result<&'static Family> {
     })
 }
 
-/// The family as which a model with this `config.json` is written.
+/// Returns the family that writes models with this `config.json`.
 pub(super) fn of_config(config: &Json) -> Result<&'static Family> {
     FAMILIES.iter().find(|family| (family.writes)(config)).copied().ok_or_else(|| {
         let found = model_type(config).unwrap_or("missing");
@@ -77,7 +77,7 @@ pub(super) fn of_config(config: &Json) -> Result<&'static Family> {
 }
 
 impl Family {
-    /// The `config.json` of a file of this family.
+    /// Computes the `config.json` of a file of this family.
     pub(super) fn config_json(&self, file: &Settings<'_>) -> Result<Json> {
         let mut config = (self.config)(file)?;
         for (key, token) in
@@ -89,7 +89,7 @@ impl Family {
         Ok(config.into())
     }
 
-    /// The metadata of a model with this `config.json`, and tensors that take the place of some.
+    /// Computes the metadata of a model with this `config.json`, and tensors that replace some.
     pub(super) fn describe<'a>(&self, config: &'a Json) -> Result<Keys<'a>> {
         let mut keys = Keys::new(self.arch, config);
         (self.metadata)(&mut keys)?;
@@ -101,7 +101,7 @@ fn model_type(config: &Json) -> Option<&str> {
     config.get("model_type").and_then(Json::as_str)
 }
 
-/// Keys and values of a JSON object.
+/// Returns keys and values as a JSON object.
 fn object<const N: usize>(pairs: [(&str, Json); N]) -> Map<String, Json> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

@@ -1,4 +1,4 @@
-//! Qwen 2, 2.5 and 3. Heads are as in Hugging Face folders.
+//! Qwen 2, 2.5 and 3. Heads have the same order as in Hugging Face folders.
 
 use serde_json::{Map, Value as Json};
 
@@ -32,7 +32,7 @@ pub(super) const QWEN3: Family = Family {
     metadata,
 };
 
-/// Qwen 2 has biases where Qwen 3 has norms of heads.
+/// Qwen 2 has biases, Qwen 3 has norms of heads.
 const LAYOUT: Layout = Layout {
     outer: llama::OUTER,
     block_prefix: "model.layers.",
@@ -59,7 +59,7 @@ fn config(file: &Settings<'_>, model_type: &str) -> Result<Map<String, Json>> {
 }
 
 fn metadata(keys: &mut Keys<'_>) -> Result<()> {
-    // Files have no place for windows in some of the blocks.
+    // Files cannot store windows in only some of the blocks.
     keys.require_switch("use_sliding_window", false)?;
     llama::common_metadata(keys)
 }

@@ -1,4 +1,4 @@
-//! Rotary frequencies: files hold either the parameters of a scaling or, for Llama 3.1, its result.
+//! Rotary frequencies. Files hold either the parameters of a scaling or, for Llama 3.1, its result.
 
 use std::f64::consts::TAU;
 
@@ -8,10 +8,10 @@ use serde_json::{Map, Value as Json, json};
 use super::{Keys, Settings, object};
 use crate::{Error, Result};
 
-/// The factors are stored as f32, and computed from wavelengths rounded to f32.
+/// Tolerance of the factors, which are stored as f32 and computed from f32 wavelengths.
 const TOLERANCE: f64 = 1e-5;
 
-/// The settings of a rotation of whole heads.
+/// Reads the settings of a rotation of whole heads.
 pub(super) fn whole_head(file: &Settings<'_>) -> Result<Map<String, Json>> {
     let head_dim = file.head_dim()?;
     let (rotary_dim, config) = part_of_head(file)?;
@@ -22,7 +22,7 @@ pub(super) fn whole_head(file: &Settings<'_>) -> Result<Map<String, Json>> {
     Ok(config)
 }
 
-/// How many dimensions of a head are rotated, and the other settings of the rotation.
+/// Reads the number of rotated dimensions of a head and the other settings of the rotation.
 pub(super) fn part_of_head(file: &Settings<'_>) -> Result<(u64, Map<String, Json>)> {
     let rotary_dim = match file.integer("rope.dimension_count")? {
         Some(dim) => dim,
@@ -40,8 +40,7 @@ pub(super) fn part_of_head(file: &Settings<'_>) -> Result<(u64, Map<String, Json
     Ok((rotary_dim, config))
 }
 
-/// Writes base and scaling of the rotation that a `config.json` describes, in whichever of its
-/// spellings.
+/// Writes base and scaling of the rotation in a `config.json`, in any of its spellings.
 pub(super) fn metadata(keys: &mut Keys<'_>) -> Result<()> {
     let config = keys.config();
     let in_use = |map: &&Json| map.as_object().is_some_and(|map| !map.is_empty());
@@ -92,7 +91,7 @@ pub(super) fn metadata(keys: &mut Keys<'_>) -> Result<()> {
 
 const ORIGINAL: &str = "original_max_position_embeddings";
 
-/// Further numbers of YaRN, in files and in `config.json`.
+/// Further numbers of YaRN, by their names in files and in `config.json`.
 const YARN: [(&str, &str); 3] = [
     ("rope.scaling.yarn_attn_factor", "attention_factor"),
     ("rope.scaling.yarn_beta_fast", "beta_fast"),
@@ -100,7 +99,7 @@ const YARN: [(&str, &str); 3] = [
 ];
 
 fn scaling(file: &Settings<'_>) -> Result<Option<Json>> {
-    // Old files have the factor alone.
+    // Old files have only the factor.
     let factor = match file.float("rope.scaling.factor")? {
         Some(factor) => Some(factor),
         None => file.float("rope.scale_linear")?,
@@ -131,10 +130,11 @@ fn scaling(file: &Settings<'_>) -> Result<Option<Json>> {
     }
 }
 
-/// The parameters of Llama 3.1's scaling that divide the plain frequencies by `factors`.
+/// Recovers the parameters of Llama 3.1's scaling from the `factors` that divide the plain
+/// frequencies.
 ///
-/// Only ratios of the three contexts matter, so that `low_freq_factor` can be 1, as it is in all
-/// published models.
+/// Only ratios of the three contexts matter, so `low_freq_factor` can be 1, as in all published
+/// models.
 fn llama3(theta: f64, factors: &[f32]) -> Result<Json> {
     let plain = inverse_frequencies(theta, 2 * factors.len());
     let factor = factors.iter().fold(1.0f64, |most, f| most.max(f64::from(*f)));
@@ -161,7 +161,7 @@ fn llama3(theta: f64, factors: &[f32]) -> Result<Json> {
     }))
 }
 
-/// `high_freq_factor` and original context, solved from two frequencies on the ramp, on which
+/// Computes `high_freq_factor` and the original context from two frequencies on the ramp, where
 /// `(C/λ − 1) / (high − 1) = (1/f_i − 1/f) / (1 − 1/f)`.
 fn ramp(plain: &[f64], factors: &[f32], factor: f64) -> Option<(f64, f64)> {
     let on_ramp = plain.iter().zip(factors).filter_map(|(w, f)| {

@@ -1,4 +1,4 @@
-//! The settings of one architecture in a file.
+//! Settings of one architecture, read from a file.
 
 use crate::io::gguf::metadata::Metadata;
 use crate::io::gguf::names::Heads;
@@ -8,16 +8,16 @@ use crate::{Error, Result};
 /// The tensor with the divisors of rotary frequencies.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// The metadata under the name of the file's architecture.
+/// The metadata of a file below the name of its architecture.
 pub(in crate::io::gguf) struct Settings<'a> {
     pub(in crate::io::gguf) header: &'a Header,
     pub(super) arch: &'a str,
-    /// By what the rotary frequencies are divided, if the file holds that.
+    /// The divisors of rotary frequencies, if the file has them.
     pub(super) rope_factors: Option<Vec<f32>>,
 }
 
 impl<'a> Settings<'a> {
-    /// Of the whole file in `bytes`.
+    /// Reads the settings of the whole file in `bytes`.
     pub(in crate::io::gguf) fn new(header: &'a Header, bytes: &[u8]) -> Result<Self> {
         let arch = header.metadata.string("general.architecture")?;
         let missing = || Error::config("general.architecture", "missing", "a name");
@@ -36,29 +36,29 @@ impl<'a> Settings<'a> {
         format!("{}.{name}", self.arch)
     }
 
-    /// An integer the file may have.
+    /// Returns an integer that the file may have.
     pub(super) fn integer(&self, name: &str) -> Result<Option<u64>> {
         self.metadata().integer(&self.key(name))
     }
 
-    /// An integer the file must have.
+    /// Returns an integer that the file must have.
     pub(super) fn need_integer(&self, name: &str) -> Result<u64> {
         let value = self.integer(name)?;
         value.ok_or_else(|| Error::config(&self.key(name), "missing", "an integer"))
     }
 
-    /// A float the file may have.
+    /// Returns a float that the file may have.
     pub(super) fn float(&self, name: &str) -> Result<Option<f64>> {
         self.metadata().float(&self.key(name))
     }
 
-    /// A float the file must have.
+    /// Returns a float that the file must have.
     pub(super) fn need_float(&self, name: &str) -> Result<f64> {
         let value = self.float(name)?;
         value.ok_or_else(|| Error::config(&self.key(name), "missing", "a float"))
     }
 
-    /// A text the file may have.
+    /// Returns a text that the file may have.
     pub(super) fn string(&self, name: &str) -> Result<Option<&'a str>> {
         self.metadata().string(&self.key(name))
     }
@@ -67,11 +67,11 @@ impl<'a> Settings<'a> {
         self.header.tensors.iter().any(|t| t.name == name)
     }
 
-    /// Rows of a matrix.
+    /// Returns the number of rows of a matrix.
     pub(super) fn n_rows(&self, name: &str) -> Result<usize> {
         let tensor = self.header.tensors.iter().find(|t| t.name == name);
         match tensor.map(|t| t.shape.as_slice()) {
-            // Extents of 1 in front are left out.
+            // Leading extents of 1 are omitted.
             Some([_]) => Ok(1),
             Some([rows, _]) => Ok(*rows),
             Some(other) => Err(Error::config(name, format!("{other:?}"), "a matrix")),
@@ -79,12 +79,13 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// Rows of the embedding: models have more than their tokenizer has tokens.
+    /// Returns the number of rows of the embedding. Models may have more rows than their tokenizer
+    /// has tokens.
     pub(super) fn vocab_size(&self) -> Result<usize> {
         self.n_rows("token_embd.weight")
     }
 
-    /// An error if blocks have several MLPs of which tokens choose.
+    /// Checks that the model is not a mixture of experts.
     pub(super) fn refuse_experts(&self) -> Result<()> {
         match self.integer("expert_count")? {
             None | Some(0) => Ok(()),
@@ -92,7 +93,7 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// Query and key heads.
+    /// Returns the numbers of query and key heads.
     pub(in crate::io::gguf) fn heads(&self) -> Result<Heads> {
         let query = self.need_integer("attention.head_count")?;
         let key = self.integer("attention.head_count_kv")?.unwrap_or(query);
@@ -106,7 +107,7 @@ impl<'a> Settings<'a> {
         })
     }
 
-    /// Width of a head.
+    /// Returns the width of a head.
     pub(super) fn head_dim(&self) -> Result<u64> {
         let width = self.need_integer("embedding_length")?;
         let heads = self.heads()?.query as u64;
