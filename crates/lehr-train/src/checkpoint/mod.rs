@@ -142,6 +142,10 @@ pub fn restore(
     };
     let state: TrainState = serde_json::from_str(&read("state.json")?)
         .map_err(|e| fault(format!("state.json: {e}")))?;
+    if state.params_ahead > 0 {
+        let n = state.params_ahead;
+        return Err(fault(format!("{n} parameters already have the update of the next step")));
+    }
     let weights = Checkpoint::open(dir)?;
     check_vocabulary_and_labels(dir, objective)?;
     for param in objective.model().params().params() {
