@@ -27,6 +27,8 @@ const HELD: &[&str] = &[
     "crates/lehr-data/",
     "crates/lehr-demo/",
     "crates/lehr-eval/",
+    "crates/lehr-infer/",
+    "crates/lehr-train/",
     "crates/lehr-tokenizer/",
     "fuzz/",
     "xtask/",
