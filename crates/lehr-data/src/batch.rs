@@ -221,7 +221,7 @@ impl Batch {
     }
 
     /// Sets the target at position `t` of `row`; `byte_lengths` are the bytes of each id.
-    pub(crate) fn aim(&mut self, row: usize, t: usize, target: u32, byte_lengths: &[u32]) {
+    pub(crate) fn set_target(&mut self, row: usize, t: usize, target: u32, byte_lengths: &[u32]) {
         self.targets[row * self.seq_len + t] = id(target);
         self.target_bytes += u64::from(byte_lengths[target as usize]);
         self.n_targets += 1;

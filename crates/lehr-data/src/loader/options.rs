@@ -15,7 +15,7 @@ pub enum Order {
     Sequential,
 }
 
-/// What all loaders are told.
+/// The options of all loaders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoaderOptions {
     /// Rows of a batch of one process, B.

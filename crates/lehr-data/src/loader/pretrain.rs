@@ -60,7 +60,7 @@ impl PretrainLoader {
                 start = t;
             }
             if !stretch.begins[t] {
-                batch.aim(row, t - 1, stretch.ids[t], self.shards.byte_lengths());
+                batch.set_target(row, t - 1, stretch.ids[t], self.shards.byte_lengths());
             }
         }
         Ok(())

@@ -97,7 +97,7 @@ impl SftLoader {
         batch.put_segment(row, start, &example.ids[..n], self.layout.as_ref())?;
         for t in 0..n {
             if example.loss_mask[t + 1] {
-                batch.aim(row, start + t, example.ids[t + 1], &self.byte_lengths);
+                batch.set_target(row, start + t, example.ids[t + 1], &self.byte_lengths);
             }
         }
         Ok(())
