@@ -12,8 +12,8 @@ N_LOSSES = 50
 PARITY = {"f32": 1e-3, "bf16": 2e-2, "f16": 5e-3}
 # Ways to make a step that change no bit of it.
 OPTIONS = {
-    "recompute": ["--activations", "recompute"],
-    "offload": ["--activations", "offload"],
+    "recompute": ["--activation-checkpointing", "recompute"],
+    "offload": ["--activation-checkpointing", "offload"],
     "CUDA graph": ["--cuda-graph"],
 }
 

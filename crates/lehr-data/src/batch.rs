@@ -1,4 +1,4 @@
-//! The batch: what every loader gives and every trainer takes.
+//! The batch: the output of every loader and the input of every objective.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,54 +18,55 @@ pub struct Batch {
     pub seq_len: usize,
     /// Token ids, `[B*T]`.
     pub tokens: Vec<i32>,
-    /// What is to be predicted at each position, `[B*T]`: the next token, or the class of this
-    /// token where tokens are classified; [`Batch::IGNORE`] where there is nothing.
+    /// The target at each position, `[B*T]`: the next token, or the class of this token for token
+    /// classification; [`Batch::IGNORE`] for none.
     pub targets: Vec<i32>,
     /// Position within the segment, `[B*T]`.
     pub positions: Vec<i32>,
     /// Second stream of positions, within a block of the segment (GLM), `[B*T]`; empty for models
     /// with one stream.
     pub block_positions: Vec<i32>,
-    /// Index within the row at which the token's segment begins, `[B*T]`; attention never looks
+    /// Index in the row at which the token's segment begins, `[B*T]`. Attention never reads tokens
     /// before it.
     pub segment_starts: Vec<i32>,
-    /// For each token, how many tokens at the start of its segment all see one another, `[B*T]`;
-    /// empty for models without such a prefix.
+    /// For each token, the length of the bidirectional prefix of its segment, `[B*T]`; empty for
+    /// models without such a prefix.
     pub prefix_lens: Vec<i32>,
-    /// The sequences that a loss looks at as wholes: labelled texts, answers to be compared; in the
-    /// order of rows and positions. Empty if only `targets` count.
+    /// The sequences that a loss treats as wholes, such as labelled texts or answers to compare, in
+    /// the order of rows and positions. Empty if only `targets` count.
     pub sequences: Vec<Sequence>,
     /// UTF-8 bytes of all tokens in `targets`, the denominator of bits per byte. Special tokens
     /// count 0 bytes.
     pub target_bytes: u64,
-    /// What the loss is a mean over: supervised tokens, or labelled sequences, or groups.
+    /// Number of items over which the loss is a mean: supervised tokens, labelled sequences or
+    /// groups.
     pub n_targets: usize,
 }
 
-/// A segment of a batch with what is known of it as a whole.
+/// A segment of a batch with its group and labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
     /// Its row.
     pub row: usize,
     /// Position of its first token in the row.
     pub start: usize,
-    /// Position behind its last token in the row.
+    /// Position after its last token in the row.
     pub end: usize,
-    /// The group it belongs to, from 0: sequences of a group, such as the answers to one prompt,
-    /// are compared with one another, in their order. A sequence of its own is a group of one.
+    /// Its group, from 0. A loss compares the sequences of a group, such as the answers to one
+    /// prompt, in their order. A single sequence is a group of one.
     pub group: usize,
-    /// Its classes: one, or several where a text may have many.
+    /// Its classes: one, or several for multi-label classification.
     pub labels: Vec<i32>,
 }
 
-/// Where the tokens of a segment are, for models whose positions are not 0, 1, 2, ….
+/// Positions and prefix of a segment, for models whose positions are not 0, 1, 2, ….
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// Position of each token.
     pub positions: Vec<i32>,
     /// Second stream of positions; `None` for models with one.
     pub block_positions: Option<Vec<i32>>,
-    /// How many tokens at the start all see one another; 0 = none.
+    /// Length of the bidirectional prefix; 0 = none.
     pub prefix_len: usize,
 }
 
@@ -76,7 +77,7 @@ pub struct LayoutRule(Arc<LayoutFn>);
 type LayoutFn = dyn Fn(&[u32]) -> std::result::Result<Layout, String> + Send + Sync;
 
 impl LayoutRule {
-    /// Computes layouts by `rule`, whose error says what is wrong with the ids.
+    /// Creates a layout function from `rule`, whose error names the fault of the ids.
     pub fn new(
         rule: impl Fn(&[u32]) -> std::result::Result<Layout, String> + Send + Sync + 'static,
     ) -> Self {
@@ -91,10 +92,10 @@ impl fmt::Debug for LayoutRule {
 }
 
 impl Batch {
-    /// The target of a position without loss.
+    /// The target of a position that has no loss.
     pub const IGNORE: i32 = -100;
 
-    /// A batch of padding only.
+    /// Creates a batch of padding only.
     pub fn padding(batch_size: usize, seq_len: usize, pad: i32) -> Self {
         let n = batch_size * seq_len;
         let within_row = (0..batch_size).flat_map(|_| 0..seq_len);
@@ -109,15 +110,15 @@ impl Batch {
         }
     }
 
-    /// Flat index of the last token of each sequence.
+    /// Returns the flat index of the last token of each sequence.
     pub fn sequence_ends(&self) -> Vec<i32> {
         self.sequences.iter().map(|s| int(s.row * self.seq_len + s.end - 1)).collect()
     }
 
-    /// Checks that all parts are of one size and point to one another.
+    /// Checks that all parts have matching sizes and valid indices.
     ///
     /// # Errors
-    /// If a part has another size, or points outside of its row or segment.
+    /// If a part has another size, or an index is outside its row or segment.
     pub fn validate(&self) -> Result<()> {
         let fault = |reason: String| Err(Error::Batch { reason });
         let n = self.batch_size * self.seq_len;
@@ -137,7 +138,7 @@ impl Batch {
         for at in 0..n {
             let (row, t) = (at / self.seq_len, at % self.seq_len);
             let start = self.segment_starts[at];
-            // The first token of a segment says so itself.
+            // The first token of a segment is its own start.
             let first = usize::try_from(start).ok().filter(|first| *first <= t);
             let is_first = |first: &usize| self.segment_starts[row * self.seq_len + first] == start;
             if first.filter(is_first).is_none() {
@@ -165,7 +166,7 @@ impl Batch {
                 let reason = format!("sequence {index} is {start}..{end} of row {row}: no segment");
                 return Err(Error::Batch { reason });
             }
-            // Groups lie together, so that one pass compares them.
+            // The sequences of a group are consecutive, so one pass can compare them.
             if group != n_groups && group + 1 != n_groups {
                 let reason =
                     format!("sequence {index} is of group {group} after {n_groups} groups");
@@ -195,7 +196,7 @@ impl Batch {
         self.lay_out(at, ids.len(), &layout)
     }
 
-    /// Places the `len` tokens from the flat index `at` on.
+    /// Sets the positions of `len` tokens, starting at the flat index `at`.
     fn lay_out(&mut self, at: usize, len: usize, layout: &Layout) -> Result<()> {
         let Layout { positions, block_positions, prefix_len } = layout;
         let blocks = block_positions.as_ref().map_or(len, Vec::len);
@@ -220,7 +221,7 @@ impl Batch {
     }
 
     /// Sets the target at position `t` of `row`; `byte_lengths` are the bytes of each id.
-    pub(crate) fn aim(&mut self, row: usize, t: usize, target: u32, byte_lengths: &[u32]) {
+    pub(crate) fn set_target(&mut self, row: usize, t: usize, target: u32, byte_lengths: &[u32]) {
         self.targets[row * self.seq_len + t] = id(target);
         self.target_bytes += u64::from(byte_lengths[target as usize]);
         self.n_targets += 1;

@@ -3,8 +3,8 @@
 use lehr_infer::Loaded;
 use lehr_tensor::{Tensor, no_grad};
 
-/// Rows of logits that are in memory at once.
-const LOGIT_ROWS: usize = 64;
+/// The target of a position at which nothing is scored.
+const NO_TARGET: i32 = -100;
 
 /// Why a text could not be scored.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum PerplexityError {
         /// The model's context.
         context: usize,
     },
-    /// There is nothing to predict.
+    /// The text has no token to predict.
     #[error("scoring a text: it has {found} tokens, expected one and another to predict from it")]
     TextTooShort {
         /// Tokens of the text.
@@ -57,46 +57,46 @@ impl PerplexityError {
 
 type Result<T> = std::result::Result<T, PerplexityError>;
 
-/// What a model makes of a text.
+/// The negative log-likelihood of a text under a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Perplexity {
     /// −Σ ln p over the scored tokens, in nats.
     pub nll: f64,
     /// Number of scored tokens.
     pub n_tokens: usize,
-    /// Bytes of text that they stand for.
+    /// Number of UTF-8 bytes of the scored tokens.
     pub n_bytes: usize,
     /// Number of windows.
     pub n_windows: usize,
 }
 
 impl Perplexity {
-    /// exp of the mean −ln p of a token. It depends on the tokenizer: only models of one vocabulary
-    /// can be compared by it.
+    /// Returns exp(nll / n_tokens). It depends on the tokenizer, so it compares only models that
+    /// share a vocabulary.
     #[must_use]
     pub fn perplexity(&self) -> f64 {
         (self.nll / self.n_tokens as f64).exp()
     }
 
-    /// −Σ log₂ p for each byte of text, which models of any vocabulary can be compared by.
+    /// Returns nll / (ln 2 · n_bytes), in bits. It compares models of any vocabulary.
     #[must_use]
     pub fn bits_per_byte(&self) -> f64 {
         self.nll / std::f64::consts::LN_2 / self.n_bytes as f64
     }
 }
 
-/// Which tokens a model sees when it predicts one.
+/// The windows in which a text is scored. They set how many tokens precede a scored token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// Tokens that are run together, the model's begin token included.
+    /// Length of a window in tokens, the model's begin token included.
     pub window: usize,
-    /// By how many tokens one window is later than the one before.
+    /// Number of tokens from the start of one window to the start of the next.
     pub stride: usize,
 }
 
 impl Windows {
-    /// The windows used unless others are asked for: 1024 tokens or the model's context, each half
-    /// a window after the one before.
+    /// Returns the default windows: 1024 tokens, or the model's context if it is shorter, with a
+    /// stride of half a window.
     #[must_use]
     pub fn of_context(context: usize) -> Self {
         let window = context.min(1024);
@@ -104,16 +104,18 @@ impl Windows {
     }
 }
 
-/// Scores `text` in windows of `window` tokens, each `stride` after the one before. A window scores
-/// its tokens that no earlier window has. So every token of the text is scored once, and except in
-/// the first window it has at least `window − stride` tokens before it. A model trained on texts
-/// with a begin token gets it at the start of every window. Without one, the first token of the
-/// text has nothing before it and is not scored.
-/// `on_window` is told how many windows of how many are done.
+/// Scores `text` in overlapping windows and sums −ln p of its tokens.
+///
+/// A window scores only the tokens that no earlier window contains, so every token is scored once.
+/// Outside the first window a scored token has at least `window − stride` tokens before it. If the
+/// tokenizer has a begin token, every window starts with it. Otherwise nothing precedes the first
+/// token of the text, which is not scored.
+///
+/// After each window, `on_window(done, total)` is called.
 ///
 /// # Errors
-/// If the model is an encoder or needs a prompt that says what to continue, a window is longer than
-/// its context, or the text has less than two tokens.
+/// If the model is an encoder or needs special tokens in its prompt, a window is longer than its
+/// context, or the text has fewer than two tokens.
 pub fn perplexity(
     loaded: &Loaded,
     text: &str,
@@ -154,28 +156,15 @@ pub fn perplexity(
     Ok(total)
 }
 
-/// −Σ ln p of the last `n` of the tokens `ids`.
+/// Computes −Σ ln p of the last `n` of the tokens `ids`, which must not include the first one.
 fn nll_of_last(loaded: &Loaded, ids: &[i32], n: usize) -> Result<f64> {
     let model = &loaded.model;
-    let hidden = model.hidden(&model.tokens(ids, 1)?)?;
-    let hidden = hidden.reshape([ids.len(), model.spec().hidden_size])?;
-    let mut nll = 0.0;
-    let positions: Vec<i32> = (ids.len() - n..ids.len()).map(|at| at as i32).collect();
-    for block in positions.chunks(LOGIT_ROWS) {
-        let rows: Vec<i32> = block.iter().map(|at| at - 1).collect();
-        let rows = hidden.gather_rows(&Tensor::from_ids(&rows, [block.len()])?)?;
-        let logits = model.logits(&rows)?.to_host()?;
-        let width = logits.shape()[1];
-        for (row, at) in logits.data().chunks(width).zip(block) {
-            nll += negative_log(row, ids[*at as usize] as usize);
-        }
-    }
-    Ok(nll)
-}
-
-/// −ln softmax(logits)[id], the sum in f64.
-fn negative_log(logits: &[f32], id: usize) -> f64 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - top).exp())).sum();
-    f64::from(top) + sum.ln() - f64::from(logits[id])
+    // A token is predicted at the position before it. The head runs only where there is a target.
+    let mut targets = vec![NO_TARGET; ids.len()];
+    let first = ids.len() - n;
+    targets[first - 1..ids.len() - 1].copy_from_slice(&ids[first..]);
+    let targets = Tensor::from_ids(&targets, [1, ids.len()])?;
+    let logprobs = model.token_logprobs(&model.tokens(ids, 1)?, &targets)?.to_host()?;
+    // f64, because a text may have millions of tokens. Positions without a target hold 0.
+    Ok(-logprobs.data().iter().copied().map(f64::from).sum::<f64>())
 }

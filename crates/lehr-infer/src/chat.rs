@@ -8,7 +8,7 @@ use lehr_tokenizer::chat::{ChatTemplate, Message, Role};
 
 use crate::{Engine, EngineSettings, Error, Generated, Limits, Request, Result, Sampler};
 
-/// A conversation: the messages so far and an engine with the cache of their tokens.
+/// A conversation: its messages, and an engine whose cache holds their tokens.
 pub struct ChatSession<'a> {
     engine: Engine<'a>,
     tokenizer: &'a Tokenizer,
@@ -19,8 +19,8 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// A conversation, written as `template` says, that begins with an optional system message. It
-    /// has at most `context` tokens, `None` = as many as the model can take.
+    /// Begins a conversation in the format of `template`, with an optional system message.
+    /// `context` is its maximum length in tokens; `None` = the model's context.
     ///
     /// # Errors
     /// If the model is an encoder, the tokenizer lacks special tokens of the template or memory
@@ -43,29 +43,29 @@ impl<'a> ChatSession<'a> {
         Ok(Self { engine, tokenizer, template, stop_ids, messages, n_forgotten: 0 })
     }
 
-    /// Most tokens of the conversation.
+    /// Returns the maximum length of the conversation in tokens.
     #[must_use]
     pub fn context(&self) -> usize {
         self.engine.context()
     }
 
-    /// The messages so far.
+    /// Returns the messages so far.
     #[must_use]
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// How many old messages were dropped because the context is full.
+    /// Returns the number of old messages that were dropped because the context was full.
     #[must_use]
     pub fn n_forgotten(&self) -> usize {
         self.n_forgotten
     }
 
-    /// Answers `text`. If the conversation no longer fits the context, the oldest turns are
-    /// forgotten first; see [`ChatSession::n_forgotten`].
+    /// Answers `text`. If the conversation no longer fits the context, first drops its oldest turns
+    /// ([`ChatSession::n_forgotten`]).
     ///
     /// # Errors
-    /// If even the last message alone does not fit; the conversation is then unchanged.
+    /// If even the last message alone does not fit. The conversation is then unchanged.
     pub fn answer(
         &mut self,
         text: &str,
@@ -85,7 +85,7 @@ impl<'a> ChatSession<'a> {
         answer
     }
 
-    /// Tokens that are kept free for an answer in a context of `capacity` tokens.
+    /// Returns the number of tokens reserved for an answer in a context of `capacity` tokens.
     #[must_use]
     pub fn answer_room(capacity: usize) -> usize {
         const ANSWER_MIN: usize = 32;
@@ -105,7 +105,8 @@ impl<'a> ChatSession<'a> {
                 break rendered.ids;
             }
             let first = usize::from(self.messages[0].role == Role::System);
-            // The last message is the question; a turn is dropped whole.
+            // The last message is the question and stays. A turn is dropped as a whole: an answer
+            // without its question would mislead the model.
             if self.messages.len() - first <= 1 {
                 let (found, limit) = (rendered.ids.len(), capacity);
                 return Err(Error::PromptTooLong { found, limit });
@@ -122,7 +123,7 @@ impl<'a> ChatSession<'a> {
         let (sampling, n_drawn) = sampler.state();
         let request = Request { prompt, sampling, n_drawn, limits, continues_text: false };
         let generated = self.engine.generate(request, on_text)?;
-        // The draws of the next answer go on.
+        // The next answer continues the random stream.
         *sampler = Sampler::continued(sampling, generated.n_drawn)?;
         Ok(generated)
     }

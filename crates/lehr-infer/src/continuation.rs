@@ -5,23 +5,24 @@ use lehr_tokenizer::{StreamDecoder, Tokenizer};
 
 use crate::stop::StopText;
 
-/// When generation ends.
+/// The limits of a generation, and the log-probabilities to report.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
-    /// At most so many new tokens; `None` = until the context is full.
+    /// Maximum number of new tokens; `None` = until the context is full.
     pub max_tokens: Option<usize>,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer. They are not part of it.
     pub stop: Vec<String>,
     /// Token ids that end the answer.
     pub stop_ids: Vec<u32>,
-    /// Report the log-probability of every new token, and so many of the most likely alternatives.
+    /// Number of most likely alternatives to report with the log-probability of each new token.
+    /// `None` = report no log-probabilities.
     pub logprobs: Option<usize>,
 }
 
 /// The reason generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop token or stop text came.
+    /// The model generated a stop token or a stop text.
     Stop,
     /// `max_tokens` were generated.
     Length,
@@ -32,7 +33,7 @@ pub enum Finish {
 }
 
 impl Finish {
-    /// The reason as a word for files and protocols.
+    /// Returns the reason as a word for files and protocols.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,36 +45,35 @@ impl Finish {
     }
 }
 
-/// What was generated.
+/// The generated part of a sequence.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// The new tokens, without the stop token.
     pub ids: Vec<u32>,
     /// Their text, without stop text.
     pub text: String,
-    /// Why it ended.
+    /// The reason it ended.
     pub finish: Finish,
-    /// One per new token, if [`Limits::logprobs`] asked for them.
+    /// The log-probability of each new token, if [`Limits::logprobs`] requested it.
     pub logprobs: Vec<TokenLogprob>,
-    /// How many random numbers of the seed's stream were drawn in all. A request that continues
-    /// the draws begins with it.
+    /// Number of random numbers of the seed's stream drawn so far. A request that continues the
+    /// draws starts from it.
     pub n_drawn: u64,
-    /// How many tokens of the prompt were not run, because an earlier request began with the same
-    /// ones.
+    /// Number of prompt tokens whose cached keys and values were reused from an earlier request.
     pub n_reused: usize,
 }
 
-/// How likely the model found a token, before penalties, temperature and filters.
+/// The log-probability of a token under the model, before penalties, temperature and filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
-    /// ln p of the token that was chosen.
+    /// ln p of the chosen token.
     pub logprob: f32,
-    /// The most likely tokens and their ln p, falling.
+    /// The most likely tokens with their ln p, in descending order.
     pub top: Vec<(u32, f32)>,
 }
 
 impl TokenLogprob {
-    /// Of the token `id` chosen from `logits`, with the `n` most likely ones.
+    /// Computes it for the token `id` chosen from `logits`, with the `n` most likely tokens.
     pub(crate) fn new(logits: &[f32], id: u32, n: usize) -> Self {
         let by_value =
             |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
@@ -90,35 +90,37 @@ impl TokenLogprob {
     }
 }
 
-/// ln Σ exp(logit).
+/// Computes ln Σ exp(logit). The sum is in f64, and the largest logit is subtracted first so that
+/// no exponential overflows. One row on the host does not need the tensor op.
 fn log_sum_exp(logits: &[f32]) -> f32 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from((l - top).exp())).sum();
     top + sum.ln() as f32
 }
 
-/// The generated part of a sequence, while it grows.
+/// The generated part of a sequence while it grows.
 pub(crate) struct Continuation {
     limits: Limits,
-    /// None if nobody reads the text.
+    /// `None` if only tokens are wanted.
     stream: Option<StreamDecoder>,
     text: StopText,
     ids: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
 }
 
-/// What became of a token.
+/// The effect of an appended token.
 pub(crate) struct Pushed {
-    /// Whether it is part of the answer, which stop tokens are not.
+    /// Whether the token is part of the answer. A stop token is not.
     pub(crate) is_part: bool,
-    /// The text that is certain with it.
+    /// The text that can no longer change.
     pub(crate) piece: String,
-    /// Why the sequence ends, if it does.
+    /// The reason if the sequence ends.
     pub(crate) finish: Option<Finish>,
 }
 
 impl Continuation {
-    /// With `continues_text` a space at the start is kept, because the text stands behind another.
+    /// Starts an empty continuation. With `continues_text` it keeps a space at its start, because
+    /// it follows other text.
     pub(crate) fn new(tokenizer: Option<&Tokenizer>, limits: Limits, continues_text: bool) -> Self {
         let stream = tokenizer.map(|tokenizer| match continues_text {
             true => tokenizer.continuing_decoder(),
@@ -128,12 +130,12 @@ impl Continuation {
         Self { limits, stream, text, ids: Vec::new(), logprobs: Vec::new() }
     }
 
-    /// Whether there are as many tokens as there may be.
+    /// Returns whether the limit of new tokens is reached.
     pub(crate) fn is_complete(&self) -> bool {
         self.limits.max_tokens.is_some_and(|max| self.ids.len() >= max)
     }
 
-    /// Appends a token. `has_room` is whether the context has room for this token.
+    /// Appends a token. `has_room` says whether the context has room for it.
     pub(crate) fn push(
         &mut self,
         id: u32,
@@ -157,7 +159,7 @@ impl Continuation {
         Pushed { is_part: true, piece, finish }
     }
 
-    /// Ends it: the text that was held back, and everything that was generated.
+    /// Ends it. Returns the text held back so far, and the whole answer.
     pub(crate) fn end(mut self, finish: Finish) -> (String, Generated) {
         let mut rest = String::new();
         if !(finish == Finish::Stop && self.text.stopped) {

@@ -126,7 +126,7 @@ pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Re
     Ok(Conversion { n_bytes: size(target)?, formats, left_out, proof })
 }
 
-/// A model of which a copy is written.
+/// The model to copy.
 struct Written<'a> {
     source: &'a Path,
     model: &'a Model,
@@ -147,7 +147,8 @@ impl Written<'_> {
         Ok((summary.formats, summary.left_out))
     }
 
-    /// The tokenizer's keys: of a GGUF file its own, which say more than we read.
+    /// Returns the tokenizer's keys. Those of a GGUF file are copied, because they contain more
+    /// than lehr reads.
     fn gguf_tokenizer(&self) -> Result<Metadata> {
         let Some(tokenizer) = self.tokenizer else { return Ok(Metadata::default()) };
         if self.source.is_file() {
@@ -183,7 +184,7 @@ impl Written<'_> {
         Ok((BTreeMap::from([(format.name().to_uppercase(), n)]), Vec::new()))
     }
 
-    /// The small files beside the weights of a folder.
+    /// Copies the small files next to the weights of a folder.
     fn copy_texts(&self, dir: &Path) -> Result<()> {
         const FILES: [&str; 7] = [
             "generation_config.json",
@@ -205,7 +206,7 @@ impl Written<'_> {
         }
         let path = self.source.join("tokenizer_config.json");
         let mut config = if path.is_file() { read_json(&path)? } else { json!({}) };
-        // Only tokenizer.json is sure to be there, which this class reads.
+        // The copy always has tokenizer.json, which this class reads.
         if config.get("tokenizer_class").is_none() || !self.source.join("tokenizer.json").is_file()
         {
             config["tokenizer_class"] = "PreTrainedTokenizerFast".into();
@@ -216,7 +217,7 @@ impl Written<'_> {
         self.write_tokenizer_config(dir, &config)
     }
 
-    /// The small files of a folder, from what a GGUF file says.
+    /// Writes the small files of a folder from the metadata of a GGUF file.
     fn write_texts(&self, dir: &Path) -> Result<()> {
         let source = ModelSource::open(self.source)?;
         let metadata = source.gguf_metadata().cloned().unwrap_or_default();
@@ -250,7 +251,7 @@ impl Written<'_> {
     }
 }
 
-/// The tokenizer, if the model has one.
+/// Opens the tokenizer, if the model has one.
 fn optional_tokenizer(source: &Path) -> Result<Option<Tokenizer>> {
     if source.is_file() {
         let opened = ModelSource::open(source)?;
@@ -265,7 +266,7 @@ fn optional_tokenizer(source: &Path) -> Result<Option<Tokenizer>> {
     }
 }
 
-/// The sample's ids, cut to what the model takes; without a tokenizer, ids from all over the
+/// Encodes the sample, cut to the model's context. Without a tokenizer, returns ids spread over the
 /// vocabulary.
 fn sample_ids(model: &Model, tokenizer: Option<&Tokenizer>, sample: &str) -> Result<Vec<i32>> {
     let spec = model.spec();
@@ -274,7 +275,7 @@ fn sample_ids(model: &Model, tokenizer: Option<&Tokenizer>, sample: &str) -> Res
         Some(tokenizer) => tokenizer.encode_prompt(sample)?.into_iter().map(|i| i as i32).collect(),
         None => ids_without_tokenizer(model, limit),
     };
-    // What has to be at the end of a prompt stays there.
+    // Special tokens at the end of a prompt stay there.
     if ids.len() > limit {
         let n_after = tokenizer.map_or(0, |t| t.suffix_ids().len()).min(limit);
         let after = ids.split_off(ids.len() - n_after);
@@ -287,9 +288,9 @@ fn sample_ids(model: &Model, tokenizer: Option<&Tokenizer>, sample: &str) -> Res
     Ok(ids)
 }
 
-/// Different ids; for a model that has to be told what to continue, with its tokens for that.
+/// Returns distinct ids. For a GLM model they include its mask and start tokens.
 fn ids_without_tokenizer(model: &Model, limit: usize) -> Vec<i32> {
-    // Steps of a prime visit every id of a vocabulary that it does not divide.
+    // Steps of a prime visit every id, unless the prime divides the size of the vocabulary.
     let n = model.spec().vocab_size;
     let mut ids: Vec<i32> = (0..limit).map(|i| (i * 7919 % n) as i32).collect();
     let config = model.config().to_json();
@@ -307,13 +308,13 @@ fn ids_without_tokenizer(model: &Model, limit: usize) -> Vec<i32> {
     ids
 }
 
-/// Where a file or folder lies until it is whole.
+/// Returns the temporary path of a file or folder until it is complete.
 fn beside(target: &Path) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     target.with_file_name(format!(".{name}.partial"))
 }
 
-/// Removes what an interrupted conversion left.
+/// Removes the remains of an interrupted conversion.
 fn remove(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path).map_err(io("removing", path)),

@@ -1,4 +1,4 @@
-//! Texts to vectors whose directions tell what the texts are about.
+//! Text embeddings: vectors whose directions represent the meaning of texts.
 
 use std::path::Path;
 
@@ -9,17 +9,17 @@ use lehr_tokenizer::Tokenizer;
 use crate::pooling::{Pooling, Settings};
 use crate::{Error, Loaded, Result};
 
-/// Tokens computed at once: bounds the memory of activations.
+/// Maximum number of tokens in one forward pass, which bounds the memory of activations.
 const BATCH_TOKENS: usize = 4096;
-/// Length of a row that texts are packed into, where none is longer.
+/// Minimum length of a row into which texts are packed.
 const ROW_TOKENS: usize = 512;
 
 /// A model that turns texts into vectors.
 ///
-/// How is what the folder says in the files of sentence-transformers: `modules.json` (pooling),
-/// `sentence_bert_config.json` (longest text) and `config_sentence_transformers.json` (the prompt
-/// before each text). Where it says nothing, encoders give the mean of the hidden states and
-/// decoders that of the last token.
+/// Its settings come from the files of sentence-transformers in the model's folder: `modules.json`
+/// (pooling), `sentence_bert_config.json` (longest text) and `config_sentence_transformers.json`
+/// (prompt before each text). Without them, an encoder takes the mean of the hidden states, a
+/// decoder the hidden state of the last token.
 pub struct Embedder {
     model: Model,
     tokenizer: Tokenizer,
@@ -34,7 +34,7 @@ pub struct Embedder {
 pub struct Embeddings {
     /// f32 `[n, D]` in the order of the texts, each of length 1.
     pub vectors: Tensor,
-    /// Which texts were longer than the model takes; their ends are not in the vectors.
+    /// Indices of the texts whose ends were cut because they exceed the maximum length.
     pub cut: Vec<usize>,
 }
 
@@ -42,7 +42,7 @@ impl Embedder {
     /// Opens a run directory, a checkpoint, a Hugging Face folder or a GGUF file.
     ///
     /// # Errors
-    /// If there is no model, its parts do not belong together, or it pools in an unknown way.
+    /// If there is no model, its parts do not belong together, or its pooling is unknown.
     pub fn open(path: &Path) -> Result<Self> {
         let loaded = Loaded::open(path, Weights::AsStored)?;
         let settings = match loaded.metadata() {
@@ -62,53 +62,53 @@ impl Embedder {
         })
     }
 
-    /// The same with `prefix` before each text, in place of the folder's.
+    /// Replaces the folder's prompt before each text by `prefix`.
     #[must_use]
     pub fn with_prefix(self, prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), ..self }
     }
 
-    /// The same with another pooling than the folder's.
+    /// Replaces the folder's pooling.
     #[must_use]
     pub fn with_pooling(self, pooling: Pooling) -> Self {
         Self { pooling, ..self }
     }
 
-    /// The same with texts cut at `max_tokens`, at most the model's context.
+    /// Sets the length at which texts are cut, at most the model's context.
     #[must_use]
     pub fn with_max_tokens(self, max_tokens: usize) -> Self {
         let max_tokens = max_tokens.min(self.model.spec().max_positions);
         Self { max_tokens, ..self }
     }
 
-    /// Numbers of a vector, D.
+    /// Returns the dimension of a vector, D.
     #[must_use]
     pub fn dim(&self) -> usize {
         self.model.spec().hidden_size
     }
 
-    /// How vectors are pooled.
+    /// Returns the pooling.
     #[must_use]
     pub fn pooling(&self) -> Pooling {
         self.pooling
     }
 
-    /// Tokens at which texts are cut, those around the text included.
+    /// Returns the length in tokens at which texts are cut, special tokens included.
     #[must_use]
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
-    /// The model.
+    /// Returns the model.
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// The vectors of `texts`.
+    /// Computes the vectors of `texts`.
     ///
-    /// Texts of like length are packed several to a row, each a segment of its own, so that nearly
-    /// no time goes into padding. A vector does not depend on the other texts (beyond rounding).
+    /// Texts of similar length are packed into rows, each as its own segment, so little time is
+    /// spent on padding. A vector depends on the other texts only through rounding.
     ///
     /// # Errors
     /// If a text cannot be encoded or memory runs out.
@@ -123,7 +123,7 @@ impl Embedder {
             let batch = Packed::fill(&mut rest, &ids, self.model.spec().max_positions);
             let tokens = batch.tokens(&self.model, &ids)?;
             let hidden = no_grad(|| self.model.hidden(&tokens))?.to_host()?;
-            for place in &batch.places {
+            for place in &batch.texts {
                 let start = (place.row * batch.len() + place.start) * d;
                 let states = &hidden.data()[start..start + ids[place.text].len() * d];
                 let vector = &mut vectors.data_mut()[place.text * d..(place.text + 1) * d];
@@ -133,7 +133,7 @@ impl Embedder {
         Ok(Embeddings { vectors, cut })
     }
 
-    /// The tokens of each text, at least one, and the numbers of those that were cut.
+    /// Encodes each text to at least one token. Returns the indices of the cut texts as well.
     fn encode<T: AsRef<str>>(&self, texts: &[T]) -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
         let whole = |text: &T| {
             let text = format!("{}{}", self.prefix, text.as_ref());
@@ -146,7 +146,7 @@ impl Embedder {
         let cut = (0..framed.len()).filter(|&text| framed[text].is_cut).collect();
         let mut ids: Vec<Vec<u32>> = framed.into_iter().map(|framed| framed.ids).collect();
         for ids in ids.iter_mut().filter(|ids| ids.is_empty()) {
-            // An empty text of a tokenizer that puts nothing around texts.
+            // An empty text has no token if the tokenizer adds no special tokens.
             ids.push(self.tokenizer.end_of_document()?);
         }
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
@@ -157,16 +157,16 @@ impl Embedder {
     }
 }
 
-/// Where a text lies in a batch.
-struct Place {
+/// The position of a text in a batch.
+struct PackedAt {
     text: usize,
     row: usize,
     start: usize,
 }
 
-/// A batch of rows full of texts.
+/// A batch of packed texts.
 struct Packed {
-    places: Vec<Place>,
+    texts: Vec<PackedAt>,
     /// Tokens in each row so far.
     filled: Vec<usize>,
 }
@@ -176,7 +176,7 @@ impl Packed {
     fn fill(rest: &mut &[usize], ids: &[Vec<u32>], max_positions: usize) -> Self {
         let room = ids[rest[0]].len().max(ROW_TOKENS.min(max_positions));
         let n_rows = (BATCH_TOKENS / room).max(1);
-        let mut packed = Self { places: Vec::new(), filled: Vec::new() };
+        let mut packed = Self { texts: Vec::new(), filled: Vec::new() };
         while let [text, others @ ..] = *rest {
             let length = ids[*text].len();
             let row = match packed.filled.iter().position(|filled| filled + length <= room) {
@@ -187,27 +187,27 @@ impl Packed {
                 }
                 None => break,
             };
-            packed.places.push(Place { text: *text, row, start: packed.filled[row] });
+            packed.texts.push(PackedAt { text: *text, row, start: packed.filled[row] });
             packed.filled[row] += length;
             *rest = others;
         }
         packed
     }
 
-    /// Length of the rows, T.
+    /// Returns the length of the rows, T.
     fn len(&self) -> usize {
         self.filled.iter().copied().max().unwrap_or(0)
     }
 
-    /// The rows; each token of padding is a segment of its own.
+    /// Builds the rows. Each padding token is its own segment, so no text attends to it.
     fn tokens(&self, model: &Model, ids: &[Vec<u32>]) -> Result<Tokens> {
         let mut texts = Vec::new();
-        for place in &self.places {
+        for place in &self.texts {
             let ids: Vec<i32> = ids[place.text].iter().map(|id| *id as i32).collect();
             let layout = model.layout(&ids)?;
             texts.push((ids, layout));
         }
-        let packed = texts.iter().zip(&self.places).map(|((ids, layout), place)| PackedText {
+        let packed = texts.iter().zip(&self.texts).map(|((ids, layout), place)| PackedText {
             ids,
             layout,
             row: place.row,
@@ -218,7 +218,7 @@ impl Packed {
     }
 }
 
-/// One vector of length 1 from the states `[T, D]` of a text, T ≥ 1.
+/// Pools the states `[T, D]` of a text, T ≥ 1, into one vector of length 1.
 fn pool(pooling: Pooling, states: &[f32], vector: &mut [f32]) {
     let d = vector.len();
     let mut sum = vec![0.0f64; d];
@@ -226,13 +226,13 @@ fn pool(pooling: Pooling, states: &[f32], vector: &mut [f32]) {
         sum.iter_mut().zip(state).for_each(|(sum, x)| *sum += f64::from(*x));
     };
     match pooling {
-        // The length of the sum does not matter.
+        // The sum has the direction of the mean, and the vector is normalised below.
         Pooling::Mean => states.chunks_exact(d).for_each(add),
         Pooling::First => states.chunks_exact(d).take(1).for_each(add),
         Pooling::Last => states.chunks_exact(d).next_back().into_iter().for_each(add),
     }
     let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
-    // A vector of zeros has no direction and stays as it is.
+    // A zero vector has no direction and stays zero.
     let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
     vector.iter_mut().zip(&sum).for_each(|(v, sum)| *v = (sum * scale) as f32);
 }

@@ -1,4 +1,4 @@
-//! What can go wrong when a model is used.
+//! Errors of inference.
 
 use std::path::PathBuf;
 
@@ -25,18 +25,18 @@ pub enum Error {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// There is no model where one was named.
     #[error("opening model {}: {found}", path.display())]
     NoModel {
-        /// What was named.
+        /// The named file or folder.
         path: PathBuf,
-        /// What is there.
+        /// What was found there.
         found: String,
     },
-    /// Tokenizer and model are of different vocabularies.
+    /// Tokenizer and model have different vocabularies.
     #[error(
         "opening model {}: the tokenizer has {tokenizer} ids, the model's vocabulary {model}",
         path.display()
@@ -70,58 +70,58 @@ pub enum Error {
     /// One of several prompts cannot be continued.
     #[error("prompt {number} of {n}: {source}")]
     InPrompt {
-        /// Which one, counted from 1.
+        /// Its number, from 1.
         number: usize,
-        /// How many there are.
+        /// Number of prompts.
         n: usize,
-        /// What is wrong with it.
+        /// The error of this prompt.
         source: Box<Self>,
     },
-    /// A batch without room for texts.
+    /// A batch size of 0.
     #[error("generating many texts: at most 0 at once, expected at least 1")]
     EmptyBatch,
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
-    /// A prompt has a token that the model does not know.
+    /// A prompt has an id outside the model's vocabulary.
     #[error("the prompt has token {id}, expected ids below {vocab_size}")]
     TokenId {
         /// The token.
         id: u32,
-        /// The model's ids.
+        /// Number of ids of the model.
         vocab_size: usize,
     },
-    /// Logits from which nothing can be chosen.
+    /// Logits without a softmax.
     #[error(
         "choosing the next token: {n_nan} of {n} logits are NaN and the largest is {top}, \
          expected numbers"
     )]
     Logits {
-        /// Those that are no numbers.
+        /// Number of NaNs.
         n_nan: usize,
-        /// The largest of the others.
+        /// The largest other logit.
         top: f32,
-        /// All of them.
+        /// Number of logits.
         n: usize,
     },
-    /// Stop texts where there is no text.
+    /// Stop texts for an engine without a tokenizer.
     #[error("generating tokens: there are stop texts, but the engine makes no text")]
     StopWithoutText,
-    /// An engine for a single request has others.
+    /// An engine that must run a single request has others.
     #[error("generating a text: the engine works on {n} other requests, expected none")]
     Busy {
-        /// Those there are.
+        /// Number of other requests.
         n: usize,
     },
-    /// A folder makes vectors of texts in a way that is not known.
-    #[error("reading how texts become vectors, {}: {reason}", path.display())]
+    /// A folder describes a pooling that is not supported.
+    #[error("reading the pooling of text vectors, {}: {reason}", path.display())]
     Pooling {
-        /// The file that says so.
+        /// The file that describes it.
         path: PathBuf,
-        /// What it says.
+        /// Why it is not supported.
         reason: String,
     },
-    /// A golden file lacks what it should hold.
+    /// A golden file does not match the model, or lacks an item.
     #[error("verifying against {}: {reason}", path.display())]
     Golden {
         /// The golden file.
@@ -129,10 +129,10 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// There is something where a model was to be written.
-    #[error("converting to {}: there is something already", path.display())]
+    /// The target of a conversion exists.
+    #[error("converting to {}: the target exists", path.display())]
     TargetExists {
-        /// The place.
+        /// The target.
         path: PathBuf,
     },
     /// A converted model does not compute what its source does.
@@ -142,32 +142,32 @@ pub enum Error {
         path.display(), proof.faults().join("; ")
     )]
     Unproven {
-        /// What was written.
+        /// The copy.
         path: PathBuf,
-        /// How it differs.
+        /// The measured differences.
         proof: Box<crate::proof::Proof>,
     },
 }
 
 impl Error {
-    /// What the user can do about it, if the error knows.
+    /// Returns advice for the user, if there is any.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Tensor(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Tokenizer(error) => error.hint(),
-            Self::Io { .. } => Some("check that the file is there and may be read".to_owned()),
+            Self::Io { .. } => Some("check that the file exists and is readable".to_owned()),
             Self::NoModel { .. } => Some(
                 "give a run directory (runs/…), one of its checkpoints, a Hugging Face folder or a \
                  GGUF file"
                     .to_owned(),
             ),
             Self::Vocabulary { .. } => {
-                Some("tokenizer.json and config.json must be of one model".to_owned())
+                Some("tokenizer.json and config.json must belong to one model".to_owned())
             }
             Self::TargetExists { .. } => {
-                Some("remove it first, or give another place with --to".to_owned())
+                Some("remove it first, or name another target with --to".to_owned())
             }
             Self::Unproven { .. } => Some(
                 "the copy stays where it was written, for inspection; choose a format with more \
@@ -182,8 +182,8 @@ impl Error {
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),
             Self::TokenId { .. } => Some("use the tokenizer of this model".to_owned()),
             Self::Logits { .. } => Some(
-                "the weights are damaged, or the numbers overflow: look at them with lehr verify, \
-                 or use --dtype f32"
+                "the weights are damaged, or the computation overflows: check the model with lehr \
+                 verify, or use --dtype f32"
                     .to_owned(),
             ),
             Self::StopWithoutText => Some("give the engine a tokenizer, or stop ids".to_owned()),
@@ -197,7 +197,7 @@ impl Error {
                     .to_owned(),
             ),
             Self::Golden { .. } => Some(
-                "the file must hold what the reference computed with this very model".to_owned(),
+                "use the file that the reference computed with this model".to_owned(),
             ),
         }
     }

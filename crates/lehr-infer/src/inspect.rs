@@ -1,4 +1,4 @@
-//! What a model is, without loading its weights.
+//! Description of a model without loading its weights.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use lehr_tokenizer::Tokenizer;
 
 use crate::{Result, resolve_model};
 
-/// Files that may hold a tokenizer, beside `tokenizer.json`.
+/// Files that may hold a tokenizer, besides `tokenizer.json`.
 const OTHER_TOKENIZERS: [&str; 4] = ["tokenizer.model", "vocab.txt", "vocab.json", "merges.txt"];
 
-/// What there is to know about a model.
+/// The description of a model.
 pub struct Inspection {
-    /// The folder or file that was looked into.
+    /// The inspected folder or file.
     pub path: PathBuf,
-    /// Its configuration, if it is of a family that lehr knows.
+    /// Its configuration, if lehr supports the family.
     pub config: Option<Config>,
     /// Its parameters, if configuration and weights belong together.
     pub outline: Option<Outline>,
@@ -23,13 +23,13 @@ pub struct Inspection {
     pub stored: Vec<StoredTensor>,
     /// The tokenizer, if there is one.
     pub tokenizer: Option<TokenizerFacts>,
-    /// How conversations are written, if the files say so.
+    /// The chat template, if the files contain one.
     pub chat_template: Option<String>,
-    /// What is not as it should be.
+    /// The problems found.
     pub problems: Vec<String>,
 }
 
-/// What there is to know about a tokenizer.
+/// The description of a tokenizer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenizerFacts {
     /// The algorithm: `BPE`, `Unigram`, `WordPiece`, or the file's own word for it.
@@ -41,8 +41,8 @@ pub struct TokenizerFacts {
 }
 
 impl Inspection {
-    /// Looks into a run directory, a checkpoint, a Hugging Face folder, a GGUF file or a file of
-    /// weights. What is wrong with a part of it becomes one of the `problems`.
+    /// Inspects a run directory, a checkpoint, a Hugging Face folder, a GGUF file or a file of
+    /// weights. An error of one part is added to `problems`.
     ///
     /// # Errors
     /// If there is no model, or the weights cannot be read.
@@ -122,7 +122,7 @@ impl Inspection {
             let kind = json.as_ref().and_then(|json| json.get("model")?.get("type")?.as_str());
             let ids = (0..tokenizer.vocab_size() as u32).filter(|id| tokenizer.is_special(*id));
             TokenizerFacts {
-                // Files before the kind was written hold pairs to merge.
+                // Old files without a kind are BPE.
                 kind: kind.unwrap_or("BPE").to_owned(),
                 vocab_size: tokenizer.vocab_size(),
                 special: ids.map(|id| (id, tokenizer.decode(&[id]))).collect(),
@@ -132,7 +132,7 @@ impl Inspection {
         read.map(facts).map_err(|error| self.problems.push(error.to_string())).ok()
     }
 
-    /// Tensors of the files that the model has no use for.
+    /// Returns the tensors of the files that the model does not use.
     pub fn unused(&self) -> impl Iterator<Item = &StoredTensor> {
         let used = self.outline.iter().flat_map(|outline| &outline.parameters);
         let used: std::collections::BTreeSet<_> = used.map(|p| p.stored_as.as_str()).collect();
@@ -140,8 +140,8 @@ impl Inspection {
     }
 }
 
-/// The template of `chat_template.jinja` or `tokenizer_config.json`; of several the one called
-/// `default`, else the first.
+/// Reads the template of `chat_template.jinja` or `tokenizer_config.json`. If there are several,
+/// takes the one named `default`, otherwise the first.
 fn chat_template_of(dir: &Path) -> Option<String> {
     if let Ok(text) = std::fs::read_to_string(dir.join("chat_template.jinja")) {
         return Some(text);

@@ -1,5 +1,5 @@
-//! Inference: sampling, generation with a KV cache, multi-turn chat, vectors of texts, and the
-//! proof that a model computes what its reference computes.
+//! Inference: generation with a paged KV cache, sampling, multi-turn chat, text embeddings, and
+//! comparison of a model with its reference.
 
 mod chat;
 mod continuation;

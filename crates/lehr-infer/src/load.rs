@@ -1,4 +1,4 @@
-//! Finding and opening what a user calls a model.
+//! Finding and opening a model that a user names.
 
 use std::fs::File;
 use std::io::Read;
@@ -21,13 +21,13 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// The folder or the GGUF file both came from.
     pub path: PathBuf,
-    /// What a GGUF file says besides numbers.
+    /// The metadata of a GGUF file.
     metadata: Option<Metadata>,
 }
 
 impl Loaded {
-    /// Opens a run directory, a checkpoint, a Hugging Face folder or a GGUF file to be used, its
-    /// matrices kept as `weights` says.
+    /// Opens a run directory, a checkpoint, a Hugging Face folder or a GGUF file for inference.
+    /// `weights` is the format in which its matrices are kept.
     ///
     /// # Errors
     /// If there is no model, or its parts do not belong together.
@@ -36,7 +36,7 @@ impl Loaded {
         Self::new(path, of_folder, |source| Model::open_source(source, weights))
     }
 
-    /// The same with all weights as parameters: to be trained.
+    /// Opens a model for training: all weights become parameters.
     ///
     /// # Errors
     /// As [`Loaded::open`].
@@ -62,13 +62,14 @@ impl Loaded {
         Ok(Self { model, tokenizer, path, metadata })
     }
 
-    /// What a GGUF file says besides numbers; `None` for a folder.
+    /// Returns the metadata of a GGUF file; `None` for a folder.
     #[must_use]
     pub fn metadata(&self) -> Option<&Metadata> {
         self.metadata.as_ref()
     }
 
-    /// The model's chat template: its own, or the built-in one its special tokens tell of.
+    /// Returns the model's chat template: its own, or a built-in one recognised by its special
+    /// tokens.
     ///
     /// # Errors
     /// As [`template_of`].
@@ -76,7 +77,7 @@ impl Loaded {
         Ok(ChatTemplate::for_model(&self.tokenizer, &self.template_parts()?)?)
     }
 
-    /// What the model's files say about its chat template.
+    /// Reads the parts of the chat template from the model's files.
     ///
     /// # Errors
     /// If a file cannot be read or is damaged.
@@ -87,7 +88,7 @@ impl Loaded {
         }
     }
 
-    /// The ids at which a continued text ends: the end of a document, and what the files name.
+    /// Returns the ids that end a text: the end of a document, and those named in the files.
     ///
     /// # Errors
     /// If a file cannot be read or is damaged.
@@ -97,11 +98,11 @@ impl Loaded {
         Ok(ids)
     }
 
-    /// The template a user asked for: the name of a built-in one, or a file that ends in `.jinja`.
-    /// It is given the special tokens of the model's files.
+    /// Returns the template that a user requested: a built-in one by name, or a `.jinja` file. It
+    /// uses the special tokens of the model's files.
     ///
     /// # Errors
-    /// There is no template of that name, or the file cannot be read or is no template.
+    /// If there is no template of that name, or the file cannot be read or parsed.
     pub fn template_named(&self, name: &str) -> Result<ChatTemplate> {
         let TemplateParts { special, eos_ids, .. } = self.template_parts()?;
         if Path::new(name).extension().is_none_or(|ending| ending != "jinja") {
@@ -113,7 +114,7 @@ impl Loaded {
     }
 }
 
-/// The tokenizer of the model that `path`, from [`resolve_model`], is.
+/// Opens the tokenizer of the model at `path`, which [`resolve_model`] returned.
 ///
 /// # Errors
 /// If there is none, or it is damaged.
@@ -124,11 +125,11 @@ pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
     }
 }
 
-/// The chat template of the model that `path`, from [`resolve_model`], is.
+/// Reads the chat template of the model at `path`, which [`resolve_model`] returned.
 ///
 /// # Errors
-/// A file of the model cannot be read or is damaged, or there is neither a template nor a known set
-/// of special tokens.
+/// If a file of the model cannot be read or is damaged, or there is neither a template nor a known
+/// set of special tokens.
 pub fn template_of(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     let parts = match gguf_metadata(path)? {
         Some(metadata) => gguf_template_parts(&metadata)?,
@@ -158,9 +159,9 @@ pub(crate) fn folder_template_parts(dir: &Path) -> Result<TemplateParts> {
 /// Checks that every id of the tokenizer has a row in the model's embedding.
 ///
 /// # Errors
-/// If there are more ids than rows: they are of two models.
+/// If there are more ids than rows, so the two belong to different models.
 pub fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer, model: &Model) -> Result<()> {
-    // A model may have unused rows (padding to a round number), never too few.
+    // Models often pad the embedding to a round number of rows, but never have too few.
     let (tokenizer, model) = (tokenizer.vocab_size(), model.spec().vocab_size);
     if tokenizer <= model {
         return Ok(());
@@ -168,11 +169,11 @@ pub fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer, model: &Model) -> Res
     Err(Error::Vocabulary { path: dir.to_owned(), tokenizer, model })
 }
 
-/// The model that `path` means: a folder with `config.json` and weights, which is `path` itself or
-/// the newest whole checkpoint of the run directory it is; or a GGUF file.
+/// Resolves `path` to a model: a folder with `config.json` and weights, the newest intact
+/// checkpoint of a run directory, or a GGUF file.
 ///
 /// # Errors
-/// If there is none.
+/// If there is no model.
 pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     let none = |found: String| Error::NoModel { path: path.to_owned(), found };
     if !path.exists() {

@@ -1,4 +1,4 @@
-//! How a folder says that vectors of texts are made: the files of sentence-transformers.
+//! Pooling settings of a model, read from the files of sentence-transformers or from GGUF.
 
 use std::path::Path;
 
@@ -7,31 +7,31 @@ use lehr_model::io::read_json;
 
 use crate::{Error, Result};
 
-/// How one vector comes from the hidden states of a text.
+/// The reduction of the hidden states of a text to one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// Their mean.
+    /// The mean of all hidden states.
     Mean,
-    /// That of the first token, `[CLS]`.
+    /// The hidden state of the first token, `[CLS]`.
     First,
-    /// That of the last token, which has seen all of a decoder's text.
+    /// The hidden state of the last token, which in a decoder attends to the whole text.
     Last,
 }
 
-/// What the files say.
+/// The settings of an embedding model.
 pub(crate) struct Settings {
-    /// How vectors are pooled; `None` = the folder does not say.
+    /// The pooling; `None` = the model does not name one.
     pub(crate) pooling: Option<Pooling>,
-    /// Longest text in tokens, those around it included.
+    /// Longest text in tokens, special tokens included.
     pub(crate) max_tokens: Option<usize>,
-    /// Put before each text.
+    /// The prompt before each text.
     pub(crate) prefix: String,
-    /// Whether texts are written in small letters first.
+    /// Whether texts are lower-cased first.
     pub(crate) lower_case: bool,
 }
 
 impl Settings {
-    /// What a GGUF file says: `{architecture}.pooling_type`, 1 = mean, 2 = first, 3 = last.
+    /// Reads `{architecture}.pooling_type` of a GGUF file: 1 = mean, 2 = first, 3 = last.
     pub(crate) fn of_gguf(metadata: &Metadata) -> Result<Self> {
         let arch = metadata.string("general.architecture")?.unwrap_or_default();
         let pooling = match metadata.integer(&format!("{arch}.pooling_type"))? {
@@ -75,11 +75,11 @@ impl Settings {
         for module in modules {
             let kind = module.get("type").and_then(|v| v.as_str()).unwrap_or("missing");
             match kind.rsplit('.').next().unwrap_or(kind) {
-                // All vectors are given the length 1.
+                // All vectors are normalised anyway.
                 "Transformer" | "Normalize" => {}
                 "Pooling" => {
                     let folder = module.get("path").and_then(|v| v.as_str()).unwrap_or_default();
-                    // A name with a path in it would read files outside of the folder.
+                    // A name that contains a path could read files outside the folder.
                     if Path::new(folder).file_name() != Some(folder.as_ref()) {
                         return Err(fault(format!("`{folder}` is not a plain folder name")));
                     }
@@ -88,7 +88,7 @@ impl Settings {
                 }
                 other => {
                     let known = "Transformer, Pooling and Normalize";
-                    return Err(fault(format!("the module {other} is not known, only {known}")));
+                    return Err(fault(format!("the module is {other}, expected {known}")));
                 }
             }
         }
@@ -107,7 +107,7 @@ fn pooling(path: &Path) -> Result<Pooling> {
         }
     };
     match modes.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        // The sum over √n has the direction of the mean.
+        // The sum divided by √n has the direction of the mean.
         ["mean" | "mean_tokens" | "mean_sqrt_len_tokens"] => Ok(Pooling::Mean),
         ["cls" | "cls_token"] => Ok(Pooling::First),
         ["lasttoken"] => Ok(Pooling::Last),

@@ -5,7 +5,7 @@ pub use lehr_tensor::inplace::sample::Sampling;
 
 use crate::{Error, Result};
 
-/// Draws tokens. The n-th draw depends on the seed and n alone.
+/// A sampler of tokens. Its n-th draw depends only on the seed and n.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -13,7 +13,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the start of its random stream.
+    /// Creates a sampler at the start of its random stream.
     ///
     /// # Errors
     /// If a setting is out of range.
@@ -21,7 +21,7 @@ impl Sampler {
         Self::continued(sampling, 0)
     }
 
-    /// A sampler whose random stream goes on after `n_drawn` numbers.
+    /// Creates a sampler whose random stream continues after `n_drawn` numbers.
     ///
     /// # Errors
     /// If a setting is out of range.
@@ -34,13 +34,13 @@ impl Sampler {
         }
     }
 
-    /// The settings.
+    /// Returns the settings.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
         self.sampling
     }
 
-    /// The settings, and how many numbers were drawn.
+    /// Returns the settings and the number of draws so far.
     #[must_use]
     pub fn state(&self) -> (Sampling, u64) {
         (self.sampling, self.n_drawn)
@@ -51,8 +51,8 @@ impl Sampler {
         self.n_drawn += u64::from(!self.sampling.is_greedy());
     }
 
-    /// Chooses from `logits [V]`. `text` are the tokens so far, of which those from `n_prompt` on
-    /// were generated. Ties go to the lower id. Logits are changed by penalties.
+    /// Chooses a token from `logits [V]` and applies penalties to them in place. `text` holds the
+    /// tokens so far; those from index `n_prompt` are generated. Ties go to the lower id.
     ///
     /// # Panics
     /// If there are no logits.
@@ -89,8 +89,8 @@ impl Sampler {
     }
 }
 
-/// Ids from the most to the least likely, sorted as far as they are asked for: a draw from a
-/// vocabulary of 150,000 looks at few of them. Ties go by id, so that the order is one.
+/// Ids in descending order of their logits, sorted lazily: a draw from a vocabulary of 150,000
+/// reads only a few. Ties are ordered by id, so the order is unique.
 struct Falling<'a> {
     logits: &'a [f32],
     ids: Vec<u32>,
@@ -98,7 +98,7 @@ struct Falling<'a> {
 }
 
 impl<'a> Falling<'a> {
-    /// All ids, or the most likely `top_k`.
+    /// Orders all ids, or the most likely `top_k`.
     fn new(logits: &'a [f32], top_k: usize) -> Self {
         let ids = (0..logits.len() as u32).collect();
         let mut falling = Self { logits, ids, n_sorted: 0 };
@@ -110,7 +110,7 @@ impl<'a> Falling<'a> {
     }
 
     fn get(&mut self, index: usize) -> u32 {
-        /// So many are sorted at first; then as many again.
+        /// Number of ids sorted first. Later the sorted part doubles.
         const FIRST: usize = 64;
         while index >= self.n_sorted {
             self.sort_next(self.n_sorted.max(FIRST));
@@ -132,8 +132,8 @@ impl<'a> Falling<'a> {
     }
 }
 
-/// How many of the falling `weights`, which sum to `total` and of which the first is 1, pass
-/// `top_p` and `min_p`, at least one, and their sum.
+/// Returns how many of the descending `weights` pass `top_p` and `min_p`, at least one, and their
+/// sum. All weights sum to `total`; the first is 1.
 fn keep(weights: impl Iterator<Item = f64>, total: f64, top_p: f64, min_p: f64) -> (usize, f64) {
     let (mut n, mut sum) = (0, 0.0);
     for weight in weights {
@@ -162,7 +162,7 @@ fn repel_generated(logits: &mut [f32], generated: &[i32], frequency: f32, presen
     each_once(logits, generated, |logit, times| *logit -= frequency * times as f32 + presence);
 }
 
-/// Calls `change` with the logit of each different token and how often it occurs.
+/// Calls `change` with the logit of each distinct token and its number of occurrences.
 fn each_once(logits: &mut [f32], tokens: &[i32], change: impl Fn(&mut f32, usize)) {
     let mut sorted: Vec<i32> = tokens.to_vec();
     sorted.sort_unstable();
@@ -176,7 +176,7 @@ fn each_once(logits: &mut [f32], tokens: &[i32], change: impl Fn(&mut f32, usize
 fn best(logits: &[f32]) -> u32 {
     let (mut best, mut largest) = (0, f32::NEG_INFINITY);
     for (id, logit) in logits.iter().enumerate() {
-        // False for NaN, which is never chosen.
+        // The comparison is false for NaN, which is never chosen.
         if *logit > largest {
             (best, largest) = (id, *logit);
         }

@@ -1,12 +1,12 @@
 //! Texts that end a generation.
 
-/// Releases text only when it can no longer be the beginning of a stop text.
+/// A buffer that releases text only when it can no longer be the start of a stop text.
 pub(crate) struct StopText {
     stop: Vec<String>,
     held: String,
-    /// What was released.
+    /// The released text.
     pub(crate) released: String,
-    /// Whether a stop text came.
+    /// Whether a stop text was found.
     pub(crate) stopped: bool,
 }
 
@@ -15,7 +15,7 @@ impl StopText {
         Self { stop, held: String::new(), released: String::new(), stopped: false }
     }
 
-    /// Takes new text; gives what may be shown, and whether a stop text came.
+    /// Takes new text. Returns the text that may be shown, and whether a stop text was found.
     pub(crate) fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         let found =
@@ -30,14 +30,14 @@ impl StopText {
         (shown, self.stopped)
     }
 
-    /// Length of the longest end of the held text with which a stop text begins.
+    /// Returns the length of the longest suffix of the held text that is a prefix of a stop text.
     fn longest_beginning(&self) -> usize {
         let ends = self.held.char_indices().map(|(i, _)| i);
         let may_begin = |i: &usize| self.stop.iter().any(|s| s.starts_with(&self.held[*i..]));
         ends.into_iter().find(may_begin).map_or(0, |i| self.held.len() - i)
     }
 
-    /// The text still held, when no more will come.
+    /// Releases the rest when no more text comes.
     pub(crate) fn flush(&mut self) -> String {
         let rest = std::mem::take(&mut self.held);
         self.released.push_str(&rest);

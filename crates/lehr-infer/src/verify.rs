@@ -1,4 +1,4 @@
-//! A model against what its reference implementation computed.
+//! Comparison of a model with the results of its reference implementation.
 
 use std::path::Path;
 
@@ -11,18 +11,18 @@ use crate::{Error, Result};
 /// One compared item.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// What was compared: `logits`, `hidden`, `position_ids`, `attention_blocked`, `loss`,
-    /// `grad.<parameter>`, `greedy`, `cached`.
+    /// Its name: `logits`, `hidden`, `position_ids`, `attention_blocked`, `loss`,
+    /// `grad.<parameter>`, `greedy` or `cached`.
     pub item: String,
-    /// The error found; for `greedy`, `position_ids` and `attention_blocked` the number that
-    /// differ.
+    /// The error found. For `greedy`, `position_ids` and `attention_blocked`, the number of values
+    /// that differ.
     pub error: f64,
     /// The largest error allowed.
     pub limit: f64,
 }
 
 impl Check {
-    /// Whether the error is within the limit; NaN is not.
+    /// Returns whether the error is within the limit. NaN is not.
     #[must_use]
     pub fn passed(&self) -> bool {
         self.error <= self.limit
@@ -35,17 +35,20 @@ const LOGITS: f64 = 5e-5;
 const LOSS: f64 = 1e-6;
 /// Largest relative error of a gradient, `‖d − ref‖ / ‖ref‖`.
 const GRAD: f64 = 1e-4;
-/// Gradients below this share of the norm of all count as this large: where the true gradient is 0
-/// (that of keys' biases, which cannot change a softmax) the reference holds its own rounding.
+/// Smallest norm by which a gradient's error is divided, as a share of the norm of all gradients.
+/// The true gradient of key biases is 0, since they cannot change a softmax. There the reference
+/// contains only its own rounding.
 const SMALLEST_GRAD: f64 = 1e-5;
 
-/// Compares the model in `model_dir` with a golden file: `input_ids`, `labels` (not shifted, −100 =
-/// no label), `logits`, `hidden`, `loss`, `grad.<parameter>` and `greedy` (a prompt and its greedy
-/// continuation), as `tools/golden/models.py` writes it. Also compares cached with full generation.
-/// For models with a bidirectional prefix also `position_ids` `[B, streams, T]` and
-/// `attention_blocked` `[B, 1, T, T]` (1 = not seen). Of these `logits` must be there; for an
-/// encoder without a head, `hidden` stands for it. The model computes on the given device in the
-/// given type; the limits are those of f32.
+/// Compares the model in `model_dir` with a golden file written by `tools/golden/models.py`, and
+/// cached with uncached generation.
+///
+/// The file holds `input_ids`, `labels` (not shifted, −100 = no label), `logits`, `hidden`, `loss`,
+/// `grad.<parameter>` and `greedy` (a prompt and its greedy continuation). For a bidirectional
+/// prefix it also holds `position_ids` `[B, streams, T]` and `attention_blocked` `[B, 1, T, T]`
+/// (1 = not visible). Only `logits` is required, or `hidden` for an encoder without a head.
+///
+/// The model computes on the given device in the given type. The limits are those of f32.
 ///
 /// # Errors
 /// If the model or the golden file cannot be read or do not belong together.
@@ -100,7 +103,7 @@ fn check_logits(model: &Model, golden: &Checkpoint, tokens: &Tokens) -> Result<C
     Ok(Check { item: "logits".to_owned(), error, limit: LOGITS })
 }
 
-/// Positions and mask, as far as the golden file has them.
+/// Compares positions and mask, if the golden file has them.
 fn check_layout(
     golden: &Checkpoint,
     tokens: &Tokens,
@@ -112,9 +115,7 @@ fn check_layout(
         return Ok(Vec::new());
     }
     if tokens.prefix_lens.is_none() {
-        return Err(fault(
-            "it has position_ids, the model takes positions as they come".to_owned(),
-        ));
+        return Err(fault("it has position_ids, but the model counts positions from 0".to_owned()));
     }
     let streams: Vec<_> = [Some(&tokens.positions), tokens.block_positions.as_ref()]
         .into_iter()
@@ -149,7 +150,7 @@ fn check_layout(
     Ok(checks)
 }
 
-/// The first row token by token with the cache, against all of it at once.
+/// Compares the first row token by token, with the cache, with one pass over the whole row.
 fn check_cached(model: &Model, tokens: &Tokens) -> Result<Check> {
     let t = tokens.len();
     let ids = &tokens.ids.ids()[..t];
@@ -183,7 +184,7 @@ fn check_loss_and_gradients(
             labels.shape()
         )));
     }
-    // An encoder predicts a token at the token's own place.
+    // An encoder predicts a token at the token's own position.
     let targets = if model.is_causal() { next_token_targets(&labels)? } else { labels };
     let n_labels = targets.ids().iter().filter(|l| **l >= 0).count();
     let loss = model.loss(tokens, &targets, n_labels as f32)?;
@@ -209,7 +210,7 @@ fn check_loss_and_gradients(
     Ok(checks)
 }
 
-/// Labels as targets: position t predicts label t + 1, the last position nothing.
+/// Shifts labels to targets: position t predicts label t + 1, the last position nothing.
 fn next_token_targets(labels: &Tensor) -> Result<Tensor> {
     let t = labels.shape()[1];
     let mut targets = vec![-100; labels.ids().len()];
@@ -225,7 +226,7 @@ fn check_greedy(
     golden: &Checkpoint,
     fault: &dyn Fn(String) -> Error,
 ) -> Result<Vec<Check>> {
-    /// Tokens of the golden that are its prompt.
+    /// Number of prompt tokens in the golden.
     const PROMPT: usize = 10;
     let want = golden.ids("greedy")?;
     let want = want.ids();
@@ -248,7 +249,7 @@ fn check_greedy(
         let by_value = |a: &usize, b: &usize| last[*a].total_cmp(&last[*b]);
         let best = (0..last.len()).max_by(by_value).unwrap_or(0) as i32;
         n_different += usize::from(best != *expected);
-        // The golden's own token goes on, so that one difference is counted once.
+        // Continues with the golden's token, so that one difference is counted once.
         new = Tokens::of_texts(&[*expected], &[&layout], text.len())?;
         text.push(*expected);
     }
@@ -268,7 +269,7 @@ fn norm(values: &[f32]) -> f64 {
     values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// `‖a − b‖ / ‖b‖`, with `smallest` in place of a smaller `‖b‖`.
+/// Computes `‖a − b‖ / max(‖b‖, smallest)`.
 fn relative_distance(a: &[f32], b: &[f32], smallest: f64) -> f64 {
     let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     let scale = norm(b).max(smallest);

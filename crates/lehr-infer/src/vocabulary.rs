@@ -6,10 +6,10 @@ use lehr_tokenizer::{SpecialIds, TokenType, Tokenizer, VocabParts};
 
 use crate::Result;
 
-/// The tokenizer that the metadata of a GGUF file describes.
+/// Builds the tokenizer that the metadata of a GGUF file describes.
 ///
 /// # Errors
-/// If a key has another type than GGUF gives it, or [`VocabParts::build`] refuses what they say.
+/// If a key does not have the type that GGUF defines, or [`VocabParts::build`] refuses a value.
 pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
     let text = |key: &str| metadata.string(&format!("tokenizer.ggml.{key}"));
     let texts = |key: &str| metadata.strings(&format!("tokenizer.ggml.{key}"));
@@ -20,14 +20,14 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
     special_ids.bos = id("bos")?;
     special_ids.eos = id("eos")?;
     special_ids.unk = id("unknown")?;
-    // The key is spelt so in files.
+    // GGUF files spell the key this way.
     special_ids.sep = id("seperator")?;
     special_ids.pad = id("padding")?;
     special_ids.cls = id("cls")?;
     special_ids.mask = id("mask")?;
     special_ids.eot = id("eot")?;
     let types = integers("token_type")?.unwrap_or_default();
-    // A type without a number in GGUF is text like any other to llama.cpp too.
+    // llama.cpp also treats a token of an unknown type as normal text.
     let kind = |number: i64| i32::try_from(number).ok().and_then(TokenType::from_number);
     let bytes = integers("precompiled_charsmap")?.unwrap_or_default();
     let parts = VocabParts {
@@ -43,7 +43,7 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
         add_sep: flag("add_sep_token")?,
         add_space_prefix: flag("add_space_prefix")?,
         remove_extra_whitespaces: flag("remove_extra_whitespaces")?,
-        // The list is of signed or unsigned bytes: the same bits.
+        // Files store signed or unsigned bytes, with the same bits.
         precompiled_charsmap: bytes.into_iter().map(|byte| (byte & 0xFF) as u8).collect(),
         lowercase: flag("normalizer.lowercase")?,
         strip_accents: flag("normalizer.strip_accents")?,
@@ -51,10 +51,10 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
     Ok(parts.build()?)
 }
 
-/// What the metadata of a GGUF file says about the chat template.
+/// Reads the parts of the chat template from the metadata of a GGUF file.
 ///
 /// # Errors
-/// If a key has another type than GGUF gives it.
+/// If a key does not have the type that GGUF defines.
 pub(crate) fn gguf_template_parts(metadata: &Metadata) -> Result<TemplateParts> {
     let mut parts = TemplateParts {
         jinja: metadata.string("tokenizer.chat_template")?.map(str::to_owned),
@@ -78,12 +78,11 @@ pub(crate) fn gguf_template_parts(metadata: &Metadata) -> Result<TemplateParts> 
 /// `tokenizer.ggml.{key}_token_id`.
 fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
     let id = metadata.integer(&format!("tokenizer.ggml.{key}_token_id"))?;
-    // Some files have −1, or its bits, for a token they lack.
+    // Some files store −1, or its bits, for a missing token.
     Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX))
 }
 
-/// The metadata of a GGUF file that describe `tokenizer`, with a name for each of `vocab_size`
-/// rows.
+/// Writes `tokenizer` as metadata of a GGUF file, with a name for each of `vocab_size` rows.
 ///
 /// # Errors
 /// As [`VocabParts::of`].

@@ -193,7 +193,7 @@ fn conversation(model: &Model, sampling: Sampling) -> Vec<(Vec<u32>, Finish)> {
     };
     let first = turn(&text(&[9, 9]), max(9));
     let second = turn(&text(&[&[9, 9], &first.0[..], &[17]].concat()), max(6));
-    // On the host in between; the draws go on.
+    // On the host in between; the random stream continues.
     let third = turn(&text(&[9, 8]), Limits { logprobs: Some(2), ..max(4) });
     let stop_ids = (0..261).step_by(9).collect();
     let fourth = turn(&text(&[30]), Limits { stop_ids, ..max(40) });
@@ -267,7 +267,7 @@ fn a_batch_goes_on_by_the_choices_on_the_gpu() {
     assert!(graph.choose_next(model, &others, &mut pages, &last).is_err());
 }
 
-/// Prompts of many lengths, some of which begin alike, sampled and greedy; some want
+/// Prompts of many lengths, some with a common beginning, sampled and greedy; some want
 /// log-probabilities.
 fn mixed_requests() -> Vec<Request> {
     let shared: Vec<u32> = (0..36).map(|i| (5 * i + i * i) % 250).collect();

@@ -80,7 +80,7 @@ fn long_contexts_are_not_cut_and_never_reused_in_part() {
         // The same text and more in one context: nothing of the first context may stay.
         let longer = with_end(text(720), &[GMASK, SOP]);
         let shorter = with_end(text(650), &[MASK, SOP]);
-        // The answer goes on: all may stay.
+        // The answer continues, so all pages stay.
         let further = [shorter.clone(), text(3)].concat();
         for prompt in [longer, shorter, further] {
             let found = continued(&mut engine, &prompt).unwrap();

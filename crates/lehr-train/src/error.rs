@@ -1,4 +1,4 @@
-//! What can go wrong in training.
+//! Errors of training.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -30,19 +30,19 @@ pub enum Error {
     Io {
         /// What was being done.
         doing: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A recipe is no recipe.
+    /// A recipe cannot be parsed.
     #[error("reading the recipe {origin}: {reason}")]
     Recipe {
-        /// The file, or how the recipe came about.
+        /// The file, or where else the recipe came from.
         origin: String,
         /// What is wrong.
         reason: String,
-        /// What can be done about it.
+        /// Advice for the user.
         hint: Option<String>,
     },
     /// A setting of a recipe is impossible.
@@ -65,21 +65,33 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Loss or gradient is not a number any more.
-    #[error("step {step}: {what} is {value}; the optimiser was not run")]
+    /// The loss or a gradient is not finite.
+    #[error("step {step}: {what} is {value}; {}", updated(*n_updated))]
     NotFinite {
         /// The step.
         step: u64,
-        /// `loss`, or the name of the parameter.
+        /// The loss, or the gradient of a parameter, which is named.
         what: String,
-        /// What was found.
+        /// The value found.
         value: f64,
-        /// Where the state before the step was saved.
+        /// Number of parameters that `optimizer.in_backward` had updated by then.
+        n_updated: usize,
+        /// The folder in which the state was saved.
         debug: Option<PathBuf>,
     },
 }
 
-/// What can be done about a file that could not be read or written.
+/// Says which weights a failed step has changed.
+fn updated(n_updated: usize) -> String {
+    match n_updated {
+        0 => "no weight was updated".to_owned(),
+        n => format!(
+            "{n} parameters were updated before it was found, because optimizer.in_backward is true"
+        ),
+    }
+}
+
+/// Returns advice for a file that could not be read or written.
 fn io_hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
@@ -92,7 +104,7 @@ fn io_hint(kind: ErrorKind) -> &'static str {
 }
 
 impl Error {
-    /// What the user can do about it, if the error knows.
+    /// Returns advice for the user, if there is any.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -118,8 +130,12 @@ impl Error {
                  is there: --resume"
                     .to_owned(),
             ),
-            Self::NotFinite { debug, .. } => {
-                let saved = debug.as_ref().map(|d| format!("; the state is in {}", d.display()));
+            Self::NotFinite { debug, n_updated, .. } => {
+                let state = match n_updated {
+                    0 => "the state before the step",
+                    _ => "the partly updated state",
+                };
+                let saved = debug.as_ref().map(|d| format!("; {state} is in {}", d.display()));
                 let advice = "lower optimizer.lr, lengthen schedule.warmup_steps or clip harder";
                 Some(format!("{advice}{}", saved.unwrap_or_default()))
             }

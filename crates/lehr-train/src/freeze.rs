@@ -4,8 +4,8 @@ use lehr_tensor::{NamePattern, ParamStore};
 
 use crate::{Error, Result};
 
-/// Freezes the parameters whose names match one of `patterns`, in which `*` stands for any text,
-/// and says how much is left to train; `None` without patterns.
+/// Freezes the parameters whose names match one of `patterns`, where `*` matches any text. Returns
+/// a note on how many weights are trained; `None` without patterns.
 ///
 /// # Errors
 /// If a pattern matches no parameter, or nothing is left to train.

@@ -4,9 +4,9 @@
 //! Recipe -> prepare (tokenizer, data, model) -> Task -> run -> run directory
 //! ```
 //!
-//! The loss is normalised by the number of targets of the whole step, so gradients depend
-//! neither on the micro-batch nor on accumulation nor on packing. A run is a pure function of its
-//! recipe: a resumed run computes the bits of the undisturbed one.
+//! The loss is normalised by the number of targets of the whole step. So gradients depend neither
+//! on the micro-batch size nor on accumulation or packing. A run is a pure function of its recipe:
+//! a resumed run computes the same bits as an uninterrupted one.
 
 pub mod checkpoint;
 mod error;

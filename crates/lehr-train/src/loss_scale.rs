@@ -1,14 +1,14 @@
-//! Loss scaling, without which gradients in f16 vanish.
+//! Loss scaling, which keeps small gradients from underflowing in f16.
 
 use serde::{Deserialize, Serialize};
 
-/// What the loss is multiplied by before backward, and gradients divided by after. The smallest f16
-/// above zero is 6e-8, and the gradient of a token's logits in a step of 65,536 tokens is 1.5e-5 at
-/// most: without the factor most of them would be zero.
+/// The factor by which the loss is multiplied before backward and gradients are divided after it.
+/// The smallest positive f16 is 6e-8. In a step of 65,536 tokens, the gradient of a token's logits
+/// is at most 1.5e-5. Without the factor, most of these gradients would be zero.
 ///
-/// The factor is a power of two, so that it changes no digit of what stays in range. It is halved
-/// when a gradient overflows, and the step is made again; it is doubled after a while without that
-/// (Micikevicius et al. 2018, <https://arxiv.org/abs/1710.03740>).
+/// The factor is a power of two, so it does not round values that stay in range. It is halved when
+/// a gradient overflows, and the step is repeated. After a number of steps without overflow it is
+/// doubled (Micikevicius et al. 2018, <https://arxiv.org/abs/1710.03740>).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossScale {
@@ -19,14 +19,14 @@ pub struct LossScale {
 }
 
 impl LossScale {
-    /// After so many steps without an overflow the factor is doubled.
+    /// Number of steps without overflow after which the factor is doubled.
     const STEPS: u32 = 1000;
     const MAX: f32 = 16_777_216.0;
 
-    /// At the start of a run.
+    /// The value at the start of a run.
     pub const START: Self = Self { factor: 65_536.0, n_steps: 0 };
 
-    /// After a step in which nothing overflowed.
+    /// Returns the value after a step without overflow.
     #[must_use]
     pub fn after_step(self) -> Self {
         match self.n_steps + 1 < Self::STEPS || self.factor >= Self::MAX {
@@ -35,8 +35,8 @@ impl LossScale {
         }
     }
 
-    /// After an overflow of the gradient; `None` if no factor would help, because it overflows
-    /// without one.
+    /// Returns the value after an overflow; `None` if the gradient overflows even with a factor of
+    /// 1.
     #[must_use]
     pub fn after_overflow(self) -> Option<Self> {
         (self.factor > 1.0).then_some(Self { factor: 0.5 * self.factor, n_steps: 0 })

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Evaluation, Result};
 
-/// What is known of one step.
+/// The metrics of one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Steps made, this one included.
+    /// Number of steps made, including this one.
     pub step: u64,
     /// Mean loss per target (supervised token, or text), in nats.
     pub loss: f64,
@@ -20,18 +20,18 @@ pub struct Metrics {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f32,
-    /// Tokens through the model per second, in this step.
+    /// Tokens per second in this step.
     pub tokens_per_s: f64,
-    /// Floating-point operations per second, by the model's formula.
+    /// 10⁹ floating-point operations per second, by the model's formula.
     pub gflops: f64,
-    /// Tokens through the model so far.
+    /// Number of tokens that went through the model so far.
     pub tokens_seen: u64,
     /// Seconds spent so far.
     pub elapsed_s: f64,
-    /// The objective's named numbers, means per target.
+    /// The objective's own metrics, means per target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
-    /// What held-out data said after this step.
+    /// The evaluation after this step, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<Evaluation>,
 }
@@ -47,14 +47,14 @@ pub(crate) fn append(path: &Path, line: &impl Serialize) -> Result<()> {
     file.write_all(text.as_bytes()).map_err(Error::io("writing", path))
 }
 
-/// Removes the lines beyond `step`, which a resumed run will write again, and a line a crash cut.
+/// Removes the lines after `step`, which a resumed run writes again, and an incomplete last line.
 pub(crate) fn truncate(path: &Path, step: u64) -> Result<()> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::io("reading", path)(e)),
     };
-    // A line may be cut within a character, so lines are bytes until they are known to be whole.
+    // A crash can cut a line inside a character, so an incomplete line is not valid UTF-8.
     let keep = |line: &&[u8]| {
         let json = serde_json::from_slice::<serde_json::Value>(line).ok();
         json.and_then(|json| json.get("step")?.as_u64()).is_some_and(|s| s <= step)
@@ -64,7 +64,7 @@ pub(crate) fn truncate(path: &Path, step: u64) -> Result<()> {
     Ok(lehr_model::io::write_file(path, &kept.concat())?)
 }
 
-/// Reads a metrics file; a line a crash cut is left out.
+/// Reads a metrics file. Skips a line that a crash cut.
 ///
 /// # Errors
 /// If the file cannot be read.

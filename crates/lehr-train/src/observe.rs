@@ -1,13 +1,13 @@
-//! What a run tells while it runs. Libraries never print: the command line shows these events.
+//! Events of a run. Libraries never print; the command line shows these events.
 
 use std::path::Path;
 
 use crate::{Evaluation, Metrics};
 
-/// Something worth showing.
+/// An event of a run.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The loop begins, perhaps not at step 0.
+    /// The loop starts, after step 0 or after a checkpoint.
     Started {
         /// Steps already made.
         step: u64,
@@ -23,32 +23,32 @@ pub enum Event<'a> {
         /// Steps in all.
         steps: u64,
     },
-    /// Held-out data was looked at.
+    /// The model was evaluated on held-out data.
     Evaluated {
-        /// After so many steps.
+        /// Number of steps made.
         step: u64,
-        /// What came out.
+        /// The result.
         evaluation: &'a Evaluation,
     },
     /// A text was generated.
     Sampled {
-        /// After so many steps.
+        /// Number of steps made.
         step: u64,
-        /// What was given.
+        /// The prompt.
         prompt: &'a str,
-        /// What came.
+        /// The generated text.
         text: &'a str,
     },
     /// A checkpoint was written.
     Saved {
-        /// Where.
+        /// Its folder.
         path: &'a Path,
     },
-    /// A checkpoint could not be used on resume; an older one is.
+    /// A damaged checkpoint was skipped on resume, in favour of an older one.
     Skipped {
-        /// Which.
+        /// Its folder.
         path: &'a Path,
-        /// Why.
+        /// What is damaged.
         reason: &'a str,
     },
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{Error, Metrics, Recipe, Result, RunDir, read_metrics};
 
-/// Writes the report of a run from its metrics and samples.
+/// Writes the HTML report of a run from its metrics and samples.
 ///
 /// # Errors
 /// If they cannot be read or the report not written.
@@ -62,7 +62,7 @@ fn curves(report: &mut Report, metrics: &[Metrics]) {
     report.curves("Speed", "step", "tokens per second", &[speed], false);
 }
 
-/// The names of the objective's numbers.
+/// Collects the names of the objective's metrics.
 fn names(metrics: &[Metrics]) -> BTreeSet<String> {
     let held_out = |m: &Metrics| m.eval.iter().flat_map(|e| e.metrics.keys()).cloned().collect();
     let of = |m: &Metrics| -> BTreeSet<String> {

@@ -1,4 +1,8 @@
-//! The training loop.
+//! The training loop: [`run`] shows every step of a run in order.
+//!
+//! The order within a step matters to a resumed run. Metrics are written before the checkpoint, so
+//! a crash between them leaves lines beyond the checkpoint, which resuming removes and writes
+//! again.
 
 mod step;
 
@@ -22,19 +26,21 @@ use crate::{
     metrics,
 };
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Where it stands.
+    /// The counters after the last step.
     pub state: TrainState,
-    /// Whether all steps were made; if not, the run was asked to stop.
+    /// Whether all steps were made. If not, `stop` was set.
     pub finished: bool,
     /// The last evaluation, if the run is finished.
     pub evaluation: Option<Evaluation>,
 }
 
-/// Trains `task` by `recipe` until its last step or until `stop` is set, from the newest whole
-/// checkpoint of `dir` if there is one. Without a directory nothing is written.
+/// Trains `task` by `recipe` until its last step or until `stop` is set.
+///
+/// Starts from the newest intact checkpoint of `dir`, if there is one. Writes nothing without a
+/// directory.
 ///
 /// # Errors
 /// If the data does not fit the model, memory or disk run out, or the loss is not finite.
@@ -48,7 +54,7 @@ pub fn run(
     run_with_storage(recipe, task, dir, &mut Disk, observer, stop)
 }
 
-/// [`run`] with its checkpoints written through `storage`.
+/// Trains as [`run`] does, and writes checkpoints through `storage`.
 ///
 /// # Errors
 /// As [`run`].
@@ -66,28 +72,29 @@ pub fn run_with_storage(
     while session.state.step < steps && !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
         let lr = session.learning_rate();
-        // An objective with a rollout learns from what its model says now.
+        // A rollout generates the batches with the current weights.
         batches = session.rollout(batches)?;
         let mut next = None;
         let numbers = loop {
             let enqueued = session.enqueue_step(&batches, lr)?;
-            // A GPU is busy with this step while the host prepares the next.
+            // The host reads the next batches while a GPU computes this step.
             if next.is_none() && session.prefetches {
                 next = Some(session.batches_of(session.state.step + 1));
             }
             match session.await_step(&enqueued)? {
                 StepEnd::Made(numbers) => break numbers,
-                // In f16 the factor of the loss was too large. It is smaller now, and the step,
-                // which changed nothing, is made again.
+                // The step changed nothing. It is repeated with a smaller loss scale.
                 StepEnd::Overflow => {}
-                StepEnd::NotFinite(numbers) => return Err(session.not_finite(&numbers)?),
+                StepEnd::NotFinite { numbers, n_updated } => {
+                    return Err(session.not_finite(&numbers, n_updated)?);
+                }
             }
         };
         let mut metrics = session.advance(&batches, numbers, lr, start)?;
 
         let step = session.state.step;
         if is_due(recipe.eval.every_steps, step, steps) {
-            // Before the step is logged, because the line of the step has the evaluation.
+            // Evaluated before logging, because the line of the step contains the evaluation.
             metrics.eval = Some(session.evaluate()?);
         }
         session.log(&metrics)?;
@@ -97,18 +104,18 @@ pub fn run_with_storage(
         if is_due(recipe.checkpoint.every_steps, step, steps) {
             session.save()?;
         }
-        // Data that cannot be read must not cost the step that was made.
+        // An error of the data is raised only here, after the step was logged and saved.
         batches = next.unwrap_or_else(|| session.batches_of(step))?;
     }
     session.finish()
 }
 
-/// Whether something is due after `step`: every so many steps, and after the last.
+/// Returns whether something is due after `step`: every `every` steps, and after the last.
 fn is_due(every: u64, step: u64, steps: u64) -> bool {
     step == steps || (every > 0 && step.is_multiple_of(every))
 }
 
-/// The state of a run and what it works with.
+/// The state of a run and its parts.
 struct Session<'a> {
     recipe: &'a Recipe,
     task: &'a mut Task,
@@ -117,9 +124,10 @@ struct Session<'a> {
     observer: &'a mut dyn Observer,
     stepper: Stepper,
     state: TrainState,
-    /// Whether the next batches are read while a step runs: not if they depend on its outcome.
+    /// Whether the next batches are read while a step runs. They are not with a rollout, whose
+    /// batches depend on the weights after the step.
     prefetches: bool,
-    /// The model that checkpoints refer to, if they hold only what is trained.
+    /// The model that checkpoints refer to, if they hold only trained weights.
     base: Option<Base>,
     saved_step: Option<u64>,
     evaluation: Option<Evaluation>,
@@ -152,7 +160,7 @@ impl<'a> Session<'a> {
         };
         session.check_prompts()?;
         session.resume()?;
-        // The device may be another one now, and with it the type.
+        // A run may be resumed in another type: a loss scale is kept in f16, dropped otherwise.
         let scale = session.state.loss_scale;
         session.stepper.loss_scale = session.stepper.loss_scale.map(|start| scale.unwrap_or(start));
         session.state.loss_scale = session.stepper.loss_scale;
@@ -161,13 +169,13 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// Refuses at once the prompts that would end the run at its first sample.
+    /// Checks all sample prompts now, because a bad one would end the run at its first sample.
     fn check_prompts(&self) -> Result<()> {
         let prompts = &self.recipe.sample.prompts;
         prompts.iter().try_for_each(|prompt| self.task.objective.check_prompt(prompt))
     }
 
-    /// Restores the newest whole checkpoint.
+    /// Restores the newest intact checkpoint and removes the log lines after it.
     fn resume(&mut self) -> Result<()> {
         let Some(dir) = self.dir else { return Ok(()) };
         let observer = &mut *self.observer;
@@ -184,14 +192,14 @@ impl<'a> Session<'a> {
         metrics::truncate(&dir.samples(), self.state.step)
     }
 
-    /// The micro-batches of a step, none after the last.
+    /// Reads the micro-batches of a step. There are none after the last step.
     fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
         let n =
             if step < self.recipe.train.steps { self.recipe.train.grad_accumulation } else { 0 };
         (0..n).map(|i| Ok(self.task.train.batch(step * n + i)?)).collect()
     }
 
-    /// Gives the batches of this step to the objective's rollout, if it has one.
+    /// Passes the batches of this step through the objective's rollout, if it has one.
     fn rollout(&mut self, batches: Vec<Batch>) -> Result<Vec<Batch>> {
         let step = self.state.step;
         let Some(rollout) = self.task.objective.rollout() else { return Ok(batches) };
@@ -222,19 +230,21 @@ impl<'a> Session<'a> {
         Ok(end)
     }
 
-    /// The error of a step whose loss or gradient is not finite. The state before it is saved for
-    /// study.
-    fn not_finite(&mut self, numbers: &StepNumbers) -> Result<Error> {
+    /// Returns the error of a step whose loss or gradient is not finite, and saves the state for
+    /// study. That is the state before the step, except for the `n_updated` parameters that
+    /// `optimizer.in_backward` had updated by then. `state.json` then says so.
+    fn not_finite(&mut self, numbers: &StepNumbers, n_updated: usize) -> Result<Error> {
+        self.state.params_ahead = n_updated;
         let (what, value) = match numbers.loss.is_finite() {
             false => ("the loss".to_owned(), numbers.loss),
             true => (format!("the gradient of `{}`", self.first_bad_gradient()), numbers.grad_norm),
         };
         let debug = self.dir.map(|dir| dir.path().join(format!("debug-step-{}", self.state.step)));
-        if let Some(place) = &debug {
+        if let Some(folder) = &debug {
             let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
-            checkpoint::save_at(self.storage, place, &contents)?;
+            checkpoint::save_at(self.storage, folder, &contents)?;
         }
-        Ok(Error::NotFinite { step: self.state.step, what, value, debug })
+        Ok(Error::NotFinite { step: self.state.step, what, value, n_updated, debug })
     }
 
     fn first_bad_gradient(&self) -> String {
@@ -245,7 +255,7 @@ impl<'a> Session<'a> {
         params.iter().find(bad).map_or_else(|| "all".to_owned(), |p| p.name().to_owned())
     }
 
-    /// Advances the state by one step and gathers its numbers.
+    /// Advances the state by one step and returns its metrics.
     fn advance(
         &mut self,
         batches: &[Batch],
@@ -324,7 +334,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Saves what an interrupted run has, and says how the run ended.
+    /// Saves the last state and returns how the run ended.
     fn finish(mut self) -> Result<Outcome> {
         self.save()?;
         let finished = self.state.step >= self.recipe.train.steps;
@@ -335,7 +345,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What a checkpoint of now holds.
+/// Gathers the contents of a checkpoint of the current state.
 fn contents<'a>(
     task: &'a Task,
     stepper: &'a Stepper,
@@ -345,7 +355,7 @@ fn contents<'a>(
     Contents { objective: task.objective.as_ref(), optimizer: &*stepper.optimizer, state, base }
 }
 
-/// The model that checkpoints refer to.
+/// Opens the model that checkpoints refer to, if they hold only trained weights.
 fn base(recipe: &Recipe) -> Result<Option<Base>> {
     match (recipe.checkpoint.weights, &recipe.model) {
         (SavedWeights::Trained, ModelConfig::Load { path }) => {

@@ -14,7 +14,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Opens the directory for a run of `recipe`: a new one, or one that holds the same recipe.
+    /// Opens the directory for a run of `recipe`: a new one, or one with the same recipe.
     ///
     /// # Errors
     /// If it holds another recipe or cannot be written.
@@ -24,12 +24,12 @@ impl RunDir {
         match std::fs::read_to_string(&file) {
             Ok(text) => {
                 let mut there = Recipe::parse(&text, &file.display().to_string(), &[])?;
-                // The directory may have been moved, or be named in another way now.
+                // The directory may have been moved or named differently.
                 there.run.dir.clone_from(&recipe.run.dir);
-                // And a run may go on elsewhere: a checkpoint is the same for every device.
+                // A run may continue on another device, since checkpoints do not depend on it.
                 (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
                 there.run.fp8 = recipe.run.fp8;
-                // What memory it takes, and how it is started, changes no result.
+                // Checkpointing and CUDA graphs change memory and speed, but no result.
                 there.train.activation_checkpointing = recipe.train.activation_checkpointing;
                 there.train.cuda_graph = recipe.train.cuda_graph;
                 if there == *recipe {
@@ -38,8 +38,8 @@ impl RunDir {
                 if dir.has_begun() {
                     return Err(Error::OtherRun { path: dir.path });
                 }
-                // An attempt that failed before its first step has nothing to lose, and a cache
-                // that belongs to its recipe.
+                // A run that failed before its first step has no results to lose. Its cache
+                // belongs to its recipe and is removed with it.
                 match std::fs::remove_dir_all(dir.cache()) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                         return Err(Error::io("removing", &dir.cache())(e));
@@ -55,60 +55,60 @@ impl RunDir {
         Ok(dir)
     }
 
-    /// Whether a step was made or something saved.
+    /// Returns whether a step was made or a checkpoint saved.
     fn has_begun(&self) -> bool {
         let checkpoints = std::fs::read_dir(self.checkpoints());
         self.metrics().exists() || checkpoints.is_ok_and(|mut entries| entries.next().is_some())
     }
 
-    /// The recipe of an existing run.
+    /// Reads the recipe of an existing run.
     ///
     /// # Errors
     /// If there is no run.
     pub fn load_recipe(path: &Path) -> Result<Recipe> {
         let mut recipe = Recipe::load(&path.join("recipe.toml"), &[])?;
-        // A run that was moved is still that run.
+        // The directory may have been moved since the recipe was written.
         recipe.run.dir = path.display().to_string();
         Ok(recipe)
     }
 
-    /// The directory.
+    /// Returns the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The resolved recipe.
+    /// Returns the path of the resolved recipe.
     #[must_use]
     pub fn recipe(&self) -> PathBuf {
         self.path.join("recipe.toml")
     }
 
-    /// One line of JSON per logged step.
+    /// Returns the path of the metrics: one line of JSON per step.
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
     }
 
-    /// One line of JSON per sample.
+    /// Returns the path of the samples: one line of JSON each.
     #[must_use]
     pub fn samples(&self) -> PathBuf {
         self.path.join("samples.jsonl")
     }
 
-    /// Curves, settings and samples for people.
+    /// Returns the path of the HTML report.
     #[must_use]
     pub fn report(&self) -> PathBuf {
         self.path.join("report.html")
     }
 
-    /// The folder of the checkpoints.
+    /// Returns the folder of the checkpoints.
     #[must_use]
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
-    /// Token shards and the trained tokenizer.
+    /// Returns the folder of the token shards and the trained tokenizer.
     #[must_use]
     pub fn cache(&self) -> PathBuf {
         self.path.join("cache")

@@ -2,10 +2,9 @@
 
 use crate::recipe::ScheduleConfig;
 
-/// The learning rate of `step` (from 0) of `steps`, for a peak of `lr`.
+/// Returns the learning rate of `step` (from 0) of `steps`, for the peak `lr`.
 ///
-/// Warm-up rises linearly and reaches the peak after `warmup_steps`: step s has
-/// `(s + 1) / warmup_steps` of it.
+/// Warm-up rises linearly: step s has the rate `lr (s + 1) / warmup_steps`.
 #[must_use]
 pub fn learning_rate(schedule: &ScheduleConfig, lr: f32, step: u64, steps: u64) -> f32 {
     let warmup_steps = match schedule {

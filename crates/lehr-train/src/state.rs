@@ -1,23 +1,32 @@
-//! Where a run stands.
+//! The counters of a run.
 
 use serde::{Deserialize, Serialize};
 
 use crate::LossScale;
 
-/// Everything a resume needs besides weights and moments. Loaders, schedules and samples are pure
-/// functions of the step, so little is left.
+/// The state that a resume needs besides weights and moments. Loaders, schedules and samples are
+/// pure functions of the step, so these counters suffice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainState {
-    /// Optimiser steps made.
+    /// Number of finished optimiser steps.
     pub step: u64,
-    /// Targets learnt from: supervised tokens, or texts.
+    /// Number of targets trained on: supervised tokens, or texts.
     pub targets_seen: u64,
-    /// Tokens that went through the model.
+    /// Number of tokens that went through the model.
     pub tokens_seen: u64,
     /// Seconds spent, over all sessions.
     pub elapsed_s: f64,
-    /// For a run in f16.
+    /// Loss scaling of a run in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
+    /// Number of parameters that already have the update of the next step. It is 0 in checkpoints,
+    /// and positive only in the debug state of a step that failed with `optimizer.in_backward`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub params_ahead: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }

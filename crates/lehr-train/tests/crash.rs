@@ -1,5 +1,5 @@
-//! Whatever moment a crash picks while a checkpoint is saved, the run goes on from the newest whole
-//! one and ends with the bits of the undisturbed run; damaged checkpoints are passed over.
+//! Wherever a crash interrupts the saving of a checkpoint, the run continues from the newest intact
+//! one and ends with the bits of an uninterrupted run. Damaged checkpoints are skipped.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -22,7 +22,7 @@ enum Left {
     FirstHalf,
     /// As before, but it is the last half of the files that is gone.
     LastHalf,
-    /// All was done, but the program never learnt of it.
+    /// The whole call, but the program crashed before it returned.
     Done,
 }
 

@@ -136,8 +136,8 @@ fn a_recipe_with_fp8_runs_on_the_gpu_and_is_refused_elsewhere() {
     assert!(notes.iter().any(|note| note.contains("fp8 is not used")), "{notes:?}");
 }
 
-/// The losses from step `from` on of a run that begins on `first`, stops there and goes on on
-/// `second`.
+/// Returns the losses after step `from` of a run that begins on `first`, stops there and continues
+/// on `second`.
 fn continued(recipe: &Recipe, first: DeviceChoice, second: DeviceChoice, from: u64) -> Vec<f64> {
     let begin = Watch { stop_after: Some(from), ..Watch::default() };
     run_watched(&on(recipe, first, DTypeChoice::Auto), begin);

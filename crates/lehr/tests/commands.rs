@@ -352,6 +352,8 @@ fn more_text_continues_a_model() {
 fn the_training_benchmark_has_the_keys_of_its_peer() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["bench", "step", "--config", "tiny", "--steps", "1", "--warmup", "1", "--json"];
+    let old = [&args[..], &["--activations", "recompute"]].concat();
+    fails(dir.path(), &old, &["--activations recompute", "--activation-checkpointing none|"]);
     for arch in ["gpt", "llama"] {
         let json = one_json(&succeeds(dir.path(), &[&args[..], &["--arch", arch]].concat()));
         let number = |key: &str| json[key].as_f64().unwrap_or_else(|| panic!("no {key}: {json}"));
@@ -365,6 +367,7 @@ fn the_training_benchmark_has_the_keys_of_its_peer() {
         let first = number("loss_first");
         assert!((8.5..9.6).contains(&first), "the first loss is {first}, expected about ln 8192");
         assert_eq!((json["peer"].as_str(), json["arch"].as_str()), (Some("lehr"), Some(arch)));
+        assert_eq!(json["activation_checkpointing"], "none");
         let (busy, threads) = (number("busy_cores"), number("threads"));
         assert!(busy >= 0.0 && threads >= 1.0);
     }

@@ -10,47 +10,47 @@ use crate::batch::{Batch, LayoutRule, int};
 use crate::source::Labelled;
 use crate::{Error, Result};
 
-/// The classes of a task; a class is its index among the sorted names.
+/// The classes of a task. A class is the index of its name in sorted order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelSet {
     names: Vec<String>,
 }
 
 impl LabelSet {
-    /// The labels that occur in the training data.
+    /// Collects the labels that occur in the training data.
     ///
     /// # Errors
-    /// There are fewer than two.
+    /// If there are fewer than two.
     pub fn learn(examples: &[Labelled]) -> Result<Self> {
         Self::from_names(examples.iter().map(|example| example.label.clone()))
     }
 
-    /// The given labels, in any order, as kept with a trained model.
+    /// Uses the given labels, in any order, as stored with a trained model.
     ///
     /// # Errors
-    /// There are fewer than two different ones.
+    /// If there are fewer than two distinct ones.
     pub fn from_names(names: impl IntoIterator<Item = String>) -> Result<Self> {
         let names: Vec<String> = names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         if names.len() < 2 { Err(Error::TooFewLabels { found: names }) } else { Ok(Self { names }) }
     }
 
-    /// The names, by class.
+    /// Returns the names, by class.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The class of a name.
+    /// Returns the class of a name.
     pub fn class(&self, name: &str) -> Option<usize> {
         self.names.binary_search_by(|known| known.as_str().cmp(name)).ok()
     }
 }
 
-/// Batches of labelled texts, packed several to a row, each a segment of its own.
+/// Batches of labelled texts, packed into rows, each text as its own segment.
 ///
-/// A text has the tokens around it that the tokenizer puts there, and ends with the end-of-document
-/// token, the end of its entry in `sequences`: a decoder reads the class there, an encoder at the
-/// segment's first token. Rows are packed full, so that batches hold nearly equal numbers of
-/// tokens rather than of texts. Each example appears exactly once an epoch.
+/// A text includes the tokenizer's special tokens and ends with the end-of-document token, which is
+/// also the end of its entry in `sequences`. A decoder predicts the class there, an encoder at the
+/// segment's first token. Rows are packed full, so batches have nearly equal numbers of tokens
+/// rather than of texts. Each example appears exactly once per epoch.
 #[derive(Debug, Clone)]
 pub struct ClassLoader {
     examples: Vec<Example>,
@@ -72,7 +72,7 @@ impl ClassLoader {
     /// token still fits (see [`truncated`](Self::truncated)).
     ///
     /// # Errors
-    /// The options contradict themselves, there is no example, or a label is not in `labels`.
+    /// If the options contradict each other, there is no example, or a label is not in `labels`.
     pub fn new(
         examples: &[Labelled],
         labels: &LabelSet,
@@ -113,21 +113,21 @@ impl ClassLoader {
         })
     }
 
-    /// Places the tokens of each text by `layout` instead of counting from 0.
+    /// Sets the positions of each text by `layout` instead of counting from 0.
     #[must_use]
     pub fn with_layout(self, layout: LayoutRule) -> Self {
         Self { layout: Some(layout), ..self }
     }
 
-    /// Number of texts that were cut at the length of a row.
+    /// Returns the number of texts cut at the length of a row.
     pub fn truncated(&self) -> usize {
         self.truncated
     }
 
-    /// Indices of the examples of batch `index`, in the order of its `sequences`.
+    /// Returns the indices of the examples of batch `index`, in the order of its `sequences`.
     ///
     /// # Errors
-    /// There is no such batch.
+    /// If there is no such batch.
     pub fn examples_of(&self, index: u64) -> Result<Vec<usize>> {
         let rows = self.rows.of_batch(index)?;
         Ok(rows.iter().flat_map(|of| self.packing.row(of.row, of.epoch_key)).collect())

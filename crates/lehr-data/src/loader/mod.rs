@@ -20,21 +20,22 @@ pub use sft::SftLoader;
 
 use crate::{Batch, Result};
 
-/// A source of batches. Every batch can be asked for at any time, in any order, from any thread.
+/// A source of batches. Any batch can be read at any time, in any order, from any thread.
 pub trait Loader: Send + Sync {
-    /// Batches (of all processes together) that one pass over the data takes, rounded up.
+    /// Returns the number of batches (of all processes together) in one pass over the data, rounded
+    /// up.
     fn batches_per_epoch(&self) -> u64;
 
-    /// The batch `index` of this process, from 0. A shuffled loader has no last batch; a
-    /// sequential one has [`batches_per_epoch`](Self::batches_per_epoch), and pads the last one.
+    /// Reads batch `index` of this process, from 0. A shuffled loader has no last batch. A
+    /// sequential one has [`batches_per_epoch`](Self::batches_per_epoch) and pads the last one.
     ///
     /// # Errors
-    /// There is no such batch.
+    /// If there is no such batch.
     fn batch(&self, index: u64) -> Result<Batch>;
 
-    /// Rows of a batch of this process, B.
+    /// Returns the number of rows of a batch of this process, B.
     fn batch_size(&self) -> usize;
 
-    /// Tokens of a row, T.
+    /// Returns the number of tokens of a row, T.
     fn seq_len(&self) -> usize;
 }

@@ -1,4 +1,4 @@
-//! What all loaders are told, and how a batch index becomes rows of the data.
+//! Options of all loaders, and the mapping of a batch index to rows of the data.
 
 use super::order::{Permutation, mix};
 use crate::{Error, Result};
@@ -15,7 +15,7 @@ pub enum Order {
     Sequential,
 }
 
-/// What all loaders are told.
+/// The options of all loaders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoaderOptions {
     /// Rows of a batch of one process, B.
@@ -31,17 +31,17 @@ pub struct LoaderOptions {
 }
 
 impl LoaderOptions {
-    /// Shuffled, one process.
+    /// Creates options for shuffled data and one process.
     pub fn shuffled(batch_size: usize, seq_len: usize, seed: u64) -> Self {
         Self { batch_size, seq_len, order: Order::Shuffled { seed }, rank: 0, world: 1 }
     }
 
-    /// In order, once, one process.
+    /// Creates options for sequential data, read once, and one process.
     pub fn sequential(batch_size: usize, seq_len: usize) -> Self {
         Self { batch_size, seq_len, order: Order::Sequential, rank: 0, world: 1 }
     }
 
-    /// The same for process `rank` of `world`.
+    /// Sets the process `rank` of `world`.
     pub fn with_world(self, rank: usize, world: usize) -> Self {
         Self { rank, world, ..self }
     }
@@ -88,7 +88,7 @@ impl Rows {
             .div_ceil((self.options.batch_size as u64).saturating_mul(self.options.world as u64))
     }
 
-    /// The rows of batch `index`; fewer than asked for at the end of sequential data.
+    /// Returns the rows of batch `index`; fewer at the end of sequential data.
     pub(crate) fn of_batch(&self, index: u64) -> Result<Vec<RowOf>> {
         let LoaderOptions { batch_size, order, rank, world, .. } = self.options;
         let batches = self.batches_per_epoch();

@@ -6,13 +6,12 @@ use super::order::{Permutation, mix};
 
 /// A fixed arrangement of examples in rows.
 ///
-/// The rows are packed once: longest example first, each into the row in which it leaves the least
-/// room. A shuffled epoch exchanges examples of equal length among their places (and the loader
-/// permutes the rows), so that the number of rows is the same in every epoch and any row of any
-/// epoch is found directly.
+/// The rows are packed once, best fit, longest example first. A shuffled epoch exchanges examples
+/// of equal length, and the loader permutes the rows. So every epoch has the same number of rows,
+/// and any row of any epoch is found directly.
 #[derive(Debug, Clone)]
 pub(crate) struct Packing {
-    /// Examples by falling length; place `k` is that of example `by_length[k]`.
+    /// Examples by descending length; place `k` belongs to example `by_length[k]`.
     by_length: Vec<usize>,
     /// For each place, the first place and the number of places of the same length.
     same_length: Vec<(usize, usize)>,
@@ -51,7 +50,7 @@ impl Packing {
         self.rows.len()
     }
 
-    /// The examples of a row in the epoch of `key`; without a key, as they were packed.
+    /// Returns the examples of a row in the epoch of `key`; without a key, as they were packed.
     pub(crate) fn row(&self, row: u64, key: Option<u64>) -> Vec<usize> {
         let places = &self.rows[row as usize];
         let example = |&place: &usize| match key {
@@ -66,7 +65,7 @@ impl Packing {
     }
 }
 
-/// Takes a row with the least room that is at least `length`.
+/// Removes a row with the least room of at least `length`.
 fn take_fitting(
     by_room: &mut BTreeMap<usize, Vec<usize>>,
     length: usize,

@@ -15,8 +15,8 @@ use crate::shard::ShardSet;
 /// its end-of-document token, is a target, and as an input has none. There are ceil((N - 1) / T)
 /// rows; the last may end in padding.
 ///
-/// A window's segments are its documents. A document that began in an earlier window begins anew at
-/// position 0: what came before is not seen.
+/// A window's segments are its documents. A document that began in an earlier window starts again
+/// at position 0, because its earlier tokens are not visible.
 #[derive(Debug, Clone)]
 pub struct PretrainLoader {
     shards: ShardSet,
@@ -25,24 +25,24 @@ pub struct PretrainLoader {
 }
 
 impl PretrainLoader {
-    /// Loads windows of `shards`; with [`Order::Sequential`](super::Order), for validation.
+    /// Loads windows of `shards`. Validation uses [`Order::Sequential`](super::Order).
     ///
     /// # Errors
-    /// The options contradict themselves.
+    /// If the options contradict each other.
     pub fn new(shards: ShardSet, options: LoaderOptions) -> Result<Self> {
         options.check()?;
-        // A document has two tokens at least, so that there is a window.
+        // A document has at least two tokens, so there is a window.
         let windows = (shards.tokens() - 1).div_ceil(options.seq_len as u64);
         Ok(Self { shards, rows: Rows::new(options, windows), layout: None })
     }
 
-    /// Places the tokens of each segment by `layout` instead of counting from 0.
+    /// Sets the positions of each segment by `layout` instead of counting from 0.
     #[must_use]
     pub fn with_layout(self, layout: LayoutRule) -> Self {
         Self { layout: Some(layout), ..self }
     }
 
-    /// Tokens with a target in one epoch.
+    /// Returns the number of tokens with a target in one epoch.
     pub fn targets_per_epoch(&self) -> u64 {
         self.shards.tokens() - self.shards.documents()
     }
@@ -60,7 +60,7 @@ impl PretrainLoader {
                 start = t;
             }
             if !stretch.begins[t] {
-                batch.aim(row, t - 1, stretch.ids[t], self.shards.byte_lengths());
+                batch.set_target(row, t - 1, stretch.ids[t], self.shards.byte_lengths());
             }
         }
         Ok(())

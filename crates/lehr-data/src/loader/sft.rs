@@ -10,11 +10,11 @@ use crate::batch::{Batch, LayoutRule};
 use crate::source::Conversation;
 use crate::{Error, Result};
 
-/// Batches of conversations, packed several to a row, each a segment of its own.
+/// Batches of conversations, packed into rows, each conversation as its own segment.
 ///
-/// A conversation of L tokens takes L - 1 positions: its last token is only a target. Targets are
-/// the assistant's tokens alone, as the template's loss mask says. Each example appears exactly
-/// once an epoch.
+/// A conversation of L tokens takes L - 1 positions, because its last token is only a target. Only
+/// the assistant's tokens are targets, by the template's loss mask. Each example appears exactly
+/// once per epoch.
 #[derive(Debug, Clone)]
 pub struct SftLoader {
     examples: Vec<Rendered>,
@@ -28,13 +28,13 @@ pub struct SftLoader {
 }
 
 impl SftLoader {
-    /// Renders and packs `conversations`. One that is longer than a row is cut at its end (see
-    /// [`truncated`](Self::truncated)); one without anything to learn is left out (see
-    /// [`dropped`](Self::dropped)).
+    /// Renders and packs `conversations`. Cuts the end of one that is longer than a row
+    /// ([`truncated`](Self::truncated)), and drops one without supervised tokens
+    /// ([`dropped`](Self::dropped)).
     ///
     /// # Errors
-    /// The options contradict themselves, a conversation cannot be rendered, or nothing is left to
-    /// learn.
+    /// If the options contradict each other, a conversation cannot be rendered, or no supervised
+    /// token is left.
     pub fn new(
         conversations: &[Conversation],
         tokenizer: &Tokenizer,
@@ -70,23 +70,24 @@ impl SftLoader {
         Ok(Self { examples, packing, rows, byte_lengths, pad, truncated, dropped, layout: None })
     }
 
-    /// Places the tokens of each conversation by `layout` instead of counting from 0.
+    /// Sets the positions of each conversation by `layout` instead of counting from 0.
     #[must_use]
     pub fn with_layout(self, layout: LayoutRule) -> Self {
         Self { layout: Some(layout), ..self }
     }
 
-    /// Number of conversations that are learnt from.
+    /// Returns the number of conversations in the batches.
     pub fn examples(&self) -> usize {
         self.examples.len()
     }
 
-    /// Number of conversations that were cut at the length of a row.
+    /// Returns the number of conversations cut at the length of a row.
     pub fn truncated(&self) -> usize {
         self.truncated
     }
 
-    /// Number of conversations left out because nothing in them, once cut, is to be learnt.
+    /// Returns the number of conversations dropped because no supervised token is left after the
+    /// cut.
     pub fn dropped(&self) -> usize {
         self.dropped
     }
@@ -96,7 +97,7 @@ impl SftLoader {
         batch.put_segment(row, start, &example.ids[..n], self.layout.as_ref())?;
         for t in 0..n {
             if example.loss_mask[t + 1] {
-                batch.aim(row, start + t, example.ids[t + 1], &self.byte_lengths);
+                batch.set_target(row, start + t, example.ids[t + 1], &self.byte_lengths);
             }
         }
         Ok(())

@@ -1,5 +1,9 @@
-//! The one engine under everything that generates: requests go in, and step by step their tokens
-//! come out.
+//! The engine under everything that generates: requests go in, and each step yields their tokens.
+//!
+//! The keys and values of all sequences share one paged cache. A request passes through three
+//! states. It *waits* without pages. It is *prefilled*: its prompt is run in chunks, which fills
+//! its pages. It is *decoded*: each step runs its last token and chooses the next. `schedule.rs`
+//! decides what happens in a step, `step.rs` runs the decoded sequences as one batch.
 
 mod request;
 mod schedule;
@@ -17,25 +21,25 @@ use self::sequence::Sequence;
 use self::step::Step;
 use crate::{Error, Finish, Generated, Result};
 
-/// How much an [`Engine`] works on at once.
+/// Limits on the work of an [`Engine`].
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
-    /// Most sequences at once; other requests wait.
+    /// Maximum number of sequences at once. Other requests wait.
     pub max_sequences: usize,
-    /// Most tokens of a sequence, prompt and new tokens together. `None` = the model's context.
+    /// Maximum length of a sequence in tokens, prompt included. `None` = the model's context.
     pub context: Option<usize>,
-    /// Most tokens of all sequences together whose keys and values are in memory. `None` = as many
-    /// as so many sequences of that length have.
+    /// Maximum number of cached tokens of all sequences together. `None` = enough for
+    /// `max_sequences` sequences of full length.
     pub cache_tokens: Option<usize>,
-    /// Most prompt tokens that are read between two decoding steps, so that a long prompt does not
-    /// make the others wait.
+    /// Maximum number of prompt tokens run between two decoding steps. It bounds how long a long
+    /// prompt delays the tokens of other requests.
     pub prefill_budget: usize,
-    /// Whether a request reuses the keys and values of an earlier one whose tokens begin alike.
+    /// Whether a request reuses the cached pages of an earlier one with the same first tokens.
     pub reuse_prefixes: bool,
 }
 
 impl EngineSettings {
-    /// For one sequence at a time.
+    /// Settings for one sequence at a time.
     pub const ONE: Self = Self {
         max_sequences: 1,
         context: None,
@@ -45,40 +49,41 @@ impl EngineSettings {
     };
 }
 
-/// Prompt tokens that are run in one call, except for a bidirectional prefix, which cannot be cut.
-/// It bounds the memory of activations.
+/// Maximum number of prompt tokens in one forward pass, which bounds the memory of activations. A
+/// bidirectional prefix may exceed it: its tokens attend to one another and need one pass.
 const PREFILL_CHUNK: usize = 512;
 
-/// A model at work on requests.
+/// A scheduler that generates for many requests with one model.
 ///
-/// Each [`Engine::step`] appends one token to every sequence that is being decoded, and reads a
-/// part of the prompts of the others. The keys and values of all sequences are in the pages of one
-/// cache. When the pages run out, the request that arrived last is preempted: it gives its pages
-/// back, waits, and its tokens are run again later.
+/// Each [`Engine::step`] appends one token to every sequence in decoding, and prefills a part of
+/// the other prompts. The keys and values of all sequences are in the pages of one cache. When the
+/// pages run out, the latest request is preempted: it releases its pages, waits, and is prefilled
+/// again later.
 ///
-/// On the CPU the tokens and log-probabilities of a request are bit for bit the same whatever else
-/// is at work, however its prompt is cut, and whether a prefix was reused.
+/// On the CPU, results are batch-invariant. The tokens and log-probabilities of a request are bit
+/// for bit those it gets alone, with any other requests, any chunks of its prompt, and with or
+/// without a reused prefix.
 pub struct Engine<'m> {
     model: &'m Model,
-    /// None if nobody reads the text.
+    /// `None` if only tokens are wanted.
     tokenizer: Option<&'m Tokenizer>,
     cache: PagedCache,
     step: Box<dyn Step>,
-    /// One more than the largest id that may be chosen.
+    /// Number of ids that may be chosen: 0 to `n_ids` − 1.
     n_ids: usize,
     prefill_budget: usize,
-    /// Without pages, by arrival.
+    /// Requests without pages, by arrival.
     waiting: VecDeque<Sequence>,
-    /// With a row of the cache, by arrival.
+    /// Requests with a row of the cache, by arrival.
     running: Vec<Sequence>,
     last_id: u64,
 }
 
 impl<'m> Engine<'m> {
-    /// An engine without requests. Its cache takes memory as sequences grow.
+    /// Creates an engine without requests. Its cache allocates memory as sequences grow.
     ///
     /// # Errors
-    /// If the model is an encoder, there is to be no sequence at once, or memory runs out.
+    /// If the model is an encoder, `max_sequences` is 0, or memory runs out.
     pub fn new(
         model: &'m Model,
         tokenizer: &'m Tokenizer,
@@ -87,7 +92,7 @@ impl<'m> Engine<'m> {
         Self::build(model, Some(tokenizer), settings)
     }
 
-    /// An engine that gives tokens without their text, all of the model's vocabulary.
+    /// Creates an engine that yields tokens without text, from the model's whole vocabulary.
     ///
     /// # Errors
     /// As [`Engine::new`].
@@ -110,7 +115,7 @@ impl<'m> Engine<'m> {
             reuse_prefixes: settings.reuse_prefixes,
         };
         let cache = PagedCache::new(model, size)?;
-        // Rows of the embedding beyond the tokenizer's ids are padding, and never chosen.
+        // Rows of the embedding beyond the tokenizer's ids are padding and must not be chosen.
         let n_ids = tokenizer.map_or(usize::MAX, Tokenizer::vocab_size);
         let n_ids = n_ids.min(model.spec().vocab_size);
         let step = step::step_for(model, &cache, n_ids)?;
@@ -127,24 +132,23 @@ impl<'m> Engine<'m> {
         })
     }
 
-    /// Most tokens of a sequence, prompt and new tokens together.
+    /// Returns the maximum length of a sequence in tokens, prompt included.
     #[must_use]
     pub fn context(&self) -> usize {
         self.cache.context()
     }
 
-    /// Tokens that the cache has memory for so far.
+    /// Returns the number of tokens for which the cache has allocated memory.
     #[must_use]
     pub fn cached_tokens(&self) -> usize {
         self.cache.n_pages() * PagedCache::PAGE_LEN
     }
 
-    /// Takes in a request. It is checked at once and worked on by [`Engine::step`]; requests begin
-    /// in the order in which they came.
+    /// Checks a request and queues it for [`Engine::step`]. Requests begin in order of arrival.
     ///
     /// # Errors
-    /// If the prompt is empty, fills the context, has an id outside of the vocabulary or lacks the
-    /// tokens that its model needs, or a setting is out of range. Other requests are unaffected.
+    /// If the prompt is empty, fills the context, has an id outside the vocabulary or lacks the
+    /// special tokens its model needs, or a setting is out of range. Other requests are unaffected.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         let (found, limit) = (request.prompt.len(), self.context());
         if found == 0 {
@@ -167,13 +171,13 @@ impl<'m> Engine<'m> {
         Ok(id)
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether there are no requests.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Stops a request and gives what was generated so far; `None` if it has ended already.
+    /// Cancels a request and returns its tokens so far; `None` if it has already ended.
     pub fn cancel(&mut self, id: RequestId) -> Option<Generated> {
         let sequence = match self.running.iter().position(|s| s.id == id) {
             Some(at) => {
@@ -189,19 +193,21 @@ impl<'m> Engine<'m> {
         Some(sequence.end(Finish::Cancelled).1)
     }
 
-    /// Stops all requests.
+    /// Cancels all requests.
     pub fn cancel_all(&mut self) {
         self.running.drain(..).for_each(|sequence| self.cache.end(sequence.row));
         self.waiting.clear();
     }
 
-    /// Does one round of work: waiting requests begin where there is room, one more token is
-    /// generated for each sequence whose prompt has been read, and a part of the other prompts is
-    /// read. Gives what became of it, in order.
+    /// Runs one round and returns its events in order.
+    ///
+    /// A round admits waiting requests that have room, decodes one token of each sequence whose
+    /// prompt is complete, and prefills a part of the other prompts. Decoding precedes prefilling,
+    /// so a new prompt delays running answers by at most one budget of prompt tokens.
     ///
     /// # Errors
-    /// If the device fails or memory runs out in the work on several sequences at once: then all
-    /// requests are dropped. What is wrong with a single request is an [`Event::Failed`].
+    /// If the device fails or memory runs out while several sequences are decoded together. All
+    /// requests are then dropped. An error of a single request is an [`Event::Failed`].
     pub fn step(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         self.admit(&mut events);
@@ -213,12 +219,11 @@ impl<'m> Engine<'m> {
         Ok(events)
     }
 
-    /// Works on a single request until it ends. `on_text` gets each new piece of whole characters
+    /// Runs a single request until it ends. `on_text` receives each new piece of whole characters
     /// and may stop the generation.
     ///
     /// # Errors
-    /// If the request cannot be taken in, other requests are at work, or the model or the device
-    /// fails.
+    /// If the request is refused, the engine has other requests, or the model or the device fails.
     pub fn generate(
         &mut self,
         request: Request,

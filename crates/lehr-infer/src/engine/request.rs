@@ -1,67 +1,67 @@
-//! What goes into the engine, and what comes out.
+//! Requests to the engine, and its events.
 
 use crate::{Error, Generated, Limits, Sampling, TokenLogprob};
 
-/// A prompt to continue, and how.
+/// A prompt to continue, with its settings.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// How new tokens are chosen.
+    /// Sampling of new tokens.
     pub sampling: Sampling,
-    /// How many random numbers of the seed's stream are used up: 0, except for a request that
-    /// continues the draws of an earlier one, see [`Generated::n_drawn`].
+    /// Number of random numbers of the seed's stream to skip. It is 0, except for a request that
+    /// continues the draws of an earlier one ([`Generated::n_drawn`]).
     pub n_drawn: u64,
-    /// When generation ends, and what is reported of each token.
+    /// Limits of the generation, and which log-probabilities are reported.
     pub limits: Limits,
-    /// Whether the new text continues that of the prompt, so that a space at its start is part of
-    /// it. An answer in a conversation begins a text of its own.
+    /// Whether the new text continues the text of the prompt. A space at its start then belongs to
+    /// it. An answer in a conversation is a new text, whose first space is dropped.
     pub continues_text: bool,
 }
 
 impl Request {
-    /// A request to continue the text of a prompt.
+    /// Creates a request to continue the text of a prompt.
     #[must_use]
     pub fn new(prompt: Vec<u32>, sampling: Sampling, limits: Limits) -> Self {
         Self { prompt, sampling, n_drawn: 0, limits, continues_text: true }
     }
 }
 
-/// A request within its engine. Later requests have larger numbers.
+/// The number of a request in its engine. Later requests have larger numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(super) u64);
 
-/// What became of a request in a step.
+/// A result of one step for one request.
 #[derive(Debug)]
 pub enum Event {
-    /// A token was chosen, and is part of the answer.
+    /// A new token of the answer.
     Token {
-        /// Of which request.
+        /// The request.
         id: RequestId,
         /// The token.
         token: u32,
-        /// How likely it was, if [`Limits::logprobs`] asks for it.
+        /// Its log-probability, if [`Limits::logprobs`] requests it.
         logprob: Option<TokenLogprob>,
     },
-    /// More text is certain: whole characters, and no beginning of a stop text.
+    /// New text that can no longer change: whole characters, and no start of a stop text.
     Text {
-        /// Of which request.
+        /// The request.
         id: RequestId,
         /// The new text.
         piece: String,
     },
-    /// The request has ended.
+    /// The end of a request.
     Finished {
-        /// Which request.
+        /// The request.
         id: RequestId,
-        /// Everything that was generated.
+        /// The whole answer.
         generated: Generated,
     },
-    /// The request has ended because something is wrong with it.
+    /// The end of a request by an error of its own.
     Failed {
-        /// Which request.
+        /// The request.
         id: RequestId,
-        /// What is wrong.
+        /// The error.
         error: Error,
     },
 }

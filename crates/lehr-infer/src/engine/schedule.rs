@@ -1,5 +1,12 @@
-//! Who runs when: requests begin in the order of their arrival, and the last one gives way when
-//! pages run out.
+//! Scheduling: first come, first served, and the latest request is preempted first.
+//!
+//! Pages are allocated as sequences grow, not reserved for their full length. So more sequences
+//! share the memory, but pages can run out in the middle of a step. Then the latest sequence
+//! releases its pages and waits. The earliest sequence is never preempted, so it always completes
+//! and the engine cannot livelock.
+//!
+//! A preempted sequence keeps its tokens and the state of its sampler. Running the tokens again
+//! restores the same keys and values, so preemption does not change its answer.
 
 use lehr_model::PagedCache;
 
@@ -9,9 +16,15 @@ use super::{Engine, Event, PREFILL_CHUNK};
 use crate::{Error, Finish, Result};
 
 impl Engine<'_> {
-    /// Begins waiting requests, the first first, as long as there is a row of the cache and there
-    /// are pages for the tokens and for one more page of each running sequence, so that nobody is
-    /// preempted at once. If none is running, the first begins anyway.
+    /// Admits waiting requests in order of arrival.
+    ///
+    /// A request needs a row of the cache, pages for its tokens and the next one, and one spare
+    /// page for each running sequence. Without the spare pages, the next decoding step could
+    /// preempt the new sequence and waste its prefill. If no sequence is running, the first request
+    /// begins anyway: waiting would free nothing.
+    ///
+    /// A request that does not fit blocks those behind it. Smaller later requests must not starve
+    /// it.
     pub(super) fn admit(&mut self, events: &mut Vec<Event>) {
         while let Some(first) = self.waiting.front() {
             let n_running = self.running.len();
@@ -25,6 +38,8 @@ impl Engine<'_> {
                 finish(sequence, Finish::Length, events);
                 continue;
             }
+            // `begin` shares the pages of an earlier sequence that starts with the same tokens.
+            // Only full pages are shared, so no sequence ever writes into a page of another.
             match self.cache.begin(&sequence.tokens, sequence.layout.clone()) {
                 Ok(row) => sequence.row = row,
                 Err(error) => {
@@ -34,12 +49,15 @@ impl Engine<'_> {
             }
             sequence.is_decoding = false;
             let n_reused = self.cache.len(sequence.row).unwrap_or(0);
+            // After a preemption a sequence may find its own old pages. Only the first count is
+            // reported.
             sequence.n_reused.get_or_insert(n_reused);
             self.running.push(sequence);
         }
     }
 
-    /// Generates one more token for each sequence whose prompt has been read.
+    /// Decodes one token of each sequence whose prompt is complete, all in one batch. Preempts the
+    /// latest sequences until the batch has enough pages.
     pub(super) fn decode(&mut self, events: &mut Vec<Event>) -> Result<()> {
         let choices = loop {
             let n_running = self.running.len();
@@ -50,7 +68,7 @@ impl Engine<'_> {
             match self.step.next(self.model, &mut self.cache, &mut ready) {
                 Ok(choices) => break choices,
                 Err(error) if is_full(&error) && n_running > 1 => self.preempt_last(),
-                // With a single sequence there is no doubt whose error it is.
+                // The error of a batch of one belongs to that request and must not end the others.
                 Err(error) if ready.len() == 1 => break vec![Err(error)],
                 Err(error) => return Err(error),
             }
@@ -59,14 +77,17 @@ impl Engine<'_> {
         let mut running = std::mem::take(&mut self.running).into_iter();
         for sequence in running.by_ref() {
             match sequence.is_decoding.then(|| choices.next()).flatten() {
-                Some(choice) => self.go_on(sequence, choice, events),
+                Some(choice) => self.accept(sequence, choice, events),
                 None => self.running.push(sequence),
             }
         }
         Ok(())
     }
 
-    /// Reads prompts, those that arrived first first, up to the budget of tokens.
+    /// Prefills prompts in order of arrival, up to the budget of tokens.
+    ///
+    /// The earliest prompt gets the whole budget, because its first token comes sooner that way.
+    /// Only a bidirectional prefix may exceed the budget: it cannot be cut.
     pub(super) fn prefill(&mut self, events: &mut Vec<Event>) {
         let mut budget = self.prefill_budget;
         let mut at = 0;
@@ -89,16 +110,16 @@ impl Engine<'_> {
                     budget = budget.saturating_sub(n);
                     let Some(logits) = logits else { continue };
                     let mut sequence = self.running.remove(at);
-                    // The host chooses the first token everywhere: once per prompt, a row of logits
-                    // is little.
+                    // The host chooses the first token on every device: copying one row of logits
+                    // per prompt is cheap.
                     let logits = on_host(&logits, self.n_ids);
                     let choice = logits.and_then(|logits| sequence.choose(logits));
-                    // It is back at the same place if it goes on.
+                    // A sequence that continues is inserted at the same index again.
                     let n_before = self.running.len();
-                    self.go_on(sequence, choice, events);
+                    self.accept(sequence, choice, events);
                     at += self.running.len() - n_before;
                 }
-                // The last one gives way, be it this one.
+                // The latest sequence may be this one. The loop then ends at its index.
                 Err(error) if is_full(&error) && self.running.len() > 1 => {
                     self.preempt_last();
                 }
@@ -111,8 +132,8 @@ impl Engine<'_> {
         }
     }
 
-    /// Appends the token that was chosen for a sequence, which then runs on or has ended.
-    fn go_on(&mut self, mut sequence: Sequence, choice: Result<Choice>, events: &mut Vec<Event>) {
+    /// Appends the chosen token to a sequence, then keeps the sequence running or ends it.
+    fn accept(&mut self, mut sequence: Sequence, choice: Result<Choice>, events: &mut Vec<Event>) {
         let row = sequence.row;
         let pushed = choice.and_then(|choice| {
             let finish = sequence.push(choice, self.cache.context(), events);
@@ -134,8 +155,8 @@ impl Engine<'_> {
         self.cache.end(row);
     }
 
-    /// Makes the sequence that arrived last wait: its pages are given back and its tokens are run
-    /// again later. It goes on before all that arrived after it.
+    /// Preempts the latest sequence: releases its pages and puts it at the head of the queue, since
+    /// all waiting requests arrived after it. Its tokens are run again later.
     fn preempt_last(&mut self) {
         if let Some(last) = self.running.pop() {
             self.cache.end(last.row);
@@ -144,7 +165,7 @@ impl Engine<'_> {
     }
 }
 
-/// Ends a sequence with all its events.
+/// Ends a sequence and reports its last text and its answer.
 fn finish(sequence: Sequence, reason: Finish, events: &mut Vec<Event>) {
     let id = sequence.id;
     let (piece, generated) = sequence.end(reason);
@@ -154,7 +175,7 @@ fn finish(sequence: Sequence, reason: Finish, events: &mut Vec<Event>) {
     events.push(Event::Finished { id, generated });
 }
 
-/// Whether pages ran out.
+/// Returns whether the cache ran out of pages.
 fn is_full(error: &Error) -> bool {
     matches!(error, Error::Model(lehr_model::Error::PagesFull { .. }))
 }

@@ -1,4 +1,4 @@
-//! A request at work: its tokens so far and the state of its sampler.
+//! The state of one request: its tokens so far, its sampler and its row of the cache.
 
 use lehr_model::{Layout, Model};
 use lehr_tokenizer::Tokenizer;
@@ -7,25 +7,25 @@ use super::{Event, Request, RequestId};
 use crate::continuation::Continuation;
 use crate::{Error, Finish, Generated, Result, Sampler, TokenLogprob};
 
-/// A request with its tokens.
+/// A submitted request.
 pub(super) struct Sequence {
     pub(super) id: RequestId,
-    /// The prompt and what was generated. The last token of a sequence that is decoded is yet to be
-    /// run.
+    /// The prompt, then the generated tokens. In decoding, the last token has not been run yet.
     pub(super) tokens: Vec<i32>,
-    /// How many of them are the prompt.
+    /// Number of prompt tokens.
     pub(super) n_prompt: usize,
     pub(super) sampler: Sampler,
-    /// How many alternatives are reported of each token, if any.
+    /// Number of alternatives to report with the log-probability of each token; `None` = report no
+    /// log-probabilities.
     pub(super) logprobs: Option<usize>,
-    /// Where the tokens stand, and how many of the first have to be run in one call.
+    /// Positions of the tokens, and the length of the bidirectional prefix.
     pub(super) layout: Layout,
     new: Continuation,
-    /// The row of the cache; without meaning while it waits.
+    /// The row of the cache. It has no meaning while the request waits.
     pub(super) row: usize,
-    /// Whether all tokens but the last have been run.
+    /// Whether all tokens except the last have been run.
     pub(super) is_decoding: bool,
-    /// How many tokens were in the cache when it first began.
+    /// Number of its tokens that the cache already held when it first began.
     pub(super) n_reused: Option<usize>,
 }
 
@@ -57,12 +57,12 @@ impl Sequence {
         })
     }
 
-    /// Whether there are as many new tokens as there may be.
+    /// Returns whether the limit of new tokens is reached.
     pub(super) fn is_complete(&self) -> bool {
         self.new.is_complete()
     }
 
-    /// The prompt's tokens, and those after it.
+    /// Returns the prompt and the generated tokens.
     pub(super) fn parts(&self) -> (&[i32], &[i32]) {
         self.tokens.split_at(self.n_prompt)
     }
@@ -70,7 +70,7 @@ impl Sequence {
     /// Chooses the next token from `logits [V]`.
     ///
     /// # Errors
-    /// If they are not numbers.
+    /// If a logit is NaN or the largest is infinite.
     pub(super) fn choose(&mut self, mut logits: Vec<f32>) -> Result<Choice> {
         check_logits(&logits)?;
         let unchanged = self.logprobs.map(|n| (logits.clone(), n));
@@ -79,8 +79,8 @@ impl Sequence {
         Ok(Choice { token, logprob })
     }
 
-    /// Appends a token, and says why the sequence ends if it does. The sequence may have `context`
-    /// tokens.
+    /// Appends a token and returns the reason if the sequence ends with it. `context` is the
+    /// maximum length of the sequence.
     pub(super) fn push(
         &mut self,
         choice: Choice,
@@ -100,7 +100,7 @@ impl Sequence {
         pushed.finish
     }
 
-    /// Ends the sequence: the text that was held back, and all that was generated.
+    /// Ends the sequence. Returns the text held back so far, and the whole answer.
     pub(super) fn end(self, finish: Finish) -> (String, Generated) {
         let (_, n_drawn) = self.sampler.state();
         let (rest, generated) = self.new.end(finish);
@@ -108,7 +108,7 @@ impl Sequence {
     }
 }
 
-/// An error unless there are probabilities: a NaN, or an infinite largest logit, leaves none.
+/// Checks that a softmax of the logits exists: it does not with a NaN or an infinite largest logit.
 fn check_logits(logits: &[f32]) -> Result<()> {
     let n_nan = logits.iter().filter(|logit| logit.is_nan()).count();
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -1,4 +1,5 @@
-//! One more token for each sequence: on the CPU the host chooses it, on a GPU the device does.
+//! Decoding one token of each sequence. On the CPU the host samples it. On a GPU a kernel does, so
+//! that the logits `[B, V]` need not be copied to the host for every token.
 
 use lehr_model::{DecodeGraph, Model, PagedCache};
 use lehr_tensor::inplace::sample::GpuSampler;
@@ -7,13 +8,13 @@ use lehr_tensor::{Device, Tensor};
 use super::sequence::{Choice, Sequence};
 use crate::{Result, TokenLogprob};
 
-/// Runs the last tokens of sequences and chooses those after them.
+/// Runs the last token of each sequence and chooses the next.
 pub(super) trait Step {
-    /// Prepares for a sequence whose tokens have all been run but the last.
+    /// Prepares the row of a sequence that enters decoding.
     fn begin(&mut self, sequence: &Sequence) -> Result<()>;
 
-    /// Runs the last token of each sequence and chooses the next. The inner errors are those of
-    /// single sequences.
+    /// Runs the last tokens as one batch and chooses the next. An inner error concerns one
+    /// sequence, an outer error the batch.
     fn next(
         &mut self,
         model: &Model,
@@ -22,7 +23,7 @@ pub(super) trait Step {
     ) -> Result<Vec<Result<Choice>>>;
 }
 
-/// How a model is stepped where it is.
+/// Creates the step for the device of a model.
 pub(super) fn step_for(model: &Model, cache: &PagedCache, n_ids: usize) -> Result<Box<dyn Step>> {
     let (device, _) = model.compute();
     if device == Device::Cpu {
@@ -32,19 +33,19 @@ pub(super) fn step_for(model: &Model, cache: &PagedCache, n_ids: usize) -> Resul
     Ok(Box::new(GpuStep { sampler, graph: DecodeGraph::new(model, cache)?, n_ids }))
 }
 
-/// Rows and last tokens of sequences.
+/// Returns the row and the last token of each sequence.
 fn last(sequences: &[&mut Sequence]) -> Vec<(usize, i32)> {
     sequences.iter().filter_map(|s| Some((s.row, *s.tokens.last()?))).collect()
 }
 
-/// The logits of ids that may be chosen, from those of one row on any device.
+/// Copies one row of logits to the host, without the ids that must not be chosen.
 pub(super) fn on_host(logits: &Tensor, n_ids: usize) -> Result<Vec<f32>> {
     Ok(logits.to_host()?.data()[..n_ids].to_vec())
 }
 
-/// The host chooses.
+/// A step whose tokens are sampled on the host.
 struct HostStep {
-    /// One more than the largest id that may be chosen.
+    /// Number of ids that may be chosen.
     n_ids: usize,
 }
 
@@ -68,16 +69,17 @@ impl Step for HostStep {
     }
 }
 
-/// The GPU chooses. Logits stay there, except for rows whose log-probabilities are wanted.
+/// A step whose tokens are sampled on the GPU. Only rows with requested log-probabilities are
+/// copied to the host.
 struct GpuStep {
     sampler: GpuSampler,
-    /// Recorded work, where a model's step can be recorded.
+    /// The recorded forward pass, if the model's step can be recorded.
     graph: Option<DecodeGraph>,
     n_ids: usize,
 }
 
 impl GpuStep {
-    /// Runs the work launch by launch, and gives the logits of all rows `[B, V]`.
+    /// Runs the forward pass kernel by kernel and returns the logits of all rows, `[B, V]`.
     fn launch(
         &self,
         model: &Model,
@@ -85,7 +87,8 @@ impl GpuStep {
         last: &[(usize, i32)],
     ) -> Result<Tensor> {
         let logits = cache.next_logits(model, last)?;
-        // The sampler chooses for all rows; nobody reads the choices of those without a sequence.
+        // The sampler works on all rows of the cache. Rows without a sequence get the logits of the
+        // first one, and their choices are ignored.
         let mut of_row = vec![0; self.sampler.batch()];
         last.iter().enumerate().for_each(|(i, (row, _))| of_row[*row] = i as i32);
         let of_row = Tensor::from_ids(&of_row, [of_row.len()])?;
@@ -123,7 +126,8 @@ impl Step for GpuStep {
         let ids = self.sampler.read()?;
         let mut choose = |sequence: &mut &mut Sequence| {
             let row = sequence.row;
-            // The GPU says of logits that are no numbers only that they are none.
+            // A negative id only signals logits that are not finite. The host then reads them to
+            // report the details, and fails there.
             let Ok(token) = u32::try_from(ids[row]) else {
                 let logits = on_host(&logits.slice(0, row..row + 1)?, self.n_ids)?;
                 return sequence.choose(logits);

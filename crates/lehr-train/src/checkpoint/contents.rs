@@ -1,4 +1,4 @@
-//! What is in a checkpoint.
+//! The contents of a checkpoint.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,20 +16,20 @@ pub(super) const OBJECTIVE_TENSORS: &str = "objective.safetensors";
 /// The file of the other values of an objective's state.
 pub(super) const OBJECTIVE_VALUES: &str = "objective.json";
 
-/// What is saved in a checkpoint.
+/// The contents of a checkpoint.
 #[derive(Clone, Copy)]
 pub struct Contents<'a> {
     /// The model, its tokenizer, and the objective's own state.
     pub objective: &'a dyn Objective,
     /// The moments.
     pub optimizer: &'a dyn Optimizer,
-    /// Where the run stands.
+    /// The counters of the run.
     pub state: &'a TrainState,
-    /// The model that frozen weights are left to; `None` = all weights are saved.
+    /// The model that supplies the frozen weights; `None` = all weights are saved.
     pub base: Option<&'a Base>,
 }
 
-/// The model that a run has loaded, to which its checkpoints refer.
+/// The loaded model of a run, to which its checkpoints refer.
 #[derive(Debug)]
 pub struct Base {
     model: BaseModel,
@@ -37,7 +37,7 @@ pub struct Base {
 }
 
 impl Base {
-    /// Refers to the model in `path`.
+    /// Creates a reference to the model in `path`.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -46,14 +46,14 @@ impl Base {
         Ok(Self { model: BaseModel::of(path)?, names })
     }
 
-    /// Whether the base has the value of this parameter.
+    /// Returns whether the base supplies the value of this parameter.
     fn has(&self, param: &Param) -> bool {
         !param.is_trainable() && self.names.contains(param.name())
     }
 }
 
 impl Contents<'_> {
-    /// Writes all files but the manifest.
+    /// Writes all files except the manifest.
     pub(super) fn write(&self, writer: &mut Writer<'_>) -> Result<()> {
         let Self { objective, optimizer, state, base } = *self;
         writer.write_text("config.json", &format!("{:#}\n", objective.config_json()))?;
@@ -75,7 +75,7 @@ impl Contents<'_> {
         writer.write_text("state.json", &to_json(state))
     }
 
-    /// The weights that the base does not have.
+    /// Collects the weights that the base does not supply.
     fn weights(&self) -> Result<TensorFile> {
         let Some(base) = self.base else { return self.objective.weights() };
         let own = |param: &&Param| !base.has(param);

@@ -1,8 +1,8 @@
 //! Saving and resuming.
 //!
-//! A checkpoint is written beside its final folder file by file, each synced, the manifest with
-//! sizes and SHA-256 hashes last; then the folder is renamed. Whatever moment a crash picks, every
-//! checkpoint that has a manifest under its final name is whole.
+//! A checkpoint is written file by file into a temporary folder next to its final one. Each file is
+//! synced, and the manifest with sizes and SHA-256 hashes comes last. Then the folder is renamed.
+//! Wherever a crash happens, a checkpoint with a manifest under its final name is complete.
 
 mod contents;
 mod storage;
@@ -19,7 +19,7 @@ pub use storage::{Disk, Storage};
 use crate::optim::Optimizer;
 use crate::{Error, Objective, Result, RunDir, TrainState};
 
-/// A checkpoint in the making.
+/// A checkpoint being written.
 struct Writer<'a> {
     storage: &'a mut dyn Storage,
     dir: PathBuf,
@@ -45,11 +45,10 @@ impl Writer<'_> {
     }
 }
 
-/// Saves the checkpoint `step-N` of a run and removes all but the `keep` newest. Returns its
-/// folder.
+/// Saves the checkpoint `step-N` of a run and keeps only the `keep` newest. Returns its folder.
 ///
 /// # Errors
-/// If something cannot be written; what was saved before is untouched.
+/// If a file cannot be written. Earlier checkpoints are then untouched.
 pub fn save(
     storage: &mut dyn Storage,
     run: &RunDir,
@@ -59,7 +58,7 @@ pub fn save(
     let step = contents.state.step;
     let place = run.checkpoints().join(format!("step-{step}"));
     if place.join(MANIFEST).is_file() && verify(&place).is_ok() {
-        // A run resumed at its end: a run is a pure function of its recipe, so it is all there.
+        // A run resumed at its last step. Runs are deterministic, so the contents are the same.
         return Ok(place);
     }
     save_at(storage, &place, contents)?;
@@ -69,10 +68,10 @@ pub fn save(
     Ok(place)
 }
 
-/// The folders that may go once the checkpoint of `step` is saved: all but the `keep` newest up to
-/// it, and what a crash left half written or half removed. Later checkpoints are damaged, or the
-/// run would have continued from them; they do not count, and are written anew when their step
-/// comes.
+/// Lists the folders to remove after the checkpoint of `step` is saved: those older than the `keep`
+/// newest, and remains of a crash. Later checkpoints are damaged, since otherwise the run would
+/// have continued from them. They do not count as newest, and are replaced when their step is
+/// reached.
 fn superfluous(run: &RunDir, step: u64, keep: usize) -> Vec<PathBuf> {
     let whole = list(run);
     let old = whole.iter().rev().filter(|(s, _)| *s <= step).skip(keep.max(1));
@@ -86,10 +85,10 @@ fn superfluous(run: &RunDir, step: u64, keep: usize) -> Vec<PathBuf> {
     old.map(|(_, path)| path.clone()).chain(rests).collect()
 }
 
-/// Saves a checkpoint in the folder `place`, replacing one that is there.
+/// Saves a checkpoint in the folder `place` and replaces an existing one.
 ///
 /// # Errors
-/// If something cannot be written.
+/// If a file cannot be written.
 pub fn save_at(storage: &mut dyn Storage, place: &Path, contents: &Contents<'_>) -> Result<()> {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     let beside = place.with_file_name(format!(".{name}.partial"));
@@ -101,7 +100,7 @@ pub fn save_at(storage: &mut dyn Storage, place: &Path, contents: &Contents<'_>)
     writer.write_text(MANIFEST, &to_json(&manifest))?;
     let storage = writer.storage;
     storage.sync_dir(&beside).map_err(Error::io("syncing", &beside))?;
-    // What is there is damaged, or else it would not be written again.
+    // An existing checkpoint is damaged, otherwise it would not be written again.
     storage.remove_dir(place).map_err(Error::io("removing", place))?;
     storage.rename(&beside, place).map_err(Error::io("renaming", place))?;
     let parent = place.parent().unwrap_or(Path::new("."));
@@ -112,7 +111,7 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("numbers and text") + "\n"
 }
 
-/// The checkpoints of a run that have a manifest, oldest first.
+/// Lists the checkpoints of a run that have a manifest, oldest first.
 #[must_use]
 pub fn list(run: &RunDir) -> Vec<(u64, PathBuf)> {
     io::checkpoints(run.path())
@@ -129,7 +128,8 @@ pub fn verify(dir: &Path) -> Result<()> {
 /// Loads weights, moments and state of a checkpoint into a run's objective and optimiser.
 ///
 /// # Errors
-/// If the checkpoint is damaged or of another model, or the base it refers to has changed.
+/// If the checkpoint is damaged, belongs to another model or was saved in the middle of a step, or
+/// its base has changed.
 pub fn restore(
     dir: &Path,
     objective: &mut dyn Objective,
@@ -142,6 +142,10 @@ pub fn restore(
     };
     let state: TrainState = serde_json::from_str(&read("state.json")?)
         .map_err(|e| fault(format!("state.json: {e}")))?;
+    if state.params_ahead > 0 {
+        let n = state.params_ahead;
+        return Err(fault(format!("{n} parameters already have the update of the next step")));
+    }
     let weights = Checkpoint::open(dir)?;
     check_vocabulary_and_labels(dir, objective)?;
     for param in objective.model().params().params() {
@@ -158,8 +162,8 @@ pub fn restore(
     Ok(state)
 }
 
-/// Refuses to go on with other ids or labels than those that the weights were trained with: the
-/// data has changed since.
+/// Checks that tokenizer and labels are those with which the weights were trained. They differ if
+/// the data has changed.
 fn check_vocabulary_and_labels(dir: &Path, objective: &dyn Objective) -> Result<()> {
     let fault = |reason: String| Error::Checkpoint { path: dir.to_owned(), reason };
     let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;

@@ -1,39 +1,39 @@
-//! All writes of checkpoints go through here, so that a test can crash each of them.
+//! Storage of checkpoints: every write passes through a trait, so that a test can fail each one.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// What a checkpoint needs of a file system.
+/// The file-system operations of a checkpoint.
 pub trait Storage {
     /// Makes a folder and its parents.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the operating system.
     fn create_dir(&mut self, path: &Path) -> io::Result<()>;
 
     /// Writes a whole file and syncs it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the operating system.
     fn write(&mut self, path: &Path, parts: &mut dyn Iterator<Item = &[u8]>) -> io::Result<()>;
 
     /// Makes the entries of a folder durable.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the operating system.
     fn sync_dir(&mut self, path: &Path) -> io::Result<()>;
 
     /// Renames a folder.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the operating system.
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a folder with all in it; a missing one is no error.
+    /// Removes a folder with its contents. A missing folder is not an error.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the operating system.
     fn remove_dir(&mut self, path: &Path) -> io::Result<()>;
 }
 
@@ -54,7 +54,7 @@ impl Storage for Disk {
     }
 
     fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
-        // Folders can be synced on Unix only; elsewhere the rename itself is what there is.
+        // Only Unix can sync a folder. Elsewhere the rename must suffice.
         if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
     }
 

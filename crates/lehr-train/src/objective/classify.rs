@@ -1,4 +1,4 @@
-//! Predicting the label of a text.
+//! Classification of texts.
 
 use lehr_data::{Batch, Sequence};
 use lehr_model::{Classifier, Model, Tokens};
@@ -8,28 +8,27 @@ use lehr_tokenizer::Tokenizer;
 use super::{Loss, Objective, Scores, tokens_of};
 use crate::Result;
 
-/// Cross-entropy of the labels of texts, read at the last token by decoders and at the first by
-/// encoders.
+/// Cross-entropy of the labels of texts. Decoders predict at the last token, encoders at the first.
 pub struct Classify {
     classifier: Classifier,
     tokenizer: Tokenizer,
 }
 
 impl Classify {
-    /// Trains `classifier`.
+    /// Creates the objective for `classifier`.
     #[must_use]
     pub fn new(classifier: Classifier, tokenizer: Tokenizer) -> Self {
         Self { classifier, tokenizer }
     }
 
-    /// The classifier.
+    /// Returns the classifier.
     #[must_use]
     pub fn classifier(&self) -> &Classifier {
         &self.classifier
     }
 }
 
-/// A batch as the classifier takes it.
+/// The input of the classifier.
 struct Texts {
     tokens: Tokens,
     /// Flat index of the last token of each text, i32 `[n]`.

@@ -1,4 +1,4 @@
-//! Held-out data.
+//! Evaluation on held-out data.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 use super::{Loss, Objective};
 use crate::Result;
 
-/// What a held-out batch gives: sums over its targets.
+/// Results of a held-out batch: sums over its targets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
     /// The loss, in nats.
     pub nats: f64,
-    /// How many targets the model guesses right, for objectives with a right answer.
+    /// Number of targets predicted correctly, for objectives with a correct answer.
     pub n_correct: Option<usize>,
     /// The objective's named numbers.
     pub metrics: Vec<(&'static str, f64)>,
 }
 
 impl Scores {
-    /// Reads a loss that was computed with the normaliser 1.
+    /// Reads a loss computed with a normaliser of 1.
     ///
     /// # Errors
     /// If a device fails.
@@ -32,7 +32,7 @@ impl Scores {
     }
 }
 
-/// What held-out data says.
+/// Results on held-out data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Mean loss per target, in nats.
@@ -40,7 +40,7 @@ pub struct Evaluation {
     /// Loss per byte of text, in bits: comparable between tokenizers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
-    /// Share of right answers.
+    /// Share of correct predictions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
     /// Number of targets.
@@ -50,8 +50,8 @@ pub struct Evaluation {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// Runs the objective once over each batch of a sequential loader without recording; at most
-/// `batches_max` batches (0 = all).
+/// Evaluates the batches of a sequential loader, each in one pass without recording. `batches_max`
+/// is the maximum number of batches (0 = all).
 ///
 /// # Errors
 /// If a batch does not fit the model or memory runs out.

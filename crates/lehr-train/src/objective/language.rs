@@ -21,14 +21,15 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Trains `model`; samples are answers if conversations have a `template`, else continuations.
+    /// Creates the objective for `model`. With a chat `template`, samples are answers, otherwise
+    /// continuations.
     #[must_use]
     pub fn new(model: Model, tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
         Self { model, tokenizer, template }
     }
 }
 
-/// The cross-entropy of the targets of a batch, summed and divided by `normalizer`.
+/// Computes the cross-entropy of the targets of a batch, summed and divided by `normalizer`.
 ///
 /// # Errors
 /// If the batch does not fit the model or memory runs out.
@@ -59,7 +60,7 @@ impl Objective for LanguageModel {
         let limit = self.model.spec().max_positions;
         let (ids, room) = match &self.template {
             Some(template) => {
-                // What an answer ends with must be there too.
+                // Refuses a tokenizer without the tokens that end an answer.
                 template.stop_ids(&self.tokenizer)?;
                 let messages = [Message::new(Role::User, prompt)];
                 let ids = template.render(&self.tokenizer, &messages, true)?.ids;
@@ -68,7 +69,7 @@ impl Objective for LanguageModel {
             None => (self.tokenizer.encode(prompt)?, 0),
         };
         let found = ids.len();
-        // Some models are told in the prompt what to continue.
+        // Some models need special tokens in the prompt that mark what to continue.
         self.model.layout(&ids.iter().map(|id| *id as i32).collect::<Vec<_>>())?;
         match found {
             0 => Err(lehr_infer::Error::EmptyPrompt.into()),

@@ -1,4 +1,4 @@
-//! What is learnt: from a batch and a model to a loss.
+//! Training objectives: from a batch and a model to a loss.
 
 mod classify;
 mod evaluate;
@@ -17,23 +17,23 @@ use serde_json::Value;
 
 use crate::Result;
 
-/// What a batch gives: the loss that is minimised, and numbers that are only shown.
+/// The result of a batch: the loss to minimise, and metrics that are only shown.
 pub struct Loss {
     /// The loss, `[1]`: a sum over the batch divided by the normaliser.
     pub value: Tensor,
-    /// Named numbers.
+    /// Named metrics.
     pub metrics: Vec<Metric>,
 }
 
 impl Loss {
-    /// A loss without further numbers.
+    /// Creates a loss without metrics.
     #[must_use]
     pub fn new(value: Tensor) -> Self {
         Self { value, metrics: Vec::new() }
     }
 
-    /// Adds a named number, `[1]`: a sum over the batch divided by the same normaliser as the loss.
-    /// The numbers of the micro-batches of a step are added up, like their losses.
+    /// Adds a metric, `[1]`: a sum over the batch divided by the same normaliser as the loss.
+    /// Metrics of the micro-batches of a step are summed, like their losses.
     #[must_use]
     pub fn with_metric(mut self, name: &'static str, value: &Tensor) -> Self {
         self.metrics.push(Metric { name, value: value.detach() });
@@ -41,32 +41,32 @@ impl Loss {
     }
 }
 
-/// A number that an objective shows beside the loss.
+/// A named number that an objective reports besides the loss.
 pub struct Metric {
     /// Its name in `metrics.jsonl`.
     pub name: &'static str,
-    /// Its value, `[1]`. It may still be computed on a GPU.
+    /// Its value, `[1]`. A GPU may still be computing it.
     pub value: Tensor,
 }
 
-/// What a checkpoint keeps of an objective, beside the weights of its model.
+/// The state of an objective in a checkpoint, besides the weights of its model.
 pub struct ObjectiveState {
     /// Named tensors.
     pub tensors: Vec<(String, Tensor)>,
-    /// Everything else.
+    /// All other values.
     pub values: Value,
 }
 
-/// A model with the loss it is trained by.
+/// A model with its training loss.
 pub trait Objective {
-    /// The loss of a batch: the sum over its targets divided by `normalizer`. In f16 the normaliser
-    /// is smaller than the number of targets by the factor of loss scaling.
+    /// Computes the loss of a batch: the sum over its targets divided by `normalizer`. In f16 the
+    /// normaliser is the number of targets divided by the loss scale.
     ///
     /// # Errors
     /// If the batch does not fit the model or memory runs out.
     fn loss(&self, batch: &Batch, normalizer: f32) -> Result<Loss>;
 
-    /// What a held-out batch gives, from one pass without recording.
+    /// Evaluates a held-out batch in one forward pass without recording.
     ///
     /// # Errors
     /// If the batch does not fit the model or memory runs out.
@@ -74,22 +74,22 @@ pub trait Objective {
         Scores::of(&no_grad(|| self.loss(batch, 1.0))?)
     }
 
-    /// The model with all parameters.
+    /// Returns the model with all parameters.
     fn model(&self) -> &Model;
 
-    /// Further models, which are used and not trained: a teacher, a reference. They are moved to
-    /// the device with the first.
+    /// Returns further models that are not trained, such as a teacher or a reference. They are
+    /// moved to the device of the trained model.
     fn frozen_models(&self) -> Vec<&Model> {
         Vec::new()
     }
 
-    /// What the objective makes between steps of what its model is now; `None` if it learns from
-    /// the data alone.
+    /// Returns the rollout that makes batches between steps from the current weights; `None` if the
+    /// objective trains on the data alone.
     fn rollout(&mut self) -> Option<&mut dyn Rollout> {
         None
     }
 
-    /// Called after each optimiser step, `step` of them made: a moving average is updated here.
+    /// Runs after each optimiser step; `step` steps were made. A moving average is updated here.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
@@ -98,18 +98,18 @@ pub trait Objective {
         Ok(())
     }
 
-    /// What a checkpoint keeps of the objective itself; `None` if there is nothing.
+    /// Returns the objective's own state for a checkpoint; `None` if it has none.
     ///
     /// # Errors
-    /// If a tensor cannot be brought from its device.
+    /// If a tensor cannot be copied from its device.
     fn state(&self) -> Result<Option<ObjectiveState>> {
         Ok(None)
     }
 
-    /// Takes back what [`Objective::state`] gave. `load` reads a tensor by name and shape.
+    /// Restores the state from [`Objective::state`]. `load` reads a tensor by name and shape.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape, or a value is not what it should be.
+    /// If a tensor is missing or has another shape, or a value is not valid.
     fn restore(
         &mut self,
         load: &dyn Fn(&str, Shape) -> Result<Tensor>,
@@ -119,15 +119,15 @@ pub trait Objective {
         Ok(())
     }
 
-    /// Its tokenizer.
+    /// Returns the model's tokenizer.
     fn tokenizer(&self) -> &Tokenizer;
 
-    /// The template of conversations, for objectives that learn them.
+    /// Returns the chat template, for objectives that train on conversations.
     fn template(&self) -> Option<&ChatTemplate> {
         None
     }
 
-    /// Refuses a prompt that leaves [`Objective::sample`] no room for a text. It runs nothing.
+    /// Checks that a prompt leaves [`Objective::sample`] room for a text. Does not run the model.
     ///
     /// # Errors
     /// If the prompt does not fit the model.
@@ -136,7 +136,7 @@ pub trait Objective {
         Ok(())
     }
 
-    /// A text generated after `prompt`, for objectives that make texts.
+    /// Generates a text after `prompt`; `None` for objectives that generate no text.
     ///
     /// # Errors
     /// If the prompt does not fit the model or memory runs out.
@@ -148,30 +148,30 @@ pub trait Objective {
         seed: u64,
     ) -> Result<Option<String>>;
 
-    /// The `config.json` of a checkpoint.
+    /// Returns the `config.json` of a checkpoint.
     fn config_json(&self) -> Value;
 
-    /// The weights of a checkpoint.
+    /// Returns the weights of a checkpoint.
     ///
     /// # Errors
-    /// If a parameter cannot be brought from its device.
+    /// If a parameter cannot be copied from its device.
     fn weights(&self) -> Result<TensorFile> {
         Ok(TensorFile::of_params(self.model().params())?)
     }
 }
 
-/// Makes the batches of a step from what the model is now, as reinforcement learning does.
+/// A source of batches that depend on the current weights, as in reinforcement learning.
 pub trait Rollout {
-    /// Turns the batches of the loader (prompts) into those the step learns from. It must be a pure
-    /// function of the weights, the batches and `step`, the number of steps made, so that a resumed
-    /// run makes the same.
+    /// Turns the batches of the loader (prompts) into training batches. It must be a pure function
+    /// of the weights, the batches and `step`, the number of steps made. Otherwise a resumed run
+    /// would compute other results.
     ///
     /// # Errors
     /// If a batch does not fit the model or memory runs out.
     fn batches(&mut self, batches: Vec<Batch>, step: u64) -> Result<Vec<Batch>>;
 }
 
-/// The tokens of a batch, as a model takes them.
+/// Converts the tokens of a batch to the input of a model.
 fn tokens_of(batch: &Batch) -> Result<Tokens> {
     let given = |values| Some(values).filter(|values: &&[i32]| !values.is_empty());
     Ok(Tokens::packed(&TokenRows {

@@ -9,13 +9,13 @@ use super::{Optimizer, Update};
 use crate::Result;
 use crate::recipe::AdamwConfig;
 
-/// AdamW. Parameters of two or more dimensions decay; norms and biases do not.
+/// AdamW. Weight decay applies to parameters of two or more dimensions, not to norms and biases.
 pub struct AdamW {
-    /// The rule of the update that was begun, for a matrix.
+    /// The rule of the current update, for a matrix.
     rule: inplace::AdamW,
     embedding_lr_ratio: f32,
     moments: Vec<Moments>,
-    /// Name of the parameter to its moments.
+    /// Index into `moments` by parameter name.
     index: HashMap<String, usize>,
 }
 
@@ -26,7 +26,7 @@ struct Moments {
 }
 
 impl AdamW {
-    /// State of zeros for every trainable parameter.
+    /// Creates zero moments for every trainable parameter.
     ///
     /// # Errors
     /// If there is no memory for it.
@@ -46,7 +46,7 @@ impl AdamW {
 }
 
 impl Moments {
-    /// The parameter with these moments: matrices decay, tables may learn faster.
+    /// Pairs the moments with their parameter and its own decay and learning rate.
     fn item<'a>(
         &'a mut self,
         param: &'a Param,
@@ -73,7 +73,7 @@ impl Optimizer for AdamW {
         Ok(inplace::adamw_params(&mut [item], self.rule, None)?)
     }
 
-    /// All parameters at once, which on a GPU is one launch.
+    /// Updates all parameters together: on a GPU one launch is much faster than one per parameter.
     fn step(&mut self, params: &ParamStore, update: Update, clip: Clip<'_>) -> Result<()> {
         self.begin(update);
         let by_name: HashMap<&str, &Param> =

@@ -1,4 +1,4 @@
-//! Optimisers: state and rule. Their kernels are in the engine.
+//! Optimisers: their state and update rules. The kernels are in `lehr-tensor`.
 
 mod adamw;
 
@@ -9,7 +9,7 @@ use lehr_tensor::{Param, ParamStore, Shape, Tensor};
 use crate::Result;
 use crate::recipe::{OptimizerConfig, OptimizerRule};
 
-/// What one update is.
+/// The numbers of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// Its number, from 1.
@@ -20,36 +20,36 @@ pub struct Update {
     pub grad_scale: f32,
 }
 
-/// Changes the parameters of a store by their gradients.
+/// An optimiser: updates parameters by their gradients.
 pub trait Optimizer: Send {
-    /// Begins an update of which [`Optimizer::update`] makes the parts.
+    /// Begins an update that [`Optimizer::update`] then applies parameter by parameter.
     fn begin(&mut self, update: Update);
 
-    /// Changes one parameter by its gradient, as part of the update that was begun. A parameter
-    /// without a gradient, or without state, is left as it is.
+    /// Updates one parameter, as part of the update begun last. Skips a parameter without a
+    /// gradient or without state.
     ///
     /// # Errors
     /// If the parameter is still in use by a graph.
     fn update(&mut self, param: &Param) -> Result<()>;
 
-    /// One whole update. If the gradient is not finite by `clip`, nothing changes. It does not wait
-    /// for a GPU.
+    /// Makes one whole update. Changes nothing if the sum of squares in `clip` is not finite. Does
+    /// not wait for a GPU.
     ///
     /// # Errors
     /// If a parameter is still in use by a graph.
     fn step(&mut self, params: &ParamStore, update: Update, clip: Clip<'_>) -> Result<()>;
 
-    /// The state as named tensors, for a checkpoint.
+    /// Returns the state as named tensors, for a checkpoint.
     fn state(&self) -> Vec<(String, Tensor)>;
 
-    /// Takes the state back.
+    /// Restores the state of a checkpoint.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
     fn restore(&mut self, load: &dyn Fn(&str, Shape) -> Result<Tensor>) -> Result<()>;
 }
 
-/// The optimiser of a recipe for the parameters of `params`.
+/// Creates the optimiser of a recipe for the parameters in `params`.
 ///
 /// # Errors
 /// If there is no memory for its state.

@@ -1,4 +1,4 @@
-//! What a fitted run may cost, and how fast the machine is.
+//! The budget of a fitted run: time, and the measured speed of the machine.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use lehr_tensor::{Device, cuda};
 
 use crate::Result;
 
-/// What a fitted run may cost.
+/// The budget of a fitted run.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     /// Seconds of training.
@@ -17,24 +17,26 @@ pub struct Budget {
     pub gflops: f64,
 }
 
-/// Share of the speed of matrix products that a training step reaches, by experience. It is planned
-/// with, not reported.
+/// Share of the matrix-product rate that a training step reaches on a CPU, from experience. It only
+/// sets the length of a run; reported speeds are measured.
 const STEP_EFFICIENCY: f64 = 0.6;
 
-/// On a GPU small models are far from the speed of large products: this share is planned with.
+/// The same share on a GPU, relative to the CPU's. Small models do not fill a GPU, so their
+/// products are much slower than the large ones measured.
 const GPU_SHARE: f64 = 0.25;
 
-/// Seconds of measuring: long enough that neither waking cores nor other programs count.
+/// Seconds of measurement, long enough to average out cores that wake up and other programs.
 const MEASURING_SECONDS: f64 = 0.5;
 
 impl Budget {
-    /// Floating-point operations that the training steps may take.
+    /// Returns the floating-point operations available for training.
     pub(super) fn flops(&self) -> f64 {
         self.seconds * self.gflops * 1e9 * STEP_EFFICIENCY
     }
 }
 
-/// Measures GFLOP/s of an f32 matrix product of training's shape: the best of half a second.
+/// Measures the GFLOP/s of an f32 matrix product of a typical training shape: the best run within
+/// half a second.
 #[must_use]
 pub fn machine_gflops() -> f64 {
     let (m, n, k) = (1024, 1024, 512);
@@ -52,8 +54,8 @@ pub fn machine_gflops() -> f64 {
     2.0 * (m * n * k) as f64 / best / 1e9
 }
 
-/// GFLOP/s to plan with on the device of `compute`: [`machine_gflops`] on the CPU, and a quarter of
-/// the measured speed of large products on a GPU.
+/// Returns the GFLOP/s to plan with on the device of `compute`: [`machine_gflops`] on the CPU, a
+/// quarter of the measured speed of large products on a GPU.
 ///
 /// # Errors
 /// If the device cannot be used.

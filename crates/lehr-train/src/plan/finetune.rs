@@ -1,4 +1,4 @@
-//! Recipes for fine-tuning: rows that hold nearly all examples whole, and a few passes over them.
+//! Recipes for fine-tuning: rows in which nearly all examples fit, and a few passes over the data.
 
 use std::path::Path;
 
@@ -17,38 +17,39 @@ use crate::recipe::{
 };
 use crate::{Recipe, Result};
 
-/// Share of the examples that is held out.
+/// Share of held-out examples.
 const HELD_OUT: f64 = 0.1;
 
-/// Tokens that the template or the tokenizer puts around an example.
+/// Tokens that the template or the tokenizer adds around an example.
 const FRAME_TOKENS: usize = 4;
-/// So many examples of a hundred fit into a row whole.
+/// Percentage of the examples that fit into a row without a cut.
 const WHOLE_PERCENT: usize = 98;
-/// Tokens of a row, at least and at most.
+/// Minimum and maximum tokens of a row.
 const SEQ_LEN: (usize, usize) = (64, 512);
 
-/// A step has this part of all tokens: small sets take small batches, so that there are enough
-/// steps to learn from.
+/// Number of steps in one pass, before the limits below. Small data sets take small batches, so
+/// that there are enough updates.
 const STEP_PART: usize = 100;
-/// Tokens of a step, at least and at most.
+/// Minimum and maximum tokens of a step.
 const STEP_TOKENS: (usize, usize) = (512, 8192);
 const STEPS_MIN: u64 = 10;
 
-/// Passes over a small set, for decoders and for encoders.
+/// Passes over a small data set, for decoders and for encoders.
 const SMALL_SET_PASSES: (usize, usize) = (4, 3);
-/// Passes over any other set.
+/// Passes over any other data set.
 const PASSES: usize = 2;
-/// Tokens of a small set, at most.
+/// Maximum number of tokens of a small data set.
 const SMALL_SET_TOKENS: usize = 2_000_000;
 
-/// Learning rate times width for decoders, of the small models that lehr trains ("what quickstart
-/// compares" in docs/experiments.md: 5e-4 at a width of 192).
+/// Learning rate times width for decoders, measured on the small models that lehr trains ("what
+/// quickstart compares" in docs/experiments.md: 5e-4 at a width of 192).
 const LR_TIMES_WIDTH: f64 = 0.1;
-/// The same for encoders, which are published well trained and forget it at higher rates ("rates
-/// for fine-tuning encoders" in docs/experiments.md).
+/// The same for encoders. Published encoders are well trained and lose what they learned at higher
+/// rates ("rates for fine-tuning encoders" in docs/experiments.md).
 const ENCODER_LR_TIMES_WIDTH: f64 = 0.04;
 const LR_MAX: f64 = 5e-4;
-/// Tables that have been learnt need less than new ones (the same section).
+/// Learning rate of embeddings as a multiple of the rate. Pre-trained embeddings need a smaller one
+/// than new ones (same section).
 const EMBEDDING_LR_RATIO: f32 = 4.0;
 /// A tenth of the steps are warm-up.
 const WARMUP_PART: u64 = 10;
@@ -56,7 +57,7 @@ const WARMUP_PART: u64 = 10;
 /// A quarter of the steps lie between two evaluations, samples and checkpoints.
 const LOOKS: u64 = 4;
 
-/// The examples of a data set, as far as a plan needs them.
+/// The examples of a data set, reduced to the facts that a plan needs.
 struct Examples {
     objective: ObjectiveKind,
     texts: Vec<String>,
@@ -89,7 +90,7 @@ impl Examples {
         }
     }
 
-    /// The number of tokens of each example, sorted.
+    /// Returns the number of tokens of each example, sorted.
     fn lengths(&self, loaded: &Loaded) -> Result<Vec<usize>> {
         let texts: Vec<_> = self.texts.iter().map(String::as_str).collect();
         let ids = loaded.tokenizer.encode_batch(&texts)?;
@@ -108,7 +109,7 @@ struct Extent {
 }
 
 impl Extent {
-    /// For examples of these `lengths`, which are sorted.
+    /// Computes the size of a run over examples of these sorted `lengths`.
     fn new(lengths: &[usize], loaded: &Loaded) -> Self {
         let n_tokens: usize = lengths.iter().sum();
         let long = lengths[(lengths.len() - 1) * WHOLE_PERCENT / 100];
@@ -127,8 +128,8 @@ impl Extent {
     }
 }
 
-/// A recipe for fine-tuning the model in `model` on `data`: conversations, labelled texts or more
-/// text.
+/// Fits a recipe for fine-tuning the model in `model` on `data`: conversations, labelled texts or
+/// more text.
 ///
 /// # Errors
 /// If data or model cannot be read.
@@ -182,7 +183,7 @@ fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {
     OptimizerConfig { lr, ..*base }.with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
 }
 
-/// The first question that leaves room for an answer, as a prompt; none if there is none.
+/// Returns the first question that leaves room for an answer, as a prompt, if there is one.
 fn first_question(all: &[Conversation], loaded: &Loaded) -> Result<Vec<String>> {
     let messages = all.iter().flat_map(|conversation| &conversation.messages);
     for message in messages.filter(|m| m.role == Role::User) {

@@ -1,4 +1,4 @@
-//! The sizes of models and vocabularies that pre-training chooses from.
+//! Sizes of models and vocabularies from which pre-training chooses.
 
 use crate::recipe::ModelConfig;
 
@@ -37,7 +37,8 @@ pub(super) const LADDER: [Size; 8] = [
 const INIT_STD: f32 = 0.02;
 
 impl Size {
-    /// The number of weights in the matrix products of a token: blocks and head.
+    /// Returns the number of weights in the matrix products of a token: blocks and head. The lookup
+    /// of an embedding is no product, so the budget of FLOPs does not count it.
     pub(super) fn matmul_weights(&self, vocab_size: usize) -> f64 {
         let d = self.hidden_size;
         let kv = d / self.n_heads * self.n_kv_heads;
@@ -45,8 +46,8 @@ impl Size {
         (self.n_layers * block + vocab_size * d) as f64
     }
 
-    /// The `[model]` section of this size. The embedding is also the head: a short run has too few
-    /// tokens to learn both.
+    /// Returns the `[model]` section of this size. The embedding is tied to the head, because a
+    /// short run has too few tokens to learn both.
     pub(super) fn model(&self, context: usize) -> ModelConfig {
         let Self { n_layers, hidden_size, n_heads, n_kv_heads, mlp_size } = *self;
         ModelConfig::Llama {
@@ -62,15 +63,15 @@ impl Size {
     }
 }
 
-/// Bytes of text from which on a vocabulary has so many ids, largest first. A larger vocabulary
-/// would put most of the weights into rows that the text rarely touches.
+/// Vocabulary sizes and the bytes of text that each needs, largest first. With less text, most
+/// weights would be in rows that the text rarely uses.
 const VOCABULARIES: [(usize, usize); 4] =
     [(64_000_000, 16_384), (8_000_000, 8192), (1_500_000, 4096), (300_000, 2048)];
 
-/// Number of ids for less text.
+/// Vocabulary size for less text.
 const VOCABULARY_MIN: usize = 512;
 
-/// Number of ids of a vocabulary for `bytes` of text.
+/// Returns the vocabulary size for `bytes` of text.
 pub(super) fn vocabulary_for(bytes: usize) -> usize {
     let fits = |(least, _): &&(usize, usize)| bytes >= *least;
     VOCABULARIES.iter().find(fits).map_or(VOCABULARY_MIN, |(_, size)| *size)
@@ -79,8 +80,8 @@ pub(super) fn vocabulary_for(bytes: usize) -> usize {
 /// Bytes of text per token of a byte-level BPE with [`VOCABULARY_MIN`] ids.
 const BYTES_PER_TOKEN: f64 = 1.3;
 
-/// By how much that grows whenever the vocabulary doubles. Both are estimates: the planned number
-/// of tokens is as good as they are.
+/// Growth of this ratio each time the vocabulary doubles. Both are estimates, because the tokenizer
+/// is trained only after planning. The planned number of tokens has the same accuracy.
 const BYTES_PER_TOKEN_DOUBLED: f64 = 0.45;
 
 /// Estimates the bytes of text per token of a vocabulary.

@@ -1,5 +1,5 @@
-//! Recipes fitted to data and machine, for runs without a recipe file. `docs/recipes.md` lists what
-//! comes out.
+//! Recipes fitted to data and machine, for runs without a recipe file. `docs/recipes.md` lists the
+//! fitted values. Each number is a constant here, with the experiment or paper behind it.
 
 mod budget;
 mod finetune;
@@ -15,11 +15,11 @@ pub use pretrain::fit_pretrain;
 use crate::Recipe;
 use crate::recipe::{DataConfig, RunConfig};
 
-/// A recipe and why it is as it is.
+/// A fitted recipe with its reasons.
 pub struct Fitted {
     /// The recipe.
     pub recipe: Recipe,
-    /// One sentence per choice.
+    /// The reasons, one sentence per choice.
     pub reasons: Vec<String>,
 }
 
@@ -31,10 +31,10 @@ fn data_config(base: &Recipe, path: &Path, validation_fraction: f64) -> DataConf
     DataConfig { path: path.display().to_string(), validation_fraction, ..base.data.clone() }
 }
 
-/// Characters of a prompt that is taken from a text.
+/// Maximum number of characters of a prompt taken from a text.
 const PROMPT_CHARS: usize = 24;
 
-/// The first few words of a text, as a prompt.
+/// Returns the first few words of a text, as a prompt.
 fn first_words(text: &str) -> String {
     let line = text.trim_start().lines().next().unwrap_or("");
     let mut prompt: String = line.chars().take(PROMPT_CHARS).collect();

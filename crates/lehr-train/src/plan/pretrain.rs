@@ -12,36 +12,37 @@ use crate::recipe::{
 };
 use crate::{Recipe, Result};
 
-/// Tokens that a model must see per weight of its matrix products. The compute-optimal ratio of
-/// long runs is near 20 (Hoffmann et al. 2022); within minutes, where most weights are the
-/// vocabulary's, larger models learn more from fewer tokens.
+/// Minimum number of training tokens per weight of the matrix products. The compute-optimal ratio
+/// of long runs is near 20 (Hoffmann et al. 2022). In runs of minutes most weights belong to the
+/// vocabulary, and larger models learn more from fewer tokens.
 const TOKENS_PER_WEIGHT: f64 = 1.0;
 
-/// The text is read at most so many times. Up to four passes are nearly as good as new text; beyond
-/// some sixteen little more is learnt (Muennighoff et al. 2023).
+/// Maximum number of passes over the text. Up to four passes are nearly as good as new text; after
+/// about sixteen, more passes help little (Muennighoff et al. 2023).
 const PASSES_MAX: f64 = 8.0;
 
-/// Share of the documents that is held out.
+/// Share of held-out documents.
 const HELD_OUT: f64 = 0.05;
 
 /// Training FLOPs per weight and token: two forward, four backward (Kaplan et al. 2020).
 const FLOPS_PER_WEIGHT: f64 = 6.0;
 
-/// From so many tokens of text on, rows are long.
+/// Number of tokens of text from which rows are long.
 const LONG_TEXT_TOKENS: f64 = 200_000.0;
 /// Tokens of a row, for short and for long texts.
 const SEQ_LENS: (usize, usize) = (128, 256);
 
-/// Tokens of a step by tokens of the run, the first whose limit the run is below. Short runs take
-/// small batches: they need the steps more than the smooth gradient.
+/// Tokens per step for runs below a number of tokens; the first matching entry counts. Short runs
+/// take small batches: more steps help them more than smoother gradients.
 const STEP_TOKENS: [(f64, usize); 3] = [(5e6, 512), (5e7, 4096), (f64::INFINITY, 8192)];
 const STEPS_MIN: u64 = 20;
 
-/// Learning rate times width: the best rate falls with the width ("learning rates of the tiny
-/// quickstart model" in docs/experiments.md, 4e-4 at a width of 192).
+/// Learning rate times width. The best rate falls with the width ("learning rates of the tiny
+/// quickstart model" in docs/experiments.md: 4e-4 at a width of 192).
 const LR_TIMES_WIDTH: f64 = 0.08;
 const LR_MAX: f64 = 1e-3;
-/// The same section of docs/experiments.md: rows of the table are touched by few tokens.
+/// Learning rate of embeddings as a multiple of the rate (same section): each row is used by few
+/// tokens of a batch.
 const EMBEDDING_LR_RATIO: f32 = 15.0;
 /// A twentieth of the steps are warm-up.
 const WARMUP_PART: u64 = 20;
@@ -54,7 +55,7 @@ const EVAL_BATCHES_MAX: u64 = 64;
 const SAMPLE_TOKENS: usize = 64;
 const SAMPLE_TEMPERATURE: f32 = 0.8;
 
-/// What is decided about a run before its recipe is written.
+/// The decisions about a run from which its recipe is built.
 struct Plan {
     vocab_size: usize,
     text_tokens: f64,
@@ -112,10 +113,10 @@ impl Plan {
     }
 }
 
-/// A recipe for pre-training on `data` within `budget`.
+/// Fits a recipe for pre-training on `data` within `budget`.
 ///
-/// The vocabulary grows with the text. The model is the largest of a ladder that still sees one
-/// token per weight within the budget, with at most eight passes over the text.
+/// The vocabulary grows with the text. The model is the largest of a ladder that sees at least one
+/// token per weight within the budget, in at most eight passes over the text.
 ///
 /// # Errors
 /// If the data cannot be read.
@@ -130,7 +131,7 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
         run: run_config(&base, out, seed),
         data: data_config(&base, data, HELD_OUT),
         tokenizer: TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() },
-        // Room for a prompt beside what one row of training holds.
+        // Twice a training row, so a generated text has room for a prompt as well.
         model: plan.size.model(2 * seq_len),
         optimizer: plan.optimizer(&base.optimizer),
         schedule: ScheduleConfig::Cosine {

@@ -1,4 +1,4 @@
-//! The assistant's words in conversations.
+//! Preparation for training on conversations.
 
 use std::path::Path;
 
@@ -42,8 +42,8 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     })
 }
 
-/// The template of conversations: the loaded model's if its tokenizer is kept, else the one that
-/// the tokenizer's special tokens tell of.
+/// Returns the chat template: the loaded model's if its tokenizer is kept, otherwise the one
+/// recognised by the tokenizer's special tokens.
 fn template(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     match (&recipe.tokenizer, &recipe.model) {
         (TokenizerConfig::Model, ModelConfig::Load { path }) => {

@@ -1,4 +1,4 @@
-//! The label of texts.
+//! Preparation for training on labelled texts.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let Sides { train, validation } = held_out(recipe, "labelled texts", read, text)?;
     let texts = || train.iter().map(|e| e.text.as_str());
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
-    // A classifier that is trained further keeps its labels and their order.
+    // A loaded classifier keeps its labels and their order.
     let continued = loaded_classifier(recipe, &tokenizer)?;
     let labels = match &continued {
         Some(classifier) => LabelSet::from_names(classifier.labels().iter().cloned())?,
@@ -54,7 +54,7 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     })
 }
 
-/// The classifier that is trained further, if the recipe loads one.
+/// Opens the classifier to train further, if the recipe loads one.
 fn loaded_classifier(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Option<Classifier>> {
     let ModelConfig::Load { path } = &recipe.model else { return Ok(None) };
     let dir = resolve_model(Path::new(path))?;

@@ -15,13 +15,13 @@ use crate::freeze::freeze;
 use crate::recipe::{DataConfig, ObjectiveKind};
 use crate::{Error, Objective, Recipe, Result};
 
-/// What the loop works on.
+/// A prepared run: an objective and its data.
 pub struct Task {
     /// The model and its loss.
     pub objective: Box<dyn Objective>,
-    /// Training batches without end.
+    /// The endless training batches.
     pub train: Box<dyn Loader>,
-    /// Held-out batches, once.
+    /// The held-out batches.
     pub validation: Box<dyn Loader>,
 }
 
@@ -40,17 +40,16 @@ impl Task {
     }
 }
 
-/// What was found while preparing, for the user.
+/// A receiver of notes for the user.
 pub type Notes<'a> = &'a mut dyn FnMut(&str);
 
-/// Reads the data, trains or loads the tokenizer, builds or loads the model. What takes long (the
-/// tokenizer, the token shards) is kept in `cache`.
+/// Reads the data, trains or loads the tokenizer, and builds or loads the model. Keeps the
+/// tokenizer and the token shards in `cache`, because they take long.
 ///
 /// # Errors
 /// If data, tokenizer or model are missing, damaged or do not fit one another.
 pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
-    // First, because a device that cannot be used should not be found out after an hour of
-    // tokenizing.
+    // The device comes first: an unusable one should fail before an hour of tokenizing.
     let mut begin = |n| notes(&format!("compiling {n} files of GPU kernels, once"));
     let compute = Compute::choose_and_say(recipe.run.device, recipe.run.dtype, &mut begin)?;
     compute.note.iter().for_each(|note| notes(note));

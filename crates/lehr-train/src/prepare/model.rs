@@ -31,7 +31,7 @@ fn loaded(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
     Ok(loaded.model)
 }
 
-/// How the loaders place the tokens of this model's texts.
+/// Returns the layout rule by which loaders set the positions of this model's tokens.
 pub(super) fn layout_rule(model: &Model) -> LayoutRule {
     let layout = model.layout_rule();
     LayoutRule::new(move |ids| {
@@ -42,12 +42,12 @@ pub(super) fn layout_rule(model: &Model) -> LayoutRule {
     })
 }
 
-/// Applies what the recipe says of how a model is trained.
+/// Applies the recipe's training settings to a model.
 pub(super) fn set_up(recipe: &Recipe, model: &mut Model) {
     model.set_activation_checkpointing(recipe.train.activation_checkpointing);
 }
 
-/// The configuration of a new model.
+/// Returns the configuration of a new model.
 fn config(model: &ModelConfig, tokenizer: &Tokenizer) -> Result<Config> {
     let vocab_size = tokenizer.vocab_size();
     let end = tokenizer.end_of_document().ok();

@@ -1,4 +1,4 @@
-//! The next token of documents.
+//! Preparation for training on the next token of documents.
 
 use std::path::Path;
 

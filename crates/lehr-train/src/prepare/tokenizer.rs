@@ -10,9 +10,8 @@ use super::Notes;
 use crate::recipe::{ModelConfig, TokenizerConfig};
 use crate::{Error, Recipe, Result};
 
-/// Loads the tokenizer, or trains it on `texts`. A trained one is kept in `cache` under a hash of
-/// what it was trained on and how, so that a resumed run, or another run with the same texts, finds
-/// it, and no run finds the wrong one.
+/// Loads the tokenizer, or trains it on `texts`. A trained one is cached under a hash of its texts
+/// and settings. A run with the same texts and settings finds it; no other run does.
 pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
     recipe: &Recipe,
     cache: &Path,
@@ -46,10 +45,10 @@ pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
     }
 }
 
-/// Changes when a trainer of the same settings gives another tokenizer.
+/// Version of the trainer. It changes when the same settings give another tokenizer.
 const TRAINER_VERSION: &str = "1";
 
-/// Where the tokenizer that these settings give on `texts` is kept.
+/// Returns the cache path of the tokenizer trained with these settings on `texts`.
 fn cached<'t>(
     cache: &Path,
     config: &TokenizerConfig,

@@ -1,8 +1,8 @@
-//! Overrides from the command line, and advice for misspelt keys.
+//! Overrides from the command line, and suggestions for misspelt keys.
 
 use toml::{Table, Value};
 
-/// Applies one `section.key=value`. The value is TOML; what is not is taken as text.
+/// Applies one `section.key=value`. A value that is not TOML is taken as text.
 pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
     let Some((path, value)) = item.split_once('=') else {
         return Err(format!("found `--set {item}`, expected key=value"));
@@ -24,7 +24,7 @@ pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
             _ => return Err(format!("`{key}` in `--set {item}` is a value, expected a section")),
         };
     }
-    // A whole number for a fractional setting is what a person types.
+    // People type a whole number for a fractional setting.
     let value = match (at.get(last), value) {
         (Some(Value::Float(_)), Value::Integer(i)) => Value::Float(i as f64),
         (_, value) => value,
@@ -33,8 +33,8 @@ pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// For "unknown field `x`" where an override changed the kind of the section that has `x`: removes
-/// it, as a setting of the kind before, and says so. What an override set itself stays an error.
+/// Removes the key of an "unknown field" error if it belongs to a former kind of its section, which
+/// an override changed. Returns whether it did. A key that an override itself set stays an error.
 pub(super) fn drop_stale(table: &mut Table, message: &str, overrides: &[String]) -> bool {
     let unknown = message.strip_prefix("unknown field `").and_then(|m| m.split_once('`'));
     let Some((unknown, _)) = unknown else { return false };
@@ -51,7 +51,7 @@ pub(super) fn drop_stale(table: &mut Table, message: &str, overrides: &[String])
     false
 }
 
-/// For "unknown field `x`, expected one of `a`, `b`": the nearest of those expected.
+/// Suggests the nearest expected name for "unknown field `x`, expected one of `a`, `b`".
 pub(super) fn suggestion(message: &str) -> Option<String> {
     let (unknown, expected) = message.strip_prefix("unknown field `")?.split_once('`')?;
     let names = expected.split('`').skip(1).step_by(2);
@@ -60,7 +60,7 @@ pub(super) fn suggestion(message: &str) -> Option<String> {
     close.then(|| format!("did you mean `{nearest}`?"))
 }
 
-/// Levenshtein's edit distance.
+/// Computes the Levenshtein distance.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,4 +1,4 @@
-//! Recipes: one strict TOML file that says all of a run.
+//! Recipes: one strict TOML file with all settings of a run.
 //!
 //! A new key is a field of its section, which is also where it is documented and checked, and a
 //! line in `base.toml`, which everything that is not a recipe file extends.
@@ -25,27 +25,27 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Where the run lives, and its seed.
+    /// Directory, seed and device.
     pub run: RunConfig,
-    /// What is learnt from.
+    /// Training and held-out data.
     pub data: DataConfig,
-    /// How text becomes ids.
+    /// The tokenizer.
     pub tokenizer: TokenizerConfig,
-    /// What is trained.
+    /// The model.
     pub model: ModelConfig,
-    /// What is learnt.
+    /// The training objective.
     pub objective: ObjectiveKind,
-    /// How weights change.
+    /// The optimiser.
     pub optimizer: OptimizerConfig,
-    /// How the learning rate changes.
+    /// The learning-rate schedule.
     pub schedule: ScheduleConfig,
-    /// How long, and in which portions.
+    /// Number of steps, and the size of a step.
     pub train: TrainConfig,
-    /// When held-out data is looked at.
+    /// Evaluation on held-out data.
     pub eval: EvalConfig,
-    /// When text is generated.
+    /// Generated samples.
     pub sample: SampleConfig,
-    /// When the state is saved.
+    /// Checkpoints.
     pub checkpoint: CheckpointConfig,
 }
 

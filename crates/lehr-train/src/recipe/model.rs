@@ -12,7 +12,7 @@ pub enum TokenizerConfig {
     Train {
         /// Number of ids, special tokens included.
         vocab_size: usize,
-        /// How text is cut before merging: `gpt2` or `gpt4`.
+        /// The pre-tokenization pattern: `gpt2` or `gpt4`.
         pattern: String,
     },
     /// An existing `tokenizer.json`.
@@ -20,7 +20,7 @@ pub enum TokenizerConfig {
         /// The file.
         path: String,
     },
-    /// The one of the loaded model.
+    /// The tokenizer of the loaded model.
     Model,
 }
 
@@ -86,7 +86,7 @@ pub enum ModelConfig {
 }
 
 impl ModelConfig {
-    /// Whether training starts from existing weights.
+    /// Returns whether training starts from existing weights.
     pub(super) fn is_loaded(&self) -> bool {
         matches!(self, Self::Load { .. })
     }
@@ -109,10 +109,10 @@ impl ModelConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ObjectiveKind {
-    /// The next token of documents.
+    /// Prediction of the next token of documents.
     NextToken,
-    /// The assistant's words in conversations.
+    /// Prediction of the assistant's tokens in conversations.
     Chat,
-    /// The label of texts.
+    /// Classification of texts.
     Classify,
 }

@@ -5,10 +5,10 @@ use toml::Table;
 
 use super::{Faults, Recipe};
 
-/// `[optimizer]`: one rule with its own keys, and what every rule has.
+/// `[optimizer]`: one update rule with its own keys, and the keys of every rule.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct OptimizerConfig {
-    /// How a gradient changes a parameter.
+    /// The update rule.
     #[serde(flatten)]
     pub rule: OptimizerRule,
     /// Peak learning rate.
@@ -16,7 +16,8 @@ pub struct OptimizerConfig {
     /// Limit of the gradient's norm: a larger gradient is scaled down to it; 0 = no limit.
     pub clip_norm: f32,
     /// Whether each parameter is updated as soon as backward has its gradient, whose memory is then
-    /// free. It excludes clipping and accumulation, which need the whole gradient.
+    /// released. It excludes clipping and accumulation, which need the whole gradient. If a
+    /// gradient is not finite, parameters updated before it keep their update.
     pub in_backward: bool,
 }
 
@@ -40,12 +41,12 @@ pub struct AdamwConfig {
     pub eps: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,
-    /// Learning rate of embedding tables, as a multiple of `lr`: a row is touched by few tokens of
-    /// a batch, and a short run must move it far.
+    /// Learning rate of embeddings, as a multiple of `lr`. Few tokens of a batch use a given row,
+    /// so a short run must move it far in few updates.
     pub embedding_lr_ratio: f32,
 }
 
-/// The keys of every rule; [`OptimizerConfig`] says what they are.
+/// The keys of every rule, as documented in [`OptimizerConfig`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Shared {
@@ -93,7 +94,8 @@ impl OptimizerConfig {
         let whole = clip_norm > 0.0 || recipe.train.grad_accumulation > 1;
         let expected = "false, or optimizer.clip_norm = 0 and train.grad_accumulation = 1";
         faults.check(!(in_backward && whole), "optimizer.in_backward", &in_backward, expected);
-        // An overflow is found when the whole gradient is there; then the step is made again.
+        // In f16 a step that overflows is repeated. That needs the whole gradient before any
+        // update.
         let scales = recipe.run.dtype == lehr_model::DTypeChoice::F16;
         let expected = "false, because run.dtype is f16";
         faults.check(!(in_backward && scales), "optimizer.in_backward", &in_backward, expected);

@@ -10,7 +10,7 @@ const RENAMED: [(&str, &str, &str); 4] = [
     ("train", "activations", "activation_checkpointing"),
 ];
 
-/// What to say, and to advise, about the old keys in `recipe`; `None` if it has none.
+/// Returns the error and the hint for old keys in `recipe`; `None` if it has none.
 pub(super) fn find(recipe: &Table) -> Option<(String, String)> {
     let has = |(section, old, _): &(&str, &str, &str)| {
         recipe.get(*section).and_then(toml::Value::as_table).is_some_and(|t| t.contains_key(*old))

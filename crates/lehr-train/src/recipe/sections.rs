@@ -13,9 +13,9 @@ pub struct RunConfig {
     pub dir: String,
     /// Seed of weights, order and samples.
     pub seed: u64,
-    /// Where: `auto` (a GPU if one can be used), `cpu`, `cuda` or `cuda:N`.
+    /// Device: `auto` (a GPU if one is usable), `cpu`, `cuda` or `cuda:N`.
     pub device: DeviceChoice,
-    /// The type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16`
+    /// Type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16`
     /// (with loss scaling).
     pub dtype: DTypeChoice,
     /// Whether wide matrices are multiplied in fp8 during training.
@@ -71,11 +71,11 @@ pub struct TrainConfig {
     pub seq_len: usize,
     /// Micro-batches per optimiser step.
     pub grad_accumulation: u64,
-    /// Which activations are kept until backward.
+    /// The policy of activation checkpointing.
     pub activation_checkpointing: ActivationCheckpointing,
     /// On a GPU, whether a step is recorded as a CUDA graph and started by one launch.
     pub cuda_graph: bool,
-    /// Patterns of the names of parameters that are not trained; `*` stands for any text.
+    /// Patterns of the names of frozen parameters; `*` matches any text.
     pub freeze: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ impl TrainConfig {
 pub struct EvalConfig {
     /// Steps between evaluations; 0 = only at the end.
     pub every_steps: u64,
-    /// At most so many batches each time; 0 = all.
+    /// Maximum number of batches per evaluation; 0 = all.
     pub batches_max: u64,
 }
 
@@ -115,7 +115,7 @@ pub struct EvalConfig {
 pub struct SampleConfig {
     /// Steps between samples; 0 = only at the end.
     pub every_steps: u64,
-    /// What is continued, or answered.
+    /// Texts to continue or to answer.
     pub prompts: Vec<String>,
     /// New tokens per sample.
     pub max_tokens: usize,
@@ -140,7 +140,7 @@ impl SampleConfig {
 pub struct CheckpointConfig {
     /// Steps between checkpoints; 0 = only at the end.
     pub every_steps: u64,
-    /// How many of the newest are kept.
+    /// Number of newest checkpoints to keep.
     pub keep: usize,
     /// Which weights a checkpoint holds.
     pub weights: SavedWeights,
@@ -152,7 +152,7 @@ pub struct CheckpointConfig {
 pub enum SavedWeights {
     /// All: the checkpoint is a whole model.
     All,
-    /// Those that are trained; for the others it refers to the model that was loaded.
+    /// The trained ones. For frozen weights, the checkpoint refers to the loaded model.
     Trained,
 }
 

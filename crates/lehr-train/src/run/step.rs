@@ -1,4 +1,8 @@
 //! One step: forward, backward, update. `lehr bench step` times the same code.
+//!
+//! A step is split in two. [`Stepper::enqueue`] starts all work without waiting for a GPU, so the
+//! host can prepare the next batches meanwhile. [`Stepper::wait`] then reads the few numbers that
+//! decide how the step ended.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,17 +24,18 @@ pub struct Stepper {
     pub optimizer: Box<dyn Optimizer>,
     /// The factor of the loss, for models in f16.
     pub loss_scale: Option<LossScale>,
-    /// If steps are recorded as CUDA graphs, and whether one has been made without.
+    /// The recorder, if steps are recorded as CUDA graphs.
     graph: Option<OneLaunch>,
+    /// Whether a first step was made without recording.
     has_run: bool,
 }
 
-/// What a step is made of.
+/// The inputs of one step.
 #[derive(Clone, Copy)]
 pub struct StepInputs<'a> {
-    /// What is trained.
+    /// The parameters to train.
     pub params: &'a ParamStore,
-    /// The loss of a batch for a normaliser.
+    /// Computes the loss of a batch: the sum over its targets divided by the normaliser.
     pub loss: &'a dyn Fn(&Batch, f32) -> Result<Loss>,
     /// The micro-batches.
     pub batches: &'a [Batch],
@@ -41,23 +46,25 @@ pub struct StepInputs<'a> {
 }
 
 impl StepInputs<'_> {
-    /// What the loss is a mean over. Dividing by the targets of the whole step makes the gradient
+    /// Returns the number of targets of the whole step. Dividing by it makes the gradient
     /// independent of how the step is cut into micro-batches.
     fn normalizer(&self) -> f32 {
         self.batches.iter().map(|b| b.n_targets).sum::<usize>().max(1) as f32
     }
 }
 
-/// A step that a GPU may still be at work on.
+/// A step whose work may still be running on a GPU.
 pub struct Enqueued {
     /// The loss of each micro-batch, `[1]`, times the factor.
     losses: Vec<Tensor>,
-    /// The named numbers of all micro-batches, times the factor.
+    /// The metrics of all micro-batches, times the factor.
     metrics: Vec<Metric>,
-    /// Squares of the gradient, times the square of the factor.
+    /// Sum of squares of the gradient, times the square of the factor.
     squares: SquareSum,
     /// The factor of loss scaling.
     factor: f32,
+    /// Number of parameters that were updated inside backward.
+    n_updated: usize,
 }
 
 /// The numbers of a step.
@@ -67,7 +74,7 @@ pub struct StepNumbers {
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// The objective's named numbers, means per target.
+    /// The objective's metrics, means per target.
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -75,15 +82,21 @@ pub struct StepNumbers {
 pub enum StepEnd {
     /// The weights were updated.
     Made(StepNumbers),
-    /// In f16 the gradient overflowed and nothing was updated; the factor of the loss is halved,
-    /// and the step is to be made again.
+    /// In f16 the gradient overflowed and nothing was updated. The factor of the loss is halved,
+    /// and the step must be repeated.
     Overflow,
-    /// The loss or the gradient is not finite, whatever the factor.
-    NotFinite(StepNumbers),
+    /// The loss or the gradient is not finite, and no smaller factor helps.
+    NotFinite {
+        /// The numbers of the step.
+        numbers: StepNumbers,
+        /// Number of parameters that were updated before the gradient of another one turned out not
+        /// to be finite: 0, except with `optimizer.in_backward`.
+        n_updated: usize,
+    },
 }
 
 impl Stepper {
-    /// Begins with the state of a run before its first step, for a model on its device.
+    /// Creates the state of a run before its first step, for a model on its device.
     ///
     /// # Errors
     /// If there is no memory for the optimiser's state, or the device cannot be used.
@@ -102,7 +115,8 @@ impl Stepper {
         })
     }
 
-    /// Begins a step: on a GPU nothing is waited for, unless updates are made inside of backward.
+    /// Begins a step. It does not wait for a GPU, except with `in_backward`, which reads the norm
+    /// of each gradient.
     ///
     /// # Errors
     /// If a batch does not fit the model or memory runs out.
@@ -111,7 +125,8 @@ impl Stepper {
             return self.step_in_backward(inputs);
         }
         let Some(mut graph) = self.graph.take() else { return self.step(inputs) };
-        // The first step loads kernels and finds the memory.
+        // The first step loads kernels and reserves memory, which cannot happen while a graph is
+        // recorded.
         let enqueued = match self.has_run {
             false => self.step(inputs),
             true => graph.run(|| self.step(inputs)),
@@ -120,8 +135,10 @@ impl Stepper {
         enqueued
     }
 
-    /// Forward and backward of all micro-batches, then one update by the clipped gradient. If the
-    /// gradient is not finite, the update changes nothing.
+    /// Runs forward and backward of all micro-batches, then one update by the clipped gradient.
+    ///
+    /// Loss and norm are not read here, because that would wait for the GPU. The update kernels
+    /// themselves change nothing if the gradient is not finite.
     fn step(&mut self, inputs: StepInputs<'_>) -> Result<Enqueued> {
         let factor = self.loss_scale.map_or(1.0, |scale| scale.factor);
         let normalizer = inputs.normalizer() / factor;
@@ -138,22 +155,27 @@ impl Stepper {
         let update = Update { number: inputs.number, lr: inputs.lr, grad_scale: 1.0 / factor };
         let clip = Clip { squares: &squares, norm: self.config.clip_norm };
         self.optimizer.step(inputs.params, update, clip)?;
-        Ok(Enqueued { losses, metrics, squares, factor })
+        Ok(Enqueued { losses, metrics, squares, factor, n_updated: 0 })
     }
 
-    /// The same with every parameter updated as soon as backward has its gradient, which is then
-    /// forgotten: there is never room for the whole gradient, and so no clipping and one batch.
+    /// Makes a step in which each parameter is updated as soon as backward has its gradient, whose
+    /// memory is then released.
+    ///
+    /// The whole gradient never exists at once. So it cannot be clipped or accumulated, and a
+    /// gradient that is not finite is found only after other parameters were updated: such a step
+    /// cannot be undone. A loss that is not finite is found before backward and changes nothing.
     fn step_in_backward(&mut self, inputs: StepInputs<'_>) -> Result<Enqueued> {
         let StepInputs { params, number, lr, .. } = inputs;
         let normalizer = inputs.normalizer();
-        let (mut losses, mut metrics, mut squares) = (Vec::new(), Vec::new(), 0.0);
+        let (mut losses, mut metrics) = (Vec::new(), Vec::new());
+        let (mut squares, mut n_updated) = (0.0, 0);
         for batch in inputs.batches {
             let loss = (inputs.loss)(batch, normalizer)?;
             let value = loss.value.detach();
             let is_finite = value.item()?.is_finite();
             losses.push(value);
             metrics.extend(loss.metrics);
-            // Before anything is updated.
+            // Checked before any parameter is updated.
             if !is_finite {
                 break;
             }
@@ -163,22 +185,25 @@ impl Stepper {
                 let square = SquareSum::of(std::slice::from_ref(&grad), &[])?.get()?;
                 drop(grad);
                 squares += square;
-                // A parameter whose gradient is no number is left as it is, with that gradient.
+                // A gradient that is not finite is kept, so that the error can name the parameter.
                 if square.is_finite() {
                     self.optimizer.update(param)?;
                     param.clear_grad();
+                    n_updated += 1;
                 }
                 Ok(())
             };
             let by_id: HashMap<_, _> = params.params().iter().map(|p| (p.id(), p)).collect();
             loss.value.backward_each(|id| by_id.get(&id).map_or(Ok(()), |param| update(param)))?;
-            // What backward could not tell to be complete.
+            // Backward reports a gradient only when it knows that nothing more is added to it.
             params.params().iter().try_for_each(update)?;
         }
-        Ok(Enqueued { losses, metrics, squares: SquareSum::known(squares), factor: 1.0 })
+        let squares = SquareSum::known(squares);
+        Ok(Enqueued { losses, metrics, squares, factor: 1.0, n_updated })
     }
 
-    /// Waits for a step. Gradients are forgotten, unless they are to blame.
+    /// Waits for a step and reads its numbers. Clears the gradients, except those of a step that
+    /// failed, which the error report needs.
     ///
     /// # Errors
     /// If a device fails.
@@ -200,7 +225,7 @@ impl Stepper {
         }
         let scale = self.loss_scale.filter(|_| numbers.loss.is_finite());
         let Some(smaller) = scale.and_then(LossScale::after_overflow) else {
-            return Ok(StepEnd::NotFinite(numbers));
+            return Ok(StepEnd::NotFinite { numbers, n_updated: enqueued.n_updated });
         };
         self.loss_scale = Some(smaller);
         params.clear_grads();

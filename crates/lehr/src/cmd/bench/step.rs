@@ -47,10 +47,13 @@ pub(crate) struct Args {
     /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
-    /// Activation checkpointing: none (all are kept), recompute (less memory, more work), or
-    /// offload (and what is kept waits on the host)
+    /// Activation checkpointing: none (keep all activations), recompute (keep the input of each
+    /// block, compute the rest again), or offload (recompute, with these inputs in host memory)
     #[arg(long, default_value = "none")]
-    activations: ActivationCheckpointing,
+    activation_checkpointing: ActivationCheckpointing,
+    /// The former name of --activation-checkpointing
+    #[arg(long, hide = true)]
+    activations: Option<String>,
     /// Record each step as a CUDA graph and start it by one launch
     #[arg(long)]
     cuda_graph: bool,
@@ -207,7 +210,7 @@ struct Bench {
 impl Bench {
     fn new(args: &Args, shape: &Shape, compute: &Compute) -> Result<Self> {
         let mut model = Model::new(config(args.arch, shape), 1337)?;
-        model.set_activation_checkpointing(args.activations);
+        model.set_activation_checkpointing(args.activation_checkpointing);
         model.to_device(compute.device, compute.dtype)?;
         if args.fp8 {
             model.use_fp8(FP8_SIDE_MIN);
@@ -233,7 +236,7 @@ impl Bench {
             match self.stepper.wait(&enqueued, model.params())? {
                 StepEnd::Made(numbers) => return Ok(numbers.loss as f32),
                 StepEnd::Overflow => {}
-                StepEnd::NotFinite(numbers) => {
+                StepEnd::NotFinite { numbers, .. } => {
                     let found = format!("bench step: step {} has {numbers:?}", inputs.number);
                     return Err(Hinted::error(found, "try another --dtype"));
                 }
@@ -289,6 +292,10 @@ impl Measured {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     args.threads.apply();
+    if let Some(value) = &args.activations {
+        let found = format!("bench step: --activations {value} has another name now");
+        return Err(Hinted::error(found, "use --activation-checkpointing none|recompute|offload"));
+    }
     let mut shape = args.config.shape();
     shape.b = args.batch.unwrap_or(shape.b);
     shape.t = args.length.unwrap_or(shape.t);
@@ -302,11 +309,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.fp8 {
         compute.check_fp8()?;
     }
-    if args.cuda_graph
-        && (compute.device == Device::Cpu || args.activations == ActivationCheckpointing::Offload)
-    {
-        let doing =
-            "bench step: --cuda-graph records a step on a GPU, without --activations offload";
+    let offloads = args.activation_checkpointing == ActivationCheckpointing::Offload;
+    if args.cuda_graph && (compute.device == Device::Cpu || offloads) {
+        let doing = "bench step: --cuda-graph records a step on a GPU, without \
+                     --activation-checkpointing offload";
         return Err(Hinted::error(doing, "add --device cuda, or omit --cuda-graph"));
     }
     let mut bench = Bench::new(args, &shape, &compute)?;
@@ -348,7 +354,8 @@ fn print_json(args: &Args, s: &Shape, compute: &Compute, model: &Model, measured
             "peak_rss_mb": system::peak_rss_mb().round(), "busy_cores": round(*busy_cores, 2),
             "loss_first": losses.first(), "loss_last": losses.last(), "losses": losses,
             "device": args.device.to_string(), "dtype": compute.dtype.to_string(),
-            "activations": args.activations, "cuda_graph": args.cuda_graph,
+            "activation_checkpointing": args.activation_checkpointing,
+            "cuda_graph": args.cuda_graph,
             "device_peak_mb": device_peak_mb.map(f64::round), "mfu": mfu,
             "fp8_matrices": n_fp8, "fp8_refused": cuda::fp8_refused(),
         })
