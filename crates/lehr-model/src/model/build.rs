@@ -161,7 +161,8 @@ impl Model {
                 }
                 Weights::In(format) => {
                     let fitting = format.that_fits(shape.cols);
-                    n_fallback_matrices.set(n_fallback_matrices.get() + usize::from(fitting != format));
+                    n_fallback_matrices
+                        .set(n_fallback_matrices.get() + usize::from(fitting != format));
                     rounded(checkpoint, &known, shape, fitting)
                 }
                 Weights::F32 => None,
@@ -207,7 +208,15 @@ impl Model {
         };
         let checkpointing = ActivationCheckpointing::None;
         let kv_prefix = None;
-        Ok(Self { config, arch, params, n_fallback_matrices: 0, checkpointing, adapters, kv_prefix })
+        Ok(Self {
+            config,
+            arch,
+            params,
+            n_fallback_matrices: 0,
+            checkpointing,
+            adapters,
+            kv_prefix,
+        })
     }
 }
 

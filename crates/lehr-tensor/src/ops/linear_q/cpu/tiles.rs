@@ -4,7 +4,7 @@
 //!
 //! Sums of floats are kept apart for the first, second, third and fourth groups of all quads, as in
 //! [`decode`](super::decode), which works for one row in the same order. A tile has registers for
-//! one of the four, so each group has a pass over the panel of its own.
+//! one of the four, so each group has a pass of its own over a few quads at a time.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -27,6 +27,10 @@ const NR: usize = NV * 16;
 const MR: usize = 6;
 /// Rows of activations for which a panel is packed once.
 const ROWS: usize = 384;
+/// Quads that a tile works through for its first, second, third and fourth groups in turn. Their
+/// codes stay in the first-level cache for the four passes; the sums of the other groups wait there
+/// too.
+const BLOCK: usize = 8;
 /// Bytes of codes in a panel, for each quad.
 const CODES: usize = 128 * NR;
 
@@ -216,9 +220,12 @@ impl Tiles<'_> {
             self.x[(row + i).min(self.rows.end - 1) * self.n_quads..].as_ptr()
         });
         let mut groups = [[[s.zero(); NV]; MR]; 4];
-        for (group, sums) in groups.iter_mut().enumerate() {
-            // SAFETY: by the assertions, the panel has all quads, and so has each row.
-            *sums = unsafe { self.group::<S, W>(s, &x, group) };
+        for quads in (0..self.n_quads).step_by(BLOCK) {
+            let quads = quads..self.n_quads.min(quads + BLOCK);
+            for (group, sums) in groups.iter_mut().enumerate() {
+                // SAFETY: by the assertions, the panel has all quads, and so has each row.
+                *sums = unsafe { self.group::<S, W>(s, &x, group, quads.clone(), *sums) };
+            }
         }
         let mut out = [[s.zero(); NV]; MR];
         for v in 0..NV {
@@ -233,19 +240,20 @@ impl Tiles<'_> {
         out
     }
 
-    /// The sums over group `group` of all quads.
+    /// Adds group `group` of some quads to `sums`.
     ///
     /// # Safety
-    /// The panel and each row of `x` have `n_quads` quads.
+    /// The panel and each row of `x` have these quads.
     #[inline(always)]
     unsafe fn group<S: Bytes, W: Stored>(
         &self,
         s: S,
         x: &[*const Quad; MR],
         group: usize,
+        quads: Range<usize>,
+        mut sums: [[S::F; NV]; MR],
     ) -> [[S::F; NV]; MR] {
-        let mut sums = [[s.zero(); NV]; MR];
-        for quad in 0..self.n_quads {
+        for quad in quads {
             // SAFETY: promised by the caller.
             unsafe {
                 let codes = self.packed.as_ptr().add(quad * Panel::<'_, W>::QUAD);
