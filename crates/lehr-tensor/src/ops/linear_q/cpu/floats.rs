@@ -178,7 +178,8 @@ impl<W: Float, const M: usize> Sums<'_, W, M> {
             for i in 0..ROWS {
                 // The columns behind the last whole vector. Such rows have no scales apart.
                 let mut padded = [0u8; 64];
-                // SAFETY: the rest of the row can be read, fewer than 16 numbers of at most 4 bytes.
+                // SAFETY: the rest of the row can be read, fewer than 16 numbers of at most 4
+                // bytes.
                 unsafe {
                     let rest = self.rows.codes[i].add(at);
                     rest.copy_to_nonoverlapping(padded.as_mut_ptr(), self.row_bytes - at);
