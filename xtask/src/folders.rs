@@ -219,3 +219,32 @@ fn names(rest: &str) -> Vec<String> {
     }
     names
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    /// Breaks each rule by each name it forbids, in a folder that holds nothing else.
+    #[test]
+    fn every_rule_can_fail() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        for rule in FORBIDDEN {
+            fs::create_dir_all(root.join("crates").join(rule.krate).join("src")).unwrap();
+        }
+        for Rule { krate, from, not, .. } in FORBIDDEN {
+            let src = root.join("crates").join(krate).join("src");
+            for name in *not {
+                fs::write(src.join(format!("{from}.rs")), format!("use crate::{name};\n")).unwrap();
+                let found = format!("{krate}: {from} uses {name}, but {from} may not");
+                let all = problems(root).unwrap();
+                assert!(all.iter().any(|p| p.starts_with(&found)), "{found}: not found");
+            }
+            fs::write(src.join(format!("{from}.rs")), "use crate::Result;\n").unwrap();
+            let all = problems(root).unwrap();
+            assert!(!all.iter().any(|p| p.starts_with(&format!("{krate}: {from} "))), "{from}");
+        }
+    }
+}
