@@ -10,10 +10,10 @@
 //!   blocks it wrote to must not go to anybody else while it exists: what is freed during the
 //!   recording is held back from the arena and may be taken again only by the recording itself
 //!   (each kernel of it comes after the last reader of the block, as it does in the stream). A
-//!   [`OneLaunch`] runs once, at its place in the stream, so it frees as usual.
+//!   [`StepGraph`] runs once, at its place in the stream, so it frees as usual.
 //! - **The host.** Nothing has run when `body` returns. Reading a result is therefore an error. An
 //!   upload is an error in a [`Graph`], whose later runs would copy stale bytes; for a
-//!   [`OneLaunch`] the bytes are kept in page-locked memory until it has run.
+//!   [`StepGraph`] the bytes are kept in page-locked memory until it has run.
 //!
 //! A stream records for whoever uses it, so other threads must not give it work meanwhile. They
 //! wait at `Cuda::turn`; the thread that records is let through.
@@ -134,12 +134,12 @@ impl Drop for Graph {
 /// kernel to kernel without the host: a step of training. What is recorded may change from time to
 /// time. If only addresses, numbers and extents differ from the time before, the driver's own form
 /// of the work is not built anew.
-pub struct OneLaunch {
+pub struct StepGraph {
     cuda: &'static Cuda,
     handle: Option<u64>,
 }
 
-impl OneLaunch {
+impl StepGraph {
     /// Prepares for work on device `ordinal`.
     ///
     /// # Errors
@@ -174,7 +174,7 @@ impl OneLaunch {
     }
 }
 
-impl Drop for OneLaunch {
+impl Drop for StepGraph {
     fn drop(&mut self) {
         if let Some(handle) = self.handle {
             self.cuda.backend.drop_graph(handle);

@@ -34,7 +34,7 @@ pub use buffer::CudaBuffer;
 pub use compile::Source;
 pub use compile::{CompileReport, compile_all};
 pub use graph::is_recorder;
-pub use graph::{Graph, OneLaunch};
+pub use graph::{Graph, StepGraph};
 pub use launch::{Arg, int};
 pub use library::{LibraryReport, libraries};
 pub use offload::Offloaded;

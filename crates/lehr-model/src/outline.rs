@@ -84,7 +84,7 @@ impl Outline {
         let bytes = |p: &Parameter| {
             let is_matrix = p.shape.len() >= 2;
             let format =
-                if is_matrix { format.that_fits(p.shape.last_dim()) } else { WeightFormat::F32 };
+                if is_matrix { format.fallback_for(p.shape.last_dim()) } else { WeightFormat::F32 };
             p.n_values() / format.block_len() as u64 * format.block_bytes() as u64
         };
         self.parameters.iter().map(bytes).sum()

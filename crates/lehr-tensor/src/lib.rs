@@ -20,7 +20,7 @@
 //! | whether GPUs are emulated | process | [`cuda::use_emulator`] |
 //! | frequencies of rotary embeddings on GPUs | process | `ops/rope/cuda.rs` |
 //! | recording of gradients on or off | thread | [`no_grad`], [`rehearse`] |
-//! | whether the thread records a GPU's work | thread | [`cuda::Graph`], [`cuda::OneLaunch`] |
+//! | whether the thread records a GPU's work | thread | [`cuda::Graph`], [`cuda::StepGraph`] |
 //! | current context of the GPU's driver | thread | `lehr-cuda/src/driver.rs` |
 //! | intervals of the last masks, for the next layer | thread | `ops/attention/mask.rs` |
 //! | products that cuBLASLt does not have in fp8 | thread | [`cuda::fp8_refused`] |

@@ -14,7 +14,7 @@ use lehr_data::Batch;
 use lehr_infer::resolve_model;
 use lehr_model::io::{Scrutiny, newest_checkpoint};
 use lehr_tensor::Param;
-use lehr_tensor::inplace::SquareSum;
+use lehr_tensor::inplace::SquaredGradNorm;
 use serde_json::json;
 pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
@@ -248,7 +248,7 @@ impl<'a> Session<'a> {
     }
 
     fn first_bad_gradient(&self) -> String {
-        let finite = |grad| SquareSum::of(&[grad], &[])?.get().map(f64::is_finite);
+        let finite = |grad| SquaredGradNorm::of(&[grad], &[])?.get().map(f64::is_finite);
         let is_finite = |grad| finite(grad).unwrap_or(false);
         let bad = |p: &&Param| p.grad().is_some_and(|grad| !is_finite(grad));
         let params = self.task.objective.model().params().params();

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use lehr_tensor::inplace::{AdamW, Clip, SquareSum, adamw};
+use lehr_tensor::inplace::{AdamW, Clip, SquaredGradNorm, adamw};
 use lehr_tensor::{
     Init, ParamBuilder, ParamStore, Philox, Role, Shape, Source, Tensor, available_isas, set_isa,
     threads,
@@ -197,7 +197,7 @@ fn matrices_decay_vectors_do_not_and_embeddings_learn_at_their_own_rate() {
             param.tensor().mul(&g).unwrap().sum().unwrap().backward().unwrap();
         }
         let update = Update { number: step, lr: rule.lr, grad_scale: 1.0 };
-        let squares = SquareSum::known(0.0);
+        let squares = SquaredGradNorm::known(0.0);
         optimizer.step(&store, update, Clip { squares: &squares, norm: 0.0 }).unwrap();
         store.clear_grads();
         let found: Vec<_> = store.params().iter().map(|p| p.tensor().to_vec()).collect();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig};
 use lehr_model::io::{Checkpoint, ModelSource};
 use lehr_model::{ActivationCheckpointing, Model, Role, Tokens, Weights};
-use lehr_tensor::inplace::{Clip, SquareSum};
+use lehr_tensor::inplace::{Clip, SquaredGradNorm};
 use lehr_tensor::{NamePattern, Param, ParamStore, Tensor};
 use lehr_train::recipe::AdamwConfig;
 use lehr_train::{AdamW, Optimizer, Update};
@@ -57,7 +57,7 @@ fn step(model: &Model, optimizer: &mut AdamW, (tokens, targets): &(Tokens, Tenso
     loss.backward().unwrap();
     let params = model.params();
     let grads: Vec<_> = params.params().iter().filter_map(Param::grad).collect();
-    let squares = SquareSum::of(&grads, &[]).unwrap();
+    let squares = SquaredGradNorm::of(&grads, &[]).unwrap();
     drop(grads);
     let update = Update { number: n, lr: LR, grad_scale: 1.0 };
     optimizer.step(params, update, Clip { squares: &squares, norm: 0.0 }).unwrap();

@@ -59,7 +59,7 @@ impl WeightFormat {
     /// This format, or the nearest whose blocks fill rows of `width` numbers, as llama.cpp chooses
     /// it.
     #[must_use]
-    pub const fn that_fits(self, width: usize) -> Self {
+    pub const fn fallback_for(self, width: usize) -> Self {
         let smaller = match self {
             Q2_K | Q3_K | IQ4_XS => IQ4_NL,
             Q4_K => Q5_0,

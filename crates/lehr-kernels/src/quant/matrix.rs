@@ -43,7 +43,7 @@ impl MatrixFormat {
     /// This format, or the nearest whose blocks or groups fill rows of `width` numbers: smaller
     /// groups, a scale for a whole row, another format.
     #[must_use]
-    pub fn that_fits(self, width: usize) -> Self {
+    pub fn fallback_for(self, width: usize) -> Self {
         const SMALLEST: usize = 32;
         let group = |group: usize| match () {
             () if width.is_multiple_of(group) => Scaling::Group(group),
@@ -51,11 +51,11 @@ impl MatrixFormat {
             () => Scaling::Row,
         };
         match self {
-            Self::Gguf(format) => Self::Gguf(format.that_fits(width)),
+            Self::Gguf(format) => Self::Gguf(format.fallback_for(width)),
             Self::Int8(Scaling::Group(n)) => Self::Int8(group(n)),
             Self::Int4(Scaling::Group(n)) => Self::Int4(group(n)),
             Self::Nf4 if !width.is_multiple_of(64) => {
-                Self::Gguf(WeightFormat::Q4_0.that_fits(width))
+                Self::Gguf(WeightFormat::Q4_0.fallback_for(width))
             }
             whole => whole,
         }

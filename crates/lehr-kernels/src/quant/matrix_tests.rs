@@ -137,7 +137,7 @@ fn what_does_not_fit_is_an_error() {
 #[test]
 fn a_format_whose_blocks_do_not_fit_gives_way_to_the_nearest() {
     use WeightFormat::{F16, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0};
-    let fitting = |format: MatrixFormat, width| format.that_fits(width);
+    let fitting = |format: MatrixFormat, width| format.fallback_for(width);
     assert_eq!(fitting(Q4_K.into(), 512), Q4_K.into());
     assert_eq!(fitting(Q4_K.into(), 576), Q5_0.into());
     assert_eq!(fitting(Q6_K.into(), 96), Q8_0.into());
@@ -155,7 +155,7 @@ fn a_format_whose_blocks_do_not_fit_gives_way_to_the_nearest() {
             int4(Scaling::DEFAULT),
             MatrixFormat::Nf4,
         ]) {
-            let fits = format.that_fits(width);
+            let fits = format.fallback_for(width);
             assert!(
                 StoredMatrix::from_f32(&row, 1, width, fits).is_ok(),
                 "{format}, {width}: {fits}"

@@ -160,7 +160,7 @@ impl Model {
                     checkpoint.matrix(&known, shape).filter(|table| is_16_bits(table.format()))
                 }
                 Weights::In(format) => {
-                    let fitting = format.that_fits(shape.cols);
+                    let fitting = format.fallback_for(shape.cols);
                     n_fallback_matrices
                         .set(n_fallback_matrices.get() + usize::from(fitting != format));
                     rounded(checkpoint, &known, shape, fitting)

@@ -10,7 +10,7 @@ pub(crate) use lehr_cuda::{
     Arg, Cuda, CudaBuffer, Extent, Offloaded, Source, args, blas, int, is_recorder, source,
 };
 pub use lehr_cuda::{
-    CompileReport, DeviceInfo, FP8_CAPABILITY, FP8_MULTIPLE, Graph, LibraryReport, OneLaunch,
+    CompileReport, DeviceInfo, FP8_CAPABILITY, FP8_MULTIPLE, Graph, LibraryReport, StepGraph,
     arena_stats, device_count, device_info, libraries, reset_peak, synchronize, timed, usable,
     use_emulator,
 };

@@ -1,20 +1,20 @@
 //! Recorded work, over tensors.
 
-use super::{Graph, OneLaunch, overwrite_ids};
+use super::{Graph, StepGraph, overwrite_ids};
 use crate::{DType, Device, Result, Tensor};
 
 fn upload(values: &[f32]) -> Result<Tensor> {
     Tensor::from_slice(values, [values.len()])?.to_device(Device::Cuda(0))
 }
 
-fn one_launch() -> OneLaunch {
+fn step_graph() -> StepGraph {
     super::use_emulator();
-    OneLaunch::new(0).unwrap()
+    StepGraph::new(0).unwrap()
 }
 
 #[test]
 fn gpu_work_recorded_anew_runs_with_the_uploads_of_its_time() {
-    let mut work = one_launch();
+    let mut work = step_graph();
     let mut sum = upload(&[0.0; 4]).unwrap();
     // The shapes change on the way, and blocks that are freed inside are used again inside.
     for round in 1..5 {
@@ -59,7 +59,7 @@ fn gpu_what_recorded_work_frees_is_its_own() {
 
 #[test]
 fn gpu_recorded_work_that_fails_does_not_run() {
-    let mut work = one_launch();
+    let mut work = step_graph();
     let ids = Tensor::from_ids(&[7], [1]).unwrap().to_device(Device::Cuda(0)).unwrap();
     let failed = work.run(|| {
         overwrite_ids(&ids, &[8])?;

@@ -10,7 +10,7 @@ pub(crate) mod pages;
 pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
-pub use norm::{Clip, SquareSum, scale, sum_of_squares};
+pub use norm::{Clip, SquaredGradNorm, scale, sum_of_squares};
 pub(crate) use pages::gather_pages;
 pub use pages::{advance_texts, write_pages};
 

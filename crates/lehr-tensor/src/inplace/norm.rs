@@ -8,7 +8,7 @@ use crate::{Result, Tensor};
 
 /// `Σ g²` of a whole gradient, where it was computed: nobody waits for a GPU before the number is
 /// asked for.
-pub struct SquareSum(Sum);
+pub struct SquaredGradNorm(Sum);
 
 /// A sum, on the device it was computed on.
 enum Sum {
@@ -17,7 +17,7 @@ enum Sum {
     Cuda(Tensor),
 }
 
-impl SquareSum {
+impl SquaredGradNorm {
     /// The sum over all elements of f32 tensors that live on one device. If one of the `losses`
     /// `[1]` there is not finite, the sum is not either.
     ///
@@ -69,7 +69,7 @@ impl SquareSum {
 #[derive(Clone, Copy)]
 pub struct Clip<'a> {
     /// Its squares. If their sum is not finite, nothing is updated.
-    pub squares: &'a SquareSum,
+    pub squares: &'a SquaredGradNorm,
     /// If the norm, after `grad_scale`, is greater than this, the gradient is scaled down to it; 0
     /// = never.
     pub norm: f32,

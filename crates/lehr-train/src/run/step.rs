@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use lehr_data::Batch;
 use lehr_model::Model;
-use lehr_tensor::cuda::OneLaunch;
-use lehr_tensor::inplace::{Clip, SquareSum};
+use lehr_tensor::cuda::StepGraph;
+use lehr_tensor::inplace::{Clip, SquaredGradNorm};
 use lehr_tensor::{DType, Device, Param, ParamStore, Tensor};
 
 use crate::objective::{Loss, Metric};
@@ -25,7 +25,7 @@ pub struct Stepper {
     /// The factor of the loss, for models in f16.
     pub loss_scale: Option<LossScale>,
     /// The recorder, if steps are recorded as CUDA graphs.
-    graph: Option<OneLaunch>,
+    graph: Option<StepGraph>,
     /// Whether a first step was made without recording.
     has_run: bool,
 }
@@ -60,7 +60,7 @@ pub struct Enqueued {
     /// The metrics of all micro-batches, times the factor.
     metrics: Vec<Metric>,
     /// Sum of squares of the gradient, times the square of the factor.
-    squares: SquareSum,
+    squares: SquaredGradNorm,
     /// The factor of loss scaling.
     factor: f32,
     /// Number of parameters that were updated inside backward.
@@ -103,7 +103,7 @@ impl Stepper {
     pub fn new(config: &OptimizerConfig, model: &Model, cuda_graph: bool) -> Result<Self> {
         let (device, dtype) = model.compute();
         let graph = match device {
-            Device::Cuda(ordinal) if cuda_graph => Some(OneLaunch::new(ordinal)?),
+            Device::Cuda(ordinal) if cuda_graph => Some(StepGraph::new(ordinal)?),
             _ => None,
         };
         Ok(Self {
@@ -150,7 +150,7 @@ impl Stepper {
             loss.value.backward()?;
         }
         let grads: Vec<_> = inputs.params.params().iter().filter_map(Param::grad).collect();
-        let squares = SquareSum::of(&grads, &losses)?;
+        let squares = SquaredGradNorm::of(&grads, &losses)?;
         drop(grads);
         let update = Update { number: inputs.number, lr: inputs.lr, grad_scale: 1.0 / factor };
         let clip = Clip { squares: &squares, norm: self.config.clip_norm };
@@ -182,7 +182,7 @@ impl Stepper {
             self.optimizer.begin(Update { number, lr, grad_scale: 1.0 });
             let mut update = |param: &Param| -> Result<()> {
                 let Some(grad) = param.grad() else { return Ok(()) };
-                let square = SquareSum::of(std::slice::from_ref(&grad), &[])?.get()?;
+                let square = SquaredGradNorm::of(std::slice::from_ref(&grad), &[])?.get()?;
                 drop(grad);
                 squares += square;
                 // A gradient that is not finite is kept, so that the error can name the parameter.
@@ -198,7 +198,7 @@ impl Stepper {
             // Backward reports a gradient only when it knows that nothing more is added to it.
             params.params().iter().try_for_each(update)?;
         }
-        let squares = SquareSum::known(squares);
+        let squares = SquaredGradNorm::known(squares);
         Ok(Enqueued { losses, metrics, squares, factor: 1.0, n_updated })
     }
 

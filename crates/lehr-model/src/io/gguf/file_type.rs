@@ -114,7 +114,7 @@ impl FileType {
             () if self.is_mix() => mixed(main, name, traits),
             () => main,
         };
-        wanted.that_fits(width)
+        wanted.fallback_for(width)
     }
 
     fn is_mix(self) -> bool {
