@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use lehr_model::io::gguf::{FileType, GgufOptions, Metadata};
 use lehr_model::io::{Checkpoint, ModelSource};
-use lehr_model::{Model, Tokens};
-use lehr_tensor::{StoredShape, no_grad};
+use lehr_model::{Model, Tokens, Weights};
+use lehr_tensor::{StoredShape, Tensor, no_grad};
 
 fn golden_dirs() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -124,4 +124,44 @@ fn a_matrix_can_be_had_as_it_is_stored() {
     }
     let norm = StoredShape { rows: 1, cols: 64, transposed: false };
     assert!(checkpoint.matrix("model.norm.weight", norm).is_none());
+}
+
+/// Generation chooses from logits whose products may round activations to 8 bits; a text is scored
+/// by the same numbers.
+#[test]
+fn log_probabilities_over_a_stored_head_are_those_of_its_logits() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut n_labels = 0;
+    for name in ["llama", "qwen3", "gemma3"] {
+        let dir = golden_dirs().into_iter().find(|dir| dir.ends_with(name)).unwrap();
+        let path = scratch.path().join(format!("{name}.gguf"));
+        Model::load(&dir).unwrap().save_gguf(&path, &options(FileType::Q8_0)).unwrap();
+        let model = Model::open(&path, Weights::AsStored).unwrap();
+        assert!(!model.params().stored().is_empty());
+        // More rows than are computed at once; every third has no label.
+        let vocab_size = model.spec().vocab_size;
+        let (batch, t) = (4, 24);
+        let ids: Vec<i32> = (0..batch * t).map(|i| (i * 7 % vocab_size) as i32).collect();
+        let label = |i: usize| if i % 3 == 0 { -100 } else { (i * 5 % vocab_size) as i32 };
+        let labels: Vec<i32> = (0..batch * t).map(label).collect();
+        let tokens = model.tokens(&ids, batch).unwrap();
+        let targets = Tensor::from_ids(&labels, [batch, t]).unwrap();
+        let (found, logits) = no_grad(|| {
+            let logits = model.logits(&model.hidden(&tokens).unwrap()).unwrap();
+            (model.token_logprobs(&tokens, &targets).unwrap(), logits)
+        });
+        let found = found.to_vec();
+        for (i, row) in logits.to_vec().chunks(vocab_size).enumerate() {
+            if labels[i] == -100 {
+                assert_eq!(found[i], 0.0, "{name}");
+                continue;
+            }
+            let sum: f64 = row.iter().map(|z| f64::from(*z).exp()).sum();
+            let want = f64::from(row[labels[i] as usize]) - sum.ln();
+            let error = (f64::from(found[i]) - want).abs();
+            assert!(error < 2e-6 * want.abs().max(1.0), "{name}: {} and {want}", found[i]);
+            n_labels += 1;
+        }
+    }
+    assert_eq!(n_labels, 3 * 64);
 }

@@ -84,7 +84,7 @@ fn what_cannot_be_converted_is_refused_and_nothing_is_lost() {
     let (scratch, base) = (tempfile::tempdir().unwrap(), made.path().join("base"));
     let (dir, base) = (scratch.path(), base.display().to_string());
     fs::write(dir.join("there.gguf"), "mine").unwrap();
-    fails(dir, &["convert", &base, "--to", "there.gguf"], &["there.gguf", "something already"]);
+    fails(dir, &["convert", &base, "--to", "there.gguf"], &["there.gguf", "the target exists"]);
     assert_eq!(fs::read_to_string(dir.join("there.gguf")).unwrap(), "mine");
     let quantised = ["convert", &base, "--to", "folder", "--format", "q8_0"];
     fails(dir, &quantised, &["--format is q8_0", "f32, f16, bf16", ".gguf"]);

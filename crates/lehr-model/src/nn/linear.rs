@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::{Init, Param, Result, Role, Tensor, Weight};
+use lehr_tensor::{Device, Init, Param, Result, Role, Tensor, Weight, is_recording};
 
 use super::{Embedding, LayerBuilder};
 use crate::adapt::Adapter;
@@ -23,6 +23,11 @@ pub struct Linear {
     adapter: Option<Arc<dyn Adapter>>,
     is_tied: bool,
 }
+
+/// Rows whose logits over a stored head exist at once: 64 MiB for a vocabulary of 256 Ki ids.
+const LOGIT_ROWS: usize = 64;
+/// The target of a row without a label.
+const NO_LABEL: i32 = -100;
 
 /// The shape and layout of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +222,37 @@ impl Linear {
         let bias = self.bias();
         match &self.weight {
             Weight::Param(w) => x.token_logprobs(&w.tensor(), bias.as_ref(), targets, softcap),
+            // The same numbers as the logits that generation chooses from, whose product rounds `x`
+            // to 8 bits for some formats. The op multiplies by the weight in floats.
+            Weight::Stored(_) if x.device() == Device::Cpu && !is_recording() => {
+                self.generated_logprobs(x, targets, softcap)
+            }
             Weight::Stored(w) => x.token_logprobs(w, bias.as_ref(), targets, softcap),
         }
+    }
+
+    /// [`Linear::token_logprobs`] from logits, of a few labelled rows at a time.
+    fn generated_logprobs(
+        &self,
+        x: &Tensor,
+        targets: &Tensor,
+        softcap: Option<f32>,
+    ) -> Result<Tensor> {
+        let (width, ids) = (x.shape().last_dim(), targets.ids());
+        let x = x.reshape([ids.len(), width])?;
+        let labelled: Vec<i32> =
+            (0..).zip(ids).filter(|(_, id)| **id != NO_LABEL).map(|(i, _)| i).collect();
+        let mut out = vec![0.0; ids.len()];
+        for rows in labelled.chunks(LOGIT_ROWS) {
+            let targets: Vec<i32> = rows.iter().map(|i| ids[*i as usize]).collect();
+            let n = [rows.len()];
+            let logits = self.base(&x.gather_rows(&Tensor::from_ids(rows, n)?)?)?;
+            let losses =
+                logits.cross_entropy_rows(&Tensor::from_ids(&targets, n)?, 0.0, softcap)?;
+            for (i, loss) in rows.iter().zip(losses.data()) {
+                out[*i as usize] = -loss;
+            }
+        }
+        Tensor::from_slice(&out, targets.shape())
     }
 }
