@@ -113,7 +113,7 @@ fn ways_of_pooling_that_are_not_known_are_named() {
     };
     let dense = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"},
         {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]"#;
-    refused("modules.json", dense, "the module Dense is not known");
+    refused("modules.json", dense, "the module is Dense, expected");
     let outside = r#"[{"path": "../1_Pooling", "type": "sentence_transformers.models.Pooling"}]"#;
     refused("modules.json", outside, "`../1_Pooling` is not a plain folder name");
     refused("modules.json", "{}", "expected a list");

@@ -16,7 +16,7 @@ const PHRASES: &[(&str, &str)] = &[
     ("looked at", "say what is done: read, compared, evaluated"),
     ("learnt label", "\"supervised token\", the field's term"),
     ("n_elsewise", "\"fallback\""),
-    ("fallback_for", "\"nearest supported\""),
+    ("that_fits", "\"nearest supported\""),
     ("it beside", "name what is compared"),
     ("which of both", "name the choice"),
 ];
