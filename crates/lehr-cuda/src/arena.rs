@@ -26,8 +26,8 @@ struct State {
     held: Option<Places>,
 }
 
-/// A live block. It returns to the arena when dropped: the stream runs in order, so whoever gets it
-/// next writes after its last reader.
+/// A live block. It returns to the arena when dropped. The stream runs in order, so its next owner
+/// writes after its last reader.
 #[derive(Debug)]
 pub struct Block {
     ordinal: usize,

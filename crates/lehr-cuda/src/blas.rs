@@ -162,7 +162,7 @@ impl Matmul {
         self.m == 0 || self.n == 0 || self.batch == 0
     }
 
-    /// Whether the library may have no such product, so that whoever wants it has another way.
+    /// Returns whether the library may have no such product, so the caller needs another way.
     pub(super) fn is_optional(&self) -> bool {
         self.epilogue != Epilogue::None || self.a.element.size() == 1
     }

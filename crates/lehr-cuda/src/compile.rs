@@ -332,8 +332,8 @@ fn log_of_kept(source: &Source, dtype: DType, arch: &str) -> Result<String> {
     Ok(log)
 }
 
-/// Kernel, registers, spilled and local bytes, shared bytes of each entry in what `ptxas -v`
-/// prints.
+/// Reads the output of `ptxas -v`: for each kernel its name, registers, spilled and local bytes,
+/// and shared bytes.
 fn parse(log: &str) -> impl Iterator<Item = (String, u32, u32, u32)> + use<'_> {
     let before = |line: &str, what: &str| -> u32 {
         let number = line

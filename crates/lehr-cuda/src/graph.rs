@@ -15,7 +15,7 @@
 //!   upload is an error in a [`Graph`], whose later runs would copy stale bytes; for a
 //!   [`StepGraph`] the bytes are kept in page-locked memory until it has run.
 //!
-//! A stream records for whoever uses it, so other threads must not give it work meanwhile. They
+//! A recording stream records the work of every thread, so other threads must not use it. They
 //! wait at `Cuda::turn`; the thread that records is let through.
 
 use std::cell::Cell;

@@ -159,8 +159,8 @@ pub struct Cuda {
     arena: Arena,
     modules: Mutex<HashMap<(&'static str, DType), u64>>,
     functions: Mutex<HashMap<KernelKey, Function>>,
-    /// Read by whoever gives the stream work, written by whoever records: what other threads do
-    /// meanwhile has to wait.
+    /// Held for reading by threads that give the stream work, and for writing by the thread that
+    /// records: work of other threads waits until the recording ends.
     recording: RwLock<()>,
     /// Scratch of matrix products, for all: they run one after another.
     workspace: OnceLock<(Block, usize)>,

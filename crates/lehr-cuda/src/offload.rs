@@ -178,7 +178,7 @@ impl Drop for Slot {
         let Ok(offloads) = self.cuda.offloads() else { return };
         let progress = self.progress.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Progress::Leaving { ticket, .. } | Progress::Arriving { ticket, .. } = progress {
-            // The room on the device goes to whoever comes next, who must come after the copy.
+            // The next owner of this memory on the device must write after the copy.
             let _ = self.cuda.wait_aside(*ticket);
         }
         offloads.state().free.entry(self.bytes).or_default().push(self.host);

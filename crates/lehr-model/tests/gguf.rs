@@ -142,7 +142,7 @@ fn log_probabilities_over_a_stored_head_are_those_of_its_logits() {
         let vocab_size = model.spec().vocab_size;
         let (batch, t) = (4, 24);
         let ids: Vec<i32> = (0..batch * t).map(|i| (i * 7 % vocab_size) as i32).collect();
-        let label = |i: usize| if i % 3 == 0 { -100 } else { (i * 5 % vocab_size) as i32 };
+        let label = |i: usize| if i.is_multiple_of(3) { -100 } else { (i * 5 % vocab_size) as i32 };
         let labels: Vec<i32> = (0..batch * t).map(label).collect();
         let tokens = model.tokens(&ids, batch).unwrap();
         let targets = Tensor::from_ids(&labels, [batch, t]).unwrap();

@@ -11,7 +11,7 @@ use std::time::Instant;
 use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::{Philox, Result, Tensor, isa, threads};
 
-/// Runs of which the fastest counts.
+/// Number of runs; the fastest counts.
 const N_RUNS: usize = 15;
 
 fn main() -> Result<()> {

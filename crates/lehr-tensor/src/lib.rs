@@ -8,8 +8,8 @@
 //!
 //! # State that belongs to the process or the thread
 //!
-//! Everything else is in the values that functions take and return. None of these changes a result,
-//! but for the instruction set, which may change its rounding.
+//! Everything else is in the values that functions take and return. Only the instruction set can
+//! change a result, and only its rounding.
 //!
 //! | state | of | where |
 //! |---|---|---|

@@ -17,9 +17,9 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// From `table` i32 `[B, max_pages]`, of which the entries behind a text's tokens may be
-    /// anything, and `lengths` i32 `[B]`, 0 for a row without a text. On a GPU nobody checks that
-    /// all is within the pool: the caller has.
+    /// From `table` i32 `[B, max_pages]` and `lengths` i32 `[B]`, 0 for a row without a sequence.
+    /// Entries behind the tokens of a sequence may be anything. On a GPU the caller has checked
+    /// that all used entries are within the pool.
     ///
     /// # Errors
     /// If types, shapes or devices do not fit together.

@@ -24,11 +24,14 @@ const PHRASES: &[(&str, &str)] = &[
 /// Where the phrases are looked for: guides, and the doc comments of these crates.
 const HELD: &[&str] = &[
     "crates/lehr/",
+    "crates/lehr-cuda/",
     "crates/lehr-data/",
     "crates/lehr-demo/",
     "crates/lehr-eval/",
     "crates/lehr-infer/",
+    "crates/lehr-kernels/",
     "crates/lehr-model/",
+    "crates/lehr-tensor/",
     "crates/lehr-train/",
     "crates/lehr-tokenizer/",
     "fuzz/",

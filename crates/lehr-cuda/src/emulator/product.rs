@@ -7,8 +7,8 @@ use crate::fault;
 use lehr_kernels::Result;
 use lehr_kernels::gemm::{Matrix, gemm};
 
-/// An error for what cuBLASLt has no algorithm for, by its documentation: whoever asks for such a
-/// product is wrong.
+/// Refuses products for which cuBLASLt documents no algorithm: asking for one is a mistake of the
+/// caller.
 fn check(product: &Matmul) -> Result<()> {
     let &Matmul { m, n, k, a, b, c, accumulate, epilogue, batch } = product;
     let refuse = |rule: &str| Err(fault(format!("multiplying {product:?}"), rule));

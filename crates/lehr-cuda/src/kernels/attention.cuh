@@ -12,8 +12,9 @@
 // n_keys - Tq. n_keys <= Tk is always given; keys from n_keys on are never read. An empty interval
 // gives output 0 and lse -inf. All sums have a fixed order.
 //
-// Backward, with p = exp(score - lse) and delta = sum_e dout * out:  ds = p (dout v^T - delta),  dq
-// = scale ds k,  dk = scale ds^T q, dv = p^T dout. `stats` holds, per query and head, lse in base 2
+// Backward, with p = exp(score - lse) and delta = sum_e dout * out:
+//   ds = p (dout v^T - delta),  dq = scale ds k,  dk = scale ds^T q,  dv = p^T dout.
+// `stats` holds, per query and head, lse in base 2
 // and delta.
 #pragma once
 #include "common.cuh"

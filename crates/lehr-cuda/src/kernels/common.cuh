@@ -333,8 +333,8 @@ DEVICE void elementwise_step(i64 i, i64 step, const F& f, const In*... in) {
     };
     next(load_pack<In, N>(in + i * N)...);
 }
-// Elementwise loops over n elements, shared by `n_threads` threads of which this is number
-// `thread`: calls f(i, packs...) with the packs of N elements, from element i on, of the tensors in
+// Elementwise loops over n elements, shared by `n_threads` threads; this is number
+// `thread`. Calls f(i, packs...) with the packs of N elements, from element i on, of the tensors in
 // `in`, and for the last n % N elements with packs of one. f may write to the places it was given.
 // UNROLL packs of each tensor are loaded ahead: 1 for two tensors or more, 2 or 4 for one.
 template <int N, int UNROLL, class F, class... In>

@@ -1,11 +1,12 @@
 // Tensor cores and asynchronous copies for 16-bit elements (sm_80 and later), with emulated forms.
 //
 // Fragments of one warp, lane = 4 * group + pair (group = lane / 4 in 0..8, pair = lane % 4), all
-// indices in elements: A 16x16: a[0] = (group, 2 pair..+2)  a[1] = (group + 8, 2 pair..+2)  a[2] =
-// (group, 2 pair + 8..+2)  a[3] = (group + 8, 2 pair + 8..+2) B 16x8 (k, n): b[0] = (2 pair..+2,
-// group)  b[1] = (2 pair + 8..+2, group) C 16x8: c[0], c[1] = (group, 2 pair..+2)  c[2], c[3] =
-// (group + 8, 2 pair..+2) Two elements share a register, the one with the smaller index in the
-// lower half.
+// indices in elements:
+//   A 16x16:       a[0] = (group, 2 pair..+2)      a[1] = (group + 8, 2 pair..+2)
+//                  a[2] = (group, 2 pair + 8..+2)  a[3] = (group + 8, 2 pair + 8..+2)
+//   B 16x8 (k, n): b[0] = (2 pair..+2, group)      b[1] = (2 pair + 8..+2, group)
+//   C 16x8:        c[0], c[1] = (group, 2 pair..+2)  c[2], c[3] = (group + 8, 2 pair..+2)
+// Two elements share a register, the one with the smaller index in the lower half.
 #pragma once
 #include "common.cuh"
 

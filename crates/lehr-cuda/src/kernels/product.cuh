@@ -25,8 +25,8 @@
 // Bytes of zeros in shared memory: 64, wherever they start in 128.
 #define ZEROS 256
 
-// Sums all segments of this warp, of which the first STAGES are under way, and writes the sums to
-// `out`, [ROWS, TOKENS].
+// Sums all segments of this warp and writes the sums to `out`, [ROWS, TOKENS]. The copies of the
+// first STAGES segments are already under way.
 template <class F, class Sums>
 DEVICE void sum_segments(const Copier<F>& copier, u8* stages, float* all_partial, const u8* zeros,
     const u8* table, int n_segments) {
@@ -107,17 +107,23 @@ DEVICE void product(const u8* w, const float* scales, const T* x, const T* bias,
 
 // y[n, rows] = x[n, cols] Wᵀ + bias[rows] for n = 1 to 8; `bias` may be null. `w` is [rows,
 // row_bytes] and starts on 16 bytes; `scales` is [rows, cols / group] for int8, int4 and nf4 and
-// else not looked at; `group` is `cols` where a row has one scale. Grid: ⌈rows / 16⌉. Block: 32 ·
+// otherwise unused; `group` is `cols` where a row has one scale. Grid: ⌈rows / 16⌉. Block: 32 ·
 // warps, at most 256: 256 unless shared memory is short or a row has fewer segments than warps.
 // Shared memory: table + 256 + 2 · warps · (16 · stride + n · (segment · sizeof(T) + pad) + scales)
-// bytes, where f32  f16, bf16  q4_0  q4_1  q5_0  q5_1  q8_0  q2_k  q3_k  q4_k  q5_k  q6_k  iq4_nl
-// iq4_xs  int8  int4   nf4 segment    64        128   256   256   256   256   256   256   256   256
-// 256   256     256     256   256   256   256 stride    272        320   176   176   208   208
-// 304   112   144   144   176   240     176     176   272   144   144 pad        64         64
-// 32    32    32    32    32    32    32    32    32    32      32      32    32    64    64 scales
-// 0          0     0     0     0     0     0     0     0     0     0     0       0       0   512
-// 512   512 table       0          0     0     0     0     0     0     0     0     0     0     0
-// 32768   32768     0     0 32768
+// bytes, where
+//               f32  f16,bf16   q4_0   q4_1   q5_0   q5_1   q8_0   q2_k   q3_k
+//   segment      64       128    256    256    256    256    256    256    256
+//   stride      272       320    176    176    208    208    304    112    144
+//   pad          64        64     32     32     32     32     32     32     32
+//   scales        0         0      0      0      0      0      0      0      0
+//   table         0         0      0      0      0      0      0      0      0
+//
+//              q4_k   q5_k   q6_k iq4_nl iq4_xs   int8   int4    nf4
+//   segment     256    256    256    256    256    256    256    256
+//   stride      144    176    240    176    176    272    144    144
+//   pad          32     32     32     32     32     32     64     64
+//   scales        0      0      0      0      0    512    512    512
+//   table         0      0      0  32768  32768      0      0  32768
 #define PRODUCT(name, F) \
     extern "C" __global__ void __launch_bounds__(256, 3) \
         name(const u8* w, const float* scales, const T* x, const T* bias, T* y, int n, int rows, \

@@ -19,7 +19,7 @@ struct TensorSums {
         for (int i = 0; i < 4; i++) sums[i] = 0.0f;
     }
     static DEVICE const u8* x_of_lane(const u8* x, int n) {
-        // Sums of rows of x that do not exist are never looked at.
+        // Sums of rows of x that do not exist are never read.
         int lane = threadIdx.x % WARP;
         return x + min(lane / 4, n - 1) * Layout<F>::X_STRIDE + lane % 4 * (F::NEAR ? 16 : 8);
     }

@@ -53,7 +53,7 @@ impl Operation {
     /// (`cublasLtMatmul()`, "to use FP8 kernels"): the first operand transposed and the second not,
     /// which is how [`Matmul`] has them; f32 inside; dimensions that are multiples of 16. The
     /// scales are read on the device. `FAST_ACCUM` stays off: parts of the sums are then promoted
-    /// to f32 as the product goes on.
+    /// to f32 during the product.
     fn set_scales(&self, product: &Matmul) -> Result<()> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         for (attribute, scale) in [

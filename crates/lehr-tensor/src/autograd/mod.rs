@@ -60,7 +60,7 @@ pub(crate) struct Node {
     n_outputs: usize,
 }
 
-/// Which output of which node a tensor is.
+/// Position of a tensor in the graph: its node, and its index among the outputs.
 #[derive(Clone)]
 pub(crate) struct Edge {
     node: Arc<Node>,

@@ -55,8 +55,8 @@ pub(super) fn f64_of(bits: &Tensor) -> Result<f64> {
     Ok(f64::from_bits(low | high << 32))
 }
 
-/// A parameter with what its update needs. All are on one GPU, in f32 but for the copy that is
-/// computed with.
+/// A parameter with what its update needs. All are on one GPU and in f32, except the copy in the
+/// computing type.
 pub(crate) struct Item<'a> {
     pub(crate) param: &'a Tensor,
     pub(crate) shadow: Option<&'a Tensor>,

@@ -32,7 +32,7 @@ struct AdamwTensor {
     float weight_decay;
 };
 
-// A pointer from a table, of which the compiler is told that it is to global memory: it takes the
+// Tells the compiler that a pointer from a table points to global memory: it takes the
 // faster instructions.
 template <class E>
 DEVICE E* global(E* p) {

@@ -77,7 +77,7 @@ pub(crate) fn refuse_grad(op: &'static str, name: &'static str, tensor: &Tensor)
     }
 }
 
-/// Writes integers over those of a tensor on a GPU, whoever shares it: the inputs of recorded work.
+/// Overwrites the integers of a tensor on a GPU, for all who share it: the inputs of recorded work.
 ///
 /// # Errors
 /// If the tensor is not an integer tensor of that size on a GPU, or the device fails.

@@ -10,8 +10,8 @@ pub(super) fn lanes(dtype: DType) -> usize {
     16 / dtype.size()
 }
 
-/// Threads along a row and rows per block, for rows of `d` elements of which a thread holds
-/// `per_thread` packs.
+/// Threads along a row and rows per block, for rows of `d` elements; a thread holds `per_thread`
+/// packs of a row.
 fn block(d: usize, dtype: DType, per_thread: usize, most: usize) -> (usize, usize) {
     let threads = d.div_ceil(lanes(dtype)).div_ceil(per_thread);
     match threads {

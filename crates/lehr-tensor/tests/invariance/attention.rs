@@ -111,7 +111,7 @@ fn chunks(text: &Text) {
     let tk = text.n + 9;
     for (draw, most) in [1, 3, 4, 6, 40, 100, 300].into_iter().enumerate() {
         let pieces = cuts(text.n, most, draw as u64);
-        // Decoding token by token is looked at here and there: it is the slowest.
+        // Decoding token by token is checked here and there: it is the slowest.
         let step = (pieces.len() / 40).max(1);
         for (i, &(from, to)) in pieces.iter().enumerate().step_by(step) {
             let n_threads = 1 + (i / step + draw) % 3;

@@ -116,8 +116,8 @@ pub(crate) fn gather_pages(pools: [&Tensor; 2], pages: &Pages, n: usize) -> Resu
     Ok([k, v])
 }
 
-/// One more token for each text that has some: adds 1 to `positions` `[B, 1]` and `lengths` `[B]`,
-/// i32 on one GPU, where the length is not 0, whoever shares them.
+/// Advances each sequence that has tokens by one: adds 1 to `positions` `[B, 1]` and `lengths`
+/// `[B]` where the length is not 0. Both are i32 on one GPU and change for all who share them.
 ///
 /// # Errors
 /// If they are not integers of these shapes on one GPU, or it fails.

@@ -87,7 +87,7 @@ impl GpuSampler {
         Ok(sampler)
     }
 
-    /// Sets how text `row` goes on, and how many numbers were drawn for it.
+    /// Sets how sequence `row` is sampled, and how many numbers were drawn for it.
     ///
     /// # Errors
     /// If a setting is out of range, there is no such text, or the device fails.

@@ -202,9 +202,11 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
 // are given. The wide ones compute dk and dv in separate blocks, because the registers do not hold
 // both.
 //
-// Grid (ceil(Tk / BK), K, B), of W = 192 and 256 (2 ceil(Tk / BK), K, B); 128 threads. BK, BQ,
-// dynamic shared memory: W   32: 128, 64, 33904 bytes    64: 128, 64, 66672    96: 64, 64, 74864
-// 128: 64, 64, 99440    192: 64, 32, 98928 256: 64, 16, 98672
+// Grid (ceil(Tk / BK), K, B), for W = 192 and 256 (2 ceil(Tk / BK), K, B); 128 threads.
+//   W                            32      64      96     128     192     256
+//   BK                          128     128      64      64      64      64
+//   BQ                           64      64      64      64      32      16
+//   dynamic shared memory     33904   66672   74864   99440   98928   98672 bytes
 #define FLASH_BACKWARD_KV(W, MT, BQ, N, SPLIT, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_kv_##W( \
         const T* q, const T* k, const T* v, const T* dout, const float* stats, \

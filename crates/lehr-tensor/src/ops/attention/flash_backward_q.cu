@@ -134,8 +134,10 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
 
 // dq [B, Tq, H, E]. With `accumulate` it is added to.
 //
-// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. BQ, dynamic shared memory: W   32: 128, 34896
-// bytes    64: 128, 67664    96: 128, 75856    128: 128, 100432    192: 64, 99408    256: 64, 99408
+// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads.
+//   W                            32      64      96     128     192     256
+//   BQ                          128     128     128     128      64      64
+//   dynamic shared memory     34896   67664   75856  100432   99408   99408 bytes
 #define FLASH_BACKWARD_Q(W, MT, BK, N, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_backward_q_##W( \
         const T* q, const T* k, const T* v, const T* dout, const float* stats, \

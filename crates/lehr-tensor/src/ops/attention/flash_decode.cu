@@ -176,8 +176,9 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
 // better from about 3 rows on. workspace: B * H * Tq * n_splits * (E + 2) floats.
 //
 // Grid (n_splits, K * ceil(H / K * Tq / 16), B), 128 threads. Choose n_splits so that there are
-// about three blocks per multiprocessor, with at least 128 keys each. Dynamic shared memory: W
-// 32: 18048 bytes    64: 35456    96: 52864    128: 70272    192: 55936    256: 74368
+// about three blocks per multiprocessor, with at least 128 keys each.
+//   W                            32      64      96     128     192     256
+//   dynamic shared memory     18048   35456   52864   70272   55936   74368 bytes
 #define FLASH_DECODE(W, STAGES, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) flash_decode_##W( \
         const T* q, const T* k, const T* v, float* workspace, const int* intervals, \

@@ -134,9 +134,10 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
 
 // out = softmax(scale * q k^T + mask) v and, if lse is not null, lse = ln(sum of exp(score)).
 //
-// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. Queries per block BQ, dynamic shared memory: W
-// 32: 128, 25680 bytes    64: 128, 50256    96: 128, 74832    128: 128, 99408    192: 64, 74320
-// 256: 64, 98896
+// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads.
+//   W                            32      64      96     128     192     256
+//   BQ, queries per block       128     128     128     128      64      64
+//   dynamic shared memory     25680   50256   74832   99408   74320   98896 bytes
 #define FLASH_FORWARD(W, MT, BK, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
         flash_forward_##W(const T* q, const T* k, const T* v, T* out, float* lse, \

@@ -95,7 +95,7 @@ fn masks() -> Vec<(&'static str, Size, Rules)> {
     ]
 }
 
-/// Segments of uneven lengths, of which some are single tokens.
+/// Segments of uneven lengths; some are single tokens.
 fn starts(batch: usize, tk: usize) -> Vec<i32> {
     let stream = Philox::new(5, 0);
     let mut starts = Vec::new();

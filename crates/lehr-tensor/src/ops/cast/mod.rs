@@ -71,7 +71,7 @@ impl Op for Cast {
     }
 }
 
-/// On a GPU gradients have the type of their values, but for those of parameters.
+/// On a GPU gradients have the type of their values, except those of parameters.
 struct CastOnGpu {
     from: DType,
 }

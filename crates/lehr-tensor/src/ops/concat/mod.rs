@@ -15,7 +15,7 @@ impl Tensor {
     ///
     /// | name | shape |
     /// |---|---|
-    /// | `parts` | `[.., Nᵢ, ..]`, equal but for dimension `dim` |
+    /// | `parts` | `[.., Nᵢ, ..]`, equal except in dimension `dim` |
     /// | returns | `[.., Σ Nᵢ, ..]` |
     ///
     /// Saves shapes only. Each part's gradient is its piece of the result's.

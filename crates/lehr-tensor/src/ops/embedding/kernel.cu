@@ -14,16 +14,19 @@ extern "C" __global__ void embedding_gather(const T* table, const int* ids, T* y
 
 // The gradient of the table comes in two steps. The host sorts the positions 0..n stably by their
 // id (a counting sort), so that the places of one id are a run of neighbours in `order`, rising,
-// and cuts runs into segments: order          i32 [n]                 positions, sorted stably by
-// id segment_starts i32 [n_segments + 1]    segment s is order[segment_starts[s] ..
-// segment_starts[s + 1]], never empty; the last is n segment_target i32 [n_segments]        id >=
-// 0: the segment is the whole run of this id; -1 - w: its sum goes to row w of `work` long_ids
-// i32 [n_long]            the ids whose runs have several segments, each once long_starts    i32
-// [n_long + 1]        rows long_starts[j] .. long_starts[j + 1] of `work` are the segments of
-// long_ids[j] in order A run of up to 64 positions is one segment; longer runs are cut into
-// segments of max(64, about sqrt(length)) positions, the last one shorter, so that no thread adds
-// very many rows. `work` is f32 [long_starts[n_long], d]. For example, ids 5 2 5 and segments of
-// one position: order 1 0 2, segment_starts 0 1 2 3, segment_target 2 -1 -2, long_ids 5,
+// and cuts runs into segments:
+//   order           i32 [n]               positions, sorted stably by id
+//   segment_starts  i32 [n_segments + 1]  segment s is order[segment_starts[s] ..
+//                                         segment_starts[s + 1]], never empty; the last is n
+//   segment_target  i32 [n_segments]      id >= 0: the segment is the whole run of this id;
+//                                         -1 - w: its sum goes to row w of `work`
+//   long_ids        i32 [n_long]          the ids whose runs have several segments, each once
+//   long_starts     i32 [n_long + 1]      rows long_starts[j] .. long_starts[j + 1] of `work` are
+//                                         the segments of long_ids[j] in order
+// A run of up to 64 positions is one segment. Longer runs are cut into segments of max(64, about
+// sqrt(length)) positions, the last one shorter, so no thread adds very many rows. `work` is f32
+// [long_starts[n_long], d]. For example, ids 5 2 5 and segments of one position: order 1 0 2,
+// segment_starts 0 1 2 3, segment_target 2 -1 -2, long_ids 5,
 // long_starts 0 2.
 
 // Rows on their way at once.

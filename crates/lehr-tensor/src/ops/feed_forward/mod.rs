@@ -11,7 +11,7 @@ use crate::autograd::trains;
 use crate::{Result, Tensor};
 
 impl Tensor {
-    /// `y = f(x W₁ᵀ + bias₁) W₂ᵀ + bias₂`, of which `f` keeps its argument alone for backward.
+    /// `y = f(x W₁ᵀ + bias₁) W₂ᵀ + bias₂`. Only the argument of `f` is kept for backward.
     ///
     /// It is [`Tensor::linear`] and [`Tensor::act_linear`], whose shapes and gradients it has. In
     /// training on a GPU, with 16-bit elements and the GELU by tanh, the first product writes both

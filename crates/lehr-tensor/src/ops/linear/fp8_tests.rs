@@ -266,7 +266,7 @@ fn gpu_maps_in_fp8_are_those_of_the_codes_and_near_those_of_the_numbers() {
             exact(&numbers(x, E4M3), &numbers(w, E4M3), bias.data(), &numbers(dy, E5M2), layout);
         let plain = |x: &Tensor| x.data().iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
         let of_numbers = exact(&plain(x), &plain(w), bias.data(), &plain(dy), layout);
-        // The result is rounded to bf16, which has 8 bits, but for dW; tensor cores add 8-bit
+        // Results except dW are rounded to bf16, which has 8 bits; tensor cores add 8-bit
         // products with some 14 bits. A code has 4 bits, of dy 3: root mean squares of the rounding
         // are 2.5 % and 5 % of a factor, so 3.6 % of a product of x and W and 5.7 % of one with dy,
         // and of their sums.

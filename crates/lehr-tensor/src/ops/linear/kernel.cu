@@ -12,7 +12,7 @@ DEVICE int group_shift(int w) {
     return shift;
 }
 
-// sum += rows `row`, row + step, ... of x, a pack of which starts every `stride` elements; 8 loads
+// sum += rows `row`, row + step, ... of x, whose packs start every `stride` elements; 8 loads
 // are under way at once.
 DEVICE void add_rows(float sum[LANES], const T* x, i64 row, i64 step, i64 n_rows, i64 stride) {
 #pragma unroll 1
@@ -45,10 +45,12 @@ DEVICE void store_sums(float* to, const float sum[LANES]) {
 }
 
 // First half of the column sums of x [n, w]: partials f32 [n_partials, w], each row the sum of a
-// part of the long rows. With n_packs = group * w / LANES packs in a long row: n_packs <= 128:
-// n_partials = group * blocks. A block adds up its 256 / n_packs long rows at a time. else:
-// n_partials = group * max(1, blocks * 256 / n_packs). Every long row lane of n_packs threads has
-// its own partial. Block 256 threads, grid of one dimension, whose size decides the order of the
+// part of the long rows. With n_packs = group * w / LANES packs in a long row:
+//   n_packs <= 128: n_partials = group * blocks. A block adds up its 256 / n_packs long rows at a
+//                   time.
+//   else:           n_partials = group * max(1, blocks * 256 / n_packs). Every long row lane of
+//                   n_packs threads has its own partial.
+// Block 256 threads, grid of one dimension, whose size decides the order of the
 // sums: for the same bits everywhere it must depend on n and w alone. Good: blocks = min(264,
 // ceil(n_long_rows / (8 * (256 / n_packs)))) in the first case, else ceil(n_packs * min(ceil(65536
 // / n_packs), ceil(n_long_rows / 16)) / 256), where n_long_rows = n / group. If that is 0, there is

@@ -41,7 +41,7 @@ pub(crate) struct LinearSize {
 pub struct Affine<'a> {
     /// `[O, I]`, or `[I, O]` with [`WeightLayout::InOut`].
     pub weight: &'a Tensor,
-    /// Which of both.
+    /// Memory layout of `weight`.
     pub layout: WeightLayout,
     /// `[O]`.
     pub bias: Option<&'a Tensor>,

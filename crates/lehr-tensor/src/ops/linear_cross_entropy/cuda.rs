@@ -182,7 +182,7 @@ pub(super) fn mean(losses: &Tensor, normalizer: f32) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Blocks of rows of `d` elements of which a thread moves four packs.
+/// Blocks of rows of `d` elements; a thread moves four packs.
 fn rows_extent(n: usize, d: usize, dtype: DType) -> Extent {
     let columns = d.div_ceil(4 * lanes(dtype)).next_power_of_two().min(256);
     let mut extent = Extent::line(n.div_ceil(256 / columns), 0);

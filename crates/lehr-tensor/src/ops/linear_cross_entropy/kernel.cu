@@ -148,9 +148,12 @@ DEVICE void turn_rows(T* logits, const int* labels, float* losses, int n, int v,
 }
 
 // For each row of logits z, with y = cap tanh(z / cap) (y = z if cap is 0), max = max y, sum = sum
-// of e^(y - max), lse = max + ln sum: losses[r] = lse - y[label] + z_loss lse^2, and if
-// `write_gradient`, in place of the logits, f ((1 + 2 z_loss lse) e^(y - lse) - onehot(label)) (1 -
-// (y / cap)^2),  f = (factors ? factors[r] : factor) * (scale ? *scale : 1). logits [n, v] T with
+// of e^(y - max), lse = max + ln sum:
+//   losses[r] = lse - y[label] + z_loss lse^2,
+// and if `write_gradient`, in place of the logits,
+//   f ((1 + 2 z_loss lse) e^(y - lse) - onehot(label)) (1 - (y / cap)^2),
+//   f = (factors ? factors[r] : factor) * (scale ? *scale : 1).
+// logits [n, v] T with
 // ld >= v elements from row to row (elements beyond v are neither read nor written); labels [n]
 // i32, each in 0..v; losses [n] f32 or null; factors [n] f32 or null; scale [1] f32 or null. Block:
 // whole warps, at most 512 threads; 512 unless v is small: about v / (4 LANES). Grid: n, or less.

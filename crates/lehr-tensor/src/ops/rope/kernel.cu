@@ -151,9 +151,12 @@ DEVICE void rotate(const T* x, const float* cos, const float* sin, T* y, int n_t
 
 // y (+)= the heads of x rotated by the table's angles times `sign` (1 forward, -1 backward): a pair
 // (a, b) of dimensions becomes (a cos - b sin, b cos + a sin), and dimensions from 2 half on pass
-// through. `layout`, with E = width: 0: pair i is (i, half + i)   1: (2i, 2i + 1)   2: half-split
-// in each half of the head, 2 half = E: (i, half / 2 + i) for i < half / 2, and the same half
-// dimensions further for the other columns. x, y [n_tokens, n_heads, width] T; cos, sin [n_tokens,
+// through. `layout`, with E = width:
+//   0: pair i is (i, half + i);
+//   1: pair i is (2i, 2i + 1);
+//   2: half-split in each half of the head, 2 half = E: (i, half / 2 + i) for i < half / 2, and the
+//      same half dimensions further for the other columns.
+// x, y [n_tokens, n_heads, width] T; cos, sin [n_tokens,
 // half] f32. y may be x if accumulate = 0. Block 256, grid: ceil(n_tokens * ceil(n_heads / 4) *
 // (width - half) / LANES / 256), or any other: its stride covers all. n_tokens * ceil(n_heads / 4)
 // * (width - half) must be below 2^32.

@@ -1,9 +1,11 @@
 // Softmax along the last dimension.
 //
 // Threads of a row. The caller picks the block from the row's width d: t = ceil(ceil(d / LANES) /
-// 4), LANES = 16 / sizeof(T): t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at
-// least 8: several rows per block. t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at
-// most 1024. Any block of one of these two forms gives right results; rows of more than 4 x packs,
+// 4), LANES = 16 / sizeof(T):
+//   t <= 32: block (x, 256 / x), x = t rounded up to a power of two, at least 8: several rows per
+//            block;
+//   t > 32:  block (x, 1), x = t rounded up to a multiple of 32, at most 1024.
+// Any block of one of these two forms gives right results; rows of more than 4 x packs,
 // or of a width that is no multiple of LANES, are read twice. Grid: ceil(rows / blockDim.y), or
 // less. No dynamic shared memory.
 #include "common.cuh"

@@ -140,7 +140,7 @@ impl Job<'_> {
         seen.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0))
     }
 
-    /// The parts of a row of a block, but for the largest score.
+    /// The parts of a row of a block, without the largest score.
     ///
     /// # Safety
     /// No other task uses this block of this head at the moment.
@@ -188,7 +188,7 @@ impl Kernel for Scores<'_> {
             let from = &problem.q.from(token, query_head, width)[..width];
             pack::put_row(s, from, problem.scale, &mut queries[row * width..][..width], false);
         }
-        // What lies behind the last key is multiplied too, and not looked at.
+        // What lies behind the last key is multiplied too, and never read.
         keys.fill(0.0);
         let columns = Columns::new();
         for block in blocks {

@@ -15,7 +15,7 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// `n` rows of which row `i` starts at `start(i)`.
+    /// `n` rows; row `i` starts at `start(i)`.
     #[inline(always)]
     pub(super) fn new(data: &'a [f32], n: usize, start: impl Fn(usize) -> usize) -> Self {
         let mut starts = [0; BLOCK];
@@ -35,7 +35,7 @@ impl<'a> Rows<'a> {
         n <= self.n && self.starts[..n].iter().all(|start| start + width <= self.data.len())
     }
 
-    /// Row `i`, of which nothing is checked.
+    /// Row `i`, unchecked.
     #[inline(always)]
     pub(super) fn row(&self, i: usize) -> *const f32 {
         self.data.as_ptr().wrapping_add(self.starts[i])

@@ -77,7 +77,7 @@ pub(super) struct WeightRows<const N: usize> {
 }
 
 impl<const N: usize> WeightRows<N> {
-    /// Rows `rows`, at least one and at most `N`, of each of which `needed` bytes are read.
+    /// Rows `rows`, at least one and at most `N`; `needed` bytes are read from each.
     #[inline(always)]
     pub(super) fn new(w: &QMatrix, rows: Range<usize>, needed: usize) -> Self {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
@@ -193,8 +193,8 @@ struct Products<'a, W> {
 }
 
 impl<W: Stored> Products<'_, W> {
-    /// Adds the products of quad `quad`, of which `n` groups are part of the rows: lane `4 g + r`
-    /// of `sums[i]` is for group `g`, row `r` of the weights and row `i` of the activations.
+    /// Adds the products of quad `quad`, where `n` groups are part of the rows: lane `4 g + r` of
+    /// `sums[i]` is for group `g`, row `r` of the weights and row `i` of the activations.
     ///
     /// # Safety
     /// As for [`Stored::quad`].
@@ -239,7 +239,7 @@ impl<W: Stored> Products<'_, W> {
                 dot::<S, W>(s, zero, c.first, first),
                 dot::<S, W>(s, zero, d.first, first),
             ];
-            // Halves of groups begin anew, whole groups go on.
+            // Halves of groups begin anew, whole groups continue.
             let begin = if W::HALVES { [zero; ROWS] } else { firsts };
             let seconds = [
                 dot::<S, W>(s, begin[0], a.second, second),

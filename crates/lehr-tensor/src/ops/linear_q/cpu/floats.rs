@@ -192,7 +192,7 @@ impl<W: Float, const M: usize> Sums<'_, W, M> {
         acc
     }
 
-    /// Adds the products of `n` columns from `k`, of which `rows` has 16 of each row of weights.
+    /// Adds the products of `n` columns from `k`; `rows` has 16 numbers of each row of weights.
     #[inline(always)]
     fn multiply<S: Bytes>(
         &self,

@@ -1,5 +1,5 @@
 //! Products in f32: panels of rows of weights are dequantised and multiplied by the engine's matrix
-//! product. Exact but for the weights' own rounding.
+//! product. Exact up to the rounding of the weights themselves.
 
 use std::ops::Range;
 

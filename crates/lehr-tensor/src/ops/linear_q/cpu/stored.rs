@@ -30,8 +30,8 @@ pub(super) trait Stored: Copy + Send + Sync {
     /// Bytes read for a row of that many quads.
     fn bytes_read(self, n_quads: usize) -> usize;
 
-    /// Quad `quad` of the row at `row`, of which `n` groups are part of the row: the scales of the
-    /// others are 0. `scales` are those of the row that lie apart from the codes.
+    /// Reads quad `quad` of the row at `row`. The first `n` groups are part of the row; the scales
+    /// of the others are 0. `scales` are those of the row that lie apart from the codes.
     ///
     /// # Safety
     /// [`Stored::bytes_read`] bytes can be read at `row`, `n` groups have their scales.
