@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use model::{ModelConfig, ObjectiveKind, TokenizerConfig};
 pub use optimizer::{AdamwConfig, OptimizerConfig, OptimizerRule, ScheduleConfig};
+pub use renamed::current_names;
 pub use sections::{
     CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig, SavedWeights, TrainConfig,
 };

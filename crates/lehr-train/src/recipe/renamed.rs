@@ -10,6 +10,27 @@ const RENAMED: [(&str, &str, &str); 4] = [
     ("train", "activations", "activation_checkpointing"),
 ];
 
+/// Returns `--set` items with the current names of keys, and a note for each that had an old name. A
+/// command line of an earlier version keeps its meaning; a recipe file, which is kept, is corrected.
+/// `train.activations` stays as it is, because its values were renamed too.
+#[must_use]
+pub fn current_names(sets: &[String]) -> (Vec<String>, Vec<String>) {
+    let mut notes = Vec::new();
+    let current = |item: &String| {
+        let (key, value) = item.split_once('=')?;
+        let is_it = |(section, old, _): &&(&str, &str, &str)| {
+            key.trim() == format!("{section}.{old}") && *old != "activations"
+        };
+        let (section, _, new) = RENAMED.iter().find(is_it)?;
+        let key = key.trim();
+        notes.push(format!("{key} is now called {section}.{new}; --set {item} is used as that"));
+        Some(format!("{section}.{new}={value}"))
+    };
+    let current = sets.iter().map(current).collect::<Vec<_>>();
+    let sets = sets.iter().zip(current).map(|(old, new)| new.unwrap_or_else(|| old.clone()));
+    (sets.collect(), notes)
+}
+
 /// Returns the error and the hint for old keys in `recipe`; `None` if it has none.
 pub(super) fn find(recipe: &Table) -> Option<(String, String)> {
     let has = |(section, old, _): &(&str, &str, &str)| {

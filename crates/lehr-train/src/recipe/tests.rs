@@ -105,6 +105,15 @@ fn keys_of_earlier_versions_are_refused_with_the_new_name() {
 }
 
 #[test]
+fn old_names_on_the_command_line_are_used_and_named() {
+    let sets = ["train.rows=4", " train.len =8", "optimizer.lr=1e-3"].map(str::to_owned);
+    let (sets, notes) = current_names(&sets);
+    assert_eq!(sets, ["train.batch_size=4", "train.seq_len=8", "optimizer.lr=1e-3"]);
+    assert_eq!(notes.len(), 2);
+    assert!(notes[0].starts_with("train.rows is now called train.batch_size"), "{notes:?}");
+}
+
+#[test]
 fn checkpoints_of_trained_weights_need_a_model_to_refer_to() {
     let trained = "checkpoint.weights=trained".to_owned();
     let error = example().with_overrides(std::slice::from_ref(&trained)).unwrap_err().to_string();

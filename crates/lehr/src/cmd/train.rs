@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
+use lehr_train::recipe::current_names;
 use lehr_train::{Recipe, RunDir, device_gflops, prepare, write_report};
 use serde_json::json;
 
@@ -85,7 +86,9 @@ impl Common {
 
     /// Runs `recipe`, given or fitted, with the overrides applied.
     pub(crate) fn run(&self, recipe: &Recipe, command: &str) -> Result<ExitCode> {
-        let recipe = recipe.with_overrides(&[self.compute_sets(), self.sets.clone()].concat())?;
+        let (sets, notes) = current_names(&self.sets);
+        notes.iter().for_each(|note| eprintln!("warning: {note}"));
+        let recipe = recipe.with_overrides(&[self.compute_sets(), sets].concat())?;
         if self.dry_run {
             print!("{}", recipe.to_toml());
             return Ok(ExitCode::SUCCESS);
