@@ -1,4 +1,4 @@
-//! Overrides from the command line, and suggestions for misspelt keys.
+//! Overrides from the command line, values of the base recipe, and suggestions for misspelt keys.
 
 use toml::{Table, Value};
 
@@ -31,6 +31,41 @@ pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
     };
     at.insert(last.to_owned(), value);
     Ok(())
+}
+
+/// Keys that define a run. A recipe file names them; the base recipe has only placeholders for them.
+pub(super) const DEFINING: [&str; 9] = [
+    "run.dir",
+    "data.path",
+    "model.path",
+    "optimizer.lr",
+    "schedule.warmup_steps",
+    "schedule.min_ratio",
+    "train.steps",
+    "train.batch_size",
+    "train.seq_len",
+];
+
+/// Adds the keys that `table` lacks from the base recipe: not those that define a run, and none of a
+/// section with a `kind` other than the base recipe's.
+pub(super) fn extend(table: &mut Table, base: Table) {
+    for (section, defaults) in base {
+        let Value::Table(defaults) = defaults else { continue };
+        // Tokenizer, model, objective, optimiser and schedule are chosen by the recipe.
+        if defaults.contains_key("kind") && !table.contains_key(&section) {
+            continue;
+        }
+        let given = table.entry(&section).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(given) = given else { continue };
+        if defaults.contains_key("kind") && given.get("kind") != defaults.get("kind") {
+            continue;
+        }
+        for (key, value) in defaults {
+            if !DEFINING.contains(&format!("{section}.{key}").as_str()) {
+                given.entry(key).or_insert(value);
+            }
+        }
+    }
 }
 
 /// Removes the key of an "unknown field" error if it belongs to a former kind of its section, which

@@ -1,7 +1,7 @@
-//! Recipes: one strict TOML file with all settings of a run.
+//! Recipes: one strict TOML file with the settings of a run.
 //!
 //! A new key is a field of its section, which is also where it is documented and checked, and a
-//! line in `base.toml`, which everything that is not a recipe file extends.
+//! line in `base.toml`, which every other recipe extends: fitted ones, files, tests, benchmarks.
 
 mod merge;
 mod model;
@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// All settings of a run. Nothing is left to a default in the code: a fitted or shipped recipe
-/// names every number, and the file saved with a run can be run again as it is.
+/// All settings of a run. The file saved with a run names every one of them and can be run again as
+/// it is. Other files may leave out keys whose value in `base.toml` they accept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -80,11 +80,17 @@ impl Recipe {
         if let Some((reason, hint)) = renamed::find(&table) {
             return Err(fault(reason, Some(hint)));
         }
+        let mut extended = false;
         let recipe: Self = loop {
             // Back to text, so that an error shows the line with the override in it.
             let resolved = toml::to_string(&table).map_err(|e| fault(e.to_string(), None))?;
-            match toml::from_str(if overrides.is_empty() { text } else { &resolved }) {
+            let as_given = overrides.is_empty() && !extended;
+            match toml::from_str(if as_given { text } else { &resolved }) {
                 Ok(recipe) => break recipe,
+                Err(e) if !extended && e.message().starts_with("missing field") => {
+                    merge::extend(&mut table, base_table());
+                    extended = true;
+                }
                 Err(e) if merge::drop_stale(&mut table, e.message(), overrides) => {}
                 Err(e) => {
                     let hint = merge::suggestion(e.message());
@@ -96,14 +102,13 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The recipe that fitted recipes, plans and tests extend. Paths are empty, so it is not valid
-    /// as it is.
+    /// The recipe that all others extend. Paths are empty, so it is not valid as it is.
     ///
     /// # Panics
     /// Never: a test reads the same text.
     #[must_use]
     pub fn base() -> Self {
-        toml::from_str(include_str!("base.toml")).expect("base.toml is a recipe")
+        base_table().try_into().expect("base.toml is a recipe")
     }
 
     /// The same recipe with overrides applied.
@@ -146,6 +151,10 @@ impl Recipe {
         }
         Err(Error::Setting { faults: faults.0.join("\n        ") })
     }
+}
+
+fn base_table() -> toml::Table {
+    toml::from_str(include_str!("base.toml")).expect("base.toml is TOML")
 }
 
 /// The impossible settings found so far.

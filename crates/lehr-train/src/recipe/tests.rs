@@ -27,6 +27,60 @@ fn a_recipe_written_and_read_is_the_same() {
     assert_eq!(Recipe::parse(&recipe.to_toml(), "test", &[]).unwrap(), recipe);
 }
 
+/// The tables of `recipe` without the keys that `base.toml` has with the same value.
+fn shortened(recipe: &Recipe) -> toml::Table {
+    let mut table: toml::Table = toml::from_str(&recipe.to_toml()).unwrap();
+    for (section, values) in &mut table {
+        let base = base_table();
+        let (values, base) = (values.as_table_mut().unwrap(), base[section].as_table().unwrap());
+        if values.get("kind") == base.get("kind") {
+            values.retain(|key, value| key == "kind" || base.get(key) != Some(value));
+        }
+    }
+    table
+}
+
+#[test]
+fn keys_that_a_file_leaves_out_have_the_values_of_the_base_recipe() {
+    let mut recipe = example();
+    // A key that defines a run is given even where it has the placeholder's value.
+    recipe.run.dir = "runs/x".to_owned();
+    (recipe.optimizer.lr, recipe.train.batch_size, recipe.train.seq_len) = (0.5, 3, 32);
+    let short = shortened(&recipe);
+    let text = toml::to_string(&short).unwrap();
+    assert!(text.len() < recipe.to_toml().len() * 2 / 3, "{text}");
+    assert_eq!(Recipe::parse(&text, "short", &[]).unwrap(), recipe);
+    let sets = ["optimizer.beta1=0.5".to_owned()];
+    assert_eq!(
+        Recipe::parse(&text, "short", &sets).unwrap(),
+        recipe.with_overrides(&sets).unwrap()
+    );
+    let mut without_eval = short.clone();
+    without_eval.remove("eval");
+    let text = toml::to_string(&without_eval).unwrap();
+    assert_eq!(Recipe::parse(&text, "short", &[]).unwrap().eval, Recipe::base().eval);
+}
+
+#[test]
+fn keys_that_define_a_run_are_named_when_they_are_missing() {
+    let full: toml::Table = toml::from_str(&example().to_toml()).unwrap();
+    for key in merge::DEFINING.iter().filter(|key| **key != "model.path") {
+        let (section, key) = key.split_once('.').unwrap();
+        let mut table = full.clone();
+        table[section].as_table_mut().unwrap().remove(key);
+        let text = toml::to_string(&table).unwrap();
+        let error = Recipe::parse(&text, "t", &[]).unwrap_err().to_string();
+        assert!(error.contains(&format!("missing field `{key}`")), "{error}");
+    }
+    for section in ["tokenizer", "model", "objective", "optimizer", "schedule"] {
+        let mut table = full.clone();
+        table.remove(section);
+        let text = toml::to_string(&table).unwrap();
+        let error = Recipe::parse(&text, "t", &[]).unwrap_err().to_string();
+        assert!(error.contains(&format!("missing field `{section}`")), "{error}");
+    }
+}
+
 #[test]
 fn overrides_change_numbers_texts_and_kinds() {
     let sets =
