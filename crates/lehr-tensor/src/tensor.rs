@@ -3,8 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use lehr_kernels::buffer::{CpuBuffer, Element};
+
 use crate::autograd::Edge;
-use crate::cpu::buffer::{CpuBuffer, Element};
 use crate::cuda::{Arg, Cuda, CudaBuffer};
 use crate::{DType, Device, Error, Result, Shape, threads};
 

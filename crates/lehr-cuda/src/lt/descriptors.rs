@@ -114,9 +114,9 @@ impl Drop for Operation {
     }
 }
 
-pub(super) struct Layout(pub(super) sys::cublasLtMatrixLayout_t);
+pub(super) struct MatrixLayout(pub(super) sys::cublasLtMatrixLayout_t);
 
-impl Layout {
+impl MatrixLayout {
     /// The operand as columns: `shape` is that of the transpose of what it means.
     pub(super) fn new(operand: &Operand, shape: (usize, usize), batch: usize) -> Result<Self> {
         use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
@@ -146,7 +146,7 @@ impl Layout {
     }
 }
 
-impl Drop for Layout {
+impl Drop for MatrixLayout {
     fn drop(&mut self) {
         // SAFETY: made by `new`.
         let _ = unsafe { sys::cublasLtMatrixLayoutDestroy(self.0) };

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 
-use descriptors::{Layout, Operation, Preference};
+use descriptors::{MatrixLayout, Operation, Preference};
 
 use super::blas::{Element, Epilogue, Matmul, Operand};
 use super::{fault, library};
@@ -113,9 +113,9 @@ impl Lt {
         };
         let run = || -> Result<bool> {
             let operation = Operation::new(product)?;
-            let first = Layout::new(&b, (n, k), batch)?;
-            let second = Layout::new(&a, (k, m), batch)?;
-            let result = Layout::new(&c, (n, m), batch)?;
+            let first = MatrixLayout::new(&b, (n, k), batch)?;
+            let second = MatrixLayout::new(&a, (k, m), batch)?;
+            let result = MatrixLayout::new(&c, (n, m), batch)?;
             let key = Key::new(product);
             let layouts = [&first, &second, &result];
             let Some(algorithm) =
@@ -171,7 +171,7 @@ impl Lt {
         product: &Matmul,
         key: &Key,
         workspace_bytes: usize,
-        [first, second, result]: [&Layout; 3],
+        [first, second, result]: [&MatrixLayout; 3],
         operation: &Operation,
     ) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
         let mut known = self.known();

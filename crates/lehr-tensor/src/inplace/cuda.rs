@@ -1,9 +1,10 @@
 //! What is done in place on a GPU.
 
+use lehr_kernels::strided::{RunSize, Runs};
+
 use super::{AdamW, Clip};
 use crate::copy::copy_runs;
 pub(crate) use crate::copy::{scale, scale_by};
-use crate::cpu::strided::{RunSize, Runs};
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::{DType, Result, Tensor};
 
@@ -30,7 +31,7 @@ fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
 
 /// `Σ x²` over all elements of f32 tensors on one GPU, as bits of an f64 `[2]` on it. Sums of fixed
 /// chunks are added in a fixed order. A `loss` that is not finite makes the sum so.
-pub(super) fn squares_of_all(tensors: &[Tensor], loss: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn sum_of_squares(tensors: &[Tensor], loss: Option<&Tensor>) -> Result<Tensor> {
     let first = &tensors[0];
     let cuda = first.cuda()?;
     let words: Vec<u64> =
@@ -101,8 +102,8 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
         eps,
         step_size,
         v_scale,
-        clip.and_then(|clip| clip.squares.on_cuda()),
-        clip.map_or(0.0, |clip| clip.norm),
+        clip.and_then(|clip| clip.squared_norm.on_cuda()),
+        clip.map_or(0.0, |clip| clip.max_norm),
         grad_scale,
     ];
     cuda.launch(&KERNELS, dtype, "adamw", Extent::line(n_chunks, 256), args)

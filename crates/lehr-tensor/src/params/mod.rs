@@ -8,7 +8,7 @@ mod store;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::autograd::{Leaf, ParamId, note_trained};
+use crate::autograd::{Leaf, ParamId, note_trained_param};
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor, is_recording};
 pub use build::{Load, LoadStored, ParamBuilder, Source, StoredShape};
@@ -100,7 +100,7 @@ impl Param {
         if !self.is_trainable() {
             return value;
         }
-        note_trained();
+        note_trained_param();
         if is_recording() { value.as_leaf(Arc::clone(&self.0.leaf)) } else { value }
     }
 

@@ -3,8 +3,8 @@
 //! All keep their relative accuracy in the tails (nothing is subtracted from 1 to get a small
 //! number), pass NaN on, and neither overflow nor give NaN for any finite input.
 
-use crate::cpu::math;
-use crate::cpu::simd::Simd;
+use lehr_kernels::math;
+use lehr_kernels::simd::Simd;
 
 /// One activation function.
 pub(crate) trait Curve {

@@ -14,8 +14,9 @@ pub(crate) mod tests;
 pub use crate::pages::Pages;
 pub use mask::Mask;
 
-use crate::autograd::{Gradients, Op, record1, trains};
-use crate::cpu::threads::SharedMut;
+use lehr_kernels::threads::SharedMut;
+
+use crate::autograd::{Gradients, Op, record1, will_run_backward};
 use crate::{DType, Error, Result, Tensor};
 use cpu::{Heads, HeadsMut, Problem};
 
@@ -51,7 +52,7 @@ impl Tensor {
         let size = check(self, k, v)?;
         check_scale(scale)?;
         let inputs = Inputs::Separate { q: self.detach(), k: k.detach(), v: v.detach() };
-        let wanted = trains(&[self, k, v]);
+        let wanted = will_run_backward(&[self, k, v]);
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(self.shape());
         Ok(match saved {
@@ -76,7 +77,7 @@ impl Tensor {
         let size = check_packed(self, n_heads, n_kv_heads)?;
         check_scale(scale)?;
         let shape = self.shape().with_last_dim(n_heads * size.width);
-        let wanted = trains(&[self]);
+        let wanted = will_run_backward(&[self]);
         let inputs = Inputs::Packed { qkv: self.detach() };
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(shape);
@@ -95,7 +96,7 @@ fn check_scale(scale: f32) -> Result<()> {
     Err(Error::Argument { op: OP, name: "scale", value, expected })
 }
 
-fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Size> {
+fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<AttentionSize> {
     for x in [q, k, v] {
         x.expect_float(OP)?;
         if x.shape().len() != 4 {
@@ -114,10 +115,17 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Size> {
         let rule = "the number of key-value heads must divide the number of query heads";
         return Err(Error::Shape { op: OP, lhs: qs, rhs: ks, rule });
     }
-    Ok(Size { batch: qs[0], tq: qs[1], tk: ks[1], n_heads: qs[2], n_kv_heads: ks[2], width: qs[3] })
+    Ok(AttentionSize {
+        batch: qs[0],
+        tq: qs[1],
+        tk: ks[1],
+        n_heads: qs[2],
+        n_kv_heads: ks[2],
+        width: qs[3],
+    })
 }
 
-fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Size> {
+fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<AttentionSize> {
     qkv.expect_float(OP)?;
     if n_kv_heads == 0 || n_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) {
         let (value, expected) = (n_kv_heads.to_string(), "a divisor of the number of query heads");
@@ -126,7 +134,7 @@ fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Size>
     let n_all = n_heads.saturating_add(n_kv_heads.saturating_mul(2));
     match *qkv.shape() {
         [batch, t, wide] if wide.is_multiple_of(n_all) => {
-            Ok(Size { batch, tq: t, tk: t, n_heads, n_kv_heads, width: wide / n_all })
+            Ok(AttentionSize { batch, tq: t, tk: t, n_heads, n_kv_heads, width: wide / n_all })
         }
         _ => {
             let expected = format!("batch, time and a multiple of {n_all} (all heads)");
@@ -137,7 +145,7 @@ fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Size>
 
 /// The extents of one call.
 #[derive(Clone, Copy)]
-struct Size {
+struct AttentionSize {
     batch: usize,
     tq: usize,
     tk: usize,
@@ -163,8 +171,8 @@ impl Inputs {
     }
 
     /// Where q, k and v lie.
-    fn heads(&self, size: Size) -> [Heads<'_>; 3] {
-        let Size { n_heads, n_kv_heads, width, .. } = size;
+    fn heads(&self, size: AttentionSize) -> [Heads<'_>; 3] {
+        let AttentionSize { n_heads, n_kv_heads, width, .. } = size;
         let (q_width, kv_width) = (n_heads * width, n_kv_heads * width);
         match self {
             Self::Separate { q, k, v } => [
@@ -182,7 +190,7 @@ impl Inputs {
 
 fn problem<'a>(
     inputs: &'a Inputs,
-    size: Size,
+    size: AttentionSize,
     scale: f32,
     intervals: &'a Tensor,
     n_keys: usize,
@@ -194,7 +202,7 @@ fn problem<'a>(
 /// What backward needs: the inputs, the result and one log-sum-exp per query and head.
 struct Saved {
     inputs: Inputs,
-    size: Size,
+    size: AttentionSize,
     scale: f32,
     /// `[B, Tq, H, E]`.
     out: Tensor,
@@ -212,12 +220,12 @@ enum SavedMask {
 /// Computes the result, `[B, Tq, H, E]`, and what backward needs if it is `wanted`.
 fn forward(
     inputs: Inputs,
-    size: Size,
+    size: AttentionSize,
     mask: &Mask,
     scale: f32,
     wanted: bool,
 ) -> Result<(Tensor, Option<Saved>)> {
-    let Size { batch, tq, n_heads, width, .. } = size;
+    let AttentionSize { batch, tq, n_heads, width, .. } = size;
     let q = inputs.first();
     let mut out = q.like([batch, tq, n_heads, width])?;
     let mut lse = wanted.then(|| q.like_f32([batch, n_heads, tq])).transpose()?;
@@ -283,7 +291,7 @@ impl Saved {
     ) -> Result<()> {
         let problem = problem(&self.inputs, self.size, self.scale, intervals, n_keys);
         let saved = cpu::Saved { out: self.out.data(), lse: self.lse.data(), dy: dy.data() };
-        let Size { n_heads, n_kv_heads, width, .. } = self.size;
+        let AttentionSize { n_heads, n_kv_heads, width, .. } = self.size;
         let (q_width, kv_width) = (n_heads * width, n_kv_heads * width);
         match &self.inputs {
             Inputs::Packed { qkv } => grads.write(0, qkv.shape(), |dqkv, accumulate| {

@@ -7,7 +7,7 @@ pub(crate) mod tests;
 
 use super::activation::Activation;
 use super::linear::Affine;
-use crate::autograd::trains;
+use crate::autograd::will_run_backward;
 use crate::{Result, Tensor};
 
 impl Tensor {
@@ -27,7 +27,7 @@ impl Tensor {
         down: Affine<'_>,
     ) -> Result<Self> {
         let bias = up.bias.unwrap_or(up.weight);
-        if trains(&[self, up.weight, bias, down.weight])
+        if will_run_backward(&[self, up.weight, bias, down.weight])
             && activation == Activation::GeluTanh
             && let Some((x, h)) = up.apply_with_gelu(self)?
         {

@@ -1,8 +1,9 @@
 //! The rows that have a label.
 
+use lehr_kernels::threads;
+
 use super::cuda;
 use crate::autograd::Gradients;
-use crate::cpu::threads;
 use crate::ops::rows_per_task;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 

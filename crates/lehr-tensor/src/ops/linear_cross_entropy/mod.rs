@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use self::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use self::labels::Labelled;
 use super::softcap;
-use crate::autograd::{Gradients, Op, record1, records};
+use crate::autograd::{Gradients, Op, record1, will_record};
 use crate::quant::QMatrix;
 use crate::{DType, Error, Result, Shape, Tensor, inplace};
 
@@ -94,10 +94,11 @@ impl Tensor {
     /// | returns | `[1]` |
     ///
     /// Rows without a label cost nothing: the others are gathered first. They are taken in chunks
-    /// whose logits fit in 64 MiB. If recorded, each chunk's logits turn in place into
-    /// `dz = ((1 + 2 z_loss lse) softmax − onehot) / normalizer`, from which `dx = dz W`,
-    /// `dW = dzᵀ x` and `dbias = Σ dz` follow at once: saved are those of the labelled rows, so
-    /// backward computes no product, and may run only once. With no labelled row the loss is 0.
+    /// whose logits fit in 32 MiB on the CPU and 512 MiB on a GPU. If recorded, each chunk's logits
+    /// turn in place into `dz = ((1 + 2 z_loss lse) softmax − onehot) / normalizer`, from which `dx
+    /// = dz W`, `dW = dzᵀ x` and `dbias = Σ dz` follow at once: saved are those of the labelled
+    /// rows, so backward computes no product, and may run only once. With no labelled row the loss
+    /// is 0.
     ///
     /// A stored `weight` is multiplied as by [`Tensor::linear_q`], and has no gradient. On the CPU
     /// it is read where it lies; on a GPU its V · D numbers in the type of `x` need memory until
@@ -125,7 +126,7 @@ impl Tensor {
         let head = Head::new(&x, weight, bias, &rows, options.z_loss, options.softcap);
         let mut losses = Self::uninit([rows.len()], DType::F32)?;
         let inputs = inputs(self, weight, bias, targets);
-        if !records(&inputs) {
+        if !will_record(&inputs) {
             head.forward(losses.data_mut())?;
             return mean(&losses, options.normalizer);
         }
@@ -162,7 +163,7 @@ fn cuda_loss(
     let mut losses = x.like_f32([rows.len()])?;
     let loss = cuda::RowLoss { z_loss, softcap };
     let head = cuda::Head { x, weight, bias, rows: &rows, loss };
-    if !records(&inputs) {
+    if !will_record(&inputs) {
         head.run(&mut losses, None, cuda::HeadGrads::default())?;
         return cuda::mean(&losses, normalizer);
     }

@@ -3,7 +3,7 @@
 use super::cpu::{Factors, RowLoss};
 use super::labels::Labelled;
 use super::{CrossEntropy, check_normalizer, cuda, find_labelled};
-use crate::autograd::{Gradients, Op, record1, records};
+use crate::autograd::{Gradients, Op, record1, will_record};
 use crate::{DType, Result, Shape, Tensor};
 
 impl Tensor {
@@ -39,7 +39,7 @@ impl Tensor {
         let op = CrossEntropyRows { logits, labelled, z_loss, softcap, shape: self.shape() };
         let (losses, _) = op.run(None)?;
         let y = op.labelled.scatter_values(&losses, targets.shape())?;
-        if !records(&[self]) {
+        if !will_record(&[self]) {
             return Ok(y);
         }
         Ok(record1(&[self], y, || op))

@@ -83,7 +83,7 @@ fn dequantized(w: &QMatrix, copy: &OnGpu, x: &Tensor) -> Result<(Operand, Option
 
 /// The kernel that multiplies a few rows by a format, and what its shared memory is made of, as in
 /// the comment of `product.cuh`.
-struct Product {
+struct ProductKernel {
     source: &'static Source,
     name: &'static str,
     /// Columns that a warp has in shared memory at once.
@@ -98,14 +98,14 @@ struct Product {
     table: usize,
 }
 
-fn product(format: MatrixFormat) -> Product {
+fn kernel_for(format: MatrixFormat) -> ProductKernel {
     use WeightFormat::{
         BF16, F16, F32, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
     };
     /// Of the levels of four-bit tables, one for each bank of shared memory.
     const TABLE: usize = 32_768;
     let of = |source| {
-        move |name, segment, stride, pad| Product {
+        move |name, segment, stride, pad| ProductKernel {
             source,
             name,
             segment,
@@ -131,13 +131,13 @@ fn product(format: MatrixFormat) -> Product {
             Q4_K => k("product_q4_k", 256, 144, 32),
             Q5_K => k("product_q5_k", 256, 176, 32),
             Q6_K => k("product_q6_k", 256, 240, 32),
-            IQ4_NL => Product { table: TABLE, ..blocks("product_iq4_nl", 256, 176, 32) },
-            IQ4_XS => Product { table: TABLE, ..k("product_iq4_xs", 256, 176, 32) },
+            IQ4_NL => ProductKernel { table: TABLE, ..blocks("product_iq4_nl", 256, 176, 32) },
+            IQ4_XS => ProductKernel { table: TABLE, ..k("product_iq4_xs", 256, 176, 32) },
         },
-        MatrixFormat::Int8(_) => Product { scales: 512, ..own("product_int8", 256, 272, 32) },
-        MatrixFormat::Int4(_) => Product { scales: 512, ..own("product_int4", 256, 144, 64) },
+        MatrixFormat::Int8(_) => ProductKernel { scales: 512, ..own("product_int8", 256, 272, 32) },
+        MatrixFormat::Int4(_) => ProductKernel { scales: 512, ..own("product_int4", 256, 144, 64) },
         MatrixFormat::Nf4 => {
-            Product { scales: 512, table: TABLE, ..own("product_nf4", 256, 144, 64) }
+            ProductKernel { scales: 512, table: TABLE, ..own("product_nf4", 256, 144, 64) }
         }
     }
 }
@@ -170,7 +170,7 @@ pub(crate) fn multiply_few(
     const SHARED_MAX: usize = 227 << 10;
     let &Stored { rows, cols, .. } = w;
     let (cuda, n) = (x.cuda()?, x.shape().n_rows());
-    let Product { source, name, segment, stride, pad, scales, table } = product(w.format);
+    let ProductKernel { source, name, segment, stride, pad, scales, table } = kernel_for(w.format);
     let per_warp = 2 * (ROWS * stride + n * (segment * x.dtype().size() + pad) + scales);
     // Short rows need no more warps than they have segments; GPUs with less shared memory take
     // fewer.

@@ -1,9 +1,10 @@
 //! The rotation, forward and backward.
 
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
+
 use super::RopeTable;
 use super::table::{Angles, Pairs, RopeLayout};
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
 use crate::ops::rows_per_task;
 
 /// `y (+)=` the heads of `x` rotated by the table's angles times `sign`.

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lehr_kernels::threads::{self, SharedMut};
+
 use super::cuda;
-use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Which two dimensions of a head form a pair.

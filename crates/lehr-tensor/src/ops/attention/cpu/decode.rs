@@ -18,13 +18,14 @@
 
 use std::ops::Range;
 
+use lehr_kernels::buffer::CpuBuffer;
+use lehr_kernels::math::exp;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use super::pack::{self, Rows};
 use super::tile::Columns;
 use super::{BLOCK, HeadsMut, LOWEST, Problem, SUMS, run_tasks};
-use crate::cpu::buffer::CpuBuffer;
-use crate::cpu::math::exp;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Result};
 
 /// Blocks of keys per task, where a head has several.
@@ -36,7 +37,7 @@ const WIDE: usize = 4;
 pub(in crate::ops::attention) fn decode(problem: &Problem<'_>, out: &mut [f32]) -> Result<()> {
     let size = problem.size;
     let n_heads = size.batch * size.n_kv_heads;
-    let layout = Layout::new(problem);
+    let layout = PartialsLayout::new(problem);
     let mut parts = CpuBuffer::uninit(DType::F32, n_heads * layout.head)?;
     let parts = SharedMut::new(parts.as_mut_slice());
     let (data, stride) = (SharedMut::new(out), size.n_heads * size.width);
@@ -74,7 +75,7 @@ pub(in crate::ops::attention) fn decode(problem: &Problem<'_>, out: &mut [f32]) 
 /// Where partial results lie, in floats: for each key-value head, for each block of keys, for each
 /// row (a query of a head).
 #[derive(Clone, Copy)]
-struct Layout {
+struct PartialsLayout {
     n_blocks: usize,
     n_rows: usize,
     /// One row of one block: scores, then weights; sums per lane; weighted values; and the largest
@@ -87,7 +88,7 @@ struct Layout {
 const LANE_SUMS: usize = BLOCK;
 const VALUES: usize = BLOCK + SUMS;
 
-impl Layout {
+impl PartialsLayout {
     fn new(problem: &Problem<'_>) -> Self {
         let n_blocks = problem.n_keys.div_ceil(BLOCK).max(1);
         let n_rows = problem.heads_per_kv() * problem.size.tq;
@@ -104,7 +105,7 @@ impl Layout {
 /// One call, as its tasks see it.
 struct Job<'a> {
     problem: &'a Problem<'a>,
-    layout: Layout,
+    layout: PartialsLayout,
     parts: SharedMut<f32>,
     out: HeadsMut,
 }

@@ -1,7 +1,9 @@
 //! A few queries over many keys: bound by the reading of keys and values, which as many blocks as
 //! the device runs at once do, each a part of them; a second kernel puts the parts together.
 
-use super::{DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, Size, View};
+use super::{
+    AttentionSize, DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, View, size_args, stride_args,
+};
 use crate::cuda::{Arg, Cuda, Extent, Source, args, int};
 use crate::ops::attention::mask::Rule;
 use crate::pages::Pages;
@@ -70,7 +72,7 @@ impl Division {
     fn new(
         cuda: &Cuda,
         views: &[View; 3],
-        size: Size,
+        size: AttentionSize,
         n_keys: usize,
         out: &Tensor,
     ) -> Result<Self> {
@@ -92,7 +94,7 @@ impl Division {
     }
 
     /// Runs the kernel in the form `form` (0 or 1), then the one that puts the parts together.
-    fn run(&self, form: usize, args: &[Arg], size: Size, out: &Tensor) -> Result<()> {
+    fn run(&self, form: usize, args: &[Arg], size: AttentionSize, out: &Tensor) -> Result<()> {
         let (cuda, dtype) = (out.cuda()?, out.dtype());
         let Decode { sources, names, .. } = &self.kernel;
         cuda.launch(sources[form], dtype, names[form], self.extent, args)?;
@@ -114,42 +116,27 @@ impl Division {
 /// Keys in order.
 pub(super) fn decode(
     views: [View; 3],
-    size: Size,
+    size: AttentionSize,
     seen: &Seen,
     scale: f32,
     out: &mut Tensor,
 ) -> Result<()> {
-    let Rule { causal, window, n_keys } = seen.rule;
-    let division = Division::new(out.cuda()?, &views, size, n_keys as usize, out)?;
+    let division = Division::new(out.cuda()?, &views, size, seen.rule.n_keys as usize, out)?;
     let [q, k, v] = views;
-    let args = args![
-        q.ptr,
-        k.ptr,
-        v.ptr,
-        &division.workspace,
-        seen.intervals.as_ref(),
-        int(OP, q.stride)?,
-        int(OP, k.stride)?,
-        int(OP, v.stride)?,
-        int(OP, size.tq)?,
-        int(OP, size.tk)?,
-        int(OP, size.n_heads)?,
-        int(OP, size.n_kv_heads)?,
-        int(OP, size.width)?,
-        causal,
-        window,
-        n_keys,
-        scale,
-        division.n_splits,
+    let args: [&[Arg]; 4] = [
+        args![q.ptr, k.ptr, v.ptr, &division.workspace, seen.intervals.as_ref()],
+        &stride_args(views)?,
+        &size_args(size, seen.rule, scale)?,
+        args![division.n_splits],
     ];
-    division.run(0, args, size, out)
+    division.run(0, &args.concat(), size, out)
 }
 
 /// Keys in pages of `1 << shift` tokens, whose table and lengths are read when the work runs:
 /// `q [B, Tq, H, E]`, pools `[n_pages, P, K, E]`.
 pub(in crate::ops::attention) fn decode_paged(
     [q, k, v]: [&Tensor; 3],
-    size: Size,
+    size: AttentionSize,
     rule: Rule,
     (pages, shift): (&Pages, u32),
     scale: f32,
