@@ -32,7 +32,8 @@ pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>,
             "load and save it with PyTorch on a little-endian machine (x86-64, ARM)",
         ));
     }
-    let pickle = contents("data.pkl").ok_or_else(|| Fault::new("data.pkl extends beyond the end of the file"))?;
+    let pickle = contents("data.pkl")
+        .ok_or_else(|| Fault::new("data.pkl extends beyond the end of the file"))?;
     let unpickled = unpickle(pickle).map_err(|fault| fault.within("data.pkl"))?;
     let found = state_dict::tensors(&unpickled.heap, unpickled.root, pickle.len())?;
     let place = |key: &str| places.get(&*format!("{prefix}data/{key}")).cloned();
@@ -71,7 +72,9 @@ fn places<'a>(archive: &'a ZipSliceArchive<&[u8]>) -> Result<Places<'a>, Fault> 
             return Err(Fault::new(format!("{name} is encrypted or has two sizes")));
         }
         let start = usize::try_from(entry.compressed_data_range().0);
-        let start = start.map_err(|_| Fault::new(format!("{name} starts beyond what this machine can address")))?;
+        let start = start.map_err(|_| {
+            Fault::new(format!("{name} starts beyond what this machine can address"))
+        })?;
         places.insert(name, start..start + entry.data().len());
     }
     Ok(places)

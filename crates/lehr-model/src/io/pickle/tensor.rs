@@ -119,7 +119,10 @@ impl<'a> View<'a> {
             return Err(Fault::new("the offset, size or stride of a tensor is not a count"));
         };
         if shape.len() != strides.len() {
-            return Err(Fault::new(format!("a tensor of size {shape:?} has {} strides", strides.len())));
+            return Err(Fault::new(format!(
+                "a tensor of size {shape:?} has {} strides",
+                strides.len()
+            )));
         }
         let dtype = match dtype {
             Some(id) => of_dtype(heap, id).or(storage.dtype),
@@ -128,7 +131,9 @@ impl<'a> View<'a> {
         let Some((dtype, element)) = dtype else {
             return Err(Fault::new("a tensor has an unknown element type"));
         };
-        let start = start.checked_add(storage.start).ok_or_else(|| Fault::new("the offset of a tensor is too large"))?;
+        let start = start
+            .checked_add(storage.start)
+            .ok_or_else(|| Fault::new("the offset of a tensor is too large"))?;
         Ok(Self { key: storage.key, dtype, element, start, shape, strides })
     }
 
@@ -226,7 +231,8 @@ impl<'a> Storage<'a> {
             Some(_) => None,
             None => Some(0),
         };
-        let start = start.ok_or_else(|| Fault::new("the view of a storage does not have three parts"))?;
+        let start =
+            start.ok_or_else(|| Fault::new("the view of a storage does not have three parts"))?;
         Ok(Self { key, dtype, start })
     }
 }
