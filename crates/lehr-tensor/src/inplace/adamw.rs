@@ -35,15 +35,15 @@ impl AdamW {
     }
 }
 
-/// A parameter with its moments, and how its update differs from that of others.
+/// A parameter with its moments and its own factors of the update.
 pub struct AdamWItem<'a> {
-    /// The parameter. Without a gradient it is left as it is.
+    /// The parameter. Without a gradient it does not change.
     pub param: &'a Param,
     /// First moment, on the parameter's device.
     pub m: &'a mut Tensor,
     /// Second moment.
     pub v: &'a mut Tensor,
-    /// The learning rate is multiplied by this.
+    /// Factor on the learning rate.
     pub lr_scale: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,

@@ -7,8 +7,8 @@ use lehr_kernels::threads;
 use super::cuda;
 use crate::{Result, Tensor};
 
-/// `Σ g²` of a whole gradient, where it was computed: nobody waits for a GPU before the number is
-/// asked for.
+/// `Σ g²` of a whole gradient, on the device that computed it. The host waits for a GPU only when
+/// it reads the number.
 pub struct SquaredGradNorm(Sum);
 
 /// A sum, on the device it was computed on.
@@ -19,8 +19,8 @@ enum Sum {
 }
 
 impl SquaredGradNorm {
-    /// The sum over all elements of f32 tensors that live on one device. If one of the `losses`
-    /// `[1]` there is not finite, the sum is not either.
+    /// Sums over all elements of f32 tensors on one device. If one of the `losses` `[1]` is not
+    /// finite, neither is the sum.
     ///
     /// # Errors
     /// If a device fails.
@@ -40,13 +40,13 @@ impl SquaredGradNorm {
         Ok(Self(Sum::Host(sum)))
     }
 
-    /// A sum that was computed before.
+    /// Creates the norm from a known sum.
     #[must_use]
     pub fn known(sum: f64) -> Self {
         Self(Sum::Host(sum))
     }
 
-    /// The number; it waits for a GPU.
+    /// Returns the number. Waits for a GPU.
     ///
     /// # Errors
     /// If a device fails.
@@ -57,7 +57,7 @@ impl SquaredGradNorm {
         }
     }
 
-    /// Where it lies, if that is on a GPU.
+    /// Returns its tensor, if it is on a GPU.
     pub(super) fn on_cuda(&self) -> Option<&Tensor> {
         match &self.0 {
             Sum::Host(_) => None,

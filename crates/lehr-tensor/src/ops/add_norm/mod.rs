@@ -1,4 +1,4 @@
-//! The residual addition and the normalisation after it, in one pass over memory.
+//! A residual addition and the following normalisation, in one pass over memory.
 
 mod cpu;
 #[cfg(test)]
@@ -191,7 +191,7 @@ fn share_sum(
     grads.add(1, total)
 }
 
-/// Gives both terms of the sum their one gradient. `through(dy, dx, accumulate)` is the backward
+/// Adds the shared gradient to both terms of the sum. `through(dy, dx, accumulate)` is the backward
 /// of the normalisation.
 fn backward_sum(
     grads: &mut Gradients<'_>,

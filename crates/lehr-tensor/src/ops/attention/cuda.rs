@@ -23,19 +23,19 @@ pub(crate) static FLASH_BACKWARD_KV: Source =
 pub(crate) static FLASH_DECODE: Source = source!("attention-flash-decode", "flash_decode.cu");
 const OP: &str = "attention";
 
-/// Which keys each query sees, as kernels take it: a rule, or intervals on the device.
+/// The keys that each query sees, for kernels: a rule, or intervals on the device.
 pub(super) struct Seen {
     rule: Rule,
     intervals: Option<Tensor>,
 }
 
 impl Seen {
-    /// What a rule says of `n_keys` keys.
+    /// Creates the form of a rule for `n_keys` keys.
     pub(super) fn by_rule(rule: Rule, n_keys: usize) -> Self {
         Self { rule: Rule { n_keys: n_keys as i32, ..rule }, intervals: None }
     }
 
-    /// The same with intervals on the device, `[B, Tq, 2]`.
+    /// Adds intervals on the device, `[B, Tq, 2]`.
     pub(super) fn with_intervals(self, intervals: Tensor) -> Self {
         Self { intervals: Some(intervals), ..self }
     }
@@ -58,7 +58,8 @@ struct View {
     stride: usize,
 }
 
-/// Where q, k and v (or their gradients) lie in `tensors`: three, or one that holds all.
+/// Returns the positions of q, k and v (or their gradients) in three `tensors`, or in one that
+/// holds all.
 fn views(tensors: &[Option<&Tensor>], size: AttentionSize) -> [Option<View>; 3] {
     let (q, kv) = (size.n_heads * size.width, size.n_kv_heads * size.width);
     match tensors {
@@ -104,9 +105,9 @@ struct Family {
     forward: Tile,
     backward_q: Tile,
     backward_kv: Tile,
-    /// Queries per tile of the last, for the bounds of tiles.
+    /// Queries per tile of `backward_kv`, for the bounds of tiles.
     kv_queries: usize,
-    /// Whether the last computes dk and dv in separate blocks.
+    /// Whether `backward_kv` computes dk and dv in separate blocks.
     split: bool,
 }
 
@@ -162,7 +163,7 @@ const FLASH: Sources = Sources {
 const PLAIN: Sources =
     Sources { forward: &PLAIN_FORWARD, backward_q: &PLAIN_BACKWARD, backward_kv: &PLAIN_BACKWARD };
 
-/// Rows per block and shared memory are those of the comments at the kernels.
+/// Rows per block and shared memory: the comments at the kernels have the same numbers.
 static ON_TENSOR_CORES: [Family; 6] = [
     family!(FLASH, 128, "flash", 32: (128, 25_680), (128, 34_896), (128, 33_904), 64, false),
     family!(FLASH, 128, "flash", 64: (128, 50_256), (128, 67_664), (128, 66_672), 64, false),
@@ -229,7 +230,7 @@ pub(super) fn forward(
     out.cuda()?.launch(source, dtype, name, extent, &args.concat())
 }
 
-/// What backward reads.
+/// The inputs of backward.
 pub(super) struct Backward<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) size: AttentionSize,
@@ -240,8 +241,8 @@ pub(super) struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Gradients of q, k and v into `grads` (three tensors, or one that holds all), those that are
-    /// there.
+    /// Writes the gradients of q, k and v to `grads`: three optional tensors, or one that holds
+    /// all.
     pub(super) fn run(
         &self,
         dy: &Tensor,
@@ -319,7 +320,7 @@ impl Backward<'_> {
         Ok(stats)
     }
 
-    /// What each tile of `n` queries sees, `[B, ⌈Tq / n⌉, 4]`.
+    /// Computes the bounds of the keys that each tile of `n` queries sees, `[B, ⌈Tq / n⌉, 4]`.
     fn tile_bounds(&self, cuda: &Cuda, intervals: &Tensor, n: usize) -> Result<Tensor> {
         let AttentionSize { batch, tq, .. } = self.size;
         let bounds = Tensor::uninit_on(intervals.device(), [batch, tq.div_ceil(n), 4], DType::I32)?;
@@ -332,7 +333,7 @@ impl Backward<'_> {
 }
 
 impl Inputs {
-    /// Where q, k and v lie on the device.
+    /// Returns the positions of q, k and v on the device.
     fn cuda_views(&self, size: AttentionSize) -> [View; 3] {
         let all = match self {
             Self::Separate { q, k, v } => views(&[Some(q), Some(k), Some(v)], size),

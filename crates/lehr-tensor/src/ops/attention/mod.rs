@@ -34,7 +34,7 @@ impl Tensor {
     /// | returns | `[B, Tq, H, E]`; 0 for a query that sees nothing |
     ///
     /// Memory is linear in T: tiles of 64 queries and 64 keys with a running softmax. Saves q, k,
-    /// v, the result and one log-sum-exp per query and head; backward computes the tiles anew.
+    /// v, the result and one log-sum-exp per query and head; backward recomputes the tiles.
     ///
     /// On the CPU queries are computed independently: the bits of a query depend on it and on the
     /// keys and values it sees, at their places in the text. They do not depend on the other
@@ -143,7 +143,7 @@ fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Atten
     }
 }
 
-/// The extents of one call.
+/// The dimensions of one call.
 #[derive(Clone, Copy)]
 struct AttentionSize {
     batch: usize,
@@ -170,7 +170,7 @@ impl Inputs {
         }
     }
 
-    /// Where q, k and v lie.
+    /// Returns the positions of q, k and v.
     fn heads(&self, size: AttentionSize) -> [Heads<'_>; 3] {
         let AttentionSize { n_heads, n_kv_heads, width, .. } = size;
         let (q_width, kv_width) = (n_heads * width, n_kv_heads * width);
@@ -199,7 +199,7 @@ fn problem<'a>(
     Problem { size, n_keys, scale, intervals: intervals.elements(), pages: None, q, k, v }
 }
 
-/// What backward needs: the inputs, the result and one log-sum-exp per query and head.
+/// The inputs of backward: q, k, v, the result and one log-sum-exp per query and head.
 struct Saved {
     inputs: Inputs,
     size: AttentionSize,
@@ -211,13 +211,13 @@ struct Saved {
     mask: SavedMask,
 }
 
-/// Which keys each query saw, as the kernels of the device read it.
+/// The keys that each query saw, in the form of the device's kernels.
 enum SavedMask {
     Cpu { intervals: Tensor, n_keys: usize },
     Cuda(cuda::Seen),
 }
 
-/// Computes the result, `[B, Tq, H, E]`, and what backward needs if it is `wanted`.
+/// Computes the result, `[B, Tq, H, E]`, and the inputs of backward if they are `wanted`.
 fn forward(
     inputs: Inputs,
     size: AttentionSize,
@@ -319,7 +319,7 @@ impl Saved {
     }
 }
 
-/// Adds the gradients that are there to those of inputs 0, 1 and 2.
+/// Adds the given gradients to those of inputs 0, 1 and 2.
 fn add_all(grads: &mut Gradients<'_>, parts: [Option<Tensor>; 3]) -> Result<()> {
     for (i, grad) in parts.into_iter().enumerate() {
         if let Some(grad) = grad {

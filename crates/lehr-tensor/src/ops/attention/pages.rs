@@ -1,4 +1,4 @@
-//! Attention over keys and values that lie in [`Pages`].
+//! Attention over keys and values in [`Pages`].
 
 use super::cpu::{self, Heads, Paged, Problem};
 use super::{AttentionSize, Inputs, Mask, OP, check_scale, cuda};
@@ -10,8 +10,8 @@ use crate::{Error, Result, Tensor};
 /// Computes [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`,
 /// for masks with pages. The queries are the last tokens of each sequence.
 ///
-/// The CPU reads the pages where they lie, and so does a GPU for few queries. For many queries,
-/// whose products cost far more than a copy, a GPU first brings the keys and values in order.
+/// The CPU reads the pages in place, and so does a GPU for few queries. For many queries, whose
+/// products cost far more than a copy, a GPU first copies keys and values into order.
 pub(super) fn attention(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),
@@ -59,7 +59,7 @@ pub(super) fn attention(
         return Ok(out);
     }
     let rule = cuda::Seen::by_rule(rule, n_keys);
-    // One sequence without a prefix is what a rule describes; others differ row by row.
+    // A rule describes one sequence without a prefix; other cases need intervals.
     let seen = match size.batch == 1 && !sees_ahead {
         true => rule,
         false => {
@@ -89,7 +89,7 @@ fn refused(value: &str, expected: &'static str) -> Error {
     Error::Argument { op: OP, name: "pages", value: value.to_owned(), expected }
 }
 
-/// The extents, `tk` being the most tokens of a text, and P as a shift.
+/// Returns the dimensions, with `tk` as the largest number of tokens of a text, and P as a shift.
 fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(AttentionSize, u32)> {
     for x in [q, k, v] {
         x.expect_float(OP)?;

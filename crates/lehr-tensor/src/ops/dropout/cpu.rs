@@ -1,4 +1,4 @@
-//! The masked, scaled copy that is both forward and backward.
+//! The masked, scaled copy for forward and backward.
 
 use lehr_kernels::CHUNK;
 use lehr_kernels::simd::{Kernel, Simd, dispatch};

@@ -5,7 +5,7 @@ use lehr_kernels::threads::{self, SharedMut};
 
 use crate::ops::rows_per_task;
 
-/// What a row is scaled and shifted by, and what keeps its deviation from 0.
+/// Scale and shift of the rows, and the `eps` that keeps their deviation above 0.
 #[derive(Clone, Copy)]
 pub(crate) struct Affine<'a> {
     pub(crate) weight: &'a [f32],

@@ -7,9 +7,8 @@
 //!
 //! This is *current scaling*: `amax` belongs to the same numbers that are encoded. *Delayed
 //! scaling* takes it from earlier steps and saves a pass over the matrix. But then a sudden outlier
-//! is clipped, and the history of maxima is state that every checkpoint must hold and that differs
-//! after a change of batches. The pass costs `n · w` reads beside a product of `n · w · n_out`
-//! multiply-adds.
+//! is clipped, and the history of maxima is state that every checkpoint must hold. The pass reads
+//! `n · w` numbers, which is little compared with the `n · w · n_out` multiply-adds of a product.
 //!
 //! Tensor cores multiply 8-bit matrices only if the inner dimension is contiguous in both. The
 //! three products `y = x Wᵀ`, `dx = dy W` and `dW = dyᵀ x` have different inner dimensions, so each

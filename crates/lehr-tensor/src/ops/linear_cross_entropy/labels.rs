@@ -57,7 +57,8 @@ impl Labelled {
         self.labels.to_device(device)
     }
 
-    /// The labelled rows of `x [.., D]` as `[n, D]`; the storage of `x` itself if that is all.
+    /// Returns the labelled rows of `x [.., D]` as `[n, D]`, sharing the storage of `x` if all are
+    /// labelled.
     pub(super) fn gather(&self, x: &Tensor) -> Result<Tensor> {
         let d = x.shape().last_dim();
         let shape = Shape::from([self.len(), d]);
@@ -124,7 +125,7 @@ impl Labelled {
     }
 }
 
-/// Writes or adds rows of width `d` at rising `positions` of `dst`.
+/// Writes or adds rows of width `d` at ascending `positions` of `dst`.
 fn scatter(positions: &[i32], rows: &[f32], d: usize, dst: &mut [f32], accumulate: bool) {
     let chunk_rows = rows_per_task(d);
     threads::run_chunks(dst, chunk_rows * d, |index, dst| {

@@ -1,4 +1,4 @@
-//! The loss over a vocabulary, from hidden states to one number, and its relatives.
+//! The loss over a vocabulary, from hidden states to one number, and related ops.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -37,7 +37,7 @@ pub struct CrossEntropy {
 pub enum HeadWeight<'a> {
     /// Numbers; they may be trained.
     Dense(&'a Tensor),
-    /// A matrix that is used as it is stored, and has no gradient.
+    /// A matrix in its storage format, without a gradient.
     Stored(&'a QMatrix),
 }
 
@@ -69,8 +69,8 @@ impl<'a> HeadWeight<'a> {
     }
 }
 
-/// Inputs 0, 1 and 2 of the ops over a head. The targets, which have no gradient, stand for what is
-/// not there.
+/// Returns inputs 0, 1 and 2 of the ops over a head. The targets, which have no gradient, take the
+/// place of missing inputs.
 fn inputs<'a>(
     x: &'a Tensor,
     weight: HeadWeight<'a>,
@@ -182,7 +182,7 @@ fn cuda_loss(
     Ok(record1(&inputs, loss, op))
 }
 
-/// An error unless the losses of `n_labels` rows can be divided by `normalizer`.
+/// Returns an error unless the losses of `n_labels` rows can be divided by `normalizer`.
 fn check_normalizer(op: &'static str, n_labels: usize, normalizer: f32) -> Result<()> {
     if n_labels == 0 || (normalizer > 0.0 && normalizer.is_finite()) {
         return Ok(());
@@ -200,7 +200,7 @@ fn mean(losses: &Tensor, normalizer: f32) -> Result<Tensor> {
     Tensor::full([1], (sum / f64::from(normalizer)) as f32)
 }
 
-/// Checks what the ops of this folder have in common, and finds the labelled rows.
+/// Checks the inputs that the ops of this folder share, and finds the labelled rows.
 fn check(
     op: &'static str,
     x: &Tensor,
@@ -267,8 +267,8 @@ impl Op for LinearCrossEntropy {
     }
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        // A loss that is differentiated itself has a gradient of 1: no need to wait for a GPU to
-        // hear of it.
+        // If backward starts at this loss, its gradient is 1, and there is no need to wait for a
+        // GPU to read it.
         let is_seed = grads.is_seed();
         let dy = grads.only_output();
         let factor = if is_seed || dy.is_cuda() { 1.0 } else { dy.item()? };

@@ -134,7 +134,7 @@ fn adjacent(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32], accum
     }
 }
 
-/// Passes the dimensions through that are not rotated.
+/// Copies the dimensions that are not rotated.
 #[inline(always)]
 fn copy(x: &[f32], y: &mut [f32], accumulate: bool) {
     if accumulate {

@@ -60,7 +60,7 @@ impl MatmulSize {
         Ok(())
     }
 
-    /// Where a stack of matrices `[rows, columns]`, or their transposes, lies on a GPU.
+    /// Describes a stack of matrices `[rows, columns]` on a GPU, or their transposes.
     fn stack(x: &Tensor, (rows, columns): (usize, usize), transposed: bool) -> Operand {
         let operand = match transposed {
             true => Operand::transposed(x.device_ptr(), x.dtype(), columns),

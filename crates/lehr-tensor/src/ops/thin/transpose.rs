@@ -1,4 +1,4 @@
-//! Two dimensions change places.
+//! Swapping of two dimensions.
 
 use lehr_kernels::CHUNK;
 

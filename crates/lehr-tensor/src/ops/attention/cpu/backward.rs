@@ -25,7 +25,7 @@ use lehr_kernels::simd::{Kernel, Simd, dispatch};
 
 use super::pack::{self, Rows};
 use super::tile::{self, Columns, Spans};
-use super::{BLOCK, Block, Heads, HeadsMut, Problem, cut, key_blocks, run_tasks};
+use super::{BLOCK, Heads, HeadsMut, Problem, QueryBlock, cut, key_blocks, run_tasks};
 use crate::Result;
 
 /// The saved results of forward and their gradient: `[B, Tq, H, E]`, and `lse` `[B, H, Tq]`.
@@ -112,7 +112,7 @@ impl Kernel for Backward<'_> {
         };
         let columns = Columns::new();
         for group in 0..problem.n_blocks().div_ceil(problem.group_size()) {
-            let blocks: Vec<Block> = problem.group(batch, kv_head, group).collect();
+            let blocks: Vec<QueryBlock> = problem.group(batch, kv_head, group).collect();
             let mut rest: &mut [f32] = &mut *scratch;
             let mut states: [Option<State<'_>>; 4] = [None, None, None, None];
             for (block, state) in blocks.iter().zip(&mut states) {
@@ -170,7 +170,7 @@ fn load<'a, S: Simd>(
     s: S,
     problem: &Problem<'_>,
     saved: &Saved<'_>,
-    block: &Block,
+    block: &QueryBlock,
     scratch: &mut &'a mut [f32],
 ) -> State<'a> {
     let size = problem.size;

@@ -24,7 +24,7 @@ use lehr_kernels::threads::SharedMut;
 
 use super::pack::{self, Rows};
 use super::tile::{self, Columns, Spans};
-use super::{BLOCK, Block, HeadsMut, LOWEST, Problem, SUMS, cut, key_blocks, run_tasks};
+use super::{BLOCK, HeadsMut, LOWEST, Problem, QueryBlock, SUMS, cut, key_blocks, run_tasks};
 use crate::Result;
 
 /// `out = softmax(scale q kᵀ + mask) v` by groups of blocks of queries, which are independent.
@@ -47,7 +47,7 @@ pub(super) fn forward(
         // thread is left with a long task at the end.
         let group = n_groups - 1 - index / n_heads;
         let (batch, kv_head) = (index % n_heads / size.n_kv_heads, index % size.n_kv_heads);
-        let blocks: Vec<Block> = problem.group(batch, kv_head, group).collect();
+        let blocks: Vec<QueryBlock> = problem.group(batch, kv_head, group).collect();
         dispatch(Forward { problem, blocks: &blocks, kv_head, out, lse, scratch });
     })
 }
@@ -55,7 +55,7 @@ pub(super) fn forward(
 /// One group of blocks against all keys they see.
 struct Forward<'a> {
     problem: &'a Problem<'a>,
-    blocks: &'a [Block],
+    blocks: &'a [QueryBlock],
     kv_head: usize,
     out: HeadsMut,
     lse: Option<SharedMut<f32>>,
@@ -196,7 +196,7 @@ fn softmax<S: Simd>(
 fn finish<S: Simd>(
     s: S,
     problem: &Problem<'_>,
-    block: &Block,
+    block: &QueryBlock,
     state: &State<'_>,
     out: HeadsMut,
     lse: Option<SharedMut<f32>>,

@@ -151,17 +151,17 @@ impl<'a> Problem<'a> {
         batch: usize,
         kv_head: usize,
         index: usize,
-    ) -> impl Iterator<Item = Block> + use<'_, 'a> {
+    ) -> impl Iterator<Item = QueryBlock> + use<'_, 'a> {
         let (size, per_kv) = (self.group_size(), self.heads_per_kv());
         (index * size..self.n_blocks().min((index + 1) * size)).map(move |i| {
             let start = i / per_kv * BLOCK;
-            Block::new(self, batch, kv_head * per_kv + i % per_kv, start)
+            QueryBlock::new(self, batch, kv_head * per_kv + i % per_kv, start)
         })
     }
 }
 
 /// Up to [`BLOCK`] consecutive queries of one head.
-struct Block {
+struct QueryBlock {
     batch: usize,
     head: usize,
     /// The first query.
@@ -173,7 +173,7 @@ struct Block {
     full: (usize, usize),
 }
 
-impl Block {
+impl QueryBlock {
     fn new(problem: &Problem<'_>, batch: usize, head: usize, start: usize) -> Self {
         let n = BLOCK.min(problem.size.tq - start);
         let mut block =
@@ -202,7 +202,7 @@ impl Block {
 }
 
 /// The blocks of keys that a group sees, as a range of multiples of [`BLOCK`].
-fn key_blocks(blocks: &[Block]) -> impl Iterator<Item = usize> + use<> {
+fn key_blocks(blocks: &[QueryBlock]) -> impl Iterator<Item = usize> + use<> {
     let lo = blocks.iter().map(|b| b.reach.0).min().unwrap_or(0);
     let hi = blocks.iter().map(|b| b.reach.1).max().unwrap_or(0);
     (lo / BLOCK * BLOCK..hi).step_by(BLOCK)

@@ -13,7 +13,7 @@
 
 use lehr_kernels::simd::Simd;
 
-use super::{BLOCK, Block, Problem};
+use super::{BLOCK, Problem, QueryBlock};
 
 /// Rows that are multiplied together: a multiple of the height of every register tile.
 pub(super) const ROWS: usize = 8;
@@ -29,7 +29,7 @@ pub(super) struct Spans {
 }
 
 impl Spans {
-    pub(super) fn new(problem: &Problem<'_>, block: &Block, key: usize) -> Self {
+    pub(super) fn new(problem: &Problem<'_>, block: &QueryBlock, key: usize) -> Self {
         const ALL: (usize, usize) = (0, BLOCK);
         if block.full.0 <= key && key + BLOCK <= block.full.1 {
             return Self { rows: [ALL; BLOCK], groups: [ALL; N_ROWS] };

@@ -1,5 +1,5 @@
-//! A few queries over many keys: bound by the reading of keys and values, which as many blocks as
-//! the device runs at once do, each a part of them; a second kernel puts the parts together.
+//! A few queries over many keys. The time is that of reading keys and values, so they are divided
+//! among as many blocks as the device runs at once. A second kernel combines the parts.
 
 use super::{
     AttentionSize, DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, View, size_args, stride_args,
@@ -9,11 +9,11 @@ use crate::ops::attention::mask::Rule;
 use crate::pages::Pages;
 use crate::{DType, Result, Tensor};
 
-/// The most queries for which keys are divided among blocks.
+/// Largest number of queries for which keys are divided among blocks.
 pub(in crate::ops::attention) const DECODE_MAX: usize = 8;
 
-/// A kernel for a few queries, in its form for keys in order and for keys in pages; how many query
-/// rows its blocks take at once, and its shared memory.
+/// A kernel for a few queries, for keys in order and for keys in pages, with the number of query
+/// rows per block and its shared memory.
 struct Decode {
     sources: [&'static Source; 2],
     names: [&'static str; 2],
@@ -57,7 +57,7 @@ fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
     Decode { sources: [&DECODE, &PAGED_DECODE], names, at_once, shared_bytes: 0 }
 }
 
-/// One call: how it is divided among blocks, and room for their parts.
+/// The division of one call among blocks, with memory for their parts.
 struct Division {
     kernel: Decode,
     /// Query rows that share a key-value head.
@@ -76,7 +76,7 @@ impl Division {
         n_keys: usize,
         out: &Tensor,
     ) -> Result<Self> {
-        /// Fewest keys that are worth a block.
+        /// Smallest number of keys per block.
         const KEYS_MIN: usize = 64;
         let rows = size.n_heads / size.n_kv_heads * size.tq;
         let is_packed = |view: &View| view.ptr.is_multiple_of(16) && view.stride.is_multiple_of(8);
@@ -93,7 +93,7 @@ impl Division {
         Ok(Self { kernel, rows, extent, n_splits: n_splits as i32, workspace })
     }
 
-    /// Runs the kernel in the form `form` (0 or 1), then the one that puts the parts together.
+    /// Runs the kernel in form `form` (0 or 1), then the kernel that combines the parts.
     fn run(&self, form: usize, args: &[Arg], size: AttentionSize, out: &Tensor) -> Result<()> {
         let (cuda, dtype) = (out.cuda()?, out.dtype());
         let Decode { sources, names, .. } = &self.kernel;
@@ -113,7 +113,7 @@ impl Division {
     }
 }
 
-/// Keys in order.
+/// Runs a few queries over keys in order.
 pub(super) fn decode(
     views: [View; 3],
     size: AttentionSize,
@@ -132,8 +132,8 @@ pub(super) fn decode(
     division.run(0, &args.concat(), size, out)
 }
 
-/// Keys in pages of `1 << shift` tokens, whose table and lengths are read when the work runs:
-/// `q [B, Tq, H, E]`, pools `[n_pages, P, K, E]`.
+/// Runs a few queries over keys in pages of `1 << shift` tokens, whose table and lengths are read
+/// on the device: `q [B, Tq, H, E]`, pools `[n_pages, P, K, E]`.
 pub(in crate::ops::attention) fn decode_paged(
     [q, k, v]: [&Tensor; 3],
     size: AttentionSize,
