@@ -1,5 +1,4 @@
-//! The memory of a device: one range of addresses, with memory behind as much of it as was ever in
-//! use.
+//! The memory of a device: one range of addresses. Memory is mapped to the part that was ever used.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +6,7 @@ use super::{Cuda, is_recorder};
 use lehr_kernels::free_list::{FreeList, Places, Stats};
 use lehr_kernels::{Device, Error, Result};
 
-/// Every block starts on a multiple of this: what cuBLASLt wants for its fastest products.
+/// Alignment of every block, which cuBLASLt needs for its fastest products.
 const ALIGN: usize = 256;
 
 /// The free list of a device.
@@ -19,10 +18,10 @@ pub(super) struct Arena {
 
 struct State {
     list: FreeList,
-    /// Bytes from the start that have memory behind them.
+    /// Bytes from the start that have memory.
     mapped: usize,
-    /// While work is recorded: what was freed. The recorded work uses it whenever it runs, so only
-    /// what is recorded after it gets it again.
+    /// Blocks freed during a recording. The recorded work uses them whenever it runs, so they are
+    /// reused only by work that is recorded later.
     held: Option<Places>,
 }
 
@@ -49,12 +48,12 @@ impl Arena {
         self.lock().list.stats
     }
 
-    /// From now on what is freed is held back.
+    /// Starts to hold back freed blocks.
     pub(super) fn hold(&self) {
         self.lock().held = Some(Places::default());
     }
 
-    /// Ends that: what was held back, for [`Arena::give_back`].
+    /// Stops holding back, and returns the held blocks for [`Arena::give_back`].
     pub(super) fn take_held(&self) -> Places {
         self.lock().held.take().unwrap_or_default()
     }
@@ -71,7 +70,7 @@ impl Arena {
 }
 
 impl Block {
-    /// Takes `bytes` bytes of device `ordinal`. The contents are unspecified.
+    /// Allocates `bytes` bytes on device `ordinal`. The contents are unspecified.
     pub fn take(ordinal: usize, bytes: usize) -> Result<Self> {
         let cuda = Cuda::get(ordinal)?;
         let arena = &cuda.arena;
@@ -83,7 +82,7 @@ impl Block {
             limit_bytes: state.list.limit,
             device: Device::Cuda(arena.ordinal),
         };
-        // Other threads may take blocks meanwhile; what was freed here is for this thread's work.
+        // Other threads may allocate meanwhile; blocks freed here are for this thread's work.
         let again = state.held.as_mut().filter(|_| is_recorder()).and_then(|held| held.take(bytes));
         let Some(offset) = again.or_else(|| state.list.take(bytes)) else {
             return Err(full(&state));
@@ -103,7 +102,7 @@ impl Block {
         Ok(Self { ordinal, ptr: arena.base + offset as u64, bytes })
     }
 
-    /// Its address on the device.
+    /// Returns its address on the device.
     pub fn ptr(&self) -> u64 {
         self.ptr
     }

@@ -8,7 +8,7 @@ pub const FP8_CAPABILITY: (u32, u32) = (8, 9);
 /// Extents of 8-bit products are multiples of this.
 pub const FP8_MULTIPLE: usize = 16;
 
-/// What a matrix of a product consists of.
+/// Element type of a matrix in a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// 32 bits.
@@ -53,11 +53,11 @@ pub struct Operand {
     pub element: Element,
     /// From one stored row to the next, in elements.
     pub stride: usize,
-    /// Whether what is stored are the columns.
+    /// Whether the columns are stored one after another.
     pub transposed: bool,
     /// From one matrix of a batch to the next, in elements.
     pub batch_stride: usize,
-    /// Address of the f32 that all elements are multiplied by; 0 = none. Of 8-bit elements alone.
+    /// Address of the f32 scale of 8-bit elements; 0 = none.
     pub scale: u64,
 }
 
@@ -73,14 +73,13 @@ impl Operand {
         Self { transposed: true, ..Self::rows(ptr, element, stride) }
     }
 
-    /// What is stored row by row here, as the columns of a matrix: its transpose.
+    /// The transpose: the rows stored here are its columns.
     pub fn by_columns(self) -> Self {
         Self { transposed: true, ..self }
     }
 }
 
-/// What happens to the sums of a product before they are rounded and written. cuBLASLt calls that
-/// an epilogue.
+/// The work on the sums of a product before they are rounded and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epilogue {
     /// Nothing: `C (+)= A B`.
@@ -88,7 +87,7 @@ pub enum Epilogue {
     /// `C (+)= A B + bias`: address of `[n]` numbers of C's type, added to every row.
     Bias(u64),
     /// `C = gelu(X)` for `X = A B + bias`, with the approximation by tanh. X is written to `aux`,
-    /// which lies like C: of its type, with its stride.
+    /// which has the type and the stride of C.
     Gelu {
         /// Address of the bias, if there is one.
         bias: Option<u64>,
@@ -103,10 +102,10 @@ pub enum Epilogue {
 }
 
 impl Epilogue {
-    /// Whether the two of GELU are used: they read or write a second matrix in packs of 16 bytes.
-    /// NVIDIA's documentation of cuBLAS (`CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD`) wants its rows to
-    /// be multiples of 8 elements. llm.c, which has the same choice, takes them from Hopper on and
-    /// saw losses on an RTX 4090.
+    /// Returns whether the epilogues of GELU are used. They read or write a second matrix in packs
+    /// of 16 bytes, whose rows must be multiples of 8 elements (NVIDIA's documentation of cuBLAS,
+    /// `CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD`). llm.c uses them from Hopper on, because they were
+    /// slower on an RTX 4090.
     pub fn has_gelu(cuda: &Cuda, dtype: DType, width: usize) -> bool {
         dtype != DType::F32 && width.is_multiple_of(8) && cuda.info().capability >= (9, 0)
     }
@@ -133,7 +132,7 @@ pub struct Matmul {
     pub accumulate: bool,
     /// What happens to the sums before they are written.
     pub epilogue: Epilogue,
-    /// How many products of the same extents there are.
+    /// Number of products of the same sizes.
     pub batch: usize,
 }
 
@@ -162,12 +161,12 @@ impl Matmul {
         self.m == 0 || self.n == 0 || self.batch == 0
     }
 
-    /// Returns whether the library may have no such product, so the caller needs another way.
+    /// Returns whether the library may lack this product, so that the caller needs an alternative.
     pub(super) fn is_optional(&self) -> bool {
         self.epilogue != Epilogue::None || self.a.element.size() == 1
     }
 
-    /// Starts it, whatever the library has: what it cannot add is put there before.
+    /// Starts the product. If the library cannot add the bias, it is written to C before.
     pub fn run(&self, cuda: &Cuda) -> Result<()> {
         if self.try_run(cuda)? {
             return Ok(());
@@ -185,8 +184,8 @@ impl Matmul {
         }
     }
 
-    /// Starts it; false if it has an epilogue or 8-bit elements and the library has no algorithm:
-    /// then nothing was started.
+    /// Starts the product. Returns false, and starts nothing, if it has an epilogue or 8-bit
+    /// elements for which the library has no algorithm.
     pub fn try_run(&self, cuda: &Cuda) -> Result<bool> {
         if self.is_optional() && IS_PLAIN.get() {
             return Ok(false);
@@ -231,13 +230,13 @@ impl Matmul {
 }
 
 thread_local! {
-    /// Whether products with an epilogue or 8-bit elements are refused, as by a library that has no
+    /// Whether products with an epilogue or 8-bit elements are refused, as by a library without an
     /// algorithm for them.
     static IS_PLAIN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Runs `body`, in which every product of this thread that a library may refuse is refused: for
-/// tests of what is done instead.
+/// Runs `body` while every product of this thread that a library may refuse is refused, to test the
+/// alternatives.
 pub fn with_plain_products<V>(body: impl FnOnce() -> V) -> V {
     IS_PLAIN.set(true);
     let value = body();

@@ -12,12 +12,12 @@ pub struct CudaBuffer {
 }
 
 impl CudaBuffer {
-    /// Room for `len` elements with unspecified values.
+    /// Allocates `len` elements with unspecified values.
     pub fn uninit(ordinal: usize, dtype: DType, len: usize) -> Result<Self> {
         Ok(Self { block: Block::take(ordinal, len.saturating_mul(dtype.size()))?, dtype, len })
     }
 
-    /// The same elements as on the host, given as bytes.
+    /// Copies elements from the host, given as bytes.
     pub fn upload(ordinal: usize, dtype: DType, bytes: &[u8]) -> Result<Self> {
         let buffer = Self::uninit(ordinal, dtype, bytes.len() / dtype.size())?;
         Cuda::get(ordinal)?.upload(buffer.ptr(), bytes)?;

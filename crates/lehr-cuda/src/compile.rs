@@ -1,4 +1,4 @@
-//! Kernels: from CUDA C++ to what a device loads, kept on disk.
+//! Compilation of kernels from CUDA C++ to cubins, cached on disk.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use sha2::{Digest, Sha256};
 use super::{fault, library};
 use lehr_kernels::{DType, Error, Result};
 
-/// A file of kernels. It is compiled once for each element type it is used with.
+/// A file of kernels. It is compiled once per element type.
 pub struct Source {
-    /// The op it belongs to, and the part if there are several.
+    /// Name of its op, and of the part if the op has several files.
     pub name: &'static str,
     /// CUDA C++.
     pub text: &'static str,
 }
 
-/// The source in a file beside the one that names it.
+/// Declares a source file in the folder of the calling file.
 #[macro_export]
 macro_rules! source {
     ($name:literal, $file:literal) => {
@@ -48,10 +48,10 @@ pub(super) const HEADERS: [(&str, &str); 16] = [
     ("product_sums.cuh", include_str!("kernels/product_sums.cuh")),
 ];
 
-/// The element types that kernels are compiled for.
+/// Element types for which kernels are compiled.
 pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
-/// The macro that chooses an element type.
+/// The macro that selects an element type.
 pub(super) fn dtype_macro(dtype: DType) -> Result<String> {
     match DTYPES.iter().position(|d| *d == dtype) {
         Some(index) => Ok(format!("-DLEHR_T={index}")),
@@ -61,7 +61,7 @@ pub(super) fn dtype_macro(dtype: DType) -> Result<String> {
     }
 }
 
-/// A compiled file: the cubin, and what the compiler said.
+/// A compiled file: the cubin and the compiler's log.
 pub(super) struct Compiled {
     pub(super) cubin: Vec<u8>,
     pub(super) log: String,
@@ -110,7 +110,7 @@ fn options(dtype: DType, arch: &str) -> Result<Vec<String>> {
     Ok(options)
 }
 
-/// An error unless NVRTC can be called.
+/// Returns an error if NVRTC cannot be called.
 fn check_nvrtc() -> Result<()> {
     let doing = "compiling kernels";
     if let Some((reason, hint)) = library::missing(&["nvrtc", "nvrtc-builtins"]) {
@@ -162,7 +162,7 @@ fn text_of(result: sys::nvrtcResult) -> String {
     text.to_string_lossy().into_owned()
 }
 
-/// Version of NVRTC, major and minor.
+/// Returns the version of NVRTC, major and minor.
 pub(super) fn nvrtc_version() -> Result<(i32, i32)> {
     check_nvrtc()?;
     let (mut major, mut minor) = (0, 0);
@@ -184,12 +184,12 @@ pub(super) fn cubin(source: &Source, dtype: DType, arch: &str) -> Result<Vec<u8>
         return Ok(cubin);
     }
     let cubin = nvrtc(source, dtype, arch)?.cubin;
-    // A cache that cannot be written costs time, nothing else.
+    // Without a writable cache, kernels are only compiled more often.
     let _ = keep(&path, &cubin);
     Ok(cubin)
 }
 
-/// Where a compiled file is kept: its name says all that went into it.
+/// Returns the path of a compiled file. Its name depends on everything that goes into it.
 pub(super) fn cache_path(source: &Source, dtype: DType, arch: &str) -> Result<PathBuf> {
     let version = nvrtc_version()?;
     let key = key(source, &format!("{version:?} {:?}", options(dtype, arch)?));
@@ -211,8 +211,8 @@ fn headers_of(text: &'static str) -> impl Iterator<Item = (&'static str, &'stati
     HEADERS.into_iter().filter(move |(name, _)| needed.contains(name))
 }
 
-/// Names a compiled file by everything that goes into it. A header that it does not include does
-/// not count: a change of it compiles only what needs it.
+/// Names a compiled file by everything that goes into it. Headers that it does not include do not
+/// count, so a changed header recompiles only the files that include it.
 pub(super) fn key(source: &Source, how: &str) -> String {
     let mut hash = Sha256::new();
     for (name, body) in headers_of(source.text) {
@@ -224,7 +224,7 @@ pub(super) fn key(source: &Source, how: &str) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Where compiled kernels lie: `LEHR_CACHE`, or `lehr` in the user's cache.
+/// Returns the folder of compiled kernels: `LEHR_CACHE`, or `lehr` in the user's cache.
 pub(super) fn cache_dir() -> PathBuf {
     let of = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = of("LEHR_CACHE")
@@ -234,13 +234,13 @@ pub(super) fn cache_dir() -> PathBuf {
     cache.join("kernels")
 }
 
-/// A name that nobody else uses now: of this process and this call.
+/// Returns a temporary name that is unique to this process and call.
 pub(super) fn unique() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Writes a file whole or not at all: several programs may start at once.
+/// Writes a file completely or not at all, because several programs may start at once.
 fn keep(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
@@ -250,7 +250,7 @@ fn keep(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
-/// What the compiler said of one kernel.
+/// Resources of one kernel, as the compiler reports them.
 #[derive(Clone, Debug)]
 pub struct CompileReport {
     /// The file.
@@ -263,7 +263,7 @@ pub struct CompileReport {
     pub kernel: String,
     /// Registers per thread.
     pub registers: u32,
-    /// Bytes of registers that did not fit and are written to memory, and of local arrays.
+    /// Bytes of spilled registers and local arrays.
     pub spill_bytes: u32,
     /// Bytes of fixed shared memory.
     pub shared_bytes: u32,
@@ -300,7 +300,7 @@ pub fn compile_all(sources: &[&Source], archs: &[&str]) -> Result<Vec<CompileRep
     Ok(reports)
 }
 
-/// The results of `work` for each job, in their order, by as many threads as there are cores.
+/// Runs `work` for each job on all cores, and returns the results in order.
 pub(super) fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let take = || {
@@ -320,7 +320,7 @@ pub(super) fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R +
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// What the compiler said of a file, from the cache or anew.
+/// Returns the compiler's log for a file, from the cache or by compiling it.
 fn log_of_kept(source: &Source, dtype: DType, arch: &str) -> Result<String> {
     let path = cache_path(source, dtype, arch)?.with_extension("log");
     if let Ok(log) = std::fs::read_to_string(&path) {

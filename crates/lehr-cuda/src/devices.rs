@@ -1,4 +1,4 @@
-//! Which GPUs there are: the driver started, its devices counted and described.
+//! Discovery of GPUs: starts the driver, counts its devices and describes them.
 
 use std::ffi::{CStr, c_int};
 use std::ptr;
@@ -8,7 +8,7 @@ use cudarc::driver::sys::{self, CUresult};
 use super::{DeviceInfo, fault, library};
 use lehr_kernels::{Error, Result};
 
-/// An error unless the call succeeded.
+/// Returns an error unless the call succeeded.
 pub(super) fn check(result: CUresult, doing: &str) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
@@ -27,7 +27,7 @@ pub(super) fn check(result: CUresult, doing: &str) -> Result<()> {
     Err(fault(doing, reason))
 }
 
-/// Starts the driver; whether it has a GPU.
+/// Starts the driver, and returns whether it has a GPU.
 fn start() -> Result<bool> {
     let doing = "starting CUDA";
     if let Some((reason, hint)) = library::missing(&["cuda"]) {
@@ -56,7 +56,7 @@ pub(super) fn device_count() -> Result<usize> {
     Ok(n.max(0) as usize)
 }
 
-/// What a device is.
+/// Properties of a device.
 pub(super) fn describe(device: sys::CUdevice) -> Result<DeviceInfo> {
     use sys::CUdevice_attribute as Attribute;
     let doing = "asking what a GPU is";

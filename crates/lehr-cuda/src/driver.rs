@@ -1,4 +1,4 @@
-//! A real device: the driver's functions behind [`Backend`].
+//! A real device: [`Backend`] by the functions of the driver.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use super::stream::{Event, Events, HostClock, Recorded, Staging};
 use super::{Backend, DeviceInfo, Extent, Function, Timer, Uploads, fault, library};
 use lehr_kernels::{DType, Device, Error, Result};
 
-/// Memory is put behind the arena in steps of this many bytes.
+/// Bytes by which the memory of the arena grows.
 const GROW_BYTES: usize = 64 << 20;
 
 thread_local! {
@@ -36,11 +36,11 @@ pub(super) struct Driver {
     stream: sys::CUstream,
     info: DeviceInfo,
     staging: Mutex<Staging>,
-    /// Of the work that was recorded last with its uploads.
+    /// Uploads of the work that was recorded last.
     recorded: OnceLock<Mutex<Recorded>>,
-    /// Whether what is recorded, or was last, has its uploads in it.
+    /// Whether the current or last recording includes its uploads.
     records_uploads: AtomicBool,
-    /// Bytes of dynamic shared memory that kernels were allowed so far.
+    /// Dynamic shared memory granted to each kernel so far, in bytes.
     shared: Mutex<HashMap<u64, u32>>,
     lt: Lt,
 }
@@ -151,8 +151,8 @@ impl Driver {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Allows a kernel that much dynamic shared memory. Without asking, 48 KiB are for its static
-    /// memory too; what was allowed once stays, so that another thread cannot take it away before
+    /// Grants a kernel this much dynamic shared memory. Without a grant it has 48 KiB, static
+    /// memory included. A grant is never reduced, so that no other thread can take it away before
     /// the launch.
     fn allow_shared(&self, function: Function, bytes: u32) -> Result<()> {
         let mut allowed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,7 +199,7 @@ impl Backend for Driver {
         unsafe {
             let created = sys::cuMemCreate(&raw mut handle, bytes, &raw const prop, 0);
             if created == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                // The arena fills in what it knows.
+                // The arena fills in its own numbers.
                 let device = Device::Cuda(self.ordinal);
                 return Err(Error::OutOfMemory {
                     asked_bytes: bytes,
@@ -210,7 +210,7 @@ impl Backend for Driver {
             }
             check(created, "allocating memory of the GPU")?;
             let mapped = sys::cuMemMap(at, bytes, 0, handle, 0);
-            // The mapping keeps the memory; without one it is free again.
+            // The mapping keeps the memory; without one it is freed.
             let released = sys::cuMemRelease(handle);
             check(mapped, "mapping memory of the GPU")?;
             check(released, "mapping memory of the GPU")?;
@@ -388,7 +388,7 @@ impl Backend for Driver {
                     sys::cuGraphDestroy(graph);
                     return Ok(earlier as u64);
                 }
-                // Another number or order of nodes: it is built anew.
+                // The number or order of nodes differs, so the graph is built again.
                 sys::cuGraphExecDestroy(earlier);
             }
             ended?;
@@ -420,7 +420,7 @@ impl Backend for Driver {
 
     fn timer(&self) -> Result<Box<dyn Timer>> {
         self.bind()?;
-        // The function that reads events is of CUDA 12.8.
+        // The function that reads events requires CUDA 12.8.
         if self.info.driver_version < 12_080 {
             self.synchronize()?;
             return Ok(Box::new(HostClock { start: Instant::now(), stream: self.stream }));

@@ -1,10 +1,10 @@
-//! A device that is a C++ compiler: kernels run on the CPU, for tests of their logic and of the
-//! code that launches them.
+//! An emulated device: a C++ compiler builds kernels for the CPU, to test their logic and the code
+//! that launches them.
 //!
 //! Each file of kernels becomes a shared library by `g++` (or what `CXX` names) with
 //! `emulator/shim.h` before it. Addresses are the host's, matrix products are
-//! [`lehr_kernels::gemm`] (`emulator/product.rs`). It computes what a GPU would, up to the order of
-//! sums inside a matrix product, and says nothing about speed.
+//! [`lehr_kernels::gemm`] (`emulator/product.rs`). Results equal those of a GPU up to the order of
+//! sums in matrix products. The emulator does not measure speed.
 
 mod product;
 
@@ -28,7 +28,7 @@ use lehr_kernels::{DType, Error, Result};
 use side_stream::LateSideStream;
 
 const SHIM: &str = include_str!("emulator/shim.h");
-/// Addresses reserved; memory comes with the first touch.
+/// Reserved address space; memory is mapped at the first access.
 const RANGE_BYTES: usize = 64 << 30;
 
 pub(super) struct Emulator {
@@ -37,13 +37,13 @@ pub(super) struct Emulator {
     modules: Mutex<Vec<Library>>,
     /// The mappings behind reserved ranges.
     ranges: Mutex<Vec<memmap2::MmapMut>>,
-    /// What is being recorded instead of run, and what was recorded, by number.
+    /// The current recording, and finished recordings by number.
     recording: Mutex<Option<Vec<Work>>>,
     uploads: Mutex<Uploads>,
     graphs: Mutex<Vec<Option<Arc<Vec<Work>>>>>,
 }
 
-/// What a stream does.
+/// An operation of a stream.
 #[derive(Clone)]
 enum Work {
     Launch(Function, Extent, Vec<u64>),
@@ -79,13 +79,13 @@ impl Emulator {
     }
 }
 
-/// What a mutex holds, whatever happened to the last who held it.
+/// Locks a mutex, even after a panic of its last holder.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Emulator {
-    /// Does the work now, or records it.
+    /// Runs the work, or records it.
     fn submit(&self, mut work: Work) -> Result<()> {
         if let Some(recorded) = lock(&self.recording).as_mut() {
             recorded.push(work);
@@ -114,7 +114,7 @@ impl Emulator {
         Ok(())
     }
 
-    /// An error while work is recorded: the host cannot take part in that.
+    /// Returns an error during a recording, in which the host cannot take part.
     fn refuse_while_recording(&self, doing: &str) -> Result<()> {
         match *lock(&self.recording) {
             Some(_) => Err(fault(doing, "work is being recorded")),
@@ -277,13 +277,13 @@ fn options(dtype: DType) -> Result<[String; 4]> {
     Ok([dtype_macro(dtype)?, standard, level, contract])
 }
 
-/// Where the shared library of a source is kept.
+/// Returns the path of the shared library of a source.
 fn library_path(source: &Source, dtype: DType) -> Result<PathBuf> {
     let key = key(source, &format!("{SHIM}{:?}", options(dtype)?));
     Ok(cache_dir().join(format!("{}-{dtype}-emulated-{key}.so", source.name)))
 }
 
-/// The shared library of a source, compiled if it is not in the cache.
+/// Returns the shared library of a source, compiled if it is not in the cache.
 fn compiled(source: &Source, dtype: DType) -> Result<PathBuf> {
     let (options, path) = (options(dtype)?, library_path(source, dtype)?);
     // Threads that want the same library wait for the first of them.
@@ -308,7 +308,7 @@ fn compiled(source: &Source, dtype: DType) -> Result<PathBuf> {
     result.map(|()| path)
 }
 
-/// The kernels with their macros expanded: some are defined by macros.
+/// Returns the kernels with macros expanded, because macros define some of them.
 fn expand(dir: &Path, options: &[String], doing: &dyn Fn() -> String) -> Result<String> {
     let mut command = compiler();
     command
@@ -331,7 +331,7 @@ fn compiler() -> Command {
     Command::new(std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned()))
 }
 
-/// Runs the compiler: what it printed.
+/// Runs the compiler and returns its output.
 fn run(mut command: Command, doing: &dyn Fn() -> String) -> Result<String> {
     let output = command.output().map_err(|e| Error::Cuda {
         doing: doing(),
@@ -344,7 +344,8 @@ fn run(mut command: Command, doing: &dyn Fn() -> String) -> Result<String> {
     }
 }
 
-/// The kernels, and for each a function that starts it from an array of pointers to its arguments.
+/// Returns the kernels, and for each a function that starts it with an array of pointers to its
+/// arguments.
 fn launchers(text: &str) -> String {
     let mut out = String::from("#include \"shim.h\"\n#include \"kernels.cpp\"\n");
     for name in kernel_names(text) {
@@ -357,7 +358,7 @@ fn launchers(text: &str) -> String {
     out
 }
 
-/// The names after `__global__`.
+/// Returns the names after `__global__`.
 fn kernel_names(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     for after in text.split("extern \"C\" __global__").skip(1) {
@@ -377,7 +378,7 @@ fn kernel_names(text: &str) -> Vec<String> {
     names
 }
 
-/// What follows the parentheses that a text starts with.
+/// Returns the text after its leading parentheses.
 fn after_parentheses(text: &str) -> &str {
     let mut depth = 0;
     for (at, c) in text.char_indices() {

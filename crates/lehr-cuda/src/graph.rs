@@ -1,22 +1,22 @@
-//! Work that is recorded and started by one launch.
+//! Recorded work that one launch starts.
 //!
 //! A launch costs the host a few microseconds. A step of decoding has hundreds of kernels of about
 //! that length, so the GPU would wait for the host. While a stream is captured, launches are
 //! recorded instead of run; the driver then starts all of them at once.
 //!
-//! Two things make recorded work different from work that runs:
+//! Recorded work differs from other work in two ways:
 //!
-//! - **Memory.** A kernel in a recording holds addresses. A [`Graph`] runs many times, so the
-//!   blocks it wrote to must not go to anybody else while it exists: what is freed during the
-//!   recording is held back from the arena and may be taken again only by the recording itself
-//!   (each kernel of it comes after the last reader of the block, as it does in the stream). A
-//!   [`StepGraph`] runs once, at its place in the stream, so it frees as usual.
+//! - **Memory.** A kernel in a recording holds addresses. A [`Graph`] runs many times, so no other
+//!   work may reuse the blocks it wrote to while it exists. Blocks freed during the recording are
+//!   held back from the arena, and only the recording itself may reuse them (each of its kernels
+//!   runs after the last reader of the block, as in the stream). A [`StepGraph`] runs once, at its
+//!   place in the stream, so it frees as usual.
 //! - **The host.** Nothing has run when `body` returns. Reading a result is therefore an error. An
 //!   upload is an error in a [`Graph`], whose later runs would copy stale bytes; for a
 //!   [`StepGraph`] the bytes are kept in page-locked memory until it has run.
 //!
-//! A recording stream records the work of every thread, so other threads must not use it. They
-//! wait at `Cuda::turn`; the thread that records is let through.
+//! A recording stream records the work of every thread, so other threads must not use it. They wait
+//! at `Cuda::turn`; only the recording thread may continue.
 
 use std::cell::Cell;
 use std::sync::PoisonError;
@@ -61,7 +61,7 @@ impl Drop for Recording {
     }
 }
 
-/// Tells whether this thread is recording.
+/// Returns whether this thread is recording.
 pub fn is_recorder() -> bool {
     IS_RECORDER.get()
 }
@@ -70,7 +70,7 @@ pub fn is_recorder() -> bool {
 pub struct Graph {
     cuda: &'static Cuda,
     handle: u64,
-    /// The memory of intermediate results, which stays reserved as long as the graph is there.
+    /// Memory of intermediate results, reserved while the graph exists.
     held: Places,
 }
 
@@ -83,7 +83,7 @@ impl Graph {
     /// # Errors
     /// Those of `body`, or if something in it cannot be recorded.
     pub fn record(ordinal: usize, body: impl FnOnce() -> Result<()>) -> Result<Self> {
-        /// Room for intermediate results that is there before recording begins.
+        /// Memory for intermediate results that is mapped before the recording starts.
         const ROOM_BYTES: usize = 256 << 20;
         let cuda = Cuda::get(ordinal)?;
         // The arena grows before the capture, because mapping memory during one depends on the
@@ -107,13 +107,13 @@ impl Graph {
         }
     }
 
-    /// Bytes of the device that stay reserved for intermediate results.
+    /// Returns the bytes reserved for intermediate results.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.held.all().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Starts all of it on the stream.
+    /// Starts the whole recording on the stream.
     ///
     /// # Errors
     /// If the device fails.
@@ -130,10 +130,10 @@ impl Drop for Graph {
     }
 }
 
-/// Work that is recorded anew each time and then started by one launch, so that the GPU goes from
-/// kernel to kernel without the host: a step of training. What is recorded may change from time to
-/// time. If only addresses, numbers and extents differ from the time before, the driver's own form
-/// of the work is not built anew.
+/// Work that is recorded each time and then started by one launch, such as a training step. The GPU
+/// runs from kernel to kernel without the host. The work may differ each time. If only addresses,
+/// numbers and sizes differ from the last time, the driver updates its graph instead of building it
+/// again.
 pub struct StepGraph {
     cuda: &'static Cuda,
     handle: Option<u64>,
@@ -153,8 +153,8 @@ impl StepGraph {
     /// device wait meanwhile.
     ///
     /// # Errors
-    /// Those of `body`, after which nothing of it has run and what it keeps on the device is void,
-    /// or if something in it cannot be recorded.
+    /// Those of `body`, or if something in it cannot be recorded. Then none of its work has run,
+    /// and its results on the device are invalid.
     pub fn run<T, E: From<Error>>(
         &mut self,
         body: impl FnOnce() -> std::result::Result<T, E>,

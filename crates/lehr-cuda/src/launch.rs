@@ -13,7 +13,7 @@ impl Arg {
     }
 }
 
-/// The address of what may be missing: null then.
+/// The address of an optional operand: null if it is missing.
 impl<'a, T> From<Option<&'a T>> for Arg
 where
     Self: From<&'a T>,

@@ -1,13 +1,12 @@
 //! NVIDIA GPUs: devices, memory, kernels, matrix products.
 //!
-//! Nothing of CUDA is needed to build. The driver, NVRTC and cuBLASLt are opened when a GPU is
-//! first asked for (`library`); kernels are CUDA C++ in the folders of the ops (`kernel.cu`),
-//! compiled at first use and kept on disk (`compile`). A device has one stream, so whatever is
-//! launched runs in that order and a freed block may be handed out again at once; the host waits
-//! only where it reads a result.
+//! A build needs nothing of CUDA. The driver, NVRTC and cuBLASLt are opened at the first use of a
+//! GPU (`library`). Kernels are CUDA C++ in the folders of the ops (`kernel.cu`), compiled at first
+//! use and cached on disk (`compile`). A device has one stream, so launches run in order and a
+//! freed block can be reused at once. The host waits only when it reads a result.
 //!
-//! With `LEHR_CUDA=emulator` device 0 is not a GPU but a C++ compiler: the same launch code and the
-//! same kernels run on the CPU (`emulator`), slowly, to test their logic.
+//! With `LEHR_CUDA=emulator` device 0 is an emulator: a C++ compiler builds the same kernels, and
+//! the same launch code runs them on the CPU (`emulator`). It is slow and tests their logic.
 
 mod arena;
 pub mod blas;
@@ -45,13 +44,13 @@ use blas::{Epilogue, Matmul};
 use lehr_kernels::free_list::Stats;
 use lehr_kernels::{DType, Error, Result};
 
-/// Devices that are looked for.
+/// Largest number of devices.
 const DEVICES_MAX: usize = 16;
 
-/// What a device is.
+/// Properties of a device.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
-    /// As the driver calls it.
+    /// Its name in the driver.
     pub name: String,
     /// Compute capability, major and minor.
     pub capability: (u32, u32),
@@ -66,8 +65,8 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// The architecture kernels are compiled for: `sm_90a` for a Hopper, whose own instructions
-    /// need the `a`.
+    /// Returns the architecture for which kernels are compiled, such as `sm_90a` for a Hopper,
+    /// whose own instructions need the `a`.
     #[must_use]
     pub fn arch(&self) -> String {
         let (major, minor) = self.capability;
@@ -91,13 +90,13 @@ pub struct Extent {
     pub shared_bytes: u32,
 }
 
-/// What makes a device: the driver, or the emulator. Addresses are the device's.
+/// The implementation of a device: the driver or the emulator. Addresses are those of the device.
 trait Backend: Send + Sync {
     fn info(&self) -> &DeviceInfo;
-    /// Reserves a range of addresses: its start and its length.
+    /// Reserves a range of addresses. Returns its start and its length.
     fn reserve(&self) -> Result<(u64, usize)>;
-    /// Puts memory behind the bytes from `from` to `to` (or a little beyond) of the range at
-    /// `base`; says up to where.
+    /// Maps memory to the bytes from `from` to `to` (or a little beyond) of the range at `base`.
+    /// Returns the end of the mapped part.
     fn grow(&self, base: u64, from: usize, to: usize) -> Result<usize>;
     /// Copies from the host; `src` may change as soon as this returns.
     fn upload(&self, dst: u64, src: &[u8]) -> Result<()>;
@@ -107,9 +106,9 @@ trait Backend: Send + Sync {
     fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()>;
     /// Sets all bytes.
     fn set(&self, dst: u64, byte: u8, bytes: usize) -> Result<()>;
-    /// Whether a file of kernels was compiled before, for elements of `dtype`.
+    /// Returns whether a file of kernels is compiled for elements of `dtype`.
     fn is_compiled(&self, source: &Source, dtype: DType) -> Result<bool>;
-    /// Compiles it, if it was not.
+    /// Compiles it if necessary.
     fn compile(&self, source: &Source, dtype: DType) -> Result<()>;
     /// Compiles and loads a file of kernels for elements of `dtype`.
     fn load(&self, source: &Source, dtype: DType) -> Result<u64>;
@@ -117,35 +116,36 @@ trait Backend: Send + Sync {
     fn function(&self, module: u64, name: &str) -> Result<Function>;
     /// Starts a kernel.
     fn launch(&self, function: Function, extent: Extent, args: &mut [u64]) -> Result<()>;
-    /// Starts a matrix product with `workspace` (address, bytes). False if it has an epilogue or
-    /// 8-bit elements and there is no algorithm: then nothing was started.
+    /// Starts a matrix product with `workspace` (address, bytes). Returns false, and starts
+    /// nothing, if it has an epilogue or 8-bit elements for which there is no algorithm.
     fn matmul(&self, product: &Matmul, workspace: (u64, usize)) -> Result<bool>;
-    /// Waits until everything started so far has ended.
+    /// Waits until all work started so far has ended.
     fn synchronize(&self) -> Result<()>;
-    /// What copies beside the stream.
+    /// Creates the side stream for copies.
     fn side_stream(&self) -> Result<Box<dyn SideStream>>;
-    /// Begins to record instead of to run, uploads too if they are `Uploads::Recorded`.
+    /// Starts to record work instead of running it, including uploads if they are
+    /// `Uploads::Recorded`.
     fn begin_capture(&self, uploads: Uploads) -> Result<()>;
-    /// Ends that and gives what was recorded, in the place of an earlier recording if there is one.
+    /// Ends the recording and returns it. It replaces an earlier recording, if given.
     fn end_capture(&self, earlier: Option<u64>) -> Result<u64>;
-    /// Runs what was recorded.
+    /// Runs a recording.
     fn launch_graph(&self, graph: u64) -> Result<()>;
-    /// Forgets what was recorded.
+    /// Drops a recording.
     fn drop_graph(&self, graph: u64);
-    /// Seconds between two moments of the stream, in its own clock.
+    /// Creates a timer that uses the clock of the stream.
     fn timer(&self) -> Result<Box<dyn Timer>>;
 }
 
-/// What becomes of uploads while work is recorded.
+/// Treatment of uploads during a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Uploads {
-    /// They are errors: the work is to run many times.
+    /// Uploads are errors, because the work will run many times.
     Refused,
-    /// They are recorded with their bytes, for one run.
+    /// Uploads are recorded with their bytes, for one run.
     Recorded,
 }
 
-/// Measures what runs on the stream.
+/// A timer of work on the stream.
 trait Timer {
     fn stop(&self) -> Result<f64>;
 }
@@ -159,20 +159,20 @@ pub struct Cuda {
     arena: Arena,
     modules: Mutex<HashMap<(&'static str, DType), u64>>,
     functions: Mutex<HashMap<KernelKey, Function>>,
-    /// Held for reading by threads that give the stream work, and for writing by the thread that
-    /// records: work of other threads waits until the recording ends.
+    /// Read-locked by threads that submit work, and write-locked by the thread that records: other
+    /// threads wait until the recording ends.
     recording: RwLock<()>,
-    /// Scratch of matrix products, for all: they run one after another.
+    /// Workspace of all matrix products, which run one after another.
     workspace: OnceLock<(Block, usize)>,
-    /// Made when the first tensor is brought to the host.
+    /// Created when the first tensor is offloaded.
     offloads: OnceLock<Offloads>,
 }
 
-/// A device, or why it could not be opened and what may help.
+/// A device, or the reason why it could not be opened, with a hint.
 type Opened = std::result::Result<Cuda, (String, Option<String>)>;
 
 impl Cuda {
-    /// The device of that number, opened at the first call.
+    /// Returns the device with this number. The first call opens it.
     pub fn get(ordinal: usize) -> Result<&'static Self> {
         static DEVICES: [OnceLock<Opened>; DEVICES_MAX] = [const { OnceLock::new() }; DEVICES_MAX];
         let doing = || format!("opening CUDA device {ordinal}");
@@ -211,18 +211,18 @@ impl Cuda {
         })
     }
 
-    /// Held while the stream is given work, unless this thread is the one that records.
+    /// Returns the lock for submitting work, unless this thread is the one that records.
     fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
         let others = || self.recording.read().unwrap_or_else(PoisonError::into_inner);
         (!is_recorder()).then(others)
     }
 
-    /// Returns what the device is.
+    /// Returns the properties of the device.
     pub fn info(&self) -> &DeviceInfo {
         self.backend.info()
     }
 
-    /// Streaming multiprocessors, for the sizes of grids.
+    /// Returns the number of streaming multiprocessors, for the sizes of grids.
     pub fn n_sms(&self) -> u32 {
         self.info().n_sms.max(1)
     }
@@ -235,7 +235,7 @@ impl Cuda {
     /// Copies `src` from the host to the address `dst`. It may change as soon as this returns.
     ///
     /// # Errors
-    /// If the device fails, or work is being recorded that is to run many times.
+    /// If the device fails, or work that will run many times is being recorded.
     pub fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
         let _turn = self.turn();
         if src.is_empty() { Ok(()) } else { self.backend.upload(dst, src) }
@@ -268,7 +268,7 @@ impl Cuda {
         if bytes == 0 { Ok(()) } else { self.backend.set(dst, byte, bytes) }
     }
 
-    /// Waits until everything started so far has ended.
+    /// Waits until all work started so far has ended.
     ///
     /// # Errors
     /// If something on the device failed.
@@ -328,10 +328,10 @@ impl Cuda {
         Ok(function)
     }
 
-    /// Starts a matrix product; false if there is no algorithm for its epilogue or 8-bit elements,
-    /// and then nothing was started.
+    /// Starts a matrix product. Returns false, and starts nothing, if there is no algorithm for its
+    /// epilogue or 8-bit elements.
     pub fn matmul(&self, product: &Matmul) -> Result<bool> {
-        /// What cuBLAS asks for on Hopper.
+        /// The size that cuBLAS recommends for Hopper.
         const WORKSPACE_BYTES: usize = 32 << 20;
         if product.is_empty() {
             return Ok(true);
@@ -351,16 +351,16 @@ impl Cuda {
     }
 }
 
-/// Whether tests asked for the emulator.
+/// Whether tests have requested the emulator.
 static EMULATE: AtomicBool = AtomicBool::new(false);
 
-/// From now on device 0 is the emulator, unless `LEHR_CUDA=driver`: for tests, which then run on a
-/// GPU if they are told to. Devices that are open stay what they are.
+/// Makes the emulator device 0, unless `LEHR_CUDA=driver`. For tests, which thus run on a GPU only
+/// if told to. Open devices do not change.
 pub fn use_emulator() {
     EMULATE.store(true, Ordering::Relaxed);
 }
 
-/// Whether devices are emulated: by `LEHR_CUDA`, or because a test asked for it.
+/// Returns whether devices are emulated, because of `LEHR_CUDA` or a test.
 ///
 /// # Errors
 /// If `LEHR_CUDA` is neither `driver` nor `emulator`.
@@ -379,10 +379,10 @@ pub fn is_emulated() -> Result<bool> {
     }
 }
 
-/// How many GPUs can be used.
+/// Returns the number of usable GPUs.
 ///
 /// # Errors
-/// If there is no driver, or it does not start: the error says which and why.
+/// If the driver is missing or does not start; the error says why.
 pub fn device_count() -> Result<usize> {
     if is_emulated()? {
         return Ok(1);
@@ -390,8 +390,8 @@ pub fn device_count() -> Result<usize> {
     devices::device_count()
 }
 
-/// Whether there is a GPU that everything is there for: driver, NVRTC and cuBLASLt. The emulator
-/// does not count.
+/// Returns whether there is a GPU with all it needs: driver, NVRTC and cuBLASLt. The emulator does
+/// not count.
 ///
 /// # Errors
 /// If there is a GPU, but something it needs is missing.
@@ -412,9 +412,9 @@ pub fn usable() -> Result<bool> {
     }
 }
 
-/// Compiles those kernels of `sources` that are not in the cache yet for a device and these element
+/// Compiles the kernels of `sources` that are not in the cache, for a device and these element
 /// types, on all cores. Otherwise the first step would compile them one by one. `begin` gets the
-/// number of files, if there are any.
+/// number of files, unless it is 0.
 ///
 /// # Errors
 /// If the device cannot be opened or a kernel does not compile.
@@ -442,7 +442,7 @@ pub fn prepare(
         .collect()
 }
 
-/// What device `ordinal` is.
+/// Returns the properties of device `ordinal`.
 ///
 /// # Errors
 /// If it cannot be opened.
@@ -450,7 +450,7 @@ pub fn device_info(ordinal: usize) -> Result<DeviceInfo> {
     Cuda::get(ordinal).map(|cuda| cuda.info().clone())
 }
 
-/// The counters of a device's arena.
+/// Returns the counters of a device's arena.
 ///
 /// # Errors
 /// If the device cannot be opened.
@@ -458,7 +458,7 @@ pub fn arena_stats(ordinal: usize) -> Result<Stats> {
     Cuda::get(ordinal).map(|cuda| cuda.arena.stats())
 }
 
-/// Starts the peak counter of a device's arena anew from what is in use now.
+/// Resets the peak counter of a device's arena to the bytes now in use.
 ///
 /// # Errors
 /// If the device cannot be opened.
@@ -466,7 +466,7 @@ pub fn reset_peak(ordinal: usize) -> Result<()> {
     Cuda::get(ordinal).map(|cuda| cuda.arena.reset_peak())
 }
 
-/// Waits until a device has done everything it was told.
+/// Waits until a device has done all submitted work.
 ///
 /// # Errors
 /// If something on the device failed.
@@ -474,7 +474,7 @@ pub fn synchronize(ordinal: usize) -> Result<()> {
     Cuda::get(ordinal)?.synchronize()
 }
 
-/// Runs `body` and gives the seconds its work took on the device, by the device's own clock.
+/// Runs `body` and returns the seconds that its work took, by the device's clock.
 ///
 /// # Errors
 /// Those of `body`, or of the device.

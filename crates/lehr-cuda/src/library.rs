@@ -14,7 +14,7 @@ pub struct LibraryReport {
     pub name: &'static str,
     /// What needs it.
     pub purpose: &'static str,
-    /// The file, or only its name if the loader found it by itself; `None` if it is missing.
+    /// The file, or only its name if the loader found it; `None` if it is missing.
     pub found: Option<String>,
 }
 
@@ -25,8 +25,8 @@ struct Wanted {
     files: &'static [&'static str],
 }
 
-/// In the order they have to be opened: cuBLASLt is found by its name once it is open, and NVRTC
-/// looks for its builtins so.
+/// In the order in which they must be opened. An open library is found by its name: cuBLASLt by
+/// later calls, and the builtins by NVRTC.
 const WANTED: [Wanted; 4] = [
     Wanted {
         name: "cuda",
@@ -50,7 +50,7 @@ const WANTED: [Wanted; 4] = [
     },
 ];
 
-/// The libraries. Those that are found are open from now on.
+/// Finds and opens the libraries.
 pub fn libraries() -> Vec<LibraryReport> {
     let report = |(index, wanted): (usize, &Wanted)| LibraryReport {
         name: wanted.name,
@@ -60,15 +60,15 @@ pub fn libraries() -> Vec<LibraryReport> {
     WANTED.iter().enumerate().map(report).collect()
 }
 
-/// Where a library of the list was found. Each is opened when it is first asked for: cuBLASLt alone
-/// takes a quarter of a second.
+/// Returns where a library was found, and opens it at the first call: cuBLASLt alone takes a
+/// quarter of a second.
 fn found(index: usize) -> Option<&'static String> {
     static FOUND: [OnceLock<Option<String>>; WANTED.len()] =
         [const { OnceLock::new() }; WANTED.len()];
     FOUND[index].get_or_init(|| open(&WANTED[index], &folders())).as_ref()
 }
 
-/// What a missing library needs: a hint, or `None` if all of `names` are there.
+/// Returns a hint for missing libraries, or `None` if all of `names` are found.
 pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
     let missing: Vec<_> = WANTED
         .iter()
@@ -92,8 +92,8 @@ pub(super) fn missing(names: &[&str]) -> Option<(String, String)> {
     Some((format!("{} not found", missing.join(", ")), hint.to_owned()))
 }
 
-/// Says so where an error may come from a library of a later CUDA (`major`) than the driver's
-/// (`driver`, 13000 for 13.0).
+/// Returns a hint if a library is of a later CUDA (`major`) than the driver supports (`driver`,
+/// 13000 for 13.0).
 pub(super) fn too_new_for(driver: u32, major: u32, error: Error) -> Error {
     match error {
         Error::Cuda { doing, reason, hint: None } if major > driver / 1000 => {
@@ -123,7 +123,7 @@ fn open(wanted: &Wanted, folders: &[PathBuf]) -> Option<String> {
     wanted.files.iter().flat_map(|file| names(file)).find(|name| keep_open(name.as_ref()))
 }
 
-/// The names to ask the loader for, which cannot list what begins like a name that ends in `*`.
+/// Returns the names for the loader, which cannot expand a name that ends in `*`.
 fn names(file: &str) -> Vec<String> {
     match file.strip_suffix('*') {
         Some(start) => (0..20).rev().map(|minor| format!("{start}{minor}")).collect(),
@@ -131,7 +131,7 @@ fn names(file: &str) -> Vec<String> {
     }
 }
 
-/// The files of a folder by a name that may end in `*`.
+/// Returns the files of a folder with a name that may end in `*`.
 fn matching(folder: &Path, file: &str) -> Vec<PathBuf> {
     let Some(start) = file.strip_suffix('*') else { return vec![folder.join(file)] };
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -145,14 +145,14 @@ fn matching(folder: &Path, file: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// Opens a library for good, so that the loader then finds it by its own name.
+/// Opens a library permanently, so that the loader then finds it by its name.
 fn keep_open(path: &std::ffi::OsStr) -> bool {
     // SAFETY: these are CUDA's own libraries, whose initialisation has no conditions.
     let opened = unsafe { Library::new(path) };
     opened.map(std::mem::forget).is_ok()
 }
 
-/// Where the libraries may lie beside the loader's path. `LEHR_CUDA_LIBS` comes first.
+/// Returns the folders to search besides the loader's path. `LEHR_CUDA_LIBS` comes first.
 fn folders() -> Vec<PathBuf> {
     let of = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -178,7 +178,7 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// The `nvidia/*/lib` below a Python installation's library folder.
+/// Returns the folders `nvidia/*/lib` of a Python installation.
 fn python_folders(python: &Path) -> Vec<PathBuf> {
     let is_python =
         python.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("python3"));

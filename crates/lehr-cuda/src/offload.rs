@@ -1,4 +1,4 @@
-//! Buffers that wait in the host's memory, copied there and back beside the stream.
+//! Offloading: buffers that wait in host memory, copied there and back by a second stream.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::{Cuda, CudaBuffer, fault};
 use lehr_kernels::{DType, Result};
 
-/// A copy between a device and memory of the host that the side stream gave.
+/// A copy between a device and host memory of the side stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HostCopy {
     pub(super) host: u64,
@@ -15,19 +15,18 @@ pub(super) struct HostCopy {
     pub(super) to_host: bool,
 }
 
-/// What makes copies beside the stream, in their own order.
+/// A second stream for copies, with an order of its own.
 pub(super) trait SideStream: Send + Sync {
-    /// Memory of the host that the device can reach while the host does other things. It is used
-    /// again, and never given back.
+    /// Allocates host memory that the device can access on its own. It is reused and never freed.
     fn lock_memory(&self, bytes: usize) -> Result<u64>;
-    /// Begins a copy as soon as the stream has done what it was told so far. The ticket is for one
+    /// Starts a copy after the work that is on the stream so far. The ticket is for one
     /// [`SideStream::wait`].
     fn begin(&self, copy: HostCopy) -> Result<u64>;
-    /// Lets the stream wait for a copy before it does what it is told next. The host does not wait.
+    /// Makes the following work on the stream wait for a copy. The host does not wait.
     fn wait(&self, ticket: u64) -> Result<()>;
 }
 
-/// The side stream of a device with what is under way.
+/// The side stream of a device with its pending copies.
 pub(super) struct Offloads {
     side_stream: Box<dyn SideStream>,
     state: Mutex<State>,
@@ -35,9 +34,9 @@ pub(super) struct Offloads {
 
 #[derive(Default)]
 struct State {
-    /// Memory of the host that nothing lies in, by size.
+    /// Unused host memory, by size.
     free: HashMap<usize, Vec<u64>>,
-    /// The buffer that left last: its copy may still be read from the device.
+    /// The buffer offloaded last: its copy may still read the device.
     last: Weak<Slot>,
 }
 
@@ -52,7 +51,7 @@ impl Cuda {
         if self.offloads.get().is_none() {
             let made =
                 Offloads { side_stream: self.backend.side_stream()?, state: Mutex::default() };
-            // If another thread was faster, this side stream is not used.
+            // If another thread was faster, its side stream is used.
             let _ = self.offloads.set(made);
         }
         self.offloads
@@ -71,7 +70,7 @@ impl Cuda {
     }
 }
 
-/// A buffer that is, or was, brought to the host's memory.
+/// A buffer that is, or was, offloaded to host memory.
 pub struct Offloaded(Arc<Slot>);
 
 struct Slot {
@@ -80,25 +79,25 @@ struct Slot {
     bytes: usize,
     dtype: DType,
     progress: Mutex<Progress>,
-    /// The one that left before: it is wanted next.
+    /// The buffer offloaded before this one: backward needs it next.
     before: Weak<Self>,
 }
 
-/// Where an offloaded buffer is, or which way it is going.
+/// State of an offloaded buffer.
 enum Progress {
-    /// On the device, with the copy to the host under way.
+    /// On the device, while it is copied to the host.
     Leaving { buffer: Arc<CudaBuffer>, ticket: u64 },
-    /// On the host alone.
+    /// On the host only.
     Away,
-    /// On the device, when the copy there is done.
+    /// On the device as soon as the copy has ended.
     Arriving { buffer: Arc<CudaBuffer>, ticket: u64 },
     /// On the device.
     Back(Arc<CudaBuffer>),
 }
 
 impl Offloaded {
-    /// Begins to bring a buffer of a GPU to the host. Its room on the device is free as soon as the
-    /// next one leaves.
+    /// Starts to copy a buffer of a GPU to the host. Its memory on the device is freed when the
+    /// next buffer is offloaded.
     pub fn new(buffer: Arc<CudaBuffer>) -> Result<Self> {
         let cuda = Cuda::get(buffer.ordinal())?;
         let offloads = cuda.offloads()?;
@@ -115,8 +114,8 @@ impl Offloaded {
         Ok(Self(slot))
     }
 
-    /// The buffer, on the device. The one that left before it begins to come back too, because
-    /// backward wants it next.
+    /// Returns the buffer on the device. It also starts to copy back the buffer offloaded before,
+    /// which backward needs next.
     pub fn fetch(&self) -> Result<Arc<CudaBuffer>> {
         let buffer = self.0.arrive()?;
         if let Some(before) = self.0.before.upgrade() {
@@ -131,7 +130,7 @@ impl Slot {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frees the room on the device: what the stream does from now on comes after the copy.
+    /// Frees the memory on the device. All later work on the stream runs after the copy.
     fn finish_leaving(&self) -> Result<()> {
         let mut progress = self.progress();
         if let Progress::Leaving { ticket, .. } = &*progress {
@@ -141,7 +140,7 @@ impl Slot {
         Ok(())
     }
 
-    /// Begins the copy back, if the buffer is away.
+    /// Starts the copy back if the buffer is on the host.
     fn begin_to_come(&self) -> Result<()> {
         let mut progress = self.progress();
         if let Progress::Away = &*progress {

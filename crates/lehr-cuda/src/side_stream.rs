@@ -1,4 +1,4 @@
-//! A second stream of a real GPU, for copies beside the first.
+//! A second stream of a real GPU, for copies in parallel with the first.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -24,9 +24,9 @@ pub(super) struct DriverSideStream {
 #[derive(Default)]
 struct Tickets {
     n_given: u64,
-    /// The end of each copy that nobody has waited for yet.
+    /// End events of copies that have not been waited for.
     ends: HashMap<u64, Event>,
-    /// Events to be used again.
+    /// Events for reuse.
     free: Vec<Event>,
 }
 
@@ -85,7 +85,7 @@ impl SideStream for DriverSideStream {
         };
         check(begun, "copying activations beside the stream")?;
         end.record(self.side)?;
-        // An event may be recorded anew as soon as the wait for it has been submitted.
+        // An event may be recorded again as soon as the wait for it has been submitted.
         tickets.free.push(so_far);
         tickets.n_given += 1;
         let ticket = tickets.n_given;

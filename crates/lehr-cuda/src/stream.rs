@@ -1,4 +1,4 @@
-//! What a device's stream is measured with, and how uploads get onto it.
+//! Events and timers of a device's stream, and its uploads.
 
 use std::ptr;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use super::Timer;
 use super::devices::check;
 use lehr_kernels::Result;
 
-/// A moment of the stream.
+/// An event of the stream.
 pub(super) struct Event(sys::CUevent);
 
 impl Event {
@@ -27,7 +27,7 @@ impl Event {
         check(unsafe { sys::cuEventRecord(self.0, stream) }, "recording an event")
     }
 
-    /// Lets a stream wait for it, not the host.
+    /// Makes a stream wait for the event; the host does not wait.
     pub(super) fn hold_up(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: both are alive.
         check(unsafe { sys::cuStreamWaitEvent(stream, self.0, 0) }, "waiting for a stream")
@@ -66,7 +66,7 @@ impl Timer for Events {
     }
 }
 
-/// What older drivers are timed with: the host's clock while it waits for the stream.
+/// The timer for older drivers: the host's clock, while the host waits for the stream.
 pub(super) struct HostClock {
     pub(super) start: Instant,
     pub(super) stream: sys::CUstream,
@@ -80,13 +80,13 @@ impl Timer for HostClock {
     }
 }
 
-/// Locked memory for the uploads of recorded work: its contents stay until that work has run.
+/// Page-locked memory for the uploads of recorded work. Its contents stay until that work has run.
 pub(super) struct Recorded {
     parts: Vec<*mut u8>,
-    /// Where the next bytes go.
+    /// Position of the next bytes.
     part: usize,
     filled: usize,
-    /// Passed when the work that was recorded last has run.
+    /// Event after the work that was recorded last.
     done: Event,
 }
 
@@ -97,7 +97,7 @@ impl Recorded {
         Ok(Self { parts: Vec::new(), part: 0, filled: 0, done: Event::new(false)? })
     }
 
-    /// Makes all of it free again; it waits for work that still reads it.
+    /// Frees all of it, after waiting for work that still reads it.
     pub(super) fn begin(&mut self) -> Result<()> {
         self.done.wait()?;
         (self.part, self.filled) = (0, 0);
@@ -136,19 +136,19 @@ impl Recorded {
         Ok(())
     }
 
-    /// The work that reads it has been started on the stream.
+    /// Notes that the work which reads it has been started.
     pub(super) fn launched(&self, stream: sys::CUstream) -> Result<()> {
         self.done.record(stream)
     }
 }
 
-/// Locked memory through which uploads go, so that the host need not wait for the stream: parts
-/// used in turn, each free again when the stream has passed its event.
+/// Page-locked memory for uploads, so that the host need not wait for the stream. Its parts are
+/// used in turn; each is free again when the stream has passed its event.
 pub(super) struct Staging {
     base: *mut u8,
     events: Vec<Event>,
     next: usize,
-    /// Bytes used of the part at hand.
+    /// Bytes used of the current part.
     filled: usize,
 }
 

@@ -59,54 +59,54 @@ impl Sampler {
     pub fn pick(&mut self, logits: &mut [f32], text: &[i32], n_prompt: usize) -> u32 {
         assert!(!logits.is_empty(), "a vocabulary has at least one token");
         let s = self.sampling;
-        repel_seen(logits, text, s.repetition_penalty);
+        penalise_repeats(logits, text, s.repetition_penalty);
         let generated = &text[n_prompt.min(text.len())..];
-        repel_generated(logits, generated, s.frequency_penalty, s.presence_penalty);
+        penalise_generated(logits, generated, s.frequency_penalty, s.presence_penalty);
         let top = best(logits);
         if s.is_greedy() {
             return top;
         }
         let top = logits[top as usize];
         let weight = |id: u32| f64::from(((logits[id as usize] - top) / s.temperature).exp());
-        let mut falling = Falling::new(logits, s.top_k);
-        let mut total: f64 = falling.ids.iter().map(|id| weight(*id)).sum();
-        let mut n_kept = falling.ids.len();
+        let mut descending = DescendingIds::new(logits, s.top_k);
+        let mut total: f64 = descending.ids.iter().map(|id| weight(*id)).sum();
+        let mut n_kept = descending.ids.len();
         if s.top_p < 1.0 || s.min_p > 0.0 {
             let (top_p, min_p) = (f64::from(s.top_p), f64::from(s.min_p));
             (n_kept, total) =
-                keep((0..n_kept).map(|i| weight(falling.get(i))), total, top_p, min_p);
+                keep((0..n_kept).map(|i| weight(descending.get(i))), total, top_p, min_p);
         }
         let draw = f64::from(Philox::new(s.seed, 0x5A4D).uniform(self.n_drawn)) * total;
         self.n_drawn += 1;
         let mut sum = 0.0;
         for i in 0..n_kept {
-            sum += weight(falling.get(i));
+            sum += weight(descending.get(i));
             if draw < sum {
-                return falling.get(i);
+                return descending.get(i);
             }
         }
-        falling.get(n_kept - 1)
+        descending.get(n_kept - 1)
     }
 }
 
 /// Ids in descending order of their logits, sorted lazily: a draw from a vocabulary of 150,000
 /// reads only a few. Ties are ordered by id, so the order is unique.
-struct Falling<'a> {
+struct DescendingIds<'a> {
     logits: &'a [f32],
     ids: Vec<u32>,
     n_sorted: usize,
 }
 
-impl<'a> Falling<'a> {
+impl<'a> DescendingIds<'a> {
     /// Orders all ids, or the most likely `top_k`.
     fn new(logits: &'a [f32], top_k: usize) -> Self {
         let ids = (0..logits.len() as u32).collect();
-        let mut falling = Self { logits, ids, n_sorted: 0 };
-        if top_k > 0 && top_k < falling.ids.len() {
-            falling.sort_next(top_k);
-            falling.ids.truncate(top_k);
+        let mut descending = Self { logits, ids, n_sorted: 0 };
+        if top_k > 0 && top_k < descending.ids.len() {
+            descending.sort_next(top_k);
+            descending.ids.truncate(top_k);
         }
-        falling
+        descending
     }
 
     fn get(&mut self, index: usize) -> u32 {
@@ -120,14 +120,14 @@ impl<'a> Falling<'a> {
 
     fn sort_next(&mut self, n: usize) {
         let logits = self.logits;
-        let falling =
+        let descending =
             |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         let rest = &mut self.ids[self.n_sorted..];
         let n = n.min(rest.len());
         if n < rest.len() {
-            rest.select_nth_unstable_by(n, falling);
+            rest.select_nth_unstable_by(n, descending);
         }
-        rest[..n].sort_unstable_by(falling);
+        rest[..n].sort_unstable_by(descending);
         self.n_sorted += n;
     }
 }
@@ -146,7 +146,9 @@ fn keep(weights: impl Iterator<Item = f64>, total: f64, top_p: f64, min_p: f64) 
     (n, sum)
 }
 
-fn repel_seen(logits: &mut [f32], text: &[i32], penalty: f32) {
+/// Applies the repetition penalty: divides positive logits of tokens in `text` by it, and
+/// multiplies negative ones with it.
+fn penalise_repeats(logits: &mut [f32], text: &[i32], penalty: f32) {
     if penalty == 1.0 {
         return;
     }
@@ -155,7 +157,8 @@ fn repel_seen(logits: &mut [f32], text: &[i32], penalty: f32) {
     });
 }
 
-fn repel_generated(logits: &mut [f32], generated: &[i32], frequency: f32, presence: f32) {
+/// Subtracts `frequency` for each occurrence of a generated token, and `presence` once.
+fn penalise_generated(logits: &mut [f32], generated: &[i32], frequency: f32, presence: f32) {
     if frequency == 0.0 && presence == 0.0 {
         return;
     }

@@ -1,11 +1,11 @@
-//! The caching arena: one reserved range of addresses from which all tensors are cut.
+//! The caching arena: one reserved range of addresses that holds all tensors.
 //!
-//! Blocks are taken first-fit in address order and merge when they are freed. A training step
-//! frees all it took except parameters and optimiser state, so every step starts from the same
-//! free list; steps of equal shapes repeat the same addresses, and from the second on nothing is
-//! asked of the system ([`Stats::n_growths`] stands still). Where the number of labels changes from
-//! batch to batch, so do the buffers of the loss, and the mark may still creep up by a few per
-//! cent. Gradients reuse the room of activations that backward has consumed.
+//! Blocks are allocated first-fit in address order and merge when they are freed. A training step
+//! frees everything except parameters and optimiser state, so every step starts from the same free
+//! list. Steps of equal shapes repeat the same addresses, and from the second step on the arena
+//! does not grow ([`Stats::n_growths`] stays constant). If the number of labels differs between
+//! batches, so do the buffers of the loss, and the arena may still grow by a few per cent.
+//! Gradients reuse the memory of activations that backward has consumed.
 
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -45,7 +45,7 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// Takes `bytes` bytes (rounded up to whole cache lines). The contents are unspecified.
+    /// Allocates `bytes` bytes (rounded up to whole cache lines). The contents are unspecified.
     pub fn take(bytes: usize) -> Result<Self> {
         let Some(mut state) = lock() else {
             return Err(Error::OutOfMemory {
@@ -89,7 +89,7 @@ pub fn stats() -> Stats {
     lock().map(|state| state.list.stats).unwrap_or_default()
 }
 
-/// Starts the peak counter anew from what is in use now.
+/// Resets the peak counter to the bytes now in use.
 pub fn reset_peak() {
     if let Some(mut state) = lock() {
         state.list.stats.used_peak_bytes = state.list.stats.used_bytes;
@@ -109,7 +109,7 @@ fn reserve() -> Option<State> {
             let base = NonNull::new(range.as_mut_ptr())?;
             return Some(State { base, list: FreeList::new(limit, ALIGN), _range: range });
         }
-        // A system that counts reservations as use may refuse; half is better than nothing.
+        // A system that counts reservations as use may refuse. Half is better than nothing.
         limit /= 2;
         if limit < 64 << 20 {
             return None;
@@ -119,14 +119,14 @@ fn reserve() -> Option<State> {
 
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(range: &MmapMut) {
-    // Best effort: pages of 4 KiB work too, only slower to walk.
+    // Best effort: pages of 4 KiB also work, but more slowly.
     let _ = range.advise(memmap2::Advice::HugePage);
 }
 
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_: &MmapMut) {}
 
-/// The most bytes that tensors on the CPU take together: the physical memory, or `LEHR_MEMORY_GB`.
+/// Limit of the bytes of all tensors on the CPU: the physical memory, or `LEHR_MEMORY_GB`.
 #[must_use]
 pub fn limit_bytes() -> usize {
     const GIB: f64 = (1u64 << 30) as f64;

@@ -31,7 +31,7 @@ impl Element for half::bf16 {
 }
 
 impl CpuBuffer {
-    /// Room for `len` elements with unspecified values.
+    /// Allocates `len` elements with unspecified values.
     pub fn uninit(dtype: DType, len: usize) -> Result<Self> {
         Ok(Self { block: Block::take(len.saturating_mul(dtype.size()))?, dtype, len })
     }
@@ -62,13 +62,13 @@ impl CpuBuffer {
         unsafe { std::slice::from_raw_parts_mut(self.block.ptr().cast(), self.len) }
     }
 
-    /// The elements as they lie in memory.
+    /// Returns the elements as bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: as above; any byte is a valid u8.
         unsafe { std::slice::from_raw_parts(self.block.ptr(), self.len * self.dtype.size()) }
     }
 
-    /// The same for writing. Every bit pattern is a valid element.
+    /// Returns the elements as bytes for writing. Every bit pattern is a valid element.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` makes the access unique.
         unsafe { std::slice::from_raw_parts_mut(self.block.ptr(), self.len * self.dtype.size()) }

@@ -8,12 +8,12 @@ pub enum Device {
     /// Main memory and the processor's cores.
     #[default]
     Cpu,
-    /// The NVIDIA GPU of that number.
+    /// The NVIDIA GPU with this number.
     Cuda(usize),
 }
 
 impl Device {
-    /// Whether it is a GPU.
+    /// Whether this is a GPU.
     #[must_use]
     pub fn is_cuda(self) -> bool {
         matches!(self, Self::Cuda(_))

@@ -1,4 +1,4 @@
-//! What can go wrong in the engine.
+//! The errors of the engine.
 
 use crate::{DType, Device, Shape};
 
@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// Two operands do not fit together.
-    #[error("{op}: {lhs} against {rhs}: {rule}")]
+    #[error("{op}: found shapes {lhs} and {rhs}: {rule}")]
     Shape {
         /// The operation.
         op: &'static str,
@@ -48,7 +48,7 @@ pub enum Error {
         op: &'static str,
         /// The offending index.
         index: i64,
-        /// Where it stands in the index tensor.
+        /// Its position in the index tensor.
         position: usize,
         /// One past the largest valid index.
         limit: usize,
@@ -76,17 +76,17 @@ pub enum Error {
         used_bytes: usize,
         /// The arena's limit.
         limit_bytes: usize,
-        /// Whose memory it is.
+        /// The device whose memory is full.
         device: Device,
     },
     /// Operands live in different memories.
-    #[error("{op}: found an operand on {found} beside one on {expected}")]
+    #[error("{op}: found operands on {found} and {expected}, expected one device")]
     Device {
         /// The operation.
         op: &'static str,
-        /// Where the odd one is.
+        /// The device of the operand.
         found: Device,
-        /// Where it should be.
+        /// The expected device.
         expected: Device,
     },
     /// The operation has no kernel for this device.
@@ -114,7 +114,7 @@ pub enum Error {
         name: String,
     },
     /// Two parameters of one store have one name.
-    #[error("adding parameter `{name}`: the store already has one of that name")]
+    #[error("adding parameter `{name}`: the store already has a parameter of this name")]
     DuplicateParam {
         /// The name.
         name: String,
@@ -126,7 +126,7 @@ pub enum Error {
         pattern: String,
     },
     /// A function without a gradient was given a tensor that wants one.
-    #[error("{op}: `{name}` wants a gradient, and what is written in place has none")]
+    #[error("{op}: `{name}` wants a gradient, which in-place functions do not have")]
     WantsGrad {
         /// The function.
         op: &'static str,
@@ -154,7 +154,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the user can do about it, if the error knows.
+    /// Returns what the user can do, if that is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -170,9 +170,9 @@ impl Error {
                     .to_owned(),
             ),
             Self::Isa { .. } => Some("unset LEHR_ISA to choose automatically".to_owned()),
-            Self::NoParam { .. } => Some(
-                "`*` stands for any characters; `lehr inspect MODEL` lists the names".to_owned(),
-            ),
+            Self::NoParam { .. } => {
+                Some("`*` matches any characters; `lehr inspect MODEL` lists the names".to_owned())
+            }
             Self::WantsGrad { .. } => Some("call it within `no_grad`".to_owned()),
             _ => None,
         }

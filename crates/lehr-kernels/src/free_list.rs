@@ -1,4 +1,4 @@
-//! Room in one range of addresses, handed out first-fit: the part that arenas of all devices share.
+//! First-fit allocation in one range of addresses, shared by the arenas of all devices.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +9,20 @@ pub struct Stats {
     pub used_bytes: usize,
     /// Largest `used_bytes` so far.
     pub used_peak_bytes: usize,
-    /// End of the highest block so far: what the arena holds of the system's or the GPU's memory.
+    /// End of the highest block so far, which is the memory that the arena holds.
     pub high_water_bytes: usize,
-    /// How often the high-water mark rose: the only time memory is asked of the system.
+    /// Number of times the arena grew. Only then is memory requested from the system.
     pub n_growths: u64,
-    /// How many blocks were handed out.
+    /// Number of allocated blocks.
     pub n_blocks: u64,
 }
 
-/// Free places, their sizes by offset; neighbours are always merged.
+/// Free ranges: their sizes by offset. Adjacent ranges are always merged.
 #[derive(Debug, Default)]
 pub struct Places(BTreeMap<usize, usize>);
 
 impl Places {
-    /// The offset of the first `bytes` free bytes; `None` if there is no such place.
+    /// Returns the offset of the first `bytes` free bytes, or `None`.
     pub fn take(&mut self, bytes: usize) -> Option<usize> {
         let fits = |(_, room): &(&usize, &usize)| **room >= bytes;
         let (offset, room) = self.0.iter().find(fits).map(|(o, r)| (*o, *r))?;
@@ -33,7 +33,7 @@ impl Places {
         Some(offset)
     }
 
-    /// Takes a place back.
+    /// Frees a range.
     pub fn give(&mut self, mut offset: usize, mut bytes: usize) {
         if let Some((&before, &room)) = self.0.range(..offset).next_back()
             && before + room == offset
@@ -48,13 +48,13 @@ impl Places {
         self.0.insert(offset, bytes);
     }
 
-    /// All places, as offsets and sizes.
+    /// Returns all free ranges as offsets and sizes.
     pub fn all(&self) -> impl Iterator<Item = (usize, usize)> {
         self.0.iter().map(|(offset, bytes)| (*offset, *bytes))
     }
 }
 
-/// The free places of a range, and what is counted of the others.
+/// The free parts of a range, with counters of the used ones.
 #[derive(Debug)]
 pub struct FreeList {
     free: Places,
@@ -62,25 +62,24 @@ pub struct FreeList {
     align: usize,
     /// Bytes in the range.
     pub limit: usize,
-    /// Counters of what was handed out.
+    /// Counters of the allocated blocks.
     pub stats: Stats,
 }
 
 impl FreeList {
-    /// Makes the list of a range of `limit` free bytes, whose blocks start on multiples of `align`.
+    /// Creates the list for `limit` free bytes, whose blocks start on multiples of `align`.
     pub fn new(limit: usize, align: usize) -> Self {
         let free = Places(BTreeMap::from([(0, limit)]));
         Self { free, align, limit, stats: Stats::default() }
     }
 
-    /// What a request of `bytes` takes: whole multiples of the alignment. What overflows is more
-    /// than there is, as it stands.
+    /// Rounds `bytes` up to a multiple of the alignment. A number that would overflow is returned
+    /// unchanged: it exceeds the range anyway.
     pub fn rounded(&self, bytes: usize) -> usize {
         bytes.max(1).checked_next_multiple_of(self.align).unwrap_or(bytes)
     }
 
-    /// The offset of `bytes` (from [`FreeList::rounded`]) free bytes; `None` if there is no such
-    /// place.
+    /// Allocates `bytes` (from [`FreeList::rounded`]) and returns their offset, or `None`.
     pub fn take(&mut self, bytes: usize) -> Option<usize> {
         let offset = self.free.take(bytes)?;
         self.stats.n_blocks += 1;
@@ -93,7 +92,7 @@ impl FreeList {
         Some(offset)
     }
 
-    /// Takes a block back.
+    /// Frees a block.
     pub fn give(&mut self, offset: usize, bytes: usize) {
         self.stats.used_bytes -= bytes;
         self.free.give(offset, bytes);

@@ -1,10 +1,10 @@
 //! The CPU kernels of lehr: functions over slices, and what they are built from.
 //!
-//! [`simd`] is the vector vocabulary, [`threads`] the thread pool, [`arena`] the memory,
-//! [`gemm`] the matrix product, [`quant`] the stored formats of weights. The words that all layers
-//! of the engine share are here too: [`DType`], [`Device`], [`Shape`], [`Error`].
+//! [`simd`] is the vector vocabulary, [`threads`] the thread pool, [`arena`] the memory, [`gemm`]
+//! the matrix product, [`quant`] the stored formats of weights. Types that all layers of the engine
+//! share are also here: [`DType`], [`Device`], [`Shape`], [`Error`].
 //!
-//! The crate knows nothing of tensors, gradients or GPUs, and uses no other crate of the project.
+//! The crate does not know tensors, gradients or GPUs, and uses no other crate of the project.
 
 pub mod arena;
 pub mod buffer;

@@ -1,4 +1,4 @@
-//! Elementary functions: of vectors, and of the bits of an f16.
+//! Elementary functions of vectors, and the conversion of f16.
 
 use super::simd::Simd;
 
@@ -16,11 +16,12 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 
 /// `e^x` to 2 ulp: `2^n · p(r)` with `x = n ln 2 + r`, `|r| <= ln 2 / 2`.
 ///
-/// Below −87.3 the result is 0 to 2^−126, above 88 it is held at the largest power: masked scores
-/// of −∞ give (almost) 0 and nothing overflows. Coefficients: Cephes `expf`, Moshier 1989.
+/// Below −87.3 the result is between 0 and 2^−126; above 88 it is clamped to the largest power. So
+/// masked scores of −∞ give (almost) 0, and nothing overflows. Coefficients: Cephes `expf`, Moshier
+/// 1989.
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::V) -> S::V {
-    // In this order of operands a NaN passes on.
+    // This order of operands propagates NaN.
     let x = s.max(s.splat(-87.336_54), s.min(s.splat(88.0), x));
     let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, so that n times the first is exact.

@@ -6,9 +6,9 @@ use crate::threads;
 
 /// Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 ///
-/// A stream is named by `(seed, stream)`; its blocks are numbered. Any block can be computed at
-/// any time by any thread, so results depend neither on the order of calls nor on the number of
-/// threads, and a resumed run draws the numbers the undisturbed one would have drawn.
+/// `(seed, stream)` identifies a stream, and its blocks are numbered. Any thread can compute any
+/// block at any time. So results depend neither on the order of calls nor on the number of threads,
+/// and a resumed run draws the same numbers as an uninterrupted one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Philox {
     key: [u32; 2],
@@ -16,18 +16,18 @@ pub struct Philox {
 }
 
 impl Philox {
-    /// The stream `stream` of `seed`.
+    /// Creates the stream `stream` of `seed`.
     #[must_use]
     pub fn new(seed: u64, stream: u64) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], stream }
     }
 
-    /// Seed and stream.
+    /// Returns the seed and the stream.
     pub fn name(&self) -> (u64, u64) {
         (u64::from(self.key[0]) | u64::from(self.key[1]) << 32, self.stream)
     }
 
-    /// The four random words of block `index`.
+    /// Returns the four random words of block `index`.
     #[must_use]
     pub fn block(&self, index: u64) -> [u32; 4] {
         let mut c =
@@ -47,7 +47,7 @@ impl Philox {
         c
     }
 
-    /// A uniform number in `[0, 1)` with 24 random bits, the `index`-th of the stream.
+    /// Returns number `index` of the stream: uniform in `[0, 1)`, with 24 random bits.
     #[must_use]
     pub fn uniform(&self, index: u64) -> f32 {
         let word = self.block(index / 4)[(index % 4) as usize];
@@ -55,7 +55,7 @@ impl Philox {
     }
 
     /// Fills `out` with normal numbers of mean 0 and the given standard deviation (Box-Muller),
-    /// in parallel: number i comes from block i / 4 whatever thread draws it.
+    /// in parallel. Number i comes from block i / 4, whichever thread draws it.
     pub fn fill_normal(&self, out: &mut [f32], std: f32) {
         /// Numbers per task, a multiple of the four of a block.
         const CHUNK: usize = 1 << 16;
@@ -64,7 +64,7 @@ impl Philox {
             for (block, chunk) in out.chunks_mut(4).enumerate() {
                 let words = self.block(first + block as u64);
                 for (pair, values) in chunk.chunks_mut(2).enumerate() {
-                    // The radius wants (0, 1]: adding one avoids ln(0).
+                    // The radius needs a number in (0, 1]: adding one avoids ln(0).
                     let u = (words[2 * pair] as f32 + 1.0) * (1.0 / 4_294_967_296.0);
                     let angle = words[2 * pair + 1] as f32 * (TAU / 4_294_967_296.0);
                     let radius = (-2.0 * u.ln()).max(0.0).sqrt() * std;

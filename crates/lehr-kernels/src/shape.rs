@@ -1,10 +1,10 @@
-//! The extents of a tensor.
+//! The dimensions of a tensor.
 
 use std::{fmt, ops::Deref};
 
 const RANK_MAX: usize = 6;
 
-/// Up to six extents, row-major, outermost first. Copied freely: it needs no allocation.
+/// Up to six dimensions, row-major, outermost first. It is `Copy` and allocates nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     dims: [usize; RANK_MAX],
@@ -12,29 +12,29 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Most dimensions there can be.
+    /// Largest number of dimensions.
     pub const RANK_MAX: usize = RANK_MAX;
 
-    /// Number of elements: the product of the extents, 1 for a scalar. The largest number if that
-    /// overflows, which no memory has room for.
+    /// Returns the number of elements: the product of the dimensions, 1 for a scalar. If the
+    /// product overflows, it is the largest number, which no memory can hold.
     #[must_use]
     pub fn n_elements(&self) -> usize {
         self.iter().fold(1, |n: usize, d| n.saturating_mul(*d))
     }
 
-    /// The innermost extent, 1 for a scalar.
+    /// Returns the innermost dimension, 1 for a scalar.
     #[must_use]
     pub fn last_dim(&self) -> usize {
         self.last().copied().unwrap_or(1)
     }
 
-    /// Number of rows when the innermost dimension is taken as the row: the product of the others.
+    /// Returns the number of rows along the innermost dimension: the product of the others.
     #[must_use]
     pub fn n_rows(&self) -> usize {
         self[..self.rank.saturating_sub(1)].iter().fold(1, |n: usize, d| n.saturating_mul(*d))
     }
 
-    /// The same shape with another innermost extent.
+    /// Returns the shape with another innermost dimension.
     #[must_use]
     pub fn with_last_dim(mut self, dim: usize) -> Self {
         if self.rank == 0 {

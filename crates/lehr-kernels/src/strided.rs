@@ -1,11 +1,11 @@
-//! Copies of runs of numbers that lie a fixed distance apart.
+//! Copies of runs of numbers at a fixed distance.
 
 use std::ops::Range;
 
 use crate::CHUNK;
 use crate::threads::{self, SharedMut};
 
-/// Places of runs of equal length: run `i` starts at element `offset + i · stride`.
+/// Positions of runs of equal length: run `i` starts at element `offset + i · stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
     /// Start of the first run, in elements.
@@ -17,14 +17,14 @@ pub struct Runs {
 /// Number and length of runs.
 #[derive(Clone, Copy, Debug)]
 pub struct RunSize {
-    /// How many runs there are.
+    /// Number of runs.
     pub n: usize,
-    /// Elements of each.
+    /// Elements per run.
     pub len: usize,
 }
 
 impl Runs {
-    /// Returns the places of runs of `len` elements without gaps.
+    /// Returns the positions of runs of `len` elements without gaps.
     #[must_use]
     pub fn packed(len: usize) -> Self {
         Self { offset: 0, stride: len }
@@ -70,7 +70,7 @@ pub fn clear(size: RunSize, dst: &mut [f32], at: Runs) {
 }
 
 /// Calls `body(run, piece)` in parallel for pieces that cover all runs. A task has about [`CHUNK`]
-/// numbers: a long run is cut into pieces, short ones share a task.
+/// numbers: a long run is divided into pieces, and short runs share a task.
 fn for_pieces(RunSize { n, len }: RunSize, body: impl Fn(usize, Range<usize>) + Sync) {
     if n == 0 || len == 0 {
         return;

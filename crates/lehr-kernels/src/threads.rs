@@ -1,21 +1,21 @@
-//! The one thread pool: fork, join, and nothing else.
+//! The thread pool, which only forks and joins.
 //!
-//! Work is cut into numbered tasks by the shape of the data alone. Which thread runs a task is
-//! left to chance; what a task computes is not, so the number of threads never changes a bit of
-//! the result. A worker that has nothing to do spins for a moment (the next kernel follows within
-//! microseconds in training), then sleeps.
+//! The shape of the data alone decides how work is divided into numbered tasks. Any thread may run
+//! any task, but what a task computes is fixed, so the number of threads does not change a bit of
+//! the result. An idle worker spins for a moment, because in training the next kernel follows
+//! within microseconds, and then sleeps.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
-/// How many empty turns a worker spins before it sleeps, and a caller before it yields.
+/// Number of idle iterations before a worker sleeps or a caller yields.
 const SPINS: u32 = 2_000;
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
-/// One call of [`run`], shared by all threads that take part.
+/// One call of [`run`], shared by all participating threads.
 struct Job {
     task: Task<'static>,
     n_tasks: usize,
@@ -25,7 +25,7 @@ struct Job {
 }
 
 impl Job {
-    /// Takes tasks until none is left.
+    /// Runs tasks until none is left.
     fn work(&self) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -63,8 +63,8 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Number of threads that take part in a kernel, the caller included. At first this is
-/// `LEHR_THREADS`, or else the number of cores.
+/// Returns the number of threads of a kernel, including the caller. Initially it is `LEHR_THREADS`,
+/// or the number of cores.
 #[must_use]
 pub fn n_threads() -> usize {
     let n = N_THREADS.load(Ordering::Relaxed);
@@ -79,12 +79,12 @@ pub fn n_threads() -> usize {
     n
 }
 
-/// Sets the number of threads for all following kernels; 0 is taken as 1.
+/// Sets the number of threads for all following kernels; 0 means 1.
 pub fn set_n_threads(n: usize) {
     N_THREADS.store(n.max(1), Ordering::Relaxed);
 }
 
-/// Runs `task(0)` to `task(n_tasks - 1)`, each once, and returns when all are done.
+/// Runs `task(0)` to `task(n_tasks - 1)` once each, and returns when all have ended.
 ///
 /// # Panics
 /// If a task panics, after all others have ended.
@@ -157,7 +157,7 @@ fn work_forever(pool: &Pool, index: usize) {
         seen = pool.epoch.load(Ordering::Acquire);
         let job = post.job.clone();
         drop(post);
-        // A pool that once had more threads keeps them; those beyond the present number rest.
+        // A pool that once had more threads keeps them; threads beyond the current number sleep.
         if index + 1 < N_THREADS.load(Ordering::Relaxed)
             && let Some(job) = job
         {
@@ -166,7 +166,7 @@ fn work_forever(pool: &Pool, index: usize) {
     }
 }
 
-/// A mutable slice that several tasks write at disjoint places.
+/// A mutable slice to which several tasks write at disjoint positions.
 #[derive(Clone, Copy)]
 pub struct SharedMut<T> {
     ptr: *mut T,
@@ -179,7 +179,7 @@ unsafe impl<T: Send> Send for SharedMut<T> {}
 unsafe impl<T: Send> Sync for SharedMut<T> {}
 
 impl<T> SharedMut<T> {
-    /// Makes a view of `slice` for several tasks.
+    /// Creates a view of `slice` for several tasks.
     pub fn new(slice: &mut [T]) -> Self {
         Self { ptr: slice.as_mut_ptr(), len: slice.len() }
     }
@@ -189,7 +189,7 @@ impl<T> SharedMut<T> {
         self.ptr
     }
 
-    /// The elements `start..start + len`.
+    /// Returns the elements `start..start + len`.
     ///
     /// # Safety
     /// No other live slice may overlap, and the original borrow must outlive the result.
@@ -201,7 +201,7 @@ impl<T> SharedMut<T> {
     }
 }
 
-/// Cuts `out` into chunks of `chunk` elements (the last may be shorter) and runs
+/// Divides `out` into chunks of `chunk` elements (the last may be shorter) and runs
 /// `body(index, chunk)` for each, in parallel.
 pub fn run_chunks<T: Send>(out: &mut [T], chunk: usize, body: impl Fn(usize, &mut [T]) + Sync) {
     let (len, chunk) = (out.len(), chunk.max(1));

@@ -153,7 +153,7 @@ fn counts_beyond_the_file_are_errors() {
 fn arrays_in_arrays_end_somewhere() {
     let level = [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat();
     let deep = [level.repeat(100_000), 0u32.to_le_bytes().to_vec()].concat();
-    fails(&with_key(key("k", 9, &deep)), "arrays in arrays");
+    fails(&with_key(key("k", 9, &deep)), "nests arrays");
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn values_that_are_none_are_errors() {
     fails(&with_key(array("k", 77, 1, &[0; 8])), "type 77");
     fails(&with_key(key("k", 7, &[2])), "0 or 1");
     fails(&with_key(key("k", 8, &[&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat())), "UTF-8");
-    fails(&with_key(integer("llama.block_count", 1)), "there twice");
+    fails(&with_key(integer("llama.block_count", 1)), "occurs twice");
     for alignment in [0, 1, 7, 48, 1 << 20] {
         fails(&with_key(integer("general.alignment", alignment)), "general.alignment");
     }
@@ -184,10 +184,10 @@ fn tensors_out_of_place_are_errors() {
     fails(&with_tensor(("t", &[1, 1, 1, 1, 1], F32, 128)), "5 dimensions");
     fails(&with_tensor(("t", &[8], F32, 96)), "overlap");
     fails(&with_tensor(("t", &[48], Q4_0, 128)), "whole blocks");
-    fails(&with_tensor(("token_embd.weight", &[8], F32, 128)), "there twice");
+    fails(&with_tensor(("token_embd.weight", &[8], F32, 128)), "occurs twice");
     // Two names in the file for one name of the family.
     let twice = with_tensor(("model.embed_tokens.weight", &[8], F32, 128));
-    fails(&twice, "there twice");
+    fails(&twice, "occurs twice");
     // A head has eight rows here.
     fails(&with_tensor(("blk.0.attn_q.weight", &[4, 3], F32, 128)), "whole heads");
 }

@@ -89,24 +89,24 @@ fn opcodes_that_torch_does_not_write_are_refused() {
     fails(b"\x84\x01\0\0\0", "the opcode EXT");
     fails(b"P1\n", "the opcode PERSID");
     fails(b"\x97", "the opcode BUFFER");
-    fails(b"\xFE", "0xfe is no opcode");
+    fails(b"\xFE", "0xfe is not an opcode");
 }
 
 #[test]
 fn broken_programs_are_errors() {
     fails(b"", "the stack is empty");
-    fails(b"0", "there is no mark");
-    fails(b"t", "there is no mark");
+    fails(b"0", "the stack has no mark");
+    fails(b"t", "the stack has no mark");
     fails(b"(R", "the stack is empty");
     fails(b"NR", "the stack is empty");
     fails(b"N(a", "the stack is empty");
-    fails(b"K\x01K\x02a", "items for what is no list");
-    fails(b"K\x01K\x02K\x03s", "pairs for what is no dict");
-    fails(b"}(K\x01u", "a key without a value");
-    fails(b"h\x07", "value 7 is used before it is there");
-    fails(b"j\xff\xff\xff\xff", "is used before it is there");
+    fails(b"K\x01K\x02a", "a value that is not a list");
+    fails(b"K\x01K\x02K\x03s", "a value that is not a dict");
+    fails(b"}(K\x01u", "a key has no value");
+    fails(b"h\x07", "value 7 is used before it is stored");
+    fails(b"j\xff\xff\xff\xff", "is used before it is stored");
     fails(b"X\x02\0\0\0\xff\xff", "not UTF-8");
-    fails(b"K\x01K\x02\x93", "the name of a global is no text");
+    fails(b"K\x01K\x02\x93", "the name of a global is not a string");
     fails(b"N", "it holds no dict");
     fails(b"}", "it holds no tensors");
 }
@@ -129,7 +129,7 @@ fn lengths_beyond_the_file_are_errors_before_memory_is_taken() {
 
 #[test]
 fn tensors_beyond_their_storage_are_errors() {
-    let says = "more than its storage of 16 bytes";
+    let says = "exceed its storage of 16 bytes";
     let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
     let pair = |a: &[u8], b: &[u8]| [a, b, b"\x86"].concat();
     for (offset, size, stride) in [
@@ -145,9 +145,9 @@ fn tensors_beyond_their_storage_are_errors() {
     ] {
         fails(&weights(&tensor(offset, &size, &stride)), says);
     }
-    fails(&weights(&tensor(0, b"J\xff\xff\xff\xff\x85", b"K\x01\x85")), "is no count");
-    fails(&weights(&tensor(0, b"K\x01\x85", b")")), "has strides");
-    fails(&weights(b"ctorch._utils\n_rebuild_tensor_v2\n(NK\0))\x89NtR"), "without a storage");
+    fails(&weights(&tensor(0, b"J\xff\xff\xff\xff\x85", b"K\x01\x85")), "is not a count");
+    fails(&weights(&tensor(0, b"K\x01\x85", b")")), "has 0 strides");
+    fails(&weights(b"ctorch._utils\n_rebuild_tensor_v2\n(NK\0))\x89NtR"), "has no storage");
     let class = STORAGE.to_vec();
     let at = class.windows(5).position(|w| w == b"Float").unwrap();
     let class = [&class[..at], b"Weird", &class[at + 5..]].concat();
@@ -164,12 +164,12 @@ fn deep_nesting_neither_ends_the_stack_nor_is_followed() {
     fails(&weights(&tuples), "it holds no tensors");
     fails(&[vec![b']'; DEPTH], vec![b'a'; DEPTH - 1]].concat(), "it holds no dict");
     let dicts = [b"}K\x01".repeat(DEPTH), b"}".to_vec(), vec![b's'; DEPTH]].concat();
-    fails(&dicts, "dicts lie more than");
+    fails(&dicts, "dicts are nested more than");
     let wrapped = b"ctorch._utils\n_rebuild_parameter\n".repeat(20);
     let wrapped = [wrapped, tensor(0, b")", b")"), b"\x85R".repeat(20)].concat();
-    fails(&weights(&wrapped), "wrapped too often");
+    fails(&weights(&wrapped), "too many nested wrappers");
     // A dict that holds itself.
-    fails(b"}q\x01K\x01h\x01s", "again and again");
+    fails(b"}q\x01K\x01h\x01s", "repeated too often");
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn shared_values_do_not_multiply() {
         }
         bomb.push(b'u');
     }
-    fails(&bomb, "again and again");
+    fails(&bomb, "repeated too often");
     // A long name for each of many dicts in each other.
     let name = [b"X", &100_000u32.to_le_bytes()[..], &[b'n'; 100_000], b"q\x01"].concat();
     let head = [b"}", &name[..], &tensor(0, b")", b")"), b"sq\x02"].concat();

@@ -59,7 +59,7 @@ fn files_that_lehr_does_not_read_say_why() {
         ("whole_module", "`__main__.Module`"),
         ("path_beside", "`args` is `pathlib."),
         ("list", "no dict"),
-        ("expanded", "a storage repeated"),
+        ("expanded", "or repeat elements"),
         ("sparse", "`torch._utils._rebuild_sparse_tensor`"),
         ("plain_pickle", "without the magic number of torch.save"),
         ("compressed", "is compressed"),

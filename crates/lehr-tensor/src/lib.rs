@@ -19,7 +19,7 @@
 //! | open GPUs, each with its memory, stream, compiled kernels and workspace | process | [`cuda`] |
 //! | whether GPUs are emulated | process | [`cuda::use_emulator`] |
 //! | frequencies of rotary embeddings on GPUs | process | `ops/rope/cuda.rs` |
-//! | recording of gradients on or off | thread | [`no_grad`], [`rehearse`] |
+//! | recording of gradients on or off | thread | [`no_grad`], [`checkpointed_forward`] |
 //! | whether the thread records a GPU's work | thread | [`cuda::Graph`], [`cuda::StepGraph`] |
 //! | current context of the GPU's driver | thread | `lehr-cuda/src/driver.rs` |
 //! | intervals of the last masks, for the next layer | thread | `ops/attention/mask.rs` |
@@ -43,8 +43,9 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use autograd::{Gradients, Op, ParamId, Recompute, is_recording, no_grad, rehearse};
-use lehr_kernels as cpu;
+pub use autograd::{
+    Gradients, Op, ParamId, Recompute, checkpointed_forward, is_recording, no_grad,
+};
 pub use lehr_kernels::{
     DType, Device, Error, Isa, Philox, Result, Shape, arena, available_isas, gemm, isa, set_isa,
     threads,

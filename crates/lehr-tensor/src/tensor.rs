@@ -3,8 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use lehr_kernels::buffer::{CpuBuffer, Element};
+
 use crate::autograd::Edge;
-use crate::cpu::buffer::{CpuBuffer, Element};
 use crate::cuda::{Arg, Cuda, CudaBuffer};
 use crate::{DType, Device, Error, Result, Shape, threads};
 
@@ -58,12 +59,13 @@ impl Tensor {
         Ok(out)
     }
 
-    /// A tensor of unspecified values beside this one: same device, same element type.
+    /// A tensor of unspecified values with the device and element type of this one.
     pub(crate) fn like(&self, shape: impl Into<Shape>) -> Result<Self> {
         Self::uninit_on(self.device(), shape, self.dtype())
     }
 
-    /// A tensor of unspecified f32 values beside this one: statistics, gradients of parameters.
+    /// A tensor of unspecified f32 values on the device of this one: statistics, gradients of
+    /// parameters.
     pub(crate) fn like_f32(&self, shape: impl Into<Shape>) -> Result<Self> {
         Self::uninit_on(self.device(), shape, DType::F32)
     }
@@ -142,7 +144,7 @@ impl Tensor {
         Ok(Self { shape, storage: Storage::Cpu(Arc::new(buffer)), edge: None })
     }
 
-    /// The extents.
+    /// Returns the shape.
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.shape
@@ -197,7 +199,7 @@ impl Tensor {
         Self { shape, storage: Storage::Cuda(buffer), edge: None }
     }
 
-    /// Its address on its GPU. What is on the CPU has none, and kernels then fail.
+    /// Returns its address on its GPU. A tensor on the CPU has none, and kernels then fail.
     pub(crate) fn device_ptr(&self) -> u64 {
         match &self.storage {
             Storage::Cuda(buffer) => buffer.ptr(),
@@ -205,8 +207,8 @@ impl Tensor {
         }
     }
 
-    /// The same values on another device, without the graph behind them; itself if it is there
-    /// already.
+    /// Returns the same values on another device, without the graph; the tensor itself if it is
+    /// already there.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
@@ -230,7 +232,7 @@ impl Tensor {
         }
     }
 
-    /// The values on the CPU, floats as f32, without the graph behind them. It waits for a GPU.
+    /// Returns the values on the CPU, floats as f32, without the graph. Waits for a GPU.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
@@ -251,7 +253,7 @@ impl Tensor {
         self
     }
 
-    /// The same values without the graph behind them.
+    /// Returns the same values without the graph.
     #[must_use]
     pub fn detach(&self) -> Self {
         Self { edge: None, ..self.clone() }
@@ -301,7 +303,7 @@ impl Tensor {
         }
     }
 
-    /// Whether both have one storage.
+    /// Returns whether both share one storage.
     #[must_use]
     pub fn shares_storage(&self, other: &Self) -> bool {
         match (&self.storage, &other.storage) {

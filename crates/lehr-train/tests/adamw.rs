@@ -197,8 +197,10 @@ fn matrices_decay_vectors_do_not_and_embeddings_learn_at_their_own_rate() {
             param.tensor().mul(&g).unwrap().sum().unwrap().backward().unwrap();
         }
         let update = Update { number: step, lr: rule.lr, grad_scale: 1.0 };
-        let squares = SquaredGradNorm::known(0.0);
-        optimizer.step(&store, update, Clip { squares: &squares, norm: 0.0 }).unwrap();
+        let squared_norm = SquaredGradNorm::known(0.0);
+        optimizer
+            .step(&store, update, Clip { squared_norm: &squared_norm, max_norm: 0.0 })
+            .unwrap();
         store.clear_grads();
         let found: Vec<_> = store.params().iter().map(|p| p.tensor().to_vec()).collect();
         let error = error(&found[0], &golden.values(&format!("p{step}.0")));

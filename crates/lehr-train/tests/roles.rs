@@ -57,10 +57,10 @@ fn step(model: &Model, optimizer: &mut AdamW, (tokens, targets): &(Tokens, Tenso
     loss.backward().unwrap();
     let params = model.params();
     let grads: Vec<_> = params.params().iter().filter_map(Param::grad).collect();
-    let squares = SquaredGradNorm::of(&grads, &[]).unwrap();
+    let squared_norm = SquaredGradNorm::of(&grads, &[]).unwrap();
     drop(grads);
     let update = Update { number: n, lr: LR, grad_scale: 1.0 };
-    optimizer.step(params, update, Clip { squares: &squares, norm: 0.0 }).unwrap();
+    optimizer.step(params, update, Clip { squared_norm: &squared_norm, max_norm: 0.0 }).unwrap();
     value
 }
 

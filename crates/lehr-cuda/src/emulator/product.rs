@@ -1,4 +1,4 @@
-//! Matrix products in plain code.
+//! Matrix products of the emulator, in plain code.
 
 use half::{bf16, f16};
 
@@ -7,8 +7,7 @@ use crate::fault;
 use lehr_kernels::Result;
 use lehr_kernels::gemm::{Matrix, gemm};
 
-/// Refuses products for which cuBLASLt documents no algorithm: asking for one is a mistake of the
-/// caller.
+/// Refuses products that cuBLASLt does not document: such a call is a mistake of the caller.
 fn check(product: &Matmul) -> Result<()> {
     let &Matmul { m, n, k, a, b, c, accumulate, epilogue, batch } = product;
     let refuse = |rule: &str| Err(fault(format!("multiplying {product:?}"), rule));
@@ -71,7 +70,7 @@ pub(super) fn matmul(product: &Matmul) -> Result<()> {
     Ok(())
 }
 
-/// What the epilogue does with the sums.
+/// Applies the epilogue to the sums.
 fn finish(product: &Matmul, index: usize, c: &mut [f32]) {
     let &Matmul { m, n, .. } = product;
     let mut add = |bias| {

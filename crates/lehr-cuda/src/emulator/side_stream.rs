@@ -1,5 +1,5 @@
-//! Copies beside the emulated stream, made as late as they may be: a block that is used again too
-//! early, or read too early, gives wrong numbers.
+//! Copies of the emulated side stream, executed as late as allowed, so that a block which is reused
+//! or read too early gives wrong numbers.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -36,7 +36,7 @@ impl SideStream for LateSideStream {
 
     fn wait(&self, ticket: u64) -> Result<()> {
         let mut state = lock(&self.0);
-        // In their order, as a stream does.
+        // In order, as a stream does.
         while state.waiting.front().is_some_and(|(first, _)| *first <= ticket) {
             let Some((_, copy)) = state.waiting.pop_front() else { break };
             let HostCopy { host, device, bytes, to_host } = copy;

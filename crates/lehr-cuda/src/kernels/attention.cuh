@@ -14,8 +14,9 @@
 //
 // Backward, with p = exp(score - lse) and delta = sum_e dout * out:
 //   ds = p (dout v^T - delta),  dq = scale ds k,  dk = scale ds^T q,  dv = p^T dout.
-// `stats` holds, per query and head, lse in base 2
-// and delta.
+// The derivative of the softmax needs sum_j p_j (dout . v_j). That is delta, because sum_j p_j v_j
+// is out; so it is known before any key is read. `stats` holds lse in base 2 and delta per query
+// and head.
 #pragma once
 #include "common.cuh"
 

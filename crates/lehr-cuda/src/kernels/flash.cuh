@@ -7,9 +7,9 @@
 // with zeros in shared memory.
 //
 // All blocks have 128 threads, 4 warps. A warp owns 16 * MT rows of the result (queries, or keys
-// for dk and dv) and keeps them in registers; the other operand comes tile by tile through shared
-// memory, the next tile being copied while this one is at work. Scores never leave the registers:
-// the accumulator of one product has the layout of an operand of the next.
+// for dk and dv) and keeps them in registers. The other operand passes through shared memory tile
+// by tile; the next tile is copied while the tensor cores work on this one. Scores never leave the
+// registers: the accumulator of one product has the layout of an operand of the next.
 #pragma once
 #include "attention.cuh"
 #include "mma.cuh"
@@ -50,9 +50,9 @@ struct __align__(16) Place {
 
 // ---- Tiles in shared memory ----
 
-// Where 16-byte chunk `chunk` of row `row` lies in a tile of rows of W elements. Chunks change
-// places so that the eight rows that ldmatrix reads at once, and the eight threads that copy at
-// once, use all banks.
+// Position of 16-byte chunk `chunk` of row `row` in a tile of rows of W elements. Chunks are
+// permuted within a row (swizzled), so that the eight rows that ldmatrix reads at once, and the
+// eight threads that copy at once, use all banks.
 template <int W>
 DEVICE int at(int row, int chunk) {
     int key = W % 64 == 0 ? row & 7 : row >> 1 & 3;
@@ -227,8 +227,9 @@ DEVICE void write_rows(T* tile, const float acc[MT][W / 8][4], const float facto
 
 // ---- Softmax ----
 
-// The running softmax takes in the scores s of BK keys that start at `key`, and leaves the weights
-// in them. Masked keys get weight 0.
+// One update of the online softmax (flash_forward.cu has the formula) with the scores s of BK keys:
+// s becomes the weights p; acc, row_max and row_sum are o, m and l. Masked keys have score -inf and
+// get weight 0.
 template <int W, int MT, int BK>
 DEVICE void softmax_step(float s[MT][BK / 8][4], float acc[MT][W / 8][4], float row_max[MT][2],
     float row_sum[MT][2], float scale_log2) {
@@ -248,11 +249,11 @@ DEVICE void softmax_step(float s[MT][BK / 8][4], float acc[MT][W / 8][4], float 
             old_max[m][h] = row_max[m][h];
             row_max[m][h] = fmaxf(x, old_max[m][h]);
             changed |= row_max[m][h] != old_max[m][h];
-            // A row that has seen nothing yet must not compute inf - inf.
+            // For a row that has seen no key yet, -inf - (-inf) would be NaN.
             safe_max[m][h] = row_max[m][h] == -INFINITY ? 0.0f : row_max[m][h];
         }
     }
-    // After a few tiles the maximum rarely changes.
+    // After a few tiles the maximum rarely changes, and then o and l keep their scale.
     if (__any_sync(FULL_MASK, changed)) {
 #pragma unroll
         for (int m = 0; m < MT; m++) {

@@ -30,7 +30,7 @@
 template <class F, class Sums>
 DEVICE void sum_segments(const Copier<F>& copier, u8* stages, float* all_partial, const u8* zeros,
     const u8* table, int n_segments) {
-    typedef Layout<F> L;
+    typedef SegmentLayout<F> L;
     constexpr int STEPS = F::SEGMENT / 32;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP,
         n = copier.n, stage_bytes = L::bytes(n);
@@ -65,7 +65,7 @@ DEVICE void product(const u8* w, const float* scales, const T* x, const T* bias,
     DYNAMIC_SHARED(u8, shared);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP;
     int first_row = blockIdx.x * ROWS, n_segments = (cols + F::SEGMENT - 1) / F::SEGMENT,
-        stage_bytes = Layout<F>::bytes(n);
+        stage_bytes = SegmentLayout<F>::bytes(n);
     Copier<F> copier(w, scales, x, n, rows, cols, row_bytes, group);
     u8 *zeros = shared + (F::TABLE ? TABLE_BYTES : 0), *stages = zeros + ZEROS,
         *mine = stages + warp * STAGES * stage_bytes;

@@ -10,7 +10,7 @@
 // ---- Shared memory of a warp's segment: 16 rows, then x, then scales. ----
 
 template <class F>
-struct Layout {
+struct SegmentLayout {
     static constexpr int BYTES = F::SEGMENT / F::BLOCK * F::BYTES;
     // Copies of 16 bytes that hold a row's segment wherever it starts.
     static constexpr int COPIES = (BYTES + 16 - F::ALIGNED + 15) / 16;
@@ -66,7 +66,7 @@ DEVICE void copy_part(void* to, const void* from, int n) {
 // a row at a time.
 template <class F>
 struct Copier {
-    typedef Layout<F> L;
+    typedef SegmentLayout<F> L;
     static constexpr int STEPS = F::SEGMENT / 32;
     const u8* w;
     const float* scales;

@@ -21,7 +21,8 @@ struct TensorSums {
     static DEVICE const u8* x_of_lane(const u8* x, int n) {
         // Sums of rows of x that do not exist are never read.
         int lane = threadIdx.x % WARP;
-        return x + min(lane / 4, n - 1) * Layout<F>::X_STRIDE + lane % 4 * (F::NEAR ? 16 : 8);
+        int row = min(lane / 4, n - 1);
+        return x + row * SegmentLayout<F>::X_STRIDE + lane % 4 * (F::NEAR ? 16 : 8);
     }
     static DEVICE void load_x(const u8* x, int j, u32 b[4]) {
         if (F::NEAR) {
@@ -225,7 +226,7 @@ struct FloatSums {
         for (int t = 0; t < TOKENS; t++) {
             if (t >= n) break;
             float v[8];
-            load_x((const T*)(x + t * Layout<F>::X_STRIDE) + 32 * j, v);
+            load_x((const T*)(x + t * SegmentLayout<F>::X_STRIDE) + 32 * j, v);
             constexpr int HALVES = F::HALVES ? 2 : 1, N = F::HALVES ? 2 : 4;
 #pragma unroll
             for (int half = 0; half < HALVES; half++) {

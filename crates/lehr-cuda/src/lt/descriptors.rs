@@ -1,5 +1,5 @@
-//! What cuBLASLt is told about a product: its operation, its matrices, what the choice of an
-//! algorithm may take for granted.
+//! Descriptors of a product for cuBLASLt: the operation, the matrices, and the limits for the
+//! choice of an algorithm.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -20,7 +20,7 @@ fn data_type(element: Element) -> sys::cudaDataType {
     }
 }
 
-/// Bytes of a value, as attributes are set.
+/// Returns the bytes of a value for an attribute.
 fn bytes<V>(value: &V) -> (*const c_void, usize) {
     (ptr::from_ref(value).cast(), size_of::<V>())
 }
@@ -28,7 +28,7 @@ fn bytes<V>(value: &V) -> (*const c_void, usize) {
 pub(super) struct Operation(pub(super) sys::cublasLtMatmulDesc_t);
 
 impl Operation {
-    /// The product as the library sees it: with our B as its first operand, our A as its second.
+    /// Describes the product for the library: our B is its first operand, our A its second.
     pub(super) fn new(product: &Matmul) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let mut handle = ptr::null_mut();
@@ -49,11 +49,10 @@ impl Operation {
         Ok(operation)
     }
 
-    /// Of 8-bit elements the library wants, by NVIDIA's documentation of cuBLAS
-    /// (`cublasLtMatmul()`, "to use FP8 kernels"): the first operand transposed and the second not,
-    /// which is how [`Matmul`] has them; f32 inside; dimensions that are multiples of 16. The
-    /// scales are read on the device. `FAST_ACCUM` stays off: parts of the sums are then promoted
-    /// to f32 during the product.
+    /// Sets the scales of 8-bit operands, which the device reads. NVIDIA's documentation of cuBLAS
+    /// (`cublasLtMatmul()`, "to use FP8 kernels") requires a transposed first and a plain second
+    /// operand, as in [`Matmul`], f32 inside, and dimensions that are multiples of 16. `FAST_ACCUM`
+    /// stays off, so that parts of the sums are promoted to f32 during the product.
     fn set_scales(&self, product: &Matmul) -> Result<()> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         for (attribute, scale) in [
@@ -67,10 +66,11 @@ impl Operation {
         Ok(())
     }
 
-    /// NVIDIA's documentation of cuBLAS, `cublasLtEpilogue_t` and `cublasLtMatmulDescAttributes_t`:
-    /// the bias has one number for each row of the result, which are our columns; the auxiliary
-    /// matrix lies by columns like the result, so that its leading dimension is our stride, a
-    /// multiple of 8 elements; without `AUX_DATA_TYPE` it has the type of the result.
+    /// Sets the epilogue. By NVIDIA's documentation of cuBLAS (`cublasLtEpilogue_t` and
+    /// `cublasLtMatmulDescAttributes_t`) the bias has one number for each row of the result, which
+    /// are our columns. The auxiliary matrix is stored by columns like the result, so its leading
+    /// dimension is our stride, a multiple of 8 elements. Without `AUX_DATA_TYPE` it has the type
+    /// of the result.
     fn set_epilogue(&self, product: &Matmul) -> Result<()> {
         use sys::cublasLtEpilogue_t as Kind;
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
@@ -114,10 +114,10 @@ impl Drop for Operation {
     }
 }
 
-pub(super) struct Layout(pub(super) sys::cublasLtMatrixLayout_t);
+pub(super) struct MatrixLayout(pub(super) sys::cublasLtMatrixLayout_t);
 
-impl Layout {
-    /// The operand as columns: `shape` is that of the transpose of what it means.
+impl MatrixLayout {
+    /// Describes the operand by columns: `shape` is that of its transpose.
     pub(super) fn new(operand: &Operand, shape: (usize, usize), batch: usize) -> Result<Self> {
         use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
         let (rows, columns) = if operand.transposed { (shape.1, shape.0) } else { shape };
@@ -146,7 +146,7 @@ impl Layout {
     }
 }
 
-impl Drop for Layout {
+impl Drop for MatrixLayout {
     fn drop(&mut self) {
         // SAFETY: made by `new`.
         let _ = unsafe { sys::cublasLtMatrixLayoutDestroy(self.0) };
@@ -158,8 +158,8 @@ pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
 impl Preference {
     pub(super) fn new(workspace_bytes: usize, [a, b, c]: [u32; 3]) -> Result<Self> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        // Parts of a sum are added in f32 and in a fixed order: not in the result itself, whose
-        // type may be a narrow one and where they arrive in any order.
+        // Parts of a sum are added in f32 and in a fixed order. In the result itself they would be
+        // added in any order, possibly in a narrower type.
         let reduction =
             sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         let mut handle = ptr::null_mut();

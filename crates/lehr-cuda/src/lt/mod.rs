@@ -1,4 +1,4 @@
-//! cuBLASLt: matrix products with the algorithm its heuristics name, remembered per shape.
+//! cuBLASLt: matrix products with the algorithm that its heuristics choose, cached per shape.
 
 mod descriptors;
 
@@ -9,13 +9,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 
-use descriptors::{Layout, Operation, Preference};
+use descriptors::{MatrixLayout, Operation, Preference};
 
 use super::blas::{Element, Epilogue, Matmul, Operand};
 use super::{fault, library};
 use lehr_kernels::{Error, Result};
 
-/// A handle of the library, opened at the first product: what needs none runs without the library.
+/// A handle of the library, opened at the first product, so that other work runs without it.
 pub(super) struct Lt {
     /// 13000 for CUDA 13.0.
     driver_version: u32,
@@ -31,7 +31,7 @@ unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
 
-/// What the choice of an algorithm depends on.
+/// The key of the cache: everything that the choice of an algorithm depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     size: (usize, usize, usize, usize),
@@ -43,7 +43,7 @@ struct Key {
     accumulate: bool,
 }
 
-/// Which epilogue, with the alignment of what it reads and writes.
+/// The epilogue, with the alignment of its operands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Ends {
     None,
@@ -95,9 +95,9 @@ impl Lt {
         Ok(self.handle.get_or_init(|| Handle(handle)).0)
     }
 
-    /// The library thinks in columns: what is stored row by row is to it the transpose. So it is
-    /// asked for `Cᵀ = Bᵀ Aᵀ`, with B as its first operand. False if that has no algorithm and is
-    /// optional: then nothing was started.
+    /// The library stores matrices by columns, so a matrix stored by rows is a transpose to it. The
+    /// call therefore computes `Cᵀ = Bᵀ Aᵀ`, with B as the first operand. Returns false, and starts
+    /// nothing, if an optional product has no algorithm.
     pub(super) fn matmul(
         &self,
         product: &Matmul,
@@ -113,9 +113,9 @@ impl Lt {
         };
         let run = || -> Result<bool> {
             let operation = Operation::new(product)?;
-            let first = Layout::new(&b, (n, k), batch)?;
-            let second = Layout::new(&a, (k, m), batch)?;
-            let result = Layout::new(&c, (n, m), batch)?;
+            let first = MatrixLayout::new(&b, (n, k), batch)?;
+            let second = MatrixLayout::new(&a, (k, m), batch)?;
+            let result = MatrixLayout::new(&c, (n, m), batch)?;
             let key = Key::new(product);
             let layouts = [&first, &second, &result];
             let Some(algorithm) =
@@ -151,7 +151,7 @@ impl Lt {
                     stream.cast(),
                 )
             };
-            // It is refused before anything starts. What was refused once is not tried again.
+            // Refused before anything starts, and not tried again.
             if product.is_optional() && is_refusal(status) {
                 self.known().insert(key, None);
                 return Ok(false);
@@ -171,7 +171,7 @@ impl Lt {
         product: &Matmul,
         key: &Key,
         workspace_bytes: usize,
-        [first, second, result]: [&Layout; 3],
+        [first, second, result]: [&MatrixLayout; 3],
         operation: &Operation,
     ) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
         let mut known = self.known();
@@ -195,7 +195,7 @@ impl Lt {
                 &raw mut n_found,
             )
         };
-        // What is not valid with an epilogue or in 8 bits may be valid otherwise.
+        // An invalid product with an epilogue or 8-bit elements may be valid without them.
         let is_none = status == cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
             || (product.is_optional() && is_refusal(status));
         if !is_none {
@@ -222,7 +222,7 @@ impl Key {
     }
 }
 
-/// Whether the library says that it has no such product, and not that it failed.
+/// Returns whether the library has no such product, as opposed to a failure.
 fn is_refusal(status: cublasStatus_t) -> bool {
     matches!(
         status,
@@ -230,7 +230,7 @@ fn is_refusal(status: cublasStatus_t) -> bool {
     )
 }
 
-/// The largest power of two up to 256 that divides an address.
+/// Returns the largest power of two up to 256 that divides an address.
 fn alignment(ptr: u64) -> u32 {
     1 << ptr.trailing_zeros().min(8)
 }

@@ -1,13 +1,30 @@
 //! Matrix products: packed panels, one register tile per instruction set, fused bias.
 //!
 //! The scheme is that of Goto and van de Geijn 2008 ("Anatomy of high-performance matrix
-//! multiplication"): a block of B stays in the outer caches, a panel of it in the first level,
-//! and a tile of C in registers while A streams by. A and B may be transposed; packing hides it.
+//! multiplication"), <https://doi.org/10.1145/1356052.1356053>. Each loop narrows A, B and C to
+//! what fits into the next faster memory (sizes for AVX-512):
 //!
-//! The order of additions along K depends on K alone: one chain of multiply-adds for each pass, and
-//! the passes one after the other. Neither the number of threads, nor the cut into tasks, nor the
-//! other rows of A and columns of B change a bit of a number of C. Products of few rows, which take
-//! another way ([`vector`]), keep to the same order.
+//! ```text
+//! for j0 in N by NC = 2048                    columns of B and C
+//!   for k0 in K by pass(K) ≤ KC = 512         one pass; adds to all rows of C
+//!     pack B[k0.., j0..]                      ≤ 4 MiB           last-level cache, shared
+//!     for i0 in M by MC = 2016                rows of A and C
+//!       pack A[i0.., k0..]                    ≤ 4.1 MiB         last-level cache, shared
+//!       tasks: ≤ 12 panels of A               ≤ 347 KiB         second-level cache of a core
+//!            × ≤ 32 panels of B
+//!         for each panel of B: KC × 32        ≤ 64 KiB          stays in the nearest caches
+//!           for each panel of A: 14 × KC      29 KiB            streams from the second level
+//!             tile of C: 14 × 32              28 registers      summed over the pass
+//! ```
+//!
+//! The innermost loop does 14 · 32 multiply-adds for 14 + 32 numbers read, so arithmetic and not
+//! memory sets the pace. Packing costs one copy of A and B. It makes every read of the tile
+//! consecutive, and it absorbs transposed operands.
+//!
+//! The order of additions along K depends on K alone: one chain of multiply-adds per pass, then the
+//! passes in order. So the number of threads, the division into tasks, and the other rows of A and
+//! columns of B do not change a bit of C. Products of few rows use other code ([`vector`]) with the
+//! same order.
 
 mod pack;
 mod tile;
@@ -18,19 +35,19 @@ use crate::simd::{self, Isa, Scalar, Simd};
 use crate::threads::{self, SharedMut};
 use crate::{DType, Result};
 
-/// Longest part of K handled by one pass of the register tile. A pass reads and writes all of C,
-/// which costs more than that panels of A and B (at most 60 and 64 KiB) come from the second-level
-/// cache: docs/experiments.md has the measurement.
+/// Longest part of K handled by one pass of the register tile. A pass reads and writes all of C, so
+/// passes are long, although panels of B (64 KiB) then no longer fit into the first-level cache:
+/// docs/experiments.md has the measurement.
 const KC: usize = 512;
-/// Distance of the rows of a packed panel of A. The odd number of cache lines keeps the rows from
-/// falling on one cache set.
+/// Distance between the rows of a packed panel of A: an odd number of cache lines, or else all rows
+/// would compete for one cache set.
 const A_PITCH: usize = KC + 16;
-/// Columns of C handled by one packing of B.
+/// Columns of C per packing of B.
 const NC: usize = 2048;
-/// Rows of C handled by one packing of A.
+/// Rows of C per packing of A: a multiple of the height of every register tile (14, 8, 6, 4).
 const MC: usize = 2016;
 
-/// A matrix in memory: element (i, j) stands at `i * row_stride + j * col_stride`.
+/// A matrix in memory: element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     data: &'a [f32],
@@ -67,7 +84,7 @@ impl<'a> Matrix<'a> {
 /// If there is no memory for the packed panels.
 ///
 /// # Panics
-/// If a slice is shorter than its shape says: callers check shapes at the op's boundary.
+/// If a slice is shorter than its shape requires: callers check shapes at the op's boundary.
 pub fn gemm(
     (m, n, k): (usize, usize, usize),
     a: Matrix<'_>,
@@ -93,7 +110,7 @@ pub fn gemm(
     }
     a.check("A", m, k);
     b.check("B", k, n);
-    // Read once: packing and tiles must agree on the width of a vector.
+    // Read once, because packing and tiles must agree on the width of a vector.
     let isa = simd::isa();
     let job = Job { isa, m, n, k, a, b, c_stride, accumulate, bias };
     if m <= vector::ROWS_MAX && a.col_stride == 1 {
@@ -111,15 +128,15 @@ pub fn gemm(
     }
 }
 
-/// Length of a pass along `k` steps, a multiple of 16. It depends on `k` alone, because the cut
-/// decides the order of additions. Passes are of about equal length: a short last one would update
-/// C for little work.
+/// Length of a pass along `k` steps, a multiple of 16. It depends on `k` alone, because it decides
+/// the order of additions. Passes have about equal length: a short last one would read and write C
+/// for little work.
 #[must_use]
 pub fn pass(k: usize) -> usize {
     k.div_ceil(k.div_ceil(KC)).next_multiple_of(16).min(KC)
 }
 
-/// One product, as its parts see it.
+/// The operands of one product and its instruction set, shared by all tasks.
 struct Job<'a> {
     isa: Isa,
     m: usize,
@@ -137,7 +154,7 @@ impl Job<'_> {
         pass(self.k)
     }
 
-    /// The loops around the register tile of `MR` rows and `NV` vectors.
+    /// Runs the outer three loops around a register tile of `MR` rows and `NV` vectors.
     fn run<S: Simd, const MR: usize, const NV: usize>(&self, c: &mut [f32]) -> Result<()> {
         let nr = NV * S::LANES;
         let a_rows = self.m.min(MC).next_multiple_of(MR);
@@ -152,7 +169,7 @@ impl Job<'_> {
                 let kc = kc_max.min(self.k - k0);
                 for i0 in (0..self.m).step_by(MC) {
                     let mc = MC.min(self.m - i0);
-                    let block = Block { i0, j0, k0, mc, nc, kc };
+                    let block = CacheBlock { i0, j0, k0, mc, nc, kc };
                     let b_dst = (i0 == 0).then(|| b_pack.as_mut_slice());
                     self.pack::<MR>(&block, nr, a_pack.as_mut_slice(), b_dst);
                     let (a, b) = (a_pack.as_slice(), b_pack.as_slice());
@@ -163,10 +180,10 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Packs the panels of A, and of B if it is their turn, in parallel.
+    /// Packs the panels of A in parallel, and those of B if they are new.
     fn pack<const MR: usize>(
         &self,
-        block: &Block,
+        block: &CacheBlock,
         nr: usize,
         a_dst: &mut [f32],
         b_dst: Option<&mut [f32]>,
@@ -201,10 +218,10 @@ impl Job<'_> {
         });
     }
 
-    /// Runs the register tiles of one block, cut into tasks of whole panels.
+    /// Runs the register tiles of one block, in tasks of whole panels.
     fn multiply<S: Simd, const MR: usize, const NV: usize>(
         &self,
-        block: &Block,
+        block: &CacheBlock,
         a: &[f32],
         b: &[f32],
         c: SharedMut<f32>,
@@ -231,8 +248,8 @@ impl Job<'_> {
     }
 }
 
-/// How many panels of A and of B one task takes: about a megaflop at least, a panel group of A
-/// that stays in the second-level cache, and several tasks for each thread if there is room.
+/// Number of panels of A and of B per task. A task has at least about a megaflop, its panels of A
+/// stay in the second-level cache, and each thread gets several tasks if the product is large.
 fn task_size(n_a: usize, n_b: usize, flops_per_tile: usize) -> (usize, usize) {
     let group_a = n_a.min(12);
     let tasks_a = n_a.div_ceil(group_a);
@@ -244,8 +261,9 @@ fn task_size(n_a: usize, n_b: usize, flops_per_tile: usize) -> (usize, usize) {
     (group_a, group_b)
 }
 
-/// The part of the product that one packing serves.
-struct Block {
+/// The part of the product that one packing serves: `mc` rows, `nc` columns and `kc` steps along K,
+/// from `i0`, `j0` and `k0`.
+struct CacheBlock {
     i0: usize,
     j0: usize,
     k0: usize,

@@ -1,14 +1,23 @@
-//! Copies blocks of A and B into the order in which the register tile reads them.
+//! Packing: copies of A and B in the order in which the register tile reads them.
+//!
+//! ```text
+//! panel of A, row-major   row 0: k0 k1 … kc, row 1: …     rows A_PITCH apart
+//! panel of A, transposed  k0: rows 0 … mr, k1: …          mr numbers per step
+//! panel of B              k0: columns 0 … nr, k1: …       nr numbers per step
+//! ```
+//!
+//! The tile reads whole vectors of B and single numbers of A. So B must be step by step, and A can
+//! stay as it lies, which makes its packing a plain copy. Padding with zeros lets the tile ignore
+//! edges; it only writes fewer rows and columns there.
 
-use super::{A_PITCH, Block, Job, Matrix};
+use super::{A_PITCH, CacheBlock, Job, Matrix};
 use crate::simd::{Kernel, Simd};
 
-/// One panel of A: `mr` rows, either row by row ([`A_PITCH`] apart) if A is row-major, or step by
-/// step along K (`mr` numbers each) if A is transposed. Both are plain copies of what lies
-/// together in memory. Rows beyond the matrix are 0.
+/// Packs one panel of A: `mr` rows, row by row ([`A_PITCH`] apart) if A is row-major, or step by
+/// step along K (`mr` numbers each) if A is transposed. Rows beyond the matrix are 0.
 pub(super) struct PackA<'a> {
     pub(super) job: &'a Job<'a>,
-    pub(super) block: &'a Block,
+    pub(super) block: &'a CacheBlock,
     pub(super) first: usize,
     pub(super) mr: usize,
     pub(super) dst: &'a mut [f32],
@@ -36,11 +45,11 @@ impl Kernel for PackA<'_> {
     }
 }
 
-/// One panel of B: for each step along K the `nr` numbers of its columns. Columns beyond the
-/// matrix are 0.
+/// Packs one panel of B: `nr` neighbouring columns for each step along K. Columns beyond the matrix
+/// are 0.
 pub(super) struct PackB<'a> {
     pub(super) job: &'a Job<'a>,
-    pub(super) block: &'a Block,
+    pub(super) block: &'a CacheBlock,
     pub(super) first: usize,
     pub(super) nr: usize,
     pub(super) dst: &'a mut [f32],
@@ -54,7 +63,7 @@ impl Kernel for PackB<'_> {
         let Self { job, block, first, nr, dst } = self;
         let cols = nr.min(block.nc - first);
         let src = &job.b.data[offset(&job.b, block.k0, block.j0 + first)..];
-        // Seen from the panel, the columns of B are the "rows" of its transpose.
+        // For the panel, the columns of B are the "rows" of its transpose.
         let b =
             Matrix { data: job.b.data, row_stride: job.b.col_stride, col_stride: job.b.row_stride };
         if b.row_stride == 1 {
@@ -113,7 +122,7 @@ fn copy_steps<S: Simd>(
     }
 }
 
-/// The strided copy, number by number, for what the vector paths leave over.
+/// Copies with strides, number by number: the remainder of the vector paths.
 #[inline(always)]
 fn copy_scalar(
     src: &[f32],

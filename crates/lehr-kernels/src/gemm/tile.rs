@@ -1,15 +1,27 @@
-//! The register tile: the only place where the multiplications happen.
+//! The register tile: the innermost loop, which does all multiplications.
+//!
+//! Step k adds the outer product of a column of A and a row of B to `MR × NV` vectors of C:
+//!
+//! ```text
+//!                    b[k]: NV vectors
+//! a[k]: MR numbers   C[i][v] += a[k][i] · b[k][v]
+//! ```
+//!
+//! A fused multiply-add takes about four cycles, and two start per cycle, so at least eight
+//! independent sums are needed to keep the units busy. More sums mean fewer loads per multiply-add.
+//! The tile therefore takes as many registers as there are: 14 × 2 of 32 with AVX-512, 6 × 2 of 16
+//! with AVX2, 8 × 3 of 32 with NEON; the rest hold `b[k]` and one number of `a[k]`.
 
 use std::ops::Range;
 
-use super::{A_PITCH, Block, Job};
+use super::{A_PITCH, CacheBlock, Job};
 use crate::simd::{Kernel, Simd};
 use crate::threads::SharedMut;
 
 /// All register tiles of a range of A panels times a range of B panels.
 pub(super) struct Tiles<'a, const MR: usize, const NV: usize> {
     pub(super) job: &'a Job<'a>,
-    pub(super) block: &'a Block,
+    pub(super) block: &'a CacheBlock,
     pub(super) a: &'a [f32],
     pub(super) b: &'a [f32],
     pub(super) c: SharedMut<f32>,
@@ -54,7 +66,7 @@ impl<const MR: usize, const NV: usize> Kernel for Tiles<'_, MR, NV> {
     }
 }
 
-/// Where a tile goes.
+/// The place of a tile in C, and how it is stored.
 struct Out<'a> {
     rows: usize,
     cols: usize,
@@ -64,7 +76,7 @@ struct Out<'a> {
     stride: usize,
 }
 
-/// A tile over a row-by-row panel; the last panel uses a smaller tile if few rows are left.
+/// Runs a tile over a row-by-row panel. The last panel uses a smaller tile if it has few rows.
 #[inline(always)]
 unsafe fn rows_tile<S: Simd, const MR: usize, const NV: usize>(
     s: S,
@@ -85,8 +97,8 @@ unsafe fn rows_tile<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// `MR × NV` vectors of C stay in registers while `kc` steps of A and B pass. `A_ROW` and `A_STEP`
-/// are the strides of the panel of A; as constants they become address offsets.
+/// Computes `MR × NV` vectors of C in registers over `kc` steps. `A_ROW` and `A_STEP` are the
+/// strides of the panel of A; as constants they become address offsets.
 ///
 /// # Safety
 /// `a` holds `MR` rows and `b` `NV` vectors for each of `kc` steps; `out` is writable.
@@ -104,7 +116,7 @@ unsafe fn tile<
     mut b: *const f32,
     out: &Out<'_>,
 ) {
-    // The rows of C lie far apart and are not in the cache: they arrive while the sums are made.
+    // The rows of C are far apart and not in the cache. They arrive while the sums are computed.
     for i in 0..MR.min(out.rows) {
         for v in 0..=NV {
             let at = (v * S::LANES).min(NV * S::LANES - 1);
@@ -125,7 +137,7 @@ unsafe fn tile<
                 acc[i][v] = s.fma(av, bv[v], acc[i][v]);
             }
         }
-        // SAFETY: at most one step past the end, never read there.
+        // SAFETY: at most one step past the end, where nothing is read.
         unsafe {
             a = a.add(A_STEP);
             b = b.add(NV * S::LANES);
@@ -143,7 +155,7 @@ unsafe fn tile<
     }
 }
 
-/// Stores one vector of a tile: over, or added to, what is there; plus the bias.
+/// Writes one vector of a tile to C, or adds it; plus the bias.
 ///
 /// # Safety
 /// `n` floats at `c` are writable.

@@ -1,12 +1,12 @@
-//! Products with few rows of A, as in decoding: B is read once, straight from where it lies.
+//! Products with few rows of A, as in decoding: B is read once, without packing.
 //!
-//! Such a product is bound by the bandwidth of memory: packing would read B twice.
+//! Such a product is bound by the bandwidth of memory, and packing would read B twice.
 //!
-//! The additions of one number of C happen in the order of the register tile: one chain of fused
-//! multiply-adds along each pass of K, then the passes one after the other. A row of A therefore
-//! gives the same bits here and among many rows. That is why a weight `[out, in]`, whose rows lie
-//! along K, is transposed block by block in registers instead of being multiplied in dot products:
-//! the shuffles take less time than memory does.
+//! The additions of one number of C have the order of the register tile: one chain of fused
+//! multiply-adds per pass along K, then the passes in order. So a row of A gives the same bits here
+//! and among many rows. For that, a weight `[out, in]`, whose rows run along K, is transposed block
+//! by block in registers; dot products would be simpler, but add in another order. The shuffles
+//! take less time than memory does.
 
 use std::ops::Range;
 
@@ -14,20 +14,20 @@ use super::Job;
 use crate::simd::{Kernel, Simd, dispatch_on};
 use crate::threads::{self, SharedMut};
 
-/// The largest number of rows of A taken here.
+/// Largest number of rows of A for these kernels.
 pub(super) const ROWS_MAX: usize = 4;
 
 /// Columns of C per task.
 const CHUNK: usize = 64;
 /// The largest number of lanes.
 const LANES_MAX: usize = 16;
-/// How many floats ahead each row of B is asked for.
+/// Distance of the prefetch along each row of B, in floats.
 const AHEAD: usize = 128;
 
 /// `C = A B` for at most [`ROWS_MAX`] row-major rows of A.
 pub(super) fn multiply(job: &Job<'_>, c: &mut [f32]) {
     let c = SharedMut::new(c);
-    // Tasks take at least 32 Ki numbers of B, or else waking a thread costs more than it saves.
+    // A task reads at least 32 Ki numbers of B; for less, waking a thread costs more than it saves.
     let chunk = CHUNK.max((1usize << 15).div_ceil(job.k)).next_multiple_of(CHUNK);
     threads::run(job.n.div_ceil(chunk), |task| {
         let columns = task * chunk..job.n.min((task + 1) * chunk);
@@ -53,8 +53,8 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// What the sums of the first pass are added to: bias and old value, in the order in which the
-    /// register tile adds them. `n` columns from `j`.
+    /// Adds the bias and the old value to the sums of the first pass, in the order of the register
+    /// tile. `n` columns from `j`.
     #[inline(always)]
     fn after_first_pass<S: Simd>(&self, s: S, sum: S::V, i: usize, j: usize, n: usize) -> S::V {
         let (job, mut value) = (self.job, sum);

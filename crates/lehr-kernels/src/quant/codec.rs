@@ -1,4 +1,4 @@
-//! What all codecs share: f16 fields, and the loop over blocks for every instruction set.
+//! Shared parts of all codecs: f16 fields, and the loop over blocks for every instruction set.
 
 use half::f16;
 

@@ -1,4 +1,4 @@
-//! The stored forms of numbers that GGUF files know, and their codecs.
+//! The storage formats of GGUF files, and their codecs.
 
 use half::{bf16, f16};
 
@@ -7,7 +7,7 @@ use super::codec::{decode_blocks, encode_blocks};
 use super::kquant as k;
 use crate::math::f16_to_f32;
 
-/// How the numbers of a weight are stored.
+/// Storage format of the numbers of a weight.
 ///
 /// The block formats are ggml's, in the byte layout of GGUF files:
 /// <https://github.com/ggml-org/ggml>.
@@ -56,8 +56,8 @@ impl WeightFormat {
         F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
     ];
 
-    /// This format, or the nearest whose blocks fill rows of `width` numbers, as llama.cpp chooses
-    /// it.
+    /// Returns this format, or the nearest whose blocks fill rows of `width` numbers, as llama.cpp
+    /// chooses it.
     #[must_use]
     pub const fn fallback_for(self, width: usize) -> Self {
         let smaller = match self {
@@ -193,8 +193,8 @@ impl WeightFormat {
         }
     }
 
-    /// Whether [`WeightFormat::quantize`] writes this format. It writes all of them today; callers
-    /// that offer a choice ask, because a format that can only be read may be added.
+    /// Returns whether [`WeightFormat::quantize`] writes this format. Today it writes all of them.
+    /// Callers that offer a choice must ask, because a format that can only be read may be added.
     #[must_use]
     pub const fn can_quantize(self) -> bool {
         true
@@ -204,8 +204,8 @@ impl WeightFormat {
     ///
     /// The floats are rounded to the nearest (ties to even). Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 have
     /// the bits of ggml's reference. The K-quants and IQ4 formats search for scales with a small
-    /// weighted error; [`WeightFormat::relative_error`] has what is left of it. Scales are f16, so
-    /// numbers must be finite and, in blocks, their scales below 65504.
+    /// weighted error; [`WeightFormat::relative_error`] is the error that remains. Scales are f16,
+    /// so numbers must be finite and, in blocks, their scales below 65504.
     ///
     /// # Panics
     /// If `values` is not whole blocks or `out` has another length than they take.

@@ -1,4 +1,4 @@
-//! A weight matrix in a stored form, which may lie in a memory-mapped file.
+//! A weight matrix in a storage format, possibly in a memory-mapped file.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use crate::simd::{Kernel, Simd, dispatch};
 use crate::threads::{self, SharedMut};
 use crate::{Error, Result};
 
-/// How the numbers of a [`StoredMatrix`] are stored.
+/// Storage format of a [`StoredMatrix`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatrixFormat {
     /// A format of GGUF files: rows of whole blocks, scales inside.
@@ -24,24 +24,24 @@ pub enum MatrixFormat {
     Nf4,
 }
 
-/// Which numbers of a matrix share a scale.
+/// The numbers of a matrix that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scaling {
     /// All of a row: one scale per output, as GLM-130B and ChatGLM store their weights.
     Row,
-    /// That many neighbours of a row, a power of two from 32 on.
+    /// This many neighbours in a row: a power of two, at least 32.
     Group(usize),
 }
 
 impl Scaling {
-    /// What lehr uses unless asked otherwise: groups of 64, whose error is 8 % below that of 128
-    /// for half a bit per number more.
+    /// The default: groups of 64. Their error is 8 % below that of groups of 128, for half a bit
+    /// more per number.
     pub const DEFAULT: Self = Self::Group(64);
 }
 
 impl MatrixFormat {
-    /// This format, or the nearest whose blocks or groups fill rows of `width` numbers: smaller
-    /// groups, a scale for a whole row, another format.
+    /// Returns this format, or the nearest whose blocks or groups fill rows of `width` numbers:
+    /// with smaller groups, one scale per row, or another format.
     #[must_use]
     pub fn fallback_for(self, width: usize) -> Self {
         const SMALLEST: usize = 32;
@@ -81,9 +81,9 @@ impl fmt::Display for MatrixFormat {
     }
 }
 
-/// How the codes of our own formats are grouped.
+/// Grouping of the codes of lehr's own formats.
 pub struct Grouping {
-    /// What a code means.
+    /// The meaning of a code.
     pub code: Code,
     /// Numbers that share a scale.
     pub group: usize,
@@ -102,7 +102,7 @@ impl MatrixFormat {
         }
     }
 
-    /// Bytes of the codes of a row; scales that lie apart are not counted.
+    /// Bytes of the codes of a row, without separate scales.
     #[must_use]
     pub const fn row_bytes(self, cols: usize) -> usize {
         match self {
@@ -112,7 +112,7 @@ impl MatrixFormat {
         }
     }
 
-    /// Scales that lie apart from the codes, per row.
+    /// Number of separate scales per row.
     #[must_use]
     pub const fn row_scales(self, cols: usize) -> usize {
         match self {
@@ -165,23 +165,23 @@ fn argument(name: &'static str, value: impl fmt::Display, expected: &'static str
     Error::Argument { op: "QMatrix", name, value: format!("{value}"), expected }
 }
 
-/// Whose memory the codes lie in: a file mapping, a vector, a part of a tensor's bytes.
+/// Owner of the memory of the codes: a file mapping, a vector, or part of a tensor.
 pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// How products with a [`StoredMatrix`] see the other factor.
+/// Format of the activations in products with a [`StoredMatrix`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activations {
     /// Rounded to 8 bits with a scale for each 32 numbers: integer products, at an error of about
-    /// 0.6 % of the root mean square of a result. The choice for generation.
+    /// 0.6 % of the root mean square of a result. Used for generation.
     Int8,
-    /// As they are, in f32: the error is that of stored weights alone. The choice for training.
+    /// Unchanged, in f32: only the stored weights have an error. Used for training.
     F32,
 }
 
 /// A weight matrix `[rows, cols]` (outputs × inputs) in a stored form.
 ///
-/// Cloning shares the bytes. They are read where they lie: nothing is copied or changed on the way
-/// from a mapped file to a kernel.
+/// Clones share the bytes. Kernels read them in place: nothing is copied or changed between a
+/// mapped file and a kernel.
 #[derive(Clone)]
 pub struct StoredMatrix {
     rows: usize,
@@ -194,8 +194,8 @@ pub struct StoredMatrix {
 }
 
 impl StoredMatrix {
-    /// The matrix whose codes are the bytes `range` of `owner`, row after row. `scales` are
-    /// `[rows, row_scales]` for formats whose scales lie apart, else empty.
+    /// Creates a matrix whose codes are the bytes `range` of `owner`, row by row. `scales` are
+    /// `[rows, row_scales]` for formats with separate scales, else empty.
     ///
     /// # Errors
     /// If the columns are not whole blocks, or the bytes or scales are more or fewer than the
@@ -231,8 +231,8 @@ impl StoredMatrix {
         Ok(Self { rows, cols, format, activations, owner, range, scales })
     }
 
-    /// Stores `values`, `[rows, cols]` row-major, in parallel. For finite numbers only: others
-    /// spoil their block.
+    /// Stores `values`, `[rows, cols]` row-major, in parallel. They must be finite: another number
+    /// would spoil its block.
     ///
     /// # Errors
     /// If the columns are not whole blocks or the number of values is not `rows · cols`.
@@ -274,13 +274,13 @@ impl StoredMatrix {
         Self::new(format, rows, cols, Arc::new(bytes), 0..n, scales)
     }
 
-    /// The same matrix whose products see activations in another way.
+    /// Returns the matrix with another format of activations in its products.
     #[must_use]
     pub fn with_activations(self, activations: Activations) -> Self {
         Self { activations, ..self }
     }
 
-    /// How products see the other factor; at first [`Activations::Int8`].
+    /// Returns the format of activations in products; initially [`Activations::Int8`].
     #[must_use]
     pub fn activations(&self) -> Activations {
         self.activations
@@ -298,7 +298,7 @@ impl StoredMatrix {
         self.cols
     }
 
-    /// How the numbers are stored.
+    /// Returns the storage format.
     #[must_use]
     pub fn format(&self) -> MatrixFormat {
         self.format
@@ -310,13 +310,13 @@ impl StoredMatrix {
         self.format.row_bytes(self.cols)
     }
 
-    /// The codes of all rows.
+    /// Returns the codes of all rows.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
     }
 
-    /// The scales that lie apart, `[rows, row_scales]`; empty for formats of GGUF.
+    /// Returns the separate scales, `[rows, row_scales]`; empty for GGUF formats.
     #[must_use]
     pub fn scales(&self) -> &[f32] {
         &self.scales

@@ -16,7 +16,7 @@ use super::tables::{NF4, nf4_nearest};
 /// Numbers that share a scale in NF4.
 pub const NF4_GROUP: usize = 64;
 
-/// What a code means.
+/// The meaning of a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     Int8,

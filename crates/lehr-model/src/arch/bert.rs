@@ -23,11 +23,11 @@ pub struct BertConfig {
     pub hidden_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Number of blocks.
+    /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Number of heads.
-    pub intermediate_size: usize,
     /// Inner width of the MLP.
+    pub intermediate_size: usize,
+    /// Number of positions in the learned table.
     pub max_position_embeddings: usize,
     /// Number of segment types. All tokens get the first type.
     #[serde(default = "default_types")]
@@ -199,21 +199,23 @@ impl Block {
     fn build(config: &BertConfig, layer: usize, mut p: LayerBuilder<'_>) -> Result<Self> {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
         let (eps, std) = (config.layer_norm_eps, config.initializer_range);
-        let linear = |mut p: LayerBuilder<'_>, role, (n_in, n_out)| {
-            Linear::build(&mut p, role, LinearShape::new(n_in, n_out).with_bias(true), std)
+        let linear = |mut p: LayerBuilder<'_>, role, shape: LinearShape| {
+            Linear::build(&mut p, role, shape.with_bias(true), std)
         };
         let (attn, mlp) = (Role::Attention, Role::Mlp);
+        let square = LinearShape::new(d, d);
+        let (up, down) = (LinearShape::new(d, inner), LinearShape::new(inner, d));
         let mut attention = p.at("attention");
         let scale = 1.0 / (config.spec().head_dim as f32).sqrt();
         Ok(Self {
             attention: Attention::new(&config.spec(), layer).with_scale(scale),
-            query: linear(attention.at("self").at("query"), attn, (d, d))?,
-            key: linear(attention.at("self").at("key"), attn, (d, d))?,
-            value: linear(attention.at("self").at("value"), attn, (d, d))?,
-            attention_output: linear(attention.at("output").at("dense"), attn, (d, d))?,
+            query: linear(attention.at("self").at("query"), attn, square)?,
+            key: linear(attention.at("self").at("key"), attn, square)?,
+            value: linear(attention.at("self").at("value"), attn, square)?,
+            attention_output: linear(attention.at("output").at("dense"), attn, square)?,
             attention_norm: LayerNorm::build(&mut attention.at("output").at("LayerNorm"), d, eps)?,
-            intermediate: linear(p.at("intermediate").at("dense"), mlp, (d, inner))?,
-            output: linear(p.at("output").at("dense"), mlp, (inner, d))?,
+            intermediate: linear(p.at("intermediate").at("dense"), mlp, up)?,
+            output: linear(p.at("output").at("dense"), mlp, down)?,
             output_norm: LayerNorm::build(&mut p.at("output").at("LayerNorm"), d, eps)?,
         })
     }

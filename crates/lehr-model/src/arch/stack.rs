@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use lehr_tensor::{Recompute, Tensor, is_recording, rehearse};
+use lehr_tensor::{Recompute, Tensor, checkpointed_forward, is_recording};
 
 use super::{ActivationCheckpointing, Pass, Residual};
 use crate::{Error, KvCache, Result};
@@ -85,7 +85,8 @@ fn recomputed<S: Stack>(
     context: &S::Context,
     checkpointing: ActivationCheckpointing,
 ) -> Result<Residual> {
-    let (next, trains) = rehearse(|| stack.block(index, residual, context, None));
+    let (next, uses_trained_params) =
+        checkpointed_forward(|| stack.block(index, residual, context, None));
     let next = next?;
     let (normed_by, blocks, context) = (Arc::clone(stack), Arc::clone(stack), context.clone());
     let recompute = Recompute {
@@ -98,7 +99,7 @@ fn recomputed<S: Stack>(
             Ok(vec![next.x, next.normed])
         },
         offload: checkpointing == ActivationCheckpointing::Offload,
-        trains,
+        uses_trained_params,
     };
     let (kept, derived) = ([&residual.x], [&residual.normed]);
     // If the next block reads the residual stream itself, record one output, so its gradient is one

@@ -122,7 +122,7 @@ impl Checkpoint {
                 return Err(Error::format(path, reason));
             }
             if self.index.insert(name.clone(), entry).is_some() {
-                return Err(Error::format(path, format!("`{name}` is there twice")));
+                return Err(Error::format(path, format!("`{name}` occurs twice")));
             }
         }
         Ok(())

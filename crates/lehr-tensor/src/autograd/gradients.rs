@@ -1,11 +1,11 @@
-//! The gradients of a backward pass on their way: what has been gathered, and what an op sees and
-//! adds.
+//! The gradients of a running backward pass: the sums so far, and what an op reads and adds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
+use lehr_kernels::vectors;
+
 use super::{Edge, Kind, Node};
-use crate::cpu::vectors;
 use crate::{DType, Result, Shape, Tensor, copy};
 
 /// Gradients of inner nodes that have not been visited yet.
@@ -15,7 +15,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Takes the sum gathered so far for `edge` out of its place.
+    /// Removes and returns the sum so far for `edge`.
     pub(super) fn take(&mut self, edge: &Edge) -> Option<Tensor> {
         match &edge.node.kind {
             Kind::Leaf(leaf) => leaf.grad.lock().unwrap_or_else(PoisonError::into_inner).take(),
@@ -36,7 +36,7 @@ impl Pending {
 
     pub(super) fn add(&mut self, edge: &Edge, grad: Tensor) -> Result<()> {
         let sum = match self.take(edge) {
-            // Leaves gather in f32, whatever their consumers compute in.
+            // Leaves accumulate in f32, whatever their consumers compute in.
             None if edge.is_leaf() => grad.to_f32()?.detach(),
             None => grad,
             Some(sum) => add_into(sum, &grad)?,
@@ -62,7 +62,7 @@ pub(crate) fn unshared(tensor: Tensor) -> Result<Tensor> {
     if tensor.is_unique() { Ok(tensor) } else { tensor.duplicate() }
 }
 
-/// What an op sees during backward: gradients of its outputs in, gradients of its inputs out.
+/// An op's view of backward: it reads gradients of its outputs and adds to those of its inputs.
 /// Inputs are numbered in the order they were recorded.
 pub struct Gradients<'a> {
     pub(super) inputs: &'a [Option<Edge>],
@@ -74,8 +74,8 @@ pub struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    /// Puts `value` in the place of input `index` in the graph: what is computed from it adds to
-    /// the gradient of that input.
+    /// Gives `value` the place of input `index` in the graph: what is computed from it adds to the
+    /// gradient of that input.
     pub(super) fn as_input(&self, index: usize, value: Tensor) -> Tensor {
         match &self.inputs[index] {
             Some(edge) => value.with_edge(edge.clone()),
@@ -83,8 +83,8 @@ impl Gradients<'_> {
         }
     }
 
-    /// Continues backward from `tensor`, which was recorded just now, with the gradient `grad`.
-    pub(super) fn go_on_from(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
+    /// Continues backward from `tensor`, which was just recorded, with the gradient `grad`.
+    pub(super) fn continue_from(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
         let Some(edge) = &tensor.edge else { return Ok(()) };
         self.pending.add(edge, grad)?;
         self.more.push(Arc::clone(&edge.node));
@@ -201,8 +201,8 @@ impl Gradients<'_> {
     /// Lets `body` write a gradient of element type `dtype` in place, if input `index` wants one.
     ///
     /// Two types meet here. `dtype` is what the kernel writes; the type that is kept depends on the
-    /// consumer of the sum. A leaf is a parameter: its gradient gathers over micro-batches and uses
-    /// of the weight, and many small terms added in 16 bits would be lost, so it is f32. The
+    /// consumer of the sum. A leaf is a parameter: its gradient accumulates over micro-batches and
+    /// uses of the weight, and 16 bits would lose many small terms, so it is f32. The
     /// gradient of an inner node has as many terms as the value has uses, and the kernels of the
     /// node before it read the computing type.
     fn write_as(

@@ -1,7 +1,7 @@
 //! Reverse-mode differentiation over recorded nodes.
 //!
 //! A node owns its op, and the op owns exactly what backward needs. Node numbers grow with
-//! creation, so visiting them in falling order is a topological order: no recursion, no sorting.
+//! creation, so visiting them in descending order is a topological order: no recursion, no sorting.
 
 mod gradients;
 mod recompute;
@@ -38,7 +38,7 @@ pub(crate) struct Leaf {
     pub(crate) grad: Mutex<Option<Tensor>>,
 }
 
-/// Which parameter: the same for all clones of it.
+/// Identity of a parameter, shared by all its clones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
 
@@ -80,21 +80,21 @@ impl Drop for Node {
     }
 }
 
-/// What a thread's ops do besides computing.
+/// What the ops of a thread record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// They are recorded, if an input wants a gradient.
+    /// Ops are recorded if an input wants a gradient.
     Record,
-    /// Nothing, because the same is recorded later.
-    Rehearse,
-    /// Nothing.
-    Compute,
+    /// Ops are not recorded: backward recomputes them, and then records them.
+    Checkpointed,
+    /// Ops are not recorded.
+    NoGrad,
 }
 
 thread_local! {
     static MODE: Cell<Mode> = const { Cell::new(Mode::Record) };
-    /// Whether what this thread rehearses has met a trained parameter.
-    static MEETS_TRAINED: Cell<bool> = const { Cell::new(false) };
+    /// Whether the checkpointed forward pass of this thread has used a trained parameter.
+    static USES_TRAINED: Cell<bool> = const { Cell::new(false) };
 }
 
 fn with_mode<T>(mode: Mode, body: impl FnOnce() -> T) -> T {
@@ -110,28 +110,30 @@ fn with_mode<T>(mode: Mode, body: impl FnOnce() -> T) -> T {
 
 /// Runs `body` without recording: its results carry no graph and its ops save nothing.
 pub fn no_grad<T>(body: impl FnOnce() -> T) -> T {
-    with_mode(Mode::Compute, body)
+    with_mode(Mode::NoGrad, body)
 }
 
-/// Like [`no_grad`], but ops choose the kernels they would choose while recording. [`Recompute`]
-/// repeats this pass with recording on, and both passes must give the same bits. (The last bits may
-/// differ where no input and no parameter of an op wants a gradient, because such an op is not
-/// recorded.)
+/// Runs the first forward pass of a part of the graph whose activations are recomputed.
 ///
-/// The second result is whether a trained parameter took part: if not, and no input wants a
-/// gradient, there is nothing to repeat.
-pub fn rehearse<T>(body: impl FnOnce() -> T) -> (T, bool) {
-    let outer = MEETS_TRAINED.replace(false);
-    let result = with_mode(Mode::Rehearse, body);
-    let meets_trained = MEETS_TRAINED.get();
-    MEETS_TRAINED.set(outer || meets_trained);
-    (result, meets_trained)
+/// Nothing is recorded, as in [`no_grad`], but ops choose the kernels they would choose while
+/// recording: [`Recompute`] repeats this pass in backward with recording on, and both passes must
+/// give the same bits. (The last bits may differ where no input and no parameter of an op wants a
+/// gradient, because such an op is not recorded.)
+///
+/// The second result says whether a trained parameter took part. If none did, and no input wants a
+/// gradient, there is nothing to recompute.
+pub fn checkpointed_forward<T>(body: impl FnOnce() -> T) -> (T, bool) {
+    let outer = USES_TRAINED.replace(false);
+    let result = with_mode(Mode::Checkpointed, body);
+    let uses_trained = USES_TRAINED.get();
+    USES_TRAINED.set(outer || uses_trained);
+    (result, uses_trained)
 }
 
-/// Notes that a trained parameter takes part in what is rehearsed.
-pub(crate) fn note_trained() {
-    if MODE.get() == Mode::Rehearse {
-        MEETS_TRAINED.set(true);
+/// Notes that a checkpointed forward pass uses a trained parameter.
+pub(crate) fn note_trained_param() {
+    if MODE.get() == Mode::Checkpointed {
+        USES_TRAINED.set(true);
     }
 }
 
@@ -141,9 +143,9 @@ pub fn is_recording() -> bool {
     MODE.get() == Mode::Record
 }
 
-/// Whether what is computed now is recorded, now or later.
+/// Whether ops called now are recorded, in this pass or when backward recomputes it.
 pub(crate) fn is_training() -> bool {
-    MODE.get() != Mode::Compute
+    MODE.get() != Mode::NoGrad
 }
 
 fn next_id() -> u64 {
@@ -256,14 +258,14 @@ impl Tensor {
                 Kind::Leaf(leaf) => {
                     let leaf = Arc::clone(leaf);
                     drop(node);
-                    // Its parameter and this clone: no node is left that could add to it.
+                    // Only its parameter and this clone hold it: no node is left that could add.
                     if Arc::strong_count(&leaf) == 2 && !on_leaf(&leaf) {
                         return Ok(());
                     }
                     continue;
                 }
             };
-            // A node that nothing depends on is only taken apart.
+            // A node that nothing depends on has no gradient: only its inputs are queued.
             if outputs.iter().any(Option::is_some) {
                 #[cfg(test)]
                 visited::note(op.name());
@@ -298,10 +300,10 @@ pub(crate) fn record<O: Op, const N: usize>(
     outputs: [Tensor; N],
     op: impl FnOnce() -> O,
 ) -> [Tensor; N] {
-    if records(inputs) { record_always(inputs, outputs, op) } else { outputs }
+    if will_record(inputs) { record_always(inputs, outputs, op) } else { outputs }
 }
 
-/// [`record`] without asking.
+/// Records `op` behind `outputs` unconditionally.
 fn record_always<O: Op, const N: usize>(
     inputs: &[&Tensor],
     outputs: [Tensor; N],
@@ -327,13 +329,14 @@ pub(crate) fn record1<O: Op>(inputs: &[&Tensor], output: Tensor, op: impl FnOnce
     output
 }
 
-/// Whether an op over one of these inputs is recorded, now or later.
-pub(crate) fn trains(inputs: &[&Tensor]) -> bool {
-    MODE.get() == Mode::Rehearse || records(inputs)
+/// Whether backward will run through an op over these inputs, which is recorded now or when
+/// backward recomputes it.
+pub(crate) fn will_run_backward(inputs: &[&Tensor]) -> bool {
+    MODE.get() == Mode::Checkpointed || will_record(inputs)
 }
 
 /// Whether an op over these inputs would be recorded.
-pub(crate) fn records(inputs: &[&Tensor]) -> bool {
+pub(crate) fn will_record(inputs: &[&Tensor]) -> bool {
     is_recording() && inputs.iter().any(|t| t.wants_grad())
 }
 
@@ -343,7 +346,7 @@ impl Edge {
     }
 }
 
-/// Which ops ran backward on this thread, for the test that wants a case for each.
+/// The ops that ran backward on this thread, for the test that demands a case for each.
 #[cfg(test)]
 pub(crate) mod visited {
     use std::cell::RefCell;

@@ -1,20 +1,21 @@
-//! Activations computed again: a stretch of the graph that keeps only what it begins with.
+//! Activation recomputation: a part of the graph that keeps only its inputs until backward.
 
 use super::{Gradients, Op, is_recording, no_grad, record_always};
 use crate::cuda::Offloaded;
 use crate::{Result, Shape, Tensor};
 
-/// A stretch of a computation, and how it is run again.
+/// A part of the graph whose forward pass is run again in backward.
 pub struct Recompute<D, B> {
-    /// From the inputs that are kept, those that are not.
+    /// Computes the derived inputs, which are not kept, from the kept ones.
     pub derive: D,
-    /// From all inputs, the kept ones first, the outputs.
+    /// Computes the outputs from all inputs, the kept ones first.
     pub body: B,
-    /// Whether what is kept waits in the memory of the host, if it is on a GPU. It is copied there
-    /// and back while the GPU computes.
+    /// Whether kept inputs on a GPU wait in host memory. They are copied there and back while the
+    /// GPU computes.
     pub offload: bool,
-    /// Whether a parameter within is trained, as [`rehearse`](super::rehearse) says.
-    pub trains: bool,
+    /// Whether the body uses a trained parameter: the second result of
+    /// [`checkpointed_forward`](super::checkpointed_forward).
+    pub uses_trained_params: bool,
 }
 
 /// An input that is kept.
@@ -37,21 +38,21 @@ where
     D: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     B: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
 {
-    /// Records `outputs`, which the body has made of `kept` and `derived` within
-    /// [`rehearse`](super::rehearse), so that backward runs the body once more: of all it computes
-    /// only `kept` stays in memory until then (Chen et al. 2016,
+    /// Records `outputs`, which the body has computed from `kept` and `derived` within
+    /// [`checkpointed_forward`](super::checkpointed_forward). Backward runs the body a second time,
+    /// so only `kept` stays in memory until then (Chen et al. 2016,
     /// <https://arxiv.org/abs/1604.06174>).
     ///
     /// The body must be a function of its inputs and of parameters alone, and give the same numbers
-    /// each time. With [`Tensor::backward_each`] no parameter may be in two such stretches: its
-    /// gradient would be taken for complete after the first. The gradient is then that of a graph
-    /// that was recorded at once, bit for bit: the nodes of the second run take the place of the
-    /// stretch, and backward continues through them.
+    /// each time. Then the gradients have the bits of a graph that was recorded at once: the nodes
+    /// of the second run replace this node, and backward continues through them. With
+    /// [`Tensor::backward_each`] no parameter may be in two such parts, because its gradient would
+    /// count as complete after the first.
     ///
-    /// Where nothing is trained and no input wants a gradient, nothing is recorded.
+    /// Records nothing if no parameter is trained and no input wants a gradient.
     ///
     /// # Errors
-    /// If a device fails to bring what is kept to the host.
+    /// If a device fails to copy kept inputs to the host.
     pub fn record<const O: usize>(
         self,
         kept: &[&Tensor],
@@ -59,7 +60,7 @@ where
         outputs: [Tensor; O],
     ) -> Result<[Tensor; O]> {
         let inputs: Vec<&Tensor> = kept.iter().chain(derived).copied().collect();
-        let is_wanted = self.trains || inputs.iter().any(|input| input.wants_grad());
+        let is_wanted = self.uses_trained_params || inputs.iter().any(|input| input.wants_grad());
         if !is_recording() || !is_wanted {
             return Ok(outputs);
         }
@@ -71,18 +72,18 @@ where
             false => Ok(Kept::Here(tensor.detach())),
         };
         let kept = kept.iter().map(keep).collect::<Result<_>>()?;
-        let stretch = Stretch { kept, n_outputs: O, run: self };
-        Ok(record_always(&inputs, outputs, || stretch))
+        let checkpointed = Checkpointed { kept, n_outputs: O, run: self };
+        Ok(record_always(&inputs, outputs, || checkpointed))
     }
 }
 
-struct Stretch<D, B> {
+struct Checkpointed<D, B> {
     kept: Vec<Kept>,
     n_outputs: usize,
     run: Recompute<D, B>,
 }
 
-impl<D, B> Op for Stretch<D, B>
+impl<D, B> Op for Checkpointed<D, B>
 where
     D: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     B: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
@@ -100,7 +101,7 @@ where
         let outputs = (self.run.body)(&inputs)?;
         for index in 0..self.n_outputs {
             if let Some(grad) = grads.output(index) {
-                grads.go_on_from(&outputs[index], grad)?;
+                grads.continue_from(&outputs[index], grad)?;
             }
         }
         Ok(())
@@ -110,7 +111,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::autograd::rehearse;
+    use crate::autograd::checkpointed_forward;
     use crate::ops::activation::Activation;
     use crate::ops::linear::WeightLayout;
     use crate::{DType, Device, Init, Param, ParamBuilder, ParamStore, Role, Source};
@@ -149,7 +150,7 @@ mod tests {
                     derive: |kept: &[Tensor]| Ok(vec![kept[0].activation(Activation::Silu)?]),
                     body: move |all: &[Tensor]| block(&all[0], &all[1], &w),
                     offload,
-                    trains: true,
+                    uses_trained_params: true,
                 };
                 let [x_new, h_new] = recompute.record(&[&x], &[&h], [x_new, h_new]).unwrap();
                 (x, h) = (x_new, h_new);
@@ -205,7 +206,7 @@ mod tests {
             derive: |_: &[Tensor]| Ok(Vec::new()),
             body: move |all: &[Tensor]| Ok(vec![run(&again, &all[0])?]),
             offload: false,
-            trains: true,
+            uses_trained_params: true,
         };
         let [y] = recompute.record(&[&x], &[], [y]).unwrap();
         y.sum().unwrap().backward().unwrap();
@@ -219,7 +220,7 @@ mod tests {
             derive: |_: &[Tensor]| Ok(Vec::new()),
             body: |all: &[Tensor]| Ok(all.to_vec()),
             offload: false,
-            trains: true,
+            uses_trained_params: true,
         };
         let [y] = no_grad(|| recompute.record(&[&x], &[], [x.detach()])).unwrap();
         assert!(!y.wants_grad());
@@ -234,14 +235,14 @@ mod tests {
         for frozen in [true, false] {
             w.set_trainable(!frozen);
             for input in [x.clone(), x.trainable()] {
-                let (y, trains) = rehearse(|| run(&w, &input));
-                assert_eq!(trains, !frozen);
+                let (y, uses_trained_params) = checkpointed_forward(|| run(&w, &input));
+                assert_eq!(uses_trained_params, !frozen);
                 let again = w.clone();
                 let recompute = Recompute {
                     derive: |_: &[Tensor]| Ok(Vec::new()),
                     body: move |all: &[Tensor]| Ok(vec![run(&again, &all[0])?]),
                     offload: false,
-                    trains,
+                    uses_trained_params,
                 };
                 let [y] = recompute.record(&[&input], &[], [y.unwrap()]).unwrap();
                 assert_eq!(y.wants_grad(), !frozen || input.wants_grad());

@@ -1,6 +1,7 @@
 //! Writing into tensors that exist, on a GPU: copies at strides, sums, products with a number.
 
-use crate::cpu::strided::{RunSize, Runs};
+use lehr_kernels::strided::{RunSize, Runs};
+
 use crate::cuda::{Extent, Source, args, source};
 use crate::{DType, Result, Tensor};
 

@@ -1,9 +1,10 @@
 //! The AdamW update, fused: one pass over parameter, gradient and both moments.
 
+use lehr_kernels::CHUNK;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use super::{Clip, cuda};
-use crate::cpu::CHUNK;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
 use crate::{Param, Result, Tensor};
 
 /// The numbers of one update.
@@ -34,15 +35,15 @@ impl AdamW {
     }
 }
 
-/// A parameter with its moments, and how its update differs from that of others.
+/// A parameter with its moments and its own factors of the update.
 pub struct AdamWItem<'a> {
-    /// The parameter. Without a gradient it is left as it is.
+    /// The parameter. Without a gradient it does not change.
     pub param: &'a Param,
     /// First moment, on the parameter's device.
     pub m: &'a mut Tensor,
     /// Second moment.
     pub v: &'a mut Tensor,
-    /// The learning rate is multiplied by this.
+    /// Factor on the learning rate.
     pub lr_scale: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,
@@ -60,11 +61,11 @@ pub fn adamw_params(
 ) -> Result<()> {
     let is_cuda = items.first().is_some_and(|item| item.m.is_cuda());
     match clip {
-        Some(clip) if is_cuda && clip.squares.on_cuda().is_some() => {
+        Some(clip) if is_cuda && clip.squared_norm.on_cuda().is_some() => {
             return on_cuda(items, rule, Some(clip));
         }
         Some(clip) => {
-            let sum = clip.squares.get()?;
+            let sum = clip.squared_norm.get()?;
             match clip.scale(sum, rule.grad_scale) {
                 Some(scale) => rule.grad_scale = scale,
                 None => return Ok(()),

@@ -1,9 +1,10 @@
-//! What is done in place on a GPU.
+//! In-place functions on a GPU.
+
+use lehr_kernels::strided::{RunSize, Runs};
 
 use super::{AdamW, Clip};
 use crate::copy::copy_runs;
 pub(crate) use crate::copy::{scale, scale_by};
-use crate::cpu::strided::{RunSize, Runs};
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::{DType, Result, Tensor};
 
@@ -13,7 +14,7 @@ const OP: &str = "inplace";
 /// Elements per block of kernels over a list of tensors.
 const CHUNK: usize = 16_384;
 
-/// A list of tensors cut into chunks, as the kernels read it: which tensor, which chunk of it.
+/// Divides a list of tensors into chunks for the kernels: pairs of tensor and chunk.
 fn chunks(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
     let cut = |(tensor, n): (usize, usize)| {
         (0..n.div_ceil(CHUNK)).flat_map(move |chunk| [tensor as i32, chunk as i32])
@@ -21,7 +22,7 @@ fn chunks(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
     lengths.enumerate().flat_map(cut).collect()
 }
 
-/// A table of words on the device of `beside`.
+/// Uploads a table of words to the device of `beside`.
 fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
     let halves: Vec<i32> =
         words.iter().flat_map(|w| [*w as u32 as i32, (*w >> 32) as u32 as i32]).collect();
@@ -30,7 +31,7 @@ fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
 
 /// `Σ x²` over all elements of f32 tensors on one GPU, as bits of an f64 `[2]` on it. Sums of fixed
 /// chunks are added in a fixed order. A `loss` that is not finite makes the sum so.
-pub(super) fn squares_of_all(tensors: &[Tensor], loss: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn sum_of_squares(tensors: &[Tensor], loss: Option<&Tensor>) -> Result<Tensor> {
     let first = &tensors[0];
     let cuda = first.cuda()?;
     let words: Vec<u64> =
@@ -55,15 +56,15 @@ pub(super) fn f64_of(bits: &Tensor) -> Result<f64> {
     Ok(f64::from_bits(low | high << 32))
 }
 
-/// A parameter with what its update needs. All are on one GPU and in f32, except the copy in the
-/// computing type.
+/// A parameter with the tensors of its update. All are on one GPU and in f32, except the copy in
+/// the computing type.
 pub(crate) struct Item<'a> {
     pub(crate) param: &'a Tensor,
     pub(crate) shadow: Option<&'a Tensor>,
     pub(crate) grad: &'a Tensor,
     pub(crate) m: &'a Tensor,
     pub(crate) v: &'a Tensor,
-    /// Of the learning rate.
+    /// Factor on the learning rate.
     pub(crate) lr_scale: f32,
     pub(crate) weight_decay: f32,
 }
@@ -101,8 +102,8 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
         eps,
         step_size,
         v_scale,
-        clip.and_then(|clip| clip.squares.on_cuda()),
-        clip.map_or(0.0, |clip| clip.norm),
+        clip.and_then(|clip| clip.squared_norm.on_cuda()),
+        clip.map_or(0.0, |clip| clip.max_norm),
         grad_scale,
     ];
     cuda.launch(&KERNELS, dtype, "adamw", Extent::line(n_chunks, 256), args)
@@ -113,12 +114,12 @@ pub(super) fn write_runs(all: &mut Tensor, new: &Tensor, size: RunSize, to: Runs
     copy_runs(size, new, Runs::packed(size.len), all, to, false)
 }
 
-/// The index of the largest value of each row of `x [n, width]`: the first of equals, and NaN
-/// never.
+/// Returns the index of the largest value of each row of `x [n, width]`: the first of equal ones,
+/// never NaN.
 pub(crate) fn argmax(x: &Tensor) -> Result<Tensor> {
     let (cuda, rows, width) = (x.cuda()?, x.shape().n_rows(), x.shape().last_dim());
     let ids = Tensor::uninit_on(x.device(), [rows], DType::I32)?;
-    /// What the second dimension of a grid may have.
+    /// Limit of the second dimension of a grid.
     const ROWS_MAX: usize = 65_535;
     for first in (0..rows).step_by(ROWS_MAX) {
         let mut extent = Extent::line(1, if rows < 64 { 1024 } else { 256 });

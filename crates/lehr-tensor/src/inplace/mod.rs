@@ -1,6 +1,7 @@
 //! Functions that write into a buffer and have no gradient. They refuse tensors that want one.
 
-use crate::cpu::strided::{RunSize, Runs};
+use lehr_kernels::strided::{RunSize, Runs};
+
 use crate::{Error, Result, Tensor};
 
 mod adamw;

@@ -1,13 +1,14 @@
 //! The gradient norm and its clipping.
 
+use lehr_kernels::CHUNK;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
+
 use super::cuda;
-use crate::cpu::CHUNK;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
 use crate::{Result, Tensor};
 
-/// `Σ g²` of a whole gradient, where it was computed: nobody waits for a GPU before the number is
-/// asked for.
+/// `Σ g²` of a whole gradient, on the device that computed it. The host waits for a GPU only when
+/// it reads the number.
 pub struct SquaredGradNorm(Sum);
 
 /// A sum, on the device it was computed on.
@@ -18,8 +19,8 @@ enum Sum {
 }
 
 impl SquaredGradNorm {
-    /// The sum over all elements of f32 tensors that live on one device. If one of the `losses`
-    /// `[1]` there is not finite, the sum is not either.
+    /// Sums over all elements of f32 tensors on one device. If one of the `losses` `[1]` is not
+    /// finite, neither is the sum.
     ///
     /// # Errors
     /// If a device fails.
@@ -30,7 +31,7 @@ impl SquaredGradNorm {
                 None => Ok(Some(loss.clone())),
             };
             let loss = losses.iter().try_fold(None, sum)?;
-            return Ok(Self(Sum::Cuda(cuda::squares_of_all(tensors, loss.as_ref())?)));
+            return Ok(Self(Sum::Cuda(cuda::sum_of_squares(tensors, loss.as_ref())?)));
         }
         let mut sum: f64 = tensors.iter().map(|t| sum_of_squares(t.data())).sum();
         for loss in losses {
@@ -39,13 +40,13 @@ impl SquaredGradNorm {
         Ok(Self(Sum::Host(sum)))
     }
 
-    /// A sum that was computed before.
+    /// Creates the norm from a known sum.
     #[must_use]
     pub fn known(sum: f64) -> Self {
         Self(Sum::Host(sum))
     }
 
-    /// The number; it waits for a GPU.
+    /// Returns the number. Waits for a GPU.
     ///
     /// # Errors
     /// If a device fails.
@@ -56,7 +57,7 @@ impl SquaredGradNorm {
         }
     }
 
-    /// Where it lies, if that is on a GPU.
+    /// Returns its tensor, if it is on a GPU.
     pub(super) fn on_cuda(&self) -> Option<&Tensor> {
         match &self.0 {
             Sum::Host(_) => None,
@@ -65,21 +66,21 @@ impl SquaredGradNorm {
     }
 }
 
-/// How an update depends on the whole gradient.
+/// Gradient clipping: how an update depends on the norm of the whole gradient.
 #[derive(Clone, Copy)]
 pub struct Clip<'a> {
-    /// Its squares. If their sum is not finite, nothing is updated.
-    pub squares: &'a SquaredGradNorm,
-    /// If the norm, after `grad_scale`, is greater than this, the gradient is scaled down to it; 0
-    /// = never.
-    pub norm: f32,
+    /// `Σ g²` of the whole gradient. If it is not finite, nothing is updated.
+    pub squared_norm: &'a SquaredGradNorm,
+    /// Largest norm after `grad_scale`; a gradient with a larger norm is scaled down to it. 0
+    /// disables clipping.
+    pub max_norm: f32,
 }
 
 impl Clip<'_> {
-    /// What the gradient is multiplied by, for a `sum` of squares and a `grad_scale`; `None` =
-    /// nothing is to be updated.
+    /// Returns the factor on the gradient, for its squared norm `sum` and a `grad_scale`. `None`
+    /// means that nothing may be updated.
     pub(super) fn scale(&self, sum: f64, grad_scale: f32) -> Option<f32> {
-        let (scale, limit) = (f64::from(grad_scale), f64::from(self.norm));
+        let (scale, limit) = (f64::from(grad_scale), f64::from(self.max_norm));
         let norm = sum.sqrt() * scale;
         let clips = limit > 0.0 && norm > limit;
         sum.is_finite().then_some(if clips { (scale * (limit / norm)) as f32 } else { grad_scale })
@@ -103,7 +104,7 @@ impl Kernel for Squares<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f64 {
         // Short f32 runs summed in f64: no digit that matters is lost.
-        let short = |run: &[f32]| f64::from(crate::cpu::gemm::vector::dot(s, run, run));
+        let short = |run: &[f32]| f64::from(lehr_kernels::gemm::vector::dot(s, run, run));
         self.0.chunks(1024).map(short).sum()
     }
 }

@@ -74,8 +74,8 @@ ops!(
 
 mod rows_cuda;
 
-/// Room for the gradient that the two terms of a residual addition share, if one of them (inputs 0
-/// and 1) wants it: that of the sum, if nobody else sees it, else a new tensor.
+/// Returns a tensor for the gradient that the two terms of a residual addition share, if one of
+/// them (inputs 0 and 1) wants it: the gradient of the sum if it is unshared, else a new tensor.
 fn total_room(
     x: &Tensor,
     d_sum: Option<&Tensor>,
@@ -90,7 +90,7 @@ fn total_room(
     }
 }
 
-/// An error unless both shapes are the same.
+/// Returns an error unless both shapes are equal.
 fn expect_same(op: &'static str, lhs: &Tensor, rhs: &Tensor) -> Result<()> {
     lhs.expect_float(op)?;
     lhs.expect_beside(op, rhs)?;
@@ -100,7 +100,7 @@ fn expect_same(op: &'static str, lhs: &Tensor, rhs: &Tensor) -> Result<()> {
     Err(Error::Shape { op, lhs: lhs.shape(), rhs: rhs.shape(), rule: "shapes must be equal" })
 }
 
-/// An error unless `vector` is `[D]` for rows of width D.
+/// Returns an error unless `vector` is `[D]` for rows of width D.
 fn expect_vector(op: &'static str, x: &Tensor, vector: &Tensor) -> Result<()> {
     vector.expect_dtype(op, crate::DType::F32)?;
     vector.expect_on(op, x.device())?;
@@ -111,7 +111,7 @@ fn expect_vector(op: &'static str, x: &Tensor, vector: &Tensor) -> Result<()> {
     Err(Error::Shape { op, lhs: x.shape(), rhs: vector.shape(), rule })
 }
 
-/// An error unless `x` has at least `rank` dimensions.
+/// Returns an error unless `x` has at least `rank` dimensions.
 fn expect_rank_min(op: &'static str, x: &Tensor, rank: usize) -> Result<()> {
     if x.shape().len() >= rank {
         return Ok(());

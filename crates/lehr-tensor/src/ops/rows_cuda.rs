@@ -1,5 +1,4 @@
-//! What kernels that work on rows, several to a block or one, have in common: their extent, and how
-//! their gradients are gathered.
+//! Shared parts of kernels over rows: their grids, and how their gradients are summed.
 
 use crate::autograd::Gradients;
 use crate::cuda::{Cuda, Extent, Source, args, int};
@@ -23,7 +22,7 @@ fn block(d: usize, dtype: DType, per_thread: usize, most: usize) -> (usize, usiz
     }
 }
 
-/// Forward: every row once, by blocks of at most `most` threads.
+/// Returns the grid of a forward kernel: every row once, in blocks of at most `most` threads.
 pub(super) fn forward(x: &Tensor, most: usize) -> Extent {
     /// Packs of a row that a thread holds.
     const PER_THREAD: usize = 4;
@@ -33,11 +32,12 @@ pub(super) fn forward(x: &Tensor, most: usize) -> Extent {
     extent
 }
 
-/// Backward: as many blocks as run at once, each with sums of its own over `n_sums` columns of `d`.
+/// Returns the grid of a backward kernel: as many blocks as run at once, each with its own sums
+/// over `n_sums` columns of `d`.
 pub(super) fn backward(cuda: &Cuda, x: &Tensor, resident_threads: usize, n_sums: usize) -> Extent {
     /// Packs of a row that a thread holds.
     const PER_THREAD: usize = 2;
-    /// Most shared memory for sums that are not in registers.
+    /// Limit of the shared memory for sums that are not in registers.
     const SHARED_MAX: usize = 96 << 10;
     let (d, n_rows) = (x.shape().last_dim(), x.shape().n_rows());
     let (columns, rows) = block(d, x.dtype(), PER_THREAD, 512);
@@ -53,20 +53,21 @@ pub(super) fn backward(cuda: &Cuda, x: &Tensor, resident_threads: usize, n_sums:
     extent
 }
 
-/// Room for the sums of each block of a backward kernel.
+/// Allocates the sums of each block of a backward kernel.
 pub(super) fn partials(x: &Tensor, extent: &Extent) -> Result<Tensor> {
     x.like_f32([extent.grid[0] as usize, x.shape().last_dim()])
 }
 
-/// Adding up partial sums of `d` columns: blocks of 32 by 32 threads, 32 columns each.
+/// Returns the grid for adding partial sums of `d` columns: blocks of 32 by 32 threads, 32 columns
+/// each.
 fn sum_partials(d: usize) -> Extent {
     let mut extent = Extent::line(d.div_ceil(32), 0);
     extent.block = [32, 32, 1];
     extent
 }
 
-/// Gradient of `x`, input 0: `run` gets what its kernel adds to and writes, both `None` if it is
-/// not wanted, and gives the sums of its blocks, which are returned.
+/// Computes the gradient of `x`, input 0. `run` gets the base and the output of its kernel, both
+/// `None` if the gradient is not wanted, and returns the sums of its blocks.
 pub(super) fn write_input<P>(
     x: &Tensor,
     grads: &mut Gradients<'_>,

@@ -4,7 +4,7 @@ use super::{Init, Param, ParamStore, Role, Weight};
 use crate::quant::QMatrix;
 use crate::{Error, Philox, Result, Shape, Tensor};
 
-/// Reads a parameter by name and shape; `Ok(None)` = start as new, an error is text to be shown.
+/// Reads a parameter by name and shape. `Ok(None)` means that it starts as new; an error is a text.
 pub type Load<'a> = dyn Fn(&str, Shape) -> std::result::Result<Option<Tensor>, String> + 'a;
 
 /// Finds a matrix `[rows, cols]` in its stored form by name and role; `None` = load it as a
@@ -22,7 +22,7 @@ pub struct StoredShape {
     pub transposed: bool,
 }
 
-/// Where the values of new parameters come from.
+/// The source of the values of new parameters.
 pub enum Source<'a> {
     /// Random, each parameter from its own stream named by its path, so that adding a layer does
     /// not change the others.
@@ -34,7 +34,7 @@ pub enum Source<'a> {
     Load {
         /// The reader.
         load: &'a Load<'a>,
-        /// Finds matrices that are used as they are stored; `None` = there are none.
+        /// Finds matrices that are used in their storage format; `None` = there are none.
         stored: Option<&'a LoadStored<'a>>,
         /// Seed for the parameters the reader does not have.
         seed: u64,
@@ -61,8 +61,8 @@ impl<'a> ParamBuilder<'a> {
         ParamBuilder { path, store: &mut *self.store, source: self.source }
     }
 
-    /// The same place with another source of values: for parameters that a checkpoint of the model
-    /// does not have.
+    /// Returns the same place with another source of values, for parameters that a checkpoint of
+    /// the model does not have.
     pub fn with_source<'b>(&'b mut self, source: &'b Source<'b>) -> ParamBuilder<'b> {
         ParamBuilder { path: self.path.clone(), store: &mut *self.store, source }
     }

@@ -8,7 +8,7 @@ mod store;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::autograd::{Leaf, ParamId, note_trained};
+use crate::autograd::{Leaf, ParamId, note_trained_param};
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor, is_recording};
 pub use build::{Load, LoadStored, ParamBuilder, Source, StoredShape};
@@ -16,7 +16,7 @@ pub use pattern::NamePattern;
 pub use role::Role;
 pub use store::{Named, ParamStore, StoredMatrix};
 
-/// How a parameter without a checkpoint starts.
+/// Initial values of a parameter without a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// One value everywhere: 1 for norm weights, 0 for biases.
@@ -32,8 +32,8 @@ struct Inner {
     role: Role,
     shape: Shape,
     value: Mutex<Tensor>,
-    /// The value rounded to the type it is computed with, on a GPU: kept beside the f32 value and
-    /// written with it.
+    /// The value in the computing type, on a GPU. It is kept with the f32 value, and both are
+    /// written together.
     shadow: Mutex<Option<Tensor>>,
     leaf: Arc<Leaf>,
     trainable: AtomicBool,
@@ -58,25 +58,25 @@ impl Param {
         }))
     }
 
-    /// Its path, which is its name in checkpoints.
+    /// Returns its path, which is its name in checkpoints.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// What it is for.
+    /// Returns its role.
     #[must_use]
     pub fn role(&self) -> Role {
         self.0.role
     }
 
-    /// Its shape.
+    /// Returns its shape.
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.0.shape
     }
 
-    /// Which parameter this is, in [`Tensor::backward_each`].
+    /// Returns its identity for [`Tensor::backward_each`].
     #[must_use]
     pub fn id(&self) -> ParamId {
         ParamId::of(&self.0.leaf)
@@ -90,7 +90,8 @@ impl Param {
         self.as_leaf(shadow.unwrap_or_else(|| self.value().clone()))
     }
 
-    /// [`Param::tensor`] in f32, whatever it is computed with: the scales and shifts of norms.
+    /// Returns [`Param::tensor`] in f32, whatever the computing type: the scales and shifts of
+    /// norms.
     #[must_use]
     pub fn tensor_f32(&self) -> Tensor {
         self.as_leaf(self.value().clone())
@@ -100,7 +101,7 @@ impl Param {
         if !self.is_trainable() {
             return value;
         }
-        note_trained();
+        note_trained_param();
         if is_recording() { value.as_leaf(Arc::clone(&self.0.leaf)) } else { value }
     }
 
@@ -149,7 +150,7 @@ impl Param {
         size * self.shape().n_elements()
     }
 
-    /// Where it lives.
+    /// Returns its device.
     #[must_use]
     pub fn device(&self) -> Device {
         self.value().device()
@@ -174,12 +175,11 @@ impl Param {
         self.0.trainable.load(Ordering::Relaxed)
     }
 
-    /// Freezes it (`false`) or has it trained again. A frozen parameter is a constant of the
-    /// forward pass: backward does not reach it and computes nothing below it that no trained
-    /// parameter needs. Its gradient, if it has one, is dropped.
+    /// Freezes the parameter (`false`) or makes it trainable again. A frozen parameter is a
+    /// constant of the forward pass: backward does not reach it, and computes nothing that only it
+    /// would need. Its gradient, if any, is dropped.
     ///
-    /// Optimisers make state for the parameters that are trained when they are made: freeze
-    /// before.
+    /// Freeze parameters before creating the optimiser, which allocates state for the trained ones.
     pub fn set_trainable(&self, trainable: bool) {
         self.0.trainable.store(trainable, Ordering::Relaxed);
         if !trainable {
@@ -193,14 +193,14 @@ impl Param {
         self.0.fp8.load(Ordering::Relaxed)
     }
 
-    /// The gradient gathered since the last [`Param::clear_grad`], if any.
+    /// Returns the gradient accumulated since the last [`Param::clear_grad`], if any.
     #[must_use]
     pub fn grad(&self) -> Option<Tensor> {
         self.grad_slot().clone()
     }
 
-    /// Forgets the gradient. Its memory goes back to the arena, where the next forward pass finds
-    /// it: gradients and activations share their room.
+    /// Frees the gradient. The next forward pass reuses its memory: gradients and activations share
+    /// the arena.
     pub fn clear_grad(&self) {
         *self.grad_slot() = None;
     }
@@ -216,7 +216,7 @@ impl Param {
         }
         let (device, dtype) =
             (self.device(), self.shadow().as_ref().map_or(DType::F32, Tensor::dtype));
-        // A copy of its own: the caller may keep using `value`.
+        // A separate copy, because the caller may keep using `value`.
         let moved =
             if value.device() == device { value.duplicate()? } else { value.to_device(device)? };
         if dtype != DType::F32 {
@@ -241,12 +241,12 @@ impl Param {
     }
 }
 
-/// The matrix of a layer: a parameter, or one that is used as it is stored.
+/// The matrix of a layer: a parameter, or a matrix in its storage format.
 #[derive(Clone)]
 pub enum Weight {
     /// In f32; it can be trained.
     Param(Param),
-    /// In a stored form `[out, in]`; it stays as it is.
+    /// In a storage format `[out, in]`; it cannot be trained.
     Stored(QMatrix),
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A name in which each `*` stands for any characters, none included: `model.layers.*.mlp.*`.
+/// A name in which each `*` matches any characters, or none: `model.layers.*.mlp.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern(String);
 
@@ -28,7 +28,7 @@ impl NamePattern {
             if pieces.peek().is_none() {
                 return rest.ends_with(piece);
             }
-            // The earliest place leaves the most for the pieces that follow.
+            // The earliest match leaves the most text for the following pieces.
             match rest.find(piece) {
                 Some(at) => rest = &rest[at + piece.len()..],
                 None => return false,

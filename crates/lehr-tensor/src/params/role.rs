@@ -1,11 +1,11 @@
-//! What a parameter is for.
+//! The roles of parameters.
 
 use std::fmt;
 
-/// What a parameter is for, said where it is built.
+/// The role of a parameter, set where it is built.
 ///
-/// Optimisers, quantisation, freezing and reports ask for the role instead of guessing it from a
-/// name: the names are those of published checkpoints and differ between families.
+/// Optimisers, quantisation, freezing and reports read the role instead of guessing from a name:
+/// names are those of published checkpoints and differ between families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// The table of token vectors `[V, D]`; a tied head is applied from it.
@@ -51,8 +51,8 @@ impl Role {
         matches!(self, Self::TokenEmbedding | Self::PositionEmbedding | Self::TokenTypeEmbedding)
     }
 
-    /// Whether it is a matrix between the embedding and the head: the ones that fp8 and Muon are
-    /// for, and that quantisation rounds.
+    /// Returns whether it is a matrix between the embedding and the head. fp8, Muon and
+    /// quantisation apply to these.
     #[must_use]
     pub fn is_hidden_matrix(self) -> bool {
         matches!(self, Self::Attention | Self::Mlp | Self::Transform)

@@ -8,8 +8,8 @@ use crate::cuda::FP8_MULTIPLE;
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
-/// The parameters of a model in the order they were built, and the matrices that are used as they
-/// are stored.
+/// The parameters of a model in the order they were built, and the matrices that are used in their
+/// storage format.
 #[derive(Clone, Default)]
 pub struct ParamStore {
     pub(super) params: Vec<Param>,
@@ -17,7 +17,7 @@ pub struct ParamStore {
     stored: Vec<StoredMatrix>,
 }
 
-/// A matrix that is used as it is stored.
+/// A matrix that is used in its storage format.
 #[derive(Clone)]
 pub struct StoredMatrix {
     name: String,
@@ -30,13 +30,13 @@ pub struct StoredMatrix {
 }
 
 impl StoredMatrix {
-    /// Its path, which is its name in checkpoints.
+    /// Returns its path, which is its name in checkpoints.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it is for.
+    /// Returns its role.
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
@@ -69,7 +69,7 @@ impl ParamStore {
         self.by_name.get(name).map(|i| &self.params[*i])
     }
 
-    /// The matrices that are used as they are stored, in order: not among
+    /// Returns the matrices in their storage format, in order. They are not among
     /// [`params`](Self::params).
     #[must_use]
     pub fn stored(&self) -> &[StoredMatrix] {
@@ -102,16 +102,17 @@ impl ParamStore {
         self.stored.push(StoredMatrix { name, role, matrix, transposed, n_before });
     }
 
-    /// Freezes the parameters that `is_frozen` chooses; how many. The others stay as they are.
+    /// Freezes the parameters that `is_frozen` selects, and returns their number. The others do not
+    /// change.
     pub fn freeze(&self, is_frozen: impl Fn(&Param) -> bool) -> usize {
         let frozen = self.params.iter().filter(|param| is_frozen(param));
         frozen.map(|param| param.set_trainable(false)).count()
     }
 
-    /// Freezes the parameters whose names match one of `patterns`; how many.
+    /// Freezes the parameters whose names match one of `patterns`, and returns their number.
     ///
     /// # Errors
-    /// If a pattern matches no parameter: then nothing is frozen.
+    /// If a pattern matches no parameter. Then nothing is frozen.
     pub fn freeze_matching(&self, patterns: &[NamePattern]) -> Result<usize> {
         for pattern in patterns {
             if !self.params.iter().any(|param| pattern.matches(param.name())) {
@@ -148,7 +149,7 @@ impl ParamStore {
     }
 
     /// Lets training multiply in fp8 the hidden matrices ([`Role::is_hidden_matrix`]) whose both
-    /// sides are at least `side_min` and multiples of 16; how many there are.
+    /// sides are at least `side_min` and multiples of 16. Returns their number.
     pub fn use_fp8(&self, side_min: usize) -> usize {
         let fits = |side: &usize| *side >= side_min && side.is_multiple_of(FP8_MULTIPLE);
         let matrices = self.params.iter().filter(|param| param.role().is_hidden_matrix());
@@ -166,7 +167,7 @@ impl ParamStore {
         self.stored.iter().try_for_each(|stored| stored.matrix.to_device(device, dtype))
     }
 
-    /// Where the parameters live and what they are computed with; the CPU and f32 if there are
+    /// Returns the device and the computing type of the parameters; the CPU and f32 if there are
     /// none.
     #[must_use]
     pub fn compute(&self) -> (Device, DType) {
@@ -177,7 +178,7 @@ impl ParamStore {
         self.params.first().map_or((Device::Cpu, DType::F32), of)
     }
 
-    /// Forgets all gradients.
+    /// Frees all gradients.
     pub fn clear_grads(&self) {
         self.params.iter().for_each(Param::clear_grad);
     }
@@ -204,7 +205,7 @@ enum Value<'a> {
 }
 
 impl Named<'_> {
-    /// Its path, which is its name in checkpoints.
+    /// Returns its path, which is its name in checkpoints.
     #[must_use]
     pub fn name(&self) -> &str {
         match self.0 {
@@ -213,7 +214,7 @@ impl Named<'_> {
         }
     }
 
-    /// What it is for.
+    /// Returns its role.
     #[must_use]
     pub fn role(&self) -> Role {
         match self.0 {
@@ -249,7 +250,7 @@ impl Named<'_> {
         }
     }
 
-    /// Its numbers in f32 on the CPU, of a stored form those that it stands for.
+    /// Returns its numbers in f32 on the CPU; a stored matrix is decoded.
     ///
     /// # Errors
     /// If memory runs out or a device fails.

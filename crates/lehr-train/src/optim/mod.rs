@@ -32,7 +32,7 @@ pub trait Optimizer: Send {
     /// If the parameter is still in use by a graph.
     fn update(&mut self, param: &Param) -> Result<()>;
 
-    /// Makes one whole update. Changes nothing if the sum of squares in `clip` is not finite. Does
+    /// Makes one whole update. Changes nothing if the squared norm in `clip` is not finite. Does
     /// not wait for a GPU.
     ///
     /// # Errors

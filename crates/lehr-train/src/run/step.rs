@@ -59,8 +59,8 @@ pub struct Enqueued {
     losses: Vec<Tensor>,
     /// The metrics of all micro-batches, times the factor.
     metrics: Vec<Metric>,
-    /// Sum of squares of the gradient, times the square of the factor.
-    squares: SquaredGradNorm,
+    /// Squared norm of the gradient, times the square of the factor.
+    squared_norm: SquaredGradNorm,
     /// The factor of loss scaling.
     factor: f32,
     /// Number of parameters that were updated inside backward.
@@ -150,12 +150,12 @@ impl Stepper {
             loss.value.backward()?;
         }
         let grads: Vec<_> = inputs.params.params().iter().filter_map(Param::grad).collect();
-        let squares = SquaredGradNorm::of(&grads, &losses)?;
+        let squared_norm = SquaredGradNorm::of(&grads, &losses)?;
         drop(grads);
         let update = Update { number: inputs.number, lr: inputs.lr, grad_scale: 1.0 / factor };
-        let clip = Clip { squares: &squares, norm: self.config.clip_norm };
+        let clip = Clip { squared_norm: &squared_norm, max_norm: self.config.clip_norm };
         self.optimizer.step(inputs.params, update, clip)?;
-        Ok(Enqueued { losses, metrics, squares, factor, n_updated: 0 })
+        Ok(Enqueued { losses, metrics, squared_norm, factor, n_updated: 0 })
     }
 
     /// Makes a step in which each parameter is updated as soon as backward has its gradient, whose
@@ -168,7 +168,7 @@ impl Stepper {
         let StepInputs { params, number, lr, .. } = inputs;
         let normalizer = inputs.normalizer();
         let (mut losses, mut metrics) = (Vec::new(), Vec::new());
-        let (mut squares, mut n_updated) = (0.0, 0);
+        let (mut squared_norm, mut n_updated) = (0.0, 0);
         for batch in inputs.batches {
             let loss = (inputs.loss)(batch, normalizer)?;
             let value = loss.value.detach();
@@ -184,7 +184,7 @@ impl Stepper {
                 let Some(grad) = param.grad() else { return Ok(()) };
                 let square = SquaredGradNorm::of(std::slice::from_ref(&grad), &[])?.get()?;
                 drop(grad);
-                squares += square;
+                squared_norm += square;
                 // A gradient that is not finite is kept, so that the error can name the parameter.
                 if square.is_finite() {
                     self.optimizer.update(param)?;
@@ -198,8 +198,8 @@ impl Stepper {
             // Backward reports a gradient only when it knows that nothing more is added to it.
             params.params().iter().try_for_each(update)?;
         }
-        let squares = SquaredGradNorm::known(squares);
-        Ok(Enqueued { losses, metrics, squares, factor: 1.0, n_updated })
+        let squared_norm = SquaredGradNorm::known(squared_norm);
+        Ok(Enqueued { losses, metrics, squared_norm, factor: 1.0, n_updated })
     }
 
     /// Waits for a step and reads its numbers. Clears the gradients, except those of a step that
@@ -217,7 +217,7 @@ impl Stepper {
             let sum = numbers.metrics.entry((*name).to_owned()).or_default();
             *sum += f64::from(value.item()?) / factor;
         }
-        numbers.grad_norm = enqueued.squares.get()?.sqrt() / factor;
+        numbers.grad_norm = enqueued.squared_norm.get()?.sqrt() / factor;
         if numbers.loss.is_finite() && numbers.grad_norm.is_finite() {
             params.clear_grads();
             self.loss_scale = self.loss_scale.map(LossScale::after_step);

@@ -1,4 +1,4 @@
-//! Blocks to numbers.
+//! Decoders: blocks to numbers.
 
 use super::N;
 use crate::quant::codec::f16_at;

@@ -1,4 +1,4 @@
-//! Numbers to blocks: scales of the groups by search, their rounding to few bits, then the codes
+//! Encoders: search for the scales of the groups, round them to a few bits, then choose the codes
 //! nearest to the numbers under the rounded scales.
 
 use super::N;
@@ -38,7 +38,7 @@ fn affine_scales<const G: usize, const L: usize>(
     )
 }
 
-/// Root of the mean square plus magnitude: large numbers count more, small ones not nothing.
+/// Root of the mean square plus magnitude: large numbers count more, and small ones still count.
 #[inline(always)]
 fn rms_plus_magnitude(x: &[f32; 32], magnitude: f32) -> f32 {
     (x.iter().map(|v| v * v).sum::<f32>() / 32.0).sqrt() + magnitude

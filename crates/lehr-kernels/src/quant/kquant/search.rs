@@ -1,5 +1,5 @@
-//! The scale of a group: a few guesses, each followed by the weighted least-squares fit of the
-//! codes it leads to; the guess with the least error wins.
+//! The scale of a group: a few guesses, each followed by a weighted least-squares fit for the codes
+//! that it gives. The guess with the smallest error wins.
 
 /// Rounds to the nearest integer within `low..=high`.
 #[inline(always)]
@@ -20,8 +20,8 @@ fn sum<const N: usize>(term: impl Fn(usize) -> f32) -> f32 {
         + ((chains[1] + chains[5]) + (chains[3] + chains[7]))
 }
 
-/// Which first guesses [`affine`] tries: `levels + first + step · i` steps between the least and
-/// the greatest number, for i below `n`.
+/// The first guesses of [`affine`]: `levels + first + step · i` steps between the smallest and the
+/// largest number, for i below `n`.
 #[derive(Clone, Copy)]
 pub(super) struct Guesses {
     pub(super) first: f32,

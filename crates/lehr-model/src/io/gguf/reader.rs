@@ -123,7 +123,7 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
             return Err(Error::Format {
                 path: path.to_owned(),
                 reason: "this GGUF file is big-endian, expected little-endian".to_owned(),
-                hint: Some("get the file for little-endian machines, the usual ones".to_owned()),
+                hint: Some("get the file for little-endian machines (x86-64, ARM)".to_owned()),
             });
         }
         _ => return Err(cursor.fault(format!("GGUF version {version}, expected 2 or 3"))),
@@ -188,14 +188,16 @@ impl RawTensor {
             )));
         };
         if !offset.is_multiple_of(alignment) {
-            return Err(fault(format!("it begins at {offset}, no multiple of {alignment}")));
+            return Err(fault(format!(
+                "it begins at byte {offset}, which is no multiple of {alignment}"
+            )));
         }
         let (dtype, width) = (GgmlType::from_id(type_id), dims.first().copied().unwrap_or(1));
         let n_bytes = match dtype {
             GgmlType::Other(_) => 0,
             _ => dtype.n_bytes(n, width).ok_or_else(|| {
                 fault(format!(
-                    "rows of {width} numbers in {dtype:?} are no whole blocks, or too many"
+                    "rows of {width} numbers in {dtype:?} are not whole blocks, or too many"
                 ))
             })?,
         };
@@ -203,7 +205,7 @@ impl RawTensor {
         let end = begin.and_then(|begin| begin.checked_add(n_bytes));
         let (Some(begin), true) = (begin, end.is_some_and(|end| end <= file_len)) else {
             let reason = format!(
-                "its {n_bytes} bytes from {offset} on lie beyond the end of the file of \
+                "its {n_bytes} bytes from {offset} extend beyond the end of the file, which has \
                  {file_len} bytes"
             );
             return Err(fault(reason));
@@ -239,7 +241,7 @@ impl<'a> Cursor<'a> {
                     "the file ends within {what}: {n} bytes expected, {} left",
                     self.n_left()
                 ),
-                hint: Some("copy or download the file again: it may have been cut".to_owned()),
+                hint: Some("copy or download the file again: it may be truncated".to_owned()),
             });
         }
         let from = self.at;
@@ -261,7 +263,7 @@ impl<'a> Cursor<'a> {
         let len = self.u64(what)?;
         let bytes = self.take(len, what)?;
         let text = std::str::from_utf8(bytes);
-        text.map(str::to_owned).map_err(|e| self.fault(format!("{what} is no UTF-8 text: {e}")))
+        text.map(str::to_owned).map_err(|e| self.fault(format!("{what} is not UTF-8: {e}")))
     }
 
     fn metadata(&mut self, n_keys: u64) -> Result<Metadata> {
@@ -275,7 +277,7 @@ impl<'a> Cursor<'a> {
                 _ => self.scalar(&key, type_id)?,
             };
             if !known.insert(key.clone()) {
-                return Err(self.fault(format!("the key {key} is there twice")));
+                return Err(self.fault(format!("the key {key} occurs twice")));
             }
             entries.push((key, value));
         }
@@ -311,7 +313,7 @@ impl<'a> Cursor<'a> {
 
     fn array(&mut self, key: &str, depth: usize) -> Result<Array> {
         if depth > MAX_DEPTH {
-            return Err(self.fault(format!("{key} has arrays in arrays deeper than {MAX_DEPTH}")));
+            return Err(self.fault(format!("{key} nests arrays more than {MAX_DEPTH} deep")));
         }
         let type_id = self.u32(key)?;
         let n = self.u64(key)?;
@@ -358,7 +360,7 @@ impl<'a> Cursor<'a> {
             let dims = (0..n_dims).map(|_| self.u64(&name)).collect::<Result<_>>()?;
             let (type_id, offset) = (self.u32(&name)?, self.u64(&name)?);
             if !known.insert(name.clone()) {
-                return Err(self.fault(format!("tensor `{name}` is there twice")));
+                return Err(self.fault(format!("tensor `{name}` occurs twice")));
             }
             tensors.push(RawTensor { name, dims, type_id, offset });
         }

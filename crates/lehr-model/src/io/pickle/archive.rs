@@ -4,6 +4,7 @@
 //! uncompressed. `NAME/byteorder` is `little` or `big` (absent: little).
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 
@@ -12,8 +13,8 @@ use super::tensor::View;
 use super::{Fault, state_dict};
 use crate::io::entry::Entry;
 
-/// Byte range of each file in an archive: offset and length.
-type Places<'a> = HashMap<&'a str, (usize, usize)>;
+/// Byte range of each file in an archive.
+type Places<'a> = HashMap<&'a str, Range<usize>>;
 
 pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>, Fault> {
     let archive = ZipArchive::from_slice(bytes).map_err(|e| damaged(&e))?;
@@ -24,20 +25,18 @@ pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>,
         return Err(Fault::new("the zip file has no NAME/data.pkl, or several"));
     };
     let prefix = pickle.trim_end_matches("data.pkl");
-    let contents = |name: &str| {
-        let (offset, len) = places.get(&*format!("{prefix}{name}"))?;
-        bytes.get(*offset..)?.get(..*len)
-    };
+    let contents = |name: &str| bytes.get(places.get(&*format!("{prefix}{name}"))?.clone());
     if contents("byteorder").is_some_and(|order| order.trim_ascii() != b"little") {
         return Err(Fault::hinted(
             "its numbers are not little-endian",
             "load and save it with PyTorch on a little-endian machine (x86-64, ARM)",
         ));
     }
-    let pickle = contents("data.pkl").ok_or_else(|| Fault::new("data.pkl lies outside"))?;
+    let pickle = contents("data.pkl")
+        .ok_or_else(|| Fault::new("data.pkl extends beyond the end of the file"))?;
     let unpickled = unpickle(pickle).map_err(|fault| fault.within("data.pkl"))?;
     let found = state_dict::tensors(&unpickled.heap, unpickled.root, pickle.len())?;
-    let place = |key: &str| places.get(&*format!("{prefix}data/{key}")).copied();
+    let place = |key: &str| places.get(&*format!("{prefix}data/{key}")).cloned();
     let entry = |(name, view): (String, View<'_>)| {
         let place = place(view.key);
         view.named_entry(name, file, place)
@@ -46,7 +45,7 @@ pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>,
 }
 
 fn damaged(e: &rawzip::Error) -> Fault {
-    let hint = "copy or download the file again: it may have been cut";
+    let hint = "copy or download the file again: it may be truncated";
     Fault::hinted(format!("its zip container is damaged: {e}"), hint)
 }
 
@@ -64,8 +63,8 @@ fn places<'a>(archive: &'a ZipSliceArchive<&[u8]>) -> Result<Places<'a>, Fault> 
         if method != CompressionMethod::STORE {
             return Err(Fault::hinted(
                 format!("{name} is compressed ({method})"),
-                "torch.save stores without compression: unpack the file and pack it with `zip -0`, \
-                 or load and save it with PyTorch",
+                "torch.save does not compress: unpack the file and pack it with `zip -0`, or load \
+                 and save it with PyTorch",
             ));
         }
         let entry = archive.get_entry(header.wayfinder()).map_err(|e| damaged(&e))?;
@@ -73,8 +72,10 @@ fn places<'a>(archive: &'a ZipSliceArchive<&[u8]>) -> Result<Places<'a>, Fault> 
             return Err(Fault::new(format!("{name} is encrypted or has two sizes")));
         }
         let start = usize::try_from(entry.compressed_data_range().0);
-        let start = start.map_err(|_| Fault::new(format!("{name} lies beyond the memory")))?;
-        places.insert(name, (start, entry.data().len()));
+        let start = start.map_err(|_| {
+            Fault::new(format!("{name} starts beyond what this machine can address"))
+        })?;
+        places.insert(name, start..start + entry.data().len());
     }
     Ok(places)
 }

@@ -4,6 +4,7 @@
 //! storages. Then, for each key in that order: its number of elements (i64) and the elements.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::machine::{Unpickled, unpickle};
 use super::tensor::{View, storages};
@@ -34,13 +35,13 @@ pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>,
     if *version.heap.get(version.root) != Value::Int(VERSION) {
         return Err(Fault::new(format!("its version is not {VERSION}")));
     }
-    let (machine, ..) = next("the facts about the machine")?;
+    let (machine, ..) = next("the system information")?;
     check_byte_order(&machine)?;
     let (object, len, _) = next("the object")?;
     let (keys, _, end) = next("the keys of the storages")?;
     let found = state_dict::tensors(&object.heap, object.root, len)?;
     let places = places(bytes, end, &keys, &storages(&object.heap)?)?;
-    let place = |key: &str| places.get(key).copied();
+    let place = |key: &str| places.get(key).cloned();
     let entry = |(name, view): (String, View<'_>)| {
         let place = place(view.key);
         view.named_entry(name, file, place)
@@ -51,7 +52,7 @@ pub(super) fn entries(bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>,
 /// Checks that the values are little-endian.
 fn check_byte_order(machine: &Unpickled<'_>) -> Result<(), Fault> {
     let Value::Dict(facts) = machine.heap.get(machine.root) else {
-        return Err(Fault::new("the facts about the machine are no dict"));
+        return Err(Fault::new("the system information is not a dict"));
     };
     let fact = facts.iter().find(|(key, _)| machine.heap.str(*key) == Some("little_endian"));
     match fact.map(|(_, value)| machine.heap.get(*value)) {
@@ -64,20 +65,20 @@ fn check_byte_order(machine: &Unpickled<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Returns the byte range of each storage from offset `at`: offset and length.
+/// Returns the byte range of each storage from offset `at`.
 fn places<'a>(
     bytes: &[u8],
     mut at: usize,
     keys: &Unpickled<'a>,
     sizes: &HashMap<&str, usize>,
-) -> Result<HashMap<&'a str, (usize, usize)>, Fault> {
+) -> Result<HashMap<&'a str, Range<usize>>, Fault> {
     let Some(ids) = keys.heap.sequence(keys.root) else {
-        return Err(Fault::new("the keys of the storages are no list"));
+        return Err(Fault::new("the keys of the storages are not a list"));
     };
     let mut places = HashMap::new();
     for id in ids {
         let Some(key) = keys.heap.str(*id) else {
-            return Err(Fault::new("the key of a storage is no text"));
+            return Err(Fault::new("the key of a storage is not a string"));
         };
         let Some(element) = sizes.get(key) else {
             return Err(Fault::new(format!("the object has no storage {key}")));
@@ -92,8 +93,9 @@ fn places<'a>(
         let Some(len) = len else {
             return Err(Fault::cut(wanted, numbers.len()).within(format_args!("storage {key}")));
         };
-        places.insert(key, (at + 8, len));
-        at += 8 + len;
+        let start = at + 8;
+        at = start + len;
+        places.insert(key, start..at);
     }
     Ok(places)
 }

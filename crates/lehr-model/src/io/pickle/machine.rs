@@ -113,7 +113,7 @@ impl<'a> Machine<'a> {
                 "00" => Value::Bool(false),
                 "01" => Value::Bool(true),
                 text => Value::Int(
-                    text.parse().map_err(|_| Fault::new(format!("{text:?} is no number")))?,
+                    text.parse().map_err(|_| Fault::new(format!("{text:?} is not a number")))?,
                 ),
             },
             _ => {
@@ -147,7 +147,7 @@ impl<'a> Machine<'a> {
         let value = match (opcode, std::str::from_utf8(bytes)) {
             // Text of Python 2 is bytes; names are plain ASCII.
             (b'X' | 0x8c | 0x8d | b'T' | b'U', Ok(text)) => Value::Str(text),
-            (b'X' | 0x8c | 0x8d, Err(_)) => return Err(Fault::new("a text is not UTF-8")),
+            (b'X' | 0x8c | 0x8d, Err(_)) => return Err(Fault::new("a string is not UTF-8")),
             _ => Value::Bytes(bytes),
         };
         self.push(value)
@@ -191,14 +191,14 @@ impl<'a> Machine<'a> {
             match self.heap.get_mut(target) {
                 Value::Dict(pairs) => pairs.extend(new),
                 Value::Call(call) => call.pairs.extend(new),
-                _ => return Err(Fault::new("pairs for what is no dict")),
+                _ => return Err(Fault::new("pairs are added to a value that is not a dict")),
             }
         } else {
             match self.heap.get_mut(target) {
                 Value::List(list) => list.extend(items),
                 // A list subclass; tensors never need one.
                 Value::Call(_) => {}
-                _ => return Err(Fault::new("items for what is no list")),
+                _ => return Err(Fault::new("items are added to a value that is not a list")),
             }
         }
         Ok(())
@@ -206,7 +206,7 @@ impl<'a> Machine<'a> {
 
     fn pairs(&mut self, items: &[Id]) -> Result<Vec<(Id, Id)>, Fault> {
         let (pairs, []) = items.as_chunks() else {
-            return Err(Fault::new("a key without a value"));
+            return Err(Fault::new("a key has no value"));
         };
         self.heap.n_pairs += pairs.len();
         Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())
@@ -220,7 +220,7 @@ impl<'a> Machine<'a> {
             let (name, module) = (self.pop()?, self.pop()?);
             match (self.heap.str(module), self.heap.str(name)) {
                 (Some(module), Some(_)) => (module, name),
-                _ => return Err(Fault::new("the name of a global is no text")),
+                _ => return Err(Fault::new("the name of a global is not a string")),
             }
         };
         self.push(Value::Global(module, name))
@@ -267,7 +267,7 @@ impl<'a> Machine<'a> {
             _ => u32::from_le_bytes(self.array()?),
         };
         let Some(value) = self.memo.get(&key) else {
-            return Err(Fault::new(format!("value {key} is used before it is there")));
+            return Err(Fault::new(format!("value {key} is used before it is stored")));
         };
         self.stack.push(*value);
         Ok(())
@@ -299,7 +299,7 @@ impl<'a> Machine<'a> {
     /// Pops all values above the last mark, and the mark.
     fn take_to_mark(&mut self) -> Result<Vec<Id>, Fault> {
         let Some(mark) = self.marks.pop() else {
-            return Err(Fault::new("there is no mark on the stack"));
+            return Err(Fault::new("the stack has no mark"));
         };
         // `split_off` would move the capacity of the whole stack to the result.
         let items = self.stack[mark..].to_vec();
@@ -351,7 +351,7 @@ fn unknown(opcode: u8) -> Fault {
         b'g' => "GET",
         0x97 | 0x98 => "BUFFER",
         0x80 => "PROTO",
-        _ => return Fault::new(format!("{opcode:#04x} is no opcode")),
+        _ => return Fault::new(format!("{opcode:#04x} is not an opcode")),
     };
-    Fault::new(format!("the opcode {name}, which no file of PyTorch has"))
+    Fault::new(format!("it has the opcode {name}, which PyTorch does not write"))
 }

@@ -31,12 +31,12 @@ pub(crate) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(Str
     let read = if bytes.starts_with(ZIP_MAGIC) { archive::entries } else { legacy::entries };
     read(bytes, file).map_err(|fault| Error::Format {
         path: path.to_owned(),
-        reason: format!("not a file of weights that PyTorch wrote: {}", fault.reason),
+        reason: format!("not a PyTorch file of weights: {}", fault.reason),
         hint: fault.hint,
     })
 }
 
-/// A fault in a file. The caller that knows the path makes an error of it.
+/// A fault in a file. The caller, which knows the path, turns it into an error.
 #[derive(Debug)]
 struct Fault {
     reason: String,
@@ -55,8 +55,8 @@ impl Fault {
     /// Creates the fault of a truncated file.
     fn cut(wanted: u64, found: usize) -> Self {
         Self::hinted(
-            format!("it ends after {found} bytes where {wanted} should be"),
-            "copy or download the file again: it may have been cut",
+            format!("it ends after {found} bytes, expected {wanted}"),
+            "copy or download the file again: it may be truncated",
         )
     }
 

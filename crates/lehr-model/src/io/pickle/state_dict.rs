@@ -118,12 +118,12 @@ struct Walk<'h, 'a> {
 impl Walk<'_, '_> {
     fn dict(&mut self, id: Id, prefix: &str, depth: usize) -> Result<(), Fault> {
         if depth > MAX_DEPTH {
-            return Err(Fault::new(format!("dicts lie more than {MAX_DEPTH} deep in each other")));
+            return Err(Fault::new(format!("dicts are nested more than {MAX_DEPTH} deep")));
         }
         let heap = self.heap;
         for (key, value) in dict(heap, id).unwrap_or_default() {
             let Some(left) = self.pairs_left.checked_sub(1) else {
-                return Err(Fault::new("the same dicts are used again and again"));
+                return Err(Fault::new("the same dicts are repeated too often"));
             };
             self.pairs_left = left;
             let name = match heap.get(*key) {
@@ -138,8 +138,8 @@ impl Walk<'_, '_> {
                 self.dict(*value, &name, depth + 1)?;
             } else if let Some(what) = foreign(heap, *value) {
                 return Err(Fault::hinted(
-                    format!("`{name}` is {what}, which lehr neither knows nor runs"),
-                    "weights need no such thing: open the file only where you trust it, and save \
+                    format!("`{name}` is {what}, which lehr does not know and does not run"),
+                    "weights do not need it: open the file only where you trust it, and save \
                      model.state_dict() or convert it to safetensors there",
                 ));
             }

@@ -1,6 +1,7 @@
 //! Torch's tensors, which are views of storages.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use lehr_tensor::quant::WeightFormat::{BF16, F16, F32};
 
@@ -95,7 +96,7 @@ impl<'a> View<'a> {
                 _ => return Ok(None),
             }
         }
-        Err(Fault::new("a tensor is wrapped too often"))
+        Err(Fault::new("a tensor has too many nested wrappers"))
     }
 
     /// Reads `(storage, offset, size, stride, …)`.
@@ -109,30 +110,35 @@ impl<'a> View<'a> {
             items.iter().map(|id| heap.size(*id)).collect()
         };
         let Value::Persistent(storage) = heap.get(args[0]) else {
-            return Err(Fault::new("a tensor without a storage"));
+            return Err(Fault::new("a tensor has no storage"));
         };
         let storage = Storage::of(heap, *storage)?;
         let (Some(start), Some(shape), Some(strides)) =
             (heap.size(args[1]), sizes(args[2]), sizes(args[3]))
         else {
-            return Err(Fault::new("offset, size or stride of a tensor is no count"));
+            return Err(Fault::new("the offset, size or stride of a tensor is not a count"));
         };
         if shape.len() != strides.len() {
-            return Err(Fault::new(format!("size {shape:?} has strides {strides:?}")));
+            return Err(Fault::new(format!(
+                "a tensor of size {shape:?} has {} strides",
+                strides.len()
+            )));
         }
         let dtype = match dtype {
             Some(id) => of_dtype(heap, id).or(storage.dtype),
             None => storage.dtype,
         };
         let Some((dtype, element)) = dtype else {
-            return Err(Fault::new("a tensor of an unknown type"));
+            return Err(Fault::new("a tensor has an unknown element type"));
         };
-        let start = start.checked_add(storage.start).ok_or_else(|| Fault::new("a huge offset"))?;
+        let start = start
+            .checked_add(storage.start)
+            .ok_or_else(|| Fault::new("the offset of a tensor is too large"))?;
         Ok(Self { key: storage.key, dtype, element, start, shape, strides })
     }
 
-    /// Returns its place in the file, with its name. `place` is that of its storage: offset and
-    /// length.
+    /// Returns the name and the place of the tensor in the file. `storage` is the byte range of its
+    /// storage.
     ///
     /// # Errors
     /// If it extends beyond the storage.
@@ -140,17 +146,20 @@ impl<'a> View<'a> {
         self,
         name: String,
         file: usize,
-        place: Option<(usize, usize)>,
+        storage: Option<Range<usize>>,
     ) -> Result<(String, Entry), Fault> {
-        let Some((offset, len)) = place else {
-            let reason = format!("`{name}`: its storage {} is not in the file", self.key);
+        let Some(storage) = storage else {
+            let reason = format!("`{name}`: the file has no storage {}", self.key);
             return Err(Fault::new(reason));
         };
-        let Some(n_bytes) = self.extent().filter(|bytes| *bytes <= len) else {
+        let Some(n_bytes) = self.extent().filter(|bytes| *bytes <= storage.len()) else {
             return Err(Fault::new(format!(
-                "`{name}`: size {:?}, strides {:?} from element {} on are more than its storage of \
-                 {len} bytes, or a storage repeated",
-                self.shape, self.strides, self.start
+                "`{name}`: size {:?} and strides {:?} from element {} exceed its storage of {} \
+                 bytes, or repeat elements",
+                self.shape,
+                self.strides,
+                self.start,
+                storage.len()
             )));
         };
         let skipped = if n_bytes == 0 { 0 } else { self.start * self.element };
@@ -162,7 +171,7 @@ impl<'a> View<'a> {
             file,
             dtype: self.dtype,
             shape: self.shape,
-            offset: offset + skipped,
+            offset: storage.start + skipped,
             n_bytes: n_bytes - skipped,
             change: Change::None,
             strides,
@@ -204,17 +213,17 @@ impl<'a> Storage<'a> {
     /// count)` or None.
     fn of(heap: &Heap<'a>, id: Id) -> Result<Self, Fault> {
         let Some([kind, class, key, _, _, rest @ ..]) = heap.sequence(id) else {
-            return Err(Fault::new("what names a storage is not of five parts"));
+            return Err(Fault::new("a reference to a storage does not have five parts"));
         };
         let (Some("storage"), Some(key), Some((module, class))) =
             (heap.str(*kind), heap.str(*key), heap.global(*class))
         else {
-            return Err(Fault::new("something other than a storage lies outside of the pickle"));
+            return Err(Fault::new("the pickle refers to something other than a storage"));
         };
         let known = DTYPES.iter().find(|(_, name, ..)| module == "torch" && *name == class);
         let dtype = known.map(|(_, _, dtype, bytes)| (*dtype, *bytes));
         if dtype.is_none() && class != "UntypedStorage" {
-            return Err(Fault::new(format!("a storage of the class {module}.{class}")));
+            return Err(Fault::new(format!("a storage has the unknown class {module}.{class}")));
         }
         let view = rest.first().and_then(|id| heap.sequence(*id));
         let start = match view {
@@ -222,7 +231,8 @@ impl<'a> Storage<'a> {
             Some(_) => None,
             None => Some(0),
         };
-        let start = start.ok_or_else(|| Fault::new("a storage's view is not of three parts"))?;
+        let start =
+            start.ok_or_else(|| Fault::new("the view of a storage does not have three parts"))?;
         Ok(Self { key, dtype, start })
     }
 }

@@ -1,4 +1,4 @@
-//! The choice of the next token of each text of a batch on a GPU.
+//! Sampling of the next token of each text of a batch on a GPU.
 
 use crate::cuda::{Extent, Source, args, int, source};
 use crate::{DType, Device, Error, Result, Tensor};

@@ -29,7 +29,7 @@ impl Tensor {
         self.act_linear_of(h, activation, map)
     }
 
-    /// [`Tensor::act_linear`] for `h = f(x)` that is there already.
+    /// [`Tensor::act_linear`] with `h = f(x)` already computed.
     pub(super) fn act_linear_of(
         &self,
         h: Self,

@@ -1,10 +1,11 @@
 //! One pass over memory for each use of an activation.
 
+use lehr_kernels::CHUNK;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use super::curve::Curve;
 use super::{Activation, with_curve};
-use crate::cpu::CHUNK;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
 
 /// `y = f(x)`.
 pub(crate) fn forward(activation: Activation, x: &[f32], y: &mut [f32]) {

@@ -6,7 +6,7 @@ use crate::{Result, Tensor};
 
 pub(crate) static KERNELS: Source = source!("activation", "kernel.cu");
 
-/// The number kernels know an activation by.
+/// Returns the number of an activation in the kernels.
 pub(crate) fn kind(activation: Activation) -> i32 {
     match activation {
         Activation::GeluTanh => 0,

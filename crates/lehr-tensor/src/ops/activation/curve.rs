@@ -1,10 +1,10 @@
-//! The activation functions on vectors: value, and value with derivative.
+//! Activation functions on vectors: the value, and the value with the derivative.
 //!
 //! All keep their relative accuracy in the tails (nothing is subtracted from 1 to get a small
 //! number), pass NaN on, and neither overflow nor give NaN for any finite input.
 
-use crate::cpu::math;
-use crate::cpu::simd::Simd;
+use lehr_kernels::math;
+use lehr_kernels::simd::Simd;
 
 /// One activation function.
 pub(crate) trait Curve {
@@ -18,17 +18,17 @@ pub(crate) trait Curve {
     fn both<S: Simd>(s: S, x: S::V) -> (S::V, S::V);
 }
 
-/// Beyond this magnitude the curves are straight to the last bit; arguments of powers and
-/// exponentials are held here.
+/// Beyond this magnitude the curves are straight to the last bit, so arguments of powers and
+/// exponentials are clamped to it.
 const STRAIGHT: f32 = 20.0;
 
-/// `max(x, low)`, NaN if `x` is.
+/// `max(x, low)`, NaN if `x` is NaN.
 #[inline(always)]
 fn at_least<S: Simd>(s: S, x: S::V, low: f32) -> S::V {
     s.max(s.splat(low), x)
 }
 
-/// `x` held within `±limit`, NaN if `x` is.
+/// `x` clamped to `±limit`, NaN if `x` is NaN.
 #[inline(always)]
 fn within<S: Simd>(s: S, x: S::V, limit: f32) -> S::V {
     s.min(s.splat(limit), at_least(s, x, -limit))

@@ -1,6 +1,7 @@
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+
 use super::curve::Curve;
 use super::{Activation, cpu, reference, with_curve};
-use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::testing::{Case, Pair, golden_cases};
 
 pub(crate) const ALL: [Activation; 5] = [

@@ -1,12 +1,13 @@
 //! Row-wise forward kernels: a row is added, measured and scaled while it is in the first cache.
 
-use crate::cpu::gemm::vector::dot;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
+use lehr_kernels::gemm::vector::dot;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use crate::ops::layer_norm::cpu::{Affine, normalise};
 use crate::ops::rows_per_task;
 
-/// What a row is scaled by, and what keeps its root mean square from 0.
+/// Scale of the rows, and the `eps` that keeps their root mean square above 0.
 #[derive(Clone, Copy)]
 pub(super) struct Scale<'a> {
     pub(super) weight: &'a [f32],

@@ -1,4 +1,4 @@
-//! The residual addition and the normalisation after it, in one pass over memory.
+//! A residual addition and the following normalisation, in one pass over memory.
 
 mod cpu;
 #[cfg(test)]
@@ -8,7 +8,7 @@ pub(crate) mod tests;
 
 use super::layer_norm::{self, Stats, cpu::Affine};
 use super::rms_norm;
-use crate::autograd::{Gradients, Op, record, records};
+use crate::autograd::{Gradients, Op, record, will_record};
 use crate::{DType, Result, Tensor};
 
 impl Tensor {
@@ -50,7 +50,7 @@ impl Tensor {
             cpu::forward_rms(self.data(), delta.data(), scale, out, rstd.data_mut());
         }
         let inputs = [self, delta, weight];
-        if !records(&inputs) {
+        if !will_record(&inputs) {
             return Ok((sum, normed));
         }
         let saved = sum.clone();
@@ -101,7 +101,7 @@ impl Tensor {
         }
         let with_bias = [self, delta, weight, bias.unwrap_or(weight)];
         let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..3] };
-        if !records(inputs) {
+        if !will_record(inputs) {
             return Ok((sum, normed));
         }
         let saved = sum.clone();
@@ -191,7 +191,7 @@ fn share_sum(
     grads.add(1, total)
 }
 
-/// Gives both terms of the sum their one gradient. `through(dy, dx, accumulate)` is the backward
+/// Adds the shared gradient to both terms of the sum. `through(dy, dx, accumulate)` is the backward
 /// of the normalisation.
 fn backward_sum(
     grads: &mut Gradients<'_>,

@@ -6,8 +6,8 @@ use decode::decode;
 pub(super) use decode::{DECODE_MAX, decode_paged};
 
 use super::mask::{Mask, Rule};
-use super::{Inputs, Size};
-use crate::cuda::{Cuda, Extent, Source, args, int, source};
+use super::{AttentionSize, Inputs};
+use crate::cuda::{Arg, Cuda, Extent, Source, args, int, source};
 use crate::{DType, Error, Result, Tensor};
 
 pub(crate) static PREPARE: Source = source!("attention-prepare", "prepare.cu");
@@ -23,24 +23,24 @@ pub(crate) static FLASH_BACKWARD_KV: Source =
 pub(crate) static FLASH_DECODE: Source = source!("attention-flash-decode", "flash_decode.cu");
 const OP: &str = "attention";
 
-/// Which keys each query sees, as kernels take it: a rule, or intervals on the device.
+/// The keys that each query sees, for kernels: a rule, or intervals on the device.
 pub(super) struct Seen {
     rule: Rule,
     intervals: Option<Tensor>,
 }
 
 impl Seen {
-    /// What a rule says of `n_keys` keys.
+    /// Creates the form of a rule for `n_keys` keys.
     pub(super) fn by_rule(rule: Rule, n_keys: usize) -> Self {
         Self { rule: Rule { n_keys: n_keys as i32, ..rule }, intervals: None }
     }
 
-    /// The same with intervals on the device, `[B, Tq, 2]`.
+    /// Adds intervals on the device, `[B, Tq, 2]`.
     pub(super) fn with_intervals(self, intervals: Tensor) -> Self {
         Self { intervals: Some(intervals), ..self }
     }
 
-    pub(super) fn of(mask: &Mask, size: Size, x: &Tensor) -> Result<Self> {
+    pub(super) fn of(mask: &Mask, size: AttentionSize, x: &Tensor) -> Result<Self> {
         let rule = mask.rule(size.batch, size.tq, size.tk)?;
         let intervals = match mask.has_intervals() {
             true => Some(mask.intervals_on(x.device(), size.batch, size.tq, size.tk)?),
@@ -58,8 +58,9 @@ struct View {
     stride: usize,
 }
 
-/// Where q, k and v (or their gradients) lie in `tensors`: three, or one that holds all.
-fn views(tensors: &[Option<&Tensor>], size: Size) -> [Option<View>; 3] {
+/// Returns the positions of q, k and v (or their gradients) in three `tensors`, or in one that
+/// holds all.
+fn views(tensors: &[Option<&Tensor>], size: AttentionSize) -> [Option<View>; 3] {
     let (q, kv) = (size.n_heads * size.width, size.n_kv_heads * size.width);
     match tensors {
         [Some(all)] => [0, q, q + kv].map(|offset| {
@@ -73,6 +74,29 @@ fn views(tensors: &[Option<&Tensor>], size: Size) -> [Option<View>; 3] {
     }
 }
 
+/// The strides of q, k and v as arguments of a kernel.
+fn stride_args(views: [View; 3]) -> Result<[Arg; 3]> {
+    let [q, k, v] = views.map(|view| int(OP, view.stride));
+    Ok([q?.into(), k?.into(), v?.into()])
+}
+
+/// The arguments of every kernel over keys in order: sizes, then the mask's rule, then the scale.
+fn size_args(size: AttentionSize, rule: Rule, scale: f32) -> Result<[Arg; 9]> {
+    let AttentionSize { tq, tk, n_heads, n_kv_heads, width, .. } = size;
+    let Rule { causal, window, n_keys } = rule;
+    Ok(*args![
+        int(OP, tq)?,
+        int(OP, tk)?,
+        int(OP, n_heads)?,
+        int(OP, n_kv_heads)?,
+        int(OP, width)?,
+        causal,
+        window,
+        n_keys,
+        scale,
+    ])
+}
+
 /// The kernels of one head width.
 struct Family {
     /// Widths up to this.
@@ -81,9 +105,9 @@ struct Family {
     forward: Tile,
     backward_q: Tile,
     backward_kv: Tile,
-    /// Queries per tile of the last, for the bounds of tiles.
+    /// Queries per tile of `backward_kv`, for the bounds of tiles.
     kv_queries: usize,
-    /// Whether the last computes dk and dv in separate blocks.
+    /// Whether `backward_kv` computes dk and dv in separate blocks.
     split: bool,
 }
 
@@ -139,7 +163,7 @@ const FLASH: Sources = Sources {
 const PLAIN: Sources =
     Sources { forward: &PLAIN_FORWARD, backward_q: &PLAIN_BACKWARD, backward_kv: &PLAIN_BACKWARD };
 
-/// Rows per block and shared memory are those of the comments at the kernels.
+/// Rows per block and shared memory: the comments at the kernels have the same numbers.
 static ON_TENSOR_CORES: [Family; 6] = [
     family!(FLASH, 128, "flash", 32: (128, 25_680), (128, 34_896), (128, 33_904), 64, false),
     family!(FLASH, 128, "flash", 64: (128, 50_256), (128, 67_664), (128, 66_672), 64, false),
@@ -169,7 +193,7 @@ fn family(dtype: DType, width: usize, views: &[View]) -> Result<&'static Family>
 }
 
 /// Blocks over queries: heads that share keys are neighbours.
-fn over_queries(family: &Family, tile: &Tile, size: Size) -> Extent {
+fn over_queries(family: &Family, tile: &Tile, size: AttentionSize) -> Extent {
     let per_kv = size.n_heads / size.n_kv_heads;
     let mut extent = Extent::line(size.tq.div_ceil(tile.rows) * per_kv, family.threads);
     extent.grid[1..].copy_from_slice(&[size.n_kv_heads as u32, size.batch as u32]);
@@ -180,7 +204,7 @@ fn over_queries(family: &Family, tile: &Tile, size: Size) -> Extent {
 /// The result into `out` `[B, Tq, H, E]`, and log-sum-exps into `lse` `[B, H, Tq]` if wanted.
 pub(super) fn forward(
     inputs: &Inputs,
-    size: Size,
+    size: AttentionSize,
     seen: &Seen,
     scale: f32,
     out: &mut Tensor,
@@ -197,34 +221,19 @@ pub(super) fn forward(
     let family = family(dtype, size.width, &[q, k, v])?;
     let extent = over_queries(family, &family.forward, size);
     let lse = lse.map_or(0, |lse| lse.device_ptr());
-    let Rule { causal, window, n_keys } = seen.rule;
-    let args = args![
-        q.ptr,
-        k.ptr,
-        v.ptr,
-        &*out,
-        lse,
-        seen.intervals.as_ref(),
-        int(OP, q.stride)?,
-        int(OP, k.stride)?,
-        int(OP, v.stride)?,
-        int(OP, size.tq)?,
-        int(OP, size.tk)?,
-        int(OP, size.n_heads)?,
-        int(OP, size.n_kv_heads)?,
-        int(OP, size.width)?,
-        causal,
-        window,
-        n_keys,
-        scale,
+    let args: [&[Arg]; 3] = [
+        args![q.ptr, k.ptr, v.ptr, &*out, lse, seen.intervals.as_ref()],
+        &stride_args([q, k, v])?,
+        &size_args(size, seen.rule, scale)?,
     ];
-    out.cuda()?.launch(family.forward.source, dtype, family.forward.name, extent, args)
+    let Tile { source, name, .. } = family.forward;
+    out.cuda()?.launch(source, dtype, name, extent, &args.concat())
 }
 
-/// What backward reads.
+/// The inputs of backward.
 pub(super) struct Backward<'a> {
     pub(super) inputs: &'a Inputs,
-    pub(super) size: Size,
+    pub(super) size: AttentionSize,
     pub(super) seen: &'a Seen,
     pub(super) scale: f32,
     pub(super) out: &'a Tensor,
@@ -232,8 +241,8 @@ pub(super) struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Gradients of q, k and v into `grads` (three tensors, or one that holds all), those that are
-    /// there.
+    /// Writes the gradients of q, k and v to `grads`: three optional tensors, or one that holds
+    /// all.
     pub(super) fn run(
         &self,
         dy: &Tensor,
@@ -250,39 +259,20 @@ impl Backward<'_> {
         let all: Vec<_> = [Some(q), Some(k), Some(v), dq, dk, dv].into_iter().flatten().collect();
         let family = family(dtype, size.width, &all)?;
         let stats = self.stats(cuda, dy)?;
-        let Rule { causal, window, n_keys } = self.seen.rule;
         let intervals = self.seen.intervals.as_ref();
-        let [q_stride, k_stride, v_stride] =
-            [int(OP, q.stride)?, int(OP, k.stride)?, int(OP, v.stride)?];
-        let (tq, tk) = (int(OP, size.tq)?, int(OP, size.tk)?);
-        let (n_heads, n_kv_heads, width) =
-            (int(OP, size.n_heads)?, int(OP, size.n_kv_heads)?, int(OP, size.width)?);
+        let strides = stride_args([q, k, v])?;
+        let sizes = size_args(size, self.seen.rule, self.scale)?;
         if let Some(dq) = dq {
             let extent = over_queries(family, &family.backward_q, size);
-            let args = args![
-                q.ptr,
-                k.ptr,
-                v.ptr,
-                dy,
-                &stats,
-                intervals,
-                dq.ptr,
-                q_stride,
-                k_stride,
-                v_stride,
-                int(OP, dq.stride)?,
-                tq,
-                tk,
-                n_heads,
-                n_kv_heads,
-                width,
-                causal,
-                window,
-                n_keys,
-                self.scale,
-                accumulate,
+            let args: [&[Arg]; 5] = [
+                args![q.ptr, k.ptr, v.ptr, dy, &stats, intervals, dq.ptr],
+                &strides,
+                args![int(OP, dq.stride)?],
+                &sizes,
+                args![accumulate],
             ];
-            cuda.launch(family.backward_q.source, dtype, family.backward_q.name, extent, args)?;
+            let Tile { source, name, .. } = family.backward_q;
+            cuda.launch(source, dtype, name, extent, &args.concat())?;
         }
         if dk.is_none() && dv.is_none() {
             return Ok(());
@@ -295,38 +285,19 @@ impl Backward<'_> {
         extent.shared_bytes = tile.shared_bytes;
         let part = |view: Option<View>| view.map_or((0, 0), |v| (v.ptr, v.stride));
         let ((dk, dk_stride), (dv, dv_stride)) = (part(dk), part(dv));
-        let args = args![
-            q.ptr,
-            k.ptr,
-            v.ptr,
-            dy,
-            &stats,
-            intervals,
-            bounds.as_ref(),
-            dk,
-            dv,
-            q_stride,
-            k_stride,
-            v_stride,
-            int(OP, dk_stride)?,
-            int(OP, dv_stride)?,
-            tq,
-            tk,
-            n_heads,
-            n_kv_heads,
-            width,
-            causal,
-            window,
-            n_keys,
-            self.scale,
-            accumulate,
+        let args: [&[Arg]; 5] = [
+            args![q.ptr, k.ptr, v.ptr, dy, &stats, intervals, bounds.as_ref(), dk, dv],
+            &strides,
+            args![int(OP, dk_stride)?, int(OP, dv_stride)?],
+            &sizes,
+            args![accumulate],
         ];
-        cuda.launch(tile.source, dtype, tile.name, extent, args)
+        cuda.launch(tile.source, dtype, tile.name, extent, &args.concat())
     }
 
     /// Log-sum-exp and `Σ out · dy` of each query, `[B, H, Tq, 2]`.
     fn stats(&self, cuda: &Cuda, dy: &Tensor) -> Result<Tensor> {
-        let Size { batch, tq, n_heads, width, .. } = self.size;
+        let AttentionSize { batch, tq, n_heads, width, .. } = self.size;
         let stats = self.out.like_f32([batch, n_heads, tq, 2])?;
         let rows = batch * n_heads * tq;
         let args = args![
@@ -349,9 +320,9 @@ impl Backward<'_> {
         Ok(stats)
     }
 
-    /// What each tile of `n` queries sees, `[B, ⌈Tq / n⌉, 4]`.
+    /// Computes the bounds of the keys that each tile of `n` queries sees, `[B, ⌈Tq / n⌉, 4]`.
     fn tile_bounds(&self, cuda: &Cuda, intervals: &Tensor, n: usize) -> Result<Tensor> {
-        let Size { batch, tq, .. } = self.size;
+        let AttentionSize { batch, tq, .. } = self.size;
         let bounds = Tensor::uninit_on(intervals.device(), [batch, tq.div_ceil(n), 4], DType::I32)?;
         let mut extent = Extent::line(tq.div_ceil(n), 32);
         extent.grid[1] = batch as u32;
@@ -362,8 +333,8 @@ impl Backward<'_> {
 }
 
 impl Inputs {
-    /// Where q, k and v lie on the device.
-    fn cuda_views(&self, size: Size) -> [View; 3] {
+    /// Returns the positions of q, k and v on the device.
+    fn cuda_views(&self, size: AttentionSize) -> [View; 3] {
         let all = match self {
             Self::Separate { q, k, v } => views(&[Some(q), Some(k), Some(v)], size),
             Self::Packed { qkv } => views(&[Some(qkv)], size),

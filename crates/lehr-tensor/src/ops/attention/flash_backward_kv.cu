@@ -1,5 +1,17 @@
-// The gradients of keys and values of flash_forward.cu, by the formulas of `attention.cuh`;
-// `flash.cuh` has its parts.
+// The gradients of keys and values of flash_forward.cu; `flash.cuh` has its parts, and
+// flash_backward_q.cu says why backward is two kernels.
+//
+// For one tile of keys, summed over the query heads that share them and over tiles of queries:
+//
+//   s^T  = k q^T                    [BK, N]
+//   p^T  = exp(scale s^T - lse)     [BK, N]
+//   dv   = sum p^T dout             [BK, E]
+//   dp^T = v dout^T                 [BK, N]
+//   ds^T = p^T (dp^T - delta)       [BK, N]
+//   dk   = scale sum ds^T q         [BK, E]
+//
+// Everything is transposed, so that p^T and ds^T stay in registers: an accumulator has the layout
+// of the left operand of the next product.
 #include "flash.cuh"
 
 #if LEHR_T != 0
@@ -11,8 +23,8 @@ struct __align__(16) Step {
 };
 
 // dk (if DK) and dv (if DV) of one block of 64 * MT keys of one key-value head, summed over the
-// query heads that share it and the tiles of BQ queries that see some of the keys. Scores are
-// computed transposed, keys by queries, N queries at a time. Shared memory: keys, values, two tiles
+// query heads that share it and the tiles of BQ queries that see some of the keys, N queries at a
+// time. Shared memory: keys, values, two tiles
 // of queries and dout and their stats.
 template <int W, int MT, int BQ, int N, bool DK, bool DV>
 DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const float* stats,
@@ -69,8 +81,8 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
     if (DK) clear<MT, W / 8>(dk_acc);
     if (DV) clear<MT, W / 8>(dv_acc);
 
-    // Steps go through the query heads and their tiles. One is at work, if `busy`; the next is
-    // being copied, if there is a `next_head`.
+    // Steps go through the query heads and their tiles. The tensor cores work on one, if `busy`,
+    // while the next is copied, if `next_head` is below `head_end`.
     int next_head = kv_head * per_kv, next_tile = first;
     const int head_end = first < end ? next_head + per_kv : next_head;
     bool busy = false;
@@ -90,7 +102,7 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
                 dout + (token * n_heads + next_head) * width, n_heads * width, tq - q0, width);
             const float* from = stats + 2 * (((i64)b * n_heads + next_head) * tq + q0);
             if (threadIdx.x < BQ) {
-                // Beyond Tq all is zero, so such queries add nothing.
+                // Beyond Tq all inputs are zero, so such queries add nothing.
                 int i = threadIdx.x;
                 cp_async_8(stats_tiles + 2 * (other * BQ + i), from + 2 * i, i < tq - q0);
             }
@@ -112,6 +124,7 @@ DEVICE void backward_kv(const T* q, const T* k, const T* v, const T* dout, const
                         q_tile + column * W, by_rows, by_chunks);
 #pragma unroll
                     for (int n = 0; n < N / 8; n++) {
+                        // lse and delta of two neighbouring queries: (x, y) and (z, w).
                         float4 two = *(const float4*)(stats_tile + 2 * (column + 8 * n + 2 * pair));
 #pragma unroll
                         for (int m = 0; m < MT; m++) {

@@ -1,5 +1,21 @@
-// The gradients of queries of flash_forward.cu, by the formulas of `attention.cuh`; `flash.cuh` has
-// its parts.
+// The gradients of queries of flash_forward.cu; `flash.cuh` has its parts.
+//
+// For one tile of queries, summed over tiles of keys (Dao 2023, "FlashAttention-2",
+// https://arxiv.org/abs/2307.08691):
+//
+//   s  = q k^T                      [BQ, N]
+//   p  = exp(scale s - lse)         [BQ, N]   the final weights, thanks to the saved lse
+//   dp = dout v^T                   [BQ, N]
+//   ds = p (dp - delta)             [BQ, N]   delta = sum_e dout out, from attention_stats
+//   dq = scale sum over tiles ds k  [BQ, E]
+//
+// Why backward is two kernels: dq is a sum over keys, dk and dv are sums over queries. A block can
+// keep only one kind of sum in its registers. A single kernel, as in FlashAttention-2, adds the
+// other kind atomically to global memory, in an order that differs from run to run, and so do the
+// bits. Here no sum leaves its block, at the price of computing s and dp twice: 7 products per pair
+// of tiles instead of 5.
+//
+// Keys and values are copied one tile ahead, as in flash_forward.cu.
 #include "flash.cuh"
 
 #if LEHR_T != 0
@@ -31,7 +47,7 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
     copy_rows<W, BQ>(dout_tile, dout + (first_token * n_heads + head) * width, n_heads * width,
         tq - q0, width);
     if (threadIdx.x < BQ) {
-        // Beyond Tq all is zero, and such queries add nothing.
+        // Beyond Tq all inputs are zero, so such queries add nothing.
         int i = threadIdx.x;
         cp_async_8(row_stats + i, stats + 2 * (((i64)b * n_heads + head) * tq + q0 + i),
             i < tq - q0);
@@ -71,6 +87,7 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
         if (!mine.reaches(key, BK)) continue;
         const bool edge = !mine.is_full(key, BK);
 
+        // N keys at a time, because p and dp of a whole tile would not fit into the registers.
 #pragma unroll 1
         for (int column = 0; column < BK; column += N) {
             const T* k_tile = k_tiles + (stage * BK + column) * W;
@@ -91,6 +108,7 @@ DEVICE void backward_q(const T* q, const T* k, const T* v, const T* dout, const 
                     for (int n = 0; n < N / 8; n++) {
 #pragma unroll
                         for (int j = 0; j < 2; j++) {
+                            // stat = (lse in base 2, delta).
                             float weight = exp2_t(p[m][n][2 * h + j] * scale_log2 - stat.x);
                             p[m][n][2 * h + j] = weight * (dp[m][n][2 * h + j] - stat.y);
                         }

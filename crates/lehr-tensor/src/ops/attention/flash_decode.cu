@@ -1,4 +1,14 @@
 // Attention of few queries over many keys on tensor cores, for 16-bit T; `flash.cuh` has its parts.
+//
+// With few queries there are too few tiles of queries to occupy the device, and the time is that of
+// reading keys and values. So the keys are divided among blocks ("Flash-Decoding", Dao et al. 2023,
+// https://crfm.stanford.edu/2023/10/12/flashdecoding.html). Each part i has the running values
+// (m_i, l_i, o_i) of flash_forward.cu, with m_i in base 2. Parts combine exactly, in a fixed order:
+//
+//   m = max_i m_i,  l = sum_i l_i 2^(m_i - m),  o = sum_i o_i 2^(m_i - m),  out = o / l
+//
+// This happens twice: the four warps of a block combine their keys here, and
+// attention_decode_combine of decode.cu combines the blocks.
 #include "flash.cuh"
 
 #if LEHR_T != 0
@@ -29,9 +39,9 @@ DEVICE void copy_keys(T* tile, const T* from, int stride, const InPages& place, 
     }
 }
 
-// A part of the keys for 16 of the query rows that share a key-value head. Each warp takes 16 of
-// the 64 keys of a tile and has a running softmax of its own until the end.
-// attention_decode_combine of decode.cu puts the parts together.
+// A part of the keys for 16 of the query rows that share a key-value head: an mma has 16 rows, so
+// all heads that share keys are multiplied together. Each warp takes 16 of the 64 keys of a tile
+// and has its own running softmax until the end.
 template <int W, int STAGES, class Place>
 DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const Mask& mask,
     int q_stride, int k_stride, int v_stride, Place place, int n_heads, int n_kv_heads, int width,
@@ -80,7 +90,7 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
     }
     cp_async_commit();
     if (scale <= 0.0f) {
-        // The running maximum is that of q k, so the sign goes into q.
+        // The running maximum is that of q k, before the scale, so a negative sign goes into q.
         cp_async_wait<0>();
         __syncthreads();
         u32* two = (u32*)q_tile;
@@ -132,7 +142,8 @@ DEVICE void decode(const T* q, const T* k, const T* v, float* workspace, const M
         product_by_rows<W, 1, 16>(acc, s, v_tiles + (stage * BK + 16 * warp) * W, by_rows);
     }
 
-    // The warps' sums into the room of the tiles, [warp, row, W], and from there together.
+    // The sums of the warps go into the memory of the tiles, [warp, row, W], and are combined
+    // there.
     cp_async_wait<0>();
     __syncthreads();
     float* sums = (float*)k_tiles;

@@ -1,4 +1,29 @@
 // Attention on tensor cores, forward, for 16-bit T; `flash.cuh` has its parts.
+//
+// The online softmax (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867; Dao 2023,
+// "FlashAttention-2", https://arxiv.org/abs/2307.08691) never holds a whole row of scores, so
+// memory is linear in T. Each query has three running values. They start at m = -inf, l = 0, o = 0
+// [E], and every tile of keys j updates them:
+//
+//   s_j = q . k_j
+//   m'  = max(m, max_j s_j)
+//   p_j = exp(scale (s_j - m'))
+//   l   = l exp(scale (m - m')) + sum_j p_j
+//   o   = o exp(scale (m - m')) + sum_j p_j v_j
+//   m   = m'
+//
+// After the last tile out = o / l and lse = scale m + ln l. No exponential overflows, because its
+// argument is at most 0. Exponentials are in base 2, which is what the hardware computes:
+// exp(scale x) = 2^(scale_log2 x) with scale_log2 = scale log2(e).
+//
+// Keys and values pass through two stages of shared memory. While the tensor cores work on one, the
+// next tile is copied into the other (cp.async):
+//
+//   copy 0 | barrier | copy 1 | barrier | copy 2 | barrier | ...
+//          |         | tile 0 |         | tile 1 |         | ...
+//
+// One barrier per tile is enough. It means both that the tile has arrived and that no warp reads
+// the stage which the next copy overwrites.
 #include "flash.cuh"
 
 #if LEHR_T != 0
@@ -42,7 +67,7 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
     cp_async_commit();
 
     if (scale <= 0.0f) {
-        // The running maximum is that of q k, so the sign goes into q.
+        // The running maximum is that of q k, before the scale, so a negative sign goes into q.
         cp_async_wait<0>();
         __syncthreads();
         u32* two = (u32*)q_tile;
@@ -53,6 +78,9 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
     const float scale_log2 = scale * LOG2_E;
     const Lane<W> by_rows = lane_by_rows<W>(), by_chunks = lane_by_chunks<W>();
 
+    // o, m and l. As in every mma accumulator, a thread holds rows 16 m + 8 h + group (h = 0, 1)
+    // and columns 8 e + 2 pair + (0, 1). The four threads of a row have the same m; each has the l
+    // of its own columns, and they are added after the loop.
     float acc[MT][W / 8][4], row_max[MT][2], row_sum[MT][2];
     clear<MT, W / 8>(acc);
 #pragma unroll
@@ -63,7 +91,7 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
 
     for (int stage = 0; key < all.reach_hi; key += BK, stage ^= 1) {
         cp_async_wait<0>();
-        // This tile is there, and all warps have left the one before.
+        // This tile has arrived, and all warps have finished with the one before.
         __syncthreads();
         int next = key + BK;
         if (next < all.reach_hi) {
@@ -74,7 +102,7 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
                 mask.n_keys - next, width);
         }
         cp_async_commit();
-        // Of this warp; not kept in registers, which are scarce.
+        // The bounds of this warp's queries, read each time: registers are scarce.
         const Bounds mine = scratch[warp];
         if (!mine.reaches(key, BK)) continue;
 
@@ -82,6 +110,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
         clear<MT, BK / 8>(s);
         product_by_width<W, MT, BK>(s, q_tile + first_row * W, k_tiles + stage * BK * W, by_rows,
             by_chunks);
+        // Only tiles at an edge of the mask are tested key by key. One unsigned comparison tests
+        // both ends of an interval: a key before its start wraps around to a large number.
         if (!mine.is_full(key, BK)) {
 #pragma unroll
             for (int m = 0; m < MT; m++) {
@@ -104,6 +134,7 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
         product_by_rows<W, MT, BK>(acc, s, v_tiles + stage * BK * W, by_rows);
     }
 
+    // The tile of queries becomes the buffer for the output.
     cp_async_wait<0>();
     __syncthreads();
     b = place->b;
@@ -134,7 +165,8 @@ DEVICE void forward(const T* q, const T* k, const T* v, T* out, float* lse, cons
 
 // out = softmax(scale * q k^T + mask) v and, if lse is not null, lse = ln(sum of exp(score)).
 //
-// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads.
+// Grid (ceil(Tq / BQ) * H / K, K, B), 128 threads. Wide heads take half the queries and keys per
+// tile, so that two blocks still fit into the registers and shared memory of a multiprocessor.
 //   W                            32      64      96     128     192     256
 //   BQ, queries per block       128     128     128     128      64      64
 //   dynamic shared memory     25680   50256   74832   99408   74320   98896 bytes

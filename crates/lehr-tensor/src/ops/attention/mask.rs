@@ -1,4 +1,4 @@
-//! Which keys each query sees.
+//! The keys that each query sees.
 
 use std::cell::RefCell;
 
@@ -7,11 +7,11 @@ use crate::{DType, Device, Error, Result, Tensor};
 
 const OP: &str = "attention";
 
-/// Which keys each query sees: one interval of key positions per query, never a dense mask.
+/// The keys that each query sees: one interval of key positions per query, never a dense mask.
 ///
-/// Query `i` of `Tq` stands at key position `p = i + n_keys − Tq`: the last query is the last key.
-/// Its interval `[lo, hi)` is the intersection of what the parts allow; it may be empty, and then
-/// the output is 0.
+/// Query `i` of `Tq` is at key position `p = i + n_keys − Tq`: the last query is the last key. Its
+/// interval `[lo, hi)` is the intersection of what the parts allow. If it is empty, the output is
+/// 0.
 #[derive(Clone, Debug, Default)]
 pub struct Mask {
     causal: bool,
@@ -23,7 +23,7 @@ pub struct Mask {
     pages: Option<Pages>,
 }
 
-/// A mask that a kernel works out by itself.
+/// A mask that a kernel computes itself.
 #[derive(Clone, Copy)]
 pub(super) struct Rule {
     pub(super) causal: bool,
@@ -52,8 +52,8 @@ impl Mask {
         Self { window: Some(window), ..self }
     }
 
-    /// Several texts share a row, and none sees another. `starts` is i32 `[B, Tk]`: the position
-    /// at which the segment of each key begins. A segment ends where the start changes.
+    /// Several texts share a row and do not see each other. `starts` is i32 `[B, Tk]`: the start of
+    /// each key's segment. A segment ends where the start changes.
     #[must_use]
     pub fn with_segments(self, starts: Tensor) -> Self {
         Self { segment_starts: Some(starts), ..self }
@@ -61,45 +61,46 @@ impl Mask {
 
     /// The first `lengths[b]` keys (of each segment, if there are segments) are seen by every
     /// query, as in GLM and T5's prefix models. `lengths` is i32 `[B]`, or `[B, Tq]` or `[B, Tk]`
-    /// with the length for the segment of each query or key; what exceeds the keys is cut off. A
-    /// window still bounds from below. Bidirectional masks show these keys anyway.
+    /// with the length for the segment of each query or key; a length beyond the keys is cut off. A
+    /// window still limits the interval from below. Bidirectional masks include these keys anyway.
     #[must_use]
     pub fn with_prefix(self, lengths: Tensor) -> Self {
         Self { prefix: Some(lengths), ..self }
     }
 
-    /// Before the keys of every segment stand `n` more keys, which all queries of the segment see:
-    /// learned ones, as in prefix tuning. Lengths of prefixes do not count them.
+    /// Every segment has `n` more keys before its own, which all its queries see: learned keys, as
+    /// in prefix tuning. The lengths of prefixes do not count them.
     ///
     /// With segments the queries are all tokens of the row, `starts` is i32 `[B, Tq]` and counts
     /// tokens, and the keys of segment `s` begin at `starts + s · n`. A row with fewer segments
-    /// than another ends with keys that no query sees. A window does not go with leading keys.
+    /// than another ends with keys that no query sees. Leading keys cannot be combined with a
+    /// window.
     #[must_use]
     pub fn with_leading_keys(self, n: usize) -> Self {
         Self { n_leading: n, ..self }
     }
 
-    /// Only the first `n_keys` of the `Tk` keys hold values: the others are free slots of a cache,
+    /// Only the first `n_keys` of the `Tk` keys hold values. The others are free slots of a cache,
     /// which may contain anything.
     #[must_use]
     pub fn with_n_keys(self, n_keys: usize) -> Self {
         Self { n_keys: Some(n_keys), ..self }
     }
 
-    /// Keys and values lie in pages, and each sequence has a number of its own: its queries are its
-    /// last tokens. Without gradients; other numbers of keys and segments do not go with it, a
-    /// prefix does, with one length for each sequence or query.
+    /// Keys and values are in pages, and each sequence has its own number of keys. Its queries are
+    /// its last tokens. There are no gradients. Pages can be combined with a prefix, of one length
+    /// per sequence or query, but not with `n_keys` or segments.
     #[must_use]
     pub fn with_pages(self, pages: Pages) -> Self {
         Self { pages: Some(pages), ..self }
     }
 
-    /// Where keys and values lie, if it is in pages.
+    /// Returns the pages of keys and values, if they are paged.
     pub(super) fn pages(&self) -> Option<&Pages> {
         self.pages.as_ref()
     }
 
-    /// The intervals of `tq` queries at the end of texts of these lengths, `[B, Tq, 2]`.
+    /// Returns the intervals of `tq` queries at the end of texts of these lengths, `[B, Tq, 2]`.
     pub(super) fn intervals_at_ends(&self, lengths: &[i32], tq: usize) -> Vec<i32> {
         let of_text = |(b, &n): (usize, &i32)| {
             (0..tq).flat_map(move |i| {
@@ -112,8 +113,8 @@ impl Mask {
         lengths.iter().enumerate().flat_map(of_text).collect()
     }
 
-    /// Whether one of the `tq` queries at the end of texts of these lengths sees keys behind its
-    /// own, because they are in the prefix.
+    /// Returns whether one of the `tq` queries at the end of texts of these lengths sees keys after
+    /// its own, because they are in the prefix.
     pub(super) fn prefix_reaches_beyond(&self, lengths: &[i32], tq: usize) -> bool {
         lengths.iter().enumerate().any(|(b, n)| {
             let first = i64::from(*n) - tq as i64;
@@ -131,12 +132,12 @@ impl Mask {
         self.n_keys.unwrap_or(tk)
     }
 
-    /// Whether it takes more than a [`Rule`] to say what is seen.
+    /// Returns whether the mask is more than a [`Rule`].
     pub(super) fn has_intervals(&self) -> bool {
         self.segment_starts.is_some() || self.prefix.is_some()
     }
 
-    /// Whether keys stand before those of the tokens.
+    /// Returns whether there are leading keys.
     pub(super) fn has_leading_keys(&self) -> bool {
         self.n_leading > 0
     }
@@ -144,13 +145,13 @@ impl Mask {
     /// The rule of a mask without segments and prefixes, checked.
     pub(super) fn rule(&self, batch: usize, tq: usize, tk: usize) -> Result<Rule> {
         self.check(batch, tq, tk)?;
-        // A window beyond all keys is none.
+        // A window beyond all keys has no effect.
         let window = self.window.and_then(|w| i32::try_from(w).ok()).unwrap_or(0);
         Ok(Rule { causal: self.causal, window, n_keys: self.n_keys(tk) as i32 })
     }
 
-    /// Returns [`Mask::intervals`] on a GPU. All layers of a model need the same ones in turn, so
-    /// the most recent are cached.
+    /// Returns [`Mask::intervals`] on a GPU. All layers of a model need the same ones, so the most
+    /// recent are cached.
     pub(super) fn intervals_on(
         &self,
         device: Device,
@@ -205,7 +206,7 @@ impl Mask {
         let bounds = out.elements_mut::<i32>();
         for b in 0..batch {
             let starts = self.starts(b, tq, tk);
-            // The number and the end of the segment at hand, known because positions are visited
+            // The number and the end of the current segment, known because positions are visited
             // from the last.
             let mut number = starts.map_or(0, |s| s.windows(2).filter(|s| s[0] != s[1]).count());
             let mut end = n_tokens as i64;
@@ -232,7 +233,7 @@ impl Mask {
         Ok(out)
     }
 
-    /// Keys that are tokens of a row, which leading keys are not.
+    /// Returns the number of keys that are tokens of a row, without leading keys.
     fn n_tokens(&self, tq: usize, tk: usize) -> usize {
         match (self.n_leading, &self.segment_starts) {
             (0, _) => self.n_keys(tk),
@@ -266,7 +267,7 @@ impl Mask {
         let lo = start.max(p + 1 - window);
         let hi =
             if self.causal { end.min((p + 1).max(start + prefix)) } else { end.min(p + window) };
-        // Before the segment's own keys stand the leading ones of it and of all segments before.
+        // The leading keys of this and of all earlier segments come before the segment's own keys.
         let n = self.n_leading as i64;
         let (lo, hi) = (lo + number * n, hi + (number + 1) * n);
         if lo < hi { (lo, hi) } else { (0, 0) }
@@ -309,7 +310,7 @@ impl Mask {
         Ok(())
     }
 
-    /// An error unless there are as many keys as the leading ones of all segments take.
+    /// Returns an error if the number of keys does not match the leading keys of all segments.
     fn check_leading(&self, batch: usize, tq: usize, tk: usize) -> Result<()> {
         if self.n_leading == 0 {
             return Ok(());

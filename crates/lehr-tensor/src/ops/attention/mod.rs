@@ -14,8 +14,9 @@ pub(crate) mod tests;
 pub use crate::pages::Pages;
 pub use mask::Mask;
 
-use crate::autograd::{Gradients, Op, record1, trains};
-use crate::cpu::threads::SharedMut;
+use lehr_kernels::threads::SharedMut;
+
+use crate::autograd::{Gradients, Op, record1, will_run_backward};
 use crate::{DType, Error, Result, Tensor};
 use cpu::{Heads, HeadsMut, Problem};
 
@@ -33,7 +34,7 @@ impl Tensor {
     /// | returns | `[B, Tq, H, E]`; 0 for a query that sees nothing |
     ///
     /// Memory is linear in T: tiles of 64 queries and 64 keys with a running softmax. Saves q, k,
-    /// v, the result and one log-sum-exp per query and head; backward computes the tiles anew.
+    /// v, the result and one log-sum-exp per query and head; backward recomputes the tiles.
     ///
     /// On the CPU queries are computed independently: the bits of a query depend on it and on the
     /// keys and values it sees, at their places in the text. They do not depend on the other
@@ -51,7 +52,7 @@ impl Tensor {
         let size = check(self, k, v)?;
         check_scale(scale)?;
         let inputs = Inputs::Separate { q: self.detach(), k: k.detach(), v: v.detach() };
-        let wanted = trains(&[self, k, v]);
+        let wanted = will_run_backward(&[self, k, v]);
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(self.shape());
         Ok(match saved {
@@ -76,7 +77,7 @@ impl Tensor {
         let size = check_packed(self, n_heads, n_kv_heads)?;
         check_scale(scale)?;
         let shape = self.shape().with_last_dim(n_heads * size.width);
-        let wanted = trains(&[self]);
+        let wanted = will_run_backward(&[self]);
         let inputs = Inputs::Packed { qkv: self.detach() };
         let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(shape);
@@ -95,7 +96,7 @@ fn check_scale(scale: f32) -> Result<()> {
     Err(Error::Argument { op: OP, name: "scale", value, expected })
 }
 
-fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Size> {
+fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<AttentionSize> {
     for x in [q, k, v] {
         x.expect_float(OP)?;
         if x.shape().len() != 4 {
@@ -114,10 +115,17 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Size> {
         let rule = "the number of key-value heads must divide the number of query heads";
         return Err(Error::Shape { op: OP, lhs: qs, rhs: ks, rule });
     }
-    Ok(Size { batch: qs[0], tq: qs[1], tk: ks[1], n_heads: qs[2], n_kv_heads: ks[2], width: qs[3] })
+    Ok(AttentionSize {
+        batch: qs[0],
+        tq: qs[1],
+        tk: ks[1],
+        n_heads: qs[2],
+        n_kv_heads: ks[2],
+        width: qs[3],
+    })
 }
 
-fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Size> {
+fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<AttentionSize> {
     qkv.expect_float(OP)?;
     if n_kv_heads == 0 || n_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) {
         let (value, expected) = (n_kv_heads.to_string(), "a divisor of the number of query heads");
@@ -126,7 +134,7 @@ fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Size>
     let n_all = n_heads.saturating_add(n_kv_heads.saturating_mul(2));
     match *qkv.shape() {
         [batch, t, wide] if wide.is_multiple_of(n_all) => {
-            Ok(Size { batch, tq: t, tk: t, n_heads, n_kv_heads, width: wide / n_all })
+            Ok(AttentionSize { batch, tq: t, tk: t, n_heads, n_kv_heads, width: wide / n_all })
         }
         _ => {
             let expected = format!("batch, time and a multiple of {n_all} (all heads)");
@@ -135,9 +143,9 @@ fn check_packed(qkv: &Tensor, n_heads: usize, n_kv_heads: usize) -> Result<Size>
     }
 }
 
-/// The extents of one call.
+/// The dimensions of one call.
 #[derive(Clone, Copy)]
-struct Size {
+struct AttentionSize {
     batch: usize,
     tq: usize,
     tk: usize,
@@ -162,9 +170,9 @@ impl Inputs {
         }
     }
 
-    /// Where q, k and v lie.
-    fn heads(&self, size: Size) -> [Heads<'_>; 3] {
-        let Size { n_heads, n_kv_heads, width, .. } = size;
+    /// Returns the positions of q, k and v.
+    fn heads(&self, size: AttentionSize) -> [Heads<'_>; 3] {
+        let AttentionSize { n_heads, n_kv_heads, width, .. } = size;
         let (q_width, kv_width) = (n_heads * width, n_kv_heads * width);
         match self {
             Self::Separate { q, k, v } => [
@@ -182,7 +190,7 @@ impl Inputs {
 
 fn problem<'a>(
     inputs: &'a Inputs,
-    size: Size,
+    size: AttentionSize,
     scale: f32,
     intervals: &'a Tensor,
     n_keys: usize,
@@ -191,10 +199,10 @@ fn problem<'a>(
     Problem { size, n_keys, scale, intervals: intervals.elements(), pages: None, q, k, v }
 }
 
-/// What backward needs: the inputs, the result and one log-sum-exp per query and head.
+/// The inputs of backward: q, k, v, the result and one log-sum-exp per query and head.
 struct Saved {
     inputs: Inputs,
-    size: Size,
+    size: AttentionSize,
     scale: f32,
     /// `[B, Tq, H, E]`.
     out: Tensor,
@@ -203,21 +211,21 @@ struct Saved {
     mask: SavedMask,
 }
 
-/// Which keys each query saw, as the kernels of the device read it.
+/// The keys that each query saw, in the form of the device's kernels.
 enum SavedMask {
     Cpu { intervals: Tensor, n_keys: usize },
     Cuda(cuda::Seen),
 }
 
-/// Computes the result, `[B, Tq, H, E]`, and what backward needs if it is `wanted`.
+/// Computes the result, `[B, Tq, H, E]`, and the inputs of backward if they are `wanted`.
 fn forward(
     inputs: Inputs,
-    size: Size,
+    size: AttentionSize,
     mask: &Mask,
     scale: f32,
     wanted: bool,
 ) -> Result<(Tensor, Option<Saved>)> {
-    let Size { batch, tq, n_heads, width, .. } = size;
+    let AttentionSize { batch, tq, n_heads, width, .. } = size;
     let q = inputs.first();
     let mut out = q.like([batch, tq, n_heads, width])?;
     let mut lse = wanted.then(|| q.like_f32([batch, n_heads, tq])).transpose()?;
@@ -283,7 +291,7 @@ impl Saved {
     ) -> Result<()> {
         let problem = problem(&self.inputs, self.size, self.scale, intervals, n_keys);
         let saved = cpu::Saved { out: self.out.data(), lse: self.lse.data(), dy: dy.data() };
-        let Size { n_heads, n_kv_heads, width, .. } = self.size;
+        let AttentionSize { n_heads, n_kv_heads, width, .. } = self.size;
         let (q_width, kv_width) = (n_heads * width, n_kv_heads * width);
         match &self.inputs {
             Inputs::Packed { qkv } => grads.write(0, qkv.shape(), |dqkv, accumulate| {
@@ -311,7 +319,7 @@ impl Saved {
     }
 }
 
-/// Adds the gradients that are there to those of inputs 0, 1 and 2.
+/// Adds the given gradients to those of inputs 0, 1 and 2.
 fn add_all(grads: &mut Gradients<'_>, parts: [Option<Tensor>; 3]) -> Result<()> {
     for (i, grad) in parts.into_iter().enumerate() {
         if let Some(grad) = grad {

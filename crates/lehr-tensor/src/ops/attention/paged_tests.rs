@@ -1,4 +1,4 @@
-//! Attention over pages against the definition, on the CPU and on GPU 0.
+//! Attention over pages, compared with the definition, on the CPU and on GPU 0.
 
 use super::reference::{self, Rules};
 use super::{Mask, Pages};

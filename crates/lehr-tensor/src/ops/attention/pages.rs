@@ -1,8 +1,8 @@
-//! Attention over keys and values that lie in [`Pages`].
+//! Attention over keys and values in [`Pages`].
 
 use super::cpu::{self, Heads, Paged, Problem};
-use super::{Inputs, Mask, OP, Size, check_scale, cuda};
-use crate::autograd::records;
+use super::{AttentionSize, Inputs, Mask, OP, check_scale, cuda};
+use crate::autograd::will_record;
 use crate::inplace::gather_pages;
 use crate::pages::Pages;
 use crate::{Error, Result, Tensor};
@@ -10,8 +10,8 @@ use crate::{Error, Result, Tensor};
 /// Computes [`Tensor::attention`] of `q [B, Tq, H, E]` over pools `k` and `v` `[n_pages, P, K, E]`,
 /// for masks with pages. The queries are the last tokens of each sequence.
 ///
-/// The CPU reads the pages where they lie, and so does a GPU for few queries. For many queries,
-/// whose products cost far more than a copy, a GPU first brings the keys and values in order.
+/// The CPU reads the pages in place, and so does a GPU for few queries. For many queries, whose
+/// products cost far more than a copy, a GPU first copies keys and values into order.
 pub(super) fn attention(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),
@@ -59,7 +59,7 @@ pub(super) fn attention(
         return Ok(out);
     }
     let rule = cuda::Seen::by_rule(rule, n_keys);
-    // One sequence without a prefix is what a rule describes; others differ row by row.
+    // A rule describes one sequence without a prefix; other cases need intervals.
     let seen = match size.batch == 1 && !sees_ahead {
         true => rule,
         false => {
@@ -69,13 +69,13 @@ pub(super) fn attention(
     };
     let [k, v] = gather_pages([k, v], pages, n_keys)?;
     let inputs = Inputs::Separate { q: q.clone(), k, v };
-    cuda::forward(&inputs, Size { tk: n_keys, ..size }, &seen, scale, &mut out, None)?;
+    cuda::forward(&inputs, AttentionSize { tk: n_keys, ..size }, &seen, scale, &mut out, None)?;
     Ok(out)
 }
 
 /// Refuses gradients, and masks that pages do not support.
 fn check_use(inputs: &[&Tensor], mask: &Mask) -> Result<()> {
-    if records(inputs) {
+    if will_record(inputs) {
         return Err(refused("beside inputs that want gradients", "a call inside of no_grad"));
     }
     if mask.has_segments() || mask.has_leading_keys() {
@@ -89,8 +89,8 @@ fn refused(value: &str, expected: &'static str) -> Error {
     Error::Argument { op: OP, name: "pages", value: value.to_owned(), expected }
 }
 
-/// The extents, `tk` being the most tokens of a text, and P as a shift.
-fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(Size, u32)> {
+/// Returns the dimensions, with `tk` as the largest number of tokens of a text, and P as a shift.
+fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(AttentionSize, u32)> {
     for x in [q, k, v] {
         x.expect_float(OP)?;
     }
@@ -112,7 +112,14 @@ fn check(q: &Tensor, (k, v): (&Tensor, &Tensor), pages: &Pages) -> Result<(Size,
     }
     let tk = pages.max_pages() << shift;
     Ok((
-        Size { batch: qs[0], tq: qs[1], tk, n_heads: qs[2], n_kv_heads: ks[2], width: qs[3] },
+        AttentionSize {
+            batch: qs[0],
+            tq: qs[1],
+            tk,
+            n_heads: qs[2],
+            n_kv_heads: ks[2],
+            width: qs[3],
+        },
         shift,
     ))
 }

@@ -1,10 +1,22 @@
 use super::reference::{self, Rules};
-use super::{Mask, OP};
+use super::{AttentionSize, Mask, OP};
 use crate::testing::{Array, Case, Pair, golden_cases};
 use crate::{Error, Philox, Tensor, no_grad};
 
-/// The extents of a case: B, Tq, Tk, H, K, E.
-type Size = (usize, usize, usize, usize, usize, usize);
+/// Starts the size of a case: a batch of `tq` queries and `tk` keys per text.
+fn tokens(batch: usize, tq: usize, tk: usize) -> AttentionSize {
+    AttentionSize { batch, tq, tk, n_heads: 1, n_kv_heads: 1, width: 1 }
+}
+
+impl AttentionSize {
+    fn heads(self, n_heads: usize, n_kv_heads: usize) -> Self {
+        Self { n_heads, n_kv_heads, ..self }
+    }
+
+    fn width(self, width: usize) -> Self {
+        Self { width, ..self }
+    }
+}
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = golden_cases(OP, |params, _| {
@@ -23,7 +35,10 @@ pub(crate) fn cases() -> Vec<Case> {
     for (name, size, rules) in shapes().into_iter().chain(masks()) {
         cases.push(random(name, size, rules));
     }
-    for (size, rules) in [((2, 70, 70, 4, 2, 5), causal()), ((1, 9, 9, 3, 3, 16), both())] {
+    for (size, rules) in [
+        (tokens(2, 70, 70).heads(4, 2).width(5), causal()),
+        (tokens(1, 9, 9).heads(3, 3).width(16), both()),
+    ] {
         cases.push(packed_case(size, rules));
     }
     cases
@@ -38,29 +53,30 @@ fn both() -> Rules {
 }
 
 /// Odd extents under the plain masks.
-fn shapes() -> Vec<(&'static str, Size, Rules)> {
+fn shapes() -> Vec<(&'static str, AttentionSize, Rules)> {
     vec![
-        ("no batch", (0, 3, 3, 2, 2, 4), causal()),
-        ("no queries", (1, 0, 3, 2, 2, 4), causal()),
-        ("no keys", (1, 3, 0, 2, 2, 4), both()),
-        ("no width", (1, 3, 3, 2, 2, 0), causal()),
-        ("one", (1, 1, 1, 1, 1, 1), causal()),
-        ("width 1", (2, 65, 65, 2, 2, 1), causal()),
-        ("width 5, one block and a bit", (1, 67, 67, 4, 2, 5), causal()),
-        ("width 16", (1, 128, 128, 1, 1, 16), both()),
-        ("width 40, many heads to one", (1, 130, 130, 5, 1, 40), causal()),
-        ("width 64", (1, 200, 200, 2, 2, 64), causal()),
-        ("width 80", (2, 33, 47, 3, 3, 80), both()),
-        ("width 128", (1, 129, 129, 2, 1, 128), causal()),
-        ("more queries than keys", (1, 70, 9, 2, 1, 8), both()),
-        ("more queries than keys, causal", (1, 70, 9, 2, 1, 8), causal()),
-        ("few queries at the end", (2, 3, 190, 6, 2, 16), causal()),
+        ("no batch", tokens(0, 3, 3).heads(2, 2).width(4), causal()),
+        ("no queries", tokens(1, 0, 3).heads(2, 2).width(4), causal()),
+        ("no keys", tokens(1, 3, 0).heads(2, 2).width(4), both()),
+        ("no width", tokens(1, 3, 3).heads(2, 2).width(0), causal()),
+        ("one", tokens(1, 1, 1).heads(1, 1).width(1), causal()),
+        ("width 1", tokens(2, 65, 65).heads(2, 2).width(1), causal()),
+        ("width 5, one block and a bit", tokens(1, 67, 67).heads(4, 2).width(5), causal()),
+        ("width 16", tokens(1, 128, 128).heads(1, 1).width(16), both()),
+        ("width 40, many heads to one", tokens(1, 130, 130).heads(5, 1).width(40), causal()),
+        ("width 64", tokens(1, 200, 200).heads(2, 2).width(64), causal()),
+        ("width 80", tokens(2, 33, 47).heads(3, 3).width(80), both()),
+        ("width 128", tokens(1, 129, 129).heads(2, 1).width(128), causal()),
+        ("more queries than keys", tokens(1, 70, 9).heads(2, 1).width(8), both()),
+        ("more queries than keys, causal", tokens(1, 70, 9).heads(2, 1).width(8), causal()),
+        ("few queries at the end", tokens(2, 3, 190).heads(6, 2).width(16), causal()),
     ]
 }
 
 /// Every kind of mask, and their combinations.
-fn masks() -> Vec<(&'static str, Size, Rules)> {
-    let size = (2, 150, 150, 4, 2, 12);
+fn masks() -> Vec<(&'static str, AttentionSize, Rules)> {
+    let size = tokens(2, 150, 150).heads(4, 2).width(12);
+    let few = AttentionSize { tq: 40, ..size };
     let starts = || Some(starts(2, 150));
     let prefix = || Some(vec![37, 140]);
     let window = |window, rules| Rules { window: Some(window), ..rules };
@@ -82,16 +98,12 @@ fn masks() -> Vec<(&'static str, Size, Rules)> {
         ("prefix, window", size, window(50, with_prefix(causal()))),
         ("prefix, segments", size, with_prefix(segments(causal()))),
         ("prefix, segments, window", size, window(9, with_prefix(segments(causal())))),
-        ("free slots", (2, 40, 150, 4, 2, 12), slots(101, causal())),
-        ("free slots, both", (2, 40, 150, 4, 2, 12), slots(101, both())),
-        ("free slots, prefix", (2, 40, 150, 4, 2, 12), slots(101, with_prefix(causal()))),
-        (
-            "free slots, window, segments",
-            (2, 40, 150, 4, 2, 12),
-            slots(101, window(30, segments(causal()))),
-        ),
-        ("more queries than filled slots", (2, 150, 150, 4, 2, 12), slots(77, causal())),
-        ("no filled slots", (2, 5, 150, 4, 2, 12), slots(0, both())),
+        ("free slots", few, slots(101, causal())),
+        ("free slots, both", few, slots(101, both())),
+        ("free slots, prefix", few, slots(101, with_prefix(causal()))),
+        ("free slots, window, segments", few, slots(101, window(30, segments(causal())))),
+        ("more queries than filled slots", size, slots(77, causal())),
+        ("no filled slots", AttentionSize { tq: 5, ..size }, slots(0, both())),
     ]
 }
 
@@ -147,12 +159,15 @@ fn pair(rules: Rules, scale: Option<f32>) -> Pair {
     )
 }
 
-fn random(name: &str, (b, tq, tk, h, kv, e): Size, rules: Rules) -> Case {
-    let shapes = [vec![b, tq, h, e], vec![b, tk, kv, e], vec![b, tk, kv, e]];
+fn random(name: &str, size: AttentionSize, rules: Rules) -> Case {
+    let AttentionSize { batch, tq, tk, n_heads, n_kv_heads, width } = size;
+    let keys = vec![batch, tk, n_kv_heads, width];
+    let shapes = [vec![batch, tq, n_heads, width], keys.clone(), keys];
     Case::random(&format!("attention: {name}"), &shapes, pair(rules, None))
 }
 
-fn packed_case((b, t, _, h, kv, e): Size, rules: Rules) -> Case {
+fn packed_case(size: AttentionSize, rules: Rules) -> Case {
+    let AttentionSize { batch: b, tq: t, n_heads: h, n_kv_heads: kv, width: e, .. } = size;
     let mask = mask_of(&rules, b, t);
     let n_all = h + 2 * kv;
     let scale = default_scale(e);

@@ -2,11 +2,10 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-
-use crate::cpu::CHUNK;
-use crate::cpu::buffer::Element;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
+use lehr_kernels::CHUNK;
+use lehr_kernels::buffer::Element;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
 
 /// A 16-bit float.
 pub(super) trait Half: Element {

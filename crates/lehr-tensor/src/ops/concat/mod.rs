@@ -5,9 +5,10 @@ mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use lehr_kernels::strided::{RunSize, Runs, copy};
+
 use crate::autograd::{Gradients, Op, record1};
 use crate::copy::copy_runs;
-use crate::cpu::strided::{RunSize, Runs, copy};
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {

@@ -1,9 +1,10 @@
-//! The masked, scaled copy that is both forward and backward.
+//! The masked, scaled copy for forward and backward.
+
+use lehr_kernels::CHUNK;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
 
 use crate::Philox;
-use crate::cpu::CHUNK;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
 
 /// `y (+)= x / (1 − p)` where the random number of the element is at least `p`, else 0.
 pub(super) fn apply(x: &[f32], p: f32, rng: Philox, y: &mut [f32], accumulate: bool) {

@@ -1,8 +1,9 @@
 //! Gathering rows and its transpose, adding to rows.
 
-use crate::cpu::CHUNK;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
+use lehr_kernels::CHUNK;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use crate::ops::rows_per_task;
 
 /// `y[i] = table[ids[i]]` for rows of width `d`; all ids are in range.

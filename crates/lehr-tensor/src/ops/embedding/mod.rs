@@ -19,8 +19,7 @@ impl Tensor {
     /// | `ids` | `[..]`, i32 in `0..V` |
     /// | returns | `[.., D]` |
     ///
-    /// Saves `ids`. The gradient of a row is the sum over the places that show it, added in the
-    /// order of the places.
+    /// Saves `ids`. The gradient of a row is the sum over its occurrences, in their order.
     ///
     /// # Errors
     /// If an id is out of range, shapes or element types do not fit, or memory runs out.
@@ -49,11 +48,11 @@ pub(super) fn take_rows(op: &'static str, table: &Tensor, ids: &Tensor) -> Resul
     Ok(y)
 }
 
-/// An error unless `ids` are integers in `0..n_rows`, and rows picked by them a valid shape.
+/// Returns an error unless `ids` are integers in `0..n_rows` and the result has a valid shape.
 pub(super) fn check_ids(op: &'static str, ids: &Tensor, n_rows: usize) -> Result<()> {
     ids.expect_ids(op)?;
     if ids.is_cuda() && !crate::is_recording() {
-        // Inputs of recorded work, which was checked before they went there.
+        // Ids on a GPU are inputs of recorded work and were checked before.
         return Ok(());
     }
     ids.expect_on(op, Device::Cpu)?;

@@ -7,16 +7,16 @@ pub(crate) mod tests;
 
 use super::activation::Activation;
 use super::linear::Affine;
-use crate::autograd::trains;
+use crate::autograd::will_run_backward;
 use crate::{Result, Tensor};
 
 impl Tensor {
     /// `y = f(x W₁ᵀ + bias₁) W₂ᵀ + bias₂`. Only the argument of `f` is kept for backward.
     ///
-    /// It is [`Tensor::linear`] and [`Tensor::act_linear`], whose shapes and gradients it has. In
-    /// training on a GPU, with 16-bit elements and the GELU by tanh, the first product writes both
-    /// the argument and its GELU, so that no pass over memory is between the products. Without
-    /// gradients the argument is not kept, and the two maps are as they are.
+    /// The shapes and gradients are those of [`Tensor::linear`] followed by [`Tensor::act_linear`].
+    /// In training on a GPU, with 16-bit elements and the tanh form of GELU, the first product
+    /// writes both the argument and its GELU, which saves a pass over memory. Without gradients the
+    /// argument is not kept.
     ///
     /// # Errors
     /// If shapes do not fit or memory runs out.
@@ -27,7 +27,7 @@ impl Tensor {
         down: Affine<'_>,
     ) -> Result<Self> {
         let bias = up.bias.unwrap_or(up.weight);
-        if trains(&[self, up.weight, bias, down.weight])
+        if will_run_backward(&[self, up.weight, bias, down.weight])
             && activation == Activation::GeluTanh
             && let Some((x, h)) = up.apply_with_gelu(self)?
         {

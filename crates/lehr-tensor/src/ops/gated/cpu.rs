@@ -1,8 +1,9 @@
 //! One pass over memory for each use of a gate.
 
-use crate::cpu::CHUNK;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
+use lehr_kernels::CHUNK;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use crate::ops::activation::{Activation, curve::Curve, with_curve};
 
 /// `h = f(gate) up`.

@@ -1,4 +1,4 @@
-//! Gated activations: one half of the features switches the other.
+//! Gated activations: one half of the features scales the other.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;

@@ -17,8 +17,8 @@ impl Tensor {
     /// | `ids` | `[M]`, i32 in `0..N` |
     /// | returns | `[M, D]` |
     ///
-    /// Saves `ids`. The gradient of a row is the sum over the places that show it; rows nobody
-    /// picked get 0.
+    /// Saves `ids`. The gradient of a row is the sum over its occurrences; rows that are not picked
+    /// get 0.
     ///
     /// # Errors
     /// If an id is out of range, shapes or element types do not fit, or memory runs out.

@@ -1,10 +1,11 @@
 //! Row-wise kernels of `layer_norm`, also used by `add_layer_norm`.
 
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use crate::ops::rows_per_task;
 
-/// What a row is scaled and shifted by, and what keeps its deviation from 0.
+/// Scale and shift of the rows, and the `eps` that keeps their deviation above 0.
 #[derive(Clone, Copy)]
 pub(crate) struct Affine<'a> {
     pub(crate) weight: &'a [f32],

@@ -22,7 +22,7 @@ pub(super) fn forward(
     x.cuda()?.launch(&KERNELS, x.dtype(), "layer_norm_forward", rows_cuda::forward(x, 896), args)
 }
 
-/// `sum = x + delta`, and the rows of it normalised.
+/// Computes `sum = x + delta` and its normalised rows.
 pub(crate) fn add_forward(
     (x, delta): (&Tensor, &Tensor),
     (weight, bias): (&Tensor, Option<&Tensor>),
@@ -40,7 +40,7 @@ pub(crate) fn add_forward(
     )
 }
 
-/// What backward reads.
+/// The inputs of backward.
 pub(crate) struct Saved<'a> {
     pub(crate) x: &'a Tensor,
     pub(crate) weight: &'a Tensor,

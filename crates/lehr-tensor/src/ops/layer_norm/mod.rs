@@ -7,7 +7,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::autograd::{Gradients, Op, record1, records};
+use crate::autograd::{Gradients, Op, record1, will_record};
 use crate::{DType, Result, Tensor};
 
 impl Tensor {
@@ -50,7 +50,7 @@ impl Tensor {
         }
         let with_bias = [self, weight, bias.unwrap_or(weight)];
         let inputs = if bias.is_some() { &with_bias[..] } else { &with_bias[..2] };
-        if !records(inputs) {
+        if !will_record(inputs) {
             return Ok(y);
         }
         let op = || LayerNorm { x: self.detach(), weight: weight.detach(), stats };

@@ -31,8 +31,8 @@ impl<'a> Backward<'a> {
         if let Some(dy) = &self.dy8 {
             let in_fp8 = || {
                 let (weight, layout) = (&self.kept.weight, self.kept.layout);
-                // Freed when the product was started, which is early enough: who gets the memory
-                // writes later.
+                // Freed after the product was started, which is safe: the next owner of the memory
+                // writes after the product.
                 let (_w, w) = Fp8::of_weight(weight, layout, (n_out, n_in), InOut)?;
                 let product = Matmul::new((n, n_in, n_out), dy.rows(), w, rows(dx, n_in));
                 product.accumulate(accumulate).try_run(cuda)
@@ -44,8 +44,8 @@ impl<'a> Backward<'a> {
         self.input_product(dx).accumulate(accumulate).run(cuda)
     }
 
-    /// `dx = dy W ⊙ gelu'(x)` (by tanh), for the x that the GELU is of; false if there is no such
-    /// product, and then nothing was started.
+    /// Computes `dx = dy W ⊙ gelu'(x)` (by tanh) for the argument x of the GELU. Returns false, and
+    /// starts nothing, if there is no such product.
     pub(crate) fn input_of_gelu(&self, x: &Tensor, dx: &mut Tensor) -> Result<bool> {
         let cuda = self.dy.cuda()?;
         if self.dy8.is_some() || !Epilogue::has_gelu(cuda, self.dy.dtype(), self.kept.size.n_in) {

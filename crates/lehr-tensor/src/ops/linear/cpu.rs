@@ -1,9 +1,10 @@
 //! The three products of a linear map, and the column sums of its bias.
 
+use lehr_kernels::threads;
+
 use super::LinearSize;
 use super::WeightLayout::{self, InOut, OutIn};
 use crate::autograd::Gradients;
-use crate::cpu::threads;
 use crate::gemm::{Matrix, gemm};
 use crate::{Result, Tensor};
 

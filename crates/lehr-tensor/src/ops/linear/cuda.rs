@@ -47,7 +47,7 @@ pub(crate) fn forward(
     forward_product(size, x, weight, layout, y).bias(bias.map(Tensor::device_ptr)).run(cuda)
 }
 
-/// `y = x Wᵀ + bias` by a product in fp8; false if there is none.
+/// Computes `y = x Wᵀ + bias` in fp8. Returns false if there is no such product.
 fn forward_fp8(
     LinearSize { rows: n, n_out, n_in }: LinearSize,
     x: &Tensor,
@@ -60,8 +60,8 @@ fn forward_fp8(
     product.bias(map.bias.map(Tensor::device_ptr)).try_run(x.cuda()?)
 }
 
-/// How the weight is stored, if there are few rows and a kernel of our own reads it nearer to the
-/// memory's speed than a product of matrices does.
+/// Returns the weight for our own kernel if there are few rows: it reads the weight closer to the
+/// speed of memory than a product of matrices does.
 fn few(n: usize, dtype: DType) -> Option<WeightFormat> {
     match dtype {
         DType::BF16 if (1..=FEW).contains(&n) => Some(WeightFormat::BF16),
@@ -84,11 +84,11 @@ fn forward_product(
     Matmul::new((n, n_out, n_in), rows(x, n_in), b, rows(y, n_out))
 }
 
-/// `y = x Wᵀ + bias` and `h = gelu(y)` (by tanh), written by one product; false if there is none,
-/// and then nothing was started.
+/// Computes `y = x Wᵀ + bias` and `h = gelu(y)` (by tanh) by one product. Returns false, and starts
+/// nothing, if there is no such product.
 ///
-/// It saves the pass that reads y (2 bytes an element) to write h. h is the GELU of the sum before
-/// that is rounded to y.
+/// This saves the pass that reads y (2 bytes per element) to write h. h is the GELU of the sum
+/// before it is rounded to y.
 pub(crate) fn forward_with_gelu(
     size: LinearSize,
     x: &Tensor,

@@ -1,11 +1,15 @@
 // Matrices in 8 bits for products in fp8: x is stored as round(x * largest / amax) with amax = max
 // |x|, and the product multiplies by amax / largest. `kind`: 0 e4m3 (weights, activations), 1 e5m2
 // (gradients, whose range is wider). Tensors start on 16 bytes.
+//
+// amax is that of this x, not of earlier steps (current scaling), so the largest number gets the
+// largest code and nothing is clipped; fp8.rs has the reasons. It takes two kernels: the maximum
+// must be complete before the first code is written.
 #include "fp8.cuh"
 
-// amax[0] = max(amax[0], |x|) over n elements; amax[0] starts at 0. Numbers that are not negative
-// are in the order of their bits, and NaN is above all, so that the order of the atomic operations
-// does not matter. Grid and block of one dimension, any grid, block 256.
+// amax[0] = max(amax[0], |x|) over n elements; amax[0] starts at 0. Non-negative floats compare
+// like their bits as integers, with NaN above all. So the maximum is one of integers, and the order
+// of the atomic operations does not matter. Grid and block of one dimension, any grid, block 256.
 extern "C" __global__ void __launch_bounds__(256, 4) fp8_amax(const T* x, int* amax, i64 n) {
     int largest = 0;
     auto step = [&](i64, auto x) {
@@ -25,12 +29,11 @@ extern "C" __global__ void __launch_bounds__(256, 4) fp8_amax(const T* x, int* a
     if (largest > 0) atomicMax(amax, largest);
 }
 
-// What numbers are multiplied by before they are rounded. Infinite and NaN maxima give NaN codes or
-// scales, and so results.
+// The factor on the numbers before they are rounded. A maximum that is infinite or NaN gives NaN
+// codes or scales, and so NaN results, which the loop reports.
 template <class F>
 DEVICE float fp8_factor(float amax) {
-    // Where the quotient would overflow, numbers are too small to matter. Not fminf, which hides
-    // NaN.
+    // If the quotient overflows, the numbers are too small to matter. fminf would hide NaN.
     float factor = F::largest() / amax;
     return amax == 0.0f ? 1.0f : factor > 3e38f ? 3e38f : factor;
 }
@@ -85,7 +88,7 @@ template <class F>
 DEVICE void cast_tile(const T* x, float factor, u32* rows, u32* columns, int n, int w, u32* tile) {
     const int PACKS = TILE / LANES, WORDS = LANES / 4;
     int first_row = blockIdx.y * TILE, first_column = blockIdx.x * TILE;
-    // All loads are under way before the first is used.
+    // All loads are issued before the first result is used.
     PackT packs[TILE * PACKS / 256];
 #pragma unroll
     for (int p = 0; p < TILE * PACKS / 256; p++) {

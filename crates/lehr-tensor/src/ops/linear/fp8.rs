@@ -1,13 +1,18 @@
 //! Matrices in 8 bits for the products of wide linear maps.
 //!
-//! Each matrix has one scale, from its largest magnitude now: `x ≈ scale · code` with
-//! `scale = amax / largest`. Weights and activations are e4m3, gradients e5m2, whose range is wider
-//! (Micikevicius et al. 2022, <https://arxiv.org/abs/2209.05433>). The largest magnitude is that of
-//! the same numbers the codes are of, so nothing is clipped and nothing has to be remembered from
-//! step to step.
+//! Each matrix has one scale: `x ≈ scale · code` with `scale = amax / largest`, where `amax` is the
+//! largest magnitude in the matrix and `largest` that of the format. Weights and activations are
+//! e4m3 (`largest` 448), gradients e5m2 (57,344), whose range is wider (Micikevicius et al. 2022,
+//! <https://arxiv.org/abs/2209.05433>).
 //!
-//! A product of 8-bit matrices wants its inner dimension contiguous in both, so that the three
-//! products of a map need, of x, W and dy, both the matrix and its transpose.
+//! This is *current scaling*: `amax` belongs to the same numbers that are encoded. *Delayed
+//! scaling* takes it from earlier steps and saves a pass over the matrix. But then a sudden outlier
+//! is clipped, and the history of maxima is state that every checkpoint must hold. The pass reads
+//! `n · w` numbers, which is little compared with the `n · w · n_out` multiply-adds of a product.
+//!
+//! Tensor cores multiply 8-bit matrices only if the inner dimension is contiguous in both. The
+//! three products `y = x Wᵀ`, `dx = dy W` and `dW = dyᵀ x` have different inner dimensions, so each
+//! of x, W and dy is needed both as it is and transposed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -22,7 +27,7 @@ pub(crate) static KERNELS: Source = source!("linear_fp8", "fp8.cu");
 
 const OP: &str = "linear";
 
-/// Whether the products of a map of these rows, outputs and inputs can be in fp8.
+/// Whether the products of a linear map of this size can be in fp8.
 pub(super) fn fits(
     cuda: &Cuda,
     dtype: DType,
@@ -43,25 +48,25 @@ pub(super) enum Pass {
 }
 
 thread_local! {
-    /// Products that the library turned out not to have: nobody quantises for them again.
+    /// Products for which cuBLASLt has no algorithm. They are not quantised a second time.
     static REFUSED: RefCell<BTreeSet<(u8, LinearSize, bool)>> =
         const { RefCell::new(BTreeSet::new()) };
 }
 
-/// How many kinds of products of this thread were to be in fp8 and were made in bf16, because
-/// cuBLASLt has no algorithm for them.
+/// Number of kinds of products of this thread that ran in bf16 instead of fp8, because cuBLASLt has
+/// no algorithm for them.
 #[must_use]
 pub fn n_refused() -> usize {
     REFUSED.with_borrow(BTreeSet::len)
 }
 
-/// Forgets what was refused.
+/// Forgets all refused products.
 #[cfg(test)]
 pub(crate) fn forget_refused() {
     REFUSED.take();
 }
 
-/// Runs a product in fp8, unless it was refused before; whether it was run.
+/// Runs a product in fp8 unless it was refused before. Returns whether it ran.
 pub(super) fn run_unless_refused(
     (pass, size, accumulate): (Pass, LinearSize, bool),
     run: impl FnOnce() -> Result<bool>,
@@ -77,10 +82,10 @@ pub(super) fn run_unless_refused(
     Ok(has_run)
 }
 
-/// What is needed of a matrix.
+/// The copies of a matrix that its products read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copies {
-    /// Itself.
+    /// The matrix.
     Rows,
     /// Its transpose.
     Columns,
@@ -91,16 +96,17 @@ pub(super) enum Copies {
 pub(super) struct Fp8 {
     element: Element,
     size: (usize, usize),
-    /// The codes, as words, row by row: of the matrix and of its transpose. Not both need be there.
+    /// Codes of the matrix, in words, row by row; `None` if not needed.
     rows: Option<Tensor>,
+    /// The same for its transpose.
     columns: Option<Tensor>,
-    /// f32 `[2]`: the largest magnitude, the scale.
+    /// f32 `[2]`: `amax` and the scale.
     scale: Tensor,
 }
 
 impl Fp8 {
-    /// The matrix of `x`, whose extents are multiples of 16: one pass for the largest magnitude,
-    /// one for all copies.
+    /// Encodes the matrix `x`, whose extents are multiples of 16: one pass for `amax`, one for all
+    /// copies.
     pub(super) fn new(
         x: &Tensor,
         (n, w): (usize, usize),
@@ -150,17 +156,17 @@ impl Fp8 {
         Ok(Self { element, size: (n, w), rows, columns, scale })
     }
 
-    /// `[n, w]`, stored row by row.
+    /// Returns `[n, w]`, stored row by row.
     pub(super) fn rows(&self) -> Operand {
         self.operand(self.rows.as_ref(), self.size.1)
     }
 
-    /// Its transpose `[w, n]`, stored row by row.
+    /// Returns the transpose `[w, n]`, stored row by row.
     pub(super) fn columns(&self) -> Operand {
         self.operand(self.columns.as_ref(), self.size.0)
     }
 
-    /// The weight of a map as the second operand of a product that wants it to lie as `wanted`.
+    /// Encodes a weight as the second operand of a product that needs the layout `wanted`.
     pub(super) fn of_weight(
         weight: &Tensor,
         layout: WeightLayout,
@@ -179,7 +185,7 @@ impl Fp8 {
         Ok((w, operand))
     }
 
-    /// The codes of the matrix, those of its transpose, the largest magnitude with the scale.
+    /// Returns the codes of the matrix, those of its transpose, and `amax` with the scale.
     #[cfg(test)]
     pub(super) fn parts(&self) -> (Option<&Tensor>, Option<&Tensor>, &Tensor) {
         (self.rows.as_ref(), self.columns.as_ref(), &self.scale)

@@ -16,7 +16,7 @@ use backward::Backward;
 use crate::autograd::{Gradients, Op, record1};
 use crate::{Error, Result, Tensor};
 
-/// How a weight matrix lies in memory.
+/// Memory layout of a weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightLayout {
     /// `[out, in]`, the convention of PyTorch's `Linear`.
@@ -25,7 +25,7 @@ pub enum WeightLayout {
     InOut,
 }
 
-/// The extents of a linear map applied to rows.
+/// The dimensions of a linear map applied to rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LinearSize {
     /// Rows of the input, whatever its other dimensions.
@@ -36,7 +36,7 @@ pub(crate) struct LinearSize {
     pub(crate) n_in: usize,
 }
 
-/// What a linear map is made of.
+/// The parameters of a linear map.
 #[derive(Clone, Copy)]
 pub struct Affine<'a> {
     /// `[O, I]`, or `[I, O]` with [`WeightLayout::InOut`].
@@ -51,7 +51,7 @@ pub struct Affine<'a> {
     pub fp8: bool,
 }
 
-/// What backward needs of a map.
+/// The inputs of backward of a map.
 pub(crate) struct Kept {
     pub(crate) weight: Tensor,
     pub(crate) layout: WeightLayout,
@@ -81,7 +81,7 @@ impl Tensor {
         self.affine(Affine::new(weight, layout, bias))
     }
 
-    /// [`Tensor::linear`], with all that can be said of a map.
+    /// [`Tensor::linear`] with all options of a map.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -106,7 +106,7 @@ impl<'a> Affine<'a> {
         Ok(LinearSize { rows: x.shape().n_rows(), n_out, n_in })
     }
 
-    /// What backward needs.
+    /// The inputs of backward.
     pub(super) fn keep(&self, size: LinearSize) -> Kept {
         let &Self { weight, layout, fp8, .. } = self;
         Kept { weight: weight.detach(), layout, size, fp8 }
@@ -129,8 +129,8 @@ impl<'a> Affine<'a> {
         }
     }
 
-    /// The map of `x`, and its GELU (by tanh) as a value without a gradient, both written by one
-    /// product: `None` if `x` is on the CPU or there is no such product.
+    /// Computes the map of `x` and its GELU (by tanh), a value without a gradient, by one product.
+    /// Returns `None` if `x` is on the CPU or there is no such product.
     pub(super) fn apply_with_gelu(&self, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let size = self.size("linear", x)?;
         if !x.is_cuda() {

@@ -1,7 +1,24 @@
-//! The pass over the vocabulary, chunk by chunk of rows.
+//! The loss and its gradients, chunk by chunk of rows, so that the logits `[N, V]` never exist as a
+//! whole.
+//!
+//! ```text
+//! for each chunk of n rows
+//!   z  = x Wᵀ + bias                  [n, V]   the only large buffer, reused by all chunks
+//!   loss, z → dz in place             [n, V]
+//!   dx = dz W                         [n, D]
+//!   dW += dzᵀ x                       [V, D]
+//!   db += Σ dz over rows              [V]
+//! ```
+//!
+//! With `lse = ln Σ e^z` a row's loss is `lse − z_label + z_loss · lse²`, and its gradient
+//! `dz = factor · ((1 + 2 z_loss · lse) · softmax(z) − onehot(label))`. As `dz` follows from `z`
+//! alone, gradients are computed in the forward pass: the factor is known, and otherwise backward
+//! would compute `x Wᵀ` a second time. So the memory is O(n V) for the logits plus the gradients,
+//! instead of O(N V).
 
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use crate::ops::linear::{LinearSize, WeightLayout::OutIn, cpu as linear};
 use crate::ops::linear_q::cpu as linear_q;
 use crate::ops::softcap::cpu::cap_row;
@@ -15,16 +32,18 @@ use crate::quant::QMatrix;
 
 /// Largest number of logits in one chunk: 32 MiB.
 const LOGITS_MAX: usize = 1 << 23;
-/// Fewest rows in a chunk: each chunk reads the weight twice and adds to all of its gradient.
+/// Smallest number of rows in a chunk: each chunk reads all of W twice and reads and writes all of
+/// dW, which only many rows make up for.
 const ROWS_MIN: usize = 64;
 
-/// Rows per chunk, from the shape alone: chunks of (almost) equal size.
+/// Rows per chunk. It depends on the shape alone, because it decides the order in which dW is
+/// summed. Chunks have almost equal size.
 fn chunk_rows(n: usize, n_vocabulary: usize) -> usize {
     let most = (LOGITS_MAX / n_vocabulary.max(1)).max(ROWS_MIN);
     n.div_ceil(n.div_ceil(most).max(1)).max(1)
 }
 
-/// How a row of logits turns into its loss.
+/// The form of the loss of one row of logits.
 #[derive(Clone, Copy)]
 pub(super) struct RowLoss {
     pub(super) n_vocabulary: usize,
@@ -32,14 +51,14 @@ pub(super) struct RowLoss {
     pub(super) softcap: Option<f32>,
 }
 
-/// The matrix, `[V, D]`.
+/// The weight, `[V, D]`.
 #[derive(Clone, Copy)]
 enum Matrix<'a> {
     Dense(&'a [f32]),
     Stored(&'a QMatrix),
 }
 
-/// The last layer with the labels of its rows.
+/// A language-model or classifier head with its inputs and labels.
 pub(super) struct Head<'a> {
     x: &'a [f32],
     weight: Matrix<'a>,
@@ -50,19 +69,19 @@ pub(super) struct Head<'a> {
     pub(super) chunk_rows: usize,
 }
 
-/// What the gradient of each row's loss is multiplied with.
+/// Upstream gradients of the losses of the rows.
 pub(super) enum Factors<'a> {
     Same(f32),
     PerRow(&'a [f32]),
 }
 
-/// Where the gradient of the weight goes, and whether it is added there.
+/// The gradient of the weight, and whether it is added to what is there.
 pub(super) struct WeightGrad<'a> {
     pub(super) dw: &'a mut [f32],
     pub(super) accumulate: bool,
 }
 
-/// Where the gradients that are wanted go; those of `x` and the bias are overwritten.
+/// Buffers of the wanted gradients; those of `x` and the bias are overwritten.
 #[derive(Default)]
 pub(super) struct HeadGrads<'a> {
     pub(super) dx: Option<&'a mut [f32]>,
@@ -96,7 +115,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The loss of each row.
+    /// Computes the loss of each row.
     pub(super) fn forward(&self, losses: &mut [f32]) -> Result<()> {
         self.for_each_chunk(losses, |chunk, logits, losses| {
             self.loss.turn(logits, &self.labels[chunk.first..], losses, None);
@@ -104,7 +123,7 @@ impl<'a> Head<'a> {
         })
     }
 
-    /// The loss of each row, and gradients of `Σ factor · loss`.
+    /// Computes the loss of each row and the gradients of `Σ factor · loss`.
     pub(super) fn forward_backward(
         &self,
         losses: &mut [f32],
@@ -113,7 +132,7 @@ impl<'a> Head<'a> {
     ) -> Result<()> {
         if losses.is_empty() {
             if let Some(grad) = grads.weight.filter(|grad| !grad.accumulate) {
-                threads::run_chunks(grad.dw, crate::cpu::CHUNK, |_, dw| dw.fill(0.0));
+                threads::run_chunks(grad.dw, lehr_kernels::CHUNK, |_, dw| dw.fill(0.0));
             }
             grads.db.into_iter().for_each(|db| db.fill(0.0));
             return Ok(());
@@ -164,7 +183,7 @@ impl<'a> Head<'a> {
             let size = LinearSize { rows: chunk.n, n_out: v, n_in: d };
             match self.weight {
                 Matrix::Stored(w) if d > 0 => linear_q::forward(w, x, self.bias, logits)?,
-                // Without columns there is nothing of the weight to read.
+                // A weight without columns has nothing to read.
                 Matrix::Stored(_) => {
                     linear::forward(size, x, &[], OutIn, self.bias, logits)?;
                 }
@@ -179,7 +198,8 @@ impl<'a> Head<'a> {
 }
 
 impl RowLoss {
-    /// Turns rows of logits into losses and, given factors, in place into their gradient.
+    /// Computes the losses of rows of logits. With factors, it also turns the logits into their
+    /// gradient in place.
     pub(super) fn turn(
         &self,
         logits: &mut [f32],
@@ -232,8 +252,9 @@ impl Kernel for Rows<'_> {
 }
 
 impl RowLoss {
-    /// The loss of one row of logits, which turns into its gradient if there is a factor:
-    /// `factor · ((1 + 2 z lse) e^(y − lse) − onehot)`, times `1 − (y / c)²` under a cap.
+    /// Computes the loss of one row of logits. With a factor, the row becomes its gradient
+    /// `factor · ((1 + 2 z lse) e^(y − lse) − onehot)`, times `1 − (y / c)²` with a cap: the
+    /// derivative of `y = c tanh(z / c)`.
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: &mut [f32], label: usize, factor: Option<f32>) -> f32 {
         if let Some(cap) = self.softcap {
@@ -244,7 +265,8 @@ impl RowLoss {
         let log_sum = f64::from(sum).ln();
         let lse = f64::from(max) + log_sum;
         let z = f64::from(self.z_loss);
-        // The difference of two numbers near each other first: small losses keep their digits.
+        // `max − target` first, the difference of two close numbers: small losses keep their
+        // digits.
         let loss = log_sum + (f64::from(max) - f64::from(target)) + z * lse * lse;
         if let Some(factor) = factor {
             let scale = (f64::from(factor) * (1.0 + 2.0 * z * lse) / f64::from(sum)) as f32;
@@ -264,7 +286,7 @@ impl RowLoss {
     }
 }
 
-/// `y ← e^(y − max) · scale · (1 − (y / c)²)`.
+/// Computes `y ← e^(y − max) · scale · (1 − (y / c)²)`.
 ///
 /// # Safety
 /// `row` is valid for `len` numbers.
@@ -282,7 +304,7 @@ unsafe fn capped_gradient<S: Simd>(
         // SAFETY: `n` numbers from i lie within the row.
         unsafe {
             let y = s.load_n(row.add(i), n);
-            let e = crate::cpu::math::exp(s, s.sub(y, s.splat(max)));
+            let e = lehr_kernels::math::exp(s, s.sub(y, s.splat(max)));
             let t = s.mul(y, s.splat(1.0 / cap));
             let slope = s.sub(s.splat(1.0), s.mul(t, t));
             s.store_n(row.add(i), s.mul(s.mul(e, s.splat(scale)), slope), n);

@@ -13,19 +13,20 @@ pub(crate) static KERNELS: Source = source!("linear_cross_entropy", "kernel.cu")
 const OP: &str = "linear_cross_entropy";
 
 /// Largest number of logits in one chunk: 512 MiB in 16 bits. The products are then tall enough for
-/// the chip, and the gradient of the weight, which every chunk adds to, is passed over few times.
+/// the chip, and the gradient of the weight, to which every chunk adds, is read and written few
+/// times.
 const LOGITS_MAX: usize = 1 << 28;
-/// Fewest rows in a chunk.
+/// Smallest number of rows in a chunk.
 const ROWS_MIN: usize = 256;
 
-/// How a row of logits turns into its loss.
+/// The form of the loss of one row of logits.
 #[derive(Clone, Copy)]
 pub(super) struct RowLoss {
     pub(super) z_loss: f32,
     pub(super) softcap: Option<f32>,
 }
 
-/// The last layer with the labels of its rows.
+/// A language-model or classifier head with its inputs and labels.
 pub(super) struct Head<'a> {
     /// The labelled rows.
     pub(super) x: &'a Tensor,
@@ -42,24 +43,24 @@ pub(super) struct Chunk<'a> {
     pub(super) stride: usize,
     pub(super) n: usize,
     pub(super) n_vocabulary: usize,
-    /// Where its labels and losses begin on the device.
+    /// Addresses of its labels and losses on the device.
     pub(super) labels: u64,
     pub(super) losses: u64,
     /// Number of its first row among the factors.
     pub(super) first: usize,
 }
 
-/// What the gradient of each row's loss is multiplied with.
+/// Upstream gradients of the losses of the rows.
 pub(super) enum Factors<'a> {
     Same(f32),
     PerRow(&'a Tensor),
 }
 
-/// Where gradients go; those of `x` and the bias are overwritten.
+/// Buffers of the gradients; those of `x` and the bias are overwritten.
 #[derive(Default)]
 pub(super) struct HeadGrads<'a> {
     pub(super) dx: Option<&'a mut Tensor>,
-    /// In f32, and whether it is added there.
+    /// In f32, and whether it is added to what is there.
     pub(super) dw: Option<(&'a mut Tensor, bool)>,
     /// In f32.
     pub(super) db: Option<&'a mut Tensor>,
@@ -83,7 +84,7 @@ impl Head<'_> {
             }
             return grads.db.map_or(Ok(()), Tensor::fill_zero);
         }
-        // A stored matrix is turned into numbers once, for all chunks.
+        // A stored matrix is decoded once for all chunks.
         let (rows_of_weight, _held) = match weight {
             HeadWeight::Dense(weight) => (linear::rows(weight, d), None),
             HeadWeight::Stored(weight) => linear_q::numbers(weight, x)?,
@@ -132,7 +133,8 @@ impl Head<'_> {
 }
 
 impl RowLoss {
-    /// Turns rows of logits into losses and, given factors, in place into their gradient.
+    /// Computes the losses of rows of logits. With factors, it also turns the logits into their
+    /// gradient in place.
     pub(super) fn turn(
         &self,
         cuda: &Cuda,
@@ -217,7 +219,7 @@ pub(super) fn scatter(
     rows.cuda()?.launch(&KERNELS, rows.dtype(), "scatter_labelled_rows", extent, args)
 }
 
-/// Room for gradients that are wanted.
+/// Allocates the wanted gradients.
 pub(super) fn room(
     wanted: bool,
     device: Device,

@@ -1,8 +1,9 @@
 //! The rows that have a label.
 
+use lehr_kernels::threads;
+
 use super::cuda;
 use crate::autograd::Gradients;
-use crate::cpu::threads;
 use crate::ops::rows_per_task;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
@@ -56,7 +57,8 @@ impl Labelled {
         self.labels.to_device(device)
     }
 
-    /// The labelled rows of `x [.., D]` as `[n, D]`; the storage of `x` itself if that is all.
+    /// Returns the labelled rows of `x [.., D]` as `[n, D]`, sharing the storage of `x` if all are
+    /// labelled.
     pub(super) fn gather(&self, x: &Tensor) -> Result<Tensor> {
         let d = x.shape().last_dim();
         let shape = Shape::from([self.len(), d]);
@@ -123,7 +125,7 @@ impl Labelled {
     }
 }
 
-/// Writes or adds rows of width `d` at rising `positions` of `dst`.
+/// Writes or adds rows of width `d` at ascending `positions` of `dst`.
 fn scatter(positions: &[i32], rows: &[f32], d: usize, dst: &mut [f32], accumulate: bool) {
     let chunk_rows = rows_per_task(d);
     threads::run_chunks(dst, chunk_rows * d, |index, dst| {

@@ -1,4 +1,4 @@
-//! The loss over a vocabulary, from hidden states to one number, and its relatives.
+//! The loss over a vocabulary, from hidden states to one number, and related ops.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use self::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use self::labels::Labelled;
 use super::softcap;
-use crate::autograd::{Gradients, Op, record1, records};
+use crate::autograd::{Gradients, Op, record1, will_record};
 use crate::quant::QMatrix;
 use crate::{DType, Error, Result, Shape, Tensor, inplace};
 
@@ -37,7 +37,7 @@ pub struct CrossEntropy {
 pub enum HeadWeight<'a> {
     /// Numbers; they may be trained.
     Dense(&'a Tensor),
-    /// A matrix that is used as it is stored, and has no gradient.
+    /// A matrix in its storage format, without a gradient.
     Stored(&'a QMatrix),
 }
 
@@ -69,8 +69,8 @@ impl<'a> HeadWeight<'a> {
     }
 }
 
-/// Inputs 0, 1 and 2 of the ops over a head. The targets, which have no gradient, stand for what is
-/// not there.
+/// Returns inputs 0, 1 and 2 of the ops over a head. The targets, which have no gradient, take the
+/// place of missing inputs.
 fn inputs<'a>(
     x: &'a Tensor,
     weight: HeadWeight<'a>,
@@ -94,10 +94,11 @@ impl Tensor {
     /// | returns | `[1]` |
     ///
     /// Rows without a label cost nothing: the others are gathered first. They are taken in chunks
-    /// whose logits fit in 64 MiB. If recorded, each chunk's logits turn in place into
-    /// `dz = ((1 + 2 z_loss lse) softmax − onehot) / normalizer`, from which `dx = dz W`,
-    /// `dW = dzᵀ x` and `dbias = Σ dz` follow at once: saved are those of the labelled rows, so
-    /// backward computes no product, and may run only once. With no labelled row the loss is 0.
+    /// whose logits fit in 32 MiB on the CPU and 512 MiB on a GPU. If recorded, each chunk's logits
+    /// turn in place into `dz = ((1 + 2 z_loss lse) softmax − onehot) / normalizer`, from which `dx
+    /// = dz W`, `dW = dzᵀ x` and `dbias = Σ dz` follow at once: saved are those of the labelled
+    /// rows, so backward computes no product, and may run only once. With no labelled row the loss
+    /// is 0.
     ///
     /// A stored `weight` is multiplied as by [`Tensor::linear_q`], and has no gradient. On the CPU
     /// it is read where it lies; on a GPU its V · D numbers in the type of `x` need memory until
@@ -125,7 +126,7 @@ impl Tensor {
         let head = Head::new(&x, weight, bias, &rows, options.z_loss, options.softcap);
         let mut losses = Self::uninit([rows.len()], DType::F32)?;
         let inputs = inputs(self, weight, bias, targets);
-        if !records(&inputs) {
+        if !will_record(&inputs) {
             head.forward(losses.data_mut())?;
             return mean(&losses, options.normalizer);
         }
@@ -162,7 +163,7 @@ fn cuda_loss(
     let mut losses = x.like_f32([rows.len()])?;
     let loss = cuda::RowLoss { z_loss, softcap };
     let head = cuda::Head { x, weight, bias, rows: &rows, loss };
-    if !records(&inputs) {
+    if !will_record(&inputs) {
         head.run(&mut losses, None, cuda::HeadGrads::default())?;
         return cuda::mean(&losses, normalizer);
     }
@@ -181,7 +182,7 @@ fn cuda_loss(
     Ok(record1(&inputs, loss, op))
 }
 
-/// An error unless the losses of `n_labels` rows can be divided by `normalizer`.
+/// Returns an error unless the losses of `n_labels` rows can be divided by `normalizer`.
 fn check_normalizer(op: &'static str, n_labels: usize, normalizer: f32) -> Result<()> {
     if n_labels == 0 || (normalizer > 0.0 && normalizer.is_finite()) {
         return Ok(());
@@ -199,7 +200,7 @@ fn mean(losses: &Tensor, normalizer: f32) -> Result<Tensor> {
     Tensor::full([1], (sum / f64::from(normalizer)) as f32)
 }
 
-/// Checks what the ops of this folder have in common, and finds the labelled rows.
+/// Checks the inputs that the ops of this folder share, and finds the labelled rows.
 fn check(
     op: &'static str,
     x: &Tensor,
@@ -266,8 +267,8 @@ impl Op for LinearCrossEntropy {
     }
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
-        // A loss that is differentiated itself has a gradient of 1: no need to wait for a GPU to
-        // hear of it.
+        // If backward starts at this loss, its gradient is 1, and there is no need to wait for a
+        // GPU to read it.
         let is_seed = grads.is_seed();
         let dy = grads.only_output();
         let factor = if is_seed || dy.is_cuda() { 1.0 } else { dy.item()? };

@@ -1,9 +1,9 @@
-//! The loss of each row of logits that are there already.
+//! The loss of each row of given logits.
 
 use super::cpu::{Factors, RowLoss};
 use super::labels::Labelled;
 use super::{CrossEntropy, check_normalizer, cuda, find_labelled};
-use crate::autograd::{Gradients, Op, record1, records};
+use crate::autograd::{Gradients, Op, record1, will_record};
 use crate::{DType, Result, Shape, Tensor};
 
 impl Tensor {
@@ -17,9 +17,9 @@ impl Tensor {
     /// | `targets` | `[N]` or `[B, T]`, i32; −100 = no label |
     /// | returns | that of `targets` |
     ///
-    /// For logits that no single matrix gives; [`Tensor::linear_cross_entropy`] never builds them.
-    /// Saves the logits of the labelled rows. Needs room for another copy of those, here and in
-    /// backward: `dz = dy ((1 + 2 z_loss lse) softmax − onehot)`.
+    /// For logits that are not the output of one matrix; [`Tensor::linear_cross_entropy`] never
+    /// builds them. Saves the logits of the labelled rows, and needs memory for another copy of
+    /// them, here and in backward: `dz = dy ((1 + 2 z_loss lse) softmax − onehot)`.
     ///
     /// # Errors
     /// If shapes do not fit, a target is neither −100 nor in 0..V, the cap is not a positive
@@ -39,14 +39,14 @@ impl Tensor {
         let op = CrossEntropyRows { logits, labelled, z_loss, softcap, shape: self.shape() };
         let (losses, _) = op.run(None)?;
         let y = op.labelled.scatter_values(&losses, targets.shape())?;
-        if !records(&[self]) {
+        if !will_record(&[self]) {
             return Ok(y);
         }
         Ok(record1(&[self], y, || op))
     }
 
     /// The sum of [`Tensor::cross_entropy_rows`] divided by the normaliser, `[1]`: what
-    /// [`Tensor::linear_cross_entropy`] computes, from logits that are there already.
+    /// [`Tensor::linear_cross_entropy`] computes, from given logits.
     ///
     /// # Errors
     /// As [`Tensor::cross_entropy_rows`], and if the normaliser is not a positive number while some

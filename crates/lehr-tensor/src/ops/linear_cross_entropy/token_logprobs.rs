@@ -4,7 +4,7 @@ use super::cpu::{Factors, Head, HeadGrads, WeightGrad};
 use super::cuda;
 use super::labels::Labelled;
 use super::{HeadWeight, check, inputs};
-use crate::autograd::{Gradients, Op, record1, records, unshared};
+use crate::autograd::{Gradients, Op, record1, unshared, will_record};
 use crate::quant::QMatrix;
 use crate::{DType, Result, Shape, Tensor, inplace};
 
@@ -51,7 +51,7 @@ impl Tensor {
         inplace::scale(values.data_mut(), -1.0);
         let y = rows.scatter_values(&values, targets.shape())?;
         let inputs = inputs(self, weight, bias, targets);
-        if !records(&inputs) {
+        if !will_record(&inputs) {
             return Ok(y);
         }
         let (x_shape, weight, bias) = (self.shape(), Kept::of(weight), bias.map(Self::detach));

@@ -1,5 +1,5 @@
-//! Products with stored weights on a GPU: few rows are multiplied as the codes are read, many with
-//! the numbers they stand for.
+//! Products with stored weights on a GPU. Few rows are multiplied directly with the codes; for many
+//! rows the codes are decoded first.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ pub(crate) static PRODUCT_BLOCKS: Source = source!("linear_q-product-blocks", "p
 pub(crate) static PRODUCT_K: Source = source!("linear_q-product-k", "product_k.cu");
 const OP: &str = "linear_q";
 
-/// What a kernel is told of a format: its number, and numbers per scale for those whose scales lie
-/// apart.
+/// Returns the number of a format in the kernels, and the numbers per scale for formats with
+/// separate scales.
 fn code(w: &QMatrix) -> Result<(i32, i32)> {
     let group = |scaling| match scaling {
         Scaling::Row => int(OP, w.cols()),
@@ -30,13 +30,13 @@ fn code(w: &QMatrix) -> Result<(i32, i32)> {
     })
 }
 
-/// The copy of `w` beside `x`, made if there is none.
+/// Returns the copy of `w` on the device of `x`, and creates it if necessary.
 fn copy_beside(w: &QMatrix, x: &Tensor) -> Result<Arc<OnGpu>> {
     if let Some(copy) = w.on_gpu().filter(|copy| copy.device == x.device()) {
         return Ok(copy);
     }
     w.to_device(x.device(), x.dtype())?;
-    // It was put there just now.
+    // The copy was just created.
     w.on_gpu().ok_or(crate::Error::NoKernel { op: OP, device: x.device() })
 }
 
@@ -48,13 +48,13 @@ fn extent(rows: usize, cols: usize) -> Extent {
     extent
 }
 
-/// [`dequantized`] of the copy of `w` beside `x`.
+/// Returns [`dequantized`] of the copy of `w` on the device of `x`.
 pub(crate) fn numbers(w: &QMatrix, x: &Tensor) -> Result<(Operand, Option<Tensor>)> {
     let copy = copy_beside(w, x)?;
     dequantized(w, &copy, x)
 }
 
-/// The matrix as numbers of the type of `x`: the codes themselves if they are such numbers.
+/// Decodes the matrix to the type of `x`; codes that already are such numbers are used directly.
 fn dequantized(w: &QMatrix, copy: &OnGpu, x: &Tensor) -> Result<(Operand, Option<Tensor>)> {
     let stored = match w.format() {
         MatrixFormat::Gguf(WeightFormat::F32) => Some(DType::F32),
@@ -81,14 +81,14 @@ fn dequantized(w: &QMatrix, copy: &OnGpu, x: &Tensor) -> Result<(Operand, Option
     Ok((linear::rows(&out, w.cols()), Some(out)))
 }
 
-/// The kernel that multiplies a few rows by a format, and what its shared memory is made of, as in
-/// the comment of `product.cuh`.
-struct Product {
+/// The kernel that multiplies a few rows by a weight in one format, with the parts of its shared
+/// memory, as in the comment of `product.cuh`.
+struct ProductKernel {
     source: &'static Source,
     name: &'static str,
     /// Columns that a warp has in shared memory at once.
     segment: usize,
-    /// Bytes of a row of the weight there.
+    /// Bytes of a row of the weight in shared memory.
     stride: usize,
     /// Bytes between rows of `x`.
     pad: usize,
@@ -98,14 +98,14 @@ struct Product {
     table: usize,
 }
 
-fn product(format: MatrixFormat) -> Product {
+fn kernel_for(format: MatrixFormat) -> ProductKernel {
     use WeightFormat::{
         BF16, F16, F32, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
     };
-    /// Of the levels of four-bit tables, one for each bank of shared memory.
+    /// Bytes of the levels of four-bit tables, one copy for each bank of shared memory.
     const TABLE: usize = 32_768;
     let of = |source| {
-        move |name, segment, stride, pad| Product {
+        move |name, segment, stride, pad| ProductKernel {
             source,
             name,
             segment,
@@ -131,29 +131,29 @@ fn product(format: MatrixFormat) -> Product {
             Q4_K => k("product_q4_k", 256, 144, 32),
             Q5_K => k("product_q5_k", 256, 176, 32),
             Q6_K => k("product_q6_k", 256, 240, 32),
-            IQ4_NL => Product { table: TABLE, ..blocks("product_iq4_nl", 256, 176, 32) },
-            IQ4_XS => Product { table: TABLE, ..k("product_iq4_xs", 256, 176, 32) },
+            IQ4_NL => ProductKernel { table: TABLE, ..blocks("product_iq4_nl", 256, 176, 32) },
+            IQ4_XS => ProductKernel { table: TABLE, ..k("product_iq4_xs", 256, 176, 32) },
         },
-        MatrixFormat::Int8(_) => Product { scales: 512, ..own("product_int8", 256, 272, 32) },
-        MatrixFormat::Int4(_) => Product { scales: 512, ..own("product_int4", 256, 144, 64) },
+        MatrixFormat::Int8(_) => ProductKernel { scales: 512, ..own("product_int8", 256, 272, 32) },
+        MatrixFormat::Int4(_) => ProductKernel { scales: 512, ..own("product_int4", 256, 144, 64) },
         MatrixFormat::Nf4 => {
-            Product { scales: 512, table: TABLE, ..own("product_nf4", 256, 144, 64) }
+            ProductKernel { scales: 512, table: TABLE, ..own("product_nf4", 256, 144, 64) }
         }
     }
 }
 
-/// The most rows of `x` that are multiplied as the codes are read.
+/// Largest number of rows of `x` that are multiplied directly with the codes.
 pub(crate) const FEW: usize = 8;
 
-/// A matrix `[rows, cols]` on the device: codes, scales (0 if they are among the codes), and what
-/// they are.
+/// A stored matrix `[rows, cols]` on the device: format, codes, and scales (0 if they are among the
+/// codes).
 pub(crate) struct Stored {
     pub(crate) format: MatrixFormat,
     pub(crate) codes: u64,
     pub(crate) scales: u64,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Numbers per scale, where scales lie apart.
+    /// Numbers per scale, for separate scales.
     pub(crate) group: i32,
 }
 
@@ -166,11 +166,11 @@ pub(crate) fn multiply_few(
 ) -> Result<()> {
     /// Rows of the weight per block.
     const ROWS: usize = 16;
-    /// What a block may have.
+    /// Limit of the shared memory of a block.
     const SHARED_MAX: usize = 227 << 10;
     let &Stored { rows, cols, .. } = w;
     let (cuda, n) = (x.cuda()?, x.shape().n_rows());
-    let Product { source, name, segment, stride, pad, scales, table } = product(w.format);
+    let ProductKernel { source, name, segment, stride, pad, scales, table } = kernel_for(w.format);
     let per_warp = 2 * (ROWS * stride + n * (segment * x.dtype().size() + pad) + scales);
     // Short rows need no more warps than they have segments; GPUs with less shared memory take
     // fewer.

@@ -1,4 +1,4 @@
-//! The affine map of the last dimension with a weight in a stored form.
+//! The affine map of the last dimension with a weight in a storage format.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;

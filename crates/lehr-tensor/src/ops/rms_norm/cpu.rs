@@ -1,8 +1,9 @@
 //! Row-wise kernels of `rms_norm`.
 
-use crate::cpu::gemm::vector::dot;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
+use lehr_kernels::gemm::vector::dot;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
+
 use crate::ops::rows_per_task;
 
 pub(crate) fn forward(

@@ -28,7 +28,7 @@ pub(super) fn forward(
     x.cuda()?.launch(&KERNELS, x.dtype(), "rms_norm_forward", rows_cuda::forward(x, 1024), args)
 }
 
-/// `sum = x + delta`, and the rows of it normalised.
+/// Computes `sum = x + delta` and its normalised rows.
 pub(crate) fn add_forward(
     (x, delta, weight): (&Tensor, &Tensor, &Tensor),
     Scaling { eps, offset }: Scaling,
@@ -39,7 +39,7 @@ pub(crate) fn add_forward(
     x.cuda()?.launch(&KERNELS, x.dtype(), "add_rms_norm_forward", rows_cuda::forward(x, 1024), args)
 }
 
-/// What backward reads.
+/// The inputs of backward.
 pub(crate) struct Saved<'a> {
     pub(crate) x: &'a Tensor,
     pub(crate) weight: &'a Tensor,

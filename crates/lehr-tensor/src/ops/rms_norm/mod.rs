@@ -7,7 +7,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::autograd::{Gradients, Op, record1, records};
+use crate::autograd::{Gradients, Op, record1, will_record};
 use crate::{Result, Tensor};
 
 impl Tensor {
@@ -39,7 +39,7 @@ impl Tensor {
             let (x, w) = (self.data(), weight.data());
             cpu::forward(x, w, eps, offset, y.data_mut(), rstd.data_mut());
         }
-        if !records(&[self, weight]) {
+        if !will_record(&[self, weight]) {
             return Ok(y);
         }
         let op = || RmsNorm { x: self.detach(), weight: weight.detach(), rstd, offset };

@@ -1,9 +1,10 @@
 //! The rotation, forward and backward.
 
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
+
 use super::RopeTable;
 use super::table::{Angles, Pairs, RopeLayout};
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
 use crate::ops::rows_per_task;
 
 /// `y (+)=` the heads of `x` rotated by the table's angles times `sign`.
@@ -133,7 +134,7 @@ fn adjacent(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32], accum
     }
 }
 
-/// Passes the dimensions through that are not rotated.
+/// Copies the dimensions that are not rotated.
 #[inline(always)]
 fn copy(x: &[f32], y: &mut [f32], accumulate: bool) {
     if accumulate {

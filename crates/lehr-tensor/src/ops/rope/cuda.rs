@@ -74,9 +74,9 @@ pub(super) fn angles(
     Ok(Angles { cos, sin })
 }
 
-/// The frequencies on a device. A model has one or two sets of them, of some hundred bytes: they
-/// are kept for the life of the process, so that work that is recorded uploads nothing and finds
-/// them whenever it runs, on whichever thread.
+/// The frequencies on a device. A model has one or two sets of a few hundred bytes. They are kept
+/// for the life of the process, so that recorded work uploads nothing and finds them on every run
+/// and thread.
 fn frequencies_on(inv_freq: &[f64], device: Device) -> Result<Tensor> {
     static KNOWN: Mutex<Vec<(Vec<f64>, Device, Tensor)>> = Mutex::new(Vec::new());
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,8 +91,7 @@ fn frequencies_on(inv_freq: &[f64], device: Device) -> Result<Tensor> {
         .flat_map(|bits| [bits as u32 as i32, (bits >> 32) as u32 as i32])
         .collect();
     let there = Tensor::from_ids(&words, [words.len()])?.to_device(device)?;
-    // An upload that is only recorded has not been made if the recording fails: such a copy is not
-    // for others.
+    // If the recording fails, a recorded upload was not made, so this copy is not shared.
     if !cuda::is_recorder() {
         known().push((inv_freq.to_vec(), device, there.clone()));
     }

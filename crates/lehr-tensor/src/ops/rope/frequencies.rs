@@ -25,8 +25,7 @@ pub fn inverse_frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
     powers(theta, rotary_dim).map(|power| f(1.0 / power)).collect()
 }
 
-/// The frequencies rounded to 16-bit floats, as models keep them that store them in half precision
-/// (ChatGLM).
+/// Rounds the frequencies to 16-bit floats, for models that store them in half precision (ChatGLM).
 #[must_use]
 pub fn rounded_to_f16(inv_freq: &[f64]) -> Vec<f64> {
     inv_freq.iter().map(|w| half::f16::from_f64(*w).to_f64()).collect()
@@ -78,7 +77,7 @@ pub fn llama3_scaled(
 /// The parameters of [`yarn_scaled`]; the names are those of `rope_scaling` in a `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yarn {
-    /// By how much the context is stretched.
+    /// Factor by which the context is extended.
     pub factor: f64,
     /// Context length of the original model.
     pub original_max_positions: f64,
@@ -88,7 +87,7 @@ pub struct Yarn {
     pub beta_slow: f64,
     /// Whether the ends of the ramp are rounded to whole dimensions outwards.
     pub truncate: bool,
-    /// What cosine and sine are multiplied by, if the model says so.
+    /// Factor on cosine and sine, if the model gives one.
     pub attention_factor: Option<f64>,
     /// DeepSeek's numerator of the attention factor.
     pub mscale: Option<f64>,
@@ -112,8 +111,8 @@ impl Yarn {
         }
     }
 
-    /// What cosine and sine are multiplied by: as given, or `m(mscale) / m(mscale_all_dim)` if the
-    /// model has both, or `m(1)`, with `m(k) = 0.1 k ln(factor) + 1` (1 if `factor <= 1`).
+    /// Returns the factor on cosine and sine: the given one, or `m(mscale) / m(mscale_all_dim)` if
+    /// the model has both, or `m(1)`, with `m(k) = 0.1 k ln(factor) + 1` (1 if `factor <= 1`).
     fn amplitude(&self) -> f64 {
         let m = |k: f64| if self.factor <= 1.0 { 1.0 } else { 0.1 * k * self.factor.ln() + 1.0 };
         let given = |k: Option<f64>| k.filter(|k| *k != 0.0);
@@ -124,7 +123,7 @@ impl Yarn {
         }
     }
 
-    /// The dimensions between which the ramp runs.
+    /// Returns the first and the last dimension of the ramp.
     fn ramp(&self, theta: f64, rotary_dim: usize) -> (f64, f64) {
         let dim = rotary_dim as f64;
         // Solves C · theta^(−2d/R) = 2π · turns for d.

@@ -56,7 +56,7 @@ fn rotate(
     Ok(())
 }
 
-/// Number and width of the heads.
+/// Returns the number and width of the heads.
 fn heads(x: &Tensor) -> (usize, usize) {
     let shape = x.shape();
     (shape[shape.len() - 2], shape.last_dim())

@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lehr_kernels::threads::{self, SharedMut};
+
 use super::cuda;
-use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Device, Error, Result, Tensor};
 
-/// Which two dimensions of a head form a pair.
+/// The two dimensions of a head that form a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeLayout {
     /// Dimension `i` with `i + R/2`: LLaMA and most models on Hugging Face.
@@ -31,7 +32,7 @@ pub struct RopeTable {
     inv_freq: Arc<[f64]>,
     amplitude: f64,
     pairs: Pairs,
-    /// What was computed so far, per device.
+    /// Results so far, per device.
     angles: Arc<Mutex<Vec<(Device, Angles)>>>,
 }
 

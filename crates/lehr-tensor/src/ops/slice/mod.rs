@@ -7,10 +7,11 @@ pub(crate) mod tests;
 
 use std::ops::Range;
 
+use lehr_kernels::strided::{RunSize, Runs, clear, copy};
+
 use super::concat::runs;
 use crate::autograd::{Gradients, Op, record1};
 use crate::copy::copy_runs;
-use crate::cpu::strided::{RunSize, Runs, clear, copy};
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {

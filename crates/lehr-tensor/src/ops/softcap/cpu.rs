@@ -1,9 +1,9 @@
 //! A tanh that is accurate near 0 too, and the passes that use it.
 
-use crate::cpu::CHUNK;
-use crate::cpu::math;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
+use lehr_kernels::CHUNK;
+use lehr_kernels::math;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
 
 /// `tanh x` to 3 ulp: an odd polynomial up to 0.625 (Cephes `tanhf`, Moshier 1989), and
 /// `1 − 2 / (e^2|x| + 1)` beyond.

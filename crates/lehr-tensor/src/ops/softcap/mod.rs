@@ -32,7 +32,7 @@ impl Tensor {
     }
 }
 
-/// An error unless `cap` is a positive number.
+/// Returns an error unless `cap` is a positive number.
 pub(crate) fn check(op: &'static str, cap: f32) -> Result<()> {
     if cap > 0.0 && cap.is_finite() {
         return Ok(());

@@ -1,5 +1,6 @@
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+
 use super::{cpu, reference};
-use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::testing::{Case, Pair, golden_cases};
 use crate::{Error, Tensor};
 

@@ -1,9 +1,10 @@
 //! Row-wise kernels of softmax; the loss over a vocabulary uses them too.
 
-use crate::cpu::gemm::vector::dot;
-use crate::cpu::math;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
+use lehr_kernels::gemm::vector::dot;
+use lehr_kernels::math;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
+
 use crate::ops::rows_per_task;
 
 /// `y = e^x / Σ e^x` for rows of width `d`.

@@ -1,8 +1,9 @@
 //! Elementwise ops of two tensors of one shape.
 
+use lehr_kernels::CHUNK;
+
 use super::cuda::{self, Binary, Unary};
 use crate::autograd::{Gradients, Op, record1};
-use crate::cpu::CHUNK;
 use crate::{DType, Result, Tensor, threads};
 
 impl Tensor {

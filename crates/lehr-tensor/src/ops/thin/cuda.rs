@@ -56,7 +56,7 @@ pub(super) fn swapped(
     [outer, a, middle, b, inner]: [usize; 5],
     y: &mut Tensor,
 ) -> Result<()> {
-    /// What the second and third dimension of a grid may have.
+    /// Limit of the second and third dimension of a grid.
     const GRID_MAX: usize = 65_535;
     let (cuda, n) = (x.cuda()?, x.shape().n_elements());
     let [outer_, a_, middle_, b_, inner_] = [outer, a, middle, b, inner].map(|n| n as i64);

@@ -25,8 +25,12 @@ impl Tensor {
             let rule = "a matmul takes [.., M, K] and [.., K, N] with equal leading dimensions";
             return Err(Error::Shape { op: OP, lhs: lhs_shape, rhs: rhs_shape, rule });
         }
-        let size =
-            Size { batch: lead.iter().product(), m: lhs_dims[0], n: rhs_dims[1], k: lhs_dims[1] };
+        let size = MatmulSize {
+            batch: lead.iter().product(),
+            m: lhs_dims[0],
+            n: rhs_dims[1],
+            k: lhs_dims[1],
+        };
         let mut y = self.like(lhs_shape.with_last_dim(size.n))?;
         match self.is_cuda() {
             true => size.forward_cuda(self, rhs, &mut y)?,
@@ -38,14 +42,14 @@ impl Tensor {
 }
 
 #[derive(Clone, Copy)]
-struct Size {
+struct MatmulSize {
     batch: usize,
     m: usize,
     n: usize,
     k: usize,
 }
 
-impl Size {
+impl MatmulSize {
     fn forward(&self, a: &[f32], b: &[f32], y: &mut [f32]) -> Result<()> {
         let &Self { batch, m, n, k } = self;
         for i in 0..batch {
@@ -56,7 +60,7 @@ impl Size {
         Ok(())
     }
 
-    /// Where a stack of matrices `[rows, columns]`, or their transposes, lies on a GPU.
+    /// Describes a stack of matrices `[rows, columns]` on a GPU, or their transposes.
     fn stack(x: &Tensor, (rows, columns): (usize, usize), transposed: bool) -> Operand {
         let operand = match transposed {
             true => Operand::transposed(x.device_ptr(), x.dtype(), columns),
@@ -130,7 +134,7 @@ impl Size {
 struct Matmul {
     lhs: Tensor,
     rhs: Tensor,
-    size: Size,
+    size: MatmulSize,
 }
 
 impl Op for Matmul {

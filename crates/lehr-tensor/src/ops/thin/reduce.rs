@@ -1,8 +1,9 @@
 //! Reductions of a whole tensor to one number.
 
+use lehr_kernels::CHUNK;
+
 use super::cuda;
 use crate::autograd::{Gradients, Op, record1};
-use crate::cpu::CHUNK;
 use crate::{Error, Result, Shape, Tensor, threads};
 
 impl Tensor {

@@ -1,8 +1,9 @@
-//! Two dimensions change places.
+//! Swapping of two dimensions.
+
+use lehr_kernels::CHUNK;
 
 use super::cuda;
 use crate::autograd::{Gradients, Op, record1};
-use crate::cpu::CHUNK;
 use crate::{Result, Shape, Tensor, threads};
 
 impl Tensor {

@@ -1,25 +1,41 @@
-//! The backward pass: tiles are computed anew from q, k and the log-sum-exps.
+//! The backward pass: weights are recomputed tile by tile from q, k and the saved log-sum-exps.
 //!
-//! With `P = exp(S − lse)`: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP − Σ dO O)`, `dQ = scale dS K`,
-//! `dK = scale dSᵀ Q`. One task does all queries of one key-value head in order, so that sums over
-//! queries and heads have one order.
+//! For a tile of 64 queries and 64 keys (Dao 2023, <https://arxiv.org/abs/2307.08691>):
+//!
+//! ```text
+//! S  = scale Q Kᵀ         [64, 64]
+//! P  = exp(S − lse)       [64, 64]   the final weights: no running maximum is needed
+//! dV += Pᵀ dO             [64, E]
+//! dP = dO Vᵀ              [64, 64]
+//! dS = P (dP − delta)     [64, 64]   delta = Σₑ dO O per query
+//! dQ += scale dS K        [64, E]
+//! dK += scale dSᵀ Q       [64, E]
+//! ```
+//!
+//! The derivative of the softmax needs `Σⱼ P dP` per query. It equals delta, because `Σⱼ P V = O`,
+//! so it is known before the first tile.
+//!
+//! dQ sums over keys, dK and dV over queries and over the heads that share keys. One task does all
+//! queries of one key-value head in order, so each sum has one order and no two tasks write the
+//! same rows. The scale is in the packed queries, so only dQ is multiplied by it at the end.
+
+use lehr_kernels::gemm::vector::dot;
+use lehr_kernels::math::exp;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
 
 use super::pack::{self, Rows};
 use super::tile::{self, Columns, Spans};
-use super::{BLOCK, Block, Heads, HeadsMut, Problem, cut, key_blocks, run_tasks};
+use super::{BLOCK, Heads, HeadsMut, Problem, QueryBlock, cut, key_blocks, run_tasks};
 use crate::Result;
-use crate::cpu::gemm::vector::dot;
-use crate::cpu::math::exp;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
 
-/// What forward left, and the gradient of the result; all `[B, Tq, H, E]` but `lse` `[B, H, Tq]`.
+/// The saved results of forward and their gradient: `[B, Tq, H, E]`, and `lse` `[B, H, Tq]`.
 pub(in crate::ops::attention) struct Saved<'a> {
     pub(in crate::ops::attention) out: &'a [f32],
     pub(in crate::ops::attention) lse: &'a [f32],
     pub(in crate::ops::attention) dy: &'a [f32],
 }
 
-/// Writes, or adds if `add`, the gradients of q, k and v where they are wanted.
+/// Writes the wanted gradients of q, k and v, or adds them if `add`.
 pub(in crate::ops::attention) fn backward(
     problem: &Problem<'_>,
     saved: &Saved<'_>,
@@ -39,7 +55,7 @@ pub(in crate::ops::attention) fn backward(
     })
 }
 
-/// One key-value head with all its queries.
+/// The work of one task: a key-value head with all its queries.
 struct Backward<'a> {
     problem: &'a Problem<'a>,
     saved: &'a Saved<'a>,
@@ -50,8 +66,7 @@ struct Backward<'a> {
     scratch: &'a mut [f32],
 }
 
-/// What one block of queries needs at every tile. Tiles are `[padded][BLOCK]`, but `dq`, which is
-/// `[BLOCK][padded]`.
+/// The packed values of one block of queries: `[padded][BLOCK]`, and `dq` `[BLOCK][padded]`.
 struct State<'a> {
     /// Scaled queries.
     q: &'a mut [f32],
@@ -97,7 +112,7 @@ impl Kernel for Backward<'_> {
         };
         let columns = Columns::new();
         for group in 0..problem.n_blocks().div_ceil(problem.group_size()) {
-            let blocks: Vec<Block> = problem.group(batch, kv_head, group).collect();
+            let blocks: Vec<QueryBlock> = problem.group(batch, kv_head, group).collect();
             let mut rest: &mut [f32] = &mut *scratch;
             let mut states: [Option<State<'_>>; 4] = [None, None, None, None];
             for (block, state) in blocks.iter().zip(&mut states) {
@@ -113,7 +128,8 @@ impl Kernel for Backward<'_> {
                         one_tile(s, size.width, &columns, &spans, state, &mut keys, &grads);
                     }
                 }
-                // The rows of K are not needed any more: their tile takes the gradients' rows.
+                // The rows of K are no longer needed, so their tile is the buffer for the
+                // gradients.
                 for (grad, from) in [(grads[1], &*keys.dk), (grads[2], &*keys.dv)] {
                     let Some(grad) = grad else { continue };
                     pack::transpose_back(s, from, keys.k_rows);
@@ -137,7 +153,7 @@ impl Kernel for Backward<'_> {
     }
 }
 
-/// Zeros the gradients of keys and values of one head: tiles add to them.
+/// Zeros the gradients of keys and values of one head, because tiles add to them.
 fn clear(problem: &Problem<'_>, grads: &[Option<HeadsMut>; 3], batch: usize, kv_head: usize) {
     for grad in grads[1..].iter().flatten() {
         for t in 0..problem.size.tk {
@@ -154,7 +170,7 @@ fn load<'a, S: Simd>(
     s: S,
     problem: &Problem<'_>,
     saved: &Saved<'_>,
-    block: &Block,
+    block: &QueryBlock,
     scratch: &mut &'a mut [f32],
 ) -> State<'a> {
     let size = problem.size;

@@ -1,30 +1,31 @@
-//! Few queries against many keys, as in generation: keys and values are read once from where they
-//! lie.
+//! Few queries over many keys, as in generation: keys and values are read once, without packing.
 //!
-//! The order of additions is that of [`forward`](super::forward), so that a query gives the same
-//! bits here and in a long prompt. Keys are taken in blocks of [`BLOCK`] from key 0 of the text on,
-//! whatever the mask, the pages and the number of queries:
+//! The order of additions is that of [`forward`](super::forward), so a query gives the same bits
+//! here and in a long prompt. Blocks of [`BLOCK`] keys start at key 0 of the text, whatever the
+//! mask, the pages and the number of queries:
 //!
-//! 1. a score is one chain of multiply-adds along E of the scaled query and the key;
-//! 2. the weights of a block are relative to the largest score up to its end, so the largest of
-//!    each block must be known before;
-//! 3. a block's sum of weights (one per lane) and its weighted values (one chain along the keys)
-//!    start at 0;
-//! 4. they are added to what came before, brought down to the new maximum, block after block.
+//! 1. A score is one chain of multiply-adds along E of the scaled query and the key.
+//! 2. The weights of a block are relative to the largest score up to its end, so the maxima of all
+//!    earlier blocks must be known.
+//! 3. The sums of weights of a block (one per lane) and its weighted values (one chain along the
+//!    keys) start at 0.
+//! 4. They are added to the sums of the earlier blocks, which are first rescaled to the new
+//! maximum.
 //!
-//! Steps 1 and 3, which read keys and values, run for all blocks in parallel if there are too few
-//! heads for the threads; steps 2 and 4 touch little memory. A split of keys among threads with a
-//! softmax of its own each ("flash decoding") would be another order.
+//! Steps 1 and 3 read keys and values. They run for all blocks in parallel if there are fewer heads
+//! than threads could use; steps 2 and 4 read little memory. "Flash decoding", in which each thread
+//! has its own softmax over a part of the keys, would add in another order.
 
 use std::ops::Range;
+
+use lehr_kernels::buffer::CpuBuffer;
+use lehr_kernels::math::exp;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::{self, SharedMut};
 
 use super::pack::{self, Rows};
 use super::tile::Columns;
 use super::{BLOCK, HeadsMut, LOWEST, Problem, SUMS, run_tasks};
-use crate::cpu::buffer::CpuBuffer;
-use crate::cpu::math::exp;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::{self, SharedMut};
 use crate::{DType, Result};
 
 /// Blocks of keys per task, where a head has several.
@@ -32,11 +33,11 @@ const CHUNK: usize = 8;
 /// Vectors of scores, or of a value row, kept in registers.
 const WIDE: usize = 4;
 
-/// The result of all queries into `out` `[B, Tq, H, E]`.
+/// Computes the result of all queries, `out` `[B, Tq, H, E]`.
 pub(in crate::ops::attention) fn decode(problem: &Problem<'_>, out: &mut [f32]) -> Result<()> {
     let size = problem.size;
     let n_heads = size.batch * size.n_kv_heads;
-    let layout = Layout::new(problem);
+    let layout = PartialsLayout::new(problem);
     let mut parts = CpuBuffer::uninit(DType::F32, n_heads * layout.head)?;
     let parts = SharedMut::new(parts.as_mut_slice());
     let (data, stride) = (SharedMut::new(out), size.n_heads * size.width);
@@ -71,23 +72,23 @@ pub(in crate::ops::attention) fn decode(problem: &Problem<'_>, out: &mut [f32]) 
     Ok(())
 }
 
-/// Where partial results lie, in floats: for each key-value head, for each block of keys, for each
-/// row (a query of a head).
+/// Positions of partial results, in floats: by key-value head, block of keys, and row (a query of a
+/// head).
 #[derive(Clone, Copy)]
-struct Layout {
+struct PartialsLayout {
     n_blocks: usize,
     n_rows: usize,
-    /// One row of one block: scores, then weights; sums per lane; weighted values; and the largest
+    /// Size of a row of a block: scores or weights, sums per lane, weighted values, and the largest
     /// score.
     row: usize,
     head: usize,
 }
 
-/// Where the parts of a row of a block begin.
+/// Offsets of the parts of a row of a block.
 const LANE_SUMS: usize = BLOCK;
 const VALUES: usize = BLOCK + SUMS;
 
-impl Layout {
+impl PartialsLayout {
     fn new(problem: &Problem<'_>) -> Self {
         let n_blocks = problem.n_keys.div_ceil(BLOCK).max(1);
         let n_rows = problem.heads_per_kv() * problem.size.tq;
@@ -101,28 +102,29 @@ impl Layout {
     }
 }
 
-/// One call, as its tasks see it.
+/// The inputs and partial results of one call, shared by all tasks.
 struct Job<'a> {
     problem: &'a Problem<'a>,
-    layout: Layout,
+    layout: PartialsLayout,
     parts: SharedMut<f32>,
     out: HeadsMut,
 }
 
 impl Job<'_> {
-    /// Batch and key-value head of a head counted through the batch.
+    /// Returns the batch and key-value head of a head counted through the batch.
     fn head(&self, head: usize) -> (usize, usize) {
         (head / self.problem.size.n_kv_heads, head % self.problem.size.n_kv_heads)
     }
 
-    /// Token (counted through the batch) and head of the query of a row.
+    /// Returns the token (counted through the batch) and the head of the query of a row.
     fn query(&self, head: usize, row: usize) -> (usize, usize) {
         let (batch, kv_head) = self.head(head);
         let tq = self.problem.size.tq;
         (batch * tq + row % tq, kv_head * self.problem.heads_per_kv() + row / tq)
     }
 
-    /// The keys of a block that a row sees, relative to the block's first; `(0, 0)` if none.
+    /// Returns the keys of a block that a row sees, relative to the block's first; `(0, 0)` if
+    /// none.
     fn seen(&self, head: usize, row: usize, block: usize) -> (usize, usize) {
         let (token, _) = self.query(head, row);
         let key = block * BLOCK;
@@ -132,7 +134,7 @@ impl Job<'_> {
         if lo < hi { (lo, hi) } else { (0, 0) }
     }
 
-    /// The keys of a block that some row sees: the smallest range around them.
+    /// Returns the smallest range that holds all keys of a block that some row sees.
     fn seen_by_any(&self, head: usize, block: usize) -> (usize, usize) {
         // Rows of different heads see the same.
         let seen = (0..self.problem.size.tq).map(|row| self.seen(head, row, block));
@@ -150,7 +152,7 @@ impl Job<'_> {
         unsafe { self.parts.slice(self.layout.at(head, block, row), self.layout.row - 16) }
     }
 
-    /// Where the largest score of a row in a block stands.
+    /// Returns the address of the largest score of a row in a block.
     fn largest_at(&self, head: usize, block: usize, row: usize) -> *mut f32 {
         let at = self.layout.at(head, block, row) + self.layout.row - 1;
         self.parts.ptr().wrapping_add(at)
@@ -188,7 +190,7 @@ impl Kernel for Scores<'_> {
             let from = &problem.q.from(token, query_head, width)[..width];
             pack::put_row(s, from, problem.scale, &mut queries[row * width..][..width], false);
         }
-        // What lies behind the last key is multiplied too, and never read.
+        // Columns after the last key are multiplied too, but their scores are never read.
         keys.fill(0.0);
         let columns = Columns::new();
         for block in blocks {
@@ -267,8 +269,8 @@ fn largest<S: Simd>(s: S, columns: &Columns, scores: &[f32], (lo, hi): (usize, u
     s.hmax(top)
 }
 
-/// Step 3: weights, their sums, and weighted values of some blocks. The running maximum (step 2) is
-/// found from those of the blocks before.
+/// Steps 2 and 3: weights, their sums, and weighted values of some blocks. The running maximum
+/// comes from the maxima of the earlier blocks.
 struct Values<'a> {
     job: &'a Job<'a>,
     head: usize,
@@ -315,7 +317,7 @@ impl Kernel for Values<'_> {
     }
 }
 
-/// `exp(score − top)` in place, 0 for what is not seen, and their sum in each lane.
+/// Replaces scores by `exp(score − top)`, 0 if masked, and writes their sums per lane to `sums`.
 #[inline(always)]
 fn weigh<S: Simd>(
     s: S,

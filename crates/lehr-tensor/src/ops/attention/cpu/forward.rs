@@ -1,17 +1,31 @@
-//! The forward pass: scores, running softmax, weighted values, tile by tile.
+//! The forward pass: scores, online softmax, weighted values, tile by tile.
 //!
-//! A query is a row of its tile: its blocks of keys are counted from key 0 of the text, and what
-//! the other rows see adds zeros to its sums at most. So its bits depend neither on the queries
-//! beside it nor on how many there are; [`decode`](super::decode), for few, keeps to the same
-//! order.
+//! The online softmax (Milakov and Gimelshein 2018, <https://arxiv.org/abs/1805.02867>; Dao 2023,
+//! <https://arxiv.org/abs/2307.08691>) needs no whole row of scores. Each query has a running
+//! maximum m, a sum of weights l and an output o `[E]`. Each tile of keys j updates them:
+//!
+//! ```text
+//! s_j = scale q · k_j
+//! m'  = max(m, max_j s_j)
+//! p_j = exp(s_j − m')
+//! l   = l exp(m − m') + Σ_j p_j
+//! o   = o exp(m − m') + Σ_j p_j v_j
+//! ```
+//!
+//! At the end `out = o / l`, and `lse = m + ln l` is saved for backward.
+//!
+//! The bits of a query do not depend on the queries beside it or on their number. Its tiles of keys
+//! start at key 0 of the text, each row has its own sums, and keys that only other rows see add
+//! zeros. [`decode`](super::decode), for few queries, has the same order of additions.
+
+use lehr_kernels::math::exp;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads::SharedMut;
 
 use super::pack::{self, Rows};
 use super::tile::{self, Columns, Spans};
-use super::{BLOCK, Block, HeadsMut, LOWEST, Problem, SUMS, cut, key_blocks, run_tasks};
+use super::{BLOCK, HeadsMut, LOWEST, Problem, QueryBlock, SUMS, cut, key_blocks, run_tasks};
 use crate::Result;
-use crate::cpu::math::exp;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads::SharedMut;
 
 /// `out = softmax(scale q kᵀ + mask) v` by groups of blocks of queries, which are independent.
 pub(super) fn forward(
@@ -29,10 +43,11 @@ pub(super) fn forward(
     let per_block = 2 * BLOCK * padded + BLOCK * (SUMS + 1);
     let scratch = problem.group_size() * per_block + 2 * BLOCK * padded + BLOCK * BLOCK;
     run_tasks(n_groups * n_heads, scratch, |index, scratch| {
-        // Under a causal mask the last queries have the most work: they start first.
+        // Under a causal mask the last queries have the most work. They start first, so that no
+        // thread is left with a long task at the end.
         let group = n_groups - 1 - index / n_heads;
         let (batch, kv_head) = (index % n_heads / size.n_kv_heads, index % size.n_kv_heads);
-        let blocks: Vec<Block> = problem.group(batch, kv_head, group).collect();
+        let blocks: Vec<QueryBlock> = problem.group(batch, kv_head, group).collect();
         dispatch(Forward { problem, blocks: &blocks, kv_head, out, lse, scratch });
     })
 }
@@ -40,22 +55,22 @@ pub(super) fn forward(
 /// One group of blocks against all keys they see.
 struct Forward<'a> {
     problem: &'a Problem<'a>,
-    blocks: &'a [Block],
+    blocks: &'a [QueryBlock],
     kv_head: usize,
     out: HeadsMut,
     lse: Option<SharedMut<f32>>,
     scratch: &'a mut [f32],
 }
 
-/// What one block carries from tile to tile.
+/// The running values of one block of queries.
 struct State<'a> {
     /// Scaled queries, `[padded][BLOCK]`.
     q: &'a mut [f32],
-    /// Weighted sums of values so far, `[BLOCK][padded]`.
+    /// o: weighted sums of values so far, `[BLOCK][padded]`.
     out: &'a mut [f32],
-    /// Running maximum per row.
+    /// m: running maximum per row.
     max: &'a mut [f32],
-    /// Running sum per row and lane.
+    /// l: running sum per row and lane. Lanes are added at the end only.
     sums: &'a mut [f32],
 }
 
@@ -85,7 +100,7 @@ impl Kernel for Forward<'_> {
             *state = Some(State { q, out, max, sums });
         }
         let columns = Columns::new();
-        // What lies behind the last key that is seen may have no page.
+        // Keys after the last visible one may have no page.
         let end = blocks.iter().map(|b| b.reach.1).max().unwrap_or(0);
         for key in key_blocks(blocks) {
             let n = BLOCK.min(end - key);
@@ -108,8 +123,10 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// Turns scores into weights relative to the running maximum, and brings sums and outputs so far
-/// to the new maximum.
+/// Turns scores into weights relative to the new maximum, and rescales sums and outputs to it.
+///
+/// All rows are done in three passes (maxima, factors, weights), so that the factors of 64 rows are
+/// a few vectors of exponentials instead of 64 single ones.
 #[inline(always)]
 fn softmax<S: Simd>(
     s: S,
@@ -174,12 +191,12 @@ fn softmax<S: Simd>(
     state.max.copy_from_slice(&max);
 }
 
-/// Divides by the sums and writes the rows of a block.
+/// Divides the outputs by the sums and writes the rows of a block.
 #[inline(always)]
 fn finish<S: Simd>(
     s: S,
     problem: &Problem<'_>,
-    block: &Block,
+    block: &QueryBlock,
     state: &State<'_>,
     out: HeadsMut,
     lse: Option<SharedMut<f32>>,

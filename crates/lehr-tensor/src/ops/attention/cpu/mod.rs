@@ -1,9 +1,19 @@
 //! Attention by tiles of [`BLOCK`] queries and [`BLOCK`] keys.
 //!
-//! A *block* is [`BLOCK`] queries of one head; a *group* is the few blocks that one packing of
-//! keys and values serves, so that everything a task touches stays in the second-level cache.
-//! Tiles that no query sees are skipped, tiles at an edge are masked, and within those the
-//! products leave out what is masked anyway ([`tile::Spans`]).
+//! A *block* is [`BLOCK`] queries of one head. A *group* is a few blocks of heads that share keys
+//! and values, which are packed once for all of them:
+//!
+//! ```text
+//! for each group of ≤ 4 blocks              one task
+//!   for each block of 64 keys it sees
+//!     pack k [E, 64] and v [64, E]          2 · 64 E floats
+//!     for each block of queries             q, output: 2 · 64 E floats each
+//!       scores [64, 64], softmax, values    16 KiB of scores
+//! ```
+//!
+//! With E = 64 a task works on about 190 KiB, so it stays in the second-level cache. Tiles that no
+//! query sees are skipped. Tiles at an edge of the mask are masked, and their products leave out
+//! rows and columns that nobody sees ([`tile::Spans`]).
 
 mod backward;
 mod decode;
@@ -13,22 +23,22 @@ mod tile;
 
 use std::sync::{Mutex, PoisonError};
 
+use lehr_kernels::buffer::CpuBuffer;
+use lehr_kernels::threads::{self, SharedMut};
+
 use pack::Rows;
 
-use super::Size;
-use crate::cpu::buffer::CpuBuffer;
-use crate::cpu::threads::{self, SharedMut};
+use super::AttentionSize;
 use crate::{DType, Result};
 
 pub(super) use backward::{Saved, backward};
 
 /// Queries, and keys, per tile.
 const BLOCK: usize = 64;
-/// The most queries per head for which keys are read straight from where they lie. Both ways give
-/// the same bits.
+/// Largest number of queries per head for which keys are read without packing, by [`decode`]. Both
+/// ways give the same bits.
 const DECODE_MAX: usize = 4;
-/// The running maximum of a row before its first key: low, but finite, so that differences are
-/// numbers.
+/// Running maximum of a row before its first key: low but finite, because `−∞ − (−∞)` is NaN.
 const LOWEST: f32 = -1e30;
 /// Room for the sums of one row, one per lane.
 const SUMS: usize = 16;
@@ -50,7 +60,7 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// [`Heads`] that tasks write, each its own rows.
+/// [`Heads`] that tasks write, each to its own rows.
 #[derive(Clone, Copy)]
 pub(super) struct HeadsMut {
     pub(super) data: SharedMut<f32>,
@@ -79,14 +89,14 @@ pub(super) struct Paged<'a> {
     pub(super) shift: u32,
 }
 
-/// One call, as its parts see it.
+/// The inputs of one call, shared by all tasks.
 pub(super) struct Problem<'a> {
-    pub(super) size: Size,
+    pub(super) size: AttentionSize,
     pub(super) n_keys: usize,
     pub(super) scale: f32,
     /// `[B, Tq, 2]`: first key seen and one past the last.
     pub(super) intervals: &'a [i32],
-    /// Where the keys of each text lie, if it is in pages: for the forward pass alone.
+    /// The pages of keys and values, if they are paged. Only the forward pass reads them.
     pub(super) pages: Option<Paged<'a>>,
     pub(super) q: Heads<'a>,
     pub(super) k: Heads<'a>,
@@ -124,33 +134,34 @@ impl<'a> Problem<'a> {
         self.size.n_heads / self.size.n_kv_heads
     }
 
-    /// How many blocks of queries share a key-value head.
+    /// Number of blocks of queries that share a key-value head.
     fn n_blocks(&self) -> usize {
         self.size.tq.div_ceil(BLOCK) * self.heads_per_kv()
     }
 
-    /// Blocks per group: four, fewer if heads are so wide that they would leave the cache.
+    /// Blocks per group: four, or fewer if heads are so wide that four would not fit into the
+    /// cache.
     fn group_size(&self) -> usize {
         (4 * BLOCK / self.padded_width().max(1)).clamp(1, 4)
     }
 
-    /// The blocks of the group of that number. Heads that share keys are neighbours.
+    /// The blocks of group number `index`. Heads that share keys are neighbours.
     fn group(
         &self,
         batch: usize,
         kv_head: usize,
         index: usize,
-    ) -> impl Iterator<Item = Block> + use<'_, 'a> {
+    ) -> impl Iterator<Item = QueryBlock> + use<'_, 'a> {
         let (size, per_kv) = (self.group_size(), self.heads_per_kv());
         (index * size..self.n_blocks().min((index + 1) * size)).map(move |i| {
             let start = i / per_kv * BLOCK;
-            Block::new(self, batch, kv_head * per_kv + i % per_kv, start)
+            QueryBlock::new(self, batch, kv_head * per_kv + i % per_kv, start)
         })
     }
 }
 
 /// Up to [`BLOCK`] consecutive queries of one head.
-struct Block {
+struct QueryBlock {
     batch: usize,
     head: usize,
     /// The first query.
@@ -162,7 +173,7 @@ struct Block {
     full: (usize, usize),
 }
 
-impl Block {
+impl QueryBlock {
     fn new(problem: &Problem<'_>, batch: usize, head: usize, start: usize) -> Self {
         let n = BLOCK.min(problem.size.tq - start);
         let mut block =
@@ -191,7 +202,7 @@ impl Block {
 }
 
 /// The blocks of keys that a group sees, as a range of multiples of [`BLOCK`].
-fn key_blocks(blocks: &[Block]) -> impl Iterator<Item = usize> + use<> {
+fn key_blocks(blocks: &[QueryBlock]) -> impl Iterator<Item = usize> + use<> {
     let lo = blocks.iter().map(|b| b.reach.0).min().unwrap_or(0);
     let hi = blocks.iter().map(|b| b.reach.1).max().unwrap_or(0);
     (lo / BLOCK * BLOCK..hi).step_by(BLOCK)
@@ -212,7 +223,7 @@ pub(super) fn forward(
     forward::forward(problem, out, lse)
 }
 
-/// Runs the tasks with `scratch` floats each; the first error ends up with the caller.
+/// Runs the tasks with `scratch` floats each. Returns an error if one of them got no memory.
 fn run_tasks(
     n_tasks: usize,
     scratch: usize,

@@ -1,7 +1,8 @@
 //! Copies between rows of tokens and the padded tiles that the products read.
 
+use lehr_kernels::simd::Simd;
+
 use super::BLOCK;
-use crate::cpu::simd::Simd;
 
 /// The largest number of lanes.
 const LANES_MAX: usize = 16;

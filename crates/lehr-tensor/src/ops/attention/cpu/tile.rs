@@ -1,16 +1,26 @@
-//! The products of one tile: the register tile and the three loops around it.
+//! The products of one tile of 64 queries and 64 keys.
 //!
-//! All tiles are [`BLOCK`] wide or padded to a multiple of 16, so no product knows of edges.
+//! | function | product | used for |
+//! |---|---|---|
+//! | [`scores`] | `C = Aᵀ B` | `S = Q Kᵀ` and `dP = dO Vᵀ`, from operands `[E][64]` |
+//! | [`weighted`] | `C += A B` | `O += P V` and `dQ += dS K` |
+//! | [`gathered`] | `C += A B` | `dVᵀ += dOᵀ P` and `dKᵀ += Qᵀ dS` |
+//!
+//! Each consists of loops around one register tile, which reads whole vectors of B and single
+//! numbers of A, as in a matrix product. The operands are stored so that this is possible without a
+//! transposition between the products. All tiles are [`BLOCK`] wide or padded to a multiple of 16,
+//! so no product has edges. The difference between them is what they leave out under a mask.
 
-use super::{BLOCK, Block, Problem};
-use crate::cpu::simd::Simd;
+use lehr_kernels::simd::Simd;
 
-/// Rows that are handled together: a multiple of every register tile's height.
+use super::{BLOCK, Problem, QueryBlock};
+
+/// Rows that are multiplied together: a multiple of the height of every register tile.
 pub(super) const ROWS: usize = 8;
 /// Groups of rows per block.
 const N_ROWS: usize = BLOCK / ROWS;
 
-/// Which keys of one block of keys each query of a block sees.
+/// The keys of one block of keys that each query of a block sees.
 pub(super) struct Spans {
     /// First column and one past the last, per row; equal for rows that see nothing.
     pub(super) rows: [(usize, usize); BLOCK],
@@ -19,7 +29,7 @@ pub(super) struct Spans {
 }
 
 impl Spans {
-    pub(super) fn new(problem: &Problem<'_>, block: &Block, key: usize) -> Self {
+    pub(super) fn new(problem: &Problem<'_>, block: &QueryBlock, key: usize) -> Self {
         const ALL: (usize, usize) = (0, BLOCK);
         if block.full.0 <= key && key + BLOCK <= block.full.1 {
             return Self { rows: [ALL; BLOCK], groups: [ALL; N_ROWS] };
@@ -50,9 +60,9 @@ impl Spans {
     }
 }
 
-/// `C[i, j] = Σₖ A[k, i] B[k, j]` within the spans, over `k < n_steps`: scores from transposed
-/// queries and keys. A, B `[n_steps][BLOCK]`, C `[BLOCK][BLOCK]`. Columns are computed in whole
-/// register tiles; what no row of a group sees is left as it was.
+/// Computes `C[i, j] = Σₖ A[k, i] B[k, j]` within the spans, over `k < n_steps`: scores from
+/// transposed queries and keys. A, B `[n_steps][BLOCK]`, C `[BLOCK][BLOCK]`. Columns are computed
+/// in whole register tiles; columns that no row of a group sees keep their old contents.
 #[inline(always)]
 pub(super) fn scores<S: Simd>(
     s: S,
@@ -80,8 +90,8 @@ pub(super) fn scores<S: Simd>(
     }
 }
 
-/// `C[i, e] += Σⱼ A[i, j] B[j, e]` over the columns j that the group of row i sees: weighted sums
-/// of values or keys. A `[BLOCK][BLOCK]`, B and C `[BLOCK][padded]`.
+/// Computes `C[i, e] += Σⱼ A[i, j] B[j, e]` over the columns j that the group of row i sees:
+/// weighted sums of values or keys. A `[BLOCK][BLOCK]`, 0 where masked; B and C `[BLOCK][padded]`.
 #[inline(always)]
 pub(super) fn weighted<S: Simd>(s: S, spans: &Spans, a: &[f32], b: &[f32], c: &mut [f32]) {
     let padded = b.len() / BLOCK;
@@ -108,8 +118,8 @@ pub(super) fn weighted<S: Simd>(s: S, spans: &Spans, a: &[f32], b: &[f32], c: &m
     }
 }
 
-/// `C[e, j] += Σᵢ A[e, i] B[i, j]` over the rows i that see column j: the transposed gradients of
-/// keys and values. A and C `[padded][BLOCK]`, B `[BLOCK][BLOCK]`, 0 where nothing is seen.
+/// Computes `C[e, j] += Σᵢ A[e, i] B[i, j]` over the rows i that see column j: the transposed
+/// gradients of keys and values. A and C `[padded][BLOCK]`, B `[BLOCK][BLOCK]`, 0 where masked.
 #[inline(always)]
 pub(super) fn gathered<S: Simd>(s: S, spans: &Spans, a: &[f32], b: &[f32], c: &mut [f32]) {
     assert!(b.len() >= BLOCK * BLOCK && a.len() == c.len() && a.len().is_multiple_of(16 * BLOCK));
@@ -131,7 +141,7 @@ pub(super) fn gathered<S: Simd>(s: S, spans: &Spans, a: &[f32], b: &[f32], c: &m
     }
 }
 
-/// [`ROWS`] rows times `NV` vectors with the register tile that suits the instruction set.
+/// Computes [`ROWS`] rows times `NV` vectors with the register tile of the instruction set.
 ///
 /// # Safety
 /// As [`register_tile`] for `ROWS` rows.
@@ -167,8 +177,8 @@ unsafe fn rows<
     }
 }
 
-/// `MR × NV` vectors of C stay in registers while `n_steps` steps of A and B pass. The strides of
-/// A are constants and become address offsets.
+/// Computes `MR × NV` vectors of C in registers over `n_steps` steps. The strides of A are
+/// constants and become address offsets.
 ///
 /// # Safety
 /// For each step, `MR` floats of A (`A_ROW` apart) and `NV` vectors of B are readable; `MR` rows
@@ -219,7 +229,8 @@ unsafe fn register_tile<
     }
 }
 
-/// Lane numbers 0.5, 1.5, … of a whole row: column j lies in `[lo, hi)` if `lo < j + 0.5 < hi`.
+/// Lane numbers 0.5, 1.5, … of a whole row: column j is in `[lo, hi)` if `lo < j + 0.5 < hi`. The
+/// halves turn `lo ≤ j` into a comparison by `>`, the only one of [`Simd`].
 pub(super) struct Columns([f32; BLOCK]);
 
 impl Columns {
@@ -231,7 +242,7 @@ impl Columns {
         Self(columns)
     }
 
-    /// `x` in the lanes of `[lo, hi)`, `other` elsewhere, for the vector that starts at column j.
+    /// Returns `x` in the lanes of `[lo, hi)` and `other` elsewhere, for the vector from column j.
     #[inline(always)]
     pub(super) fn select<S: Simd>(
         &self,

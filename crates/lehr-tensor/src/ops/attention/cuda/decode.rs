@@ -1,17 +1,19 @@
-//! A few queries over many keys: bound by the reading of keys and values, which as many blocks as
-//! the device runs at once do, each a part of them; a second kernel puts the parts together.
+//! A few queries over many keys. The time is that of reading keys and values, so they are divided
+//! among as many blocks as the device runs at once. A second kernel combines the parts.
 
-use super::{DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, Size, View};
+use super::{
+    AttentionSize, DECODE, FLASH_DECODE, OP, PAGED_DECODE, Seen, View, size_args, stride_args,
+};
 use crate::cuda::{Arg, Cuda, Extent, Source, args, int};
 use crate::ops::attention::mask::Rule;
 use crate::pages::Pages;
 use crate::{DType, Result, Tensor};
 
-/// The most queries for which keys are divided among blocks.
+/// Largest number of queries for which keys are divided among blocks.
 pub(in crate::ops::attention) const DECODE_MAX: usize = 8;
 
-/// A kernel for a few queries, in its form for keys in order and for keys in pages; how many query
-/// rows its blocks take at once, and its shared memory.
+/// A kernel for a few queries, for keys in order and for keys in pages, with the number of query
+/// rows per block and its shared memory.
 struct Decode {
     sources: [&'static Source; 2],
     names: [&'static str; 2],
@@ -55,7 +57,7 @@ fn decode_kernel(rows: usize, width: usize, on_tensor_cores: bool) -> Decode {
     Decode { sources: [&DECODE, &PAGED_DECODE], names, at_once, shared_bytes: 0 }
 }
 
-/// One call: how it is divided among blocks, and room for their parts.
+/// The division of one call among blocks, with memory for their parts.
 struct Division {
     kernel: Decode,
     /// Query rows that share a key-value head.
@@ -70,11 +72,11 @@ impl Division {
     fn new(
         cuda: &Cuda,
         views: &[View; 3],
-        size: Size,
+        size: AttentionSize,
         n_keys: usize,
         out: &Tensor,
     ) -> Result<Self> {
-        /// Fewest keys that are worth a block.
+        /// Smallest number of keys per block.
         const KEYS_MIN: usize = 64;
         let rows = size.n_heads / size.n_kv_heads * size.tq;
         let is_packed = |view: &View| view.ptr.is_multiple_of(16) && view.stride.is_multiple_of(8);
@@ -91,8 +93,8 @@ impl Division {
         Ok(Self { kernel, rows, extent, n_splits: n_splits as i32, workspace })
     }
 
-    /// Runs the kernel in the form `form` (0 or 1), then the one that puts the parts together.
-    fn run(&self, form: usize, args: &[Arg], size: Size, out: &Tensor) -> Result<()> {
+    /// Runs the kernel in form `form` (0 or 1), then the kernel that combines the parts.
+    fn run(&self, form: usize, args: &[Arg], size: AttentionSize, out: &Tensor) -> Result<()> {
         let (cuda, dtype) = (out.cuda()?, out.dtype());
         let Decode { sources, names, .. } = &self.kernel;
         cuda.launch(sources[form], dtype, names[form], self.extent, args)?;
@@ -111,45 +113,30 @@ impl Division {
     }
 }
 
-/// Keys in order.
+/// Runs a few queries over keys in order.
 pub(super) fn decode(
     views: [View; 3],
-    size: Size,
+    size: AttentionSize,
     seen: &Seen,
     scale: f32,
     out: &mut Tensor,
 ) -> Result<()> {
-    let Rule { causal, window, n_keys } = seen.rule;
-    let division = Division::new(out.cuda()?, &views, size, n_keys as usize, out)?;
+    let division = Division::new(out.cuda()?, &views, size, seen.rule.n_keys as usize, out)?;
     let [q, k, v] = views;
-    let args = args![
-        q.ptr,
-        k.ptr,
-        v.ptr,
-        &division.workspace,
-        seen.intervals.as_ref(),
-        int(OP, q.stride)?,
-        int(OP, k.stride)?,
-        int(OP, v.stride)?,
-        int(OP, size.tq)?,
-        int(OP, size.tk)?,
-        int(OP, size.n_heads)?,
-        int(OP, size.n_kv_heads)?,
-        int(OP, size.width)?,
-        causal,
-        window,
-        n_keys,
-        scale,
-        division.n_splits,
+    let args: [&[Arg]; 4] = [
+        args![q.ptr, k.ptr, v.ptr, &division.workspace, seen.intervals.as_ref()],
+        &stride_args(views)?,
+        &size_args(size, seen.rule, scale)?,
+        args![division.n_splits],
     ];
-    division.run(0, args, size, out)
+    division.run(0, &args.concat(), size, out)
 }
 
-/// Keys in pages of `1 << shift` tokens, whose table and lengths are read when the work runs:
-/// `q [B, Tq, H, E]`, pools `[n_pages, P, K, E]`.
+/// Runs a few queries over keys in pages of `1 << shift` tokens, whose table and lengths are read
+/// on the device: `q [B, Tq, H, E]`, pools `[n_pages, P, K, E]`.
 pub(in crate::ops::attention) fn decode_paged(
     [q, k, v]: [&Tensor; 3],
-    size: Size,
+    size: AttentionSize,
     rule: Rule,
     (pages, shift): (&Pages, u32),
     scale: f32,

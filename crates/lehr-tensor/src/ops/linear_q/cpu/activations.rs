@@ -1,8 +1,9 @@
 //! The other factor, rounded to 8 bits.
 
-use crate::cpu::buffer::CpuBuffer;
-use crate::cpu::simd::{Kernel, Simd, dispatch};
-use crate::cpu::threads;
+use lehr_kernels::buffer::CpuBuffer;
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
+use lehr_kernels::threads;
+
 use crate::{DType, Result};
 
 /// 128 numbers of a row in four groups of 32, each `code · scale` with scale = max |x| / 127.

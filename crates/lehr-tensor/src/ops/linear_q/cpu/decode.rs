@@ -8,11 +8,12 @@
 
 use std::ops::Range;
 
+use lehr_kernels::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
+use lehr_kernels::threads::{self, SharedMut};
+
 use super::activations::{Quad, Rounded};
 use super::stored::{Stored, Terms};
 use crate::Result;
-use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
-use crate::cpu::threads::{self, SharedMut};
 use crate::quant::QMatrix;
 
 /// How many bytes of weights ahead of all rows in hand are asked for. The processor's own

@@ -7,11 +7,12 @@
 
 use std::ops::Range;
 
+use lehr_kernels::gemm::pass;
+use lehr_kernels::simd::bytes::{Bytes, BytesKernel, dispatch_bytes, has_wide_dot};
+use lehr_kernels::threads::SharedMut;
+
 use super::decode::{WeightRows, ahead, split};
 use crate::Result;
-use crate::cpu::gemm::pass;
-use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes, has_wide_dot};
-use crate::cpu::threads::SharedMut;
 use crate::quant::{NF4, NF4_GROUP, QMatrix};
 
 /// Rows of weights at a time, one per lane.

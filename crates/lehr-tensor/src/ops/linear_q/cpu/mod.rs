@@ -10,10 +10,11 @@ mod panels;
 mod stored;
 mod tiles;
 
+use lehr_kernels::simd::bytes::has_wide_dot;
+
 use stored::{Int4, Int8, Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Stored, k};
 
 use crate::Result;
-use crate::cpu::simd::bytes::has_wide_dot;
 use crate::quant::{Activations, MatrixFormat, QMatrix, Scaling, WeightFormat};
 
 /// The largest number of rows of `x` for which weights are read straight from where they lie where

@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use crate::cpu::buffer::CpuBuffer;
+use lehr_kernels::buffer::CpuBuffer;
+
 use crate::gemm::{Matrix, gemm};
 use crate::quant::QMatrix;
 use crate::{DType, Result};

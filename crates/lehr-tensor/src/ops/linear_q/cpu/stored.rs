@@ -1,6 +1,7 @@
 //! Formats taken apart for integer products: 128 numbers of a row at a time.
 
-use crate::cpu::simd::bytes::Bytes;
+use lehr_kernels::simd::bytes::Bytes;
+
 use crate::quant::IQ4;
 
 /// 128 numbers in four groups of 32: `scale · code + offset` with a scale and an offset for each

@@ -9,12 +9,13 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use lehr_kernels::buffer::CpuBuffer;
+use lehr_kernels::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
+use lehr_kernels::threads::{self, SharedMut};
+
 use super::activations::{Quad, Rounded};
 use super::decode::WeightRows;
 use super::stored::Stored;
-use crate::cpu::buffer::CpuBuffer;
-use crate::cpu::simd::bytes::{Bytes, BytesKernel, dispatch_bytes};
-use crate::cpu::threads::{self, SharedMut};
 use crate::quant::QMatrix;
 use crate::{DType, Result};
 
