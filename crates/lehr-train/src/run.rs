@@ -349,6 +349,10 @@ impl<'a> Session<'a> {
         if self.saved_step == Some(self.state.step) {
             return Ok(());
         }
+        // Lines up to the checkpoint are not written again after a power cut.
+        metrics::sync(&dir.metrics())?;
+        metrics::sync(&dir.samples())?;
+        self.storage.sync_dir(dir.path()).map_err(Error::io("syncing", dir.path()))?;
         let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
         let path = checkpoint::save(self.storage, dir, &contents, self.recipe.checkpoint.keep)?;
         self.saved_step = Some(self.state.step);

@@ -78,4 +78,23 @@ mod tests {
             assert_eq!(other.vocab_size() == first.vocab_size(), size == 270);
         }
     }
+    #[test]
+    fn a_changed_or_cut_tokenizer_in_the_cache_is_named_and_trained_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let tokenizer = TokenizerConfig::Train { vocab_size: 270, pattern: "gpt4".into() };
+        let recipe = Recipe { tokenizer, ..Recipe::base() };
+        let texts = ["the glass is warm glass"; 3];
+        let (first, _) = prepared(&recipe, scratch.path(), &texts);
+        let path = scratch.path().join("tokenizer.json");
+        let whole = std::fs::read_to_string(&path).unwrap();
+        for bad in [whole.replacen('a', "b", 1), String::new(), whole[..whole.len() / 2].into()] {
+            std::fs::write(&path, bad).unwrap();
+            let mut notes = Vec::new();
+            let mut note = |text: &str| notes.push(text.to_owned());
+            let texts = || texts.iter().copied();
+            let again = prepare(&recipe, scratch.path(), texts, &mut note).unwrap();
+            assert!(notes[0].contains("damaged or was changed"), "{notes:?}");
+            assert_eq!(again.to_json(), first.to_json());
+        }
+    }
 }
