@@ -5,11 +5,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lehr_model::io::gguf::Metadata;
-use lehr_model::io::{ModelSource, Scrutiny, newest_checkpoint};
+use lehr_model::io::{
+    MANIFEST, Manifest, ModelSource, Scrutiny, check_checkpoint, checkpoints, newest_checkpoint,
+};
 use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 
+use crate::notice::{self, Notice};
 use crate::vocabulary::{gguf_template_parts, gguf_tokenizer};
 use crate::{Error, Result};
 
@@ -172,8 +175,11 @@ pub fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer, model: &Model) -> Res
 /// Resolves `path` to a model: a folder with `config.json` and weights, the newest intact
 /// checkpoint of a run directory, or a GGUF file.
 ///
+/// The files of a checkpoint are compared with the sizes and hashes in its manifest. Damaged
+/// checkpoints of a run directory are skipped and reported to [`on_notice`].
+///
 /// # Errors
-/// If there is no model.
+/// If there is no model, or `path` is a damaged checkpoint.
 pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     let none = |found: String| Error::NoModel { path: path.to_owned(), found };
     if !path.exists() {
@@ -188,14 +194,39 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
         };
     }
     if path.join("config.json").is_file() {
+        if path.join(MANIFEST).is_file() {
+            tell_hashing(path);
+            check_checkpoint(path, Scrutiny::Remembered)?;
+        }
         return Ok(path.to_owned());
     }
-    match newest_checkpoint(path, Scrutiny::Sizes, &mut |_, _| ()) {
+    if let Some((_, newest)) = checkpoints(path).last() {
+        tell_hashing(newest);
+    }
+    let mut n_damaged = 0;
+    let mut on_damaged = |path: &Path, error: &lehr_model::Error| {
+        n_damaged += 1;
+        notice::tell(&Notice::Damaged { path, error });
+    };
+    match newest_checkpoint(path, Scrutiny::Remembered, &mut on_damaged) {
         Some((_, dir)) => Ok(dir),
+        None if n_damaged > 0 => {
+            Err(none(format!("the run has no whole checkpoint: {n_damaged} damaged")))
+        }
         None if path.join("checkpoints").is_dir() => {
             Err(none("the run has no whole checkpoint yet".to_owned()))
         }
         None => Err(none("found neither config.json nor checkpoints/".to_owned())),
+    }
+}
+
+/// Size from which hashing a checkpoint is reported, because it takes seconds.
+const LONG_BYTES: u64 = 1 << 30;
+
+fn tell_hashing(dir: &Path) {
+    let bytes = Manifest::read(dir).map_or(0, |manifest| manifest.bytes_to_hash(dir));
+    if bytes >= LONG_BYTES {
+        notice::tell(&Notice::Hashing { path: dir, bytes });
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::InputChange;
+
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -57,6 +59,35 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// A run directory is in use by another process.
+    #[error("the run directory {} is in use: {}", path.display(), holder(*pid, host))]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process; 0 if it is not known.
+        pid: u32,
+        /// The machine of the process.
+        host: String,
+    },
+    /// The inputs of a run have changed since its checkpoint.
+    #[error("continuing the run {}: its inputs have changed since the checkpoint\n{}",
+        path.display(), listed(changes))]
+    InputsChanged {
+        /// The run directory.
+        path: PathBuf,
+        /// The changes.
+        changes: Vec<InputChange>,
+    },
+    /// An input of a run is missing.
+    #[error("looking for the {what} of the run {}: there is no {}", run.display(), or(places))]
+    InputMissing {
+        /// The run directory.
+        run: PathBuf,
+        /// The kind of the input.
+        what: &'static str,
+        /// The places where it was looked for.
+        places: Vec<PathBuf>,
+    },
     /// A checkpoint is damaged.
     #[error("reading the checkpoint {}: {reason}", path.display())]
     Checkpoint {
@@ -81,6 +112,23 @@ pub enum Error {
     },
 }
 
+/// Names the process that uses a run directory.
+fn holder(pid: u32, host: &str) -> String {
+    match (pid, host) {
+        (0, _) => "another process holds its lock".to_owned(),
+        (pid, "") => format!("process {pid} holds its lock"),
+        (pid, host) => format!("process {pid} on {host} holds its lock"),
+    }
+}
+
+fn listed(changes: &[InputChange]) -> String {
+    changes.iter().map(|change| format!("  {}", change.text)).collect::<Vec<_>>().join("\n")
+}
+
+fn or(places: &[PathBuf]) -> String {
+    places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(" or ")
+}
+
 /// Says which weights a failed step has changed.
 fn updated(n_updated: usize) -> String {
     match n_updated {
@@ -100,6 +148,24 @@ fn io_hint(kind: ErrorKind) -> &'static str {
         }
         ErrorKind::NotFound => "check the path",
         _ => "check that the path is right and may be read and written",
+    }
+}
+
+fn in_use_hint(pid: u32) -> String {
+    let stop = match pid {
+        0 => String::new(),
+        pid => format!(" or stop it with `kill {pid}`, which saves a checkpoint first,"),
+    };
+    format!("wait until it ends,{stop} or choose another directory with --out")
+}
+
+fn changed_hint(changes: &[InputChange]) -> &'static str {
+    if changes.iter().all(|change| change.is_acceptable) {
+        "put the files back, or continue with the changed ones by --accept-changed-data, or start a \
+         new run in another directory with --out"
+    } else {
+        "put the files back, or start a new run in another directory with --out: with another \
+         tokenizer or other labels the weights would mean something else"
     }
 }
 
@@ -128,6 +194,13 @@ impl Error {
             Self::OtherRun { .. } => Some(
                 "choose another directory with --out, or remove this one; to continue the run that \
                  is there: --resume"
+                    .to_owned(),
+            ),
+            Self::InUse { pid, .. } => Some(in_use_hint(*pid)),
+            Self::InputsChanged { changes, .. } => Some(changed_hint(changes).to_owned()),
+            Self::InputMissing { .. } => Some(
+                "put it back, or continue in the folder in which the run was started; relative \
+                 paths of a recipe start there"
                     .to_owned(),
             ),
             Self::NotFinite { debug, n_updated, .. } => {

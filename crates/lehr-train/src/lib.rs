@@ -11,6 +11,7 @@
 pub mod checkpoint;
 mod error;
 mod freeze;
+mod inputs;
 mod loss_scale;
 mod metrics;
 mod objective;
@@ -26,6 +27,7 @@ mod schedule;
 mod state;
 
 pub use error::{Error, Result};
+pub use inputs::{InputChange, Inputs, Located, Source, locate};
 pub use loss_scale::LossScale;
 pub use metrics::{Metrics, read_metrics};
 pub use objective::{

@@ -1,7 +1,7 @@
 //! The numbers of a step, one line of JSON each.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
@@ -45,6 +45,14 @@ pub(crate) fn append(path: &Path, line: &impl Serialize) -> Result<()> {
         .open(path)
         .map_err(Error::io("opening", path))?;
     file.write_all(text.as_bytes()).map_err(Error::io("writing", path))
+}
+
+/// Makes the lines of a file durable, if there is one.
+pub(crate) fn sync(path: &Path) -> Result<()> {
+    match File::open(path).and_then(|file| file.sync_all()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("syncing", path)(e)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes the lines after `step`, which a resumed run writes again, and an incomplete last line.

@@ -44,6 +44,11 @@ pub enum Event<'a> {
         /// Its folder.
         path: &'a Path,
     },
+    /// A warning about the run as a whole.
+    Warning {
+        /// The warning.
+        text: &'a str,
+    },
     /// A damaged checkpoint was skipped on resume, in favour of an older one.
     Skipped {
         /// Its folder.

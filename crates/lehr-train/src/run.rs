@@ -19,11 +19,12 @@ use serde_json::json;
 pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
 use crate::checkpoint::{self, Base, Contents, Disk, Storage};
+use crate::inputs::refuse;
 use crate::observe::{Event, Observer};
 use crate::recipe::{ModelConfig, SavedWeights};
 use crate::{
-    Error, Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate, learning_rate,
-    metrics,
+    Error, Evaluation, Inputs, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate,
+    learning_rate, metrics,
 };
 
 /// The end of a run.
@@ -183,13 +184,34 @@ impl<'a> Session<'a> {
             observer.event(&Event::Skipped { path, reason: &error.to_string() });
         };
         let newest = newest_checkpoint(dir.path(), Scrutiny::Hashes, &mut on_damaged);
+        let inputs = dir.inputs(self.recipe)?.with_objective(self.task.objective.as_ref());
         if let Some((step, path)) = newest {
+            self.compare_inputs(dir, checkpoint::read_state(&path)?.inputs, &inputs)?;
             let optimizer = &mut *self.stepper.optimizer;
             self.state = checkpoint::restore(&path, self.task.objective.as_mut(), optimizer)?;
             self.saved_step = Some(step);
         }
+        self.state.inputs = Some(inputs);
         metrics::truncate(&dir.metrics(), self.state.step)?;
         metrics::truncate(&dir.samples(), self.state.step)
+    }
+
+    /// Compares the inputs of the checkpoint with those of now. Refuses changes, unless the user
+    /// accepted them.
+    fn compare_inputs(&mut self, dir: &RunDir, saved: Option<Inputs>, now: &Inputs) -> Result<()> {
+        let Some(saved) = saved else {
+            let text = "the checkpoint does not name its data, so it cannot be compared with the \
+                        present data; an earlier version saved it";
+            self.observer.event(&Event::Warning { text });
+            return Ok(());
+        };
+        let changes = saved.changes(now);
+        refuse(dir, changes.clone())?;
+        for change in changes {
+            let text = format!("accepted, though changed since the checkpoint: {}", change.text);
+            self.observer.event(&Event::Warning { text: &text });
+        }
+        Ok(())
     }
 
     /// Reads the micro-batches of a step. There are none after the last step.
@@ -327,6 +349,10 @@ impl<'a> Session<'a> {
         if self.saved_step == Some(self.state.step) {
             return Ok(());
         }
+        // Lines up to the checkpoint are not written again after a power cut.
+        metrics::sync(&dir.metrics())?;
+        metrics::sync(&dir.samples())?;
+        self.storage.sync_dir(dir.path()).map_err(Error::io("syncing", dir.path()))?;
         let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
         let path = checkpoint::save(self.storage, dir, &contents, self.recipe.checkpoint.keep)?;
         self.saved_step = Some(self.state.step);
@@ -334,10 +360,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Saves the last state and returns how the run ended.
+    /// Saves the last state and returns how the run ended. A run that was stopped before its first
+    /// step has nothing to save.
     fn finish(mut self) -> Result<Outcome> {
-        self.save()?;
         let finished = self.state.step >= self.recipe.train.steps;
+        if finished || self.state.step > 0 {
+            self.save()?;
+        }
         if finished && self.evaluation.is_none() {
             self.evaluate()?;
         }

@@ -1,26 +1,56 @@
 //! The files of a run.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use lehr_model::io::write_file;
+use crate::checkpoint::{Disk, Storage, create_dir, replace_file};
+use crate::{Error, Inputs, Recipe, Result};
 
-use crate::{Error, Recipe, Result};
+mod lock;
+
+use lock::Lock;
 
 /// A run directory:
 /// `recipe.toml, metrics.jsonl, samples.jsonl, report.html, checkpoints/step-N/…`.
+///
+/// It is locked while a value of this type exists: a directory has one writer.
 #[derive(Clone, Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Released with the last clone.
+    _lock: Arc<Lock>,
+    inputs: Option<Inputs>,
+    accepts_changed_data: bool,
 }
 
 impl RunDir {
-    /// Opens the directory for a run of `recipe`: a new one, or one with the same recipe.
+    /// Opens and locks the directory for a run of `recipe`: a new one, or one with the same recipe.
     ///
     /// # Errors
-    /// If it holds another recipe or cannot be written.
+    /// If another process uses it, or it holds another recipe or cannot be written.
     pub fn open(recipe: &Recipe) -> Result<Self> {
-        let dir = Self { path: recipe.dir() };
-        let file = dir.recipe();
+        Self::open_with_storage(recipe, &mut Disk)
+    }
+
+    /// Opens the directory as [`RunDir::open`] does, and writes through `storage`.
+    ///
+    /// # Errors
+    /// As [`RunDir::open`].
+    pub fn open_with_storage(recipe: &Recipe, storage: &mut dyn Storage) -> Result<Self> {
+        let path = recipe.dir();
+        create_dir(storage, &path)?;
+        let lock = Arc::new(Lock::take(&path)?);
+        let dir = Self { path, _lock: lock, inputs: None, accepts_changed_data: false };
+        dir.remove_leftovers();
+        dir.check_recipe(recipe)?;
+        create_dir(storage, &dir.checkpoints())?;
+        replace_file(storage, &dir.recipe(), recipe.to_toml().as_bytes())?;
+        Ok(dir)
+    }
+
+    /// Checks that the directory is new or holds the same recipe.
+    fn check_recipe(&self, recipe: &Recipe) -> Result<()> {
+        let file = self.recipe();
         match std::fs::read_to_string(&file) {
             Ok(text) => {
                 let mut there = Recipe::parse(&text, &file.display().to_string(), &[])?;
@@ -33,26 +63,57 @@ impl RunDir {
                 there.train.activation_checkpointing = recipe.train.activation_checkpointing;
                 there.train.cuda_graph = recipe.train.cuda_graph;
                 if there == *recipe {
-                    return Ok(dir);
+                    return Ok(());
                 }
-                if dir.has_begun() {
-                    return Err(Error::OtherRun { path: dir.path });
+                if self.has_begun() {
+                    return Err(Error::OtherRun { path: self.path.clone() });
                 }
                 // A run that failed before its first step has no results to lose. Its cache
                 // belongs to its recipe and is removed with it.
-                match std::fs::remove_dir_all(dir.cache()) {
+                match std::fs::remove_dir_all(self.cache()) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io("removing", &dir.cache())(e));
+                        Err(Error::io("removing", &self.cache())(e))
                     }
-                    _ => {}
+                    _ => Ok(()),
                 }
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io("reading", &file)(e)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("reading", &file)(e)),
         }
-        std::fs::create_dir_all(dir.checkpoints()).map_err(Error::io("creating", &dir.path))?;
-        write_file(&file, recipe.to_toml().as_bytes())?;
-        Ok(dir)
+    }
+
+    /// Removes token shards that a process had not finished when it ended. Nobody else writes here
+    /// now.
+    fn remove_leftovers(&self) {
+        let entries = std::fs::read_dir(self.cache().join("tokens")).into_iter().flatten();
+        for entry in entries.filter_map(std::result::Result::ok) {
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                // They only take disk space.
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
+    /// Lets the run continue although its data or its base model has changed since the checkpoint.
+    #[must_use]
+    pub fn accepting_changed_data(self) -> Self {
+        Self { accepts_changed_data: true, ..self }
+    }
+
+    /// Returns whether the run continues although its data has changed.
+    #[must_use]
+    pub fn accepts_changed_data(&self) -> bool {
+        self.accepts_changed_data
+    }
+
+    /// Sets the inputs, which are then not hashed again.
+    pub(crate) fn with_inputs(self, inputs: Inputs) -> Self {
+        Self { inputs: Some(inputs), ..self }
+    }
+
+    /// Returns the inputs of the run by `recipe`, without what only a prepared run knows.
+    pub(crate) fn inputs(&self, recipe: &Recipe) -> Result<Inputs> {
+        self.inputs.as_ref().map_or_else(|| Inputs::of(recipe), |inputs| Ok(inputs.clone()))
     }
 
     /// Returns whether a step was made or a checkpoint saved.

@@ -1,12 +1,12 @@
-//! The counters of a run.
+//! The counters of a run, and what it was made from.
 
 use serde::{Deserialize, Serialize};
 
-use crate::LossScale;
+use crate::{Inputs, LossScale};
 
 /// The state that a resume needs besides weights and moments. Loaders, schedules and samples are
 /// pure functions of the step, so these counters suffice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainState {
     /// Number of finished optimiser steps.
@@ -24,6 +24,9 @@ pub struct TrainState {
     /// and positive only in the debug state of a step that failed with `optimizer.in_backward`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub params_ahead: usize,
+    /// The inputs of the run; `None` in checkpoints of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<Inputs>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

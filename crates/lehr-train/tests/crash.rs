@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -93,6 +94,76 @@ fn remove_half(path: &Path, left: Left) -> io::Result<()> {
     files.iter().take(files.len().div_ceil(2)).try_for_each(fs::remove_file)
 }
 
+/// A file system that knows what a power cut would lose: files and folders that were made or
+/// renamed since their folder was synced.
+#[derive(Default)]
+struct Durable {
+    unsynced: BTreeSet<PathBuf>,
+}
+
+impl Storage for Durable {
+    fn create_dir(&mut self, path: &Path) -> io::Result<()> {
+        let new = path.ancestors().take_while(|folder| !folder.exists()).map(Path::to_owned);
+        self.unsynced.extend(new);
+        Disk.create_dir(path)
+    }
+
+    fn write(&mut self, path: &Path, parts: &mut dyn Iterator<Item = &[u8]>) -> io::Result<()> {
+        self.unsynced.insert(path.to_owned());
+        Disk.write(path, parts)
+    }
+
+    fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
+        self.unsynced.retain(|entry| entry.parent() != Some(path));
+        Disk.sync_dir(path)
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        self.unsynced.remove(from);
+        self.unsynced.insert(to.to_owned());
+        Disk.rename(from, to)
+    }
+
+    fn remove_dir(&mut self, path: &Path) -> io::Result<()> {
+        self.unsynced.retain(|entry| !entry.starts_with(path));
+        Disk.remove_dir(path)
+    }
+}
+
+#[test]
+fn a_power_cut_loses_neither_the_run_directory_nor_a_saved_step() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(scratch.path(), gpt2(16), ObjectiveKind::NextToken);
+    recipe.run.dir = scratch.path().join("runs/of/today").display().to_string();
+    let (mut task, mut storage) = (prepared(&recipe), Durable::default());
+    let dir = RunDir::open_with_storage(&recipe, &mut storage).unwrap();
+    assert!(storage.unsynced.is_empty(), "would be lost: {:?}", storage.unsynced);
+    let mut watch = Watch { stop_after: Some(2), ..Watch::default() };
+    let stop = std::sync::Arc::clone(&watch.stop);
+    run_with_storage(&recipe, &mut task, Some(&dir), &mut storage, &mut watch, &stop).unwrap();
+    assert_eq!(watch.saved.len(), 1);
+    assert!(storage.unsynced.is_empty(), "would be lost: {:?}", storage.unsynced);
+}
+
+#[test]
+fn a_crash_while_the_run_directory_is_made_leaves_one_that_can_be_opened() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = recipe(scratch.path(), gpt2(16), ObjectiveKind::NextToken);
+    let mut calls = Crash::new(usize::MAX, Left::Done);
+    drop(RunDir::open_with_storage(&in_dir(&base, "whole"), &mut calls).unwrap());
+    assert!(calls.n_calls >= 6, "only {} calls", calls.n_calls);
+    for at in 0..calls.n_calls {
+        for left in [Left::FirstHalf, Left::Done] {
+            let recipe = in_dir(&base, &format!("crash-{at}-{left:?}"));
+            let crashed = RunDir::open_with_storage(&recipe, &mut Crash::new(at, left));
+            assert!(crashed.is_err(), "call {at}, {left:?}");
+            let dir = RunDir::open(&recipe).unwrap();
+            let text = fs::read_to_string(dir.recipe()).unwrap();
+            assert_eq!(text, recipe.to_toml(), "call {at}, {left:?}");
+        }
+    }
+}
+
 /// A recipe with its own run directory and the data of `base`.
 fn in_dir(base: &Recipe, name: &str) -> Recipe {
     let mut recipe = base.clone();
@@ -122,7 +193,7 @@ fn run_until_crash(recipe: &Recipe, crash: &mut Crash) -> (Watch, bool) {
     let outcome = run_with_storage(recipe, &mut task, Some(&dir), crash, &mut watch, &stop);
     if let Err(error) = &outcome {
         let text = error.to_string();
-        assert!(text.contains("the machine crashed") && text.contains("checkpoints"), "{text}");
+        assert!(text.contains("the machine crashed") && text.contains(&recipe.run.dir), "{text}");
     }
     (watch, outcome.is_err())
 }

@@ -4,11 +4,13 @@
 mod out;
 mod cmd;
 mod fail;
+mod stop;
 mod ui;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use lehr_infer::Notice;
 
 /// One program for the whole life of a language model.
 #[derive(Parser)]
@@ -50,6 +52,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
+    lehr_infer::on_notice(|notice| match notice {
+        Notice::Damaged { .. } => eprintln!("warning: {notice}"),
+        _ => eprintln!("{notice}"),
+    });
     let result = cmd::compute::check_environment().and_then(|()| run(command));
     match result.and_then(|code| out::check().map(|()| code)) {
         Ok(code) => code,
@@ -58,6 +64,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if matches!(command, Command::Pretrain(_) | Command::Finetune(_)) {
+        stop::preparing(stop::Preparation { style: ui::Style::Human, run: None });
+        stop::on_signals();
+    }
     match command {
         Command::Quickstart(args) => cmd::quickstart::run(&args),
         Command::Pretrain(args) => cmd::pretrain::run(&args),

@@ -3,35 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lehr_train::{Event, Metrics, Observer};
 use serde_json::json;
 
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Makes Ctrl-C stop the run after its current step. A second Ctrl-C ends the program at once.
-pub(crate) fn stop_on_ctrl_c() -> &'static AtomicBool {
-    static INSTALLED: OnceLock<()> = OnceLock::new();
-    INSTALLED.get_or_init(|| {
-        // Without a handler Ctrl-C ends the program, which loses no more than the steps since the
-        // last checkpoint.
-        let _ = ctrlc::set_handler(|| {
-            if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            eprintln!("\nstopping after this step and saving (Ctrl-C again to stop at once)");
-        });
-    });
-    &STOP
-}
-
-/// Whether Ctrl-C was pressed.
-pub(crate) fn stopped() -> bool {
-    STOP.load(Ordering::Relaxed)
-}
+use crate::stop;
+pub(crate) use crate::stop::stopped;
 
 /// Ways to show the events of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,6 +81,7 @@ impl Show {
 
     fn json(event: &Event<'_>) {
         let line = match event {
+            Event::Warning { text } => json!({ "event": "warning", "text": text }),
             Event::Started { step, steps, n_params } => {
                 json!({ "event": "started", "step": step, "steps": steps, "params": n_params })
             }
@@ -124,6 +103,9 @@ impl Show {
 
 impl Observer for Show {
     fn event(&mut self, event: &Event<'_>) {
+        if matches!(event, Event::Started { .. }) {
+            stop::preparation_ended();
+        }
         if self.style == Style::Json {
             return Self::json(event);
         }
@@ -146,6 +128,7 @@ impl Observer for Show {
                 self.line(&format!("  sample: {prompt} → {shown}"));
             }
             Event::Saved { .. } => {}
+            Event::Warning { text } => self.line(&format!("warning: {text}")),
             Event::Skipped { path, reason } => {
                 self.line(&format!("warning: skipping {}: {reason}", path.display()));
             }

@@ -54,6 +54,15 @@ pub(crate) fn list(path: &Path) -> Result<Vec<SourceFile>> {
     Ok(files)
 }
 
+/// Lists the files that are read from a file or folder, by name and path. The name is the path below
+/// the folder.
+///
+/// # Errors
+/// The path does not exist, or its ending is not known.
+pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<(String, PathBuf)>> {
+    Ok(list(path.as_ref())?.into_iter().map(|file| (file.name, file.path)).collect())
+}
+
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<SourceFile>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
         let entry = entry.map_err(|source| io_error(folder, source))?;

@@ -17,5 +17,6 @@ mod zstd;
 pub use conversations::{Conversation, read_conversations};
 pub use document::Document;
 pub use documents::{Documents, ReadOptions, documents, read_documents};
+pub use files::data_files;
 pub use kind::{DatasetKind, guess_kind};
 pub use labelled::{Labelled, LabelledFields, read_labelled};

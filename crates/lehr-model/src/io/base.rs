@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::weight_files;
-use super::manifest::{Manifest, hash_file, hex};
+use super::manifest::{Manifest, ManifestFile, hex};
 use crate::{Error, Result};
 
 /// File name of the reference in a checkpoint's folder.
@@ -73,20 +73,43 @@ impl BaseModel {
     }
 }
 
-/// Computes the hash of the model in `path`. It uses the hashes of a manifest if there is one.
+/// Computes the hash of the model in `path`.
 fn hash_of_weights(path: &Path) -> Result<String> {
     let mut files = weight_files(path)?;
     files.extend(Some(path.join(BASE)).filter(|base| base.is_file()));
-    let manifest = Manifest::read(path).ok().filter(|m| m.check_sizes(path).is_ok());
     let mut list = Sha256::new();
-    for file in files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let known = manifest.as_ref().and_then(|m| m.files.iter().find(|f| f.name == name));
-        let hash = match known {
-            Some(known) => known.sha256.clone(),
-            None => hash_file(&file)?,
-        };
-        list.update(format!("{hash}  {name}\n"));
+    for ManifestFile { name, sha256, .. } in hash_files(path, &files)? {
+        list.update(format!("{sha256}  {name}\n"));
     }
     Ok(hex(&list.finalize()))
+}
+
+/// Files of a model besides its weights that change what is computed or how texts are rendered. The
+/// tokenizer's files are not among them: a tokenizer has its own hash.
+const SETTINGS: [&str; 5] =
+    ["config.json", BASE, "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
+
+/// Hashes the files of the model in `path`, a folder or a file: its weights, its configuration and
+/// its chat template.
+///
+/// # Errors
+/// If there are no weights or a file cannot be read.
+pub fn model_files(path: &Path) -> Result<Vec<ManifestFile>> {
+    let mut files = weight_files(path)?;
+    files.extend(SETTINGS.iter().map(|name| path.join(name)).filter(|file| file.is_file()));
+    hash_files(path, &files)
+}
+
+/// Hashes files of the model in `path`. It uses the hashes of a manifest if the files match it.
+fn hash_files(path: &Path, files: &[PathBuf]) -> Result<Vec<ManifestFile>> {
+    let manifest = Manifest::read(path).ok().filter(|m| m.verify_once(path).is_ok());
+    let hashed = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let known = manifest.iter().flat_map(|m| &m.files).find(|known| known.name == name);
+        match known {
+            Some(known) => Ok(known.clone()),
+            None => ManifestFile::of(file, name),
+        }
+    };
+    files.iter().map(hashed).collect()
 }

@@ -1,7 +1,7 @@
 //! Reading and writing whole files with errors that name them.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use serde_json::Value;
@@ -25,8 +25,25 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_file(path, format!("{value:#}\n").as_bytes())
 }
 
-/// Writes a temporary file, syncs it and renames it. At any moment either the old or the new
-/// contents are complete.
+/// Makes the entries of a folder durable: after a power cut, files created or renamed in it before
+/// are still there. Only Unix can sync a folder, and some file systems cannot.
+///
+/// # Errors
+/// The error of the operating system.
+pub fn sync_dir(path: &Path) -> std::io::Result<()> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    // An empty path is what `Path::parent` returns for a name without a folder.
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    match File::open(path)?.sync_all() {
+        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Writes a temporary file, syncs it, renames it and syncs the folder. At any moment either the old
+/// or the new contents are complete.
 ///
 /// # Errors
 /// If it cannot be written. The old file is then untouched.
@@ -58,6 +75,7 @@ pub fn write_stream(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
         write(&mut file)?;
         file.sync_all()
             .and_then(|()| std::fs::rename(&beside, path))
+            .and_then(|()| sync_dir(path.parent().unwrap_or(Path::new("."))))
             .map_err(Error::io("writing", path))
     };
     whole().inspect_err(|_| {

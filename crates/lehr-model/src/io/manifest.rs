@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::verified::{self, FilesState};
 use crate::{Error, Result};
 
 /// Version of the manifest written and read here.
@@ -26,7 +27,7 @@ pub struct Manifest {
 }
 
 /// One file of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestFile {
     /// Its name in the folder.
@@ -69,7 +70,7 @@ impl Manifest {
             let path = dir.join(name);
             let found = std::fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
             if found != *bytes {
-                let reason = format!("it has {found} bytes, expected {bytes}");
+                let reason = format!("it is damaged: it has {found} bytes, expected {bytes}");
                 return Err(Error::format(&path, reason));
             }
         }
@@ -82,15 +83,71 @@ impl Manifest {
     /// If a file is missing or differs.
     pub fn verify(&self, dir: &Path) -> Result<()> {
         self.check_sizes(dir)?;
-        for ManifestFile { name, sha256, .. } in &self.files {
-            let path = dir.join(name);
+        for file in &self.files {
+            let path = dir.join(&file.name);
             let found = hash_file(&path)?;
-            if found != *sha256 {
-                let reason = format!("it has the hash {found}, expected {sha256}");
-                return Err(Error::format(&path, reason));
+            if found != file.sha256 {
+                return Err(file.damaged(&path, &found));
             }
         }
         Ok(())
+    }
+
+    /// Checks as [`Manifest::verify`], but does not hash files again that passed within the last
+    /// day and have not been written since: their sizes, times and inodes are remembered in the
+    /// user's cache.
+    ///
+    /// # Errors
+    /// If a file is missing or differs.
+    pub fn verify_once(&self, dir: &Path) -> Result<()> {
+        self.check_sizes(dir)?;
+        let Some(state) = self.state(dir) else { return self.verify(dir) };
+        let cache = verified::cache();
+        if verified::is_known(&cache, &state) {
+            return Ok(());
+        }
+        self.verify(dir)?;
+        verified::remember(&cache, &state);
+        Ok(())
+    }
+
+    /// Returns the number of bytes that [`Manifest::verify_once`] would hash now: all or none.
+    #[must_use]
+    pub fn bytes_to_hash(&self, dir: &Path) -> u64 {
+        match self.state(dir) {
+            Some(state) if verified::is_known(&verified::cache(), &state) => 0,
+            _ => self.files.iter().map(|file| file.bytes).sum(),
+        }
+    }
+
+    fn state(&self, dir: &Path) -> Option<FilesState> {
+        let names = self.files.iter().map(|file| file.name.as_str());
+        FilesState::of(dir, names.chain([MANIFEST]))
+    }
+}
+
+impl ManifestFile {
+    /// Measures and hashes the file at `path`, and lists it as `name`.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn of(path: &Path, name: String) -> Result<Self> {
+        let bytes = std::fs::metadata(path).map_err(Error::io("reading", path))?.len();
+        Ok(Self { name, bytes, sha256: hash_file(path)? })
+    }
+
+    fn damaged(&self, path: &Path, found: &str) -> Error {
+        Error::Format {
+            path: path.to_owned(),
+            reason: format!(
+                "it is damaged or was changed: its SHA-256 hash is {found}, expected {}",
+                self.sha256
+            ),
+            hint: Some(format!(
+                "use another checkpoint; if you changed the file on purpose, copy the folder \
+                 without {MANIFEST} and use the copy"
+            )),
+        }
     }
 }
 
@@ -130,17 +187,30 @@ pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// The depth of a checkpoint's check.
+/// The depth of a checkpoint's check. All files must exist with their sizes and hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scrutiny {
-    /// All files exist with their sizes. This is enough to use a model.
-    Sizes,
-    /// All files have their hashes. Resuming a run requires this.
+    /// Hashes every file, except those that passed lately ([`Manifest::verify_once`]). Using a model
+    /// requires this.
+    Remembered,
+    /// Hashes every file. Resuming a run requires this.
     Hashes,
 }
 
+/// Checks the files of the checkpoint in `dir`.
+///
+/// # Errors
+/// If its manifest or a file is missing or damaged.
+pub fn check_checkpoint(dir: &Path, scrutiny: Scrutiny) -> Result<()> {
+    let manifest = Manifest::read(dir)?;
+    match scrutiny {
+        Scrutiny::Remembered => manifest.verify_once(dir),
+        Scrutiny::Hashes => manifest.verify(dir),
+    }
+}
+
 /// Finds the newest complete checkpoint of a run directory. It reports newer incomplete ones to
-/// `on_damaged`.
+/// `on_damaged`. All readers of a run's newest checkpoint call this.
 #[must_use]
 pub fn newest_checkpoint(
     run: &Path,
@@ -148,10 +218,6 @@ pub fn newest_checkpoint(
     on_damaged: &mut dyn FnMut(&Path, &Error),
 ) -> Option<(u64, PathBuf)> {
     checkpoints(run).into_iter().rev().find(|(_, dir)| {
-        let whole = Manifest::read(dir).and_then(|manifest| match scrutiny {
-            Scrutiny::Sizes => manifest.check_sizes(dir),
-            Scrutiny::Hashes => manifest.verify(dir),
-        });
-        whole.inspect_err(|error| on_damaged(dir, error)).is_ok()
+        check_checkpoint(dir, scrutiny).inspect_err(|error| on_damaged(dir, error)).is_ok()
     })
 }

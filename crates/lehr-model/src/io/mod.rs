@@ -14,15 +14,17 @@ mod shards;
 mod source;
 mod strided;
 mod tensor_file;
+mod verified;
 
-pub use base::{BASE, BaseModel};
+pub use base::{BASE, BaseModel, model_files};
 pub use checkpoint::Checkpoint;
 pub use entry::StoredTensor;
-pub use files::{read_json, write_file, write_json, write_parts, write_stream};
+pub use files::{read_json, sync_dir, write_file, write_json, write_parts, write_stream};
 pub use folder::FloatFormat;
 pub(crate) use folder::write_folder;
 pub use manifest::{
-    MANIFEST, Manifest, ManifestFile, Scrutiny, checkpoints, hash_file, hex, newest_checkpoint,
+    MANIFEST, Manifest, ManifestFile, Scrutiny, check_checkpoint, checkpoints, hash_file, hex,
+    newest_checkpoint,
 };
 pub use shards::{ShardRule, Shards};
 pub use source::ModelSource;

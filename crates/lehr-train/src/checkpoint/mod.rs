@@ -14,7 +14,7 @@ use lehr_model::io::{self, Checkpoint, MANIFEST, Manifest, ManifestFile, hex};
 use lehr_tokenizer::Tokenizer;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-pub use storage::{Disk, Storage};
+pub use storage::{Disk, Storage, create_dir, replace_file};
 
 use crate::optim::Optimizer;
 use crate::{Error, Objective, Result, RunDir, TrainState};
@@ -125,6 +125,17 @@ pub fn verify(dir: &Path) -> Result<()> {
     Ok(Manifest::read(dir)?.verify(dir)?)
 }
 
+/// Reads the state of a checkpoint.
+///
+/// # Errors
+/// If it is missing or damaged.
+pub fn read_state(dir: &Path) -> Result<TrainState> {
+    let path = dir.join("state.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io("reading", &path))?;
+    let fault = |e| Error::Checkpoint { path: dir.to_owned(), reason: format!("state.json: {e}") };
+    serde_json::from_str(&text).map_err(fault)
+}
+
 /// Loads weights, moments and state of a checkpoint into a run's objective and optimiser.
 ///
 /// # Errors
@@ -140,8 +151,7 @@ pub fn restore(
         let path = dir.join(name);
         std::fs::read_to_string(&path).map_err(Error::io("reading", &path))
     };
-    let state: TrainState = serde_json::from_str(&read("state.json")?)
-        .map_err(|e| fault(format!("state.json: {e}")))?;
+    let state = read_state(dir)?;
     if state.params_ahead > 0 {
         let n = state.params_ahead;
         return Err(fault(format!("{n} parameters already have the update of the next step")));

@@ -1,10 +1,12 @@
-//! Storage of checkpoints: every write passes through a trait, so that a test can fail each one.
+//! Storage of runs: writes pass through a trait, so that a test can fail each one.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// The file-system operations of a checkpoint.
+use crate::{Error, Result};
+
+/// The file-system operations of checkpoints and run directories.
 pub trait Storage {
     /// Makes a folder and its parents.
     ///
@@ -24,7 +26,7 @@ pub trait Storage {
     /// The error of the operating system.
     fn sync_dir(&mut self, path: &Path) -> io::Result<()>;
 
-    /// Renames a folder.
+    /// Renames a folder or a file.
     ///
     /// # Errors
     /// The error of the operating system.
@@ -35,6 +37,41 @@ pub trait Storage {
     /// # Errors
     /// The error of the operating system.
     fn remove_dir(&mut self, path: &Path) -> io::Result<()>;
+}
+
+/// Makes a folder and its parents, and syncs every folder that got a new entry. So the folder is
+/// still there after a power cut, with what is synced in it later.
+///
+/// # Errors
+/// The error of the operating system, with the folder.
+pub fn create_dir(storage: &mut dyn Storage, path: &Path) -> Result<()> {
+    let new: Vec<&Path> = path.ancestors().take_while(|folder| !is_there(folder)).collect();
+    storage.create_dir(path).map_err(Error::io("creating", path))?;
+    for folder in new.into_iter().rev() {
+        let parent = folder.parent().unwrap_or(Path::new("."));
+        storage.sync_dir(parent).map_err(Error::io("syncing", parent))?;
+    }
+    Ok(())
+}
+
+/// The empty path is the current folder.
+fn is_there(folder: &Path) -> bool {
+    folder.as_os_str().is_empty() || folder.exists()
+}
+
+/// Writes a file beside the old one, replaces that and syncs the folder. At any moment either the
+/// old or the new contents are complete.
+///
+/// # Errors
+/// The error of the operating system, with the file.
+pub fn replace_file(storage: &mut dyn Storage, path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    let beside = path.with_file_name(name);
+    let parent = path.parent().unwrap_or(Path::new("."));
+    storage.write(&beside, &mut std::iter::once(bytes)).map_err(Error::io("writing", path))?;
+    storage.rename(&beside, path).map_err(Error::io("writing", path))?;
+    storage.sync_dir(parent).map_err(Error::io("syncing", parent))
 }
 
 /// The file system.
@@ -54,8 +91,7 @@ impl Storage for Disk {
     }
 
     fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
-        // Only Unix can sync a folder. Elsewhere the rename must suffice.
-        if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+        lehr_model::io::sync_dir(path)
     }
 
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {

@@ -5,11 +5,14 @@ mod classify;
 mod model;
 mod text;
 mod tokenizer;
+mod tokenizer_cache;
 
 use std::path::Path;
 
 use lehr_data::{Loader, LoaderOptions, split_by_text};
 use lehr_model::{Compute, FP8_SIDE_MIN};
+
+pub(crate) use tokenizer_cache::CACHED_TOKENIZER;
 
 use crate::freeze::freeze;
 use crate::recipe::{DataConfig, ObjectiveKind};

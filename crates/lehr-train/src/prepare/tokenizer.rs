@@ -1,17 +1,18 @@
 //! The recipe's tokenizer.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lehr_infer::{resolve_model, tokenizer_of};
 use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
-use sha2::{Digest, Sha256};
 
 use super::Notes;
+use super::tokenizer_cache::CachedTokenizer;
+use crate::checkpoint::Disk;
 use crate::recipe::{ModelConfig, TokenizerConfig};
 use crate::{Error, Recipe, Result};
 
-/// Loads the tokenizer, or trains it on `texts`. A trained one is cached under a hash of its texts
-/// and settings. A run with the same texts and settings finds it; no other run does.
+/// Loads the tokenizer, or trains it on `texts`. A trained one is cached: a run with the same texts
+/// and settings finds it, no other run does.
 pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
     recipe: &Recipe,
     cache: &Path,
@@ -28,9 +29,9 @@ pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
             Ok(tokenizer_of(&resolve_model(Path::new(path))?)?)
         }
         TokenizerConfig::Train { vocab_size, pattern } => {
-            let kept = cached(cache, &recipe.tokenizer, texts());
-            if kept.is_file() {
-                return Ok(Tokenizer::from_file(&kept)?);
+            let cached = CachedTokenizer::new(cache, &recipe.tokenizer, texts());
+            if let Some(tokenizer) = cached.open(notes)? {
+                return Ok(tokenizer);
             }
             let mut trainer = Trainer::new(*vocab_size);
             trainer.pattern = if pattern == "gpt2" { Pattern::Gpt2 } else { Pattern::Gpt4 };
@@ -38,30 +39,10 @@ pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
             let tokenizer = trainer.train(texts())?;
             let seconds = start.elapsed().as_secs_f64();
             notes(&format!("tokenizer: {} ids in {seconds:.1} s", tokenizer.vocab_size()));
-            std::fs::create_dir_all(cache).map_err(Error::io("creating", cache))?;
-            tokenizer.save(&kept)?;
+            cached.keep(&tokenizer, &mut Disk)?;
             Ok(tokenizer)
         }
     }
-}
-
-/// Version of the trainer. It changes when the same settings give another tokenizer.
-const TRAINER_VERSION: &str = "1";
-
-/// Returns the cache path of the tokenizer trained with these settings on `texts`.
-fn cached<'t>(
-    cache: &Path,
-    config: &TokenizerConfig,
-    texts: impl Iterator<Item = &'t str>,
-) -> PathBuf {
-    let mut hash = Sha256::new();
-    hash.update(format!("{TRAINER_VERSION} {config:?}\n"));
-    for text in texts {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
-    }
-    let hex: String = hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    cache.join(format!("tokenizer-{hex}.json"))
 }
 
 #[cfg(test)]
@@ -95,6 +76,25 @@ mod tests {
             let (other, trained) = prepared(&with(size), scratch.path(), texts);
             assert!(trained, "a tokenizer of other texts or settings was taken");
             assert_eq!(other.vocab_size() == first.vocab_size(), size == 270);
+        }
+    }
+    #[test]
+    fn a_changed_or_cut_tokenizer_in_the_cache_is_named_and_trained_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let tokenizer = TokenizerConfig::Train { vocab_size: 270, pattern: "gpt4".into() };
+        let recipe = Recipe { tokenizer, ..Recipe::base() };
+        let texts = ["the glass is warm glass"; 3];
+        let (first, _) = prepared(&recipe, scratch.path(), &texts);
+        let path = scratch.path().join("tokenizer.json");
+        let whole = std::fs::read_to_string(&path).unwrap();
+        for bad in [whole.replacen('a', "b", 1), String::new(), whole[..whole.len() / 2].into()] {
+            std::fs::write(&path, bad).unwrap();
+            let mut notes = Vec::new();
+            let mut note = |text: &str| notes.push(text.to_owned());
+            let texts = || texts.iter().copied();
+            let again = prepare(&recipe, scratch.path(), texts, &mut note).unwrap();
+            assert!(notes[0].contains("damaged or was changed"), "{notes:?}");
+            assert_eq!(again.to_json(), first.to_json());
         }
     }
 }

@@ -141,6 +141,8 @@ pub(crate) struct Watch {
     pub(crate) steps: Vec<Metrics>,
     /// Checkpoints that were passed over, and why.
     pub(crate) skipped: Vec<(PathBuf, String)>,
+    /// Warnings about the run as a whole.
+    pub(crate) warnings: Vec<String>,
     /// Checkpoints that were written.
     pub(crate) saved: Vec<PathBuf>,
     /// After this step the run is asked to stop.
@@ -168,6 +170,7 @@ impl Observer for Watch {
                 self.skipped.push((path.to_path_buf(), (*reason).to_owned()));
             }
             Event::Saved { path } => self.saved.push(path.to_path_buf()),
+            Event::Warning { text } => self.warnings.push((*text).to_owned()),
             Event::Evaluated { .. } | Event::Sampled { .. } => {}
         }
     }

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use lehr_train::recipe::current_names;
-use lehr_train::{Recipe, RunDir, device_gflops, prepare, write_report};
+use lehr_train::{Located, Recipe, RunDir, device_gflops, locate, prepare, write_report};
 use serde_json::json;
 
 use super::compute::ThreadArgs;
-use crate::ui::{Show, Style, say_interrupted, stop_on_ctrl_c};
+use crate::stop::{self, Preparation};
+use crate::ui::{Show, Style, say_interrupted};
 
 /// Arguments of every command that trains.
 #[derive(clap::Args)]
@@ -25,6 +26,9 @@ pub(crate) struct Common {
     /// Continue the run in this directory
     #[arg(long, conflicts_with_all = ["recipe", "data", "out"])]
     pub(crate) resume: Option<std::path::PathBuf>,
+    /// Continue although data or base model have changed since the checkpoint
+    #[arg(long)]
+    pub(crate) accept_changed_data: bool,
     /// Override a setting of the recipe, as in --set optimizer.lr=3e-4 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
@@ -93,37 +97,49 @@ impl Common {
             print!("{}", recipe.to_toml());
             return Ok(ExitCode::SUCCESS);
         }
-        run_recipe(&recipe, self.style(), command)
+        self.run_recipe(&recipe, command)
     }
-}
 
-/// Prepares and runs a recipe, writes the report and suggests the next command.
-pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result<ExitCode> {
-    let stop = stop_on_ctrl_c();
-    let dir = RunDir::open(recipe)?;
-    let say = |text: &str| match style {
-        Style::Human => println!("{text}"),
-        Style::Json => println!("{}", json!({ "event": "note", "text": text })),
-    };
-    say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
-    let mut task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
-    let (device, dtype) = task.objective.model().compute();
-    let mut show = Show::new(style, device_gflops(&Compute { device, dtype, note: None })?);
-    let outcome = lehr_train::run(recipe, &mut task, Some(&dir), &mut show, stop)?;
-    if dir.metrics().is_file() {
-        write_report(&dir, recipe)?;
-    }
-    let steps = recipe.train.steps;
-    if !outcome.finished {
+    /// Prepares and runs a recipe, writes the report and suggests the next command.
+    fn run_recipe(&self, recipe: &Recipe, command: &str) -> Result<ExitCode> {
+        let style = self.style();
+        let stop = stop::on_signals();
+        let mut dir = RunDir::open(recipe)?;
+        if self.accept_changed_data {
+            dir = dir.accepting_changed_data();
+        }
         let resume = format!("lehr {command} --resume {}", dir.path().display());
-        say_interrupted(style, dir.path(), outcome.state.step, steps, &resume);
-        return Ok(ExitCode::from(130));
+        let run = Some((dir.path().to_owned(), resume.clone()));
+        stop::preparing(Preparation { style, run });
+        let say = |text: &str| match style {
+            Style::Human => println!("{text}"),
+            Style::Json => println!("{}", json!({ "event": "note", "text": text })),
+        };
+        say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
+        let Located { recipe: located, dir, notes } = locate(recipe, dir)?;
+        notes.iter().for_each(|note| say(note));
+        let mut task = prepare(&located, &dir.cache(), &mut |text| say(text))?;
+        let (device, dtype) = task.objective.model().compute();
+        let mut show = Show::new(style, device_gflops(&Compute { device, dtype, note: None })?);
+        let outcome = lehr_train::run(&located, &mut task, Some(&dir), &mut show, stop)?;
+        if dir.metrics().is_file() {
+            write_report(&dir, recipe)?;
+        }
+        let steps = recipe.train.steps;
+        if !outcome.finished {
+            say_interrupted(style, dir.path(), outcome.state.step, steps, &resume);
+            return Ok(stop::exit_code());
+        }
+        if style == Style::Human {
+            println!(
+                "done in {:.0} s; curves in {}",
+                outcome.state.elapsed_s,
+                dir.report().display()
+            );
+            println!("next: {}", next_command(recipe, &dir));
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    if style == Style::Human {
-        println!("done in {:.0} s; curves in {}", outcome.state.elapsed_s, dir.report().display());
-        println!("next: {}", next_command(recipe, &dir));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn next_command(recipe: &Recipe, dir: &RunDir) -> String {

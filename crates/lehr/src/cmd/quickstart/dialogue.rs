@@ -11,7 +11,7 @@ use lehr_train::{LanguageModel, Quiet, RunDir, Task, evaluate, write_report};
 use super::corpus::{LANGUAGES, dialogue};
 use super::plan::{Plan, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
-use crate::ui::stop_on_ctrl_c;
+use crate::stop;
 
 /// Rows of a batch.
 const BATCH_SIZE: usize = 8;
@@ -94,7 +94,8 @@ fn measure(
     if kept.is_none() {
         recipe.sample.prompts.clear();
     }
-    let outcome = lehr_train::run(&recipe, &mut task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
+    let outcome =
+        lehr_train::run(&recipe, &mut task, kept.as_ref(), &mut Quiet, stop::on_signals())?;
     if !outcome.finished {
         return Ok(None);
     }

@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::cmd::compute::ThreadArgs;
 use crate::fail::Hinted;
-use crate::ui;
+use crate::stop;
 use plan::Plan;
 use results::Results;
 
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Err(Hinted::error(found, format!("the default is {}", plan::SECONDS)));
     }
     args.threads.apply();
-    ui::stop_on_ctrl_c();
+    stop::on_signals();
     let start = Instant::now();
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("creating {}", args.out.display()))?;
@@ -85,14 +85,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let stages: [fn(&mut Quickstart) -> Result<Stage>; 4] =
         [corpus::write, pretraining::run, sentiment::run, dialogue::run];
     for stage in stages {
-        if stage(&mut quickstart)? == Stage::Interrupted || ui::stopped() {
+        if stage(&mut quickstart)? == Stage::Interrupted || stop::stopped() {
             quickstart.say(&format!("interrupted; all is saved in {}", args.out.display()));
             let command = format!("lehr quickstart --out {}", args.out.display());
             quickstart.say(&format!("continue with: {command}"));
             if args.json {
                 println!("{}", json!({ "interrupted": true, "continue": command }));
             }
-            return Ok(ExitCode::from(130));
+            return Ok(stop::exit_code());
         }
     }
     report::finish(&mut quickstart, start.elapsed().as_secs_f64())?;

@@ -7,7 +7,8 @@ use lehr_train::{Quiet, RunDir, machine_gflops, prepare, write_report};
 
 use super::plan::Plan;
 use super::{Quickstart, Stage};
-use crate::ui::{Show, Style, stop_on_ctrl_c};
+use crate::stop;
+use crate::ui::{Show, Style};
 
 /// Trains tokenizer and model in `base/`.
 pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
@@ -23,7 +24,7 @@ pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
     let (mut show, mut quiet) = (Show::new(Style::Human, machine_gflops()), Quiet);
     let observer: &mut dyn lehr_train::Observer =
         if quickstart.json { &mut quiet } else { &mut show };
-    let outcome = lehr_train::run(&recipe, &mut task, Some(&run), observer, stop_on_ctrl_c())?;
+    let outcome = lehr_train::run(&recipe, &mut task, Some(&run), observer, stop::on_signals())?;
     if !outcome.finished {
         return Ok(Stage::Interrupted);
     }

@@ -12,7 +12,7 @@ use lehr_train::{Classify, Objective, Quiet, RunDir, Task, evaluate, write_repor
 use super::corpus::{LANGUAGES, sentiment};
 use super::plan::{FEW, Plan, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
-use crate::ui::stop_on_ctrl_c;
+use crate::stop;
 
 /// Rows of a batch: about 15 reviews.
 const BATCH_SIZE: usize = 8;
@@ -148,7 +148,8 @@ fn measure(
     // Keeps one of the classifiers for use.
     let kept =
         (pretrained && !few && seed == SEEDS[0]).then(|| RunDir::open(&recipe)).transpose()?;
-    let outcome = lehr_train::run(&recipe, &mut task, kept.as_ref(), &mut Quiet, stop_on_ctrl_c())?;
+    let outcome =
+        lehr_train::run(&recipe, &mut task, kept.as_ref(), &mut Quiet, stop::on_signals())?;
     if !outcome.finished {
         return Ok(Stage::Interrupted);
     }
