@@ -4,7 +4,42 @@ use std::path::{Path, PathBuf};
 
 use lehr_model::io::write_file;
 
+use crate::recipe::ModelConfig;
 use crate::{Error, Recipe, Result};
+
+/// Checks that the run directory of `recipe` is not a folder that the run reads: the model's, or a
+/// folder of data with it inside, whose next reader would take the run's files for data.
+///
+/// # Errors
+/// If it is.
+pub fn check_run_dir(recipe: &Recipe) -> Result<()> {
+    let Some(dir) = existing(&recipe.dir()) else { return Ok(()) };
+    let in_use = |key, path: &str| Error::RunDirInUse { path: recipe.dir(), key, used: path.into() };
+    if let ModelConfig::Load { path } = &recipe.model
+        && std::fs::canonicalize(path).is_ok_and(|model| model == dir)
+        && !recipe.dir().join("recipe.toml").exists()
+    {
+        return Err(in_use("model.path", path));
+    }
+    let data = [
+        ("data.path", &recipe.data.path),
+        ("data.validation_path", &recipe.data.validation_path),
+    ];
+    for (key, path) in data.into_iter().filter(|(_, path)| !path.is_empty()) {
+        if std::fs::canonicalize(path).is_ok_and(|data| data.is_dir() && dir.starts_with(data)) {
+            return Err(in_use(key, path));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the absolute path of a folder that may not exist yet, from the nearest one that does.
+fn existing(dir: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(dir).ok()?;
+    let (there, found) =
+        absolute.ancestors().find_map(|a| Some((a, std::fs::canonicalize(a).ok()?)))?;
+    Some(found.join(absolute.strip_prefix(there).ok()?))
+}
 
 /// A run directory:
 /// `recipe.toml, metrics.jsonl, samples.jsonl, report.html, checkpoints/step-N/…`.
@@ -36,7 +71,8 @@ impl RunDir {
                     return Ok(dir);
                 }
                 if dir.has_begun() {
-                    return Err(Error::OtherRun { path: dir.path });
+                    let differs = there.differences(recipe);
+                    return Err(Error::OtherRun { path: dir.path, differs });
                 }
                 // A run that failed before its first step has no results to lose. Its cache
                 // belongs to its recipe and is removed with it.

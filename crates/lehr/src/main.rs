@@ -4,7 +4,11 @@
 mod out;
 mod cmd;
 mod fail;
+mod output;
 mod ui;
+
+#[cfg(test)]
+mod tests;
 
 use std::process::ExitCode;
 
