@@ -6,8 +6,8 @@ mod common;
 
 use common::{Cell, TOKENIZER, check_counts, rows, says};
 use lehr_data::{
-    Answers, Batch, ClassLoader, Conversation, LabelSet, Labelled, Loader, LoaderOptions, SftLoader,
-    conversation_lengths,
+    Answers, Batch, ClassLoader, Conversation, LabelSet, Labelled, Loader, LoaderOptions,
+    SftLoader, conversation_lengths,
 };
 use lehr_tokenizer::chat::{ChatTemplate, Message, Role, render};
 use proptest::prelude::*;
@@ -230,10 +230,7 @@ fn labels_keep_the_order_of_the_head_and_differences_are_listed() {
     assert_eq!(head.names(), ["zeta", "alpha", "mid"]);
     assert_eq!(["zeta", "alpha", "mid"].map(|name| head.class(name)), [Some(0), Some(1), Some(2)]);
     let examples = labelled(&[("a", "mid"), ("b", "new"), ("c", "also"), ("d", "new")]);
-    assert_eq!(
-        head.compare(&examples),
-        (names(&["also", "new"]), names(&["zeta", "alpha"]))
-    );
+    assert_eq!(head.compare(&examples), (names(&["also", "new"]), names(&["zeta", "alpha"])));
     let error = LabelSet::from_names(names(&["a", "b", "a"])).unwrap_err();
     says(&error, &["\"a\"", "class 0 and of class 2"]);
 }

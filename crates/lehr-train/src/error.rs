@@ -64,14 +64,14 @@ pub enum Error {
     },
     /// A run directory is a folder that the run reads.
     #[error(
-        "the run directory {} lies in {key}, {}, expected a folder of its own",
+        "the run directory {} lies in the folder of {what}, {}, expected a folder of its own",
         path.display(), used.display()
     )]
     RunDirInUse {
         /// The directory.
         path: PathBuf,
-        /// The setting that names the folder.
-        key: &'static str,
+        /// What is read from the folder.
+        what: &'static str,
         /// The folder.
         used: PathBuf,
     },

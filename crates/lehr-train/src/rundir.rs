@@ -13,32 +13,42 @@ use crate::{Error, Recipe, Result};
 /// # Errors
 /// If it is.
 pub fn check_run_dir(recipe: &Recipe) -> Result<()> {
-    let Some(dir) = existing(&recipe.dir()) else { return Ok(()) };
-    let in_use = |key, path: &str| Error::RunDirInUse { path: recipe.dir(), key, used: path.into() };
-    if let ModelConfig::Load { path } = &recipe.model
-        && std::fs::canonicalize(path).is_ok_and(|model| model == dir)
-        && !recipe.dir().join("recipe.toml").exists()
+    let model = match &recipe.model {
+        ModelConfig::Load { path } => Some(Path::new(path)),
+        _ => None,
+    };
+    let data = [&recipe.data.path, &recipe.data.validation_path].map(Path::new);
+    check_places(&recipe.dir(), model, &data)
+}
+
+/// Checks as [`check_run_dir`] does, before there is a recipe.
+pub(crate) fn check_places(out: &Path, model: Option<&Path>, data: &[&Path]) -> Result<()> {
+    let Some(dir) = absolute(out) else { return Ok(()) };
+    let in_use = |what, used: &Path| {
+        let (path, used) = (out.to_owned(), used.to_owned());
+        Err(Error::RunDirInUse { path, what, used })
+    };
+    // A run may be continued from its own checkpoints: then it says that it has another recipe.
+    if let Some(model) = model.filter(|_| !out.join("recipe.toml").exists())
+        && std::fs::canonicalize(model).is_ok_and(|model| model == dir)
     {
-        return Err(in_use("model.path", path));
+        return in_use("the model", model);
     }
-    let data = [
-        ("data.path", &recipe.data.path),
-        ("data.validation_path", &recipe.data.validation_path),
-    ];
-    for (key, path) in data.into_iter().filter(|(_, path)| !path.is_empty()) {
-        if std::fs::canonicalize(path).is_ok_and(|data| data.is_dir() && dir.starts_with(data)) {
-            return Err(in_use(key, path));
-        }
+    let holds = |data: &Path| {
+        std::fs::canonicalize(data).is_ok_and(|data| data.is_dir() && dir.starts_with(data))
+    };
+    match data.iter().find(|path| !path.as_os_str().is_empty() && holds(path)) {
+        Some(path) => in_use("the data", path),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Returns the absolute path of a folder that may not exist yet, from the nearest one that does.
-fn existing(dir: &Path) -> Option<PathBuf> {
-    let absolute = std::path::absolute(dir).ok()?;
+fn absolute(dir: &Path) -> Option<PathBuf> {
+    let whole = std::path::absolute(dir).ok()?;
     let (there, found) =
-        absolute.ancestors().find_map(|a| Some((a, std::fs::canonicalize(a).ok()?)))?;
-    Some(found.join(absolute.strip_prefix(there).ok()?))
+        whole.ancestors().find_map(|a| Some((a, std::fs::canonicalize(a).ok()?)))?;
+    Some(found.join(whole.strip_prefix(there).ok()?))
 }
 
 /// A run directory:

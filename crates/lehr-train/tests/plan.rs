@@ -51,7 +51,10 @@ fn check_time(sets: &[&str]) {
     let Fitted { recipe, reasons } = fit(sets);
     let ratio = seconds(&recipe) / BUDGET.seconds;
     let is_said = reasons.iter().any(|reason| reason.contains("instead of 180 s"));
-    assert!(is_said || (0.75..1.3).contains(&ratio), "{sets:?}: {ratio} times as long\n{reasons:?}");
+    assert!(
+        is_said || (0.75..1.3).contains(&ratio),
+        "{sets:?}: {ratio} times as long\n{reasons:?}"
+    );
 }
 
 #[test]
@@ -110,7 +113,9 @@ fn any_settings_together_keep_the_time_or_the_plan_says_so() {
         check_time(&sets);
         let recipe = fit(&sets).recipe;
         let ScheduleConfig::Cosine { warmup_steps, .. } = recipe.schedule else { panic!() };
-        assert!(warmup_steps <= recipe.train.steps && recipe.eval.every_steps <= recipe.train.steps);
+        assert!(
+            warmup_steps <= recipe.train.steps && recipe.eval.every_steps <= recipe.train.steps
+        );
     }
 }
 

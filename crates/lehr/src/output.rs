@@ -86,7 +86,7 @@ fn beside(path: &Path, n: usize) -> PathBuf {
 /// folder among them, under whatever name.
 pub(crate) fn check(output: &Path, read: &[&Path]) -> Result<()> {
     if output.is_dir() {
-        let found = format!("--output {} is a folder, expected a file", output.display());
+        let found = format!("the output {} is a folder, expected a file", output.display());
         return Err(Hinted::error(found, "give a name for a file in it"));
     }
     // A file that is not there yet is none of them.
@@ -94,7 +94,7 @@ pub(crate) fn check(output: &Path, read: &[&Path]) -> Result<()> {
     match read.iter().find_map(|path| find(path, &id)) {
         None => Ok(()),
         Some(path) => {
-            let found = format!("--output {} would overwrite what is read", path.display());
+            let found = format!("the output {} would overwrite what is read", path.display());
             Err(Hinted::error(found, "give the output a name of its own"))
         }
     }

@@ -64,8 +64,10 @@ const ACCEPTED: &[&str] = &[
     "finetune my.toml --model runs/a --data a.jsonl --new-head --dry-run",
     "finetune --model runs/a --data a.jsonl --kind chat --seed 3 --out b",
     "finetune --resume runs/a --json",
-    "generate m -p x --greedy --repetition-penalty 1.1 --frequency-penalty=-1 -n 3 --stop a --stop b",
-    "generate m -p x --top-k 0 --top-p 0.9 --min-p 0.1 --temperature 1 --seed 3 --json --logprobs 2",
+    "generate m -p x --greedy --repetition-penalty 1.1 --frequency-penalty=-1 -n 3 --stop a",
+    "generate m -p x --stop a --stop b --greedy --seed 3",
+    "generate m -p x --top-k 0 --top-p 0.9 --min-p 0.1 --temperature 1 --seed 3",
+    "generate m -p x --json --logprobs 2",
     "generate m --prompts p.txt --batch 2 --cache-tokens 99 --output o.jsonl --context 64",
     "chat m --system s --template chatml -p x --presence-penalty=-0.5 --json --weights q8_0",
     "classify m -t a -t b --device cpu --json",
@@ -97,10 +99,7 @@ fn arguments_without_a_meaning_together_are_refused_by_name() {
 /// adds it to the tables above, and then here.
 const ARGUMENTS: &[(&str, &str)] = &[
     ("quickstart", "out seconds threads json"),
-    (
-        "pretrain",
-        "recipe data out resume sets seed device dtype threads dry_run json minutes",
-    ),
+    ("pretrain", "recipe data out resume sets seed device dtype threads dry_run json minutes"),
     (
         "finetune",
         "recipe data out resume sets seed device dtype threads dry_run json model kind new_head",

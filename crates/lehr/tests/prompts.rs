@@ -176,7 +176,10 @@ fn a_context_bounds_prompt_and_answer_and_says_so() {
     assert_eq!(full["ids"].as_array().unwrap().len(), 5);
     let said = generate(&["--context", &context]);
     assert_eq!(said.code, Some(0), "{said:#?}");
-    assert!(said.err.contains(&format!("stopped: the context of {context} tokens is full")), "{said:#?}");
+    assert!(
+        said.err.contains(&format!("stopped: the context of {context} tokens is full")),
+        "{said:#?}"
+    );
     let short = generate(&["--context", &n_prompt.to_string()]);
     assert_eq!(short.code, Some(1), "{short:#?}");
     assert!(short.err.contains(&format!("the context is {n_prompt}")), "{short:#?}");

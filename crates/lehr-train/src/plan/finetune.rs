@@ -15,6 +15,7 @@ use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
     ScheduleConfig, TrainConfig,
 };
+use crate::rundir::check_places;
 use crate::{Recipe, Result};
 
 /// Share of held-out examples.
@@ -189,6 +190,7 @@ pub struct Finetuning<'a> {
 /// If data or model cannot be read, or a fixed setting is impossible.
 pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed) -> Result<Fitted> {
     let Finetuning { model, data, kind, out, seed } = given;
+    check_places(out, Some(model), &[data])?;
     let loaded = Loaded::open(model, Weights::AsStored)?;
     if kind != DatasetKind::Labelled {
         loaded.model.check_causal("training on the next token")?;

@@ -65,7 +65,8 @@ impl Size {
         if let Some(width) = of("hidden_size").filter(|width| *width != self.hidden_size) {
             self.hidden_size = width;
             self.mlp_size = mlp_size_for(width);
-            if let Some(of_head) = HEAD_WIDTHS.iter().find(|of_head| width.is_multiple_of(**of_head))
+            if let Some(of_head) =
+                HEAD_WIDTHS.iter().find(|of_head| width.is_multiple_of(**of_head))
             {
                 self.n_heads = width / of_head;
                 self.n_kv_heads = n_kv_heads_for(self.n_heads);

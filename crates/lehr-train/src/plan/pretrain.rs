@@ -12,6 +12,7 @@ use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, OptimizerConfig, SampleConfig, ScheduleConfig,
     TokenizerConfig, TrainConfig,
 };
+use crate::rundir::check_places;
 use crate::{Recipe, Result};
 
 /// Minimum number of training tokens per weight of the matrix products. The compute-optimal ratio
@@ -244,6 +245,7 @@ pub fn fit_pretrain(
     budget: Budget,
     fixed: &Fixed,
 ) -> Result<Fitted> {
+    check_places(out, None, &[data])?;
     let documents = read_documents(data, &fixed.read_options())?;
     let bytes: usize = documents.iter().map(|d| d.text.len()).sum();
     let plan = Plan::new(bytes, &budget, fixed)?;

@@ -59,11 +59,13 @@ pub(super) fn drop_stale(table: &mut Table, message: &str, overrides: &[String])
 /// section left behind are no fault.
 pub(super) fn unused(table: &Table, used: &str, overrides: &[String]) -> Option<String> {
     let used: Table = toml::from_str(used).ok()?;
-    let is_set = |key: &str| overrides.iter().any(|o| o.split_once('=').map(|s| s.0.trim()) == Some(key));
+    let is_set =
+        |key: &str| overrides.iter().any(|o| o.split_once('=').map(|s| s.0.trim()) == Some(key));
     for (section, keys) in table {
         let known = used.get(section).and_then(Value::as_table);
         for key in keys.as_table().into_iter().flat_map(Table::keys) {
-            let is_stale = is_set(&format!("{section}.kind")) && !is_set(&format!("{section}.{key}"));
+            let is_stale =
+                is_set(&format!("{section}.kind")) && !is_set(&format!("{section}.{key}"));
             if !is_stale && known.is_some_and(|known| !known.contains_key(key)) {
                 let kind = known.and_then(|k| k.get("kind")).and_then(Value::as_str);
                 let of = kind.map_or_else(String::new, |kind| format!(" with kind = {kind:?}"));
@@ -76,8 +78,7 @@ pub(super) fn unused(table: &Table, used: &str, overrides: &[String]) -> Option<
 
 /// Lists the keys that differ between two recipes: "train.steps is 9 instead of 4".
 pub(super) fn differences(there: &str, here: &str) -> Vec<String> {
-    let [there, here] =
-        [there, here].map(|text| toml::from_str::<Table>(text).unwrap_or_default());
+    let [there, here] = [there, here].map(|text| toml::from_str::<Table>(text).unwrap_or_default());
     let mut found = Vec::new();
     let value = |table: &Table, section: &str, key: &str| -> String {
         let value = table.get(section).and_then(|section| section.get(key));
@@ -85,7 +86,8 @@ pub(super) fn differences(there: &str, here: &str) -> Vec<String> {
     };
     for section in here.keys() {
         let of = |table: &Table| -> Vec<String> {
-            let keys = table.get(section).and_then(Value::as_table).into_iter().flat_map(Table::keys);
+            let keys =
+                table.get(section).and_then(Value::as_table).into_iter().flat_map(Table::keys);
             keys.cloned().collect()
         };
         let mut keys = of(&there);

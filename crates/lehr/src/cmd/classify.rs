@@ -62,7 +62,9 @@ fn label(classifier: &Classifier, tokenizer: &Tokenizer, text: &str, json: bool)
     })?;
     if probabilities.iter().any(|p| !p.is_finite()) {
         return Err(Hinted::error(
-            format!("labelling {text:?}: the probabilities are {probabilities:?}, expected numbers"),
+            format!(
+                "labelling {text:?}: the probabilities are {probabilities:?}, expected numbers"
+            ),
             "the weights are damaged, or the computation overflows: try --dtype f32",
         ));
     }

@@ -160,6 +160,10 @@ fn embedder(args: &Args) -> Result<Embedder> {
     }
     if let Some(max_tokens) = args.max_tokens {
         let limit = embedder.model().spec().max_positions;
+        if max_tokens == 0 {
+            let found = "--max-tokens is 0, expected at least 1";
+            return Err(Hinted::error(found, "leave it out for the model's maximum"));
+        }
         if max_tokens > limit {
             eprintln!(
                 "warning: --max-tokens {max_tokens} is more than the model's context of {limit}, \

@@ -63,12 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Returns the recipe of the run that is in `out`, if it is this one: of the same data and seed,
 /// and with the same overrides. Its recipe was fitted when it began.
-fn continued(
-    common: &Common,
-    data: &Path,
-    out: &Path,
-    sets: &[String],
-) -> Result<Option<Recipe>> {
+fn continued(common: &Common, data: &Path, out: &Path, sets: &[String]) -> Result<Option<Recipe>> {
     if !out.join("recipe.toml").is_file() {
         return Ok(None);
     }

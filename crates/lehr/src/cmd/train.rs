@@ -77,10 +77,7 @@ impl Common {
     /// Returns the overrides of `--set` under their current names, and warns of old names and of
     /// keys that are set twice. A key that has an argument, here or in `more`, is set by one of
     /// both. Each argument comes with its value, if it is given.
-    pub(crate) fn checked_sets(
-        &self,
-        more: &[(&str, Option<&Path>, &str)],
-    ) -> Result<Vec<String>> {
+    pub(crate) fn checked_sets(&self, more: &[(&str, Option<&Path>, &str)]) -> Result<Vec<String>> {
         let (sets, notes) = current_names(&self.sets);
         notes.iter().for_each(|note| eprintln!("warning: {note}"));
         let keys: Vec<_> = sets.iter().filter_map(|s| Some(s.split_once('=')?.0.trim())).collect();
