@@ -107,8 +107,8 @@ const ARGUMENTS: &[(&str, &str)] = &[
     (
         "generate",
         "model prompt prompts batch cache_tokens output greedy temperature top_k top_p min_p \
-         repetition_penalty frequency_penalty presence_penalty seed max_tokens context stop weights \
-         device dtype threads logprobs json",
+         repetition_penalty frequency_penalty presence_penalty seed max_tokens context stop \
+         weights device dtype threads logprobs json",
     ),
     (
         "chat",

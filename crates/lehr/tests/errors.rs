@@ -253,6 +253,43 @@ fn a_run_directory_of_another_recipe_is_left_alone() {
 }
 
 #[test]
+fn arguments_and_settings_of_the_same_key_are_refused_and_repeated_ones_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 300);
+    let data = ["pretrain", "--data", "text.txt", "--dry-run"];
+    for (name, value, key) in [
+        ("--data", "text.txt", "data.path"),
+        ("--out", "a", "run.dir"),
+        ("--seed", "3", "run.seed"),
+        ("--device", "cpu", "run.device"),
+        ("--dtype", "f32", "run.dtype"),
+    ] {
+        let set = format!("{key}={value}");
+        let own: &[&str] = if name == "--data" { &[] } else { &[name, value] };
+        let args = [&data[..], own, &["--set", &set]].concat();
+        fails(dir, &args, &[&format!("{name} and --set {key} are both given")]);
+        if name != "--data" {
+            let written = succeeds(dir, &[&data[..], &["--set", &set]].concat());
+            assert!(written.contains(value), "{set}: {written}");
+        }
+    }
+    let tune = ["finetune", "--model", "base", "--data", "text.txt", "--set", "model.path=b"];
+    fails(dir, &tune, &["--model and --set model.path are both given"]);
+    let twice = ["--set", "train.steps=3", "--set", "train.steps=4"];
+    let ran = run(dir, &[&data[..], &twice].concat());
+    assert!(ran.out.contains("steps = 4\n"), "{ran:#?}");
+    assert!(ran.err.contains("train.steps is set more than once"), "{ran:#?}");
+    // A run directory in what is read would be read by the next run.
+    let folder = ["pretrain", "--data", ".", "--out", "runs/a"];
+    fails(dir, &folder, &["runs/a lies in the folder of the data", "--out"]);
+    assert_eq!(snapshot(dir).len(), 1, "something was written");
+    let model = newest_checkpoint(&shared().join("base")).display().to_string();
+    let tune = ["finetune", "--model", &model, "--data", "text.txt", "--out", &model];
+    fails(dir, &tune, &["lies in the folder of the model"]);
+}
+
+#[test]
 fn damaged_models_are_refused_with_the_file_and_the_fault() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();

@@ -84,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         },
     };
     let out = &common.out_dir(data, "-finetuned", &fixed);
+    common.say_fitting(data);
     let seed = common.seed.unwrap_or(1);
     let fitted = fit_finetune(Finetuning { model, data, kind, out, seed }, &fixed)?;
     common.run_fitted(&fitted, &sets, "finetune")

@@ -56,7 +56,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         return common.run(&recipe, &sets, "pretrain");
     }
-    let budget = Budget { seconds: minutes * 60.0, gflops: device_gflops(&common.compute()?)? };
+    let budget =
+        Budget { seconds: minutes * 60.0, gflops: device_gflops(&common.compute(&fixed)?)? };
+    common.say_fitting(data);
     let fitted = fit_pretrain(data, &out, common.seed.unwrap_or(1), budget, &fixed)?;
     common.run_fitted(&fitted, &sets, "pretrain")
 }

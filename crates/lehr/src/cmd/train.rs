@@ -126,12 +126,23 @@ impl Common {
     }
 
     /// Returns the device on which a fitted run will compute.
-    pub(crate) fn compute(&self) -> Result<Compute> {
-        Ok(Compute::choose(self.device.unwrap_or_default(), self.dtype.unwrap_or_default())?)
+    pub(crate) fn compute(&self, fixed: &Fixed) -> Result<Compute> {
+        // What cannot be parsed is named when the recipe is checked.
+        let device = || fixed.text("run.device").and_then(|text| text.parse().ok());
+        let dtype = || fixed.text("run.dtype").and_then(|text| text.parse().ok());
+        let device = self.device.or_else(device).unwrap_or_default();
+        Ok(Compute::choose(device, self.dtype.or_else(dtype).unwrap_or_default())?)
     }
 
     pub(crate) fn style(&self) -> Style {
         if self.json { Style::Json } else { Style::Human }
+    }
+
+    /// Says what is done before the run begins: large data is read and counted for a while.
+    pub(crate) fn say_fitting(&self, data: &Path) {
+        if !self.json && !self.dry_run {
+            println!("fitting a recipe to {}", data.display());
+        }
     }
 
     /// Says why a recipe is fitted as it is, and runs it.
