@@ -174,14 +174,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A label was not seen in training.
+    /// A label is none of the model's.
     #[error("labelled text {index}: the label is {label:?}, expected one of {}", quoted(.known))]
     UnknownLabel {
         /// Index of the text, from 0.
         index: usize,
         /// The label found.
         label: String,
-        /// The labels of the training data.
+        /// The labels of the model.
         known: Vec<String>,
     },
     /// There are too few labels to tell apart.
@@ -189,6 +189,29 @@ pub enum Error {
     TooFewLabels {
         /// The labels found.
         found: Vec<String>,
+    },
+    /// A set of labels has one of them twice.
+    #[error("collecting the labels: {label:?} is the name of class {first} and of class {second}")]
+    RepeatedLabel {
+        /// The label.
+        label: String,
+        /// The first class with this name.
+        first: usize,
+        /// The second class with this name.
+        second: usize,
+    },
+    /// A row has no room for the tokens around a text.
+    #[error(
+        "making a loader of {what}: rows have {seq_len} tokens, expected at least {least}, the \
+         number of tokens that the tokenizer puts around a text"
+    )]
+    RowTooShort {
+        /// "labelled texts".
+        what: &'static str,
+        /// The length of a row.
+        seq_len: usize,
+        /// The least length that can be used.
+        least: usize,
     },
     /// The tokenizer failed.
     #[error(transparent)]
@@ -232,12 +255,13 @@ impl Error {
                 "raise the sequence length, or check that answers are not empty"
             }
             Self::UnknownLabel { .. } => {
-                "labels come from the training data: add examples of this label there, \
-                 or correct it"
+                "the labels are those of the model's head: correct the label, or start a new head"
             }
             Self::Batch { .. } => "correct the loader, or the rollout, that made the batch",
             Self::Layout { .. } => "check that the text has the tokens that the model's kind needs",
             Self::TooFewLabels { .. } => "check which field holds the label",
+            Self::RepeatedLabel { .. } => "correct id2label in the model's config.json",
+            Self::RowTooShort { .. } => "raise train.seq_len",
             Self::Tokenizer(source) => return source.hint(),
         };
         Some(hint.to_owned())

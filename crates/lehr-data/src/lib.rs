@@ -18,7 +18,10 @@ mod tokenize;
 
 pub use batch::{Batch, Layout, LayoutRule, Sequence};
 pub use error::{Error, Result};
-pub use loader::{ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, SftLoader};
+pub use loader::{
+    Answers, ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, SftLoader,
+    conversation_lengths,
+};
 pub use shard::ShardSet;
 pub use source::{
     Conversation, DatasetKind, Document, Labelled, LabelledFields, ReadOptions, data_files,

@@ -6,7 +6,8 @@ mod common;
 
 use common::{Cell, TOKENIZER, check_counts, rows, says};
 use lehr_data::{
-    Batch, ClassLoader, Conversation, LabelSet, Labelled, Loader, LoaderOptions, SftLoader,
+    Answers, Batch, ClassLoader, Conversation, LabelSet, Labelled, Loader, LoaderOptions,
+    SftLoader, conversation_lengths,
 };
 use lehr_tokenizer::chat::{ChatTemplate, Message, Role, render};
 use proptest::prelude::*;
@@ -108,7 +109,9 @@ proptest! {
                     expected.truncate(len - 1);
                     expected.push(end);
                     prop_assert_eq!(&batch.tokens[first..=last], &expected[..]);
-                    prop_assert_eq!(batch.sequences[n].labels[0] as usize, example % 3);
+                    // Classes have the order of the labels given, not the alphabet's.
+                    let class = [1, 2, 0][example % 3];
+                    prop_assert_eq!(batch.sequences[n].labels[0], class);
                 }
                 seen.extend(of);
             }
@@ -181,6 +184,14 @@ fn long_conversations_are_cut_and_counted_and_those_without_an_answer_left_out()
     talks.push(Conversation { id: String::new(), messages: vec![Message::new(Role::User, "q")] });
     let loader = sft(&talks, LoaderOptions::sequential(1, 20));
     assert_eq!((loader.examples(), loader.truncated(), loader.dropped()), (2, 2, 2));
+    // The long answer is cut, and that of the long question is lost.
+    assert_eq!(loader.answers(), Answers { all: 3, cut: 2 });
+    let whole = sft(&talks, LoaderOptions::sequential(1, 200));
+    assert_eq!((whole.truncated(), whole.answers()), (0, Answers { all: 3, cut: 0 }));
+    let lengths = conversation_lengths(&talks, &TOKENIZER, &ChatTemplate::default()).unwrap();
+    let longest = *lengths.iter().max().unwrap();
+    assert_eq!(sft(&talks, LoaderOptions::sequential(1, longest)).truncated(), 0);
+    assert!(sft(&talks, LoaderOptions::sequential(1, longest - 1)).truncated() > 0);
     let error = SftLoader::new(
         &talks[2..],
         &TOKENIZER,
@@ -210,6 +221,34 @@ fn labels_are_learnt_sorted_and_unknown_ones_are_named() {
     says(&error, &["found \"pos\"", "at least two"]);
     let error = ClassLoader::new(&[], &labels, &TOKENIZER, options).unwrap_err();
     says(&error, &["none of 0 labelled texts"]);
+}
+
+#[test]
+fn labels_keep_the_order_of_the_head_and_differences_are_listed() {
+    let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let head = LabelSet::from_names(names(&["zeta", "alpha", "mid"])).unwrap();
+    assert_eq!(head.names(), ["zeta", "alpha", "mid"]);
+    assert_eq!(["zeta", "alpha", "mid"].map(|name| head.class(name)), [Some(0), Some(1), Some(2)]);
+    let examples = labelled(&[("a", "mid"), ("b", "new"), ("c", "also"), ("d", "new")]);
+    assert_eq!(head.compare(&examples), (names(&["also", "new"]), names(&["zeta", "alpha"])));
+    let error = LabelSet::from_names(names(&["a", "b", "a"])).unwrap_err();
+    says(&error, &["\"a\"", "class 0 and of class 2"]);
+}
+
+#[test]
+fn rows_too_short_for_the_tokens_around_a_text_are_refused() {
+    let text = std::fs::read_to_string("../lehr-infer/tests/embedder/tokenizer.json").unwrap();
+    // It puts [CLS] and [SEP] around a text.
+    let tokenizer = lehr_tokenizer::Tokenizer::from_json(&text).unwrap();
+    let examples = labelled(&[("a", "x"), ("b", "y")]);
+    let labels = LabelSet::learn(&examples).unwrap();
+    let with = |seq_len| {
+        let options = LoaderOptions::sequential(1, seq_len);
+        ClassLoader::new(&examples, &labels, &tokenizer, options)
+    };
+    let error = with(1).unwrap_err();
+    says(&error, &["rows have 1 tokens", "at least 2"]);
+    assert!(with(2).is_ok());
 }
 
 #[test]

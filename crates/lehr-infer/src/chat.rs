@@ -99,15 +99,22 @@ impl<'a> ChatSession<'a> {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let capacity = self.engine.context();
+        // Old turns make room for a whole answer, of a quarter of the context if it is long.
+        let wanted = limits.max_tokens.unwrap_or(usize::MAX).min(capacity / 4);
+        let wanted = wanted.max(Self::answer_room(capacity));
         let prompt = loop {
             let rendered = self.template.render(self.tokenizer, &self.messages, true)?;
-            if rendered.ids.len() + Self::answer_room(capacity) < capacity {
+            let room = capacity.saturating_sub(rendered.ids.len());
+            if room > wanted {
                 break rendered.ids;
             }
             let first = usize::from(self.messages[0].role == Role::System);
             // The last message is the question and stays. A turn is dropped as a whole: an answer
             // without its question would mislead the model.
             if self.messages.len() - first <= 1 {
+                if room > Self::answer_room(capacity) {
+                    break rendered.ids;
+                }
                 let (found, limit) = (rendered.ids.len(), capacity);
                 return Err(Error::PromptTooLong { found, limit });
             }

@@ -54,17 +54,17 @@ impl Sampler {
     /// Chooses a token from `logits [V]` and applies penalties to them in place. `text` holds the
     /// tokens so far; those from index `n_prompt` are generated. Ties go to the lower id.
     ///
-    /// # Panics
-    /// If there are no logits.
-    pub fn pick(&mut self, logits: &mut [f32], text: &[i32], n_prompt: usize) -> u32 {
-        assert!(!logits.is_empty(), "a vocabulary has at least one token");
+    /// # Errors
+    /// If a logit is NaN, the largest is infinite, or there are none: then no softmax exists.
+    pub fn pick(&mut self, logits: &mut [f32], text: &[i32], n_prompt: usize) -> Result<u32> {
+        check_logits(logits)?;
         let s = self.sampling;
         penalise_repeats(logits, text, s.repetition_penalty);
         let generated = &text[n_prompt.min(text.len())..];
         penalise_generated(logits, generated, s.frequency_penalty, s.presence_penalty);
         let top = best(logits);
         if s.is_greedy() {
-            return top;
+            return Ok(top);
         }
         let top = logits[top as usize];
         let weight = |id: u32| f64::from(((logits[id as usize] - top) / s.temperature).exp());
@@ -82,10 +82,20 @@ impl Sampler {
         for i in 0..n_kept {
             sum += weight(descending.get(i));
             if draw < sum {
-                return descending.get(i);
+                return Ok(descending.get(i));
             }
         }
-        descending.get(n_kept - 1)
+        Ok(descending.get(n_kept - 1))
+    }
+}
+
+/// Checks that a softmax of the logits exists: it does not with a NaN or an infinite largest logit.
+fn check_logits(logits: &[f32]) -> Result<()> {
+    let n_nan = logits.iter().filter(|logit| logit.is_nan()).count();
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    match n_nan == 0 && top.is_finite() {
+        true => Ok(()),
+        false => Err(Error::Logits { n_nan, top, n: logits.len() }),
     }
 }
 
@@ -179,7 +189,6 @@ fn each_once(logits: &mut [f32], tokens: &[i32], change: impl Fn(&mut f32, usize
 fn best(logits: &[f32]) -> u32 {
     let (mut best, mut largest) = (0, f32::NEG_INFINITY);
     for (id, logit) in logits.iter().enumerate() {
-        // The comparison is false for NaN, which is never chosen.
         if *logit > largest {
             (best, largest) = (id, *logit);
         }
@@ -195,7 +204,7 @@ mod tests {
 
     fn draw(sampling: Sampling, n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling).unwrap();
-        (0..n).map(|_| sampler.pick(&mut LOGITS.clone(), &[], 0)).collect()
+        (0..n).map(|_| sampler.pick(&mut LOGITS.clone(), &[], 0).unwrap()).collect()
     }
 
     #[test]
@@ -236,7 +245,7 @@ mod tests {
         let mut sampler =
             Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY }).unwrap();
         let mut logits = LOGITS;
-        assert_eq!(sampler.pick(&mut logits, &[1, 1, 3, 4], 4), 2);
+        assert_eq!(sampler.pick(&mut logits, &[1, 1, 3, 4], 4).unwrap(), 2);
         assert_eq!(logits, [1.0, 1.5, 2.0, 1.5, -2.0]);
     }
 
@@ -247,6 +256,7 @@ mod tests {
         let mut logits = LOGITS;
         // The prompt is 2 and 2; then 1 came twice and 3 once.
         let next = Sampler::new(sampling).unwrap().pick(&mut logits, &[2, 2, 1, 3, 1], 2);
+        let next = next.unwrap();
         assert_eq!(logits, [1.0, 1.75, 2.0, 2.25, -1.0]);
         assert_eq!(next, 3);
     }
@@ -266,7 +276,7 @@ mod tests {
             let total = if n == 5000 { total } else { sorted[..n].iter().map(weight).sum() };
             let mut sampler = Sampler::new(sampling).unwrap();
             for draw in 0..200 {
-                let found = sampler.pick(&mut logits.clone(), &[], 0);
+                let found = sampler.pick(&mut logits.clone(), &[], 0).unwrap();
                 let mut left = f64::from(Philox::new(0, 0x5A4D).uniform(draw)) * total;
                 let mut weights = sorted.iter().map(|id| (*id, weight(id)));
                 let want = weights.find(|(_, w)| {
@@ -277,6 +287,28 @@ mod tests {
                 // Sums in another order may differ in the last place: the neighbour is as good.
                 assert!(rank(found).abs_diff(rank(want.unwrap().0)) <= 1, "draw {draw}");
             }
+        }
+    }
+
+    #[test]
+    fn logits_without_a_softmax_are_an_error_and_no_token() {
+        let hot = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+        for sampling in [Sampling::GREEDY, hot, Sampling { top_k: 2, ..hot }] {
+            for bad in [
+                &mut [1.0, f32::NAN, 3.0, -9.0][..],
+                &mut [1.0, -f32::NAN],
+                &mut [f32::INFINITY, 1.0],
+                &mut [f32::NEG_INFINITY; 3],
+                &mut [],
+            ] {
+                let mut sampler = Sampler::new(sampling).unwrap();
+                let error = sampler.pick(bad, &[], 0).unwrap_err();
+                assert!(error.to_string().contains("expected numbers"), "{error}");
+                assert_eq!(sampler.state().1, 0, "a number was drawn");
+            }
+            // Impossible tokens are none to choose, and no fault.
+            let mut masked = [f32::NEG_INFINITY, 2.0, f32::NEG_INFINITY];
+            assert_eq!(Sampler::new(sampling).unwrap().pick(&mut masked, &[], 0).unwrap(), 1);
         }
     }
 

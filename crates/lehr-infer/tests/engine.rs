@@ -233,6 +233,56 @@ fn weights_that_are_not_numbers_are_an_error_and_not_a_token() {
 }
 
 #[test]
+fn logits_that_are_not_numbers_end_their_own_request_only() {
+    cuda::use_emulator();
+    let (tokenizer, requests) = (tokenizer(), requests());
+    let (_, model) = models().remove(0);
+    for device in [Device::Cpu, Device::Cuda(0)] {
+        model.to_device(device, DType::F32).unwrap();
+        let want = alone(&model, &requests[..3]);
+        // No prompt has this token, and no text of `want`.
+        let used = |id: &u32| {
+            requests[..3].iter().any(|r| r.prompt.contains(id))
+                || want.iter().any(|(ids, ..)| ids.contains(id))
+        };
+        let bad = (0..261).find(|id| !used(id)).unwrap();
+        let embedding = model.params().get("model.embed_tokens.weight").unwrap();
+        let before = embedding.tensor().to_vec();
+        let mut after = before.clone();
+        let width = model.spec().hidden_size;
+        after[bad as usize * width] = f32::NAN;
+        let set = |values: &[f32]| {
+            let shape = embedding.shape();
+            model.to_device(Device::Cpu, DType::F32).unwrap();
+            embedding.set(&lehr_tensor::Tensor::from_slice(values, shape).unwrap()).unwrap();
+            model.to_device(device, DType::F32).unwrap();
+        };
+        set(&after);
+        let mut engine = Engine::new(&model, &tokenizer, settings(4, None)).unwrap();
+        let mut failing = requests[0].clone();
+        failing.prompt.push(bad);
+        let mut all = requests[..3].to_vec();
+        all.insert(1, failing);
+        let ids: Vec<_> = all.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+        let (mut found, mut failed) = (Vec::new(), Vec::new());
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                match event {
+                    Event::Finished { id, generated } => found.push((id, said(generated))),
+                    Event::Failed { id, error } => failed.push((id, error.to_string())),
+                    Event::Token { .. } | Event::Text { .. } => {}
+                }
+            }
+        }
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert!(failed[0].0 == ids[1] && failed[0].1.contains("logits are NaN"), "{failed:?}");
+        found.sort_by_key(|(id, _)| *id);
+        assert_eq!(found.into_iter().map(|(_, said)| said).collect::<Vec<_>>(), want);
+        set(&before);
+    }
+}
+
+#[test]
 fn requests_are_cancelled_and_report_how_likely_their_tokens_are() {
     cuda::use_emulator();
     let (tokenizer, mut requests) = (tokenizer(), requests());

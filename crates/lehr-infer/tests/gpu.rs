@@ -236,7 +236,8 @@ fn a_batch_goes_on_by_the_choices_on_the_gpu() {
     for _ in 0..12 {
         let mut rows = logits.to_vec();
         let rows = rows.chunks_mut(300).zip(&mut samplers).zip(&mut texts);
-        let ids: Vec<i32> = rows.map(|((row, s), text)| s.pick(row, text, 5) as i32).collect();
+        let ids: Vec<i32> =
+            rows.map(|((row, s), text)| s.pick(row, text, 5).unwrap() as i32).collect();
         texts.iter_mut().zip(&ids).for_each(|(text, id)| text.push(*id));
         logits =
             model.next_logits(&Tokens::new(&ids, BATCH, one.len()).unwrap(), &mut one).unwrap();

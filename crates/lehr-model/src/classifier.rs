@@ -97,6 +97,15 @@ impl Classifier {
         Self::with_source(model, labels, &Source::Load { load: &load, stored: None, seed: 0 })
     }
 
+    /// Loads the backbone of a classifier without its head, for a new one.
+    ///
+    /// # Errors
+    /// As [`Classifier::load`].
+    pub fn load_backbone(dir: &Path) -> Result<Model> {
+        let json = io::read_json(&dir.join("config.json"))?;
+        Model::from_checkpoint(Config::from_json(&json)?, &Checkpoint::open(dir)?)
+    }
+
     /// Returns whether the folder's `config.json` names a classifier.
     #[must_use]
     pub fn is_classifier(dir: &Path) -> bool {

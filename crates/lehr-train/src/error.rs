@@ -54,10 +54,41 @@ pub enum Error {
         faults: String,
     },
     /// A run directory is in use by another recipe.
-    #[error("the run directory {} holds a run of another recipe", path.display())]
+    #[error(
+        "the run directory {} holds a run of another recipe: {}",
+        path.display(), few(differs, "; ")
+    )]
     OtherRun {
         /// The directory.
         path: PathBuf,
+        /// The settings in which the recipes differ, one per item.
+        differs: Vec<String>,
+    },
+    /// A run directory is a folder that the run reads.
+    #[error(
+        "the run directory {} lies in the folder of {what}, {}, expected a folder of its own",
+        path.display(), used.display()
+    )]
+    RunDirInUse {
+        /// The directory.
+        path: PathBuf,
+        /// What is read from the folder.
+        what: &'static str,
+        /// The folder.
+        used: PathBuf,
+    },
+    /// The data has labels that the loaded classifier's head does not know.
+    #[error(
+        "fine-tuning the classifier {}: the data has the labels {}, its head knows {}",
+        path.display(), quoted(unknown), quoted(known)
+    )]
+    OtherLabels {
+        /// The model.
+        path: PathBuf,
+        /// The labels of the data that the head does not know.
+        unknown: Vec<String>,
+        /// The labels of the head.
+        known: Vec<String>,
     },
     /// A run directory is in use by another process.
     #[error("the run directory {} is in use: {}", path.display(), holder(*pid, host))]
@@ -129,6 +160,21 @@ fn or(places: &[PathBuf]) -> String {
     places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(" or ")
 }
 
+/// Lists names in quotes, the first few of many.
+fn quoted(names: &[String]) -> String {
+    few(&names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>(), ", ")
+}
+
+/// Lists the first few of many items.
+fn few(items: &[String], separator: &str) -> String {
+    const SHOWN: usize = 10;
+    let shown = items[..items.len().min(SHOWN)].join(separator);
+    match items.len().saturating_sub(SHOWN) {
+        0 => shown,
+        n => format!("{shown} and {n} more"),
+    }
+}
+
 /// Says which weights a failed step has changed.
 fn updated(n_updated: usize) -> String {
     match n_updated {
@@ -190,6 +236,14 @@ impl Error {
             ),
             Self::Checkpoint { .. } => {
                 Some("use an older checkpoint; --resume finds the newest whole one".to_owned())
+            }
+            Self::OtherLabels { .. } => Some(
+                "start a new head for the labels of the data with --new-head (train.new_head = \
+                 true), or correct the labels"
+                    .to_owned(),
+            ),
+            Self::RunDirInUse { .. } => {
+                Some("choose another directory with --out (run.dir)".to_owned())
             }
             Self::OtherRun { .. } => Some(
                 "choose another directory with --out, or remove this one; to continue the run that \

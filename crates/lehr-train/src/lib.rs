@@ -36,13 +36,15 @@ pub use objective::{
 };
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Optimizer, Update};
-pub use plan::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
+pub use plan::{
+    Budget, Finetuning, Fitted, Fixed, device_gflops, fit_finetune, fit_pretrain, machine_gflops,
+};
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;
 pub use report::write_report;
 pub use run::{
     Enqueued, Outcome, StepEnd, StepInputs, StepNumbers, Stepper, run, run_with_storage,
 };
-pub use rundir::RunDir;
+pub use rundir::{RunDir, check_run_dir};
 pub use schedule::learning_rate;
 pub use state::TrainState;

@@ -6,9 +6,55 @@ use std::sync::Arc;
 use crate::checkpoint::{Disk, Storage, create_dir, replace_file};
 use crate::{Error, Inputs, Recipe, Result};
 
+use crate::recipe::ModelConfig;
+
 mod lock;
 
 use lock::Lock;
+
+/// Checks that the run directory of `recipe` is not a folder that the run reads: the model's, or a
+/// folder of data with it inside, whose next reader would take the run's files for data.
+///
+/// # Errors
+/// If it is.
+pub fn check_run_dir(recipe: &Recipe) -> Result<()> {
+    let model = match &recipe.model {
+        ModelConfig::Load { path } => Some(Path::new(path)),
+        _ => None,
+    };
+    let data = [&recipe.data.path, &recipe.data.validation_path].map(Path::new);
+    check_places(&recipe.dir(), model, &data)
+}
+
+/// Checks as [`check_run_dir`] does, before there is a recipe.
+pub(crate) fn check_places(out: &Path, model: Option<&Path>, data: &[&Path]) -> Result<()> {
+    let Some(dir) = absolute(out) else { return Ok(()) };
+    let in_use = |what, used: &Path| {
+        let (path, used) = (out.to_owned(), used.to_owned());
+        Err(Error::RunDirInUse { path, what, used })
+    };
+    // A run may be continued from its own checkpoints: then it says that it has another recipe.
+    if let Some(model) = model.filter(|_| !out.join("recipe.toml").exists())
+        && std::fs::canonicalize(model).is_ok_and(|model| model == dir)
+    {
+        return in_use("the model", model);
+    }
+    let holds = |data: &Path| {
+        std::fs::canonicalize(data).is_ok_and(|data| data.is_dir() && dir.starts_with(data))
+    };
+    match data.iter().find(|path| !path.as_os_str().is_empty() && holds(path)) {
+        Some(path) => in_use("the data", path),
+        None => Ok(()),
+    }
+}
+
+/// Returns the absolute path of a folder that may not exist yet, from the nearest one that does.
+fn absolute(dir: &Path) -> Option<PathBuf> {
+    let whole = std::path::absolute(dir).ok()?;
+    let (there, found) =
+        whole.ancestors().find_map(|a| Some((a, std::fs::canonicalize(a).ok()?)))?;
+    Some(found.join(whole.strip_prefix(there).ok()?))
+}
 
 /// A run directory:
 /// `recipe.toml, metrics.jsonl, samples.jsonl, report.html, checkpoints/step-N/…`.
@@ -66,7 +112,8 @@ impl RunDir {
                     return Ok(());
                 }
                 if self.has_begun() {
-                    return Err(Error::OtherRun { path: self.path.clone() });
+                    let differs = there.differences(recipe);
+                    return Err(Error::OtherRun { path: self.path.clone(), differs });
                 }
                 // A run that failed before its first step has no results to lose. Its cache
                 // belongs to its recipe and is removed with it.

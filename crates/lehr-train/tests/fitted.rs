@@ -14,7 +14,7 @@ use common::{Watch, gpt2, llama, recipe, run_watched};
 use lehr_data::DatasetKind;
 use lehr_model::{Config, Model, io};
 use lehr_train::recipe::{ModelConfig, ObjectiveKind};
-use lehr_train::{Budget, Fitted, Recipe, fit_finetune, fit_pretrain};
+use lehr_train::{Budget, Finetuning, Fitted, Fixed, Recipe, fit_finetune, fit_pretrain};
 
 /// Relative to the crate, so that the recipes name the same path on every machine.
 const DATA: &str = "../../data";
@@ -65,7 +65,8 @@ fn pretraining_is_planned_as_stored() {
         ("pretrain_long", "pretrain", 36_000.0, 50_000.0),
     ] {
         let (data, out) = (PathBuf::from(DATA).join(data), Path::new("runs/fitted"));
-        let fitted = fit_pretrain(&data, out, 3, Budget { seconds, gflops }).unwrap();
+        let budget = Budget { seconds, gflops };
+        let fitted = fit_pretrain(&data, out, 3, budget, &Fixed::default()).unwrap();
         check(name, &fitted, None);
     }
     end();
@@ -111,7 +112,8 @@ fn fine_tuning_is_planned_as_stored() {
     ] {
         let data = PathBuf::from(DATA).join(data);
         let out = Path::new("runs/fitted");
-        let fitted = fit_finetune(model, &data, kind, out, 5).unwrap();
+        let given = Finetuning { model, data: &data, kind, out, seed: 5 };
+        let fitted = fit_finetune(given, &Fixed::default()).unwrap();
         check(name, &fitted, Some(scratch.path()));
     }
     end();

@@ -4,9 +4,6 @@ use std::process::ExitCode;
 
 /// Prints the error, its causes and its hint to standard error; the exit code is 1.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    if is_broken_pipe(error) {
-        return ExitCode::SUCCESS;
-    }
     eprintln!("error: {error}");
     // Transparent errors repeat their source's text: say each thing once.
     let mut said = error.to_string();
@@ -72,11 +69,3 @@ impl std::fmt::Display for Hinted {
 }
 
 impl std::error::Error for Hinted {}
-
-/// The reader of our output may stop reading.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|c| c.downcast_ref::<std::io::Error>())
-        .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-}

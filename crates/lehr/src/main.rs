@@ -4,8 +4,12 @@
 mod out;
 mod cmd;
 mod fail;
+mod output;
 mod stop;
 mod ui;
+
+#[cfg(test)]
+mod tests;
 
 use std::process::ExitCode;
 

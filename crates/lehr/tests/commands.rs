@@ -98,7 +98,13 @@ fn a_fitted_run_leaves_a_recipe_that_runs_again_to_the_same_bits() {
     let before = weights_and_moments(&run);
     let said = succeeds(dir, &["pretrain", "--data", "text.txt"]);
     assert!(said.contains("continuing the run in runs/text"), "{said}");
+    let again = ["pretrain", "--data", "text.txt", "--minutes", "9"];
+    let ran = common::run(dir, &again);
+    assert!(ran.code == Some(0) && ran.err.contains("--minutes 9 changes nothing"), "{ran:#?}");
     assert!(weights_and_moments(&run) == before);
+    // A setting that the run does not have makes it another run, and the setting is named.
+    let other = [&again[..3], &["--set", "optimizer.beta1=0.5"]].concat();
+    fails(dir, &other, &["another recipe", "optimizer.beta1 is 0.9 instead of 0.5", "--out"]);
     succeeds(dir, &["pretrain", "runs/text/recipe.toml", "--out", "seed", "--seed", "7"]);
     assert!(weights_and_moments(&dir.join("seed")) != before, "the seed was ignored");
 }
@@ -111,6 +117,12 @@ fn a_dry_run_prints_the_recipe_and_writes_nothing() {
     let args = ["pretrain", "--data", "text.txt", "--dry-run", "--set", "optimizer.lr=0.125"];
     let recipe = succeeds(dir, &args);
     assert!(recipe.contains("lr = 0.125") && recipe.contains("[schedule]"), "{recipe}");
+    assert!(recipe.contains("dir = \"runs/text\""), "{recipe}");
+    // Names that differ give directories that differ.
+    fs::copy(dir.join("text.txt"), dir.join("my.v1.txt")).unwrap();
+    let recipe = succeeds(dir, &["pretrain", "--data", "my.v1.txt", "--dry-run"]);
+    assert!(recipe.contains("dir = \"runs/my.v1\""), "{recipe}");
+    fs::remove_file(dir.join("my.v1.txt")).unwrap();
     assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
 }
 

@@ -73,6 +73,7 @@ fn wrong_usage_ends_with_code_2_and_the_usage() {
         &["pretrain", "--no-such-flag"],
         &["pretrain", "--resume", "a", "--data", "b"],
         &["pretrain", "--resume", "a", "--seed", "2"],
+        &["pretrain", "a.toml", "--minutes", "3"],
         &["pretrain", "--minutes", "soon"],
         &["generate", "base"],
         &["generate", "base", "-p", "x", "--greedy", "--temperature", "1"],
@@ -223,10 +224,6 @@ fn labels_and_conversations_that_do_not_fit_are_named() {
     write(dir, "few.jsonl", "{\"text\":\"a\",\"label\":\"x\"}\n");
     fails(dir, &args("few.jsonl"), &["1 labelled texts, too few"]);
     write_labelled(dir, 40);
-    write(dir, "held.jsonl", "{\"text\":\"a\",\"label\":\"never seen\"}\n");
-    let sets = ["data.validation_path=held.jsonl"];
-    let says = ["\"never seen\"", "expected one of \"bad\", \"good\""];
-    fails(dir, &with_sets(&args("labelled.jsonl"), &sets), &says);
     // Text is no conversation, even if someone says so.
     write_text(dir, 50);
     let kind = [&args("text.txt")[..], &["--kind", "chat"]].concat();
@@ -249,7 +246,47 @@ fn a_run_directory_of_another_recipe_is_left_alone() {
     args.extend(["--seed".to_owned(), "2".to_owned()]);
     refused(&args.iter().map(String::as_str).collect::<Vec<_>>());
     refused(&["pretrain", "--resume", "base", "--set", "train.steps=9"]);
+    // The settings in which they differ are named.
+    let other = ["pretrain", "--resume", "base", "--set", "train.steps=9"];
+    fails(dir, &other, &["train.steps is 4 instead of 9"]);
     assert!(snapshot(dir) == before, "the run was touched");
+}
+
+#[test]
+fn arguments_and_settings_of_the_same_key_are_refused_and_repeated_ones_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 300);
+    let data = ["pretrain", "--data", "text.txt", "--dry-run"];
+    for (name, value, key) in [
+        ("--data", "text.txt", "data.path"),
+        ("--out", "a", "run.dir"),
+        ("--seed", "3", "run.seed"),
+        ("--device", "cpu", "run.device"),
+        ("--dtype", "f32", "run.dtype"),
+    ] {
+        let set = format!("{key}={value}");
+        let own: &[&str] = if name == "--data" { &[] } else { &[name, value] };
+        let args = [&data[..], own, &["--set", &set]].concat();
+        fails(dir, &args, &[&format!("{name} and --set {key} are both given")]);
+        if name != "--data" {
+            let written = succeeds(dir, &[&data[..], &["--set", &set]].concat());
+            assert!(written.contains(value), "{set}: {written}");
+        }
+    }
+    let tune = ["finetune", "--model", "base", "--data", "text.txt", "--set", "model.path=b"];
+    fails(dir, &tune, &["--model and --set model.path are both given"]);
+    let twice = ["--set", "train.steps=3", "--set", "train.steps=4"];
+    let ran = run(dir, &[&data[..], &twice].concat());
+    assert!(ran.out.contains("steps = 4\n"), "{ran:#?}");
+    assert!(ran.err.contains("train.steps is set more than once"), "{ran:#?}");
+    // A run directory in what is read would be read by the next run.
+    let folder = ["pretrain", "--data", ".", "--out", "runs/a"];
+    fails(dir, &folder, &["runs/a lies in the folder of the data", "--out"]);
+    assert_eq!(snapshot(dir).len(), 1, "something was written");
+    let model = newest_checkpoint(&shared().join("base")).display().to_string();
+    let tune = ["finetune", "--model", &model, "--data", "text.txt", "--out", &model];
+    fails(dir, &tune, &["lies in the folder of the model"]);
 }
 
 #[test]

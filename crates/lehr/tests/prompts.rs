@@ -113,6 +113,42 @@ fn files_that_hold_no_prompts_are_refused_with_a_hint() {
 }
 
 #[test]
+fn an_output_never_replaces_what_is_read_and_waits_until_all_is_there() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    common::copy_folder(&common::newest_checkpoint(&shared().join("base")), &dir.join("model"));
+    write(dir, "p.txt", "After 7 days\nThe\n");
+    write(dir, "o.jsonl", "precious");
+    fs::hard_link(dir.join("p.txt"), dir.join("same.txt")).unwrap();
+    let before = common::snapshot(dir);
+    let refused = |output: &str, more: &[&str], says: &str| {
+        let args = ["generate", "model", "--prompts", "p.txt", "--output", output, "-n", "2"];
+        fails(dir, &[&args, more].concat(), &[says]);
+        assert!(common::snapshot(dir) == before, "{output} {more:?}: a file was changed");
+    };
+    for output in ["p.txt", "same.txt", "model/model.safetensors", "model/config.json"] {
+        refused(output, &[], "overwrite what is read");
+    }
+    refused("model", &[], "is a folder");
+    refused("o.jsonl", &["--cache-tokens", "1"], "--cache-tokens has room");
+    refused("o.jsonl", &["--context", "3"], "the context is 3");
+    // An error in the middle: what was generated is beside, and the old file is untouched.
+    let weights = dir.join("model/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    bytes[header..].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&f32::NAN.to_le_bytes()));
+    fs::write(&weights, bytes).unwrap();
+    let args = ["generate", "model", "--prompts", "p.txt", "--output", "o.jsonl"];
+    fails(dir, &args, &["o.jsonl.partial", "prompt 1 of 2", "logits are NaN"]);
+    assert_eq!(fs::read_to_string(dir.join("o.jsonl")).unwrap(), "precious");
+    let kept = json_lines(&fs::read_to_string(dir.join("o.jsonl.partial")).unwrap());
+    assert_eq!(kept.len(), 2);
+    assert!(kept[1]["error"].as_str().unwrap().contains("NaN"), "{kept:?}");
+    fails(dir, &["generate", "model", "-p", "The"], &["logits are NaN", "--dtype f32"]);
+    fails(dir, &["embed", "model", "-t", "The", "--json"], &["text 0 has NaN"]);
+}
+
+#[test]
 fn the_benchmark_generates_one_and_many() {
     for batch in [1, 3] {
         let n = batch.to_string();
@@ -140,7 +176,10 @@ fn a_context_bounds_prompt_and_answer_and_says_so() {
     assert_eq!(full["ids"].as_array().unwrap().len(), 5);
     let said = generate(&["--context", &context]);
     assert_eq!(said.code, Some(0), "{said:#?}");
-    assert!(said.err.contains(&format!("(the context of {context} tokens is full)")), "{said:#?}");
+    assert!(
+        said.err.contains(&format!("stopped: the context of {context} tokens is full")),
+        "{said:#?}"
+    );
     let short = generate(&["--context", &n_prompt.to_string()]);
     assert_eq!(short.code, Some(1), "{short:#?}");
     assert!(short.err.contains(&format!("the context is {n_prompt}")), "{short:#?}");

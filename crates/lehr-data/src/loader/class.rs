@@ -1,7 +1,7 @@
 //! Packed labelled texts, for sequence classification.
 
 use lehr_tokenizer::Tokenizer;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
@@ -10,28 +10,40 @@ use crate::batch::{Batch, LayoutRule, int};
 use crate::source::Labelled;
 use crate::{Error, Result};
 
-/// The classes of a task. A class is the index of its name in sorted order.
+/// The classes of a task. A class is the index of its name: in the order of the model's head, or in
+/// sorted order for a new head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelSet {
     names: Vec<String>,
+    classes: BTreeMap<String, usize>,
 }
 
 impl LabelSet {
-    /// Collects the labels that occur in the training data.
+    /// Collects the labels that occur in `examples`, sorted.
     ///
     /// # Errors
     /// If there are fewer than two.
-    pub fn learn(examples: &[Labelled]) -> Result<Self> {
-        Self::from_names(examples.iter().map(|example| example.label.clone()))
+    pub fn learn<'a>(examples: impl IntoIterator<Item = &'a Labelled>) -> Result<Self> {
+        let names: BTreeSet<_> = examples.into_iter().map(|example| &example.label).collect();
+        Self::from_names(names.into_iter().cloned())
     }
 
-    /// Uses the given labels, in any order, as stored with a trained model.
+    /// Uses the given labels in their order, as stored with a trained model.
     ///
     /// # Errors
-    /// If there are fewer than two distinct ones.
+    /// If there are fewer than two, or one occurs twice.
     pub fn from_names(names: impl IntoIterator<Item = String>) -> Result<Self> {
-        let names: Vec<String> = names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        if names.len() < 2 { Err(Error::TooFewLabels { found: names }) } else { Ok(Self { names }) }
+        let names: Vec<String> = names.into_iter().collect();
+        let mut classes = BTreeMap::new();
+        for (class, name) in names.iter().enumerate() {
+            if let Some(first) = classes.insert(name.clone(), class) {
+                return Err(Error::RepeatedLabel { label: name.clone(), first, second: class });
+            }
+        }
+        match names.len() {
+            0 | 1 => Err(Error::TooFewLabels { found: names }),
+            _ => Ok(Self { names, classes }),
+        }
     }
 
     /// Returns the names, by class.
@@ -41,7 +53,19 @@ impl LabelSet {
 
     /// Returns the class of a name.
     pub fn class(&self, name: &str) -> Option<usize> {
-        self.names.binary_search_by(|known| known.as_str().cmp(name)).ok()
+        self.classes.get(name).copied()
+    }
+
+    /// Returns the labels of `examples` that are not in this set, and those of this set that no
+    /// example has, both in order.
+    pub fn compare<'a>(
+        &self,
+        examples: impl IntoIterator<Item = &'a Labelled>,
+    ) -> (Vec<String>, Vec<String>) {
+        let found: BTreeSet<_> = examples.into_iter().map(|e| e.label.as_str()).collect();
+        let unknown = found.iter().filter(|label| self.class(label).is_none());
+        let unused = self.names.iter().filter(|name| !found.contains(name.as_str()));
+        (unknown.map(|label| (*label).to_owned()).collect(), unused.cloned().collect())
     }
 }
 
@@ -95,8 +119,16 @@ impl ClassLoader {
             let class = labels.class(label).ok_or_else(|| Error::UnknownLabel {
                 index,
                 label: label.clone(),
-                known: labels.names.clone(),
+                known: labels.names().to_vec(),
             })?;
+            // The tokens around a text are never cut, so a shorter row cannot hold them.
+            if framed.ids.len() > options.seq_len {
+                return Err(Error::RowTooShort {
+                    what: "labelled texts",
+                    seq_len: options.seq_len,
+                    least: framed.ids.len(),
+                });
+            }
             truncated += usize::from(framed.is_cut);
             encoded.push(Example { ids: framed.ids, class });
         }

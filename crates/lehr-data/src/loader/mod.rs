@@ -16,7 +16,7 @@ mod sft;
 pub use class::{ClassLoader, LabelSet};
 pub use options::{LoaderOptions, Order};
 pub use pretrain::PretrainLoader;
-pub use sft::SftLoader;
+pub use sft::{Answers, SftLoader, conversation_lengths};
 
 use crate::{Batch, Result};
 

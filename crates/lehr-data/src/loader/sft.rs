@@ -24,7 +24,44 @@ pub struct SftLoader {
     pad: i32,
     truncated: usize,
     dropped: usize,
+    answers: Answers,
     layout: Option<LayoutRule>,
+}
+
+/// Numbers of supervised stretches of tokens: the assistant's turns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// All answers of the data.
+    pub all: usize,
+    /// Those that lost tokens, or all of them, because their conversation was cut.
+    pub cut: usize,
+}
+
+/// Renders a conversation as it is trained on.
+fn rendered(
+    conversation: &Conversation,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+) -> Result<Rendered> {
+    Ok(template.render(tokenizer, &conversation.messages, false)?)
+}
+
+/// Counts the positions that each conversation takes in a row when it is not cut.
+///
+/// # Errors
+/// If a conversation cannot be rendered.
+pub fn conversation_lengths(
+    conversations: &[Conversation],
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+) -> Result<Vec<usize>> {
+    let length = |c| Ok(rendered(c, tokenizer, template)?.ids.len().saturating_sub(1).max(1));
+    conversations.iter().map(length).collect()
+}
+
+/// Counts the stretches of supervised tokens.
+fn stretches(loss_mask: &[bool]) -> usize {
+    loss_mask.chunk_by(|a, b| a == b).filter(|stretch| stretch[0]).count()
 }
 
 impl SftLoader {
@@ -43,11 +80,19 @@ impl SftLoader {
     ) -> Result<Self> {
         options.check()?;
         let (mut examples, mut truncated) = (Vec::new(), 0);
+        let mut answers = Answers::default();
+        let room = options.seq_len + 1;
         for conversation in conversations {
-            let mut example = template.render(tokenizer, &conversation.messages, false)?;
-            if example.ids.len() > options.seq_len + 1 {
-                example.ids.truncate(options.seq_len + 1);
-                example.loss_mask.truncate(options.seq_len + 1);
+            let mut example = rendered(conversation, tokenizer, template)?;
+            let n_answers = stretches(&example.loss_mask);
+            answers.all += n_answers;
+            if example.ids.len() > room {
+                // No end of turn is put at the cut: the model must not learn to stop there.
+                let is_within = example.loss_mask[room - 1] && example.loss_mask[room];
+                let n_left = stretches(&example.loss_mask[..room]);
+                answers.cut += n_answers - n_left + usize::from(is_within);
+                example.ids.truncate(room);
+                example.loss_mask.truncate(room);
                 truncated += 1;
             }
             if example.loss_mask[1..].contains(&true) {
@@ -67,7 +112,17 @@ impl SftLoader {
         let dropped = conversations.len() - examples.len();
         let byte_lengths = tokenizer.byte_lengths();
         let pad = crate::batch::id(tokenizer.end_of_document()?);
-        Ok(Self { examples, packing, rows, byte_lengths, pad, truncated, dropped, layout: None })
+        Ok(Self {
+            examples,
+            packing,
+            rows,
+            byte_lengths,
+            pad,
+            truncated,
+            dropped,
+            answers,
+            layout: None,
+        })
     }
 
     /// Sets the positions of each conversation by `layout` instead of counting from 0.
@@ -90,6 +145,11 @@ impl SftLoader {
     /// cut.
     pub fn dropped(&self) -> usize {
         self.dropped
+    }
+
+    /// Returns the number of answers, and of those that were cut.
+    pub fn answers(&self) -> Answers {
+        self.answers
     }
 
     fn fill(&self, batch: &mut Batch, row: usize, start: usize, example: &Rendered) -> Result<()> {

@@ -5,7 +5,7 @@ use lehr_tokenizer::Tokenizer;
 
 use super::{Event, Request, RequestId};
 use crate::continuation::Continuation;
-use crate::{Error, Finish, Generated, Result, Sampler, TokenLogprob};
+use crate::{Finish, Generated, Result, Sampler, TokenLogprob};
 
 /// A submitted request.
 pub(super) struct Sequence {
@@ -72,9 +72,8 @@ impl Sequence {
     /// # Errors
     /// If a logit is NaN or the largest is infinite.
     pub(super) fn choose(&mut self, mut logits: Vec<f32>) -> Result<Choice> {
-        check_logits(&logits)?;
         let unchanged = self.logprobs.map(|n| (logits.clone(), n));
-        let token = self.sampler.pick(&mut logits, &self.tokens, self.n_prompt);
+        let token = self.sampler.pick(&mut logits, &self.tokens, self.n_prompt)?;
         let logprob = unchanged.map(|(logits, n)| TokenLogprob::new(&logits, token, n));
         Ok(Choice { token, logprob })
     }
@@ -105,15 +104,5 @@ impl Sequence {
         let (_, n_drawn) = self.sampler.state();
         let (rest, generated) = self.new.end(finish);
         (rest, Generated { n_drawn, n_reused: self.n_reused.unwrap_or(0), ..generated })
-    }
-}
-
-/// Checks that a softmax of the logits exists: it does not with a NaN or an infinite largest logit.
-fn check_logits(logits: &[f32]) -> Result<()> {
-    let n_nan = logits.iter().filter(|logit| logit.is_nan()).count();
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    match n_nan == 0 && top.is_finite() {
-        true => Ok(()),
-        false => Err(Error::Logits { n_nan, top, n: logits.len() }),
     }
 }

@@ -33,6 +33,11 @@ impl Budget {
     pub(super) fn flops(&self) -> f64 {
         self.seconds * self.gflops * 1e9 * STEP_EFFICIENCY
     }
+
+    /// Returns the seconds that so many floating-point operations of training take.
+    pub(super) fn seconds_for(&self, flops: f64) -> f64 {
+        flops / (self.gflops * 1e9 * STEP_EFFICIENCY)
+    }
 }
 
 /// Measures the GFLOP/s of an f32 matrix product of a typical training shape: the best run within

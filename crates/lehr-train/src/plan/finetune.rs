@@ -3,29 +3,28 @@
 use std::path::Path;
 
 use lehr_data::{
-    Conversation, DatasetKind, LabelledFields, ReadOptions, read_conversations, read_documents,
-    read_labelled,
+    Conversation, DatasetKind, LabelledFields, conversation_lengths, read_conversations,
+    read_documents, read_labelled,
 };
 use lehr_infer::Loaded;
-use lehr_model::Weights;
+use lehr_model::{ActivationCheckpointing, Weights};
 use lehr_tokenizer::chat::Role;
 
-use super::{Fitted, data_config, first_words, run_config};
+use super::{Fitted, Fixed, data_config, first_words, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
     ScheduleConfig, TrainConfig,
 };
+use crate::rundir::check_places;
 use crate::{Recipe, Result};
 
 /// Share of held-out examples.
 const HELD_OUT: f64 = 0.1;
 
-/// Tokens that the template or the tokenizer adds around an example.
-const FRAME_TOKENS: usize = 4;
 /// Percentage of the examples that fit into a row without a cut.
 const WHOLE_PERCENT: usize = 98;
-/// Minimum and maximum tokens of a row.
-const SEQ_LEN: (usize, usize) = (64, 512);
+/// Minimum tokens of a row.
+const SEQ_LEN_MIN: usize = 64;
 
 /// Number of steps in one pass, before the limits below. Small data sets take small batches, so
 /// that there are enough updates.
@@ -60,100 +59,152 @@ const LOOKS: u64 = 4;
 /// The examples of a data set, reduced to the facts that a plan needs.
 struct Examples {
     objective: ObjectiveKind,
-    texts: Vec<String>,
+    /// Number of positions that each example takes in a row, sorted.
+    lengths: Vec<usize>,
     prompts: Vec<String>,
 }
 
 impl Examples {
-    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind) -> Result<Self> {
-        match kind {
+    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind, fixed: &Fixed) -> Result<Self> {
+        let (objective, mut lengths, prompts) = match kind {
             DatasetKind::Labelled => {
-                let all = read_labelled(data, &LabelledFields::default())?;
-                let texts = all.into_iter().map(|e| e.text).collect();
-                Ok(Self { objective: ObjectiveKind::Classify, texts, prompts: Vec::new() })
+                let LabelledFields { text, label } = LabelledFields::default();
+                let named = |key, usual| fixed.text(key).map_or(usual, str::to_owned);
+                let fields = LabelledFields {
+                    text: named("data.text_field", text),
+                    label: named("data.label_field", label),
+                };
+                let all = read_labelled(data, &fields)?;
+                let lengths = lengths(loaded, all.iter().map(|e| e.text.as_str()).collect())?;
+                (ObjectiveKind::Classify, lengths, Vec::new())
             }
             DatasetKind::Chat => {
                 let all = read_conversations(data)?;
                 let prompts = first_question(&all, loaded)?;
-                let whole = |c: Conversation| {
-                    c.messages.into_iter().map(|m| m.content).collect::<Vec<_>>().join("\n")
-                };
-                let texts = all.into_iter().map(whole).collect();
-                Ok(Self { objective: ObjectiveKind::Chat, texts, prompts })
+                let template = loaded.template()?;
+                let lengths = conversation_lengths(&all, &loaded.tokenizer, &template)?;
+                (ObjectiveKind::Chat, lengths, prompts)
             }
             DatasetKind::Text => {
-                let all = read_documents(data, &ReadOptions::default())?;
+                let all = read_documents(data, &fixed.read_options())?;
                 let prompts = vec![first_words(&all[0].text)];
-                let texts = all.into_iter().map(|d| d.text).collect();
-                Ok(Self { objective: ObjectiveKind::NextToken, texts, prompts })
+                let lengths = lengths(loaded, all.iter().map(|d| d.text.as_str()).collect())?;
+                (ObjectiveKind::NextToken, lengths, prompts)
             }
-        }
-    }
-
-    /// Returns the number of tokens of each example, sorted.
-    fn lengths(&self, loaded: &Loaded) -> Result<Vec<usize>> {
-        let texts: Vec<_> = self.texts.iter().map(String::as_str).collect();
-        let ids = loaded.tokenizer.encode_batch(&texts)?;
-        let mut lengths: Vec<usize> = ids.iter().map(|ids| ids.len() + FRAME_TOKENS).collect();
+        };
         lengths.sort_unstable();
-        Ok(lengths)
+        Ok(Self { objective, lengths, prompts })
     }
+}
+
+/// Returns the number of tokens of each text with those around it.
+fn lengths(loaded: &Loaded, texts: Vec<&str>) -> Result<Vec<usize>> {
+    let framed = loaded.tokenizer.encode_ended(&texts, usize::MAX)?;
+    Ok(framed.into_iter().map(|framed| framed.ids.len()).collect())
 }
 
 /// The size of a run.
 struct Extent {
     seq_len: usize,
     batch_size: usize,
-    passes: usize,
+    grad_accumulation: usize,
     steps: u64,
 }
 
 impl Extent {
-    /// Computes the size of a run over examples of these sorted `lengths`.
-    fn new(lengths: &[usize], loaded: &Loaded) -> Self {
+    /// Computes the size of a run over `examples`, around the settings that are `fixed`.
+    fn new(examples: &Examples, loaded: &Loaded, fixed: &Fixed) -> Self {
+        let Examples { objective, lengths, .. } = examples;
         let n_tokens: usize = lengths.iter().sum();
         let long = lengths[(lengths.len() - 1) * WHOLE_PERCENT / 100];
-        let seq_len = long.next_power_of_two().clamp(SEQ_LEN.0, SEQ_LEN.1);
-        let seq_len = seq_len.min(loaded.model.spec().max_positions);
-        let (decoder, encoder) = SMALL_SET_PASSES;
-        let passes = match n_tokens < SMALL_SET_TOKENS {
-            true if loaded.model.is_causal() => decoder,
-            true => encoder,
-            false => PASSES,
+        // A long document continues in the next row, so rows need not hold it whole.
+        let most = match objective {
+            ObjectiveKind::NextToken => STEP_TOKENS.1,
+            ObjectiveKind::Chat | ObjectiveKind::Classify => usize::MAX,
         };
+        let fitting = long.next_power_of_two().clamp(SEQ_LEN_MIN, most);
+        let fitting = fitting.min(loaded.model.spec().max_positions);
+        let seq_len = fixed.count("train.seq_len").unwrap_or(fitting);
+        let grad_accumulation = fixed.count("train.grad_accumulation").unwrap_or(1);
         let per_step = (n_tokens / STEP_PART).clamp(STEP_TOKENS.0, STEP_TOKENS.1);
-        let batch_size = (per_step / seq_len).max(1);
-        let steps = ((n_tokens * passes).div_ceil(batch_size * seq_len) as u64).max(STEPS_MIN);
-        Self { seq_len, batch_size, passes, steps }
+        let rows = (per_step / seq_len / grad_accumulation).max(1);
+        let batch_size = fixed.count("train.batch_size").unwrap_or(rows);
+        let tokens = n_tokens * passes(n_tokens, loaded);
+        let fitting = tokens.div_ceil(batch_size * seq_len * grad_accumulation) as u64;
+        let steps = fixed.count("train.steps").map_or(fitting.max(STEPS_MIN), |n| n as u64);
+        Self { seq_len, batch_size, grad_accumulation, steps }
+    }
+
+    /// Returns the policy of activations. Long rows are one per batch, so nothing else bounds the
+    /// memory of their activations.
+    fn activation_checkpointing(&self, base: &TrainConfig) -> ActivationCheckpointing {
+        match self.seq_len > STEP_TOKENS.1 {
+            true => ActivationCheckpointing::Recompute,
+            false => base.activation_checkpointing,
+        }
+    }
+
+    fn reason(&self, lengths: &[usize]) -> String {
+        let Self { seq_len, steps, .. } = self;
+        let n_tokens: usize = lengths.iter().sum();
+        let n_whole = lengths.partition_point(|length| length <= seq_len);
+        let n_seen = *steps as f64 * (self.batch_size * seq_len * self.grad_accumulation) as f64;
+        format!(
+            "{} examples of {n_tokens} tokens: rows of {seq_len} hold {:.1} % of them whole, {:.1} \
+             passes, {steps} steps",
+            lengths.len(),
+            100.0 * n_whole as f64 / lengths.len() as f64,
+            n_seen / n_tokens as f64
+        )
     }
 }
 
-/// Fits a recipe for fine-tuning the model in `model` on `data`: conversations, labelled texts or
-/// more text.
+/// Returns the number of passes over a data set.
+fn passes(n_tokens: usize, loaded: &Loaded) -> usize {
+    let (decoder, encoder) = SMALL_SET_PASSES;
+    match n_tokens < SMALL_SET_TOKENS {
+        true if loaded.model.is_causal() => decoder,
+        true => encoder,
+        false => PASSES,
+    }
+}
+
+/// What is fine-tuned on what, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Finetuning<'a> {
+    /// The model to start from.
+    pub model: &'a Path,
+    /// Conversations, labelled texts or more text.
+    pub data: &'a Path,
+    /// Which of these.
+    pub kind: DatasetKind,
+    /// The run directory.
+    pub out: &'a Path,
+    /// Seed of order and samples.
+    pub seed: u64,
+}
+
+/// Fits a recipe for fine-tuning, around the settings that are `fixed`.
 ///
 /// # Errors
-/// If data or model cannot be read.
-pub fn fit_finetune(
-    model: &Path,
-    data: &Path,
-    kind: DatasetKind,
-    out: &Path,
-    seed: u64,
-) -> Result<Fitted> {
+/// If data or model cannot be read, or a fixed setting is impossible.
+pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed) -> Result<Fitted> {
+    let Finetuning { model, data, kind, out, seed } = given;
+    check_places(out, Some(model), &[data])?;
     let loaded = Loaded::open(model, Weights::AsStored)?;
     if kind != DatasetKind::Labelled {
         loaded.model.check_causal("training on the next token")?;
     }
-    let examples = Examples::read(&loaded, data, kind)?;
-    let lengths = examples.lengths(&loaded)?;
-    let Extent { seq_len, batch_size, passes, steps } = Extent::new(&lengths, &loaded);
-    let reasons = vec![format!(
-        "{} examples of {} tokens: rows of {seq_len}, {passes} passes, {steps} steps",
-        lengths.len(),
-        lengths.iter().sum::<usize>()
-    )];
-    let every_steps = (steps / LOOKS).max(1);
+    let examples = Examples::read(&loaded, data, kind, fixed)?;
+    let extent = Extent::new(&examples, &loaded, fixed);
+    let mut reasons = vec![extent.reason(&examples.lengths)];
+    let &Extent { seq_len, batch_size, grad_accumulation, steps } = &extent;
+    let every_steps = steps / LOOKS;
     let base = Recipe::base();
+    let activation_checkpointing = extent.activation_checkpointing(&base.train);
+    if activation_checkpointing != base.train.activation_checkpointing {
+        reasons.push("activations of such long rows are computed again in backward".to_owned());
+    }
     let recipe = Recipe {
         run: run_config(&base, out, seed),
         data: data_config(&base, data, HELD_OUT),
@@ -164,14 +215,20 @@ pub fn fit_finetune(
             warmup_steps: (steps / WARMUP_PART).max(1),
             min_ratio: 0.0,
         },
-        train: TrainConfig { steps, batch_size, seq_len, ..base.train },
+        train: TrainConfig {
+            steps,
+            batch_size,
+            seq_len,
+            grad_accumulation: grad_accumulation as u64,
+            activation_checkpointing,
+            ..base.train
+        },
         eval: EvalConfig { every_steps, ..base.eval },
         sample: SampleConfig { every_steps, prompts: examples.prompts, ..base.sample },
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         tokenizer: base.tokenizer,
     };
-    recipe.validate()?;
-    Ok(Fitted { recipe, reasons })
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons })
 }
 
 fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {

@@ -3,13 +3,17 @@
 
 mod budget;
 mod finetune;
+mod fixed;
 mod ladder;
 mod pretrain;
 
 use std::path::Path;
 
+use lehr_data::ReadOptions;
+
 pub use budget::{Budget, device_gflops, machine_gflops};
-pub use finetune::fit_finetune;
+pub use finetune::{Finetuning, fit_finetune};
+pub use fixed::Fixed;
 pub use pretrain::fit_pretrain;
 
 use crate::Recipe;
@@ -29,6 +33,20 @@ fn run_config(base: &Recipe, out: &Path, seed: u64) -> RunConfig {
 
 fn data_config(base: &Recipe, path: &Path, validation_fraction: f64) -> DataConfig {
     DataConfig { path: path.display().to_string(), validation_fraction, ..base.data.clone() }
+}
+
+impl Fixed {
+    /// Returns how the documents of the run are read.
+    fn read_options(&self) -> ReadOptions {
+        let ReadOptions { text_field, document_bytes, .. } = ReadOptions::default();
+        ReadOptions {
+            text_field: self.text("data.text_field").map_or(text_field, str::to_owned),
+            document_bytes: match self.has("data.document_bytes") {
+                true => self.count("data.document_bytes").unwrap_or(0),
+                false => document_bytes,
+            },
+        }
+    }
 }
 
 /// Maximum number of characters of a prompt taken from a text.

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
-use lehr_data::{ReadOptions, read_documents};
+use lehr_data::read_documents;
+use lehr_infer::Inspection;
+use lehr_tokenizer::Tokenizer;
 
-use super::ladder::{LADDER, Size, bytes_per_token, vocabulary_for};
-use super::{Budget, Fitted, data_config, first_words, run_config};
+use super::ladder::{bytes_per_token, sizes, vocabulary_for};
+use super::{Budget, Fitted, Fixed, data_config, first_words, run_config};
 use crate::recipe::{
-    CheckpointConfig, EvalConfig, OptimizerConfig, SampleConfig, ScheduleConfig, TokenizerConfig,
-    TrainConfig,
+    CheckpointConfig, EvalConfig, ModelConfig, OptimizerConfig, SampleConfig, ScheduleConfig,
+    TokenizerConfig, TrainConfig,
 };
+use crate::rundir::check_places;
 use crate::{Recipe, Result};
 
 /// Minimum number of training tokens per weight of the matrix products. The compute-optimal ratio
@@ -37,6 +40,9 @@ const SEQ_LENS: (usize, usize) = (128, 256);
 const STEP_TOKENS: [(f64, usize); 3] = [(5e6, 512), (5e7, 4096), (f64::INFINITY, 8192)];
 const STEPS_MIN: u64 = 20;
 
+/// The plan says how long a run takes if that differs from the budget by more than this factor.
+const SECONDS_TOLERANCE: f64 = 1.25;
+
 /// Learning rate times width. The best rate falls with the width ("learning rates of the tiny
 /// quickstart model" in docs/experiments.md: 4e-4 at a width of 192).
 const LR_TIMES_WIDTH: f64 = 0.08;
@@ -55,39 +61,111 @@ const EVAL_BATCHES_MAX: u64 = 64;
 const SAMPLE_TOKENS: usize = 64;
 const SAMPLE_TEMPERATURE: f32 = 0.8;
 
+/// A model that may be trained, with what its training costs.
+struct Candidate {
+    config: ModelConfig,
+    /// Weights of the matrix products of a token.
+    weights: f64,
+    n_layers: usize,
+    hidden_size: usize,
+}
+
+impl Candidate {
+    /// Lists the models that may be trained, smallest first: the ladder's, or the loaded one.
+    fn list(fixed: &Fixed, vocab_size: usize, context: usize) -> Result<Vec<Self>> {
+        if fixed.text("model.kind") == Some("load") {
+            let path = fixed.text("model.path").unwrap_or_default();
+            return Ok(vec![Self::loaded(path)?]);
+        }
+        let is_gpt2 = fixed.text("model.kind") == Some("gpt2");
+        let new = |size: super::ladder::Size| Self {
+            config: size.model(context),
+            weights: match is_gpt2 {
+                true => size.gpt2_matmul_weights(vocab_size),
+                false => size.matmul_weights(vocab_size),
+            },
+            n_layers: size.n_layers,
+            hidden_size: size.hidden_size,
+        };
+        Ok(sizes(fixed).into_iter().map(new).collect())
+    }
+
+    fn loaded(path: &str) -> Result<Self> {
+        let found = Inspection::open(Path::new(path))?;
+        let spec = found.config.as_ref().map(lehr_model::Config::spec);
+        Ok(Self {
+            config: ModelConfig::Load { path: path.to_owned() },
+            weights: found.outline.map_or(0, |outline| outline.n_values()) as f64,
+            n_layers: spec.as_ref().map_or(1, |spec| spec.n_layers),
+            hidden_size: spec.as_ref().map_or(1, |spec| spec.hidden_size),
+        })
+    }
+
+    /// Returns the training FLOPs of a token in rows of `seq_len`. The budget's share of the
+    /// machine's rate was found with rows of usual length; what attention costs beyond them is
+    /// added.
+    fn flops_per_token(&self, seq_len: usize) -> f64 {
+        let longer = seq_len.saturating_sub(SEQ_LENS.1) as f64;
+        FLOPS_PER_WEIGHT * (self.weights + (self.n_layers * self.hidden_size) as f64 * longer)
+    }
+}
+
 /// The decisions about a run from which its recipe is built.
 struct Plan {
+    tokenizer: TokenizerConfig,
     vocab_size: usize,
     text_tokens: f64,
-    size: Size,
+    model: Candidate,
     seq_len: usize,
     batch_size: usize,
+    grad_accumulation: usize,
     steps: u64,
 }
 
 impl Plan {
-    fn new(bytes: usize, budget: &Budget) -> Self {
-        let vocab_size = vocabulary_for(bytes);
+    fn new(bytes: usize, budget: &Budget, fixed: &Fixed) -> Result<Self> {
+        let (tokenizer, vocab_size) = tokenizer(bytes, fixed)?;
         let text_tokens = bytes as f64 / bytes_per_token(vocab_size);
-        let tokens_for = |size: &Size| {
-            let affordable = budget.flops() / (FLOPS_PER_WEIGHT * size.matmul_weights(vocab_size));
+        let usual = if text_tokens > LONG_TEXT_TOKENS { SEQ_LENS.1 } else { SEQ_LENS.0 };
+        let limit = fixed.count("model.context").unwrap_or(usize::MAX);
+        let seq_len = fixed.count("train.seq_len").unwrap_or(usual.min(limit));
+        let tokens_for = |model: &Candidate| {
+            let affordable = budget.flops() / model.flops_per_token(seq_len);
             affordable.min(PASSES_MAX * text_tokens)
         };
-        let fits =
-            |size: &&Size| tokens_for(size) >= TOKENS_PER_WEIGHT * size.matmul_weights(vocab_size);
-        let size = *LADDER.iter().rev().find(fits).unwrap_or(&LADDER[0]);
-        let tokens = tokens_for(&size);
-        let seq_len = if text_tokens > LONG_TEXT_TOKENS { SEQ_LENS.1 } else { SEQ_LENS.0 };
+        let fits = |model: &Candidate| tokens_for(model) >= TOKENS_PER_WEIGHT * model.weights;
+        // Twice a training row, so a generated text has room for a prompt as well.
+        let mut models = Candidate::list(fixed, vocab_size, 2 * seq_len)?;
+        let model = models.swap_remove(models.iter().rposition(fits).unwrap_or(0));
+        let tokens = tokens_for(&model);
+        let grad_accumulation = fixed.count("train.grad_accumulation").unwrap_or(1);
         let step_tokens = STEP_TOKENS.iter().find(|(below, _)| tokens < *below);
-        let batch_size = step_tokens.map_or(STEP_TOKENS[2].1, |(_, n)| *n) / seq_len;
-        let steps = ((tokens / (batch_size * seq_len) as f64) as u64).max(STEPS_MIN);
-        Self { vocab_size, text_tokens, size, seq_len, batch_size, steps }
+        let rows = step_tokens.map_or(STEP_TOKENS[2].1, |(_, n)| *n) / seq_len / grad_accumulation;
+        let batch_size = fixed.count("train.batch_size").unwrap_or(rows.max(1));
+        let per_step = (batch_size * seq_len * grad_accumulation) as f64;
+        let fitting = ((tokens / per_step) as u64).max(STEPS_MIN);
+        let steps = fixed.count("train.steps").map_or(fitting, |steps| steps as u64);
+        Ok(Self {
+            tokenizer,
+            vocab_size,
+            text_tokens,
+            model,
+            seq_len,
+            batch_size,
+            grad_accumulation,
+            steps,
+        })
     }
 
-    fn reasons(&self, bytes: usize, budget: &Budget) -> Vec<String> {
-        let Self { vocab_size, text_tokens, size, .. } = self;
-        let tokens = (self.steps as usize * self.batch_size * self.seq_len) as f64;
-        vec![
+    fn tokens(&self) -> f64 {
+        let per_step = self.batch_size * self.seq_len * self.grad_accumulation;
+        self.steps as f64 * per_step as f64
+    }
+
+    fn reasons(&self, bytes: usize, budget: &Budget, fixed: &Fixed) -> Vec<String> {
+        let Self { vocab_size, text_tokens, model, .. } = self;
+        let tokens = self.tokens();
+        let mut reasons = vec![
             format!(
                 "{:.2} MB of text: {vocab_size} ids, about {:.2} M tokens",
                 bytes as f64 / 1e6,
@@ -98,47 +176,100 @@ impl Plan {
                  ({:.2} M weights), {:.2} M tokens ({:.1} times the text)",
                 budget.seconds,
                 budget.gflops,
-                size.n_layers,
-                size.hidden_size,
-                size.matmul_weights(*vocab_size) / 1e6,
+                model.n_layers,
+                model.hidden_size,
+                model.weights / 1e6,
                 tokens / 1e6,
                 tokens / text_tokens
             ),
-        ]
+        ];
+        reasons.extend(self.other_duration(budget, fixed));
+        reasons
+    }
+
+    /// Says how long the run takes, and why, if it cannot be as long as the budget.
+    fn other_duration(&self, budget: &Budget, fixed: &Fixed) -> Option<String> {
+        let flops = self.tokens() * self.model.flops_per_token(self.seq_len);
+        let seconds = budget.seconds_for(flops);
+        let ratio = seconds / budget.seconds;
+        if (1.0 / SECONDS_TOLERANCE..=SECONDS_TOLERANCE).contains(&ratio) {
+            return None;
+        }
+        let why = if fixed.has("train.steps") {
+            format!("train.steps is given as {}", self.steps)
+        } else if ratio > 1.0 {
+            format!("a run has at least {STEPS_MIN} steps")
+        } else {
+            format!("more than {PASSES_MAX} passes over the text help little")
+        };
+        Some(format!("about {seconds:.0} s instead of {:.0} s: {why}", budget.seconds))
     }
 
     fn optimizer(&self, base: &OptimizerConfig) -> OptimizerConfig {
-        let lr = (LR_TIMES_WIDTH / self.size.hidden_size as f64).min(LR_MAX) as f32;
+        let lr = (LR_TIMES_WIDTH / self.model.hidden_size as f64).min(LR_MAX) as f32;
         OptimizerConfig { lr, ..*base }.with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
     }
 }
 
-/// Fits a recipe for pre-training on `data` within `budget`.
+/// Returns the tokenizer and its number of ids.
+fn tokenizer(bytes: usize, fixed: &Fixed) -> Result<(TokenizerConfig, usize)> {
+    let is_kind = |kind| fixed.text("tokenizer.kind") == Some(kind);
+    if is_kind("file") {
+        let path = fixed.text("tokenizer.path").unwrap_or_default().to_owned();
+        let vocab_size = Tokenizer::from_file(&path)?.vocab_size();
+        return Ok((TokenizerConfig::File { path }, vocab_size));
+    }
+    let is_loaded = fixed.text("model.kind") == Some("load") && !fixed.has("tokenizer.kind");
+    if is_kind("model") || is_loaded {
+        let path = fixed.text("model.path").unwrap_or_default();
+        let spec = Inspection::open(Path::new(path))?.config.map(|config| config.spec());
+        let vocab_size = spec.map_or_else(|| vocabulary_for(bytes), |spec| spec.vocab_size);
+        return Ok((TokenizerConfig::Model, vocab_size));
+    }
+    let fitting = vocabulary_for(bytes);
+    let vocab_size = fixed.count("tokenizer.vocab_size").unwrap_or(fitting);
+    Ok((TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() }, vocab_size))
+}
+
+/// Fits a recipe for pre-training on `data` within `budget`, around the settings that are `fixed`.
 ///
 /// The vocabulary grows with the text. The model is the largest of a ladder that sees at least one
 /// token per weight within the budget, in at most eight passes over the text.
 ///
 /// # Errors
-/// If the data cannot be read.
-pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Result<Fitted> {
-    let documents = read_documents(data, &ReadOptions::default())?;
+/// If the data cannot be read, or a fixed setting is impossible.
+pub fn fit_pretrain(
+    data: &Path,
+    out: &Path,
+    seed: u64,
+    budget: Budget,
+    fixed: &Fixed,
+) -> Result<Fitted> {
+    check_places(out, None, &[data])?;
+    let documents = read_documents(data, &fixed.read_options())?;
     let bytes: usize = documents.iter().map(|d| d.text.len()).sum();
-    let plan = Plan::new(bytes, &budget);
-    let Plan { vocab_size, seq_len, batch_size, steps, .. } = plan;
-    let every_steps = (steps / LOOKS).max(1);
+    let plan = Plan::new(bytes, &budget, fixed)?;
+    let reasons = plan.reasons(bytes, &budget, fixed);
+    let &Plan { seq_len, batch_size, steps, .. } = &plan;
+    let every_steps = steps / LOOKS;
     let base = Recipe::base();
     let recipe = Recipe {
         run: run_config(&base, out, seed),
         data: data_config(&base, data, HELD_OUT),
-        tokenizer: TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() },
-        // Twice a training row, so a generated text has room for a prompt as well.
-        model: plan.size.model(2 * seq_len),
         optimizer: plan.optimizer(&base.optimizer),
+        tokenizer: plan.tokenizer,
+        model: plan.model.config,
         schedule: ScheduleConfig::Cosine {
             warmup_steps: (steps / WARMUP_PART).max(1),
             min_ratio: LR_MIN_RATIO,
         },
-        train: TrainConfig { steps, batch_size, seq_len, ..base.train },
+        train: TrainConfig {
+            steps,
+            batch_size,
+            seq_len,
+            grad_accumulation: plan.grad_accumulation as u64,
+            ..base.train
+        },
         eval: EvalConfig { every_steps, batches_max: EVAL_BATCHES_MAX },
         sample: SampleConfig {
             every_steps,
@@ -149,6 +280,5 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         objective: base.objective,
     };
-    recipe.validate()?;
-    Ok(Fitted { recipe, reasons: plan.reasons(bytes, &budget) })
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons })
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use lehr_data::{Conversation, SftLoader, read_conversations};
+use lehr_data::{Answers, Conversation, SftLoader, read_conversations};
 use lehr_infer::{resolve_model, template_of};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 
-use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
+use super::{Notes, Sides, Task, cut, held_out, loader_options, model, share, tokenizer};
 use crate::recipe::{ModelConfig, TokenizerConfig};
 use crate::{LanguageModel, Recipe, Result};
 
@@ -23,14 +23,20 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let template = template(recipe, &tokenizer)?;
     let train_loader = SftLoader::new(&train, &tokenizer, &template, train_options)?;
     notes(&format!(
-        "data: {} conversations to learn from ({} cut at {} tokens, {} without an answer left \
-         out), {} held out",
+        "data: {} conversations to learn from ({}, {} without an answer left out), {} held out",
         train.len(),
-        train_loader.truncated(),
-        recipe.train.seq_len,
+        cut(train_loader.truncated(), train.len(), recipe.train.seq_len),
         train_loader.dropped(),
         validation.len()
     ));
+    let Answers { all, cut: n_cut } = train_loader.answers();
+    if n_cut > 0 {
+        notes(&format!(
+            "{n_cut} of {all} answers lose their end or all of their tokens{}; a cut is not learnt \
+             as an end; a longer train.seq_len keeps them",
+            share(n_cut, all)
+        ));
+    }
     let validation = SftLoader::new(&validation, &tokenizer, &template, validation_options)?;
     let model = model::prepare(recipe, &tokenizer)?;
     model.check_causal("training on conversations")?;

@@ -1,15 +1,15 @@
 //! Preparation for training on labelled texts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lehr_data::{ClassLoader, LabelSet, Labelled, LabelledFields, read_labelled};
 use lehr_infer::{check_vocabulary, resolve_model};
-use lehr_model::Classifier;
+use lehr_model::{Classifier, Model};
 use lehr_tokenizer::Tokenizer;
 
-use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
+use super::{Notes, Sides, Task, cut, held_out, loader_options, model, tokenizer};
 use crate::recipe::ModelConfig;
-use crate::{Classify, Recipe, Result};
+use crate::{Classify, Error, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     let data = &recipe.data;
@@ -19,19 +19,22 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let Sides { train, validation } = held_out(recipe, "labelled texts", read, text)?;
     let texts = || train.iter().map(|e| e.text.as_str());
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
-    // A loaded classifier keeps its labels and their order.
-    let continued = loaded_classifier(recipe, &tokenizer)?;
+    // A loaded classifier keeps its labels and their order, unless a new head is requested.
+    let continued = match recipe.train.new_head {
+        true => None,
+        false => loaded_classifier(recipe, &tokenizer)?,
+    };
+    let examples = || train.iter().chain(&validation);
     let labels = match &continued {
-        Some(classifier) => LabelSet::from_names(classifier.labels().iter().cloned())?,
-        None => LabelSet::learn(&train)?,
+        Some(classifier) => labels_of(recipe, classifier, examples(), notes)?,
+        None => LabelSet::learn(examples())?,
     };
     let (train_options, validation_options) = loader_options(recipe);
     let train_loader = ClassLoader::new(&train, &labels, &tokenizer, train_options)?;
     notes(&format!(
-        "data: {} labelled texts to learn from ({} cut at {} tokens), {} held out; labels: {}",
+        "data: {} labelled texts to learn from ({}), {} held out; labels: {}",
         train.len(),
-        train_loader.truncated(),
-        recipe.train.seq_len,
+        cut(train_loader.truncated(), train.len(), recipe.train.seq_len),
         validation.len(),
         labels.names().join(", ")
     ));
@@ -42,7 +45,10 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
             classifier
         }
         None => {
-            let model = model::prepare(recipe, &tokenizer)?;
+            let model = match recipe.train.new_head {
+                true => backbone(recipe, &tokenizer)?,
+                false => model::prepare(recipe, &tokenizer)?,
+            };
             Classifier::new(model, labels.names().to_vec(), recipe.run.seed)?
         }
     };
@@ -54,14 +60,50 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     })
 }
 
-/// Opens the classifier to train further, if the recipe loads one.
-fn loaded_classifier(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Option<Classifier>> {
+/// Returns the labels of a loaded classifier for the labels of the data, which must be among them.
+/// Names those that the data lacks.
+fn labels_of<'a>(
+    recipe: &Recipe,
+    classifier: &Classifier,
+    examples: impl Iterator<Item = &'a Labelled>,
+    notes: Notes<'_>,
+) -> Result<LabelSet> {
+    let labels = LabelSet::from_names(classifier.labels().iter().cloned())?;
+    let (unknown, unused) = labels.compare(examples);
+    if !unknown.is_empty() {
+        let ModelConfig::Load { path } = &recipe.model else { return Ok(labels) };
+        let known = labels.names().to_vec();
+        return Err(Error::OtherLabels { path: path.into(), unknown, known });
+    }
+    if !unused.is_empty() {
+        notes(&format!(
+            "the head of the model is kept; the data has no text with these of its labels: {}",
+            unused.join(", ")
+        ));
+    }
+    Ok(labels)
+}
+
+/// Returns the folder of the loaded model, if it is a classifier.
+fn classifier_dir(recipe: &Recipe) -> Result<Option<PathBuf>> {
     let ModelConfig::Load { path } = &recipe.model else { return Ok(None) };
     let dir = resolve_model(Path::new(path))?;
-    if !Classifier::is_classifier(&dir) {
-        return Ok(None);
-    }
+    Ok(Classifier::is_classifier(&dir).then_some(dir))
+}
+
+/// Opens the classifier to train further, if the recipe loads one.
+fn loaded_classifier(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Option<Classifier>> {
+    let Some(dir) = classifier_dir(recipe)? else { return Ok(None) };
     let classifier = Classifier::load(&dir)?;
     check_vocabulary(&dir, tokenizer, classifier.model())?;
     Ok(Some(classifier))
+}
+
+/// Opens the loaded model without the head that it may have.
+fn backbone(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
+    let Some(dir) = classifier_dir(recipe)? else { return model::prepare(recipe, tokenizer) };
+    let mut model = Classifier::load_backbone(&dir)?;
+    check_vocabulary(&dir, tokenizer, &model)?;
+    model::set_up(recipe, &mut model);
+    Ok(model)
 }

@@ -90,6 +90,19 @@ fn loader_options(recipe: &Recipe) -> (LoaderOptions, LoaderOptions) {
     (train, LoaderOptions::sequential(batch_size, seq_len))
 }
 
+/// Says how many of `all` examples are cut at `seq_len` tokens.
+fn cut(n_cut: usize, all: usize, seq_len: usize) -> String {
+    format!("{n_cut} cut at {seq_len} tokens{}", share(n_cut, all))
+}
+
+/// Says the share of `n` in `all`, if it is not 0.
+fn share(n: usize, all: usize) -> String {
+    match n {
+        0 => String::new(),
+        n => format!(", {:.1} %", 100.0 * n as f64 / all as f64),
+    }
+}
+
 /// The training and the validation side of a data set.
 struct Sides<T> {
     train: Vec<T>,

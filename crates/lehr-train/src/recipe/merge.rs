@@ -2,6 +2,9 @@
 
 use toml::{Table, Value};
 
+/// Advice for an override that is none.
+pub(super) const HINT: &str = "write --set section.key=value, as in --set optimizer.lr=3e-4";
+
 /// Applies one `section.key=value`. A value that is not TOML is taken as text.
 pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
     let Some((path, value)) = item.split_once('=') else {
@@ -84,6 +87,54 @@ pub(super) fn drop_stale(table: &mut Table, message: &str, overrides: &[String])
         }
     }
     false
+}
+
+/// Names a key of `table` that the recipe read from it, written as `used`, does not have. Serde
+/// does not report unknown keys of a kind without keys of its own. Keys that a former kind of a
+/// section left behind are no fault.
+pub(super) fn unused(table: &Table, used: &str, overrides: &[String]) -> Option<String> {
+    let used: Table = toml::from_str(used).ok()?;
+    let is_set =
+        |key: &str| overrides.iter().any(|o| o.split_once('=').map(|s| s.0.trim()) == Some(key));
+    for (section, keys) in table {
+        let known = used.get(section).and_then(Value::as_table);
+        for key in keys.as_table().into_iter().flat_map(Table::keys) {
+            let is_stale =
+                is_set(&format!("{section}.kind")) && !is_set(&format!("{section}.{key}"));
+            if !is_stale && known.is_some_and(|known| !known.contains_key(key)) {
+                let kind = known.and_then(|k| k.get("kind")).and_then(Value::as_str);
+                let of = kind.map_or_else(String::new, |kind| format!(" with kind = {kind:?}"));
+                return Some(format!("unknown field `{key}` in [{section}]{of}"));
+            }
+        }
+    }
+    None
+}
+
+/// Lists the keys that differ between two recipes: "train.steps is 9 instead of 4".
+pub(super) fn differences(there: &str, here: &str) -> Vec<String> {
+    let [there, here] = [there, here].map(|text| toml::from_str::<Table>(text).unwrap_or_default());
+    let mut found = Vec::new();
+    let value = |table: &Table, section: &str, key: &str| -> String {
+        let value = table.get(section).and_then(|section| section.get(key));
+        value.map_or_else(|| "not set".to_owned(), ToString::to_string)
+    };
+    for section in here.keys() {
+        let of = |table: &Table| -> Vec<String> {
+            let keys =
+                table.get(section).and_then(Value::as_table).into_iter().flat_map(Table::keys);
+            keys.cloned().collect()
+        };
+        let mut keys = of(&there);
+        keys.extend(of(&here).into_iter().filter(|key| !keys.contains(key)).collect::<Vec<_>>());
+        for key in keys {
+            let (old, new) = (value(&there, section, &key), value(&here, section, &key));
+            if old != new {
+                found.push(format!("{section}.{key} is {new} instead of {old}"));
+            }
+        }
+    }
+    found
 }
 
 /// Suggests the nearest expected name for "unknown field `x`, expected one of `a`, `b`".

@@ -70,12 +70,8 @@ impl Recipe {
         let mut table: toml::Table =
             toml::from_str(text).map_err(|e| fault(e.to_string().trim_end().to_owned(), None))?;
         for item in overrides {
-            merge::set(&mut table, item).map_err(|reason| {
-                fault(
-                    reason,
-                    Some("write --set section.key=value, as in --set optimizer.lr=3e-4".into()),
-                )
-            })?;
+            merge::set(&mut table, item)
+                .map_err(|reason| fault(reason, Some(merge::HINT.to_owned())))?;
         }
         if let Some((reason, hint)) = renamed::find(&table) {
             return Err(fault(reason, Some(hint)));
@@ -98,6 +94,9 @@ impl Recipe {
                 }
             }
         };
+        if let Some(reason) = merge::unused(&table, &recipe.to_toml(), overrides) {
+            return Err(fault(reason, None));
+        }
         recipe.validate()?;
         Ok(recipe)
     }
@@ -123,6 +122,12 @@ impl Recipe {
     #[must_use]
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a recipe holds tables, numbers and text only")
+    }
+
+    /// Lists the settings in which `other` differs from this recipe.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        merge::differences(&self.to_toml(), &other.to_toml())
     }
 
     /// The run directory.
@@ -155,6 +160,22 @@ impl Recipe {
 
 fn base_table() -> toml::Table {
     toml::from_str(include_str!("base.toml")).expect("base.toml is TOML")
+}
+
+/// Reads `key=value` overrides into a table without a recipe.
+///
+/// # Errors
+/// If one is not of the form `section.key=value`.
+pub(crate) fn table_of(overrides: &[String]) -> Result<toml::Table> {
+    let mut table = toml::Table::new();
+    for item in overrides {
+        merge::set(&mut table, item).map_err(|reason| Error::Recipe {
+            origin: "(built in)".to_owned(),
+            reason,
+            hint: Some(merge::HINT.to_owned()),
+        })?;
+    }
+    Ok(table)
 }
 
 /// The impossible settings found so far.

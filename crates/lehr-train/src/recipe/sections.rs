@@ -3,7 +3,7 @@
 use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use serde::{Deserialize, Serialize};
 
-use super::{Faults, Recipe};
+use super::{Faults, ObjectiveKind, Recipe};
 
 /// `[run]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,6 +77,10 @@ pub struct TrainConfig {
     pub cuda_graph: bool,
     /// Patterns of the names of frozen parameters; `*` matches any text.
     pub freeze: Vec<String>,
+    /// Whether classification starts a new head, for the labels of the data, although the loaded
+    /// model has one. Runs from before this key lack it.
+    #[serde(default)]
+    pub new_head: bool,
 }
 
 impl TrainConfig {
@@ -87,6 +91,9 @@ impl TrainConfig {
         faults.check(seq_len > 0, "train.seq_len", &seq_len, "at least 1");
         let key = "train.grad_accumulation";
         faults.check(grad_accumulation > 0, key, &grad_accumulation, "at least 1");
+        let has_use = recipe.objective == ObjectiveKind::Classify && recipe.model.is_loaded();
+        let expected = "false, unless objective.kind is classify and model.kind is load";
+        faults.check(!self.new_head || has_use, "train.new_head", &self.new_head, expected);
         let waits = recipe.optimizer.in_backward
             || self.activation_checkpointing == ActivationCheckpointing::Offload;
         let expected = "false, or optimizer.in_backward = false and \

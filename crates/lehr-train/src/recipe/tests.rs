@@ -168,6 +168,37 @@ fn old_names_on_the_command_line_are_used_and_named() {
 }
 
 #[test]
+fn keys_of_kinds_that_have_none_are_unknown_and_not_dropped() {
+    for set in ["objective.colour=1", "tokenizer.kind=model tokenizer.path=x"] {
+        let sets: Vec<_> = ["model.kind=load", "model.path=m"].into_iter().chain(set.split(' '));
+        let sets: Vec<_> = sets.map(str::to_owned).collect();
+        let error = example().with_overrides(&sets).unwrap_err().to_string();
+        assert!(error.contains("unknown field") && error.contains("with kind ="), "{error}");
+    }
+    let file = example().to_toml().replace("[objective]", "[objective]\ncolour = 1");
+    let error = Recipe::parse(&file, "my.toml", &[]).unwrap_err().to_string();
+    assert!(error.contains("my.toml") && error.contains("`colour` in [objective]"), "{error}");
+    // What an overridden kind leaves behind is no key of anybody.
+    let sets = ["model.kind=load", "model.path=m", "tokenizer.kind=model"].map(str::to_owned);
+    example().with_overrides(&sets).unwrap();
+}
+
+#[test]
+fn a_new_head_is_for_classifiers_and_may_be_missing_in_old_recipes() {
+    let sets = |new: &str| {
+        let sets = ["model.kind=load", "model.path=m", "tokenizer.kind=model", new];
+        sets.map(str::to_owned).to_vec()
+    };
+    let error = example().with_overrides(&sets("train.new_head=true")).unwrap_err().to_string();
+    assert!(error.contains("train.new_head is true"), "{error}");
+    let mut with = sets("objective.kind=classify");
+    with.push("train.new_head=true".to_owned());
+    assert!(example().with_overrides(&with).unwrap().train.new_head);
+    let old = example().to_toml().replace("new_head = false\n", "");
+    assert_eq!(Recipe::parse(&old, "old.toml", &[]).unwrap(), example());
+}
+
+#[test]
 fn checkpoints_of_trained_weights_need_a_model_to_refer_to() {
     let trained = "checkpoint.weights=trained".to_owned();
     let error = example().with_overrides(std::slice::from_ref(&trained)).unwrap_err().to_string();

@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
     loaded.model.check_causal("talking")?;
+    args.sampling.warn(loaded.model.spec().max_positions);
     let template = match &args.template {
         Some(name) => loaded.template_named(name)?,
         None => loaded.template()?,
@@ -69,7 +70,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     loop {
         if interactive && !args.json {
             print!("> ");
-            std::io::stdout().flush()?;
+            // The reader of our output may have stopped reading.
+            let _ = std::io::stdout().flush();
         }
         let Some(line) = lines.next() else { break };
         let line = line.context("reading a message")?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::compute::DeviceArgs;
+use crate::fail::Hinted;
 use anyhow::{Context, Result};
 use lehr_infer::{check_vocabulary, resolve_model};
 use lehr_model::{Classifier, Tokens};
@@ -59,6 +60,14 @@ fn label(classifier: &Classifier, tokenizer: &Tokenizer, text: &str, json: bool)
     let probabilities = no_grad(|| -> Result<Vec<f32>> {
         Ok(classifier.logits(&tokens, &end)?.softmax()?.to_host()?.to_vec())
     })?;
+    if probabilities.iter().any(|p| !p.is_finite()) {
+        return Err(Hinted::error(
+            format!(
+                "labelling {text:?}: the probabilities are {probabilities:?}, expected numbers"
+            ),
+            "the weights are damaged, or the computation overflows: try --dtype f32",
+        ));
+    }
     let mut ranked: Vec<_> = classifier.labels().iter().zip(&probabilities).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(a.1));
     if json {

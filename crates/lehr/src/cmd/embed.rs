@@ -1,6 +1,6 @@
 //! `lehr embed`
 
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,13 +8,14 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use lehr_data::{ReadOptions, read_documents};
-use lehr_infer::{Embedder, Pooling};
-use lehr_model::io::{TensorFile, write_file, write_parts};
+use lehr_infer::{Embedder, Pooling, resolve_model};
+use lehr_model::io::{TensorFile, write_parts};
 use lehr_tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::compute::{DeviceArgs, ThreadArgs};
 use crate::fail::Hinted;
+use crate::output;
 
 /// Turn texts into vectors that represent their meaning.
 #[derive(clap::Args)]
@@ -99,6 +100,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None if args.json => Output::JsonLines,
         None => Output::Matrix,
     };
+    if let Some(out) = &args.out {
+        let model = resolve_model(&args.model)?;
+        let read = [args.data.as_deref(), Some(model.as_path())];
+        output::check(out, &read.into_iter().flatten().collect::<Vec<_>>())?;
+    }
     let embedder = embedder(args)?;
     let texts = texts(args)?;
     if matches!(output, Output::Matrix) && texts.len() > MATRIX_MAX {
@@ -123,9 +129,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             write_parts(out, file.parts())?;
         }
         Output::JsonLinesFile(out) => {
-            let lines: String =
-                records(&texts, &vectors).map(|record| format!("{record}\n")).collect();
-            write_file(out, lines.as_bytes())?;
+            let mut file = output::Output::create(out, &[])?;
+            let mut lines = records(&texts, &vectors);
+            let written = lines.try_for_each(|record| writeln!(file, "{record}"));
+            match written {
+                Ok(()) => file.finish()?,
+                Err(error) => {
+                    file.discard();
+                    return Err(error).with_context(|| format!("writing {}", out.display()));
+                }
+            }
         }
     }
     if let Some(out) = &args.out {
@@ -146,6 +159,17 @@ fn embedder(args: &Args) -> Result<Embedder> {
         embedder = embedder.with_prefix(prefix);
     }
     if let Some(max_tokens) = args.max_tokens {
+        let limit = embedder.model().spec().max_positions;
+        if max_tokens == 0 {
+            let found = "--max-tokens is 0, expected at least 1";
+            return Err(Hinted::error(found, "leave it out for the model's maximum"));
+        }
+        if max_tokens > limit {
+            eprintln!(
+                "warning: --max-tokens {max_tokens} is more than the model's context of {limit}, \
+                 which is used"
+            );
+        }
         embedder = embedder.with_max_tokens(max_tokens);
     }
     Ok(match args.pooling {
@@ -191,6 +215,7 @@ fn embed(embedder: &Embedder, texts: &[Text]) -> Result<Tensor> {
     for group in texts.chunks(GROUP) {
         let views: Vec<&str> = group.iter().map(|text| text.text.as_str()).collect();
         let embeddings = embedder.embed(&views)?;
+        check_numbers(group, &embeddings.vectors)?;
         values.extend_from_slice(embeddings.vectors.data());
         n_cut += embeddings.cut.len();
         bar.inc(group.len() as u64);
@@ -203,6 +228,18 @@ fn embed(embedder: &Embedder, texts: &[Text]) -> Result<Tensor> {
         );
     }
     Ok(Tensor::from_slice(&values, [texts.len(), embedder.dim()])?)
+}
+
+/// An error if a vector holds something that is no number.
+fn check_numbers(texts: &[Text], vectors: &Tensor) -> Result<()> {
+    let mut rows = vectors.data().chunks_exact(vectors.shape().last_dim());
+    match rows.position(|row| row.iter().any(|x| !x.is_finite())) {
+        None => Ok(()),
+        Some(index) => Err(Hinted::error(
+            format!("the vector of text {} has NaN or infinite numbers", texts[index].id),
+            "the weights are damaged, or the computation overflows: try --dtype f32",
+        )),
+    }
 }
 
 fn records<'a>(texts: &'a [Text], vectors: &'a Tensor) -> impl Iterator<Item = Value> + 'a {

@@ -1,11 +1,12 @@
 //! `lehr finetune`
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
 use lehr_data::{DatasetKind, guess_kind};
-use lehr_train::{Recipe, RunDir, fit_finetune};
+use lehr_train::{Finetuning, Fixed, Recipe, RunDir, fit_finetune};
 
 use super::train::Common;
 use crate::fail::Hinted;
@@ -16,11 +17,14 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Model to start from: a run directory, a checkpoint or a Hugging Face folder
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     model: Option<std::path::PathBuf>,
     /// Kind of data [default: guessed from its fields]
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["recipe", "resume"])]
     kind: Option<Kind>,
+    /// Classification: start a new head for the labels of the data, although the model has one
+    #[arg(long, conflicts_with = "resume")]
+    new_head: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -33,17 +37,35 @@ enum Kind {
     Labelled,
 }
 
+impl From<Kind> for DatasetKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Text => Self::Text,
+            Kind::Chat => Self::Chat,
+            Kind::Labelled => Self::Labelled,
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
     common.threads.apply();
+    let mut sets = common.checked_sets(&[
+        ("--model", args.model.as_deref(), "model.path"),
+        ("--kind", args.kind.map(|_| Path::new("")), "objective.kind"),
+        ("--new-head", args.new_head.then_some(Path::new("")), "train.new_head"),
+    ])?;
+    if args.new_head {
+        sets.push("train.new_head=true".to_owned());
+    }
     if let Some(dir) = &common.resume {
-        return common.run(&RunDir::load_recipe(dir)?, "finetune");
+        return common.run(&RunDir::load_recipe(dir)?, &sets, "finetune");
     }
     if let Some(path) = &common.recipe {
-        let mut sets = common.file_sets();
+        let mut own = common.file_sets();
         let model = args.model.iter().map(|m| format!("model.path={:?}", m.display().to_string()));
-        sets.extend(model);
-        return common.run(&Recipe::load(path, &sets)?, "finetune");
+        own.extend(model);
+        return common.run(&Recipe::load(path, &own)?, &sets, "finetune");
     }
     let (Some(model), Some(data)) = (&args.model, &common.data) else {
         return Err(Hinted::error(
@@ -51,16 +73,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "lehr finetune --model runs/base --data my.jsonl",
         ));
     };
+    let fixed = Fixed::new(&sets)?;
     let kind = match args.kind {
-        Some(Kind::Text) => DatasetKind::Text,
-        Some(Kind::Chat) => DatasetKind::Chat,
-        Some(Kind::Labelled) => DatasetKind::Labelled,
-        None => guess_kind(data)?,
+        Some(kind) => kind.into(),
+        None => match fixed.text("objective.kind") {
+            Some("next_token") => DatasetKind::Text,
+            Some("chat") => DatasetKind::Chat,
+            Some("classify") => DatasetKind::Labelled,
+            _ => guess_kind(data)?,
+        },
     };
-    let out = common.out_dir(data, "-finetuned");
-    let fitted = fit_finetune(model, data, kind, &out, common.seed.unwrap_or(1))?;
-    if !common.json && !common.dry_run {
-        fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
-    }
-    common.run(&fitted.recipe, "finetune")
+    let out = &common.out_dir(data, "-finetuned", &fixed);
+    common.say_fitting(data);
+    let seed = common.seed.unwrap_or(1);
+    let fitted = fit_finetune(Finetuning { model, data, kind, out, seed }, &fixed)?;
+    common.run_fitted(&fitted, &sets, "finetune")
 }

@@ -49,11 +49,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prompts = args.many.prompts.as_deref().map(prompts::read).transpose()?;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
+    args.sampling.warn(loaded.model.spec().max_positions);
     limits.stop_ids.extend(loaded.end_ids()?);
     match (&prompts, &args.prompt) {
         (Some(prompts), _) => {
             let request = Request::new(Vec::new(), sampler.sampling(), limits);
-            prompts::run(&args.many, prompts, &loaded, &request, args.sampling.context())?;
+            return prompts::run(&args.many, prompts, &loaded, &request, args.sampling.context());
         }
         (None, Some(text)) => one(args, text, &loaded, limits)?,
         (None, None) => unreachable!("the parser asks for one of them"),
@@ -111,7 +112,7 @@ fn one(args: &Args, text: &String, loaded: &Loaded, limits: Limits) -> Result<()
 
 /// What a person is told when a text ended because there is no room for more.
 pub(crate) fn context_full(context: usize) -> String {
-    format!("(the context of {context} tokens is full)")
+    format!("stopped: the context of {context} tokens is full")
 }
 
 /// The log-probabilities of each new token and of its alternatives.

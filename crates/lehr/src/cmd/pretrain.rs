@@ -1,9 +1,10 @@
 //! `lehr pretrain`
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_train::{Budget, Recipe, RunDir, device_gflops, fit_pretrain};
+use lehr_train::{Budget, Fixed, Recipe, RunDir, device_gflops, fit_pretrain};
 
 use super::train::Common;
 use crate::fail::Hinted;
@@ -13,19 +14,23 @@ use crate::fail::Hinted;
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
-    /// Duration in minutes to which the model and the number of steps are fitted
-    #[arg(long, default_value_t = 5.0)]
-    minutes: f64,
+    /// Duration in minutes to which the model and the number of steps are fitted [default: 5]
+    #[arg(long, conflicts_with_all = ["recipe", "resume"])]
+    minutes: Option<f64>,
 }
+
+/// Duration of a run without `--minutes`.
+const MINUTES: f64 = 5.0;
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
     common.threads.apply();
+    let sets = common.checked_sets(&[])?;
     if let Some(dir) = &common.resume {
-        return common.run(&RunDir::load_recipe(dir)?, "pretrain");
+        return common.run(&RunDir::load_recipe(dir)?, &sets, "pretrain");
     }
     if let Some(path) = &common.recipe {
-        return common.run(&Recipe::load(path, &common.file_sets())?, "pretrain");
+        return common.run(&Recipe::load(path, &common.file_sets())?, &sets, "pretrain");
     }
     let Some(data) = &common.data else {
         return Err(Hinted::error(
@@ -33,28 +38,46 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "lehr pretrain --data my.txt, or lehr pretrain configs/tiny-llama.toml",
         ));
     };
-    if !(args.minutes > 0.0 && args.minutes.is_finite()) {
-        let found = format!("--minutes is {}, expected more than 0", args.minutes);
+    let minutes = args.minutes.unwrap_or(MINUTES);
+    if !(minutes > 0.0 && minutes.is_finite()) {
+        let found = format!("--minutes is {minutes}, expected more than 0");
         return Err(Hinted::error(found, "as in --minutes 5"));
     }
-    let out = common.out_dir(data, "");
-    // An existing run continues, because its recipe was fitted when it began.
-    if out.join("recipe.toml").is_file() {
-        let recipe = RunDir::load_recipe(&out)?;
-        let is_same = recipe.data.path == data.display().to_string()
-            && common.seed.is_none_or(|seed| seed == recipe.run.seed);
-        if is_same && common.sets.is_empty() {
-            if !common.json && !common.dry_run {
-                println!("continuing the run in {}", out.display());
-            }
-            return common.run(&recipe, "pretrain");
+    let fixed = Fixed::new(&sets)?;
+    let out = common.out_dir(data, "", &fixed);
+    if let Some(recipe) = continued(common, data, &out, &sets)? {
+        if let Some(minutes) = args.minutes {
+            eprintln!(
+                "warning: --minutes {minutes} changes nothing: the run in {} has its {} steps \
+                 since it began; another --out begins a new one",
+                out.display(),
+                recipe.train.steps
+            );
         }
+        return common.run(&recipe, &sets, "pretrain");
     }
     let budget =
-        Budget { seconds: args.minutes * 60.0, gflops: device_gflops(&common.compute()?)? };
-    let fitted = fit_pretrain(data, &out, common.seed.unwrap_or(1), budget)?;
-    if !common.json && !common.dry_run {
-        fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
+        Budget { seconds: minutes * 60.0, gflops: device_gflops(&common.compute(&fixed)?)? };
+    common.say_fitting(data);
+    let fitted = fit_pretrain(data, &out, common.seed.unwrap_or(1), budget, &fixed)?;
+    common.run_fitted(&fitted, &sets, "pretrain")
+}
+
+/// Returns the recipe of the run that is in `out`, if it is this one: of the same data and seed,
+/// and with the same overrides. Its recipe was fitted when it began.
+fn continued(common: &Common, data: &Path, out: &Path, sets: &[String]) -> Result<Option<Recipe>> {
+    if !out.join("recipe.toml").is_file() {
+        return Ok(None);
     }
-    common.run(&fitted.recipe, "pretrain")
+    let recipe = RunDir::load_recipe(out)?;
+    let is_same = recipe.data.path == data.display().to_string()
+        && common.seed.is_none_or(|seed| seed == recipe.run.seed)
+        && recipe.with_overrides(sets).is_ok_and(|with| with == recipe);
+    if !is_same {
+        return Ok(None);
+    }
+    if !common.json && !common.dry_run {
+        println!("continuing the run in {}", out.display());
+    }
+    Ok(Some(recipe))
 }

@@ -1,16 +1,25 @@
 //! Code that `pretrain` and `finetune` share: running a recipe in its directory.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use lehr_train::recipe::current_names;
-use lehr_train::{Located, Recipe, RunDir, device_gflops, locate, prepare, write_report};
+use lehr_train::{
+    Fitted, Fixed, Located, Recipe, RunDir, check_run_dir, device_gflops, locate, prepare,
+    write_report,
+};
 use serde_json::json;
 
 use super::compute::ThreadArgs;
+use crate::fail::Hinted;
 use crate::stop::{self, Preparation};
 use crate::ui::{Show, Style, say_interrupted};
+
+/// Endings of compressed data, and of data that can be read.
+const COMPRESSED: [&str; 2] = ["gz", "zst"];
+const READABLE: [&str; 6] = ["txt", "md", "jsonl", "json", "csv", "tsv"];
 
 /// Arguments of every command that trains.
 #[derive(clap::Args)]
@@ -45,7 +54,7 @@ pub(crate) struct Common {
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     /// Only print the recipe
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     pub(crate) dry_run: bool,
     /// Print one JSON object per event
     #[arg(long)]
@@ -53,14 +62,56 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    /// Returns the run directory: as given, or `runs/` and the name of the data.
-    pub(crate) fn out_dir(&self, data: &std::path::Path, suffix: &str) -> std::path::PathBuf {
-        self.out.clone().unwrap_or_else(|| {
-            let stem = data.file_stem().unwrap_or_default().to_string_lossy();
-            let stem = stem.split('.').next().unwrap_or_default();
-            let name = if stem.is_empty() { "data" } else { stem };
-            std::path::PathBuf::from("runs").join(format!("{name}{suffix}"))
+    /// Returns the run directory: as given, or `runs/` and the name of the data without the endings
+    /// that say how it is read.
+    pub(crate) fn out_dir(&self, data: &Path, suffix: &str, fixed: &Fixed) -> PathBuf {
+        let given = || fixed.text("run.dir").map(PathBuf::from);
+        self.out.clone().or_else(given).unwrap_or_else(|| {
+            let mut name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            for endings in [&COMPRESSED[..], &READABLE] {
+                let stem = name.rsplit_once('.').filter(|(_, end)| endings.contains(end));
+                if let Some((stem, _)) = stem {
+                    name = stem.to_owned();
+                }
+            }
+            let name = if name.is_empty() { "data" } else { &name };
+            PathBuf::from("runs").join(format!("{name}{suffix}"))
         })
+    }
+
+    /// Returns the overrides of `--set` under their current names, and warns of old names and of
+    /// keys that are set twice. A key that has an argument, here or in `more`, is set by one of
+    /// both. Each argument comes with its value, if it is given.
+    pub(crate) fn checked_sets(&self, more: &[(&str, Option<&Path>, &str)]) -> Result<Vec<String>> {
+        let (sets, notes) = current_names(&self.sets);
+        notes.iter().for_each(|note| eprintln!("warning: {note}"));
+        let keys: Vec<_> = sets.iter().filter_map(|s| Some(s.split_once('=')?.0.trim())).collect();
+        for (index, key) in keys.iter().enumerate() {
+            if keys[..index].contains(key) {
+                eprintln!("warning: {key} is set more than once; the last --set is used");
+            }
+        }
+        let is = |given: bool| given.then_some(Path::new(""));
+        let own = [
+            ("--data", self.data.as_deref(), "data.path"),
+            ("--out", self.out.as_deref(), "run.dir"),
+            ("--seed", is(self.seed.is_some()), "run.seed"),
+            ("--device", is(self.device.is_some()), "run.device"),
+            ("--dtype", is(self.dtype.is_some()), "run.dtype"),
+        ];
+        for (name, given, key) in own.iter().chain(more) {
+            let Some(path) = given else { continue };
+            if keys.contains(key) {
+                let found = format!("{name} and --set {key} are both given");
+                return Err(Hinted::error(found, "give one of them; they set the same"));
+            }
+            // A recipe is text, and so are its paths.
+            if path.to_str().is_none() {
+                let found = format!("{name} is {}, which is not UTF-8", path.display());
+                return Err(Hinted::error(found, "rename it; a recipe cannot hold such a path"));
+            }
+        }
+        Ok(sets)
     }
 
     /// Overrides of a recipe file that have their own arguments.
@@ -80,23 +131,47 @@ impl Common {
     }
 
     /// Returns the device on which a fitted run will compute.
-    pub(crate) fn compute(&self) -> Result<Compute> {
-        Ok(Compute::choose(self.device.unwrap_or_default(), self.dtype.unwrap_or_default())?)
+    pub(crate) fn compute(&self, fixed: &Fixed) -> Result<Compute> {
+        // What cannot be parsed is named when the recipe is checked.
+        let device = || fixed.text("run.device").and_then(|text| text.parse().ok());
+        let dtype = || fixed.text("run.dtype").and_then(|text| text.parse().ok());
+        let device = self.device.or_else(device).unwrap_or_default();
+        Ok(Compute::choose(device, self.dtype.or_else(dtype).unwrap_or_default())?)
     }
 
     pub(crate) fn style(&self) -> Style {
         if self.json { Style::Json } else { Style::Human }
     }
 
+    /// Says what is done before the run begins: large data is read and counted for a while.
+    pub(crate) fn say_fitting(&self, data: &Path) {
+        if !self.json && !self.dry_run {
+            println!("fitting a recipe to {}", data.display());
+        }
+    }
+
+    /// Says why a recipe is fitted as it is, and runs it.
+    pub(crate) fn run_fitted(
+        &self,
+        fitted: &Fitted,
+        sets: &[String],
+        command: &str,
+    ) -> Result<ExitCode> {
+        if !self.json && !self.dry_run {
+            fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
+        }
+        self.run(&fitted.recipe, sets, command)
+    }
+
     /// Runs `recipe`, given or fitted, with the overrides applied.
-    pub(crate) fn run(&self, recipe: &Recipe, command: &str) -> Result<ExitCode> {
-        let (sets, notes) = current_names(&self.sets);
-        notes.iter().for_each(|note| eprintln!("warning: {note}"));
-        let recipe = recipe.with_overrides(&[self.compute_sets(), sets].concat())?;
+    pub(crate) fn run(&self, recipe: &Recipe, sets: &[String], command: &str) -> Result<ExitCode> {
+        let sets = [self.compute_sets(), sets.to_vec()].concat();
+        let recipe = recipe.with_overrides(&sets)?;
         if self.dry_run {
             print!("{}", recipe.to_toml());
             return Ok(ExitCode::SUCCESS);
         }
+        check_run_dir(&recipe)?;
         self.run_recipe(&recipe, command)
     }
 

@@ -1,6 +1,7 @@
 //! `lehr bench ops`: each operation against its limit on this device, the bandwidth of a copy or
 //! the rate of matrix products.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ use lehr_tensor::{
 use serde_json::json;
 
 use crate::cmd::compute::ThreadArgs;
+use crate::fail::Hinted;
 
 /// Single operations, as shares of the device's copy bandwidth or matrix-product rate.
 #[derive(clap::Args)]
@@ -61,6 +63,8 @@ struct Bench<'a> {
     copy_rate: f64,
     /// FLOP/s of a large product.
     matmul_rate: f64,
+    /// Number of operations that `--only` has let through.
+    n_wanted: Cell<usize>,
 }
 
 /// Runs; the result is their mean.
@@ -79,14 +83,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.threads.apply();
     let compute = Compute::choose(args.device, args.dtype)?;
     let Compute { device, dtype, .. } = compute;
-    let mut bench = Bench { args, device, dtype, copy_rate: 1.0, matmul_rate: 1.0 };
+    let n_wanted = Cell::new(0);
+    let mut bench = Bench { args, device, dtype, copy_rate: 1.0, matmul_rate: 1.0, n_wanted };
     bench.rates()?;
     let tokens = args.tokens.unwrap_or(if device.is_cuda() { 16_384 } else { 1024 });
+    if tokens == 0 {
+        return Err(Hinted::error("bench ops: --tokens is 0, expected at least 1", "leave it out"));
+    }
     bench.rows(tokens)?;
     bench.loss(tokens.min(4096))?;
     bench.attention(tokens.div_ceil(TIME))?;
     bench.optimizer()?;
     bench.decode()?;
+    if bench.n_wanted.get() == 0 {
+        return Err(Hinted::error(
+            format!("bench ops: no operation has {:?} in its name", args.only),
+            "leave --only out to see all names",
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -152,7 +166,9 @@ impl Bench<'_> {
     }
 
     fn wants(&self, op: &str) -> bool {
-        op.contains(&self.args.only)
+        let is_wanted = op.contains(&self.args.only);
+        self.n_wanted.set(self.n_wanted.get() + usize::from(is_wanted));
+        is_wanted
     }
 
     fn report(&self, op: &str, shape: &str, seconds: f64, work: Work) {

@@ -299,6 +299,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut shape = args.config.shape();
     shape.b = args.batch.unwrap_or(shape.b);
     shape.t = args.length.unwrap_or(shape.t);
+    if args.steps == 0 || args.warmup == 0 {
+        let found = format!("bench step: {} steps after {} untimed", args.steps, args.warmup);
+        return Err(Hinted::error(
+            format!("{found}, expected at least 1 of each"),
+            "the first step compiles and allocates, so it is never timed",
+        ));
+    }
     if shape.b == 0 || shape.t == 0 {
         return Err(Hinted::error(
             "bench step: --batch and --length are at least 1",

@@ -1,17 +1,22 @@
 //! `lehr generate --prompts`: many texts at once.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lehr_infer::{Engine, EngineSettings, Error, Event, Generated, Loaded, Request, Sampling};
+use lehr_infer::{
+    Engine, EngineSettings, Error, Event, Generated, Loaded, Request, RequestId, Sampling,
+};
 use serde_json::{Value, json};
 
 use crate::fail::Hinted;
+use crate::output::{self, Output};
+use crate::ui;
 
 /// A file of prompts, and settings for working on it.
 #[derive(clap::Args)]
@@ -27,7 +32,8 @@ pub(crate) struct PromptsArgs {
     /// more, the last ones are preempted and wait [default: enough for N whole sequences]
     #[arg(long, value_name = "TOKENS", conflicts_with = "prompt")]
     cache_tokens: Option<usize>,
-    /// With --prompts: write the objects to this file
+    /// With --prompts: write the objects to this file, which is replaced when all are there. Until
+    /// then they are in the file beside it that ends in .partial
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     output: Option<PathBuf>,
 }
@@ -39,7 +45,12 @@ pub(crate) fn run(
     loaded: &Loaded,
     like: &Request,
     context: Option<usize>,
-) -> Result<()> {
+) -> Result<ExitCode> {
+    let read = [args.prompts.as_deref(), Some(loaded.path.as_path())];
+    let read: Vec<&Path> = read.into_iter().flatten().collect();
+    if let Some(output) = &args.output {
+        output::check(output, &read)?;
+    }
     let mut requests = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
         let seed = like.sampling.seed.wrapping_add(index as u64);
@@ -70,45 +81,64 @@ pub(crate) fn run(
     for (index, request) in requests.into_iter().enumerate() {
         ids.push(engine.submit(request).map_err(|source| in_prompt(index, n, source))?);
     }
-    check_output(args, &loaded.path)?;
-    let mut lines = Lines::new(args.output.as_deref())?;
+    let mut work = Work { prompts, ids, n_tokens: 0, failure: None };
+    let mut lines = Lines::new(args.output.as_deref(), &read)?;
     let start = Instant::now();
-    let mut n_tokens = 0;
-    'work: while !engine.is_idle() {
-        for event in engine.step()? {
-            let index = |id| ids.binary_search(&id).unwrap_or_default();
-            match event {
-                Event::Token { .. } | Event::Text { .. } => {}
-                Event::Failed { id, error } => return Err(in_prompt(index(id), n, error).into()),
-                Event::Finished { id, generated } => {
-                    n_tokens += generated.ids.len();
-                    let index = index(id);
-                    if lines.put(index, object(index, &prompts[index], &generated)).is_break() {
-                        break 'work;
+    let done = work.run(&mut engine, &mut lines);
+    let seconds = start.elapsed().as_secs_f64();
+    let n_tokens = work.n_tokens;
+    let Done { n_written, is_complete } = lines.end(done)?;
+    if !is_complete {
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    let rate = n_tokens as f64 / seconds;
+    eprintln!("{n_written} texts, {n_tokens} new tokens in {seconds:.1} s: {rate:.1} tokens/s");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// The prompts that are worked on.
+struct Work<'a> {
+    prompts: &'a [String],
+    ids: Vec<RequestId>,
+    n_tokens: usize,
+    /// The first error of a prompt.
+    failure: Option<Error>,
+}
+
+impl Work<'_> {
+    /// Generates until all texts are there, the output ends or Ctrl-C is pressed. A prompt that
+    /// cannot be continued ends with an error of its own; the others are not affected.
+    fn run(&mut self, engine: &mut Engine<'_>, lines: &mut Lines) -> Result<()> {
+        while !engine.is_idle() && !ui::stopped() {
+            for event in engine.step()? {
+                let index = |id| self.ids.binary_search(&id).unwrap_or_default();
+                let (index, object) = match event {
+                    Event::Token { .. } | Event::Text { .. } => continue,
+                    Event::Failed { id, error } => {
+                        let index = index(id);
+                        let object = json!({
+                            "index": index, "prompt": self.prompts[index],
+                            "error": error.to_string(),
+                        });
+                        self.failure.get_or_insert(in_prompt(index, self.ids.len(), error));
+                        (index, object)
                     }
+                    Event::Finished { id, generated } => {
+                        self.n_tokens += generated.ids.len();
+                        let index = index(id);
+                        (index, object(index, &self.prompts[index], &generated))
+                    }
+                };
+                if lines.put(index, object).is_break() {
+                    return Ok(());
                 }
             }
         }
-    }
-    lines.end()?;
-    let seconds = start.elapsed().as_secs_f64();
-    let rate = n_tokens as f64 / seconds;
-    eprintln!("{n} texts, {n_tokens} new tokens in {seconds:.1} s: {rate:.1} tokens/s");
-    Ok(())
-}
-
-/// An error if the output would overwrite what is being read.
-fn check_output(args: &PromptsArgs, model: &Path) -> Result<()> {
-    // A file that is not there yet is none of them.
-    let output = args.output.as_deref().and_then(|path| fs::canonicalize(path).ok());
-    let read = [args.prompts.as_deref(), Some(model)].into_iter().flatten();
-    let is_output = |path: &&Path| output.is_some() && fs::canonicalize(path).ok() == output;
-    match read.into_iter().find(is_output) {
-        None => Ok(()),
-        Some(path) => {
-            let found = format!("--output {} would overwrite what is read", path.display());
-            Err(Hinted::error(found, "give the output a name of its own"))
-        }
+        lines.is_complete = engine.is_idle();
+        self.failure.take().map_or(Ok(()), |error| Err(error.into()))
     }
 }
 
@@ -125,49 +155,112 @@ fn object(index: usize, prompt: &str, generated: &Generated) -> Value {
 
 /// Output of the objects, in the order of the prompts.
 struct Lines {
-    to: Box<dyn Write>,
-    name: String,
+    to: Target,
     /// Index of the next prompt to write.
     next: usize,
     /// Objects of later prompts.
     held: BTreeMap<usize, Value>,
     failure: Option<io::Error>,
+    /// Whether the objects of all prompts were given.
+    is_complete: bool,
+}
+
+/// Where the objects go.
+enum Target {
+    File { output: Output, name: String },
+    Standard,
+}
+
+/// The end of the work.
+struct Done {
+    n_written: usize,
+    is_complete: bool,
 }
 
 impl Lines {
-    /// A file or standard output.
-    fn new(path: Option<&Path>) -> Result<Self> {
-        let (to, name): (Box<dyn Write>, _) = match path {
+    /// A file or standard output. `read` must not be overwritten.
+    fn new(path: Option<&Path>, read: &[&Path]) -> Result<Self> {
+        let to = match path {
             Some(path) => {
+                // Ctrl-C keeps what was generated so far.
+                ui::stop_on_ctrl_c();
                 let name = path.display().to_string();
-                let file = File::create(path).with_context(|| format!("writing {name}"))?;
-                (Box::new(file), name)
+                Target::File { output: Output::create(path, read)?, name }
             }
-            None => (Box::new(io::stdout()), "standard output".to_owned()),
+            None => Target::Standard,
         };
-        Ok(Self { to, name, next: 0, held: BTreeMap::new(), failure: None })
+        Ok(Self { to, next: 0, held: BTreeMap::new(), failure: None, is_complete: false })
     }
 
     /// Takes the object of prompt `index` and writes all that are next in order.
     fn put(&mut self, index: usize, object: Value) -> ControlFlow<()> {
         self.held.insert(index, object);
         while let Some(object) = self.held.remove(&self.next) {
-            let written = self.to.write_all(format!("{object}\n").as_bytes());
-            if let Err(error) = written.and_then(|()| self.to.flush()) {
-                self.failure = Some(error);
-                return ControlFlow::Break(());
-            }
+            self.write(&object)?;
             self.next += 1;
         }
         ControlFlow::Continue(())
     }
 
-    /// Returns an error if something was not written.
-    fn end(self) -> Result<()> {
-        match self.failure {
-            Some(error) => Err(error).with_context(|| format!("writing {}", self.name)),
-            None => Ok(()),
+    fn write(&mut self, object: &Value) -> ControlFlow<()> {
+        let line = format!("{object}\n");
+        let written = match &mut self.to {
+            Target::File { output, .. } => output.write_all(line.as_bytes()),
+            Target::Standard => {
+                let mut out = io::stdout();
+                out.write_all(line.as_bytes()).and_then(|()| out.flush())
+            }
+        };
+        match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.failure = Some(error);
+                ControlFlow::Break(())
+            }
         }
+    }
+
+    /// Ends the output after the work is `done`. A file that lacks results does not get its name;
+    /// the error, or a note after Ctrl-C, says where they are.
+    fn end(mut self, done: Result<()>) -> Result<Done> {
+        let is_complete = self.is_complete && self.failure.is_none() && done.is_ok();
+        // Results of later prompts are worth keeping when an earlier one is missing.
+        let held = std::mem::take(&mut self.held);
+        let mut n_written = self.next;
+        for object in held.values() {
+            if self.failure.is_some() || self.write(object).is_break() {
+                break;
+            }
+            n_written += 1;
+        }
+        let (output, name) = match self.to {
+            Target::File { output, name } => (output, name),
+            Target::Standard => {
+                // Who reads our output may stop reading.
+                let lost = self.failure.filter(|e| e.kind() != io::ErrorKind::BrokenPipe);
+                lost.map_or(Ok(()), Err).context("writing standard output")?;
+                done?;
+                return Ok(Done { n_written, is_complete: true });
+            }
+        };
+        if is_complete {
+            output.finish()?;
+            return Ok(Done { n_written, is_complete });
+        }
+        let place = output.place().display().to_string();
+        if n_written == 0 {
+            output.discard();
+        }
+        let kept = match n_written {
+            0 => "nothing was generated yet".to_owned(),
+            n => format!("the results of {n} prompts are in {place}"),
+        };
+        match self.failure {
+            Some(error) => Err(error).with_context(|| format!("writing {name}; {kept}"))?,
+            None => done.with_context(|| format!("generating stopped; {kept}"))?,
+        }
+        eprintln!("interrupted; {kept}");
+        Ok(Done { n_written, is_complete })
     }
 }
 

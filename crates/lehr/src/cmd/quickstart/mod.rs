@@ -31,9 +31,9 @@ pub(crate) struct Args {
     /// Folder for all results
     #[arg(long, default_value = "runs/quickstart")]
     out: PathBuf,
-    /// Approximate duration on this machine
-    #[arg(long, default_value_t = plan::SECONDS)]
-    seconds: f64,
+    /// Approximate duration on this machine [default: 300]
+    #[arg(long)]
+    seconds: Option<f64>,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object with the results at the end, nothing else
@@ -69,8 +69,9 @@ enum Stage {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    if !(args.seconds.is_finite() && args.seconds >= 10.0) {
-        let found = format!("--seconds is {}, expected 10 or more", args.seconds);
+    let seconds = args.seconds.unwrap_or(plan::SECONDS);
+    if !(seconds.is_finite() && seconds >= 10.0) {
+        let found = format!("--seconds is {seconds}, expected 10 or more");
         return Err(Hinted::error(found, format!("the default is {}", plan::SECONDS)));
     }
     args.threads.apply();
@@ -78,7 +79,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("creating {}", args.out.display()))?;
-    let plan = Plan::load_or_make(&args.out.join("plan.json"), args.seconds)?;
+    let plan = Plan::load_or_make(&args.out.join("plan.json"), seconds)?;
+    if args.seconds.is_some_and(|seconds| seconds != plan.seconds) {
+        eprintln!(
+            "warning: --seconds {seconds} changes nothing: the quickstart in {} is planned for {} \
+             s; another --out begins a new one",
+            args.out.display(),
+            plan.seconds
+        );
+    }
     let results = Results::open(&args.out.join("results.jsonl"))?;
     let mut quickstart = Quickstart { out: args.out.clone(), plan, results, json: args.json };
     quickstart.say(&quickstart.plan.to_string());
