@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::{Disk, Storage, create_dir, replace_file};
-use crate::{Error, Inputs, Recipe, Result};
-
 use crate::recipe::ModelConfig;
+use crate::{Error, Inputs, Recipe, Result};
 
 mod lock;
 
