@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::weight_files;
 use super::manifest::{Manifest, hash_file, hex};
+use super::weight_files::WeightFiles;
 use crate::{Error, Result};
 
 /// File name of the reference in a checkpoint's folder.
@@ -75,7 +75,7 @@ impl BaseModel {
 
 /// Computes the hash of the model in `path`. It uses the hashes of a manifest if there is one.
 fn hash_of_weights(path: &Path) -> Result<String> {
-    let mut files = weight_files(path)?;
+    let mut files = WeightFiles::find(path)?.paths;
     files.extend(Some(path.join(BASE)).filter(|base| base.is_file()));
     let manifest = Manifest::read(path).ok().filter(|m| m.check_sizes(path).is_ok());
     let mut list = Sha256::new();

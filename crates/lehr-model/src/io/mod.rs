@@ -7,6 +7,7 @@ mod entry;
 mod files;
 mod folder;
 pub mod gguf;
+pub(crate) mod leftover;
 mod manifest;
 mod pickle;
 mod safetensors_file;
@@ -14,6 +15,8 @@ mod shards;
 mod source;
 mod strided;
 mod tensor_file;
+mod weight_files;
+mod wrapped;
 
 pub use base::{BASE, BaseModel};
 pub use checkpoint::Checkpoint;
@@ -26,4 +29,5 @@ pub use manifest::{
 };
 pub use shards::{ShardRule, Shards};
 pub use source::ModelSource;
+pub(crate) use source::unread_keys;
 pub use tensor_file::TensorFile;

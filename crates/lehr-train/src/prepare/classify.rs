@@ -26,6 +26,9 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
         None => LabelSet::learn(&train)?,
     };
     let (train_options, validation_options) = loader_options(recipe);
+    let ends = continued.as_ref().is_none_or(Classifier::ends_texts);
+    let (train_options, validation_options) =
+        (train_options.with_ends(ends), validation_options.with_ends(ends));
     let train_loader = ClassLoader::new(&train, &labels, &tokenizer, train_options)?;
     notes(&format!(
         "data: {} labelled texts to learn from ({} cut at {} tokens), {} held out; labels: {}",
@@ -61,7 +64,9 @@ fn loaded_classifier(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Option<Cl
     if !Classifier::is_classifier(&dir) {
         return Ok(None);
     }
-    let classifier = Classifier::load(&dir)?;
-    check_vocabulary(&dir, tokenizer, classifier.model())?;
+    let mut classifier = Classifier::load(&dir)?;
+    if let Some(warning) = check_vocabulary(&dir, tokenizer, classifier.model())? {
+        classifier.model_mut().warn(warning);
+    }
     Ok(Some(classifier))
 }
