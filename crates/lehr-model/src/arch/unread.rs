@@ -25,6 +25,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
             "transformers.js_config",
             "is_llama_config",
             "_commit_hash",
+            "n_ctx",
         ],
     ),
     (
@@ -75,6 +76,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
             "id2label",
             "label2id",
             "num_labels",
+            "_num_labels",
             "problem_type",
             "classifier_pooling",
             "finetuning_task",
@@ -100,6 +102,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
             "unk_token_id",
             "sep_token_id",
             "cls_token_id",
+            "mask_token_id",
             "decoder_start_token_id",
         ],
     ),
@@ -170,6 +173,8 @@ const COMPUTATION: &[(Neutral, &[&str])] = &[
             "no_rope_layers",
             "rope_interleaved",
             "use_mrope",
+            "prefix_projection",
+            "quantization_embeddings",
         ],
     ),
     (

@@ -24,8 +24,9 @@ pub(super) struct Index {
     file_of: BTreeMap<String, String>,
 }
 
-/// Other forms of the weights that are read, and files of training. Not reading them loses nothing.
-const OTHER_FORMS: [&str; 9] = [
+/// Beginnings of files with another form of the same weights, of training, and of results for
+/// `lehr verify`. Not reading them loses nothing.
+const OTHER_FORMS: [&str; 10] = [
     "pytorch_model",
     "consolidated.",
     "tf_model",
@@ -35,6 +36,7 @@ const OTHER_FORMS: [&str; 9] = [
     "objective",
     "training_args",
     "scheduler",
+    "golden",
 ];
 
 impl WeightFiles {

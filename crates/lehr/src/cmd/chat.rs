@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use lehr_infer::{ChatSession, Finish, Limits, Loaded, Sampler};
 use serde_json::json;
 
-use super::compute::{UseArgs, warn_of};
+use super::compute::UseArgs;
 use super::generate::context_full;
 use super::sampling::SamplingArgs;
 use crate::{fail, ui};
@@ -44,7 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let limits = args.sampling.limits(512);
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
-    warn_of(loaded.sampling_note()?.as_slice());
+    if let Some(note) = loaded.sampling_note()? {
+        eprintln!("note: {note}");
+    }
     loaded.model.check_causal("talking")?;
     let template = match &args.template {
         Some(name) => loaded.template_named(name)?,

@@ -16,7 +16,7 @@ use lehr_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use self::prompts::PromptsArgs;
-use super::compute::{UseArgs, warn_of};
+use super::compute::UseArgs;
 use super::sampling::SamplingArgs;
 
 /// Continue a text, or all prompts of a file.
@@ -49,7 +49,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prompts = args.many.prompts.as_deref().map(prompts::read).transpose()?;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
-    warn_of(loaded.sampling_note()?.as_slice());
+    if let Some(note) = loaded.sampling_note()? {
+        eprintln!("note: {note}");
+    }
     limits.stop_ids.extend(loaded.end_ids()?);
     match (&prompts, &args.prompt) {
         (Some(prompts), _) => {

@@ -4,26 +4,57 @@ use super::family::Settings;
 use super::metadata::Value;
 use crate::{Error, Result};
 
-/// Beginnings of keys that change no result, with the reason.
-const HARMLESS: &[(&str, &[&str])] = &[
-    (
-        "they describe the model, its origin and the file",
-        &["general.", "quantize.", "imatrix.", "split."],
-    ),
-    ("lehr_infer reads them with the tokenizer and the chat template", &["tokenizer."]),
+/// Beginnings of keys that describe the model, its origin and the file, and change no result.
+const HARMLESS: [&str; 4] = ["general.", "quantize.", "imatrix.", "split."];
+
+/// Keys of an architecture that change no result here: the size of the vocabulary, which the
+/// embedding has; the pooling, which `lehr embed` reads; notes about the conversion.
+const HARMLESS_OF_ARCH: [&str; 4] =
+    ["vocab_size", "pooling_type", "tensor_data_layout", "rope.scaling.finetuned"];
+
+/// Keys of the tokenizer that `lehr_infer::gguf_tokenizer` and the chat template read.
+const TOKENIZER: [&str; 24] = [
+    "chat_template",
+    "ggml.model",
+    "ggml.pre",
+    "ggml.tokens",
+    "ggml.scores",
+    "ggml.token_type",
+    "ggml.merges",
+    "ggml.add_bos_token",
+    "ggml.add_eos_token",
+    "ggml.add_sep_token",
+    "ggml.add_space_prefix",
+    "ggml.remove_extra_whitespaces",
+    "ggml.precompiled_charsmap",
+    "ggml.normalizer.lowercase",
+    "ggml.normalizer.strip_accents",
+    "ggml.bos_token_id",
+    "ggml.eos_token_id",
+    "ggml.eot_token_id",
+    "ggml.eom_token_id",
+    "ggml.unknown_token_id",
+    "ggml.seperator_token_id",
+    "ggml.padding_token_id",
+    "ggml.cls_token_id",
+    "ggml.mask_token_id",
 ];
 
-/// Keys of an architecture that change no result: sizes that the tensors repeat, and the pooling,
-/// which `lehr embed` reads.
-const HARMLESS_OF_ARCH: [&str; 8] = [
-    "vocab_size",
-    "pooling_type",
-    "tensor_data_layout",
-    "attention.layer_norm_epsilon",
-    "attention.layer_norm_rms_epsilon",
-    "attention.key_length_swa",
-    "attention.value_length_swa",
-    "rope.dimension_count_swa",
+/// Keys of the tokenizer that change no result: the number of token types, of which all texts have
+/// the first; a copy of the Hugging Face file; the tokens of infilling, which no command does.
+const HARMLESS_OF_TOKENIZER: [&str; 12] = [
+    "ggml.token_type_count",
+    "huggingface.json",
+    "ggml.prefix_token_id",
+    "ggml.suffix_token_id",
+    "ggml.middle_token_id",
+    "ggml.fim_pre_token_id",
+    "ggml.fim_suf_token_id",
+    "ggml.fim_mid_token_id",
+    "ggml.fim_pad_token_id",
+    "ggml.fim_rep_token_id",
+    "ggml.fim_sep_token_id",
+    "ggml.nl_token_id",
 ];
 
 /// The values at which a key changes nothing.
@@ -48,6 +79,7 @@ const COMPUTATION: &[(Neutral, &[&str])] = &[
             "use_parallel_residual",
             "ssm.state_size",
             "nextn_predict_layers",
+            "rope.scaling.yarn_log_multiplier",
         ],
     ),
     (
@@ -90,8 +122,11 @@ impl Neutral {
 pub(super) fn check(settings: &Settings<'_>) -> Result<Vec<String>> {
     let mut unread = Vec::new();
     for (key, value) in settings.header.metadata.entries() {
-        let known = HARMLESS.iter().any(|(_, starts)| starts.iter().any(|s| key.starts_with(s)));
-        if known || settings.was_asked(key) {
+        let known = HARMLESS.iter().any(|start| key.starts_with(start));
+        let of_tokenizer = key
+            .strip_prefix("tokenizer.")
+            .is_some_and(|name| TOKENIZER.contains(&name) || HARMLESS_OF_TOKENIZER.contains(&name));
+        if known || of_tokenizer || settings.was_asked(key) {
             continue;
         }
         let name = key.strip_prefix(settings.arch).and_then(|name| name.strip_prefix('.'));
@@ -110,7 +145,7 @@ pub(super) fn check(settings: &Settings<'_>) -> Result<Vec<String>> {
             None => unread.push(format!("`{key}` = {}", value.brief())),
         }
     }
-    Ok(unread.is_empty().then(Vec::new).unwrap_or_else(|| {
-        vec![format!("keys of the GGUF file that lehr does not read: {}", unread.join(", "))]
-    }))
+    let list = unread.join(", ");
+    let warning = format!("keys of the GGUF file that lehr does not read: {list}");
+    Ok(if unread.is_empty() { Vec::new() } else { vec![warning] })
 }
