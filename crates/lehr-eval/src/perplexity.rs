@@ -133,6 +133,7 @@ pub fn perplexity(
         return Err(PerplexityError::Windows { window, stride, context });
     }
     let ids = tokenizer.encode(text).map_err(lehr_infer::Error::from)?;
+    lehr_infer::check_ids(&ids, tokenizer, model)?;
     let first = usize::from(before.is_empty());
     if ids.len() <= first {
         return Err(PerplexityError::TextTooShort { found: ids.len() });

@@ -77,6 +77,8 @@ pub struct Conversion {
     pub formats: BTreeMap<String, usize>,
     /// Parameters that the format cannot store.
     pub left_out: Vec<String>,
+    /// What the source's files say and the model does not use.
+    pub warnings: Vec<String>,
     /// The comparison.
     pub proof: Proof,
 }
@@ -98,6 +100,7 @@ pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Re
     if let Some(tokenizer) = &tokenizer {
         crate::check_vocabulary(&source, tokenizer, &model)?;
     }
+    let warnings = model.warnings();
     let ids = sample_ids(&model, tokenizer.as_ref(), sample)?;
     let want = outputs(&model, &ids)?;
     let beside = beside(target);
@@ -123,7 +126,7 @@ pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Re
         return Err(Error::Unproven { path: beside, proof: Box::new(proof) });
     }
     fs::rename(&beside, target).map_err(io("renaming", &beside))?;
-    Ok(Conversion { n_bytes: size(target)?, formats, left_out, proof })
+    Ok(Conversion { n_bytes: size(target)?, formats, left_out, warnings, proof })
 }
 
 /// The model to copy.

@@ -7,7 +7,7 @@ use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 
 use crate::pooling::{Pooling, Settings};
-use crate::{Error, Loaded, Result};
+use crate::{Error, Loaded, Result, check_ids};
 
 /// Maximum number of tokens in one forward pass, which bounds the memory of activations.
 const BATCH_TOKENS: usize = 4096;
@@ -18,13 +18,14 @@ const ROW_TOKENS: usize = 512;
 ///
 /// Its settings come from the files of sentence-transformers in the model's folder: `modules.json`
 /// (pooling), `sentence_bert_config.json` (longest text) and `config_sentence_transformers.json`
-/// (prompt before each text). Without them, an encoder takes the mean of the hidden states, a
+/// (prompt before each text). [`Model::warnings`] names their other settings. Without them, an encoder takes the mean of the hidden states, a
 /// decoder the hidden state of the last token.
 pub struct Embedder {
     model: Model,
     tokenizer: Tokenizer,
     pooling: Pooling,
     prefix: String,
+    pools_prefix: bool,
     lower_case: bool,
     max_tokens: usize,
 }
@@ -46,15 +47,17 @@ impl Embedder {
     pub fn open(path: &Path) -> Result<Self> {
         let loaded = Loaded::open(path, Weights::AsStored)?;
         let settings = match loaded.metadata() {
-            Some(metadata) => Settings::of_gguf(metadata)?,
+            Some(metadata) => Settings::of_gguf(&loaded.path, metadata)?,
             None => Settings::read(&loaded.path)?,
         };
-        let Loaded { model, tokenizer, .. } = loaded;
+        let Loaded { mut model, tokenizer, .. } = loaded;
+        settings.warnings.iter().for_each(|warning| model.warn(warning));
         let limit = model.spec().max_positions;
         let by_kind = if model.is_causal() { Pooling::Last } else { Pooling::Mean };
         Ok(Self {
             pooling: settings.pooling.unwrap_or(by_kind),
             prefix: settings.prefix,
+            pools_prefix: settings.pools_prefix,
             lower_case: settings.lower_case,
             max_tokens: settings.max_tokens.map_or(limit, |max| max.min(limit)),
             model,
@@ -114,7 +117,7 @@ impl Embedder {
     /// If a text cannot be encoded or memory runs out.
     pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Embeddings> {
         let (ids, cut) = self.encode(texts)?;
-        let d = self.dim();
+        let (d, n_prompt) = (self.dim(), self.n_unpooled()?);
         let mut vectors = Tensor::zeros([texts.len(), d])?;
         let mut by_length: Vec<usize> = (0..ids.len()).collect();
         by_length.sort_by_key(|&text| std::cmp::Reverse(ids[text].len()));
@@ -127,20 +130,37 @@ impl Embedder {
                 let start = (place.row * batch.len() + place.start) * d;
                 let states = &hidden.data()[start..start + ids[place.text].len() * d];
                 let vector = &mut vectors.data_mut()[place.text * d..(place.text + 1) * d];
-                pool(self.pooling, states, vector);
+                // A text that ends within the prompt is pooled whole.
+                let skipped = if states.len() > n_prompt * d { n_prompt * d } else { 0 };
+                match self.pooling {
+                    Pooling::Mean => pool(self.pooling, &states[skipped..], vector),
+                    Pooling::First | Pooling::Last => pool(self.pooling, states, vector),
+                }
             }
         }
         Ok(Embeddings { vectors, cut })
     }
 
+    /// Returns the number of tokens at the start of each text that the mean leaves out: those of the
+    /// prompt and before it, if the model's files say so (`include_prompt`).
+    fn n_unpooled(&self) -> Result<usize> {
+        if self.pools_prefix || self.prefix.is_empty() {
+            return Ok(0);
+        }
+        let framed = self.tokenizer.encode_framed(&[&self.whole("")], self.max_tokens)?.remove(0);
+        Ok(framed.ids.len().saturating_sub(self.tokenizer.suffix_ids().len()))
+    }
+
+    /// Returns what is encoded of a text.
+    fn whole(&self, text: &str) -> String {
+        let text = format!("{}{text}", self.prefix);
+        let text = text.trim();
+        if self.lower_case { text.to_lowercase() } else { text.to_owned() }
+    }
+
     /// Encodes each text to at least one token. Returns the indices of the cut texts as well.
     fn encode<T: AsRef<str>>(&self, texts: &[T]) -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
-        let whole = |text: &T| {
-            let text = format!("{}{}", self.prefix, text.as_ref());
-            let text = text.trim();
-            if self.lower_case { text.to_lowercase() } else { text.to_owned() }
-        };
-        let texts: Vec<String> = texts.iter().map(whole).collect();
+        let texts: Vec<String> = texts.iter().map(|text| self.whole(text.as_ref())).collect();
         let views: Vec<&str> = texts.iter().map(String::as_str).collect();
         let framed = self.tokenizer.encode_framed(&views, self.max_tokens)?;
         let cut = (0..framed.len()).filter(|&text| framed[text].is_cut).collect();
@@ -148,6 +168,9 @@ impl Embedder {
         for ids in ids.iter_mut().filter(|ids| ids.is_empty()) {
             // An empty text has no token if the tokenizer adds no special tokens.
             ids.push(self.tokenizer.end_of_document()?);
+        }
+        for ids in &ids {
+            check_ids(ids, &self.tokenizer, &self.model)?;
         }
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         match longest <= self.max_tokens {

@@ -84,10 +84,12 @@ pub enum Error {
     #[error("the prompt is empty")]
     EmptyPrompt,
     /// A prompt has an id outside the model's vocabulary.
-    #[error("the prompt has token {id}, expected ids below {vocab_size}")]
+    #[error("the text has {token:?}, which is token {id}, expected ids below {vocab_size}")]
     TokenId {
-        /// The token.
+        /// Its id.
         id: u32,
+        /// Its text, empty if there is no tokenizer.
+        token: String,
         /// Number of ids of the model.
         vocab_size: usize,
     },
@@ -180,7 +182,9 @@ impl Error {
             Self::InPrompt { source, .. } => source.hint(),
             Self::EmptyBatch => Some("give --batch 1 or more".to_owned()),
             Self::EmptyPrompt => Some("give some text to continue".to_owned()),
-            Self::TokenId { .. } => Some("use the tokenizer of this model".to_owned()),
+            Self::TokenId { .. } => {
+                Some("use the tokenizer of this model, or leave the token out".to_owned())
+            }
             Self::Logits { .. } => Some(
                 "the weights are damaged, or the computation overflows: check the model with lehr \
                  verify, or use --dtype f32"

@@ -25,6 +25,8 @@ pub struct Inspection {
     pub tokenizer: Option<TokenizerFacts>,
     /// The chat template, if the files contain one.
     pub chat_template: Option<String>,
+    /// What the files say and the model does not use.
+    pub warnings: Vec<String>,
     /// The problems found.
     pub problems: Vec<String>,
 }
@@ -54,6 +56,7 @@ impl Inspection {
         let source = ModelSource::open(&dir)?;
         let mut found = Self::empty(&dir, source.checkpoint());
         found.understand(Config::from_json(source.config()), source.checkpoint());
+        found.warnings.extend(source.warnings());
         found.tokenizer = found.tokenizer_of(&dir);
         found.chat_template = chat_template_of(&dir);
         Ok(found)
@@ -62,6 +65,7 @@ impl Inspection {
     fn of_file(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let mut found = Self::empty(path, &checkpoint);
+        found.warnings.extend_from_slice(checkpoint.warnings());
         match checkpoint.gguf_config() {
             Some(config) => found.understand(Config::from_json(config), &checkpoint),
             None => found.problems.push("a file of weights without a configuration".to_owned()),
@@ -92,6 +96,7 @@ impl Inspection {
             stored: checkpoint.stored().collect(),
             tokenizer: None,
             chat_template: None,
+            warnings: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -102,7 +107,10 @@ impl Inspection {
             Outline::new(config, checkpoint)
         });
         match outlined {
-            Ok(outline) => self.outline = Some(outline),
+            Ok(outline) => {
+                self.warnings.extend_from_slice(&outline.warnings);
+                self.outline = Some(outline);
+            }
             Err(error) => self.problems.push(error.to_string()),
         }
     }

@@ -23,7 +23,7 @@ pub use embed::{Embedder, Embeddings};
 pub use engine::{Engine, EngineSettings, Event, Request, RequestId};
 pub use error::{Error, Result};
 pub use inspect::{Inspection, TokenizerFacts};
-pub use load::{Loaded, check_vocabulary, resolve_model, template_of, tokenizer_of};
+pub use load::{Loaded, check_ids, check_vocabulary, resolve_model, template_of, tokenizer_of};
 pub use notice::{Notice, on_notice};
 pub use pooling::Pooling;
 pub use sample::{Sampler, Sampling};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use lehr_model::io::gguf::Metadata;
 use lehr_model::io::{
     MANIFEST, Manifest, ModelSource, Scrutiny, check_checkpoint, checkpoints, newest_checkpoint,
+    read_json,
 };
 use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
@@ -27,6 +28,19 @@ pub struct Loaded {
     /// The metadata of a GGUF file.
     metadata: Option<Metadata>,
 }
+
+/// Keys of `generation_config.json` that are read, or that change no text.
+const READ_OR_HARMLESS: [&str; 9] = [
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "_from_model_config",
+    "use_cache",
+    "cache_implementation",
+    "output_attentions",
+    "output_hidden_states",
+];
 
 impl Loaded {
     /// Opens a run directory, a checkpoint, a Hugging Face folder or a GGUF file for inference.
@@ -53,7 +67,7 @@ impl Loaded {
         of_file: impl FnOnce(&ModelSource) -> lehr_model::Result<Model>,
     ) -> Result<Self> {
         let path = resolve_model(path)?;
-        let (model, tokenizer, metadata) = if path.is_file() {
+        let (mut model, tokenizer, metadata) = if path.is_file() {
             let source = ModelSource::open(&path)?;
             let metadata = source.gguf_metadata().cloned().unwrap_or_default();
             (of_file(&source)?, gguf_tokenizer(&metadata)?, Some(metadata))
@@ -61,7 +75,9 @@ impl Loaded {
             let tokenizer = Tokenizer::open(&path)?;
             (of_folder(&path)?, tokenizer, None)
         };
-        check_vocabulary(&path, &tokenizer, &model)?;
+        if let Some(warning) = check_vocabulary(&path, &tokenizer, &model)? {
+            model.warn(warning);
+        }
         Ok(Self { model, tokenizer, path, metadata })
     }
 
@@ -99,6 +115,30 @@ impl Loaded {
         let mut ids = self.template_parts()?.eos_ids;
         ids.extend(self.tokenizer.end_of_document().ok());
         Ok(ids)
+    }
+
+    /// Names the settings of sampling in `generation_config.json`, which are not used; `None` if
+    /// there are none.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is damaged.
+    pub fn sampling_note(&self) -> Result<Option<String>> {
+        let path = self.path.join("generation_config.json");
+        if self.metadata.is_some() || !path.is_file() {
+            return Ok(None);
+        }
+        let json = read_json(&path)?;
+        let settings = json.as_object().into_iter().flatten();
+        let settings = settings
+            .filter(|(key, value)| !value.is_null() && !READ_OR_HARMLESS.contains(&key.as_str()));
+        let list: Vec<_> = settings.map(|(key, value)| format!("{key} = {value}")).collect();
+        Ok((!list.is_empty()).then(|| {
+            format!(
+                "generation_config.json has settings that lehr does not take by itself: {}; give \
+                 them as options",
+                list.join(", ")
+            )
+        }))
     }
 
     /// Returns the template that a user requested: a built-in one by name, or a `.jinja` file. It
@@ -159,17 +199,53 @@ pub(crate) fn folder_template_parts(dir: &Path) -> Result<TemplateParts> {
     })
 }
 
-/// Checks that every id of the tokenizer has a row in the model's embedding.
+/// Most ids without a row, as a share of the tokenizer's, before tokenizer and model count as of
+/// different models.
+const WITHOUT_ROW: f64 = 0.1;
+
+/// Checks that the ids of the tokenizer have rows in the model's embedding. Returns a warning if a
+/// few have none: those of tokens that were added and not trained. [`check_ids`] refuses them in
+/// texts.
 ///
 /// # Errors
-/// If there are more ids than rows, so the two belong to different models.
-pub fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer, model: &Model) -> Result<()> {
-    // Models often pad the embedding to a round number of rows, but never have too few.
-    let (tokenizer, model) = (tokenizer.vocab_size(), model.spec().vocab_size);
-    if tokenizer <= model {
-        return Ok(());
+/// If many ids have no row, so the two belong to different models.
+pub fn check_vocabulary(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    model: &Model,
+) -> Result<Option<String>> {
+    // Models often pad the embedding to a round number of rows.
+    let (n_ids, n_rows) = (tokenizer.vocab_size(), model.spec().vocab_size);
+    if n_ids <= n_rows {
+        return Ok(None);
     }
-    Err(Error::Vocabulary { path: dir.to_owned(), tokenizer, model })
+    let n = n_ids - n_rows;
+    if n as f64 > WITHOUT_ROW * n_ids as f64 {
+        let path = dir.to_owned();
+        return Err(Error::Vocabulary { path, tokenizer: n_ids, model: n_rows });
+    }
+    /// Tokens named.
+    const NAMED: usize = 4;
+    let names = (n_rows..n_ids).take(NAMED).map(|id| tokenizer.decode(&[id as u32]));
+    let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
+    let more = if n > NAMED { ", …" } else { "" };
+    Ok(Some(format!(
+        "the tokenizer has {n_ids} ids, the model's vocabulary {n_rows}: texts with the tokens from \
+         {n_rows} on ({}{more}) are refused",
+        names.join(", ")
+    )))
+}
+
+/// Checks that every id of a text has a row in the model's embedding.
+///
+/// # Errors
+/// At the first that has none.
+pub fn check_ids(ids: &[u32], tokenizer: &Tokenizer, model: &Model) -> Result<()> {
+    let vocab_size = model.spec().vocab_size;
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(&id) => Err(Error::TokenId { id, token: tokenizer.decode(&[id]), vocab_size }),
+    }
 }
 
 /// Resolves `path` to a model: a folder with `config.json` and weights, the newest intact

@@ -40,7 +40,7 @@ const GRAD: f64 = 1e-4;
 /// contains only its own rounding.
 const SMALLEST_GRAD: f64 = 1e-5;
 
-/// Compares the model in `model_dir` with a golden file written by `tools/golden/models.py`, and
+/// Compares `model` with a golden file written by `tools/golden/models.py`, and
 /// cached with uncached generation.
 ///
 /// The file holds `input_ids`, `labels` (not shifted, −100 = no label), `logits`, `hidden`, `loss`,
@@ -51,13 +51,12 @@ const SMALLEST_GRAD: f64 = 1e-5;
 /// The model computes on the given device in the given type. The limits are those of f32.
 ///
 /// # Errors
-/// If the model or the golden file cannot be read or do not belong together.
+/// If the golden file cannot be read or does not belong to the model.
 pub fn verify(
-    model_dir: &Path,
+    model: &Model,
     golden_path: &Path,
     (device, dtype): (Device, DType),
 ) -> Result<Vec<Check>> {
-    let model = Model::load(model_dir)?;
     model.to_device(device, dtype)?;
     let golden = Checkpoint::open(golden_path)?;
     let fault = |reason: String| Error::Golden { path: golden_path.to_owned(), reason };
@@ -72,19 +71,19 @@ pub fn verify(
     let tokens = model.tokens(ids.ids(), ids.shape()[0])?;
     let mut checks = Vec::new();
     if golden.has("hidden") {
-        checks.push(check_hidden(&model, &golden, &tokens)?);
+        checks.push(check_hidden(model, &golden, &tokens)?);
     }
     if golden.has("logits") || checks.is_empty() {
-        checks.push(check_logits(&model, &golden, &tokens)?);
+        checks.push(check_logits(model, &golden, &tokens)?);
     }
     checks.extend(check_layout(&golden, &tokens, &fault)?);
     if golden.has("loss") {
-        checks.extend(check_loss_and_gradients(&model, &golden, &tokens, &fault)?);
+        checks.extend(check_loss_and_gradients(model, &golden, &tokens, &fault)?);
     }
     if golden.has("greedy") {
-        checks.extend(check_greedy(&model, &golden, &fault)?);
+        checks.extend(check_greedy(model, &golden, &fault)?);
     } else if model.is_causal() {
-        checks.push(check_cached(&model, &tokens)?);
+        checks.push(check_cached(model, &tokens)?);
     }
     Ok(checks)
 }

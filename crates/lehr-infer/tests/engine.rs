@@ -190,7 +190,7 @@ fn what_cannot_be_generated_is_an_error_of_that_request() {
     for (request, says) in [
         (bad(&|r| r.prompt.clear()), "the prompt is empty"),
         (bad(&|r| r.prompt = vec![1; 32]), "the prompt has 32 tokens"),
-        (bad(&|r| r.prompt = vec![5, 300]), "token 300, expected ids below 300"),
+        (bad(&|r| r.prompt = vec![5, 300]), "which is token 300, expected ids below 300"),
         (bad(&|r| r.sampling.top_p = 2.0), "top_p is 2"),
     ] {
         let error = engine.submit(request).unwrap_err();

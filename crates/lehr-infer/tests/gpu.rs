@@ -31,7 +31,8 @@ fn every_family_equals_its_reference_in_f32() {
     cuda::use_emulator();
     for folder in goldens() {
         let golden = folder.join("golden.safetensors");
-        let checks = verify(&folder, &golden, (Device::Cuda(0), DType::F32)).unwrap();
+        let checks =
+            verify(&Model::load(&folder).unwrap(), &golden, (Device::Cuda(0), DType::F32)).unwrap();
         let failed: Vec<_> =
             checks.iter().filter(|c| !c.passed()).map(|c: &Check| &c.item).collect();
         assert!(failed.is_empty(), "{}: {failed:?}", folder.display());

@@ -1,14 +1,15 @@
 //! Sequence classification on any backbone.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{Role, Shape, Source, Tensor, no_grad};
 use serde_json::Value;
 
-use crate::io::{self, Checkpoint};
+use crate::io::{self, ModelSource};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
-use crate::{Config, Error, Model, Result, Tokens};
+use crate::{Error, Model, Result, Tokens};
 
 /// A backbone with a head that gives each sequence one logit per label, as in `transformers`'
 /// `…ForSequenceClassification`.
@@ -16,6 +17,31 @@ pub struct Classifier {
     model: Model,
     head: Head,
     labels: Vec<String>,
+    last: LastToken,
+}
+
+/// The token at which a decoder classifies a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LastToken {
+    /// The end-of-document token, which texts get. lehr trains classifiers so.
+    EndOfDocument,
+    /// The last token of the text that is not this padding, as `transformers` has it.
+    BeforePadding(Option<i32>),
+}
+
+/// The key of `config.json` that says at which token a decoder classifies.
+const POOLING: &str = "classifier_pooling";
+/// Its value for [`LastToken::EndOfDocument`].
+const END_OF_DOCUMENT: &str = "end_of_document";
+
+impl LastToken {
+    fn of(json: &Value) -> Self {
+        if json.get(POOLING).is_some_and(|pooling| pooling == END_OF_DOCUMENT) {
+            return Self::EndOfDocument;
+        }
+        let pad = json.get("pad_token_id").and_then(Value::as_i64);
+        Self::BeforePadding(pad.and_then(|id| i32::try_from(id).ok()))
+    }
 }
 
 /// The pooling and projection from hidden states to labels.
@@ -66,15 +92,20 @@ impl Classifier {
     /// # Errors
     /// If there are fewer than two labels or memory runs out.
     pub fn new(model: Model, labels: Vec<String>, seed: u64) -> Result<Self> {
-        Self::with_source(model, labels, &Source::Init { seed })
+        Self::with_source(model, labels, LastToken::EndOfDocument, &Source::Init { seed })
     }
 
-    fn with_source(mut model: Model, labels: Vec<String>, source: &Source<'_>) -> Result<Self> {
+    fn with_source(
+        mut model: Model,
+        labels: Vec<String>,
+        last: LastToken,
+        source: &Source<'_>,
+    ) -> Result<Self> {
         if labels.len() < 2 {
             return Err(Error::config("labels", labels.len(), "at least two labels"));
         }
         let head = Head::build(&mut model, labels.len(), source)?;
-        Ok(Self { model, head, labels })
+        Ok(Self { model, head, labels, last })
     }
 
     /// Loads a folder written by [`Classifier::save`] or by `transformers`.
@@ -86,15 +117,36 @@ impl Classifier {
         let json = io::read_json(&path)?;
         let labels = labels_of(&json).ok_or_else(|| Error::Format {
             path,
-            reason: "id2label is missing: this is not a classifier".to_owned(),
+            reason: match class_of(&json).filter(|_| !is_classifier(&json)) {
+                Some(class) => format!("its class is {class}: this is not a classifier of texts"),
+                None => "id2label is missing: this is not a classifier".to_owned(),
+            },
             hint: Some("make one: lehr finetune --model MODEL --data labelled.jsonl".to_owned()),
         })?;
-        let checkpoint = Checkpoint::open(dir)?;
-        let model = Model::from_checkpoint(Config::from_json(&json)?, &checkpoint)?;
+        check_problem(&json)?;
+        let source = ModelSource::open(dir)?;
+        let mut model = Model::load_source(&source)?;
+        let used = RefCell::new(Vec::new());
         let load = |name: &str, shape: Shape| {
-            checkpoint.tensor(name, shape).map(Some).map_err(|e| e.to_string())
+            used.borrow_mut().push(name.to_owned());
+            source.checkpoint().tensor(name, shape).map(Some).map_err(|e| e.to_string())
         };
-        Self::with_source(model, labels, &Source::Load { load: &load, stored: None, seed: 0 })
+        let last = LastToken::of(&json);
+        if json.get(POOLING).is_some_and(|p| *p != END_OF_DOCUMENT && *p != "cls") {
+            model.warn(format!("{POOLING} = {} of config.json is not read", json[POOLING]));
+        }
+        let load = Source::Load { load: &load, stored: None, seed: 0 };
+        let built = Self::with_source(model, labels, last, &load);
+        let mut classifier = built.map_err(|e| source.checkpoint().explain(e))?;
+        classifier.model.use_also(&used.borrow());
+        Ok(classifier)
+    }
+
+    /// Returns whether a text gets an end-of-document token, at which it is classified. In
+    /// classifiers of other programs it does not.
+    #[must_use]
+    pub fn ends_texts(&self) -> bool {
+        self.last == LastToken::EndOfDocument
     }
 
     /// Loads the backbone of a classifier without its head, for a new one.
@@ -145,12 +197,25 @@ impl Classifier {
         let rows = [hidden.shape().n_rows(), hidden.shape().last_dim()];
         let hidden = hidden.reshape(rows)?;
         match &self.head {
-            Head::Last { .. } => Ok(hidden.gather_rows(ends)?),
+            Head::Last { .. } => Ok(hidden.gather_rows(&self.last_tokens(tokens, ends)?)?),
             Head::First { pooler, .. } => {
                 let first = hidden.gather_rows(&first_tokens(tokens, ends)?)?;
                 Ok(pooler.forward(&first)?.tanh()?)
             }
         }
+    }
+
+    /// Computes the flat positions at which a decoder classifies the sequences that end at `ends`.
+    fn last_tokens(&self, tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
+        let LastToken::BeforePadding(Some(pad)) = self.last else { return Ok(ends.clone()) };
+        let (starts, ids) = (first_tokens(tokens, ends)?, tokens.ids.ids());
+        let last = |(&start, &end): (&i32, &i32)| {
+            let is_text = |at: &i32| ids.get(*at as usize).is_none_or(|id| *id != pad);
+            // A text of padding alone is classified at its first token.
+            (start..=end).rev().find(is_text).unwrap_or(start)
+        };
+        let last: Vec<i32> = starts.ids().iter().zip(ends.ids()).map(last).collect();
+        Ok(Tensor::from_ids(&last, ends.shape())?)
     }
 
     /// Computes the cross-entropy of the labels (i32 `[n]`), summed and divided by `normalizer`.
@@ -218,6 +283,11 @@ impl Classifier {
         json["architectures"] = vec![class].into();
         json["id2label"] = id2label;
         json["label2id"] = label2id;
+        match self.last {
+            LastToken::EndOfDocument => json[POOLING] = END_OF_DOCUMENT.into(),
+            LastToken::BeforePadding(Some(pad)) => json["pad_token_id"] = pad.into(),
+            LastToken::BeforePadding(None) => {}
+        }
         json
     }
 
@@ -257,16 +327,41 @@ fn classifier_class(class: &str) -> String {
     format!("{}ForSequenceClassification", family.unwrap_or(class))
 }
 
-fn is_classifier(json: &Value) -> bool {
-    let class = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-    class.is_some_and(|c| c.ends_with("ForSequenceClassification"))
+/// Returns the class that `config.json` names.
+fn class_of(json: &Value) -> Option<&str> {
+    json.get("architectures")?.get(0)?.as_str()
 }
 
+fn is_classifier(json: &Value) -> bool {
+    class_of(json).is_some_and(|class| class.ends_with("ForSequenceClassification"))
+}
+
+/// Returns the labels; `None` if the file describes another kind of model.
 fn labels_of(json: &Value) -> Option<Vec<String>> {
+    if class_of(json).is_some() && !is_classifier(json) {
+        return None;
+    }
+    let numbered = |n: usize| (0..n).map(|i| format!("LABEL_{i}")).collect();
     let Some(map) = json.get("id2label") else {
         // `transformers` omits the names of two unnamed labels.
-        return is_classifier(json).then(|| vec!["LABEL_0".to_owned(), "LABEL_1".to_owned()]);
+        let n = json.get("num_labels").and_then(Value::as_u64).map_or(2, |n| n as usize);
+        return is_classifier(json).then(|| numbered(n.min(MAX_LABELS)));
     };
     let map = map.as_object()?;
     (0..map.len()).map(|i| Some(map.get(&i.to_string())?.as_str()?.to_owned())).collect()
+}
+
+/// Most labels without names.
+const MAX_LABELS: usize = 1 << 20;
+
+/// Checks that the head chooses one of several labels.
+fn check_problem(json: &Value) -> Result<()> {
+    let single = "single_label_classification";
+    match json.get("problem_type").and_then(Value::as_str) {
+        Some(other) if other != single => {
+            let expected = format!("{single}: lehr computes one choice among the labels");
+            Err(Error::config("problem_type", other, expected))
+        }
+        _ => Ok(()),
+    }
 }

@@ -53,6 +53,16 @@ pub enum Error {
         /// The expected value.
         expected: String,
     },
+    /// The files of a model have a form that lehr does not read.
+    #[error("opening the model: {found}, expected {expected}")]
+    Unsupported {
+        /// What was found.
+        found: String,
+        /// The expected form.
+        expected: String,
+        /// What the user can do.
+        hint: String,
+    },
     /// An encoder was used where a decoder is needed.
     #[error(
         "{doing}: the model is an encoder ({class}), which reads whole texts and predicts no next \
@@ -160,6 +170,7 @@ impl Error {
                 "the file may be damaged or belong to another model: copy or download it again"
                     .to_owned()
             })),
+            Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
             Self::Adapter { hint, .. } => Some((*hint).to_owned()),
             Self::Config { .. } => {

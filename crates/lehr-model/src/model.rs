@@ -1,7 +1,10 @@
 //! A model: parameters and the functions computed with them.
 
 mod build;
+mod lookup;
 mod save;
+
+pub(crate) use lookup::Lookup;
 
 use std::sync::Arc;
 
@@ -10,6 +13,7 @@ use lehr_tensor::{DType, Device, Init, Named, Param, ParamStore, Role, Source, T
 
 use crate::adapt::Adapted;
 use crate::arch::{ActivationCheckpointing, KvPrefixParams, Layout, Pass};
+use crate::io::leftover;
 use crate::nn::{LayerBuilder, Linear};
 use crate::{Architecture, Config, Error, KvCache, Result, Spec, Tokens};
 
@@ -22,6 +26,10 @@ pub struct Model {
     checkpointing: ActivationCheckpointing,
     adapters: Vec<Adapted>,
     kv_prefix: Option<Arc<[KvPrefixParams]>>,
+    /// What its files say and the model does not use, as sentences.
+    warnings: Vec<String>,
+    /// Names of the tensors in its files that nothing uses.
+    unused: Vec<String>,
 }
 
 impl Model {
@@ -31,6 +39,23 @@ impl Model {
     #[must_use]
     pub fn n_fallback_matrices(&self) -> usize {
         self.n_fallback_matrices
+    }
+
+    /// Returns what the user must know about the opened files: tensors and keys that the model does
+    /// not use.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.iter().cloned().chain(leftover::describe(&self.unused)).collect()
+    }
+
+    /// Adds a warning about the opened files.
+    pub fn warn(&mut self, warning: impl Into<String>) {
+        self.warnings.push(warning.into());
+    }
+
+    /// Counts tensors as used that something outside the backbone reads.
+    pub(crate) fn use_also(&mut self, names: &[String]) {
+        self.unused.retain(|name| !names.contains(name));
     }
 
     /// Returns the adapters, in the order of their layers.
@@ -139,13 +164,19 @@ impl Model {
         self.arch.is_causal()
     }
 
+    /// Returns whether the model has a head that gives logits of tokens.
+    #[must_use]
+    pub fn has_head(&self) -> bool {
+        self.arch.head().is_some()
+    }
+
     /// Checks that the model can continue a text. `doing` names the action for the error.
     ///
     /// # Errors
-    /// If the model is an encoder.
+    /// If the model is an encoder or has no head.
     pub fn check_causal(&self, doing: &'static str) -> Result<()> {
         match self.is_causal() {
-            true => Ok(()),
+            true => self.head(doing).map(drop),
             false => Err(Error::NotCausal { doing, class: self.config.class() }),
         }
     }

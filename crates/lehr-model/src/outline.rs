@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use lehr_tensor::quant::WeightFormat;
 use lehr_tensor::{Param, Role, Shape, Source, Tensor};
 
-use crate::io::Checkpoint;
+use crate::io::{Checkpoint, leftover};
+use crate::model::Lookup;
 use crate::{Config, Model, Result};
 
 /// A parameter with its name and shape, without its values.
@@ -28,6 +29,8 @@ pub struct Outline {
     pub parameters: Vec<Parameter>,
     /// Whether the model can continue a text.
     pub is_causal: bool,
+    /// What the user must know about tensors that the model does not use.
+    pub warnings: Vec<String>,
 }
 
 impl Outline {
@@ -35,13 +38,11 @@ impl Outline {
     ///
     /// # Errors
     /// If the configuration is invalid, or a weight is missing or has another size.
-    pub fn new(mut config: Config, checkpoint: &Checkpoint) -> Result<Self> {
-        config.fit_to(&|name| checkpoint.has(name));
-        let names = config.clone();
+    pub fn new(config: Config, checkpoint: &Checkpoint) -> Result<Self> {
+        let lookup = Lookup::new(config, checkpoint)?;
         let found = RefCell::new(Vec::new());
         let load = |name: &str, shape: Shape| {
-            let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n));
-            let Some(stored_as) = known else { return Err(checkpoint.missing(name)) };
+            let Some(stored_as) = lookup.find(name) else { return Err(checkpoint.missing(name)) };
             let stored = checkpoint.shape(&stored_as).unwrap_or_default();
             if stored.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) != Some(shape.n_elements())
             {
@@ -51,7 +52,8 @@ impl Outline {
             // Building only assigns the parameters; nothing reads this one.
             Tensor::zeros([1]).map(Some).map_err(|e| e.to_string())
         };
-        let built = Model::build(config, &Source::Load { load: &load, stored: None, seed: 0 });
+        let source = Source::Load { load: &load, stored: None, seed: 0 };
+        let built = Model::build_as(lookup.config.clone(), &source, lookup.has_head);
         let model = built.map_err(|e| checkpoint.explain(e))?;
         // The builder requests parameters in the order of the model.
         let parameter = |(param, (stored_as, shape)): (&Param, (String, Shape))| Parameter {
@@ -62,7 +64,13 @@ impl Outline {
         };
         let found = found.into_inner();
         let parameters = model.params().params().iter().zip(found).map(parameter).collect();
-        Ok(Self { is_causal: model.is_causal(), parameters })
+        let mut warnings: Vec<String> = leftover::describe(&lookup.unused()).into_iter().collect();
+        if !model.has_head() && model.is_causal() {
+            warnings.push(
+                "the weights hold no language-model head: they serve as an embedder".to_owned(),
+            );
+        }
+        Ok(Self { is_causal: model.is_causal(), parameters, warnings })
     }
 
     /// Returns the number of parameter values.

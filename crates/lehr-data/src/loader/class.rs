@@ -71,8 +71,8 @@ impl LabelSet {
 
 /// Batches of labelled texts, packed into rows, each text as its own segment.
 ///
-/// A text includes the tokenizer's special tokens and ends with the end-of-document token, which is
-/// also the end of its entry in `sequences`. A decoder predicts the class there, an encoder at the
+/// A text includes the tokenizer's special tokens and, unless the options say otherwise, ends with
+/// the end-of-document token. Its last token is also the end of its entry in `sequences`. A decoder predicts the class there, an encoder at the
 /// segment's first token. Rows are packed full, so batches have nearly equal numbers of tokens
 /// rather than of texts. Each example appears exactly once per epoch.
 #[derive(Debug, Clone)]
@@ -112,9 +112,14 @@ impl ClassLoader {
         let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
         let mut truncated = 0;
         let mut encoded = Vec::with_capacity(examples.len());
-        for (index, framed) in
-            tokenizer.encode_ended(&texts, options.seq_len)?.into_iter().enumerate()
-        {
+        let framed = match options.ends_texts {
+            true => tokenizer.encode_ended(&texts, options.seq_len)?,
+            false => tokenizer.encode_framed(&texts, options.seq_len)?,
+        };
+        for (index, mut framed) in framed.into_iter().enumerate() {
+            if framed.ids.is_empty() {
+                framed.ids.push(end);
+            }
             let label = &examples[index].label;
             let class = labels.class(label).ok_or_else(|| Error::UnknownLabel {
                 index,

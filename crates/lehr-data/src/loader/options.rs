@@ -28,22 +28,36 @@ pub struct LoaderOptions {
     pub rank: usize,
     /// Number of processes.
     pub world: usize,
+    /// Whether labelled texts end with the end-of-document token.
+    pub ends_texts: bool,
 }
 
 impl LoaderOptions {
     /// Creates options for shuffled data and one process.
     pub fn shuffled(batch_size: usize, seq_len: usize, seed: u64) -> Self {
-        Self { batch_size, seq_len, order: Order::Shuffled { seed }, rank: 0, world: 1 }
+        Self {
+            batch_size,
+            seq_len,
+            order: Order::Shuffled { seed },
+            rank: 0,
+            world: 1,
+            ends_texts: true,
+        }
     }
 
     /// Creates options for sequential data, read once, and one process.
     pub fn sequential(batch_size: usize, seq_len: usize) -> Self {
-        Self { batch_size, seq_len, order: Order::Sequential, rank: 0, world: 1 }
+        Self { batch_size, seq_len, order: Order::Sequential, rank: 0, world: 1, ends_texts: true }
     }
 
     /// Sets the process `rank` of `world`.
     pub fn with_world(self, rank: usize, world: usize) -> Self {
         Self { rank, world, ..self }
+    }
+
+    /// Sets whether labelled texts end with the end-of-document token.
+    pub fn with_ends(self, ends_texts: bool) -> Self {
+        Self { ends_texts, ..self }
     }
 
     pub(crate) fn check(&self) -> Result<()> {

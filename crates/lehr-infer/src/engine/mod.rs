@@ -162,7 +162,8 @@ impl<'m> Engine<'m> {
         }
         let vocab_size = self.model.spec().vocab_size;
         if let Some(&id) = request.prompt.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(Error::TokenId { id, vocab_size });
+            let token = self.tokenizer.map(|tokenizer| tokenizer.decode(&[id]));
+            return Err(Error::TokenId { id, token: token.unwrap_or_default(), vocab_size });
         }
         let id = RequestId(self.last_id + 1);
         let sequence = Sequence::new(id, request, (self.model, self.tokenizer))?;

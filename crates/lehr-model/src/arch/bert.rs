@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attention::{Attention, AttentionContext, Qkv};
 use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Pass, Residual, Spec, Tokens, divides, positive};
+use super::{Architecture, FamilyConfig, Pass, Residual, Spec, Tie, Tokens, divides, positive};
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
@@ -133,6 +133,12 @@ impl FamilyConfig for BertConfig {
 
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(Bert::build(self, p)?)))
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        let head = "cls.predictions.decoder.weight";
+        let embedding = "bert.embeddings.word_embeddings.weight";
+        Some(Tie { is_tied: &mut self.tie_word_embeddings, head, embedding })
     }
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {

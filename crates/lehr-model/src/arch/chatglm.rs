@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::deepnorm::{self, Mlp, Rotation, WeightStd};
 use super::prefix::{MaskToken, PrefixRule};
-use super::{Architecture, FamilyConfig, Spec, divides, positive};
+use super::{Architecture, FamilyConfig, Spec, Tie, divides, positive};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
 use crate::{Error, Result};
 
@@ -191,6 +191,11 @@ impl FamilyConfig for ChatGlmConfig {
             let up = linear("dense_h_to_4h", d, f)?;
             Ok(Mlp::Gelu { up, down: linear("dense_4h_to_h", f, d)? })
         })
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        let (head, embedding) = ("lm_head.weight", "transformer.word_embeddings.weight");
+        Some(Tie { is_tied: &mut self.tie_word_embeddings, head, embedding })
     }
 
     fn fit_to(&mut self, has: &dyn Fn(&str) -> bool) {

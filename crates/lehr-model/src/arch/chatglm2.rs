@@ -14,7 +14,9 @@ use serde_json::Value;
 use super::attention::{Attention, AttentionContext, Qkv};
 use super::chatglm::only_plain;
 use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Pass, Residual, Spec, divides, positive, residual_std};
+use super::{
+    Architecture, FamilyConfig, Pass, Residual, Spec, Tie, divides, positive, residual_std,
+};
 use crate::nn::{
     Embedding, FusedGatedMlp, GateHalf, LayerBuilder, LayerNorm, Linear, LinearShape, RmsNorm,
 };
@@ -165,6 +167,18 @@ impl FamilyConfig for ChatGlm2Config {
     fn build(&self, p: &mut LayerBuilder<'_>) -> Result<Box<dyn Architecture>> {
         Ok(Box::new(Arc::new(ChatGlm2::build(self, p)?)))
     }
+
+    fn checkpoint_names(&self, name: &str) -> Vec<String> {
+        // Files of the model without a head lack the prefix.
+        let short = name.strip_prefix("transformer.").map(str::to_owned);
+        [name.to_owned()].into_iter().chain(short).collect()
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        let head = "transformer.output_layer.weight";
+        let embedding = "transformer.embedding.word_embeddings.weight";
+        Some(Tie { is_tied: &mut self.tie_word_embeddings, head, embedding })
+    }
 }
 
 impl ChatGlm2Config {
@@ -283,7 +297,7 @@ pub struct ChatGlm2 {
     word_embeddings: Embedding,
     blocks: Vec<Block>,
     final_layernorm: Option<Norm>,
-    head: Linear,
+    head: Option<Linear>,
 }
 
 impl ChatGlm2 {
@@ -304,13 +318,8 @@ impl ChatGlm2 {
             true => Some(Norm::build(config, encoder.at("final_layernorm"))?),
             false => None,
         };
-        let head = match config.tie_word_embeddings {
-            true => Linear::tied(&mut root.at("output_layer"), &word_embeddings)?,
-            false => {
-                let shape = LinearShape::new(d, vocab);
-                Linear::build(&mut root.at("output_layer"), Role::Head, shape, std)?
-            }
-        };
+        let is_tied = config.tie_word_embeddings;
+        let head = Linear::head(&mut root.at("output_layer"), &word_embeddings, is_tied, std)?;
         let inv_freq = config.inverse_frequencies();
         let config = config.clone();
         Ok(Self { config, inv_freq, word_embeddings, blocks, final_layernorm, head })
@@ -369,7 +378,7 @@ impl Architecture for Arc<ChatGlm2> {
     }
 
     fn head(&self) -> Option<&Linear> {
-        Some(&self.head)
+        self.head.as_ref()
     }
 
     fn spec(&self) -> Spec {

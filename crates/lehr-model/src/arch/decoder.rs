@@ -12,7 +12,7 @@ use super::prenorm::Norms;
 use super::rope::Rope;
 use super::stack::{self, Stack};
 use super::{Architecture, Pass, Residual, Spec};
-use crate::nn::{Embedding, LayerBuilder, Linear, LinearShape, RmsNorm};
+use crate::nn::{Embedding, LayerBuilder, Linear, RmsNorm};
 use crate::{KvCache, Result};
 
 /// A block of such a decoder.
@@ -81,7 +81,7 @@ struct Decoder<B> {
     embed_tokens: Embedding,
     blocks: Vec<B>,
     norm: RmsNorm,
-    head: Linear,
+    head: Option<Linear>,
 }
 
 /// Builds a decoder. `block` builds each block from its index and builder.
@@ -102,10 +102,7 @@ pub(super) fn build<B: Block>(
         blocks.push(block(index, root.at("layers").at(index))?);
     }
     let norm = shape.norms.build(&mut root.at("norm"), d)?;
-    let head = match shape.is_tied {
-        true => Linear::tied(&mut p.at("lm_head"), &embed_tokens)?,
-        false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
-    };
+    let head = Linear::head(&mut p.at("lm_head"), &embed_tokens, shape.is_tied, std)?;
     Ok(Box::new(Arc::new(Decoder { shape, embed_tokens, blocks, norm, head })))
 }
 
@@ -147,7 +144,7 @@ impl<B: Block> Architecture for Arc<Decoder<B>> {
     }
 
     fn head(&self) -> Option<&Linear> {
-        Some(&self.head)
+        self.head.as_ref()
     }
 
     fn logit_softcap(&self) -> Option<f32> {

@@ -149,7 +149,7 @@ struct DeepNorm {
     word_embeddings: Embedding,
     blocks: Vec<Block>,
     final_layernorm: LayerNorm,
-    head: Linear,
+    head: Option<Linear>,
 }
 
 /// Builds a decoder. `mlp` builds the MLP of each block from its builder.
@@ -170,10 +170,7 @@ pub(super) fn build(
         blocks.push(Block::build(root.at("layers").at(layer), layer, &shape, &mlp)?);
     }
     let final_layernorm = LayerNorm::build(&mut root.at("final_layernorm"), d, shape.eps)?;
-    let head = match shape.is_tied {
-        true => Linear::tied(&mut p.at("lm_head"), &word_embeddings)?,
-        false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
-    };
+    let head = Linear::head(&mut p.at("lm_head"), &word_embeddings, shape.is_tied, std)?;
     Ok(Box::new(Arc::new(DeepNorm { shape, word_embeddings, blocks, final_layernorm, head })))
 }
 
@@ -227,7 +224,7 @@ impl Architecture for Arc<DeepNorm> {
     }
 
     fn head(&self) -> Option<&Linear> {
-        Some(&self.head)
+        self.head.as_ref()
     }
 
     fn has_prefix(&self) -> bool {

@@ -11,7 +11,7 @@ use super::prenorm::{AttentionSettings, GroupedQueryAttention, Mlp, Norms, Sandw
 use super::rope::Rope;
 use super::windows::{self, FULL, SLIDING, check_windows};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, activation, check_spec, parse,
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tie, activation, check_spec, parse,
     positive, residual_std, with_and_without_prefix,
 };
 use crate::nn::{GatedMlp, GatedMlpShape, LayerBuilder};
@@ -185,6 +185,10 @@ impl FamilyConfig for Gemma3Config {
         let inner = name.strip_prefix("model.").map(|rest| format!("model.language_model.{rest}"));
         let with_images = inner.into_iter().chain([format!("language_model.{name}")]);
         with_and_without_prefix(name).into_iter().chain(with_images).collect()
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        Tie::of_decoder(&mut self.tie_word_embeddings)
     }
 }
 

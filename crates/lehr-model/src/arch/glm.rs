@@ -10,7 +10,10 @@ use serde_json::Value;
 use super::decoder;
 use super::prenorm::{AttentionSettings, GroupedQueryAttention, Mlp, Norms, PreNormBlock};
 use super::rope::Rope;
-use super::{Architecture, FamilyConfig, RopeConfig, Spec, activation, check_spec, residual_std};
+use super::{
+    Architecture, FamilyConfig, RopeConfig, Spec, Tie, activation, check_spec, residual_std,
+    with_and_without_prefix,
+};
 use crate::nn::{FusedGatedMlp, GateHalf, LayerBuilder, Linear, LinearShape};
 use crate::{Error, Result};
 
@@ -117,6 +120,14 @@ impl FamilyConfig for GlmConfig {
                 mlp: self.mlp(p.at("mlp"))?,
             })
         })
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        Tie::of_decoder(&mut self.tie_word_embeddings)
+    }
+
+    fn checkpoint_names(&self, name: &str) -> Vec<String> {
+        with_and_without_prefix(name)
     }
 }
 

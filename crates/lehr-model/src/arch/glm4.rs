@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::decoder;
 use super::glm::GlmConfig;
 use super::prenorm::{Norms, SandwichBlock};
-use super::{Architecture, FamilyConfig, Spec};
+use super::{Architecture, FamilyConfig, Spec, Tie};
 use crate::Result;
 use crate::nn::LayerBuilder;
 
@@ -39,5 +39,13 @@ impl FamilyConfig for Glm4Config {
                 mlp: self.0.mlp(p.at("mlp"))?,
             })
         })
+    }
+
+    fn checkpoint_names(&self, name: &str) -> Vec<String> {
+        self.0.checkpoint_names(name)
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        self.0.tie()
     }
 }

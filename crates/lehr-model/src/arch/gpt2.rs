@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::attention::{Attention, AttentionContext};
 use super::stack::{self, Stack};
-use super::{Architecture, FamilyConfig, Pass, Residual, Spec, divides, positive, residual_std};
+use super::{
+    Architecture, FamilyConfig, Pass, Residual, Spec, Tie, divides, positive, residual_std,
+};
 use crate::nn::{Embedding, LayerBuilder, LayerNorm, Linear, LinearShape};
 use crate::{Error, KvCache, Result};
 
@@ -97,6 +99,11 @@ impl FamilyConfig for Gpt2Config {
         Ok(Box::new(Arc::new(Gpt2::build(self, p)?)))
     }
 
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        let (head, embedding) = ("lm_head.weight", "transformer.wte.weight");
+        Some(Tie { is_tied: &mut self.tie_word_embeddings, head, embedding })
+    }
+
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
         // The first GPT-2 files lack the prefix.
         let short = name.strip_prefix("transformer.").unwrap_or(name);
@@ -164,7 +171,7 @@ pub struct Gpt2 {
     wpe: Embedding,
     blocks: Vec<Block>,
     ln_f: LayerNorm,
-    head: Linear,
+    head: Option<Linear>,
 }
 
 impl Gpt2 {
@@ -180,10 +187,7 @@ impl Gpt2 {
             blocks.push(Block::build(config, index, root.at("h").at(index))?);
         }
         let ln_f = LayerNorm::build(&mut root.at("ln_f"), d, config.layer_norm_epsilon)?;
-        let head = match config.tie_word_embeddings {
-            true => Linear::tied(&mut p.at("lm_head"), &wte)?,
-            false => Linear::build(&mut p.at("lm_head"), Role::Head, LinearShape::new(d, v), std)?,
-        };
+        let head = Linear::head(&mut p.at("lm_head"), &wte, config.tie_word_embeddings, std)?;
         let activation = config.activation()?;
         Ok(Self { config: config.clone(), activation, wte, wpe, blocks, ln_f, head })
     }
@@ -228,7 +232,7 @@ impl Architecture for Arc<Gpt2> {
     }
 
     fn head(&self) -> Option<&Linear> {
-        Some(&self.head)
+        self.head.as_ref()
     }
 
     fn spec(&self) -> Spec {

@@ -9,8 +9,8 @@ use super::decoder;
 use super::prenorm::{AttentionSettings, BlockSettings, Norms, PreNormBlock};
 use super::rope::Rope;
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, activation, check_spec, divides,
-    residual_std, with_and_without_prefix,
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tie, activation, check_spec,
+    divides, residual_std, with_and_without_prefix,
 };
 use crate::Result;
 use crate::nn::{GatedMlpShape, LayerBuilder};
@@ -122,6 +122,10 @@ impl FamilyConfig for LlamaConfig {
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
         with_and_without_prefix(name)
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        Tie::of_decoder(&mut self.tie_word_embeddings)
     }
 }
 

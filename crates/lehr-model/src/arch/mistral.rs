@@ -10,7 +10,7 @@ use super::prenorm::{AttentionSettings, BlockSettings, Norms, PreNormBlock};
 use super::rope::Rope;
 use super::windows::{FULL, SLIDING, check_windows};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, activation, check_spec, parse,
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tie, activation, check_spec, parse,
     residual_std, with_and_without_prefix,
 };
 use crate::nn::{GatedMlpShape, LayerBuilder};
@@ -137,6 +137,10 @@ impl FamilyConfig for MistralConfig {
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
         with_and_without_prefix(name)
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        Tie::of_decoder(&mut self.tie_word_embeddings)
     }
 }
 

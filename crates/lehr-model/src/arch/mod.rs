@@ -27,6 +27,7 @@ mod qwen3;
 mod rope;
 mod stack;
 mod tokens;
+mod unread;
 mod windows;
 
 pub(crate) use attention::KvPrefixParams;
@@ -151,6 +152,12 @@ pub(crate) trait FamilyConfig: Serialize + DeserializeOwned {
     /// parts that `config.json` does not mention.
     fn fit_to(&mut self, _has: &dyn Fn(&str) -> bool) {}
 
+    /// Returns the switch that ties the head to the embedding, with the names of both. `None` if
+    /// the family has no such switch, or finds its head by itself.
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        None
+    }
+
     /// Returns the model's class, `architectures` in `config.json`.
     fn class(&self) -> &'static str {
         Self::CLASS
@@ -159,6 +166,24 @@ pub(crate) trait FamilyConfig: Serialize + DeserializeOwned {
     /// Returns how a parameter is split among the parts of a tensor-parallel checkpoint.
     fn shard_rule(&self, _name: &str) -> ShardRule {
         ShardRule::Replicated
+    }
+}
+
+/// The switch that ties a head to the embedding.
+pub(crate) struct Tie<'a> {
+    /// Whether the head is tied.
+    pub(crate) is_tied: &'a mut bool,
+    /// The name of an untied head.
+    pub(crate) head: &'static str,
+    /// The name of the embedding.
+    pub(crate) embedding: &'static str,
+}
+
+impl<'a> Tie<'a> {
+    /// Describes a decoder with the names of Llama.
+    fn of_decoder(is_tied: &'a mut bool) -> Option<Self> {
+        let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
+        Some(Self { is_tied, head, embedding })
     }
 }
 
@@ -187,8 +212,24 @@ macro_rules! families {
             /// Parses a `config.json`.
             ///
             /// # Errors
-            /// If the architecture is unknown or a setting is missing or invalid.
+            /// If the architecture is unknown, a setting is missing or invalid, or a key that the
+            /// family does not read changes the computation.
             pub fn from_json(json: &Value) -> Result<Self> {
+                unread::refuse_quantised(json)?;
+                let config = Self::parse(json)?;
+                unread::refuse(json, &config)?;
+                Ok(config)
+            }
+
+            /// Lists the keys of a `config.json` that the family does not read, with their values.
+            /// Keys known to change no result are not listed.
+            #[must_use]
+            pub fn unread_keys(json: &Value) -> Vec<String> {
+                unread::unread(json)
+            }
+
+            /// Parses the keys that the family reads.
+            fn parse(json: &Value) -> Result<Self> {
                 check_floats(json)?;
                 $(if <$config>::recognises(json) {
                     let config = Self::$family(<$config>::read(json)?);
@@ -245,6 +286,11 @@ macro_rules! families {
             /// Adapts the settings to the tensor names of a checkpoint.
             pub(crate) fn fit_to(&mut self, has: &dyn Fn(&str) -> bool) {
                 match self { $(Self::$family(config) => config.fit_to(has),)* }
+            }
+
+            /// Returns the switch that ties the head to the embedding.
+            pub(crate) fn tie(&mut self) -> Option<Tie<'_>> {
+                match self { $(Self::$family(config) => config.tie(),)* }
             }
 
             /// Returns how a parameter is split among the parts of a tensor-parallel checkpoint.

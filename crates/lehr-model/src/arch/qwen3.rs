@@ -10,7 +10,7 @@ use super::prenorm::{AttentionSettings, BlockSettings, Norms, PreNormBlock};
 use super::rope::Rope;
 use super::windows::{self, check_windows};
 use super::{
-    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, activation, check_spec,
+    Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tie, activation, check_spec,
     residual_std, with_and_without_prefix,
 };
 use crate::Result;
@@ -129,6 +129,10 @@ impl FamilyConfig for Qwen3Config {
 
     fn checkpoint_names(&self, name: &str) -> Vec<String> {
         with_and_without_prefix(name)
+    }
+
+    fn tie(&mut self) -> Option<Tie<'_>> {
+        Tie::of_decoder(&mut self.tie_word_embeddings)
     }
 }
 

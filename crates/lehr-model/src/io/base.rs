@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::weight_files;
 use super::manifest::{Manifest, ManifestFile, hex};
+use super::weight_files::WeightFiles;
 use crate::{Error, Result};
 
 /// File name of the reference in a checkpoint's folder.
@@ -75,7 +75,7 @@ impl BaseModel {
 
 /// Computes the hash of the model in `path`.
 fn hash_of_weights(path: &Path) -> Result<String> {
-    let mut files = weight_files(path)?;
+    let mut files = WeightFiles::find(path)?.paths;
     files.extend(Some(path.join(BASE)).filter(|base| base.is_file()));
     let mut list = Sha256::new();
     for ManifestFile { name, sha256, .. } in hash_files(path, &files)? {
@@ -95,7 +95,7 @@ const SETTINGS: [&str; 5] =
 /// # Errors
 /// If there are no weights or a file cannot be read.
 pub fn model_files(path: &Path) -> Result<Vec<ManifestFile>> {
-    let mut files = weight_files(path)?;
+    let mut files = WeightFiles::find(path)?.paths;
     files.extend(SETTINGS.iter().map(|name| path.join(name)).filter(|file| file.is_file()));
     hash_files(path, &files)
 }

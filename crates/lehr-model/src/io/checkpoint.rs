@@ -15,7 +15,9 @@ use super::base::BaseModel;
 use super::change::{Change, model_rows};
 use super::entry::{Entry, FileDtype, StoredTensor};
 use super::gguf::{self, Metadata};
-use super::{pickle, read_json, safetensors_file};
+use super::weight_files::{Index, WeightFiles, file_name};
+use super::wrapped::unwrapped;
+use super::{pickle, safetensors_file};
 use crate::{Error, Result};
 
 /// The weights of a folder or file, read in place.
@@ -26,6 +28,8 @@ pub struct Checkpoint {
     index: BTreeMap<String, Entry>,
     /// Metadata and settings, if the file is GGUF.
     gguf: Option<GgufHead>,
+    /// What the user must know about files and tensors that are not read.
+    warnings: Vec<String>,
 }
 
 struct GgufHead {
@@ -66,14 +70,26 @@ impl Checkpoint {
                 Self { path: path.to_owned(), gguf: None, ..Self::open(&base.path)? }
             }
         };
-        for file in weight_files(path)? {
-            checkpoint.add(file)?;
+        let WeightFiles { paths, index, left } = WeightFiles::find(path)?;
+        checkpoint.add(paths, index.as_ref())?;
+        if !left.is_empty() {
+            let left = left.join(", ");
+            checkpoint
+                .warnings
+                .push(format!("weight files of the folder that are not read: {left}"));
         }
         Ok(checkpoint)
     }
 
     fn empty(path: &Path) -> Self {
-        Self { path: path.to_owned(), files: Vec::new(), index: BTreeMap::new(), gguf: None }
+        let (files, index) = (Vec::new(), BTreeMap::new());
+        Self { path: path.to_owned(), files, index, gguf: None, warnings: Vec::new() }
+    }
+
+    /// Returns what the user must know about files, keys and tensors that are not read.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Reads every tensor once, as floats or ids, and returns how many could be read. That proves
@@ -88,30 +104,46 @@ impl Checkpoint {
         self.names().filter(read).count()
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<()> {
-        let file = File::open(&path).map_err(Error::io("opening", &path))?;
-        // SAFETY: the map is read-only. If another program changes the file meanwhile, values
-        // change, but every bit pattern is a valid float, so no invariant depends on them.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("mapping", &path))?;
-        self.add_mapped(path, map)
+    /// Adds files: the parts of one GGUF file, or files of other formats.
+    fn add(&mut self, paths: Vec<PathBuf>, index: Option<&Index>) -> Result<()> {
+        let mut files = Vec::new();
+        for path in paths {
+            let file = File::open(&path).map_err(Error::io("opening", &path))?;
+            // SAFETY: the map is read-only. If another program changes the file meanwhile, values
+            // change, but every bit pattern is a valid float, so no invariant depends on them.
+            let map = unsafe { Mmap::map(&file) }.map_err(Error::io("mapping", &path))?;
+            files.push(WeightFile { path, map: Arc::new(map) });
+        }
+        self.add_mapped(files, index)
     }
 
-    fn add_mapped(&mut self, path: PathBuf, map: Mmap) -> Result<()> {
-        let file = self.files.len();
-        if gguf::is_gguf(&map) {
-            let contents = gguf::open(&path, &map, file)?;
-            self.add_entries(&path, contents.entries)?;
+    fn add_mapped(&mut self, files: Vec<WeightFile>, index: Option<&Index>) -> Result<()> {
+        let first = self.files.len();
+        if files.first().is_some_and(|file| gguf::is_gguf(&file.map)) {
+            let parts: Vec<(&Path, &[u8])> =
+                files.iter().map(|file| (file.path.as_path(), &file.map[..])).collect();
+            let contents = gguf::open(&parts, first)?;
+            self.add_entries(parts[0].0, contents.entries)?;
+            self.warnings.extend(contents.warnings);
             self.gguf = Some(GgufHead { metadata: contents.metadata, config: contents.config });
         } else {
-            let entries = match () {
-                // Some header lengths begin like a pickle, so safetensors is tested first.
-                () if safetensors_file::recognises(&map) => safetensors_file::entries,
-                () if pickle::recognises(&map) => pickle::entries,
-                () => return Err(unknown_format(&path, &map)),
-            };
-            self.index.extend(entries(&path, &map, file)?);
+            let mut found = Vec::new();
+            for (file, number) in files.iter().zip(first..) {
+                found.extend(entries(file, number)?);
+            }
+            if let Some(index) = index {
+                let of_file = |entry: &Entry| file_name(&files[entry.file - first].path);
+                let (named, warning) = index.keep(found, of_file)?;
+                found = named;
+                self.warnings.extend(warning);
+            }
+            let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+            if let Some(names) = unwrapped(&names) {
+                found.iter_mut().zip(names).for_each(|(entry, name)| entry.0 = name);
+            }
+            self.index.extend(found);
         }
-        self.files.push(WeightFile { path, map: Arc::new(map) });
+        self.files.extend(files);
         Ok(())
     }
 
@@ -176,7 +208,8 @@ impl Checkpoint {
         let mut map = MmapMut::map_anon(bytes.len()).map_err(Error::io("mapping", path))?;
         map.copy_from_slice(bytes);
         let map = map.make_read_only().map_err(Error::io("mapping", path))?;
-        checkpoint.add_mapped(path.to_owned(), map)?;
+        let file = WeightFile { path: path.to_owned(), map: Arc::new(map) };
+        checkpoint.add_mapped(vec![file], None)?;
         Ok(checkpoint)
     }
 
@@ -184,6 +217,24 @@ impl Checkpoint {
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.index.contains_key(name)
+    }
+
+    /// Returns whether two tensors have the same shape and values.
+    pub(crate) fn are_equal(&self, a: &str, b: &str) -> bool {
+        let (Ok((_, x, x_bytes)), Ok((_, y, y_bytes))) = (self.entry(a), self.entry(b)) else {
+            return false;
+        };
+        if x.shape != y.shape {
+            return false;
+        }
+        if (x.dtype, x.change) == (y.dtype, y.change) {
+            return x_bytes == y_bytes;
+        }
+        let values = |entry: &Entry, name| self.tensor(name, entry.shape.as_slice().into());
+        match (x.shape.len() <= Shape::RANK_MAX).then(|| (values(x, a), values(y, b))) {
+            Some((Ok(a), Ok(b))) => a.data() == b.data(),
+            _ => false,
+        }
     }
 
     /// Returns the names of all tensors, sorted.
@@ -301,6 +352,17 @@ impl Checkpoint {
     }
 }
 
+/// Lists the tensors of a file that is not GGUF.
+fn entries(file: &WeightFile, number: usize) -> Result<Vec<(String, Entry)>> {
+    let entries = match () {
+        // Some header lengths begin like a pickle, so safetensors is tested first.
+        () if safetensors_file::recognises(&file.map) => safetensors_file::entries,
+        () if pickle::recognises(&file.map) => pickle::entries,
+        () => return Err(unknown_format(&file.path, &file.map)),
+    };
+    entries(&file.path, &file.map, number)
+}
+
 fn unknown_format(path: &Path, bytes: &[u8]) -> Error {
     let hint = match bytes.starts_with(b"version https://git-lfs") {
         true => "it stands for a file in git-lfs: fetch that with `git lfs pull`",
@@ -312,51 +374,4 @@ fn unknown_format(path: &Path, bytes: &[u8]) -> Error {
         reason: format!("not a whole safetensors file, nor one of PyTorch or GGUF ({n} bytes)"),
         hint: Some(hint.to_owned()),
     }
-}
-
-/// Lists the weight files of a folder, or the file itself.
-pub(super) fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
-    if std::fs::metadata(path).map_err(Error::io("opening", path))?.is_file() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let there = |name: &str| Some(path.join(name)).filter(|path| path.is_file());
-    for name in ["model.safetensors", "pytorch_model.bin"] {
-        if let Some(single) = there(name) {
-            return Ok(vec![single]);
-        }
-        if let Some(index) = there(&format!("{name}.index.json")) {
-            return shards(path, &index);
-        }
-    }
-    match (there("consolidated.00.pth"), there("consolidated.01.pth")) {
-        (Some(single), None) => Ok(vec![single]),
-        (Some(_), Some(_)) => Err(Error::Format {
-            path: path.to_owned(),
-            reason: "found consolidated.00.pth and more: every tensor is cut in parts".to_owned(),
-            hint: Some("use the model's Hugging Face folder, which has whole tensors".to_owned()),
-        }),
-        (None, _) => Err(Error::Format {
-            path: path.to_owned(),
-            reason: "found neither model.safetensors nor pytorch_model.bin (nor their \
-                     .index.json) nor consolidated.00.pth"
-                .to_owned(),
-            hint: Some("give a run directory or a Hugging Face folder".to_owned()),
-        }),
-    }
-}
-
-/// Lists the files in the index of a sharded model.
-fn shards(path: &Path, index_path: &Path) -> Result<Vec<PathBuf>> {
-    let json = read_json(index_path)?;
-    let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::format(index_path, "`weight_map` is missing"));
-    };
-    let mut names: Vec<_> = map.values().filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    // A name with a path would read files outside the folder.
-    if let Some(bad) = names.iter().find(|n| Path::new(n).file_name() != Some(n.as_ref())) {
-        return Err(Error::format(index_path, format!("`{bad}` is not a plain file name")));
-    }
-    Ok(names.into_iter().map(|name| path.join(name)).collect())
 }

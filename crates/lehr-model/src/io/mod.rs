@@ -7,6 +7,7 @@ mod entry;
 mod files;
 mod folder;
 pub mod gguf;
+pub(crate) mod leftover;
 mod manifest;
 mod pickle;
 mod safetensors_file;
@@ -15,6 +16,8 @@ mod source;
 mod strided;
 mod tensor_file;
 mod verified;
+mod weight_files;
+mod wrapped;
 
 pub use base::{BASE, BaseModel, model_files};
 pub use checkpoint::Checkpoint;
@@ -28,4 +31,5 @@ pub use manifest::{
 };
 pub use shards::{ShardRule, Shards};
 pub use source::ModelSource;
+pub(crate) use source::unread_keys;
 pub use tensor_file::TensorFile;

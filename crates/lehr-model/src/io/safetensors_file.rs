@@ -45,6 +45,9 @@ fn dtype(dtype: Dtype) -> FileDtype {
         Dtype::I32 => FileDtype::I32,
         Dtype::U8 => FileDtype::Other("U8"),
         Dtype::BOOL => FileDtype::Other("BOOL"),
+        Dtype::I8 => FileDtype::Other("I8"),
+        Dtype::F8_E4M3 => FileDtype::Other("F8_E4M3"),
+        Dtype::F8_E5M2 => FileDtype::Other("F8_E5M2"),
         _ => FileDtype::Other("another dtype"),
     }
 }

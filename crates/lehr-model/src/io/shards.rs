@@ -5,11 +5,12 @@
 //! every split tensor and a copy of every other tensor. Only the family knows which tensors are
 //! split, and how.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use lehr_tensor::{DType, Shape, Tensor};
 
-use super::Checkpoint;
+use super::{Checkpoint, leftover};
 use crate::{Error, Result};
 
 /// The way a tensor was split into parts.
@@ -100,6 +101,17 @@ impl Shards {
     #[must_use]
     pub fn n_parts(&self) -> usize {
         self.parts.len()
+    }
+
+    /// Returns the tensors of the parts that are not among `used`.
+    pub(crate) fn unused(&self, used: &BTreeSet<String>) -> Vec<String> {
+        let mut unused: BTreeSet<String> = BTreeSet::new();
+        for tensor in self.parts.iter().flat_map(Checkpoint::stored) {
+            if !used.contains(&tensor.name) && !leftover::is_harmless(&tensor.name, &tensor.shape) {
+                unused.insert(tensor.name);
+            }
+        }
+        unused.into_iter().collect()
     }
 
     /// Assembles a float tensor from its parts, as f32. At most one part is in memory besides the

@@ -1,6 +1,7 @@
 //! Construction of models: new, from files, with adapters.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use lehr_tensor::quant::{self, MatrixFormat, QMatrix, WeightFormat};
 use lehr_tensor::{LoadStored, ParamStore, Philox, Role, Shape, Source, StoredShape};
 
 use super::Model;
+use super::lookup::Lookup;
 use crate::adapt::{AdapterConfig, AdapterFactory};
 use crate::arch::{ActivationCheckpointing, Architecture};
 use crate::io::{self, Checkpoint, ModelSource, Shards};
@@ -52,8 +54,10 @@ impl Model {
     /// If a file is missing, damaged or does not fit the configuration.
     pub fn load(path: &Path) -> Result<Self> {
         if let Some(shards) = Shards::open(path)? {
-            let config = Config::from_json(&io::read_json(&path.join("config.json"))?)?;
-            return Self::from_shards(config, &shards);
+            let json = io::read_json(&path.join("config.json"))?;
+            let mut model = Self::from_shards(Config::from_json(&json)?, &shards)?;
+            model.warnings.extend(io::unread_keys(&json));
+            return Ok(model);
         }
         Self::load_source(&ModelSource::open(path)?)
     }
@@ -63,17 +67,32 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_source(source: &ModelSource) -> Result<Self> {
-        Self::from_checkpoint(Config::from_json(source.config())?, source.checkpoint())
+        Self::from_source(source, Weights::F32, None)
+    }
+
+    fn from_source(
+        source: &ModelSource,
+        weights: Weights,
+        adapters: Option<&AdapterConfig>,
+    ) -> Result<Self> {
+        let config = Config::from_json(source.config())?;
+        let mut model = Self::from_weights(config, source.checkpoint(), weights, adapters)?;
+        model.warnings.extend(source.warnings());
+        Ok(model)
     }
 
     fn from_shards(config: Config, shards: &Shards) -> Result<Self> {
         let names = config.clone();
+        let used = RefCell::new(BTreeSet::new());
         let load = |name: &str, shape: Shape| {
+            used.borrow_mut().insert(name.to_owned());
             let merged = shards.tensor(name, shape, names.shard_rule(name));
             merged.map(Some).map_err(|e| e.to_string())
         };
         let built = Self::build(config, &Source::Load { load: &load, stored: None, seed: 0 });
-        built.map_err(|e| shards.explain(e))
+        let mut model = built.map_err(|e| shards.explain(e))?;
+        model.unused = shards.unused(&used.borrow());
+        Ok(model)
     }
 
     /// Opens a model for inference from the same sources as [`Model::load`], with matrices stored
@@ -93,8 +112,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn open_source(source: &ModelSource, weights: Weights) -> Result<Self> {
-        let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
-        Self::from_weights(config, checkpoint, weights, None)
+        Self::from_source(source, weights, None)
     }
 
     /// Builds a model with random weights and new adapters. Only the adapters are trainable.
@@ -103,7 +121,7 @@ impl Model {
     /// As [`Model::new`]. Also if a target of `adapters` matches no layer, or their settings are
     /// invalid.
     pub fn new_adapted(config: Config, adapters: &AdapterConfig, seed: u64) -> Result<Self> {
-        Self::build_adapted(config, &Source::Init { seed }, Some(adapters))
+        Self::build_adapted(config, &Source::Init { seed }, true, Some(adapters))
     }
 
     /// Opens a model like [`Model::open_source`] and adds new adapters. The weights are frozen;
@@ -117,8 +135,7 @@ impl Model {
         weights: Weights,
         adapters: &AdapterConfig,
     ) -> Result<Self> {
-        let (config, checkpoint) = (Config::from_json(source.config())?, source.checkpoint());
-        Self::from_weights(config, checkpoint, weights, Some(adapters))
+        Self::from_source(source, weights, Some(adapters))
     }
 
     /// Builds the model of `config` with the weights of `checkpoint`, all in f32.
@@ -130,25 +147,19 @@ impl Model {
     }
 
     fn from_weights(
-        mut config: Config,
+        config: Config,
         checkpoint: &Checkpoint,
         weights: Weights,
         adapters: Option<&AdapterConfig>,
     ) -> Result<Self> {
-        config.fit_to(&|name| checkpoint.has(name));
-        let names = config.clone();
-        let load = |name: &str, shape: Shape| {
-            let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n));
-            match known {
-                Some(known) => {
-                    checkpoint.tensor(&known, shape).map(Some).map_err(|e| e.to_string())
-                }
-                None => Err(checkpoint.missing(name)),
-            }
+        let lookup = Lookup::new(config, checkpoint)?;
+        let load = |name: &str, shape: Shape| match lookup.find(name) {
+            Some(known) => checkpoint.tensor(&known, shape).map(Some).map_err(|e| e.to_string()),
+            None => Err(checkpoint.missing(name)),
         };
         let n_fallback_matrices = Cell::new(0);
         let find = |name: &str, shape: StoredShape, role: Role| {
-            let known = names.checkpoint_names(name).into_iter().find(|n| checkpoint.has(n))?;
+            let known = lookup.find(name)?;
             match weights {
                 Weights::AsStored => checkpoint.matrix(&known, shape),
                 Weights::Exact => {
@@ -170,19 +181,27 @@ impl Model {
         };
         let stored = (weights != Weights::F32).then_some(&find as &LoadStored<'_>);
         let source = Source::Load { load: &load, stored, seed: 0 };
-        let built = Self::build_adapted(config, &source, adapters);
+        let config = lookup.config.clone();
+        let built = Self::build_adapted(config, &source, lookup.has_head, adapters);
         let mut model = built.map_err(|e| checkpoint.explain(e))?;
+        model.unused = lookup.unused();
         model.n_fallback_matrices = n_fallback_matrices.get();
         Ok(model)
     }
 
     pub(crate) fn build(config: Config, source: &Source<'_>) -> Result<Self> {
-        Self::build_adapted(config, source, None)
+        Self::build_adapted(config, source, true, None)
+    }
+
+    /// Builds a model, without a head if `has_head` is false and the head is not tied.
+    pub(crate) fn build_as(config: Config, source: &Source<'_>, has_head: bool) -> Result<Self> {
+        Self::build_adapted(config, source, has_head, None)
     }
 
     fn build_adapted(
         config: Config,
         source: &Source<'_>,
+        has_head: bool,
         adapters: Option<&AdapterConfig>,
     ) -> Result<Self> {
         config.validate()?;
@@ -190,6 +209,9 @@ impl Model {
         let factory = adapters.map(AdapterFactory::new);
         let mut params = ParamStore::default();
         let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
+        if !has_head {
+            root = root.without_head();
+        }
         let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
         let adapters = match factory.map(AdapterFactory::finish) {
             Some(built) => {
@@ -216,6 +238,8 @@ impl Model {
             checkpointing,
             adapters,
             kv_prefix,
+            warnings: Vec::new(),
+            unused: Vec::new(),
         })
     }
 }

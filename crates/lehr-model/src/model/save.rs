@@ -47,7 +47,7 @@ impl Model {
             kept.and_then(|weight| weight.stored()).cloned()
         };
         let source = Source::Load { load: &load, stored: Some(&stored), seed: 0 };
-        Self::build(self.config.clone(), &source)
+        Self::build_as(self.config.clone(), &source, self.has_head())
     }
 
     /// Writes `config.json` and the weights in f32 into `dir`, in the format of `transformers`.
@@ -66,7 +66,15 @@ impl Model {
     /// If a value does not fit the format or a file cannot be written.
     pub fn save_as(&self, dir: &Path, format: FloatFormat) -> Result<()> {
         self.check_plain("writing the model")?;
-        io::write_folder(dir, &self.params, self.config.to_json(), format)
+        let mut config = self.config.to_json();
+        if !self.has_head() {
+            let class = self.config.class();
+            let family = class.strip_suffix("ForCausalLM").or(class.strip_suffix("LMHeadModel"));
+            if let Some(family) = family {
+                config["architectures"] = vec![format!("{family}Model")].into();
+            }
+        }
+        io::write_folder(dir, &self.params, config, format)
     }
 
     /// Writes a GGUF file that llama.cpp loads. It is written piece by piece to a temporary file,

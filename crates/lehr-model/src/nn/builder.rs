@@ -13,12 +13,13 @@ use crate::adapt::{Adapter, AdapterFactory};
 pub struct LayerBuilder<'a> {
     params: ParamBuilder<'a>,
     adapters: Option<&'a AdapterFactory<'a>>,
+    has_head: bool,
 }
 
 impl<'a> LayerBuilder<'a> {
     /// Creates a builder at the root of a store.
     pub fn new(store: &'a mut ParamStore, source: &'a Source<'a>) -> Self {
-        Self { params: ParamBuilder::new(store, source), adapters: None }
+        Self { params: ParamBuilder::new(store, source), adapters: None, has_head: true }
     }
 
     /// Returns the same builder with `adapters` for the linear layers they select.
@@ -26,9 +27,21 @@ impl<'a> LayerBuilder<'a> {
         Self { adapters, ..self }
     }
 
+    /// Returns the same builder for a decoder whose weights lack a language-model head.
+    #[must_use]
+    pub fn without_head(self) -> Self {
+        Self { has_head: false, ..self }
+    }
+
+    /// Returns whether the weights have an untied language-model head.
+    pub(super) fn has_head(&self) -> bool {
+        self.has_head
+    }
+
     /// Returns a builder one level deeper.
     pub fn at(&mut self, part: impl std::fmt::Display) -> LayerBuilder<'_> {
-        LayerBuilder { params: self.params.at(part), adapters: self.adapters }
+        let Self { adapters, has_head, .. } = *self;
+        LayerBuilder { params: self.params.at(part), adapters, has_head }
     }
 
     /// Returns the current path, which is the name of the layer.

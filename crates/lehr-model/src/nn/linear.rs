@@ -96,6 +96,28 @@ impl Linear {
         Ok(Self { path, weight, layout, bias: None, adapter, is_tied: true })
     }
 
+    /// Builds the language-model head of a decoder at the current path: tied to the embedding, or
+    /// with its own weight. `None` if the source has no head
+    /// ([`LayerBuilder::without_head`]).
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub fn head(
+        p: &mut LayerBuilder<'_>,
+        embedding: &Embedding,
+        is_tied: bool,
+        std: f32,
+    ) -> Result<Option<Self>> {
+        if is_tied {
+            return Self::tied(p, embedding).map(Some);
+        }
+        if !p.has_head() {
+            return Ok(None);
+        }
+        let shape = LinearShape::new(embedding.width, embedding.n_rows);
+        Self::build(p, Role::Head, shape, std).map(Some)
+    }
+
     /// Returns the layer with `bias` `[out]` added.
     #[must_use]
     pub fn with_bias(self, bias: Param) -> Self {

@@ -30,6 +30,9 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
         None => LabelSet::learn(examples())?,
     };
     let (train_options, validation_options) = loader_options(recipe);
+    let ends = continued.as_ref().is_none_or(Classifier::ends_texts);
+    let (train_options, validation_options) =
+        (train_options.with_ends(ends), validation_options.with_ends(ends));
     let train_loader = ClassLoader::new(&train, &labels, &tokenizer, train_options)?;
     notes(&format!(
         "data: {} labelled texts to learn from ({}), {} held out; labels: {}",
@@ -94,8 +97,10 @@ fn classifier_dir(recipe: &Recipe) -> Result<Option<PathBuf>> {
 /// Opens the classifier to train further, if the recipe loads one.
 fn loaded_classifier(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Option<Classifier>> {
     let Some(dir) = classifier_dir(recipe)? else { return Ok(None) };
-    let classifier = Classifier::load(&dir)?;
-    check_vocabulary(&dir, tokenizer, classifier.model())?;
+    let mut classifier = Classifier::load(&dir)?;
+    if let Some(warning) = check_vocabulary(&dir, tokenizer, classifier.model())? {
+        classifier.model_mut().warn(warning);
+    }
     Ok(Some(classifier))
 }
 
@@ -103,7 +108,9 @@ fn loaded_classifier(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Option<Cl
 fn backbone(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     let Some(dir) = classifier_dir(recipe)? else { return model::prepare(recipe, tokenizer) };
     let mut model = Classifier::load_backbone(&dir)?;
-    check_vocabulary(&dir, tokenizer, &model)?;
+    if let Some(warning) = check_vocabulary(&dir, tokenizer, &model)? {
+        model.warn(warning);
+    }
     model::set_up(recipe, &mut model);
     Ok(model)
 }

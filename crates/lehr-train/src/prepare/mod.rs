@@ -70,6 +70,7 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
         notes("train.cuda_graph changes nothing: the device is the CPU");
     }
     let model = task.objective.model();
+    model.warnings().iter().for_each(|warning| notes(&format!("warning: {warning}")));
     if let Some(note) = freeze(model.params(), &recipe.train.freeze)? {
         notes(&note);
     }

@@ -26,8 +26,14 @@ pub(super) fn prepare(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
 }
 
 fn loaded(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
-    let loaded = Loaded::open_to_train(Path::new(path))?;
-    check_vocabulary(&loaded.path, tokenizer, &loaded.model)?;
+    let mut loaded = Loaded::open_to_train(Path::new(path))?;
+    // The recipe's tokenizer need not be the model's own, of which `Loaded` has warned.
+    let own = loaded.model.warnings();
+    if let Some(warning) = check_vocabulary(&loaded.path, tokenizer, &loaded.model)?
+        && !own.contains(&warning)
+    {
+        loaded.model.warn(warning);
+    }
     Ok(loaded.model)
 }
 

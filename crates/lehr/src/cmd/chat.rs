@@ -44,6 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let limits = args.sampling.limits(512);
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
+    if let Some(note) = loaded.sampling_note()? {
+        eprintln!("note: {note}");
+    }
     loaded.model.check_causal("talking")?;
     args.sampling.warn(loaded.model.spec().max_positions);
     let template = match &args.template {

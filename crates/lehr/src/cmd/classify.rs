@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::compute::DeviceArgs;
 use crate::fail::Hinted;
 use anyhow::{Context, Result};
-use lehr_infer::{check_vocabulary, resolve_model};
+use lehr_infer::{check_ids, check_vocabulary, resolve_model, tokenizer_of};
 use lehr_model::{Classifier, Tokens};
 use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
@@ -30,10 +30,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let dir = resolve_model(&args.model)?;
-    let classifier = Classifier::load(&dir)?;
+    let mut classifier = Classifier::load(&dir)?;
+    let tokenizer = tokenizer_of(&dir)?;
+    if let Some(warning) = check_vocabulary(&dir, &tokenizer, classifier.model())? {
+        classifier.model_mut().warn(warning);
+    }
     args.device.place(classifier.model())?;
-    let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
-    check_vocabulary(&dir, &tokenizer, classifier.model())?;
     let label = |text: &str| label(&classifier, &tokenizer, text, args.json);
     for text in &args.text {
         label(text)?;
@@ -48,7 +50,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 fn label(classifier: &Classifier, tokenizer: &Tokenizer, text: &str, json: bool) -> Result<()> {
     let limit = classifier.model().spec().max_positions;
-    let framed = tokenizer.encode_ended(&[text], limit)?.remove(0);
+    let mut framed = match classifier.ends_texts() {
+        true => tokenizer.encode_ended(&[text], limit)?.remove(0),
+        false => tokenizer.encode_framed(&[text], limit)?.remove(0),
+    };
+    if framed.ids.is_empty() {
+        framed.ids.push(tokenizer.end_of_document()?);
+    }
+    check_ids(&framed.ids, tokenizer, classifier.model())?;
     if framed.is_cut {
         eprintln!(
             "warning: the text is longer than the model's context of {limit}; its end is cut"

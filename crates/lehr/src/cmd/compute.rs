@@ -48,11 +48,17 @@ impl DeviceArgs {
         Ok(compute)
     }
 
-    /// Moves a model there.
+    /// Moves a model there. Says on standard error what its files hold that it does not use.
     pub(crate) fn place(&self, model: &Model) -> Result<()> {
+        warn_of(&model.warnings());
         let compute = self.choose()?;
         Ok(model.to_device(compute.device, compute.dtype)?)
     }
+}
+
+/// Prints warnings of a model's files.
+pub(crate) fn warn_of(warnings: &[String]) {
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
 }
 
 /// Weight format of a command that only uses a model.

@@ -10,7 +10,7 @@ use lehr_model::io::FloatFormat;
 use lehr_model::io::gguf::FileType;
 use serde_json::json;
 
-use super::compute::ThreadArgs;
+use super::compute::{ThreadArgs, warn_of};
 use crate::fail::Hinted;
 
 /// Write a model in another format, and prove that the copy computes the same.
@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let done = convert(&args.model, &args.to, target, &sample)?;
     let seconds = start.elapsed().as_secs_f64();
+    warn_of(&done.warnings);
     if args.json {
         println!("{}", to_json(&done, target, seconds));
     } else {
@@ -121,7 +122,7 @@ fn figures(proof: &Proof, target: Target) -> String {
 }
 
 fn to_json(done: &Conversion, target: Target, seconds: f64) -> serde_json::Value {
-    let Conversion { n_bytes, formats, left_out, proof } = done;
+    let Conversion { n_bytes, formats, left_out, proof, .. } = done;
     json!({
         "format": target.name(), "bytes": n_bytes, "tensors": formats, "left_out": left_out,
         "seconds": seconds, "sample_tokens": proof.n_tokens, "error": proof.error,

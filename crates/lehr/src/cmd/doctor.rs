@@ -9,6 +9,7 @@ use lehr_tensor::cuda::{self, CompileReport, DeviceInfo};
 use lehr_tensor::{DType, available_isas, isa, threads};
 use serde_json::{Value, json};
 
+use super::compute::warn_of;
 use super::memory::{self, Needs};
 use crate::fail::Hinted;
 
@@ -34,6 +35,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let gpus = gpus();
     let model = args.model.as_deref().map(Inspection::open).transpose()?;
+    if let Some(model) = &model {
+        warn_of(&model.warnings);
+    }
     if args.json {
         let mut json = as_json(&gpus);
         if let Some(model) = &model {

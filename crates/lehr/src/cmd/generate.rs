@@ -50,6 +50,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
     args.sampling.warn(loaded.model.spec().max_positions);
+    if let Some(note) = loaded.sampling_note()? {
+        eprintln!("note: {note}");
+    }
     limits.stop_ids.extend(loaded.end_ids()?);
     match (&prompts, &args.prompt) {
         (Some(prompts), _) => {

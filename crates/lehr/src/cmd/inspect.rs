@@ -50,6 +50,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for (key, value) in training.iter().flatten() {
         line(key, &value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     }
+    for warning in &found.warnings {
+        line("warning", warning);
+    }
     for problem in &found.problems {
         line("problem", problem);
     }
@@ -163,7 +166,8 @@ fn to_json(
     training: Option<serde_json::Map<String, Value>>,
     tensors: bool,
 ) -> Value {
-    let mut json = json!({ "path": found.path, "problems": found.problems });
+    let mut json =
+        json!({ "path": found.path, "warnings": found.warnings, "problems": found.problems });
     if let Some(config) = &found.config {
         let spec = config.spec();
         json["architecture"] = json!({

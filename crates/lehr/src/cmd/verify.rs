@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use lehr_infer::{Check, resolve_model, verify};
-use lehr_model::{Compute, DTypeChoice, DeviceChoice};
+use lehr_model::{Compute, DTypeChoice, DeviceChoice, Model};
 use serde_json::json;
+
+use super::compute::warn_of;
 
 /// Compare a model with results of its reference implementation.
 #[derive(clap::Args)]
@@ -29,7 +31,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let compute = Compute::choose(args.device, args.dtype)?;
     let place = (compute.device, compute.dtype);
-    let checks = verify(&resolve_model(&args.model)?, &args.golden, place)?;
+    let model = Model::load(&resolve_model(&args.model)?)?;
+    warn_of(&model.warnings());
+    let checks = verify(&model, &args.golden, place)?;
     let passed = checks.iter().all(Check::passed);
     if args.json {
         let rows: Vec<_> = checks

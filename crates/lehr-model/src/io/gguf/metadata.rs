@@ -188,7 +188,7 @@ impl Array {
 
 impl Value {
     /// Returns a non-negative integer of any width.
-    fn integer(&self) -> Option<u64> {
+    pub(super) fn integer(&self) -> Option<u64> {
         match *self {
             Self::U8(v) => Some(v.into()),
             Self::U16(v) => Some(v.into()),
@@ -203,7 +203,7 @@ impl Value {
     }
 
     /// Returns a float. A 32-bit one is converted through its shortest decimal form.
-    fn float(&self) -> Option<f64> {
+    pub(super) fn float(&self) -> Option<f64> {
         match *self {
             Self::F32(v) => v.to_string().parse().ok(),
             Self::F64(v) => Some(v),
@@ -212,7 +212,7 @@ impl Value {
     }
 
     /// Describes the value for an error.
-    fn brief(&self) -> String {
+    pub(super) fn brief(&self) -> String {
         match self {
             Self::Array(array) => format!("an array of {} elements", array.len()),
             Self::String(text) => {

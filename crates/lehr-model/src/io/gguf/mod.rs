@@ -10,6 +10,8 @@ mod file_type;
 mod metadata;
 mod names;
 mod reader;
+mod split;
+mod unread;
 mod writer;
 
 use std::path::Path;
@@ -19,6 +21,7 @@ pub use export::{GgufOptions, GgufSummary};
 pub use file_type::FileType;
 pub use metadata::{Array, Metadata, Value};
 use serde_json::Value as Json;
+pub(crate) use split::parts;
 
 use super::change::Change;
 use super::entry::{Entry, FileDtype};
@@ -32,6 +35,8 @@ pub(crate) struct Contents {
     pub(crate) config: Json,
     /// The tensors under the names of the family.
     pub(crate) entries: Vec<(String, Entry)>,
+    /// What the user must know about keys that nothing reads.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Returns whether a file is GGUF, from its first bytes.
@@ -47,21 +52,23 @@ pub fn read_metadata(path: &Path, bytes: &[u8]) -> Result<Metadata> {
     Ok(reader::read(path, bytes)?.metadata)
 }
 
-/// Reads the head of a whole file. `file` is its number in the checkpoint.
-pub(crate) fn open(path: &Path, bytes: &[u8], file: usize) -> Result<Contents> {
-    let header = reader::read(path, bytes)?;
-    let settings = family::Settings::new(&header, bytes)?;
+/// Reads the heads of all parts of a file. `file` is the number of the first in the checkpoint.
+pub(crate) fn open(files: &[(&Path, &[u8])], file: usize) -> Result<Contents> {
+    let header = split::read(files)?;
+    let settings = family::Settings::new(&header, files)?;
     let family = family::of_file(&settings)?;
     let (config, layout) = (family.config_json(&settings)?, &family.layout);
     let heads = settings.heads()?;
+    let warnings = unread::check(&settings)?;
     let mut entries = Vec::new();
     for tensor in &header.tensors {
         // A tensor unknown to the family keeps its name, so it can be listed.
         let (name, kind) =
             layout.to_ours(&tensor.name).unwrap_or((tensor.name.clone(), names::Kind::Same));
-        entries.push((name, entry(tensor, file, kind.change(heads, tensor.shape.len()))));
+        let change = kind.change(heads, tensor.shape.len());
+        entries.push((name, entry(tensor, file + tensor.part, change)));
     }
-    Ok(Contents { metadata: header.metadata, config, entries })
+    Ok(Contents { metadata: header.metadata, config, entries, warnings })
 }
 
 fn entry(tensor: &TensorInfo, file: usize, change: Change) -> Entry {

@@ -32,6 +32,8 @@ pub(crate) struct Header {
 #[derive(Clone, Debug)]
 pub(crate) struct TensorInfo {
     pub(crate) name: String,
+    /// Index of its part, for a file in several.
+    pub(crate) part: usize,
     /// Row-major, the last dimension contiguous; files have the reverse order.
     pub(crate) shape: Vec<usize>,
     pub(crate) dtype: GgmlType,
@@ -41,7 +43,7 @@ pub(crate) struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Returns its values, if they are floats; `bytes` is the whole file.
+    /// Returns its values, if they are floats; `bytes` is its whole part.
     pub(crate) fn floats(&self, bytes: &[u8]) -> Option<Vec<f32>> {
         let GgmlType::Weights(format) = self.dtype else { return None };
         let mut values = vec![0.0; self.shape.iter().product()];
@@ -214,7 +216,7 @@ impl RawTensor {
         let size = |value: u64| usize::try_from(value).map_err(|e| fault(e.to_string()));
         let shape = dims.iter().rev().map(|d| size(*d)).collect::<Result<_>>()?;
         let (offset, n_bytes) = (size(begin)?, size(n_bytes)?);
-        Ok(TensorInfo { name, shape, dtype, offset, n_bytes })
+        Ok(TensorInfo { name, part: 0, shape, dtype, offset, n_bytes })
     }
 }
 

@@ -1,5 +1,9 @@
 //! Settings of one architecture, read from a file.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use crate::io::gguf::metadata::Metadata;
 use crate::io::gguf::names::Heads;
 use crate::io::gguf::reader::Header;
@@ -11,34 +15,49 @@ pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// The metadata of a file below the name of its architecture.
 pub(in crate::io::gguf) struct Settings<'a> {
     pub(in crate::io::gguf) header: &'a Header,
-    pub(super) arch: &'a str,
+    pub(in crate::io::gguf) arch: &'a str,
     /// The divisors of rotary frequencies, if the file has them.
     pub(super) rope_factors: Option<Vec<f32>>,
+    /// The keys that were asked for.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Settings<'a> {
-    /// Reads the settings of the whole file in `bytes`.
-    pub(in crate::io::gguf) fn new(header: &'a Header, bytes: &[u8]) -> Result<Self> {
+    /// Reads the settings of the whole `files`.
+    pub(in crate::io::gguf) fn new(header: &'a Header, files: &[(&Path, &[u8])]) -> Result<Self> {
         let arch = header.metadata.string("general.architecture")?;
         let missing = || Error::config("general.architecture", "missing", "a name");
         let factors = header.tensors.iter().find(|t| t.name == ROPE_FACTORS).map(|t| {
-            let floats = t.floats(bytes);
+            let floats = t.floats(files[t.part].1);
             floats.ok_or_else(|| Error::config(ROPE_FACTORS, format!("{:?}", t.dtype), "floats"))
         });
-        Ok(Self { header, arch: arch.ok_or_else(missing)?, rope_factors: factors.transpose()? })
+        let (arch, rope_factors) = (arch.ok_or_else(missing)?, factors.transpose()?);
+        Ok(Self { header, arch, rope_factors, asked: RefCell::default() })
+    }
+
+    /// Returns whether a key of the architecture was asked for.
+    pub(in crate::io::gguf) fn was_asked(&self, key: &str) -> bool {
+        self.asked.borrow().contains(key)
     }
 
     fn metadata(&self) -> &'a Metadata {
         &self.header.metadata
     }
 
-    pub(super) fn key(&self, name: &str) -> String {
+    pub(in crate::io::gguf) fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.arch)
+    }
+
+    /// Returns the name of a key that is about to be read.
+    fn ask(&self, name: &str) -> String {
+        let key = self.key(name);
+        self.asked.borrow_mut().insert(key.clone());
+        key
     }
 
     /// Returns an integer that the file may have.
     pub(super) fn integer(&self, name: &str) -> Result<Option<u64>> {
-        self.metadata().integer(&self.key(name))
+        self.metadata().integer(&self.ask(name))
     }
 
     /// Returns an integer that the file must have.
@@ -49,7 +68,7 @@ impl<'a> Settings<'a> {
 
     /// Returns a float that the file may have.
     pub(super) fn float(&self, name: &str) -> Result<Option<f64>> {
-        self.metadata().float(&self.key(name))
+        self.metadata().float(&self.ask(name))
     }
 
     /// Returns a float that the file must have.
@@ -60,7 +79,7 @@ impl<'a> Settings<'a> {
 
     /// Returns a text that the file may have.
     pub(super) fn string(&self, name: &str) -> Result<Option<&'a str>> {
-        self.metadata().string(&self.key(name))
+        self.metadata().string(&self.ask(name))
     }
 
     pub(super) fn has_tensor(&self, name: &str) -> bool {
