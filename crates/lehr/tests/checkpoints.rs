@@ -34,7 +34,8 @@ fn a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used() {
         for command in uses {
             let ran = run(dir, command);
             assert_eq!(ran.code, Some(0), "{case}: {ran:#?}");
-            for part in ["warning: passing over the damaged checkpoint", newest, "model.safetensors"]
+            for part in
+                ["warning: passing over the damaged checkpoint", newest, "model.safetensors"]
             {
                 assert!(ran.err.contains(part), "{case}: not said: {part:?}: {ran:#?}");
             }
