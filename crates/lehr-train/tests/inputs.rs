@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use common::{Watch, checkpoint_bytes, gpt2, prepared, recipe, run_watched, write_data};
+use common::{Watch, checkpoint_bytes, gpt2, prepared, recipe, run_watched};
 use lehr_model::io::{Manifest, ManifestFile};
 use lehr_train::recipe::{ModelConfig, ObjectiveKind, TokenizerConfig};
 use lehr_train::{Error, Recipe, Result, RunDir, checkpoint, locate, prepare, run};
@@ -79,7 +79,7 @@ fn changed_added_and_missing_data_is_named_and_continues_only_on_request() {
 }
 
 #[test]
-fn the_same_data_elsewhere_is_the_same_run() {
+fn a_run_with_unchanged_inputs_continues_without_a_warning() {
     let scratch = tempfile::tempdir().unwrap();
     let (recipe, _) = stopped_run(scratch.path());
     let watch = resume(&recipe, false).unwrap();
@@ -169,7 +169,6 @@ fn a_run_that_is_stopped_before_its_first_step_saves_nothing() {
 fn a_run_directory_has_one_writer_and_the_lock_of_a_dead_process_is_free() {
     let scratch = tempfile::tempdir().unwrap();
     let recipe = recipe(scratch.path(), gpt2(16), ObjectiveKind::NextToken);
-    write_data(scratch.path(), ObjectiveKind::NextToken);
     let dir = RunDir::open(&recipe).unwrap();
     let error = RunDir::open(&recipe).unwrap_err();
     let Error::InUse { pid, .. } = &error else { panic!("{error}") };

@@ -55,11 +55,16 @@ fn a_run_that_continues_in_another_folder_finds_its_data_or_says_what_is_missing
     let away = scratch.path().join("away");
     fs::create_dir_all(&home).unwrap();
     fs::create_dir_all(&away).unwrap();
-    pretrain(&home, "base", &[]);
+    pretrain(&home, "base", &["checkpoint.every_steps=2"]);
+    let newest = home.join("base/checkpoints/step-4");
+    fs::remove_dir_all(&newest).unwrap();
     let resume = ["pretrain", "--resume", "../home/base"];
     let data = home.join("text.txt").display().to_string();
     let said = succeeds(&away, &resume);
-    assert!(said.contains(&data), "{said}");
+    assert!(said.contains(&data) && said.contains("continued at step 2"), "{said}");
+    // The run still belongs to the folder in which its data is.
+    let state = fs::read_to_string(newest.join("state.json")).unwrap();
+    assert!(state.contains(&format!("\"folder\": \"{}\"", home.display())), "{state}");
     // A file of the same name with other contents is not taken for the data.
     write_text(&away, 200);
     let said = succeeds(&away, &resume);

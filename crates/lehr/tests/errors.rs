@@ -39,8 +39,14 @@ fn with_sets<'a>(args: &[&'a str], sets: &[&'a str]) -> Vec<&'a str> {
 
 /// A copy of the shared model's folder, to be damaged.
 fn model_copy(dir: &Path, name: &str) -> PathBuf {
+    checkpoint_copy(dir, "base", name)
+}
+
+/// A copy of a shared run's checkpoint, without the manifest that would name any change.
+fn checkpoint_copy(dir: &Path, run: &str, name: &str) -> PathBuf {
     let copy = dir.join(name);
-    copy_folder(&newest_checkpoint(&shared().join("base")), &copy);
+    copy_folder(&newest_checkpoint(&shared().join(run)), &copy);
+    fs::remove_file(copy.join("manifest.json")).unwrap();
     copy
 }
 
@@ -331,8 +337,7 @@ fn a_tokenizer_of_another_model_is_refused() {
     let says = ["mixed", "the model's vocabulary 300"];
     fails(dir, &["generate", "mixed", "-p", "x"], &says);
     fails(dir, &["chat", "mixed", "-p", "x"], &says);
-    let labels = dir.join("labels");
-    copy_folder(&newest_checkpoint(&shared().join("labels")), &labels);
+    let labels = checkpoint_copy(dir, "labels", "labels");
     fs::copy(&tokenizer, labels.join("tokenizer.json")).unwrap();
     fails(
         dir,

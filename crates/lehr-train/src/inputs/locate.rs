@@ -34,6 +34,10 @@ pub fn locate(recipe: &Recipe, dir: RunDir) -> Result<Located> {
     for source in Source::of(recipe) {
         let (path, files) = find(source, recipe, &dir, saved.as_ref().map(|saved| &saved.inputs))?;
         if path != source.path(recipe) {
+            if let Some(saved) = &saved {
+                // The next resume has to look there too.
+                now.folder.clone_from(&saved.inputs.folder);
+            }
             notes.push(format!("{}: {}", source.name(), path.display()));
             source.set_path(&mut located, &path);
         }
