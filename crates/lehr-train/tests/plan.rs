@@ -188,7 +188,7 @@ fn rows_of_fine_tuning_are_as_long_as_the_data() {
     assert_eq!(short.recipe.train.seq_len, 64);
     assert!(short.reasons[0].contains("hold 100.0 % of them whole"), "{:?}", short.reasons);
     // Five in a hundred are long: 98 % must fit.
-    conversations(&data, 3, 270);
+    conversations(&data, 3, 150);
     let long = fit_finetune(given, &fixed(&[])).unwrap().recipe;
     assert!(long.train.seq_len > 512, "{}", long.train.seq_len);
     assert!(tokens(&long) <= 8192);
