@@ -111,7 +111,7 @@ pub(super) fn unused(table: &Table, used: &str, overrides: &[String]) -> Option<
     None
 }
 
-/// Lists the keys that differ between two recipes: "train.steps is 9 instead of 4".
+/// Lists the keys that differ between two recipes: "train.steps is 4 instead of 9".
 pub(super) fn differences(there: &str, here: &str) -> Vec<String> {
     let [there, here] = [there, here].map(|text| toml::from_str::<Table>(text).unwrap_or_default());
     let mut found = Vec::new();
@@ -130,7 +130,7 @@ pub(super) fn differences(there: &str, here: &str) -> Vec<String> {
         for key in keys {
             let (old, new) = (value(&there, section, &key), value(&here, section, &key));
             if old != new {
-                found.push(format!("{section}.{key} is {new} instead of {old}"));
+                found.push(format!("{section}.{key} is {old} instead of {new}"));
             }
         }
     }

@@ -70,8 +70,11 @@ fn continued(common: &Common, data: &Path, out: &Path, sets: &[String]) -> Resul
         return Ok(None);
     }
     let recipe = RunDir::load_recipe(out)?;
+    // A failed attempt leaves a recipe whose other settings are not wanted any more.
+    let has_begun = out.join("metrics.jsonl").is_file();
     let is_same = recipe.data.path == data.display().to_string()
         && common.seed.is_none_or(|seed| seed == recipe.run.seed)
+        && (sets.is_empty() || has_begun)
         && recipe.with_overrides(sets).is_ok_and(|with| with == recipe);
     if !is_same {
         return Ok(None);
