@@ -132,11 +132,10 @@ fn a_prompt_that_is_not_included_is_left_out_of_the_mean() {
     let dir = copy_with(scratch.path(), "1_Pooling/config.json", pooling);
     let embedder = Embedder::open(&dir).unwrap().with_prefix("the ");
     let found = embedder.embed(&["glass cools"]).unwrap().vectors.to_vec();
-    // [CLS] the | glass cools [SEP]
+    // [CLS] and the prompt's one token come first.
     let Loaded { model, tokenizer, .. } = Loaded::open(&dir, Weights::AsStored).unwrap();
-    let ids = tokenizer.encode_prompt("the glass cools").unwrap();
-    let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
-    assert_eq!(ids.len(), 5);
+    let framed = tokenizer.encode_framed(&["the glass cools"], 16).unwrap().remove(0);
+    let ids: Vec<i32> = framed.ids.into_iter().map(|id| id as i32).collect();
     let hidden = no_grad(|| model.hidden(&model.tokens(&ids, 1).unwrap()).unwrap().to_vec());
     let sum: Vec<f32> =
         (0..32).map(|i| hidden[2 * 32..].iter().skip(i).step_by(32).sum()).collect();
@@ -163,7 +162,7 @@ fn settings_of_embedders_that_are_not_used_are_named() {
     assert!(said.contains("sentence_bert_config.json") && said.contains("`odd` = 3"), "{said}");
     let more = r#"{"prompts": {"query": "ask: "}, "truncate_dim": 8}"#;
     let said = warnings("config_sentence_transformers.json", more);
-    assert!(said.contains("query = ask: ") && said.contains("`truncate_dim` = 8"), "{said}");
+    assert!(said.contains("query = \"ask: \"") && said.contains("`truncate_dim` = 8"), "{said}");
     let plain = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"}]"#;
     let said = warnings("modules.json", plain);
     assert!(said.contains("no Normalize") && said.contains("1_Pooling"), "{said}");
