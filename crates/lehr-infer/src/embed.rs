@@ -18,8 +18,8 @@ const ROW_TOKENS: usize = 512;
 ///
 /// Its settings come from the files of sentence-transformers in the model's folder: `modules.json`
 /// (pooling), `sentence_bert_config.json` (longest text) and `config_sentence_transformers.json`
-/// (prompt before each text). [`Model::warnings`] names their other settings. Without them, an encoder takes the mean of the hidden states, a
-/// decoder the hidden state of the last token.
+/// (prompt before each text). [`Model::warnings`] names their other settings. Without them, an
+/// encoder takes the mean of the hidden states, a decoder the hidden state of the last token.
 pub struct Embedder {
     model: Model,
     tokenizer: Tokenizer,
@@ -141,8 +141,8 @@ impl Embedder {
         Ok(Embeddings { vectors, cut })
     }
 
-    /// Returns the number of tokens at the start of each text that the mean leaves out: those of the
-    /// prompt and before it, if the model's files say so (`include_prompt`).
+    /// Returns the number of tokens at the start of each text that the mean leaves out: those of
+    /// the prompt and before it, if the model's files say so (`include_prompt`).
     fn n_unpooled(&self) -> Result<usize> {
         if self.pools_prefix || self.prefix.is_empty() {
             return Ok(0);

@@ -230,8 +230,8 @@ pub fn check_vocabulary(
     let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
     let more = if n > NAMED { ", …" } else { "" };
     Ok(Some(format!(
-        "the tokenizer has {n_ids} ids, the model's vocabulary {n_rows}: texts with the tokens from \
-         {n_rows} on ({}{more}) are refused",
+        "the tokenizer has {n_ids} ids, the model's vocabulary {n_rows}: texts with the tokens \
+         from {n_rows} on ({}{more}) are refused",
         names.join(", ")
     )))
 }

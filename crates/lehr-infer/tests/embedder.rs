@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use lehr_infer::{Embedder, Embeddings, Engine, EngineSettings, Loaded, Pooling};
 use lehr_model::Weights;
 use lehr_model::io::{Checkpoint, read_json};
+use lehr_tensor::no_grad;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/embedder")
@@ -122,6 +123,49 @@ fn ways_of_pooling_that_are_not_known_are_named() {
     refused(file, "{}", "the pooling is missing");
     let two = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#;
     refused(file, two, "cls_token and mean_tokens");
+}
+
+#[test]
+fn a_prompt_that_is_not_included_is_left_out_of_the_mean() {
+    let scratch = tempfile::tempdir().unwrap();
+    let pooling = r#"{"pooling_mode_mean_tokens": true, "include_prompt": false}"#;
+    let dir = copy_with(scratch.path(), "1_Pooling/config.json", pooling);
+    let embedder = Embedder::open(&dir).unwrap().with_prefix("the ");
+    let found = embedder.embed(&["glass cools"]).unwrap().vectors.to_vec();
+    // [CLS] and the prompt's one token come first.
+    let Loaded { model, tokenizer, .. } = Loaded::open(&dir, Weights::AsStored).unwrap();
+    let framed = tokenizer.encode_framed(&["the glass cools"], 16).unwrap().remove(0);
+    let ids: Vec<i32> = framed.ids.into_iter().map(|id| id as i32).collect();
+    let hidden = no_grad(|| model.hidden(&model.tokens(&ids, 1).unwrap()).unwrap().to_vec());
+    let sum: Vec<f32> =
+        (0..32).map(|i| hidden[2 * 32..].iter().skip(i).step_by(32).sum()).collect();
+    let length = sum.iter().map(|x| x * x).sum::<f32>().sqrt();
+    for (found, sum) in found.iter().zip(&sum) {
+        assert!((found - sum / length).abs() < 1e-5, "{found} {}", sum / length);
+    }
+    let whole = Embedder::open(&folder()).unwrap().with_prefix("the ");
+    assert_ne!(whole.embed(&["glass cools"]).unwrap().vectors.to_vec(), found);
+}
+
+#[test]
+fn settings_of_embedders_that_are_not_used_are_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let warnings = |name: &str, contents: &str| {
+        let dir = scratch.path().join(name.replace('/', "-"));
+        let embedder = Embedder::open(&copy_with(&dir, name, contents)).unwrap();
+        embedder.model().warnings().join(" ")
+    };
+    assert_eq!(warnings("README.md", ""), "");
+    let said = warnings("1_Pooling/config.json", r#"{"pooling_mode": "mean", "odd": 3}"#);
+    assert!(said.contains("1_Pooling/config.json") && said.contains("`odd` = 3"), "{said}");
+    let said = warnings("sentence_bert_config.json", r#"{"max_seq_length": 8, "odd": 3}"#);
+    assert!(said.contains("sentence_bert_config.json") && said.contains("`odd` = 3"), "{said}");
+    let more = r#"{"prompts": {"query": "ask: "}, "truncate_dim": 8}"#;
+    let said = warnings("config_sentence_transformers.json", more);
+    assert!(said.contains("query = \"ask: \"") && said.contains("`truncate_dim` = 8"), "{said}");
+    let plain = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"}]"#;
+    let said = warnings("modules.json", plain);
+    assert!(said.contains("no Normalize") && said.contains("1_Pooling"), "{said}");
 }
 
 #[test]

@@ -88,8 +88,8 @@ fn the_files_of_every_family_have_nothing_that_is_not_used() {
 fn values() -> impl Strategy<Value = Value> {
     prop_oneof![
         any::<bool>().prop_map(Value::from),
-        (2..9i32).prop_map(Value::from),
-        (2.0..9.0f64).prop_map(Value::from),
+        (101..109i32).prop_map(Value::from),
+        (101.0..109.0f64).prop_map(Value::from),
         "[a-z]{1,8}".prop_map(Value::from),
         Just(json!(["x", 2])),
         Just(json!({ "x": 2 })),
@@ -128,23 +128,23 @@ proptest! {
         ],
         value in values(),
     ) {
-        let without = { let mut json = config(FAMILIES[family]);
-            json.as_object_mut().unwrap().shift_remove(&key); json };
+        let mut without = config(FAMILIES[family]);
+        without.as_object_mut().unwrap().shift_remove(&key);
         let mut with = without.clone();
         with[&key] = value.clone();
         match (Config::from_json(&with), Config::from_json(&without)) {
-            // A map whose rotary parameters are not read is named by these.
             (Err(error), _) => {
                 let text = error.to_string();
-                let first = text.contains(&key) || key.starts_with("rope_") && text.contains("rope");
+                let names = text.contains(&key) || key.starts_with("rope") && text.contains("rope");
                 // serde's words for a value of another type have no key.
-                prop_assert!(first || text.contains("invalid type"), "{key}: {text}");
+                prop_assert!(names || text.contains("invalid type"), "{key}: {text}");
             }
             (Ok(read), Ok(plain)) if read != plain => {}
             (Ok(_), _) => {
-                let named = Config::unread_keys(&with).join(" ");
-                let off = value == json!(false);
-                prop_assert!(named.contains(&format!("`{key}`")) || off, "{key} = {value}: {named}");
+                let all = Config::unread_keys(&with).join(" ");
+                let is_off = value == json!(false);
+                let is_named = all.contains(&format!("`{key}`"));
+                prop_assert!(is_named || is_off, "{key} = {value}: {all}");
             }
         }
     }

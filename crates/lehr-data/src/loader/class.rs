@@ -72,9 +72,10 @@ impl LabelSet {
 /// Batches of labelled texts, packed into rows, each text as its own segment.
 ///
 /// A text includes the tokenizer's special tokens and, unless the options say otherwise, ends with
-/// the end-of-document token. Its last token is also the end of its entry in `sequences`. A decoder predicts the class there, an encoder at the
-/// segment's first token. Rows are packed full, so batches have nearly equal numbers of tokens
-/// rather than of texts. Each example appears exactly once per epoch.
+/// the end-of-document token. Its last token is also the end of its entry in `sequences`. A decoder
+/// predicts the class there, an encoder at the segment's first token. Rows are packed full, so
+/// batches have nearly equal numbers of tokens rather than of texts. Each example appears exactly
+/// once per epoch.
 #[derive(Debug, Clone)]
 pub struct ClassLoader {
     examples: Vec<Example>,

@@ -48,8 +48,12 @@ impl<'a> Lookup<'a> {
     /// Returns the name under which the checkpoint holds the parameter `name`.
     pub(crate) fn find(&self, name: &str) -> Option<String> {
         let names = self.config.checkpoint_names(name).into_iter();
-        let found = names.into_iter().find(|name| self.checkpoint.has(name))?;
-        self.used.borrow_mut().insert(found.clone());
+        let mut names = names.filter(|name| self.checkpoint.has(name));
+        let found = names.next()?;
+        let mut used = self.used.borrow_mut();
+        // Some files hold a tensor under an old and a new name.
+        used.extend(names.filter(|other| self.checkpoint.are_equal(&found, other)));
+        used.insert(found.clone());
         Some(found)
     }
 
