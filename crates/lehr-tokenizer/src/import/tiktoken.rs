@@ -189,7 +189,7 @@ pub(super) fn from_ranks(
     model.ignore_merges = true;
     let added = special
         .into_iter()
-        .map(|(name, id)| Added { id, name, special: true, normalized: false })
+        .map(|(name, id)| Added::new(id, name, true))
         .collect();
     Assembly {
         model: model.into(),

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use self::prompts::PromptsArgs;
 use super::compute::UseArgs;
 use super::sampling::SamplingArgs;
+use crate::ui;
 
 /// Continue a text, or all prompts of a file.
 #[derive(clap::Args)]
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prompts = args.many.prompts.as_deref().map(prompts::read).transpose()?;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
+    ui::warn(loaded.tokenizer.warnings());
     limits.stop_ids.extend(loaded.end_ids()?);
     match (&prompts, &args.prompt) {
         (Some(prompts), _) => {
