@@ -205,3 +205,43 @@ pub(crate) fn gguf_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Resul
     }
     Ok(metadata)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn metadata() -> Metadata {
+        let mut metadata = Metadata::default();
+        metadata.set("tokenizer.ggml.model", "gpt2");
+        metadata.set("tokenizer.ggml.pre", "qwen2");
+        let tokens = ["a", "b", "ab", "<|im_end|>"].map(str::to_owned).to_vec();
+        metadata.set("tokenizer.ggml.tokens", Array::String(tokens));
+        metadata.set("tokenizer.ggml.token_type", Array::I32(vec![1, 1, 1, 4]));
+        metadata.set("tokenizer.ggml.merges", Array::String(vec!["a b".to_owned()]));
+        metadata.set("tokenizer.ggml.eos_token_id", 3_u32);
+        metadata.set("tokenizer.ggml.fim_pre_token_id", 3_u32);
+        metadata.set("tokenizer.chat_template", "{{ messages }}");
+        metadata
+    }
+
+    #[test]
+    fn metadata_as_published_gives_no_warning_and_roles_are_special() {
+        let tokenizer = gguf_tokenizer(&metadata()).unwrap();
+        assert_eq!(tokenizer.warnings(), [] as [String; 0]);
+        assert_eq!(tokenizer.special("<|im_end|>"), Some(3));
+    }
+
+    proptest! {
+        #[test]
+        fn a_further_key_of_the_tokenizer_is_named(key in "(ggml.)?x_[a-z]{1,8}", n in 0_u32..9) {
+            let mut metadata = metadata();
+            let key = format!("tokenizer.{key}");
+            metadata.set(key.as_str(), n);
+            let tokenizer = gguf_tokenizer(&metadata).unwrap();
+            prop_assert_eq!(tokenizer.warnings().len(), 1);
+            prop_assert!(tokenizer.warnings()[0].contains(&key));
+        }
+    }
+}

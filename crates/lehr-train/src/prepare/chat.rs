@@ -22,6 +22,11 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     let (train_options, validation_options) = loader_options(recipe);
     let template = at_first_start(template(recipe, &tokenizer)?, cache)?;
+    let (template, unused) = template.with_variables(recipe.data.template_args.clone())?;
+    if !unused.is_empty() {
+        let (n, names) = (unused.len(), unused.join(", "));
+        notes(&format!("warning: data.template_args: the template does not use {n}: {names}"));
+    }
     let train_loader = SftLoader::new(&train, &tokenizer, &template, train_options)?;
     notes(&format!(
         "data: {} conversations to learn from ({} cut at {} tokens, {} without an answer left \
