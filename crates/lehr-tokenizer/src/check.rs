@@ -91,6 +91,7 @@ pub(crate) fn tokenizer_json(json: &str) -> Result<Sections> {
         ("normalizer", &file.normalizer),
         ("pre_tokenizer", &file.pre_tokenizer),
         ("post_processor", &file.post_processor),
+        ("decoder", &file.decoder),
     ] {
         if let Some(reason) = bad_step(part, value) {
             return refuse(format!("{part}: {reason}"));
@@ -138,6 +139,9 @@ fn bad_step(part: &str, step: &Value) -> Option<String> {
     if let Some(reason) = unknown_kind(part, step["type"].as_str()) {
         return Some(reason);
     }
+    if let Some(reason) = bad_choice(&step["pattern"], &["String", "Regex"]) {
+        return Some(format!("pattern {reason}"));
+    }
     match step["type"].as_str() {
         Some("Precompiled") => {
             let map = STANDARD.decode(step["precompiled_charsmap"].as_str()?);
@@ -148,7 +152,7 @@ fn bad_step(part: &str, step: &Value) -> Option<String> {
         }
         Some("FixedLength") if step["length"] == 0 => Some("FixedLength of 0".to_owned()),
         Some("TemplateProcessing") => bad_template(step),
-        _ => ["normalizers", "pretokenizers", "processors"]
+        _ => ["normalizers", "pretokenizers", "processors", "decoders"]
             .iter()
             .filter_map(|key| step[key].as_array())
             .flatten()
@@ -156,11 +160,21 @@ fn bad_step(part: &str, step: &Value) -> Option<String> {
     }
 }
 
+/// Returns what is wrong with an object that has one of the keys `known`, and no other.
+fn bad_choice(value: &Value, known: &[&str]) -> Option<String> {
+    let keys = value.as_object()?.keys();
+    let other = keys.into_iter().find(|key| !known.contains(&key.as_str()))?;
+    Some(format!("has the key {other:?}, expected one of {}", known.join(", ")))
+}
+
 fn bad_template(step: &Value) -> Option<String> {
     let names = step["special_tokens"].as_object();
     for (key, sequences) in [("single", &["A"] as &[&str]), ("pair", &["A", "B"])] {
         // A template may also be text; the library reads and checks that form.
         for piece in step[key].as_array().into_iter().flatten() {
+            if let Some(reason) = bad_choice(piece, &["SpecialToken", "Sequence"]) {
+                return Some(format!("{key} {reason}"));
+            }
             if let Some(name) = piece["SpecialToken"]["id"].as_str()
                 && !names.is_some_and(|names| names.contains_key(name))
             {

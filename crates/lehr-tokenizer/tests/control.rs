@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use common::train;
 use lehr_tokenizer::chat::{ChatTemplate, Message, Moment, RenderOptions, Role, TemplateParts};
 use lehr_tokenizer::{Pattern, Tokenizer};
@@ -32,6 +34,12 @@ fn tokenizer(names: [&str; 5]) -> Tokenizer {
         "lstrip": false, "rstrip": false, "single_word": false}));
     Tokenizer::from_json(&file.to_string()).unwrap()
 }
+
+/// The tokenizers of both templates.
+static BOTH: LazyLock<[(Tokenizer, ChatTemplate, [&str; 5]); 2]> = LazyLock::new(|| {
+    [(SHARP, SHARP_TEMPLATE), (TAGS, TAGS_TEMPLATE)]
+        .map(|(names, source)| (tokenizer(names), template(source), names))
+});
 
 fn vocab_size(file: &Value) -> u64 {
     let words = file["model"]["vocab"].as_object().unwrap().values();
@@ -68,10 +76,9 @@ proptest! {
         prop::sample::select([SHARP, TAGS].concat()).prop_map(str::to_owned),
     ], 0..6)) {
         let text = parts.concat();
-        for (names, source) in [(SHARP, SHARP_TEMPLATE), (TAGS, TAGS_TEMPLATE)] {
-            let tokenizer = tokenizer(names);
+        for (tokenizer, template, names) in &*BOTH {
             let ids = |messages: &[Message]| {
-                let rendered = template(source).render(&tokenizer, messages, false).unwrap();
+                let rendered = template.render(tokenizer, messages, false).unwrap();
                 let is = |id: &u32| {
                     tokenizer.token(*id).is_some_and(|name| names.contains(&name.as_str()))
                 };
@@ -85,11 +92,10 @@ proptest! {
 
 #[test]
 fn an_assistant_may_write_the_marks_of_its_thoughts() {
-    for (names, source) in [(SHARP, SHARP_TEMPLATE), (TAGS, TAGS_TEMPLATE)] {
-        let tokenizer = tokenizer(names);
+    for (tokenizer, template, names) in &*BOTH {
         let mark = names[4];
         let rendered =
-            |user: &str, answer: &str| template(source).render(&tokenizer, &turns(user, answer), false);
+            |user: &str, answer: &str| template.render(tokenizer, &turns(user, answer), false);
         let count = |ids: &[u32]| {
             ids.iter().filter(|id| tokenizer.token(**id).as_deref() == Some(mark)).count()
         };
@@ -105,11 +111,10 @@ fn an_assistant_may_write_the_marks_of_its_thoughts() {
 
 #[test]
 fn answers_end_at_a_token_that_is_not_marked_special() {
-    for (names, source) in [(SHARP, SHARP_TEMPLATE), (TAGS, TAGS_TEMPLATE)] {
-        let tokenizer = tokenizer(names);
-        let stops = template(source).stop_ids(&tokenizer).unwrap();
+    for (tokenizer, template, names) in &*BOTH {
+        let stops = template.stop_ids(tokenizer).unwrap();
         assert_eq!(stops.first().and_then(|id| tokenizer.token(*id)).as_deref(), Some(names[2]));
-        let rendered = template(source).render(&tokenizer, &turns("q", "a"), false).unwrap();
+        let rendered = template.render(tokenizer, &turns("q", "a"), false).unwrap();
         let learnt = rendered.ids.iter().zip(&rendered.loss_mask).filter(|(_, learnt)| **learnt);
         let learnt: Vec<u32> = learnt.map(|(id, _)| *id).collect();
         assert_eq!(tokenizer.decode(&learnt), format!("a{0}a{0}", names[2]));
@@ -127,7 +132,9 @@ fn templates_with_other_line_ends_are_the_same() {
     };
     let expected = text(source);
     assert!(expected.contains("a\r\nb<|end|>\n"), "the text of a message keeps its line ends");
-    for other in [source.replace('\n', "\r\n"), source.replace('\n', "\r"), format!("\u{feff}{source}")] {
+    for other in
+        [source.replace('\n', "\r\n"), source.replace('\n', "\r"), format!("\u{feff}{source}")]
+    {
         assert_eq!(text(&other), expected);
         let parts = TemplateParts { jinja: Some(other), ..TemplateParts::default() };
         let template = ChatTemplate::for_model(&tokenizer, &parts).unwrap();
@@ -150,13 +157,19 @@ fn templates_get_the_time_and_variables() {
     let dated = plain.at(Moment::from_unix(1_773_039_901));
     assert_eq!(text(&dated, &RenderOptions::default()).unwrap(), "09 Mar 2026!");
     let Value::Object(variables) = json!({"enable_thinking": true, "documents": [{"title": "D"}],
-        "enable_thinknig": true}) else { unreachable!("an object") };
+        "enable_thinknig": true})
+    else {
+        unreachable!("an object")
+    };
     let (with, unused) = dated.with_variables(variables).unwrap();
     assert_eq!(unused, ["enable_thinknig"]);
     assert_eq!(text(&with, &RenderOptions::default()).unwrap(), "09 Mar 2026 think D!");
     // Those of one rendering come before those of all.
-    let Value::Object(variables) = json!({"enable_thinking": false}) else { unreachable!("an object") };
-    let options = RenderOptions { variables, now: Some(Moment::from_unix(0)), ..Default::default() };
+    let Value::Object(variables) = json!({"enable_thinking": false}) else {
+        unreachable!("an object")
+    };
+    let options =
+        RenderOptions { variables, now: Some(Moment::from_unix(0)), ..Default::default() };
     assert_eq!(text(&with, &options).unwrap(), "01 Jan 1970 D!");
     for name in ["messages", "add_generation_prompt"] {
         let error = dated.with_variables([(name.to_owned(), json!([]))].into_iter().collect());
@@ -172,7 +185,7 @@ fn undecidable_answers_say_how_to_mark_them() {
         {{ m.content }}<|end|>{% endif %}{% endfor %}";
     let tokenizer = train(Pattern::Gpt4);
     let turn = [Message::new(Role::User, "q"), Message::new(Role::Assistant, "a")];
-    let error = template(source).render(&tokenizer, &[turn.clone(), turn].concat(), false);
+    let error = template.render(tokenizer, &[turn.clone(), turn].concat(), false);
     let error = error.unwrap_err();
     assert!(error.hint().unwrap().contains("{% generation %}"), "{error}");
 }

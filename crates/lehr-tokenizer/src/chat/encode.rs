@@ -8,8 +8,8 @@ use tokenizers::{
     AddedToken, Model as _, NormalizedString, Normalizer as _, OffsetType, PreTokenizer as _, Token,
 };
 
-use super::Kind;
 use super::guard::Marked;
+use super::kind::Kind;
 use crate::{Error, Result, Tokenizer};
 
 /// Search for the added tokens of a tokenizer in text.
@@ -35,10 +35,7 @@ struct Added {
 }
 
 impl AddedTokens {
-    pub(super) fn new(
-        tokenizer: &Tokenizer,
-        kind: impl Fn(&AddedToken) -> Kind,
-    ) -> Result<Self> {
+    pub(super) fn new(tokenizer: &Tokenizer, kind: impl Fn(&AddedToken) -> Kind) -> Result<Self> {
         let hf = tokenizer.hf();
         let (mut raw, mut normalized) = (Matcher::new(), Matcher::new());
         for (&id, token) in hf.get_added_vocabulary().get_added_tokens_decoder() {
@@ -173,9 +170,7 @@ fn places<'m>(
             let mut here = candidates
                 .iter()
                 .filter(|token| bytes[start..].starts_with(token.content.as_bytes()));
-            here.any(|token| {
-                token.kind != Kind::Word && allows(start, start + token.content.len())
-            })
+            here.any(|token| token.kind != Kind::Word && allows(start, start + token.content.len()))
         };
         at = (at + 1..end).find(is_template).unwrap_or(end);
     }

@@ -89,12 +89,8 @@ impl Assembly {
             let processor: PostProcessorWrapper = part(template).map_err(refuse)?;
             tokenizer.with_post_processor(Some(processor));
         }
-        let tokens: Vec<AddedToken> = self
-            .added
-            .iter()
-            .filter(|token| !token.name.is_empty())
-            .map(Added::token)
-            .collect();
+        let tokens: Vec<AddedToken> =
+            self.added.iter().filter(|token| !token.name.is_empty()).map(Added::token).collect();
         tokenizer.add_tokens(tokens).map_err(|error| refuse(error.to_string()))?;
         Tokenizer::from_hf(tokenizer, self.ids).map_err(|error| match error {
             Error::Json { reason, .. } => refuse(reason),

@@ -129,7 +129,12 @@ pub(super) fn from_files(vocab: &Path, merges: &Path, config: &Config) -> Result
         // A space before the text comes first, so one step cuts and writes bytes.
         pre_tokenizer = match (prefix, qwen) {
             (true, false) => byte_level(true),
-            (true, true) => return Err(fail(vocab, "add_prefix_space of a Qwen tokenizer".into())),
+            (true, true) => {
+                return Err(fail(
+                    vocab,
+                    "add_prefix_space is true, expected false for Qwen".into(),
+                ));
+            }
             (false, _) => pre_tokenizer,
         };
     }

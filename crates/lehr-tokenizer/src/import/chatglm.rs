@@ -82,10 +82,8 @@ fn first(model: &Model) -> std::result::Result<Around, String> {
 
 fn later(model: &Model, names: &[&str]) -> Around {
     let start = u32::try_from(model.pieces.len()).unwrap_or(u32::MAX);
-    let added: Vec<Added> = (start..)
-        .zip(names)
-        .map(|(id, name)| Added::new(id, *name, true))
-        .collect();
+    let added: Vec<Added> =
+        (start..).zip(names).map(|(id, name)| Added::new(id, *name, true)).collect();
     let before = [&added[1], &added[3]].map(|token| (token.name.clone(), token.id)).to_vec();
     let frame = Template { before, after: Vec::new(), repeat_before: false };
     Around { added, frame, ..Around::default() }

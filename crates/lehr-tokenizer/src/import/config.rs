@@ -71,8 +71,12 @@ const WITHOUT_EFFECT: [(&str, &[&str]); 5] = [
 /// Keys that have no effect at this value, which is the library's own.
 fn is_default(key: &str, value: &Value) -> bool {
     match key {
-        "add_bos_token" | "add_eos_token" | "add_prefix_space" | "clean_up_tokenization_spaces"
-        | "do_lower_case" | "remove_space" => value == false,
+        "add_bos_token"
+        | "add_eos_token"
+        | "add_prefix_space"
+        | "clean_up_tokenization_spaces"
+        | "do_lower_case"
+        | "remove_space" => value == false,
         "do_basic_tokenize" | "keep_accents" | "tokenize_chinese_chars" => value == true,
         // SentencePiece alone; see `legacy` of its reader.
         "legacy" => true,
@@ -154,10 +158,9 @@ impl Config {
         bos: Option<(String, u32)>,
         eos: Option<(String, u32)>,
     ) {
-        for (key, tokens, token) in [
-            ("add_bos_token", &mut frame.before, bos),
-            ("add_eos_token", &mut frame.after, eos),
-        ] {
+        for (key, tokens, token) in
+            [("add_bos_token", &mut frame.before, bos), ("add_eos_token", &mut frame.after, eos)]
+        {
             match self[key].as_bool() {
                 Some(true) => *tokens = token.into_iter().collect(),
                 Some(false) => tokens.clear(),

@@ -91,8 +91,7 @@ fn declared(config: &Config) -> Vec<Declared> {
                 .flat_map(|key| group(key, &config[key])),
         )
         .collect();
-    let is_special =
-        |name: &str| named.iter().any(|declared| declared.token.content == name);
+    let is_special = |name: &str| named.iter().any(|declared| declared.token.content == name);
     let mut all = Vec::new();
     if let Some(entries) = config["added_tokens_decoder"].as_object() {
         for (id, entry) in entries {
@@ -182,7 +181,10 @@ pub(super) fn check(config: &Config) {
     for key in ["additional_special_tokens", "extra_special_tokens"] {
         match &config[key] {
             Value::Array(members) => {
-                members.iter().enumerate().for_each(|(i, member)| one(format!("{key}[{i}]"), member));
+                members
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, member)| one(format!("{key}[{i}]"), member));
             }
             Value::Object(members) => {
                 members.iter().for_each(|(name, member)| one(format!("{key}.{name}"), member));

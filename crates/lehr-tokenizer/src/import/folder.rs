@@ -163,7 +163,8 @@ fn add_missing_frame(tokenizer: &mut tokenizers::Tokenizer, config: &Config, ids
             && wanted != is_added
             && id.is_some()
         {
-            config.warn(format!("{key} is {wanted}, but tokenizer.json says otherwise and decides"));
+            config
+                .warn(format!("{key} is {wanted}, but tokenizer.json says otherwise and decides"));
         }
     }
 }

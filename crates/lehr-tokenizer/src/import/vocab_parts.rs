@@ -76,7 +76,8 @@ impl VocabParts {
     fn warnings(&self) -> Vec<String> {
         let kind = self.model.as_str();
         let mut all = Vec::new();
-        if kind == "gpt2" && self.pre.as_deref().is_none_or(|pre| pre.is_empty() || pre == "default")
+        if kind == "gpt2"
+            && self.pre.as_deref().is_none_or(|pre| pre.is_empty() || pre == "default")
         {
             all.push(
                 "GGUF metadata: tokenizer.ggml.pre is missing, so text is cut into words as by \

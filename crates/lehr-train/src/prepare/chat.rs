@@ -4,8 +4,8 @@ use std::path::Path;
 
 use lehr_data::{Conversation, SftLoader, read_conversations};
 use lehr_infer::{resolve_model, template_of};
-use lehr_tokenizer::Tokenizer;
 use lehr_model::io::write_file;
+use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, Moment, TemplateParts};
 
 use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
