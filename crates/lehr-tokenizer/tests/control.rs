@@ -185,7 +185,7 @@ fn undecidable_answers_say_how_to_mark_them() {
         {{ m.content }}<|end|>{% endif %}{% endfor %}";
     let tokenizer = train(Pattern::Gpt4);
     let turn = [Message::new(Role::User, "q"), Message::new(Role::Assistant, "a")];
-    let error = template.render(tokenizer, &[turn.clone(), turn].concat(), false);
+    let error = template(source).render(&tokenizer, &[turn.clone(), turn].concat(), false);
     let error = error.unwrap_err();
     assert!(error.hint().unwrap().contains("{% generation %}"), "{error}");
 }
