@@ -52,11 +52,11 @@ fn open_file(path: &Path) -> Result<Tokenizer> {
     let bytes = read(path)?;
     let config = Config::beside(path)?;
     declared::check(&config);
-    let tokenizer = of_kind(path, bytes, &config)?;
+    let tokenizer = of_kind(path, &bytes, &config)?;
     Ok(tokenizer.with_warnings(config.warnings()))
 }
 
-fn of_kind(path: &Path, bytes: Vec<u8>, config: &Config) -> Result<Tokenizer> {
+fn of_kind(path: &Path, bytes: &[u8], config: &Config) -> Result<Tokenizer> {
     let unknown = |reason: &str| Error::Import {
         kind: "tokenizer",
         path: Some(path.into()),
@@ -65,11 +65,11 @@ fn of_kind(path: &Path, bytes: Vec<u8>, config: &Config) -> Result<Tokenizer> {
     if bytes.starts_with(b"GGUF") {
         return Err(unknown("a GGUF file, whose vocabulary is read with the model"));
     }
-    let start = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes).trim_ascii_start();
+    let start = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes).trim_ascii_start();
     if start.starts_with(b"{") {
         return open_json(path, start, config);
     }
-    let text = std::str::from_utf8(&bytes).ok();
+    let text = std::str::from_utf8(bytes).ok();
     if let Some(text) = text {
         let line = text.lines().next().unwrap_or_default();
         if is_rank(line) {
@@ -86,7 +86,7 @@ fn of_kind(path: &Path, bytes: Vec<u8>, config: &Config) -> Result<Tokenizer> {
     }
     // Every field of a SentencePiece model is a message, and the first are its pieces.
     if bytes.first() == Some(&0x0A) {
-        return with_declared(sentencepiece(path, &bytes, config)?, config);
+        return with_declared(sentencepiece(path, bytes, config)?, config);
     }
     Err(unknown(
         "found neither JSON, nor tiktoken's ranks, nor a SentencePiece model, nor BERT's words",
