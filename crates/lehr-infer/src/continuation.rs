@@ -120,12 +120,19 @@ pub(crate) struct Pushed {
 
 impl Continuation {
     /// Starts an empty continuation. With `continues_text` it keeps a space at its start, because
-    /// it follows other text.
-    pub(crate) fn new(tokenizer: Option<&Tokenizer>, limits: Limits, continues_text: bool) -> Self {
+    /// it follows other text. Special tokens are not part of its text; one that is named as a stop
+    /// text ends it all the same.
+    pub(crate) fn new(
+        tokenizer: Option<&Tokenizer>,
+        mut limits: Limits,
+        continues_text: bool,
+    ) -> Self {
         let stream = tokenizer.map(|tokenizer| match continues_text {
-            true => tokenizer.continuing_decoder(),
-            false => tokenizer.stream_decoder(),
+            true => tokenizer.continuing_decoder().without_special(),
+            false => tokenizer.stream_decoder().without_special(),
         });
+        let named = |text: &String| tokenizer.and_then(|tokenizer| tokenizer.special(text));
+        limits.stop_ids.extend(limits.stop.iter().filter_map(named));
         let text = StopText::new(limits.stop.clone());
         Self { limits, stream, text, ids: Vec::new(), logprobs: Vec::new() }
     }
@@ -186,6 +193,23 @@ mod tests {
         assert!((f64::from(found.top[1].1) - want(2)).abs() < 1e-6);
         assert_eq!(TokenLogprob::new(&logits, 0, 9).top.len(), 4);
         assert_eq!(TokenLogprob::new(&logits, 0, 0).top, []);
+    }
+
+    #[test]
+    fn special_tokens_are_not_text_and_end_it_if_named_as_a_stop_text() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../lehr-tokenizer/tests/golden/bpe.model");
+        let tokenizer = Tokenizer::from_sentencepiece(&std::fs::read(path).unwrap()).unwrap();
+        let (begin, end) = (tokenizer.special("<s>").unwrap(), tokenizer.special("</s>").unwrap());
+        let word = tokenizer.encode("the").unwrap();
+        let limits = Limits { stop: vec!["</s>".to_owned()], ..Limits::default() };
+        let mut new = Continuation::new(Some(&tokenizer), limits, false);
+        for id in word.iter().chain([&begin]) {
+            assert_eq!(new.push(*id, None, true).finish, None);
+        }
+        assert_eq!(new.push(end, None, true).finish, Some(Finish::Stop));
+        let (_, generated) = new.end(Finish::Stop);
+        assert_eq!(generated.text, "the");
+        assert_eq!(generated.ids.last(), Some(&begin));
     }
 
     #[test]

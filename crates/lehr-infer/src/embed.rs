@@ -108,6 +108,12 @@ impl Embedder {
         &self.model
     }
 
+    /// Returns the tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Computes the vectors of `texts`.
     ///
     /// Texts of similar length are packed into rows, each as its own segment, so little time is

@@ -1,21 +1,86 @@
 //! The tokenizer and the chat template inside a GGUF file.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use lehr_model::io::gguf::{Array, Metadata, Value};
 use lehr_tokenizer::chat::TemplateParts;
 use lehr_tokenizer::{SpecialIds, TokenType, Tokenizer, VocabParts};
 
 use crate::Result;
 
-/// Builds the tokenizer that the metadata of a GGUF file describes.
+/// Keys that change neither ids nor text of a model that generates, by reason.
+const WITHOUT_EFFECT: [(&str, &[&str]); 4] = [
+    ("other programs read a copy of the whole tokenizer", &["huggingface.json", "rwkv.world"]),
+    (
+        "marks for filling in, which no command writes",
+        &[
+            "fim_mid_token_id",
+            "fim_pad_token_id",
+            "fim_pre_token_id",
+            "fim_rep_token_id",
+            "fim_sep_token_id",
+            "fim_suf_token_id",
+            "middle_token_id",
+            "prefix_token_id",
+            "suffix_token_id",
+        ],
+    ),
+    ("the ids that end a text are read with the template", &["eom_token_id", "eot_token_id"]),
+    ("number of segments, which the model's tensors show", &["token_type_count"]),
+];
+
+/// Keys of the tokenizer in the metadata, with a record of those that were read.
+struct Keys<'m> {
+    metadata: &'m Metadata,
+    read: RefCell<BTreeSet<String>>,
+}
+
+impl<'m> Keys<'m> {
+    fn new(metadata: &'m Metadata) -> Self {
+        Self { metadata, read: RefCell::default() }
+    }
+
+    /// Returns the full name of `key`, which is recorded as read.
+    fn at(&self, key: &str) -> String {
+        self.read.borrow_mut().insert(key.to_owned());
+        format!("tokenizer.ggml.{key}")
+    }
+
+    /// Returns a warning of keys that nothing has read.
+    fn warning(&self) -> Option<String> {
+        let read = self.read.borrow();
+        let is_unread = |key: &&str| {
+            let name = key.strip_prefix("tokenizer.ggml.").unwrap_or(key);
+            let without = |(_, names): &(&str, &[&str])| names.contains(&name);
+            key.starts_with("tokenizer.")
+                && *key != "tokenizer.chat_template"
+                && !read.contains(name)
+                && !WITHOUT_EFFECT.iter().any(without)
+        };
+        let keys = self.metadata.entries().iter().map(|(key, _)| key.as_str());
+        let unread: Vec<&str> = keys.filter(is_unread).collect();
+        let (is, n) = (if unread.len() == 1 { "key is" } else { "keys are" }, unread.len());
+        (n > 0).then(|| format!("GGUF metadata: {n} {is} not used: {}", unread.join(", ")))
+    }
+}
+
+/// Builds the tokenizer that the metadata of a GGUF file describes. Its warnings name the keys that
+/// are not used.
 ///
 /// # Errors
 /// If a key does not have the type that GGUF defines, or [`VocabParts::build`] refuses a value.
 pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
-    let text = |key: &str| metadata.string(&format!("tokenizer.ggml.{key}"));
-    let texts = |key: &str| metadata.strings(&format!("tokenizer.ggml.{key}"));
-    let flag = |key: &str| metadata.boolean(&format!("tokenizer.ggml.{key}"));
-    let integers = |key: &str| metadata.integers(&format!("tokenizer.ggml.{key}"));
-    let id = |key: &str| token_id(metadata, key);
+    let keys = Keys::new(metadata);
+    let text = |key: &str| metadata.string(&keys.at(key));
+    let texts = |key: &str| metadata.strings(&keys.at(key));
+    let flag = |key: &str| metadata.boolean(&keys.at(key));
+    let integers = |key: &str| metadata.integers(&keys.at(key));
+    let floats = |key: &str| metadata.floats(&keys.at(key));
+    let id = |key: &str| {
+        keys.at(&format!("{key}_token_id"));
+        token_id(metadata, key)
+    };
     let mut special_ids = SpecialIds::default();
     special_ids.bos = id("bos")?;
     special_ids.eos = id("eos")?;
@@ -34,7 +99,7 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
         model: text("model")?.unwrap_or_default().to_owned(),
         pre: text("pre")?.map(str::to_owned),
         tokens: texts("tokens")?.unwrap_or_default().to_vec(),
-        scores: metadata.floats("tokenizer.ggml.scores")?.unwrap_or_default().to_vec(),
+        scores: floats("scores")?.unwrap_or_default().to_vec(),
         token_types: types.into_iter().map(|number| kind(number).unwrap_or_default()).collect(),
         merges: texts("merges")?.unwrap_or_default().to_vec(),
         special_ids,
@@ -48,7 +113,7 @@ pub fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
         lowercase: flag("normalizer.lowercase")?,
         strip_accents: flag("normalizer.strip_accents")?,
     };
-    Ok(parts.build()?)
+    Ok(parts.build()?.with_warnings(keys.warning().into_iter().collect()))
 }
 
 /// Reads the parts of the chat template from the metadata of a GGUF file.
@@ -139,4 +204,44 @@ pub(crate) fn gguf_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Resul
         set("precompiled_charsmap", Array::U8(parts.precompiled_charsmap).into());
     }
     Ok(metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn metadata() -> Metadata {
+        let mut metadata = Metadata::default();
+        metadata.set("tokenizer.ggml.model", "gpt2");
+        metadata.set("tokenizer.ggml.pre", "qwen2");
+        let tokens = ["a", "b", "ab", "<|im_end|>"].map(str::to_owned).to_vec();
+        metadata.set("tokenizer.ggml.tokens", Array::String(tokens));
+        metadata.set("tokenizer.ggml.token_type", Array::I32(vec![1, 1, 1, 4]));
+        metadata.set("tokenizer.ggml.merges", Array::String(vec!["a b".to_owned()]));
+        metadata.set("tokenizer.ggml.eos_token_id", 3_u32);
+        metadata.set("tokenizer.ggml.fim_pre_token_id", 3_u32);
+        metadata.set("tokenizer.chat_template", "{{ messages }}");
+        metadata
+    }
+
+    #[test]
+    fn metadata_as_published_gives_no_warning_and_roles_are_special() {
+        let tokenizer = gguf_tokenizer(&metadata()).unwrap();
+        assert_eq!(tokenizer.warnings(), [] as [String; 0]);
+        assert_eq!(tokenizer.special("<|im_end|>"), Some(3));
+    }
+
+    proptest! {
+        #[test]
+        fn a_further_key_of_the_tokenizer_is_named(key in "(ggml.)?x_[a-z]{1,8}", n in 0_u32..9) {
+            let mut metadata = metadata();
+            let key = format!("tokenizer.{key}");
+            metadata.set(key.as_str(), n);
+            let tokenizer = gguf_tokenizer(&metadata).unwrap();
+            prop_assert_eq!(tokenizer.warnings().len(), 1);
+            prop_assert!(tokenizer.warnings()[0].contains(&key));
+        }
+    }
 }

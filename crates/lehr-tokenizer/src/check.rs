@@ -9,8 +9,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::sections::{SECTIONS, Sections, unknown_kind};
 use crate::table::check_size;
 use crate::{Error, Result};
 
@@ -24,6 +25,12 @@ struct File<'a> {
     pre_tokenizer: Value,
     #[serde(default)]
     post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+    #[serde(default)]
+    added_tokens: Value,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +41,8 @@ struct Model<'a> {
     merges: Merges<'a>,
     #[serde(borrow, default)]
     continuing_subword_prefix: Option<Cow<'a, str>>,
+    #[serde(flatten)]
+    settings: Map<String, Value>,
 }
 
 /// A string that borrows from the file unless an escape forces a copy.
@@ -59,8 +68,9 @@ enum Merge<'a> {
     Line(#[serde(borrow)] Text<'a>),
 }
 
-/// Refuses files that would make the library panic.
-pub(crate) fn tokenizer_json(json: &str) -> Result<()> {
+/// Refuses files that would make the library panic, and kinds of steps that are not known. Returns
+/// the sections of the others.
+pub(crate) fn tokenizer_json(json: &str) -> Result<Sections> {
     let refuse = |reason: String| Err(Error::Json { path: None, reason });
     let file: File<'_> = match serde_json::from_str(json) {
         Ok(file) => file,
@@ -72,17 +82,31 @@ pub(crate) fn tokenizer_json(json: &str) -> Result<()> {
         if let Some(reason) = bad_merge(model) {
             return refuse(reason);
         }
+        let kind = model.settings.get("type").and_then(Value::as_str);
+        if let Some(reason) = unknown_kind("model", kind) {
+            return refuse(format!("model: {reason}"));
+        }
     }
     for (part, value) in [
         ("normalizer", &file.normalizer),
         ("pre_tokenizer", &file.pre_tokenizer),
         ("post_processor", &file.post_processor),
+        ("decoder", &file.decoder),
     ] {
-        if let Some(reason) = bad_step(value) {
+        if let Some(reason) = bad_step(part, value) {
             return refuse(format!("{part}: {reason}"));
         }
     }
-    Ok(())
+    let is_unknown = |name: &String| !SECTIONS.contains(&name.as_str());
+    Ok(Sections {
+        normalizer: file.normalizer,
+        pre_tokenizer: file.pre_tokenizer,
+        post_processor: file.post_processor,
+        decoder: file.decoder,
+        added_tokens: file.added_tokens,
+        model: file.model.map(|model| model.settings).unwrap_or_default(),
+        unknown: file.others.into_iter().map(|(name, _)| name).filter(is_unknown).collect(),
+    })
 }
 
 /// Finds a merge whose result is not in the vocabulary. The library would look it up in a buffer as
@@ -111,7 +135,13 @@ fn bad_merge(model: &Model<'_>) -> Option<String> {
 
 /// Returns what is wrong with a normaliser, pre-tokeniser or post-processor, or with a member of
 /// it.
-fn bad_step(step: &Value) -> Option<String> {
+fn bad_step(part: &str, step: &Value) -> Option<String> {
+    if let Some(reason) = unknown_kind(part, step["type"].as_str()) {
+        return Some(reason);
+    }
+    if let Some(reason) = bad_choice(&step["pattern"], &["String", "Regex"]) {
+        return Some(format!("pattern {reason}"));
+    }
     match step["type"].as_str() {
         Some("Precompiled") => {
             let map = STANDARD.decode(step["precompiled_charsmap"].as_str()?);
@@ -122,12 +152,19 @@ fn bad_step(step: &Value) -> Option<String> {
         }
         Some("FixedLength") if step["length"] == 0 => Some("FixedLength of 0".to_owned()),
         Some("TemplateProcessing") => bad_template(step),
-        _ => ["normalizers", "pretokenizers", "processors"]
+        _ => ["normalizers", "pretokenizers", "processors", "decoders"]
             .iter()
             .filter_map(|key| step[key].as_array())
             .flatten()
-            .find_map(bad_step),
+            .find_map(|step| bad_step(part, step)),
     }
+}
+
+/// Returns what is wrong with an object that has one of the keys `known`, and no other.
+fn bad_choice(value: &Value, known: &[&str]) -> Option<String> {
+    let keys = value.as_object()?.keys();
+    let other = keys.into_iter().find(|key| !known.contains(&key.as_str()))?;
+    Some(format!("has the key {other:?}, expected one of {}", known.join(", ")))
 }
 
 fn bad_template(step: &Value) -> Option<String> {
@@ -135,6 +172,9 @@ fn bad_template(step: &Value) -> Option<String> {
     for (key, sequences) in [("single", &["A"] as &[&str]), ("pair", &["A", "B"])] {
         // A template may also be text; the library reads and checks that form.
         for piece in step[key].as_array().into_iter().flatten() {
+            if let Some(reason) = bad_choice(piece, &["SpecialToken", "Sequence"]) {
+                return Some(format!("{key} {reason}"));
+            }
             if let Some(name) = piece["SpecialToken"]["id"].as_str()
                 && !names.is_some_and(|names| names.contains_key(name))
             {

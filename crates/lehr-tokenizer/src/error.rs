@@ -185,6 +185,14 @@ impl Error {
             Self::Template { action: "reading", .. } => {
                 "give a Jinja template as in Hugging Face folders"
             }
+            Self::Template { action: "finding what is to be learnt with", .. } => {
+                "write {% generation %} before and {% endgeneration %} after an answer, its end of \
+                 turn included, in a copy of the template; put the copy beside the model as \
+                 chat_template.jinja"
+            }
+            Self::Template { action: "setting variables of", .. } => {
+                "leave it out of the variables"
+            }
             Self::Template { .. } => "name another template, or give a file that ends in .jinja",
             Self::NoTemplate { .. } => {
                 "name the template the model was trained with, or give its file with the ending \

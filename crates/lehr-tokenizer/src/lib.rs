@@ -15,6 +15,8 @@ mod check;
 mod encode;
 mod error;
 mod import;
+mod keys;
+mod sections;
 mod specials;
 mod stream;
 mod table;

@@ -38,7 +38,62 @@ const EOS: &[&str] = &[
 ];
 const EOT: &[&str] = &["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|eot|>", "<|end|>", "<eop>"];
 
+/// Keys of configurations that name these tokens.
+const KEYS: [&str; 8] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "eot_token",
+];
+
+/// Returns the keys of configurations that name a token by its purpose.
+pub(crate) fn roles() -> &'static [&'static str] {
+    &KEYS
+}
+
+/// Names of tokens that delimit texts and have no other mark.
+const DELIMITERS: [&str; 11] = [
+    "<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<mask>", "<sep>", "<cls>", "<sop>", "<eop>",
+];
+
+/// Whether `name` is written as families write tokens that delimit turns and texts: `<|im_end|>`,
+/// `<｜User｜>`, `[INST]`, `<start_of_turn>`, `<s>`.
+pub(crate) fn delimits(name: &str) -> bool {
+    let within = |start: &str, end: &str| {
+        name.len() > start.len() + end.len() && name.starts_with(start) && name.ends_with(end)
+    };
+    let word = |inner: &str| {
+        let inner = inner.strip_prefix('/').unwrap_or(inner);
+        inner.len() > 2 && inner.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+    };
+    let bracketed = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    within("<|", "|>")
+        || within("<｜", "｜>")
+        || within("<start_of_", ">")
+        || within("<end_of_", ">")
+        || bracketed.is_some_and(word)
+        || DELIMITERS.contains(&name)
+}
+
+/// Whether `name` cannot be an ordinary word: it is in angle or square brackets.
+pub(crate) fn has_special_shape(name: &str) -> bool {
+    let within = |start, end| name.starts_with(start) && name.ends_with(end);
+    name.chars().nth(2).is_some()
+        && !name.contains(char::is_whitespace)
+        && (within('<', '>') || within('[', ']'))
+}
+
 impl SpecialIds {
+    /// All of them.
+    pub(crate) fn all(self) -> impl Iterator<Item = u32> {
+        let Self { bos, eos, unk, sep, pad, cls, mask, eot } = self;
+        [bos, eos, unk, sep, pad, cls, mask, eot].into_iter().flatten()
+    }
+
     /// Fills gaps with the usual names that `find` knows.
     pub(crate) fn or_usual(mut self, find: impl Fn(&str) -> Option<u32>) -> Self {
         let first = |names: &[&str]| names.iter().find_map(|name| find(name));
@@ -53,10 +108,13 @@ impl SpecialIds {
         self
     }
 
-    /// Reads the names in a `tokenizer_config.json` or `special_tokens_map.json`.
-    pub(crate) fn from_config(config: &Value, find: impl Fn(&str) -> Option<u32>) -> Self {
+    /// Reads the names in a configuration; `value` returns the value of a key.
+    pub(crate) fn from_config<'a>(
+        value: impl Fn(&str) -> &'a Value,
+        find: impl Fn(&str) -> Option<u32>,
+    ) -> Self {
         let id = |key: &str| {
-            let value = &config[key];
+            let value = value(key);
             find(value.as_str().or_else(|| value["content"].as_str())?)
         };
         Self {

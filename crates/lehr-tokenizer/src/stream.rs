@@ -11,16 +11,27 @@ pub struct StreamDecoder {
     tokenizer: Tokenizer,
     pending: Vec<u8>,
     at_start: bool,
+    /// Whether special tokens are left out.
+    without_special: bool,
 }
 
 impl StreamDecoder {
     pub(crate) fn new(tokenizer: Tokenizer, at_start: bool) -> Self {
-        Self { tokenizer, pending: Vec::new(), at_start }
+        Self { tokenizer, pending: Vec::new(), at_start, without_special: false }
+    }
+
+    /// Leaves special tokens out of the text, which otherwise appear by name.
+    #[must_use]
+    pub fn without_special(self) -> Self {
+        Self { without_special: true, ..self }
     }
 
     /// Adds the next id and returns the text that is now complete: often a whole word, sometimes
     /// nothing.
     pub fn push(&mut self, id: u32) -> String {
+        if self.without_special && self.tokenizer.is_special(id) {
+            return String::new();
+        }
         let mut bytes = self.tokenizer.bytes_of(id).unwrap_or_default();
         if self.at_start && !bytes.is_empty() {
             bytes = self.tokenizer.alphabet().at_start(bytes);

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
-use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 
 use crate::alphabet::Alphabet;
 use crate::check;
 use crate::encode::{Frame, Lookups, without_prefix};
+use crate::specials::has_special_shape;
 use crate::table::ByteTable;
 use crate::{Error, Result, SpecialIds, StreamDecoder};
 
@@ -32,6 +33,7 @@ const END_OF_DOCUMENT: [&str; 8] = [
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
+    warnings: Arc<[String]>,
 }
 
 struct Inner {
@@ -77,11 +79,13 @@ impl Tokenizer {
         json: &str,
         adjust: impl FnOnce(&mut HfTokenizer) -> Result<SpecialIds>,
     ) -> Result<Self> {
-        check::tokenizer_json(json)?;
-        let mut tokenizer = HfTokenizer::from_bytes(json.as_bytes())
+        let sections = check::tokenizer_json(json)?;
+        let known = sections.known(json)?;
+        let mut tokenizer = HfTokenizer::from_bytes(known.as_bytes())
             .map_err(|error| Error::Json { path: None, reason: error.to_string() })?;
+        let warnings = sections.warnings(&mut tokenizer);
         let special_ids = adjust(&mut tokenizer)?;
-        Self::from_hf(tokenizer, special_ids)
+        Ok(Self::from_hf(tokenizer, special_ids)?.with_warnings(warnings))
     }
 
     pub(crate) fn from_hf(mut tokenizer: HfTokenizer, special_ids: SpecialIds) -> Result<Self> {
@@ -91,12 +95,12 @@ impl Tokenizer {
         let decoder = serde_json::to_value(tokenizer.get_decoder())
             .map_err(|error| json_error(error.to_string()))?;
         let alphabet = Alphabet::from_decoder(&decoder)?;
+        let special_ids = with_roles(&mut tokenizer, special_ids)
+            .map_err(|error| json_error(error.to_string()))?;
         let table = ByteTable::new(&tokenizer, &alphabet)?;
         let mut plain = tokenizer.clone();
         plain.set_encode_special_tokens(true);
         tokenizer.set_encode_special_tokens(false);
-        let find = |name: &str| tokenizer.token_to_id(name).filter(|&id| table.is_special(id));
-        let special_ids = special_ids.or_usual(find);
         let inner = Inner {
             frame: Frame::of(&plain),
             lookups: Lookups::of(&plain, special_ids.unk),
@@ -109,7 +113,20 @@ impl Tokenizer {
             high_bytes: OnceLock::new(),
             hash: OnceLock::new(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), warnings: Arc::new([]) })
+    }
+
+    /// Adds warnings to those of the tokenizer.
+    #[must_use]
+    pub fn with_warnings(self, more: Vec<String>) -> Self {
+        let warnings = self.warnings.iter().cloned().chain(more).collect();
+        Self { warnings, ..self }
+    }
+
+    /// Returns what its files say that is not used, for the user to know: one sentence for each
+    /// file or setting.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Returns the tokenizer as a `tokenizer.json` on one line.
@@ -168,6 +185,12 @@ impl Tokenizer {
         let length = |id| self.bytes_of(id).map_or(0, <[u8]>::len);
         ids.map(|id| if self.is_special(id) { 0 } else { u32::try_from(length(id)).unwrap_or(0) })
             .collect()
+    }
+
+    /// The id of a token that is found in the text before everything else, special or not, by name.
+    pub(crate) fn added(&self, name: &str) -> Option<u32> {
+        let added = self.inner.special.get_added_vocabulary().get_vocab();
+        added.get(name).copied()
     }
 
     /// The id of a special token, by name.
@@ -282,6 +305,27 @@ impl Tokenizer {
     pub(crate) fn high_bytes(&self) -> Option<&[u32]> {
         self.inner.high_bytes.get_or_init(|| self.inner.table.high_bytes()).as_deref()
     }
+}
+
+/// Fills gaps of `ids` with usual names. Makes the tokens special that begin and end texts and
+/// turns, or have another purpose: text of users must not become one of them.
+fn with_roles(tokenizer: &mut HfTokenizer, ids: SpecialIds) -> tokenizers::Result<SpecialIds> {
+    let added = tokenizer.get_added_vocabulary();
+    let ids = ids.or_usual(|name| added.get_vocab().get(name).copied());
+    let tokens = added.get_added_tokens_decoder();
+    let special = |id: u32| match tokens.get(&id) {
+        Some(token) if token.special => None,
+        Some(token) => Some(AddedToken { special: true, ..token.clone() }),
+        None => {
+            let name = tokenizer.id_to_token(id).filter(|name| has_special_shape(name))?;
+            Some(AddedToken::from(name, true))
+        }
+    };
+    let more: Vec<AddedToken> = ids.all().filter_map(special).collect();
+    if !more.is_empty() {
+        tokenizer.add_tokens(more)?;
+    }
+    Ok(ids)
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {

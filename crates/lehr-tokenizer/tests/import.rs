@@ -199,7 +199,8 @@ fn tekken_files() {
     let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
     let json = format!(
         r#"{{"config": {{"pattern": "{pattern}", "default_vocab_size": 9000,
-            "default_num_special_tokens": 100}}, "vocab": [{vocab}]}}"#
+            "version": "v3", "x_size": 1, "default_num_special_tokens": 100}}, "vocab": [{vocab}],
+            "x_images": {{}}}}"#
     );
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tekken.json");
@@ -211,6 +212,8 @@ fn tekken_files() {
         assert_eq!(tokenizer.encode(case).unwrap(), shifted, "{case:?}");
     }
     assert_eq!((tokenizer.prefix_ids(), tokenizer.special("[INST]")), (&[1][..], Some(3)));
+    let unused = "tekken.json: 2 keys are not used: x_images, config.x_size";
+    assert_eq!(tokenizer.warnings(), [unused]);
 }
 
 #[test]

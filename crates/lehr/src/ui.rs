@@ -141,6 +141,11 @@ fn named(metrics: &BTreeMap<String, f64>) -> String {
     metrics.iter().map(|(name, value)| format!("  {name} {value:.4}")).collect()
 }
 
+/// Tells what the files of a model say that is not used.
+pub(crate) fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|text| eprintln!("warning: {text}"));
+}
+
 /// Says how to continue an interrupted run.
 pub(crate) fn say_interrupted(style: Style, dir: &Path, step: u64, steps: u64, command: &str) {
     if style == Style::Json {

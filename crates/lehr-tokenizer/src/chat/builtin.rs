@@ -160,7 +160,7 @@ impl Builtin {
     /// # Errors
     /// The tokenizer lacks a special token of the template.
     pub(super) fn check(&self, tokenizer: &Tokenizer) -> Result<()> {
-        let missing = self.required.iter().find(|name| tokenizer.special(name).is_none());
+        let missing = self.required.iter().find(|name| tokenizer.added(name).is_none());
         missing.map_or(Ok(()), |name| {
             Err(Error::MissingSpecial {
                 action: "rendering a conversation",

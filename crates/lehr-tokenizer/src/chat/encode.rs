@@ -5,16 +5,17 @@ use std::collections::HashMap;
 use tokenizers::pre_tokenizer::PreTokenizedString;
 use tokenizers::tokenizer::normalizer::Range;
 use tokenizers::{
-    Model as _, NormalizedString, Normalizer as _, OffsetType, PreTokenizer as _, Token,
+    AddedToken, Model as _, NormalizedString, Normalizer as _, OffsetType, PreTokenizer as _, Token,
 };
 
 use super::guard::Marked;
+use super::kind::Kind;
 use crate::{Error, Result, Tokenizer};
 
 /// Search for the added tokens of a tokenizer in text.
 ///
-/// It matches `AddedVocabulary` of the `tokenizers` crate, with one difference: a special token
-/// counts only where [`Marked::allows`] permits it.
+/// It matches `AddedVocabulary` of the `tokenizers` crate, with one difference: a token that is not
+/// a word counts only where [`Marked::allows`] permits it.
 pub(super) struct AddedTokens {
     /// Tokens to find in the raw text, by first byte, longest first.
     raw: Matcher,
@@ -27,14 +28,14 @@ type Matcher = HashMap<u8, Vec<Added>>;
 struct Added {
     content: String,
     id: u32,
-    special: bool,
+    kind: Kind,
     single_word: bool,
     lstrip: bool,
     rstrip: bool,
 }
 
 impl AddedTokens {
-    pub(super) fn new(tokenizer: &Tokenizer) -> Result<Self> {
+    pub(super) fn new(tokenizer: &Tokenizer, kind: impl Fn(&AddedToken) -> Kind) -> Result<Self> {
         let hf = tokenizer.hf();
         let (mut raw, mut normalized) = (Matcher::new(), Matcher::new());
         for (&id, token) in hf.get_added_vocabulary().get_added_tokens_decoder() {
@@ -46,11 +47,11 @@ impl AddedTokens {
             }
             let Some(&first) = content.as_bytes().first() else { continue };
             let matcher = if token.normalized { &mut normalized } else { &mut raw };
-            let &tokenizers::AddedToken { special, single_word, lstrip, rstrip, .. } = token;
+            let &AddedToken { single_word, lstrip, rstrip, .. } = token;
             matcher.entry(first).or_default().push(Added {
                 content,
                 id,
-                special,
+                kind: kind(token),
                 single_word,
                 lstrip,
                 rstrip,
@@ -88,7 +89,7 @@ impl AddedTokens {
         Ok(encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().copied()).collect())
     }
 
-    /// The special tokens of a text, in order, each with its place: byte offsets.
+    /// The control tokens of a text, in order, each with its place: byte offsets.
     pub(super) fn specials(&self, marked: &Marked) -> Vec<(u32, (usize, usize))> {
         let mut found = Vec::new();
         for matcher in [&self.raw, &self.normalized] {
@@ -96,7 +97,7 @@ impl AddedTokens {
             found.extend(
                 places
                     .into_iter()
-                    .filter(|(token, _)| token.special)
+                    .filter(|(token, _)| token.kind == Kind::Control)
                     .map(|(token, place)| (token.id, place)),
             );
         }
@@ -157,7 +158,7 @@ fn places<'m>(
         let end = at + token.content.len();
         let is_within_word = token.single_word
             && (text[..at].ends_with(is_word) || text[end..].starts_with(is_word));
-        if !is_within_word && (!token.special || allows(at, end)) {
+        if !is_within_word && (token.kind == Kind::Word || allows(at, end)) {
             found.push((token, (at, end)));
             at = end;
             continue;
@@ -169,7 +170,7 @@ fn places<'m>(
             let mut here = candidates
                 .iter()
                 .filter(|token| bytes[start..].starts_with(token.content.as_bytes()));
-            here.any(|token| token.special && allows(start, start + token.content.len()))
+            here.any(|token| token.kind != Kind::Word && allows(start, start + token.content.len()))
         };
         at = (at + 1..end).find(is_template).unwrap_or(end);
     }

@@ -14,6 +14,7 @@ const FUEL: u64 = 2_000_000;
 const FUEL_PER_BYTE: u64 = 64;
 
 /// A compiled template.
+#[derive(Clone)]
 pub(super) struct Jinja {
     environment: Environment<'static>,
     /// The constants of the template's expressions.
@@ -69,6 +70,16 @@ impl Jinja {
         &self.literals
     }
 
+    /// Returns those of `names` that the template does not use.
+    pub(super) fn unused<'n>(&self, names: impl Iterator<Item = &'n String>) -> Vec<&'n str> {
+        let used = self
+            .environment
+            .get_template("chat")
+            .map(|template| template.undeclared_variables(false))
+            .unwrap_or_default();
+        names.filter(|name| !used.contains(*name)).map(String::as_str).collect()
+    }
+
     pub(super) fn marks_generation(&self) -> bool {
         self.marks_generation
     }
@@ -95,6 +106,13 @@ impl Jinja {
         let text = template.render(Serde(Json::Object(variables)));
         text.map_err(|error| fault(&self.name, "rendering a conversation with", &error))
     }
+}
+
+/// Returns the text of a template as jinja2 reads it: every kind of line end is `\n`. A byte order
+/// mark is not part of the text.
+pub(super) fn normalized(source: &str) -> String {
+    let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// Methods of Python that templates call and the interpreter lacks.
@@ -239,6 +257,13 @@ mod tests {
         assert_eq!(source, "a {%- filter learnt -%} b {%endfilter%}{% if generation %}");
         assert!(found);
         assert!(!with_generation_blocks("{% set generation = 1 %}").1);
+    }
+
+    #[test]
+    fn line_ends_of_all_systems_are_the_same_template() {
+        for source in ["\u{feff}a\r\nb\rc\n", "a\r\nb\nc\r\n", "a\nb\nc\n"] {
+            assert_eq!(normalized(source), "a\nb\nc\n");
+        }
     }
 
     #[test]

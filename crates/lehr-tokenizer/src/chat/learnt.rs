@@ -141,10 +141,10 @@ pub(super) fn ends_of_turn(template: &ChatTemplate, bound: &Bound) -> Vec<u32> {
     let mut ids: Vec<u32> =
         after_answer(&messages).or_else(|| after_answer(&messages[..2])).into_iter().collect();
     let mentioned = WAITS.iter().filter(|name| template.source().contains(**name));
-    ids.extend(mentioned.filter_map(|name| bound.tokenizer.special(name)));
+    ids.extend(mentioned.filter_map(|name| bound.tokenizer.added(name)));
     let builtin = template.inner.builtin.map_or(&[][..], |builtin| builtin.stops);
-    ids.extend(builtin.iter().filter_map(|name| bound.tokenizer.special(name)));
+    ids.extend(builtin.iter().filter_map(|name| bound.tokenizer.added(name)));
     let eos = bound.special.get("eos_token").and_then(Value::as_str);
-    ids.extend(eos.and_then(|name| bound.tokenizer.special(name)));
+    ids.extend(eos.and_then(|name| bound.tokenizer.added(name)));
     ids
 }

@@ -8,6 +8,7 @@ mod builtin;
 mod encode;
 mod guard;
 mod jinja;
+mod kind;
 mod learnt;
 mod message;
 mod python;
@@ -25,6 +26,7 @@ use self::builtin::Builtin;
 use self::encode::AddedTokens;
 use self::guard::{Guard, Marked};
 use self::jinja::{Context, Jinja};
+use self::kind::Kind;
 use crate::{Error, Result, Tokenizer};
 
 /// A conversation as tokens.
@@ -44,8 +46,8 @@ pub struct RenderOptions {
     /// Further variables of the template: `tools`, `documents`, `enable_thinking` and others it
     /// knows.
     pub variables: Map<String, Value>,
-    /// The time, for templates that print the date. Without it they print the date they were
-    /// written for.
+    /// The time, for templates that print the date. Without it templates that ask first print the
+    /// date they were written for, and others fail.
     pub now: Option<Moment>,
 }
 
@@ -64,6 +66,10 @@ struct Inner {
     special: Map<String, Value>,
     /// Ids that end generation, from its configuration.
     eos_ids: Vec<u32>,
+    /// Variables of every rendering, unless its options have others.
+    variables: Map<String, Value>,
+    /// The time of every rendering, unless its options have another.
+    now: Option<Moment>,
     /// Values derived for the most recent tokenizer.
     bound: Mutex<Option<Arc<Bound>>>,
 }
@@ -71,7 +77,10 @@ struct Inner {
 /// A template with a tokenizer.
 struct Bound {
     tokenizer: Tokenizer,
+    /// For texts of all others than the assistant.
     guard: Guard,
+    /// For texts of the assistant, which may write the marks of thoughts and tool calls.
+    answers: Guard,
     added: AddedTokens,
     special: Map<String, Value>,
 }
@@ -98,11 +107,69 @@ impl ChatTemplate {
         special: Map<String, Value>,
         eos_ids: Vec<u32>,
     ) -> Result<Self> {
-        let jinja = Jinja::new(name, source)?;
-        let (name, source) = (name.to_owned(), source.to_owned());
-        let inner =
-            Inner { name, source, jinja, builtin, special, eos_ids, bound: Mutex::new(None) };
+        let source = jinja::normalized(source);
+        let inner = Inner {
+            name: name.to_owned(),
+            jinja: Jinja::new(name, &source)?,
+            source,
+            builtin,
+            special,
+            eos_ids,
+            variables: Map::new(),
+            now: None,
+            bound: Mutex::new(None),
+        };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same template, changed by `change`.
+    fn changed(&self, change: impl FnOnce(&mut Inner)) -> Self {
+        let Inner { name, source, jinja, builtin, special, eos_ids, variables, now, .. } =
+            &*self.inner;
+        let mut inner = Inner {
+            name: name.clone(),
+            source: source.clone(),
+            jinja: jinja.clone(),
+            builtin: *builtin,
+            special: special.clone(),
+            eos_ids: eos_ids.clone(),
+            variables: variables.clone(),
+            now: *now,
+            bound: Mutex::new(None),
+        };
+        change(&mut inner);
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Sets the time that the template prints, if it prints one, in every rendering.
+    #[must_use]
+    pub fn at(&self, now: Moment) -> Self {
+        self.changed(|inner| inner.now = Some(now))
+    }
+
+    /// Whether the template asks for the time.
+    #[must_use]
+    pub fn prints_time(&self) -> bool {
+        self.source().contains("strftime_now")
+    }
+
+    /// Sets variables of the template in every rendering: `enable_thinking`, `tools`, `documents`
+    /// and others it knows. Also returns the names that the template does not use.
+    ///
+    /// # Errors
+    /// A variable has the name of one that a rendering sets itself.
+    pub fn with_variables(&self, variables: Map<String, Value>) -> Result<(Self, Vec<String>)> {
+        const OWN: [&str; 2] = ["messages", "add_generation_prompt"];
+        if let Some(name) = OWN.iter().find(|name| variables.contains_key(**name)) {
+            return Err(Error::Template {
+                action: "setting variables of",
+                name: self.name().to_owned(),
+                reason: format!("found {name:?}, which the conversation sets"),
+            });
+        }
+        let unused = self.inner.jinja.unused(variables.keys());
+        let unused = unused.into_iter().map(str::to_owned).collect();
+        Ok((self.changed(|inner| inner.variables = variables), unused))
     }
 
     /// Returns the name of the template.
@@ -126,10 +193,9 @@ impl ChatTemplate {
     /// The same template for a model that ends at other ids.
     ///
     /// # Errors
-    /// None in practice: the template was compiled before.
+    /// None.
     pub fn with_eos_ids(&self, eos_ids: Vec<u32>) -> Result<Self> {
-        let Inner { name, source, builtin, special, .. } = &*self.inner;
-        Self::new(name, source, *builtin, special.clone(), eos_ids)
+        Ok(self.changed(|inner| inner.eos_ids = eos_ids))
     }
 
     /// Renders `messages`; `add_generation_prompt` appends the tokens after which the assistant
@@ -221,13 +287,18 @@ impl ChatTemplate {
             let reason = "found assistant last, expected user before an answer".to_owned();
             return Err(Error::Conversation { index: last, reason });
         }
-        let messages: Vec<Value> =
-            messages.iter().map(|message| guarded(&bound.guard, &message.to_json())).collect();
+        let guard = |message: &Message| match message.role {
+            Role::Assistant => guarded(&bound.answers, &message.to_json()),
+            _ => guarded(&bound.guard, &message.to_json()),
+        };
+        let messages: Vec<Value> = messages.iter().map(guard).collect();
+        let mut variables = self.inner.variables.clone();
+        variables.extend(options.variables.clone());
         let context = Context {
             add_generation_prompt: options.add_generation_prompt,
             special: &bound.special,
-            variables: &bound.guard.variables(&options.variables),
-            now: options.now,
+            variables: &bound.guard.variables(&variables),
+            now: options.now.or(self.inner.now),
         };
         Ok(Marked::new(&self.inner.jinja.render(&messages, &context)?))
     }
@@ -244,12 +315,20 @@ impl ChatTemplate {
             builtin.check(tokenizer)?;
             builtin.name_special(tokenizer, &mut special);
         }
-        let added = tokenizer.hf().get_added_vocabulary().get_added_tokens_decoder();
-        let names =
-            added.values().filter(|token| token.special).map(|token| token.content.as_str());
-        let guard = Guard::new(names, self.inner.jinja.literals());
-        let added = AddedTokens::new(tokenizer)?;
-        let bound = Arc::new(Bound { tokenizer: tokenizer.clone(), guard, added, special });
+        let tokens = tokenizer.hf().get_added_vocabulary().get_added_tokens_decoder();
+        let of = |kind: Kind| {
+            let names = tokens.values().filter(move |t| self.kind(t) == kind);
+            names.map(|token| token.content.clone()).collect::<Vec<_>>()
+        };
+        let (control, mut marks) = (of(Kind::Control), of(Kind::Mark));
+        let literals = self.inner.jinja.literals();
+        let names = || control.iter().map(String::as_str);
+        let guard = Guard::new(names().chain(marks.iter().map(String::as_str)), literals);
+        marks.extend_from_slice(literals);
+        let answers = Guard::new(names(), &marks);
+        let added = AddedTokens::new(tokenizer, |token| self.kind(token))?;
+        let bound =
+            Arc::new(Bound { tokenizer: tokenizer.clone(), guard, answers, added, special });
         *slot = Some(Arc::clone(&bound));
         Ok(bound)
     }

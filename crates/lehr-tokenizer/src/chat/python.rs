@@ -33,6 +33,19 @@ const MONTHS: [&str; 12] = [
 ];
 
 impl Moment {
+    /// The current local time.
+    #[must_use]
+    pub fn now() -> Self {
+        let now = jiff::ZonedDateTime::now();
+        Self::from_unix(now.timestamp().as_second() + i64::from(now.offset().seconds()))
+    }
+
+    /// Seconds from 1970-01-01 00:00:00 in the same time zone.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.seconds
+    }
+
     /// The moment `seconds` after 1970-01-01 00:00:00.
     #[must_use]
     pub fn from_unix(seconds: i64) -> Self {

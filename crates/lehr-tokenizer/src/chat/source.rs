@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{ChatTemplate, builtin};
+use super::{ChatTemplate, builtin, jinja};
 use crate::{Error, Result, Tokenizer};
 
 /// Contents of a model's files about its chat template.
@@ -110,7 +110,7 @@ impl ChatTemplate {
     pub fn for_model(tokenizer: &Tokenizer, parts: &TemplateParts) -> Result<Self> {
         let TemplateParts { jinja, special, eos_ids, family } = parts;
         if let Some(source) = jinja {
-            return match builtin::with_source(source) {
+            return match builtin::with_source(&jinja::normalized(source)) {
                 Some(builtin) => Self::by_name_with(builtin.name, special.clone(), eos_ids.clone()),
                 None => Self::from_jinja("chat_template", source, special.clone(), eos_ids.clone()),
             };

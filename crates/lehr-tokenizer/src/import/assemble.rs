@@ -18,6 +18,32 @@ pub(super) struct Added {
     pub(super) special: bool,
     /// Whether to find it after normalisation, which changes its own name too.
     pub(super) normalized: bool,
+    /// Whether it takes the white space before it.
+    pub(super) lstrip: bool,
+    /// Whether it takes the white space after it.
+    pub(super) rstrip: bool,
+    /// Whether it is found only between words.
+    pub(super) single_word: bool,
+}
+
+impl Added {
+    /// A token that is found wherever its name stands.
+    pub(super) fn new(id: u32, name: impl Into<String>, special: bool) -> Self {
+        let (lstrip, rstrip, single_word) = (false, false, false);
+        Self { id, name: name.into(), special, normalized: false, lstrip, rstrip, single_word }
+    }
+
+    /// A token with the settings of a file.
+    pub(super) fn of(token: AddedToken, id: u32) -> Self {
+        let AddedToken { content, single_word, lstrip, rstrip, normalized, special } = token;
+        Self { id, name: content, special, normalized, lstrip, rstrip, single_word }
+    }
+
+    fn token(&self) -> AddedToken {
+        let &Self { special, normalized, lstrip, rstrip, single_word, .. } = self;
+        let content = self.name.clone();
+        AddedToken { content, single_word, lstrip, rstrip, normalized, special }
+    }
 }
 
 /// The parts of a tokenizer, named as in tokenizer.json.
@@ -63,14 +89,8 @@ impl Assembly {
             let processor: PostProcessorWrapper = part(template).map_err(refuse)?;
             tokenizer.with_post_processor(Some(processor));
         }
-        let tokens: Vec<AddedToken> = self
-            .added
-            .iter()
-            .filter(|token| !token.name.is_empty())
-            .map(|token| {
-                AddedToken::from(token.name.as_str(), token.special).normalized(token.normalized)
-            })
-            .collect();
+        let tokens: Vec<AddedToken> =
+            self.added.iter().filter(|token| !token.name.is_empty()).map(Added::token).collect();
         tokenizer.add_tokens(tokens).map_err(|error| refuse(error.to_string()))?;
         Tokenizer::from_hf(tokenizer, self.ids).map_err(|error| match error {
             Error::Json { reason, .. } => refuse(reason),
@@ -127,6 +147,12 @@ pub(super) fn sequence(key: &str, mut members: Vec<Value>) -> Value {
 /// The decoder of byte-level vocabularies.
 pub(super) fn byte_level_decoder() -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
+}
+
+/// The pre-tokeniser of GPT-2, which may put a space before each text.
+pub(super) fn byte_level(prefix: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true,
+        "use_regex": true})
 }
 
 /// The pre-tokeniser of byte-level vocabularies: cuts by each pattern in turn, then writes bytes.

@@ -1,13 +1,16 @@
 //! Byte-pair models from vocabularies in all their forms.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use super::assemble::{Added, Assembly, Template, byte_level_decoder, byte_level_splits};
-use super::patterns;
+use super::assemble::{
+    Added, Assembly, Template, byte_level, byte_level_decoder, byte_level_splits,
+};
+use super::config::{Config, text_of};
+use super::{declared, patterns};
 use crate::tokenizer::read;
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
@@ -75,12 +78,19 @@ pub(super) fn model(
 const KIND: &str = "vocab.json with merges.txt";
 
 /// Reads GPT-2's pair of files: `encoder.json` or `vocab.json`, and `vocab.bpe` or `merges.txt`.
-pub(super) fn from_files(vocab: &Path, merges: &Path, config: &Value) -> Result<Tokenizer> {
+pub(super) fn from_files(vocab: &Path, merges: &Path, config: &Config) -> Result<Tokenizer> {
     let fail =
         |path: &Path, reason: String| Error::Import { kind: KIND, path: Some(path.into()), reason };
     let json = read(vocab)?;
-    let table: HashMap<String, u32> =
+    let mut table: HashMap<String, u32> =
         serde_json::from_slice(&json).map_err(|error| fail(vocab, error.to_string()))?;
+    // Tokens that are declared with an id beyond the vocabulary take this id.
+    let mut taken: HashSet<u32> = table.values().copied().collect();
+    for (token, id) in declared::listed(config) {
+        if taken.insert(id) {
+            table.entry(token.content).or_insert(id);
+        }
+    }
     let largest = table.values().max().map_or(0, |&id| id as usize);
     crate::table::check_size(table.len(), largest + 1)
         .map_err(|error| fail(vocab, error.to_string()))?;
@@ -88,7 +98,7 @@ pub(super) fn from_files(vocab: &Path, merges: &Path, config: &Value) -> Result<
     let pairs = merge_lines(&text).map_err(|reason| fail(merges, reason))?;
 
     // Byte-level vocabularies of this form are GPT-2's or Qwen's; Qwen's configuration says so.
-    let class = config["tokenizer_class"].as_str().unwrap_or_default();
+    let class = config.class();
     let qwen = class.starts_with("Qwen2");
     let (normalizer, pattern) = if qwen {
         (serde_json::json!({"type": "NFC"}), patterns::QWEN2)
@@ -99,20 +109,39 @@ pub(super) fn from_files(vocab: &Path, merges: &Path, config: &Value) -> Result<
         .iter()
         .filter_map(|name| {
             let id = *table.get(*name)?;
-            Some(Added { id, name: (*name).to_owned(), special: true, normalized: false })
+            Some(Added::new(id, *name, true))
         })
         .collect();
     let find = |name: &str| added.iter().find(|token| token.name == name).map(|token| token.id);
     let around = |name: &str| find(name).map(|id| (name.to_owned(), id)).into_iter().collect();
-    let frame = if class.starts_with("Roberta") {
+    let mut frame = if class.starts_with("Roberta") {
         Template { before: around("<s>"), after: around("</s>"), repeat_before: false }
     } else {
         Template::default()
     };
+    let role = |key: &str| {
+        let name = text_of(&config[key]).unwrap_or("<|endoftext|>");
+        table.get(name).map(|&id| (name.to_owned(), id))
+    };
+    config.frame(&mut frame, role("bos_token"), role("eos_token"));
+    let mut pre_tokenizer = byte_level_splits(&[pattern]);
+    if let Some(prefix) = config["add_prefix_space"].as_bool() {
+        // A space before the text comes first, so one step cuts and writes bytes.
+        pre_tokenizer = match (prefix, qwen) {
+            (true, false) => byte_level(true),
+            (true, true) => {
+                return Err(fail(
+                    vocab,
+                    "add_prefix_space is true, expected false for Qwen".into(),
+                ));
+            }
+            (false, _) => pre_tokenizer,
+        };
+    }
     Assembly {
         model: model(table, pairs).map_err(|reason| fail(merges, reason))?.into(),
         normalizer,
-        pre_tokenizer: byte_level_splits(&[pattern]),
+        pre_tokenizer,
         decoder: byte_level_decoder(),
         frame,
         ids: SpecialIds::default(),

@@ -71,7 +71,7 @@ fn first(model: &Model) -> std::result::Result<Around, String> {
     let decoders = rules.iter().map(|(from, to)| replace(to, from)).collect();
     let special = |name: &str| {
         let id = model.find(name).ok_or_else(|| format!("it has no piece {name}"))?;
-        Ok::<_, String>(Added { id, name: name.to_owned(), special: true, normalized: false })
+        Ok::<_, String>(Added::new(id, name, true))
     };
     let names = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"];
     let added = names.into_iter().map(special).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -82,10 +82,8 @@ fn first(model: &Model) -> std::result::Result<Around, String> {
 
 fn later(model: &Model, names: &[&str]) -> Around {
     let start = u32::try_from(model.pieces.len()).unwrap_or(u32::MAX);
-    let added: Vec<Added> = (start..)
-        .zip(names)
-        .map(|(id, name)| Added { id, name: (*name).to_owned(), special: true, normalized: false })
-        .collect();
+    let added: Vec<Added> =
+        (start..).zip(names).map(|(id, name)| Added::new(id, *name, true)).collect();
     let before = [&added[1], &added[3]].map(|token| (token.name.clone(), token.id)).to_vec();
     let frame = Template { before, after: Vec::new(), repeat_before: false };
     Around { added, frame, ..Around::default() }

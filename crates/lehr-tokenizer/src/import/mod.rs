@@ -3,7 +3,10 @@
 mod assemble;
 mod bpe;
 mod chatglm;
+mod config;
+mod declared;
 mod folder;
+mod normalize;
 mod patterns;
 mod protobuf;
 mod sentencepiece;

@@ -12,6 +12,7 @@ use super::bpe::{Ranked, merges_by_rank, model};
 use super::protobuf::Fields;
 use super::token_type::TokenType;
 use crate::check::charsmap;
+use crate::keys::not_used;
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
 pub(super) const KIND: &str = "SentencePiece";
@@ -45,6 +46,8 @@ pub(super) struct Model {
     pub(super) charsmap: Vec<u8>,
     pub(super) add_dummy_prefix: bool,
     pub(super) remove_extra_whitespaces: bool,
+    /// What the file says that is not used.
+    pub(super) warnings: Vec<String>,
 }
 
 /// Additions of a family to the model.
@@ -69,16 +72,24 @@ impl Model {
             charsmap: Vec::new(),
             add_dummy_prefix: true,
             remove_extra_whitespaces: true,
+            warnings: Vec::new(),
         };
+        let mut unused = Vec::new();
         let mut special = [0_i64, 1, 2, -1];
         for field in Fields::of(bytes) {
             match field? {
                 (1, value) => model.pieces.push(piece(value.bytes()?)?),
-                (2, value) => model.training(value.bytes()?, &mut special)?,
-                (3, value) => model.normalization(value.bytes()?)?,
-                _ => {}
+                (2, value) => model.training(value.bytes()?, &mut special, &mut unused)?,
+                (3, value) => model.normalization(value.bytes()?, &mut unused)?,
+                // Samples for a test of the library.
+                (4, _) => {}
+                (5, value) => denormalization(value.bytes()?, &mut unused)?,
+                (number, _) => unused.push(format!("field {number}")),
             }
         }
+        unused.sort();
+        unused.dedup();
+        model.warnings.extend(not_used("the SentencePiece model", &unused));
         if model.pieces.is_empty() {
             return Err("no pieces".to_owned());
         }
@@ -88,7 +99,12 @@ impl Model {
         Ok(model)
     }
 
-    fn training(&mut self, message: &[u8], special: &mut [i64; 4]) -> Outcome {
+    fn training(
+        &mut self,
+        message: &[u8],
+        special: &mut [i64; 4],
+        unused: &mut Vec<String>,
+    ) -> Outcome {
         for field in Fields::of(message) {
             match field? {
                 (3, value) => {
@@ -110,13 +126,15 @@ impl Model {
                     let slot = usize::try_from(number - 40).unwrap_or(0);
                     special[slot] = value.integer()?;
                 }
-                _ => {}
+                // Settings of the training, whose result the pieces are.
+                (1..=54, _) => {}
+                (number, _) => unused.push(format!("trainer_spec.{number}")),
             }
         }
         Ok(())
     }
 
-    fn normalization(&mut self, message: &[u8]) -> Outcome {
+    fn normalization(&mut self, message: &[u8], unused: &mut Vec<String>) -> Outcome {
         for field in Fields::of(message) {
             match field? {
                 (2, value) => self.charsmap = value.bytes()?.to_vec(),
@@ -125,7 +143,9 @@ impl Model {
                 (5, value) if !value.flag()? => {
                     return Err("spaces that are not escaped (escape_whitespaces)".into());
                 }
-                _ => {}
+                // The name of the rules, and their text, from which the map was compiled.
+                (1 | 5 | 6, _) => {}
+                (number, _) => unused.push(format!("normalizer_spec.{number}")),
             }
         }
         Ok(())
@@ -247,7 +267,8 @@ impl Model {
                     _ => return None,
                 };
                 // SentencePiece finds symbols such as `▁▁` where spaces are written so already.
-                Some(Added { id, name: piece.text.clone(), special, normalized: !special })
+                let token = Added::new(id, piece.text.as_str(), special);
+                Some(Added { normalized: !special, ..token })
             })
             .filter(|token| around.iter().all(|other| other.id != token.id))
             .collect();
@@ -324,6 +345,18 @@ impl Model {
 
 type Outcome = std::result::Result<(), String>;
 
+/// Rules that SentencePiece applies to decoded text, which are not used.
+fn denormalization(message: &[u8], unused: &mut Vec<String>) -> Outcome {
+    for field in Fields::of(message) {
+        if let (2, value) = field?
+            && !value.bytes()?.is_empty()
+        {
+            unused.push("denormalizer_spec.precompiled_charsmap".to_owned());
+        }
+    }
+    Ok(())
+}
+
 fn piece(message: &[u8]) -> std::result::Result<Piece, String> {
     let mut piece = Piece { text: String::new(), score: 0.0, kind: TokenType::Normal };
     for field in Fields::of(message) {
@@ -362,13 +395,15 @@ impl Tokenizer {
     /// # Errors
     /// The bytes are not such a model, or it is of a type or has options that are not supported.
     pub fn from_sentencepiece(bytes: &[u8]) -> Result<Self> {
-        let model = Model::parse(bytes).map_err(|reason| Error::Import {
+        let mut model = Model::parse(bytes).map_err(|reason| Error::Import {
             kind: KIND,
             path: None,
             reason,
         })?;
         let frame = model.usual_frame();
-        model.build(KIND, Around { frame, ..Around::default() })
+        let warnings = std::mem::take(&mut model.warnings);
+        let tokenizer = model.build(KIND, Around { frame, ..Around::default() })?;
+        Ok(tokenizer.with_warnings(warnings))
     }
 }
 

@@ -3,9 +3,11 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::assemble::Template;
 use super::tiktoken::{check_ranks, from_ranks};
+use crate::keys::not_used;
 use crate::{Error, Result, Tokenizer};
 
 const KIND: &str = "tekken.json";
@@ -40,6 +42,8 @@ struct File {
     vocab: Vec<Token>,
     #[serde(default)]
     special_tokens: Option<Vec<Special>>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +51,8 @@ struct Config {
     pattern: String,
     default_vocab_size: usize,
     default_num_special_tokens: u32,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +65,22 @@ struct Token {
 struct Special {
     rank: u32,
     token_str: String,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// Returns the keys that the reader does not use. The version and the full size of the vocabulary
+/// say nothing new, and all special tokens are control tokens here.
+fn unused(file: &File) -> Vec<String> {
+    const KNOWN: [&str; 3] = ["version", "num_vocab_tokens", "is_control"];
+    let special = file.special_tokens.iter().flatten();
+    let parts = [(String::new(), &file.others), ("config.".to_owned(), &file.config.others)];
+    let special = special.map(|s| (format!("special_tokens[{}].", s.rank), &s.others));
+    let keys = parts.into_iter().chain(special).flat_map(|(at, others)| {
+        let keys = others.keys().filter(|key| !KNOWN.contains(&key.as_str()));
+        keys.map(|key| format!("{at}{key}")).collect::<Vec<_>>()
+    });
+    keys.collect()
 }
 
 /// Special tokens have the first ids; the token of rank r has id r + their number; ranks beyond the
@@ -66,6 +88,7 @@ struct Special {
 pub(super) fn from_json(json: &[u8]) -> Result<Tokenizer> {
     let fail = |reason: String| Error::Import { kind: KIND, path: None, reason };
     let file: File = serde_json::from_slice(json).map_err(|error| fail(error.to_string()))?;
+    let warning = not_used(KIND, &unused(&file));
     let offset = file.config.default_num_special_tokens;
     let words = file.config.default_vocab_size.saturating_sub(offset as usize);
     if offset as usize > json.len() {
@@ -99,5 +122,6 @@ pub(super) fn from_json(json: &[u8]) -> Result<Tokenizer> {
     let special: Vec<(String, u32)> = names.into_iter().zip(0..).collect();
     let before = special.iter().filter(|(name, _)| name == "<s>").cloned().collect();
     let frame = Template { before, after: Vec::new(), repeat_before: true };
-    from_ranks(KIND, &tokens, special, &[&file.config.pattern], frame)
+    let tokenizer = from_ranks(KIND, &tokens, special, &[&file.config.pattern], frame)?;
+    Ok(tokenizer.with_warnings(warning.into_iter().collect()))
 }

@@ -187,10 +187,7 @@ pub(super) fn from_ranks(
     let mut model = model(names.zip(ids), merges).map_err(fail)?;
     // tiktoken does not split a word that is a token.
     model.ignore_merges = true;
-    let added = special
-        .into_iter()
-        .map(|(name, id)| Added { id, name, special: true, normalized: false })
-        .collect();
+    let added = special.into_iter().map(|(name, id)| Added::new(id, name, true)).collect();
     Assembly {
         model: model.into(),
         normalizer: serde_json::Value::Null,

@@ -8,6 +8,7 @@ use super::assemble::{
 use super::sentencepiece::{Around, Method, Model, Piece};
 use super::token_type::TokenType;
 use super::{bpe, patterns, wordpiece};
+use crate::keys::not_used;
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
 const KIND: &str = "GGUF vocabulary";
@@ -56,7 +57,8 @@ impl VocabParts {
     /// The kind or the pre-tokeniser is unknown, lists differ in length, or an id is outside.
     pub fn build(self) -> Result<Tokenizer> {
         self.check().map_err(fail)?;
-        match self.model.as_str() {
+        let warnings = self.warnings();
+        let tokenizer = match self.model.as_str() {
             "gpt2" => self.byte_level(),
             "llama" => self.sentencepiece(Method::Bpe),
             "t5" => self.sentencepiece(Method::Unigram),
@@ -65,7 +67,45 @@ impl VocabParts {
             other => Err(fail(format!(
                 "tokenizer.ggml.model is {other:?}, expected gpt2, llama, t5, bert or gemma4"
             ))),
+        };
+        Ok(tokenizer?.with_warnings(warnings))
+    }
+
+    /// Returns what the file leaves open, and what it says that this kind of vocabulary does not
+    /// use.
+    fn warnings(&self) -> Vec<String> {
+        let kind = self.model.as_str();
+        let mut all = Vec::new();
+        if kind == "gpt2"
+            && self.pre.as_deref().is_none_or(|pre| pre.is_empty() || pre == "default")
+        {
+            all.push(
+                "GGUF metadata: tokenizer.ggml.pre is missing, so text is cut into words as by \
+                 llama.cpp's default; if the model was trained with another cut, its answers are \
+                 worse"
+                    .to_owned(),
+            );
         }
+        let is = |kinds: &[&str]| kinds.contains(&kind);
+        let unused: Vec<String> = [
+            ("add_bos_token", self.add_bos == Some(false) && is(&["bert"])),
+            ("add_eos_token", self.add_eos == Some(false) && is(&["bert"])),
+            ("add_sep_token", self.add_sep == Some(!is(&["bert"]))),
+            ("add_space_prefix", self.add_space_prefix == Some(true) && !is(&["llama", "t5"])),
+            (
+                "remove_extra_whitespaces",
+                self.remove_extra_whitespaces == Some(true) && !is(&["t5"]),
+            ),
+            ("precompiled_charsmap", !self.precompiled_charsmap.is_empty() && !is(&["t5"])),
+            ("normalizer.lowercase", self.lowercase == Some(true) && !is(&["bert"])),
+            ("normalizer.strip_accents", self.strip_accents == Some(true) && !is(&["bert"])),
+        ]
+        .into_iter()
+        .filter(|(_, is_unused)| *is_unused)
+        .map(|(key, _)| format!("tokenizer.ggml.{key}"))
+        .collect();
+        all.extend(not_used(&format!("GGUF vocabulary of the kind {kind}"), &unused));
+        all
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -121,7 +161,7 @@ impl VocabParts {
                     TokenType::UserDefined => false,
                     _ => return None,
                 };
-                Some(Added { id, name: name.clone(), special, normalized: false })
+                Some(Added::new(id, name.as_str(), special))
             })
             .collect()
     }
@@ -210,6 +250,7 @@ impl VocabParts {
             add_dummy_prefix: parts.add_space_prefix.unwrap_or(true),
             // SentencePiece BPE vocabularies in GGUF keep all spaces.
             remove_extra_whitespaces: unigram && parts.remove_extra_whitespaces.unwrap_or(false),
+            warnings: Vec::new(),
         };
         model.build(KIND, Around { frame, ..Around::default() })
     }

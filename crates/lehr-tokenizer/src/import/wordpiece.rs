@@ -1,10 +1,11 @@
 //! BERT's `vocab.txt`: one token per line.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokenizers::models::bpe::Vocab;
 use tokenizers::models::wordpiece::WordPiece;
 
 use super::assemble::{Added, Assembly, Template};
+use super::config::{Config, text_of};
 use crate::{Error, Result, SpecialIds, Tokenizer};
 
 const KIND: &str = "BERT vocab.txt";
@@ -24,12 +25,12 @@ impl Tokenizer {
     /// # Errors
     /// The text lacks `[UNK]`, `[CLS]` or `[SEP]`.
     pub fn from_bert_vocab(text: &str) -> Result<Self> {
-        from_text(text, &Value::Null)
+        from_text(text, &Config::default())
     }
 }
 
 /// Like [`Tokenizer::from_bert_vocab`], with the settings of a `tokenizer_config.json`.
-pub(super) fn from_text(text: &str, config: &Value) -> Result<Tokenizer> {
+pub(super) fn from_text(text: &str, config: &Config) -> Result<Tokenizer> {
     let mut words: Vec<String> =
         text.split('\n').map(|line| line.trim_end_matches('\r').to_owned()).collect();
     if words.last().is_some_and(String::is_empty) {
@@ -44,12 +45,13 @@ pub(super) fn from_text(text: &str, config: &Value) -> Result<Tokenizer> {
     let find = |name: &str| {
         words.iter().position(|word| word == name).and_then(|id| u32::try_from(id).ok())
     };
+    let named = |key: &str, usual: &str| find(text_of(&config[key]).unwrap_or(usual));
     let ids = SpecialIds {
-        unk: find("[UNK]"),
-        cls: find("[CLS]"),
-        sep: find("[SEP]"),
-        pad: find("[PAD]"),
-        mask: find("[MASK]"),
+        unk: named("unk_token", "[UNK]"),
+        cls: named("cls_token", "[CLS]"),
+        sep: named("sep_token", "[SEP]"),
+        pad: named("pad_token", "[PAD]"),
+        mask: named("mask_token", "[MASK]"),
         ..SpecialIds::default()
     };
     from_words(KIND, words, ids, &rules)
@@ -71,7 +73,7 @@ pub(super) fn from_words(
     let added = [ids.pad, ids.unk, ids.cls, ids.sep, ids.mask]
         .into_iter()
         .filter_map(name)
-        .map(|(name, id)| Added { id, name, special: true, normalized: false })
+        .map(|(name, id)| Added::new(id, name, true))
         .collect();
     let vocab: Vocab = words.into_iter().zip(0..).collect();
     let model = WordPiece::builder()

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use lehr_data::{Answers, Conversation, SftLoader, read_conversations};
 use lehr_infer::{resolve_model, template_of};
+use lehr_model::io::write_file;
 use lehr_tokenizer::Tokenizer;
-use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
+use lehr_tokenizer::chat::{ChatTemplate, Moment, TemplateParts};
 
 use super::{Notes, Sides, Task, cut, held_out, loader_options, model, share, tokenizer};
 use crate::recipe::{ModelConfig, TokenizerConfig};
-use crate::{LanguageModel, Recipe, Result};
+use crate::{Error, LanguageModel, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     let text = |c: &Conversation| {
@@ -20,7 +21,12 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let texts = || train.iter().flat_map(|c| c.messages.iter().map(|m| m.content.as_str()));
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     let (train_options, validation_options) = loader_options(recipe);
-    let template = template(recipe, &tokenizer)?;
+    let template = at_first_start(template(recipe, &tokenizer)?, cache)?;
+    let (template, unused) = template.with_variables(recipe.data.template_args.clone())?;
+    if !unused.is_empty() {
+        let (n, names) = (unused.len(), unused.join(", "));
+        notes(&format!("warning: data.template_args: the template does not use {n}: {names}"));
+    }
     let train_loader = SftLoader::new(&train, &tokenizer, &template, train_options)?;
     notes(&format!(
         "data: {} conversations to learn from ({}, {} without an answer left out), {} held out",
@@ -46,6 +52,23 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
         train: Box::new(train_loader.with_layout(layout.clone())),
         validation: Box::new(validation.with_layout(layout)),
     })
+}
+
+/// Lets a template that prints the date print that of the run's first start, so a resumed run has
+/// the same data.
+fn at_first_start(template: ChatTemplate, cache: &Path) -> Result<ChatTemplate> {
+    if !template.prints_time() {
+        return Ok(template);
+    }
+    let file = cache.join("date.txt");
+    let kept = std::fs::read_to_string(&file).ok();
+    if let Some(seconds) = kept.and_then(|text| text.trim().parse().ok()) {
+        return Ok(template.at(Moment::from_unix(seconds)));
+    }
+    let now = Moment::now();
+    std::fs::create_dir_all(cache).map_err(Error::io("creating", cache))?;
+    write_file(&file, format!("{}\n", now.seconds()).as_bytes())?;
+    Ok(template.at(now))
 }
 
 /// Returns the chat template: the loaded model's if its tokenizer is kept, otherwise the one

@@ -20,13 +20,19 @@ pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
     notes: Notes<'_>,
 ) -> Result<Tokenizer> {
     match &recipe.tokenizer {
-        TokenizerConfig::File { path } => Ok(Tokenizer::from_file(path)?),
+        TokenizerConfig::File { path } => {
+            let tokenizer = Tokenizer::open(path)?;
+            tokenizer.warnings().iter().for_each(|text| notes(&format!("warning: {text}")));
+            Ok(tokenizer)
+        }
         TokenizerConfig::Model => {
             let ModelConfig::Load { path } = &recipe.model else {
                 let faults = "tokenizer.kind is model, but no model is loaded".to_owned();
                 return Err(Error::Setting { faults });
             };
-            Ok(tokenizer_of(&resolve_model(Path::new(path))?)?)
+            let tokenizer = tokenizer_of(&resolve_model(Path::new(path))?)?;
+            tokenizer.warnings().iter().for_each(|text| notes(&format!("warning: {text}")));
+            Ok(tokenizer)
         }
         TokenizerConfig::Train { vocab_size, pattern } => {
             let cached = CachedTokenizer::new(cache, &recipe.tokenizer, texts());

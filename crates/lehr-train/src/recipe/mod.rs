@@ -143,7 +143,7 @@ impl Recipe {
     pub fn validate(&self) -> Result<()> {
         let mut faults = Faults(Vec::new());
         self.run.validate(&mut faults);
-        self.data.validate(&mut faults);
+        self.data.validate(self, &mut faults);
         self.tokenizer.validate(self, &mut faults);
         self.model.validate(self, &mut faults);
         self.optimizer.validate(self, &mut faults);

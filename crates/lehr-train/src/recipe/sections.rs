@@ -2,6 +2,7 @@
 
 use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{Faults, ObjectiveKind, Recipe};
 
@@ -48,10 +49,16 @@ pub struct DataConfig {
     pub text_field: String,
     /// Field of the label in records.
     pub label_field: String,
+    /// Variables of the chat template. The last field, because TOML writes tables after values.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_args: Map<String, Value>,
 }
 
 impl DataConfig {
-    pub(super) fn validate(&self, faults: &mut Faults) {
+    pub(super) fn validate(&self, recipe: &Recipe, faults: &mut Faults) {
+        let names = self.template_args.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let used = names.is_empty() || recipe.objective == ObjectiveKind::Chat;
+        faults.check(used, "data.template_args", &names, "none, because only chat has a template");
         faults.check(!self.path.is_empty(), "data.path", &"empty", "a file or folder");
         let fraction = self.validation_fraction;
         let good = !self.validation_path.is_empty() || (fraction > 0.0 && fraction < 1.0);

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lehr_infer::{ChatSession, Finish, Limits, Loaded, Sampler};
-use serde_json::json;
+use lehr_tokenizer::chat::{ChatTemplate, Moment};
+use serde_json::{Map, Value, json};
 
 use super::compute::UseArgs;
 use super::generate::context_full;
@@ -26,6 +27,10 @@ pub(crate) struct Args {
     /// model's own]
     #[arg(long, value_name = "NAME|FILE.jinja")]
     template: Option<String>,
+    /// Variables of the chat template, as a JSON object such as '{"enable_thinking": false}';
+    /// templates also know tools and documents, which are lists
+    #[arg(long, value_name = "JSON", value_parser = template_args)]
+    template_args: Option<TemplateArgs>,
     /// Ask this one question and exit
     #[arg(short, long)]
     prompt: Option<String>,
@@ -49,10 +54,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     loaded.model.check_causal("talking")?;
     args.sampling.warn(loaded.model.spec().max_positions);
-    let template = match &args.template {
-        Some(name) => loaded.template_named(name)?,
-        None => loaded.template()?,
-    };
+    ui::warn(loaded.tokenizer.warnings());
+    let template = template(args, &loaded)?;
     let system = args.system.as_deref();
     let context = args.sampling.context();
     let mut session =
@@ -95,6 +98,33 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+/// A JSON object with variables of a template.
+type TemplateArgs = Map<String, Value>;
+
+fn template_args(text: &str) -> std::result::Result<TemplateArgs, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(variables)) => Ok(variables),
+        Ok(other) => Err(format!("found {other}, expected a JSON object")),
+        Err(error) => Err(format!("expected a JSON object: {error}")),
+    }
+}
+
+/// Returns the template of the conversation, with its variables and the current time.
+fn template(args: &Args, loaded: &Loaded) -> Result<ChatTemplate> {
+    let template = match &args.template {
+        Some(name) => loaded.template_named(name)?,
+        None => loaded.template()?,
+    };
+    let template = template.at(Moment::now());
+    let Some(variables) = &args.template_args else { return Ok(template) };
+    let (template, unused) = template.with_variables(variables.clone())?;
+    if !unused.is_empty() {
+        let (n, names) = (unused.len(), unused.join(", "));
+        eprintln!("warning: --template-args: the template does not use {n} of them: {names}");
+    }
+    Ok(template)
 }
 
 /// Answers a message, as it comes or as one JSON object.

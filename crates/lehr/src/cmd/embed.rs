@@ -155,6 +155,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn embedder(args: &Args) -> Result<Embedder> {
     let mut embedder = Embedder::open(&args.model)?;
     args.device.place(embedder.model())?;
+    crate::ui::warn(embedder.tokenizer().warnings());
     if let Some(prefix) = &args.prefix {
         embedder = embedder.with_prefix(prefix);
     }

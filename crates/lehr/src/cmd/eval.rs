@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })?;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
+    crate::ui::warn(loaded.tokenizer.warnings());
     let fitted = Windows::of_context(loaded.model.spec().max_positions);
     let window = args.window.unwrap_or(fitted.window);
     let windows = Windows { window, stride: args.stride.unwrap_or(window.div_ceil(2)) };

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use self::prompts::PromptsArgs;
 use super::compute::UseArgs;
 use super::sampling::SamplingArgs;
+use crate::ui;
 
 /// Continue a text, or all prompts of a file.
 #[derive(clap::Args)]
@@ -53,6 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(note) = loaded.sampling_note()? {
         eprintln!("note: {note}");
     }
+    ui::warn(loaded.tokenizer.warnings());
     limits.stop_ids.extend(loaded.end_ids()?);
     match (&prompts, &args.prompt) {
         (Some(prompts), _) => {
