@@ -315,7 +315,10 @@ fn unknown_format(path: &Path, bytes: &[u8]) -> Error {
 }
 
 /// Lists the weight files of a folder, or the file itself.
-pub(super) fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// If there are none.
+pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     if std::fs::metadata(path).map_err(Error::io("opening", path))?.is_file() {
         return Ok(vec![path.to_owned()]);
     }
