@@ -142,7 +142,8 @@ pub(crate) fn template_parts_of(path: &Path) -> Result<TemplateParts> {
     }
 }
 
-fn gguf_metadata(path: &Path) -> Result<Option<Metadata>> {
+/// Returns the metadata of a GGUF file; `None` for a folder.
+pub(crate) fn gguf_metadata(path: &Path) -> Result<Option<Metadata>> {
     if !path.is_file() {
         return Ok(None);
     }

@@ -11,7 +11,7 @@ use lehr_tokenizer::Tokenizer;
 use super::texts::other_ids;
 use super::{Fault, Part, Proof, relative_error, tokenizer_faults};
 use crate::convert::Target;
-use crate::load::template_parts_of;
+use crate::load::{gguf_metadata, template_parts_of};
 use crate::pooling::Settings;
 use crate::{Embedder, Result, tokenizer_of};
 
@@ -93,11 +93,12 @@ impl Pair<'_> {
 
     /// Compares vectors of texts, where the source names a pooling that lehr has.
     fn compare_pooling(&self, proof: &mut Proof) -> Result<()> {
-        let is_named = match self.source.is_dir() {
-            true => {
-                self.source.join("modules.json").is_file() && Settings::read(self.source).is_ok()
+        let is_named = match gguf_metadata(self.source)? {
+            Some(metadata) => Settings::of_gguf(&metadata)?.pooling.is_some(),
+            None => {
+                let names = self.source.join("modules.json").is_file();
+                names && Settings::read(self.source).is_ok()
             }
-            false => true,
         };
         let Some(source) = is_named.then(|| Embedder::open(self.source).ok()).flatten() else {
             return Ok(());
