@@ -88,9 +88,10 @@ fn extend(
     let checkpoint = Checkpoint::open(dir).unwrap();
     let read = |name: &str| {
         let shape = checkpoint.shape(name).unwrap().into();
-        (name.to_owned(), checkpoint.tensor(name, shape).unwrap())
+        // The numbers of positions are integers.
+        Some((name.to_owned(), checkpoint.tensor(name, shape).ok()?))
     };
-    let mut all: Vec<_> = checkpoint.names().map(read).collect();
+    let mut all: Vec<_> = checkpoint.names().filter_map(read).collect();
     for (name, n) in tensors {
         let values: Vec<f32> = (0..*n).map(|i| i as f32 - 1.5).collect();
         all.push((name.clone(), Tensor::from_slice(&values, [*n]).unwrap()));
@@ -344,8 +345,8 @@ fn a_model_trained_further_keeps_template_end_ids_and_settings() {
     let new = others(&ModelFiles::default(), Some(&template));
     let config = json(&new["tokenizer_config.json"]);
     assert_eq!(config["tokenizer_class"], class);
-    assert_eq!((&config["eos_token"], &config["pad_token"]), {
-        (&json!("<|endoftext|>"), &json!("<|endoftext|>"))
-    });
+    for key in ["eos_token", "pad_token"] {
+        assert_eq!(config[key], "<|endoftext|>", "{key}");
+    }
     assert_eq!(json(&new["generation_config.json"])["eos_token_id"], json!([0, end]));
 }

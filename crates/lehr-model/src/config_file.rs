@@ -43,9 +43,13 @@ impl ConfigFile {
                     None => left_out.push(key.to_owned()),
                 }
             }
+            json.remove("architectures");
         }
         for (key, value) in own.as_object().into_iter().flatten() {
-            if read.get(key) != Some(value) || json.text(key).is_none() && is_identity(key) {
+            // The class says which heads the weights have, and a copy has all of them.
+            let is_kept = key == "architectures" && json.text(key).is_some();
+            let is_missing = is_identity(key) && json.text(key).is_none();
+            if (read.get(key) != Some(value) && !is_kept) || is_missing {
                 json.set(key, value);
             }
         }

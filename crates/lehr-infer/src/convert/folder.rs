@@ -10,6 +10,7 @@ use lehr_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::files::{self, Fate};
+use super::gguf::TEMPLATES;
 use super::{LeftOut, Writing, Written, io, write_text};
 use crate::model_files::{GENERATION_CONFIG, TOKENIZER_CONFIG};
 use crate::model_files::{raw, set_end_ids, text, tokenizer_config};
@@ -103,9 +104,11 @@ impl Writing<'_> {
         let metadata = source.gguf_metadata().cloned().unwrap_or_default();
         written.leave("tensors", self.model.unused_tensors(source.checkpoint()));
         let arch = metadata.string("general.architecture")?.unwrap_or_default();
+        // A folder made from a file has the default template.
+        let further = format!("{TEMPLATES}.");
         let is_said = |key: &str| {
             GGUF_OWN.contains(&key)
-                || key.starts_with("tokenizer.")
+                || (key.starts_with("tokenizer.") && !key.starts_with(&further))
                 || key.strip_prefix(arch).is_some_and(|rest| rest.starts_with('.'))
         };
         let keys = metadata.entries().iter().map(|(key, _)| key);

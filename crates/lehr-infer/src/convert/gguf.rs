@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lehr_model::io::gguf::{FileType, GgufOptions, Metadata};
+use lehr_model::io::gguf::{Array, FileType, GgufOptions, Metadata};
 use lehr_model::io::{Checkpoint, ModelSource, Shards, read_json};
 use lehr_tokenizer::{Tokenizer, VocabParts};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::files::{self, Fate};
 use super::{Writing, Written};
 use crate::load::template_parts_of;
-use crate::model_files::{GENERATION_CONFIG, TOKENIZER_CONFIG};
+use crate::model_files::{GENERATION_CONFIG, TOKENIZER_CONFIG, raw};
 use crate::pooling::Settings;
 use crate::vocabulary::{gguf_tokenizer, gguf_vocabulary};
 use crate::{Error, Pooling, Result};
@@ -97,6 +97,9 @@ const OF_FILE: [&str; 5] = [
     "quantize.",
 ];
 
+/// The key of the default template, and the start of those of others.
+pub(super) const TEMPLATES: &str = "tokenizer.chat_template";
+
 impl Writing<'_> {
     pub(super) fn gguf(&self, file: &Path, file_type: FileType, target: &Path) -> Result<Written> {
         let mut written = Written::default();
@@ -158,6 +161,7 @@ impl Writing<'_> {
         if let Some(template) = &parts.jinja {
             metadata.set("tokenizer.chat_template", template.as_str());
         }
+        self.further_templates(&mut metadata)?;
         let lost = set_ends(&mut metadata, tokenizer, &parts.eos_ids);
         let named = |id: &u32| format!("{id} {:?}", tokenizer.token(*id).unwrap_or_default());
         written.leave("ids that end a text, lost:", lost.iter().map(named));
@@ -168,6 +172,26 @@ impl Writing<'_> {
             true => Ok(metadata),
             false => Err(Error::Unproven { path: self.target.to_owned(), faults }),
         }
+    }
+
+    /// Adds the templates beside the default one, such as one for tools.
+    fn further_templates(&self, metadata: &mut Metadata) -> Result<()> {
+        let config = raw(self.source, TOKENIZER_CONFIG)?.unwrap_or_default();
+        let templates = config.get("chat_template").unwrap_or_default();
+        let text = |entry: &Value, key: &str| entry[key].as_str().map(str::to_owned);
+        let mut names = Vec::new();
+        for entry in templates.as_array().into_iter().flatten() {
+            if let (Some(name), Some(template)) = (text(entry, "name"), text(entry, "template"))
+                && name != "default"
+            {
+                metadata.set(format!("{TEMPLATES}.{name}"), template.as_str());
+                names.push(name);
+            }
+        }
+        if !names.is_empty() {
+            metadata.set(format!("{TEMPLATES}s"), Array::String(names));
+        }
+        Ok(())
     }
 
     /// Returns the number of the pooling in GGUF, if the source names one.

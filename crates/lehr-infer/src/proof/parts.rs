@@ -114,10 +114,12 @@ impl Pair<'_> {
             let (found, want) = (copy.max_tokens(), source.max_tokens());
             add(format!("texts are cut at {found} tokens, expected {want}"));
         }
-        // A GGUF file has no place for the prompt before each text.
+        // A GGUF file has no place for the prompt before each text, nor for its longest length.
+        let longest = source.max_tokens();
+        let plain = |embedder: Embedder| embedder.with_prefix("").with_max_tokens(longest);
         let (source, copy) = match self.is_folder() {
             true => (source, copy),
-            false => (source.with_prefix(""), copy.with_prefix("")),
+            false => (plain(source), plain(copy)),
         };
         let (want, found) = (source.embed(&TEXTS)?, copy.embed(&TEXTS)?);
         let error = relative_error(want.vectors.data(), found.vectors.data());

@@ -10,15 +10,15 @@ use crate::io::gguf::{GgufOptions, GgufSummary};
 use crate::io::{self, Checkpoint, Extra, FloatFormat, FolderContents};
 use crate::{ConfigFile, Error, Result};
 
-/// Endings of the names of buffers that old files contain and the configuration determines: rotary
-/// frequencies, causal masks, numbers of positions.
-const BUFFERS: [&str; 6] = [
-    "rotary_emb.inv_freq",
-    "attn.bias",
-    "attn.masked_bias",
-    "embeddings.position_ids",
-    "rope_freqs.weight",
-    "rotary_pos_emb.inv_freq",
+/// Endings of the names of buffers that old files contain and the configuration determines, with
+/// their numbers of dimensions: rotary frequencies, causal masks, numbers of positions.
+const BUFFERS: [(&str, usize); 6] = [
+    ("rotary_emb.inv_freq", 1),
+    ("rotary_pos_emb.inv_freq", 1),
+    (".attn.bias", 4),
+    (".attn.masked_bias", 0),
+    ("embeddings.position_ids", 2),
+    ("rope_freqs.weight", 1),
 ];
 
 /// Parts of a folder that a copy keeps although the model does not use them.
@@ -146,9 +146,13 @@ impl Model {
                 names.into_iter().find(|name| checkpoint.has(name))
             })
             .collect();
+        let is_buffer = |name: &str| {
+            let n_dims = checkpoint.shape(name).unwrap_or_default().len();
+            BUFFERS.iter().any(|(end, n)| name.ends_with(end) && *n == n_dims)
+        };
         let of_use = |name: &&str| {
             !used.contains(*name)
-                && !BUFFERS.iter().any(|end| name.ends_with(end))
+                && !is_buffer(name)
                 && !used.iter().any(|other| is_tied_head(checkpoint, name, other))
         };
         checkpoint.names().filter(of_use).map(str::to_owned).collect()
