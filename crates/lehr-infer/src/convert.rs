@@ -1,19 +1,26 @@
 //! Conversion of a model to another format, with a proof that the copy computes the same.
 
+mod beside;
+mod files;
+mod folder;
+mod gguf;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use lehr_model::io::gguf::{FileType, GgufOptions, Metadata};
-use lehr_model::io::{FloatFormat, ModelSource, read_json};
+pub use beside::{partial, remove_partial};
+use lehr_model::io::gguf::FileType;
+use lehr_model::io::{FloatFormat, ModelSource};
 use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-pub use crate::proof::{Bounds, Proof};
+pub use crate::proof::{Bounds, Fault, Part, Proof};
 
-use crate::proof::{compare, outputs};
-use crate::vocabulary::{gguf_template_parts, gguf_tokenizer, gguf_vocabulary};
+use self::beside::Beside;
+use crate::proof::{compare, outputs, probe_ids};
+use crate::vocabulary::gguf_tokenizer;
 use crate::{Error, Result, resolve_model, tokenizer_of};
 
 /// Most tokens of the sample that are compared.
@@ -75,24 +82,35 @@ pub struct Conversion {
     pub n_bytes: u64,
     /// Number of tensors by format.
     pub formats: BTreeMap<String, usize>,
-    /// Parameters that the format cannot store.
-    pub left_out: Vec<String>,
     /// What the source's files say and the model does not use.
     pub warnings: Vec<String>,
+    /// Files of the source that were copied as they are.
+    pub copied: Vec<String>,
+    /// All that the source has and the copy does not.
+    pub left_out: Vec<LeftOut>,
     /// The comparison.
     pub proof: Proof,
 }
 
+/// Parts of a source that a copy does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// What they are: parameters, files, keys of a file.
+    pub what: &'static str,
+    /// Their names.
+    pub names: Vec<String>,
+}
+
 /// Writes the model `source` to `target` in another format, opens the result, and compares both on
-/// `sample`. The result gets its final name only when it has passed.
+/// `sample`. The result gets its final name only when it has passed; otherwise nothing is left.
 ///
 /// # Errors
 /// If the source cannot be read, the target exists, the format cannot store the family, its
-/// tokenizer or a number, or the disk is full; [`Error::Unproven`] if the copy differs by more than
-/// its format explains.
+/// tokenizer, its head or a number, or the disk is full; [`Error::Unproven`] if the copy differs by
+/// more than its format explains.
 pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Result<Conversion> {
     let source = resolve_model(source)?;
-    if target.exists() {
+    if fs::symlink_metadata(target).is_ok() {
         return Err(Error::TargetExists { path: target.to_owned() });
     }
     let tokenizer = optional_tokenizer(&source)?;
@@ -102,156 +120,50 @@ pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Re
     }
     let warnings = model.warnings();
     let ids = sample_ids(&model, tokenizer.as_ref(), sample)?;
+    let probe = tokenizer.as_ref().and_then(|tokenizer| probe_ids(&model, tokenizer));
     let want = outputs(&model, &ids)?;
-    let beside = beside(target);
-    remove(&beside)?;
-    let written = Written { source: &source, model: &model, tokenizer: tokenizer.as_ref() };
-    let (formats, left_out) = match format {
-        Target::Folder(format) => written.folder(&beside, format)?,
-        Target::Gguf(file_type) => written.gguf(&beside, file_type, target)?,
+    let want_probe = probe.as_ref().map(|ids| outputs(&model, ids)).transpose()?;
+    let beside = Beside::new(target)?;
+    let path = beside.path();
+    let writing = Writing { source: &source, target, model: &model, tokenizer: tokenizer.as_ref() };
+    let written = match format {
+        Target::Folder(format) => writing.folder(&path, format)?,
+        Target::Gguf(file_type) => writing.gguf(&path, file_type, target)?,
     };
     drop(model);
-    let copy = Model::open(&beside, Weights::Exact)?;
-    let got = outputs(&copy, &ids)?;
-    let mut proof = compare(&want, &got, format.bounds());
-    proof.same_ids = match &tokenizer {
-        Some(tokenizer) => {
-            let copied = tokenizer_of(&beside)?;
-            Some(copied.encode_prompt(sample)? == tokenizer.encode_prompt(sample)?)
-        }
-        None => None,
-    };
-    drop(copy);
-    if !proof.passed() {
-        return Err(Error::Unproven { path: beside, proof: Box::new(proof) });
+    let copy = Model::open(&path, Weights::Exact)?;
+    let mut proof = compare(&want, &outputs(&copy, &ids)?, format.bounds());
+    if let (Some(ids), Some(want)) = (&probe, &want_probe) {
+        proof.probe_error = Some(compare(want, &outputs(&copy, ids)?, format.bounds()).error);
     }
-    fs::rename(&beside, target).map_err(io("renaming", &beside))?;
-    Ok(Conversion { n_bytes: size(target)?, formats, left_out, warnings, proof })
+    drop(copy);
+    let pair = crate::proof::Pair { source: &source, copy: &path, target: format };
+    pair.compare_parts(tokenizer.as_ref(), sample, &written.extra, &mut proof)?;
+    let faults = proof.faults();
+    if !faults.is_empty() {
+        return Err(Error::Unproven { path: target.to_owned(), faults });
+    }
+    beside.finish()?;
+    let Written { formats, copied, left_out, .. } = written;
+    Ok(Conversion { n_bytes: size(target)?, formats, warnings, copied, left_out, proof })
 }
 
 /// The model to copy.
-struct Written<'a> {
+struct Writing<'a> {
     source: &'a Path,
+    target: &'a Path,
     model: &'a Model,
     tokenizer: Option<&'a Tokenizer>,
 }
 
-type Formats = (BTreeMap<String, usize>, Vec<String>);
-
-impl Written<'_> {
-    fn gguf(&self, file: &Path, file_type: FileType, target: &Path) -> Result<Formats> {
-        let name = self.source.file_stem().or(target.file_stem()).unwrap_or_default();
-        let options = GgufOptions {
-            name: &name.to_string_lossy(),
-            file_type,
-            tokenizer: self.gguf_tokenizer()?,
-        };
-        let summary = self.model.save_gguf(file, &options)?;
-        Ok((summary.formats, summary.left_out))
-    }
-
-    /// Returns the tokenizer's keys. Those of a GGUF file are copied, because they contain more
-    /// than lehr reads.
-    fn gguf_tokenizer(&self) -> Result<Metadata> {
-        let Some(tokenizer) = self.tokenizer else { return Ok(Metadata::default()) };
-        if self.source.is_file() {
-            let source = ModelSource::open(self.source)?;
-            let mut kept = Metadata::default();
-            for (key, value) in source.gguf_metadata().into_iter().flat_map(Metadata::entries) {
-                if key.starts_with("tokenizer.") {
-                    kept.set(key.clone(), value.clone());
-                }
-            }
-            return Ok(kept);
-        }
-        let mut metadata = gguf_vocabulary(tokenizer, self.model.spec().vocab_size)?;
-        let parts = crate::load::folder_template_parts(self.source)?;
-        if let Some(template) = &parts.jinja {
-            metadata.set("tokenizer.chat_template", template.as_str());
-        }
-        Ok(metadata)
-    }
-
-    fn folder(&self, dir: &Path, format: FloatFormat) -> Result<Formats> {
-        fs::create_dir_all(dir).map_err(io("creating", dir))?;
-        self.model.save_as(dir, format)?;
-        if let Some(tokenizer) = self.tokenizer {
-            tokenizer.save(dir.join("tokenizer.json"))?;
-        }
-        if self.source.is_dir() {
-            self.copy_texts(dir)?;
-        } else {
-            self.write_texts(dir)?;
-        }
-        let n = self.model.params().named().len();
-        Ok((BTreeMap::from([(format.name().to_uppercase(), n)]), Vec::new()))
-    }
-
-    /// Copies the small files next to the weights of a folder.
-    fn copy_texts(&self, dir: &Path) -> Result<()> {
-        const FILES: [&str; 7] = [
-            "generation_config.json",
-            "special_tokens_map.json",
-            "chat_template.jinja",
-            "chat_template.json",
-            "modules.json",
-            "sentence_bert_config.json",
-            "config_sentence_transformers.json",
-        ];
-        let pooling = Path::new("1_Pooling").join("config.json");
-        for name in FILES.iter().map(Path::new).chain([pooling.as_path()]) {
-            let (from, to) = (self.source.join(name), dir.join(name));
-            if from.is_file() {
-                let parent = to.parent().unwrap_or(dir);
-                fs::create_dir_all(parent).map_err(io("creating", parent))?;
-                fs::copy(&from, &to).map_err(io("copying", &from))?;
-            }
-        }
-        let path = self.source.join("tokenizer_config.json");
-        let mut config = if path.is_file() { read_json(&path)? } else { json!({}) };
-        // The copy always has tokenizer.json, which this class reads.
-        if config.get("tokenizer_class").is_none() || !self.source.join("tokenizer.json").is_file()
-        {
-            config["tokenizer_class"] = "PreTrainedTokenizerFast".into();
-            if let Some(config) = config.as_object_mut() {
-                config.shift_remove("auto_map");
-            }
-        }
-        self.write_tokenizer_config(dir, &config)
-    }
-
-    /// Writes the small files of a folder from the metadata of a GGUF file.
-    fn write_texts(&self, dir: &Path) -> Result<()> {
-        let source = ModelSource::open(self.source)?;
-        let metadata = source.gguf_metadata().cloned().unwrap_or_default();
-        let parts = gguf_template_parts(&metadata)?;
-        let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
-        for (key, token) in &parts.special {
-            config[key] = token.clone();
-        }
-        self.write_tokenizer_config(dir, &config)?;
-        if let Some(template) = &parts.jinja {
-            write_text(&dir.join("chat_template.jinja"), template)?;
-        }
-        let ids = self.tokenizer.map(Tokenizer::special_ids).unwrap_or_default();
-        let mut generation = json!({});
-        if let Some(bos) = ids.bos {
-            generation["bos_token_id"] = bos.into();
-        }
-        match &parts.eos_ids[..] {
-            [] => {}
-            [one] => generation["eos_token_id"] = (*one).into(),
-            several => generation["eos_token_id"] = several.into(),
-        }
-        write_text(&dir.join("generation_config.json"), &format!("{generation:#}\n"))
-    }
-
-    fn write_tokenizer_config(&self, dir: &Path, config: &Value) -> Result<()> {
-        match self.tokenizer {
-            Some(_) => write_text(&dir.join("tokenizer_config.json"), &format!("{config:#}\n")),
-            None => Ok(()),
-        }
-    }
+/// A report of what was written.
+#[derive(Default)]
+struct Written {
+    formats: BTreeMap<String, usize>,
+    copied: Vec<String>,
+    /// Tensors that the model does not use, such as the head of a task.
+    extra: Vec<String>,
+    left_out: Vec<LeftOut>,
 }
 
 /// Opens the tokenizer, if the model has one.
@@ -309,21 +221,6 @@ fn ids_without_tokenizer(model: &Model, limit: usize) -> Vec<i32> {
         ids.truncate(limit);
     }
     ids
-}
-
-/// Returns the temporary path of a file or folder until it is complete.
-fn beside(target: &Path) -> PathBuf {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    target.with_file_name(format!(".{name}.partial"))
-}
-
-/// Removes the remains of an interrupted conversion.
-fn remove(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path).map_err(io("removing", path)),
-        Ok(_) => fs::remove_file(path).map_err(io("removing", path)),
-        Err(_) => Ok(()),
-    }
 }
 
 fn size(path: &Path) -> Result<u64> {

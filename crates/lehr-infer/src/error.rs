@@ -137,17 +137,28 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// A model with a head that GGUF cannot store.
+    #[error(
+        "converting {} to GGUF: it is a {found}, expected a language model or an encoder without \
+         the head of a task",
+        path.display()
+    )]
+    NoPlace {
+        /// The source.
+        path: PathBuf,
+        /// Its class.
+        found: String,
+    },
     /// A converted model does not compute what its source does.
     #[error(
-        "converting a model: the copy {} differs from the source by more than its format explains: \
-         {}",
-        path.display(), proof.faults().join("; ")
+        "converting a model to {}: the copy differs from the source: {}",
+        path.display(), faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
     Unproven {
-        /// The copy.
+        /// The target.
         path: PathBuf,
-        /// The measured differences.
-        proof: Box<crate::proof::Proof>,
+        /// The differences.
+        faults: Vec<crate::proof::Fault>,
     },
 }
 
@@ -171,11 +182,12 @@ impl Error {
             Self::TargetExists { .. } => {
                 Some("remove it first, or name another target with --to".to_owned())
             }
-            Self::Unproven { .. } => Some(
-                "the copy stays where it was written, for inspection; choose a format with more \
-                 bits, or report the model's family and format"
-                    .to_owned(),
+            Self::NoPlace { .. } => Some(
+                "convert it to a folder, which keeps the head and its labels".to_owned(),
             ),
+            Self::Unproven { faults, .. } => faults.first().map(|fault| {
+                format!("nothing was written; {}", fault.part.hint())
+            }),
             Self::PromptTooLong { .. } => {
                 Some("shorten the prompt, or raise --context".to_owned())
             }

@@ -174,21 +174,26 @@ pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
 /// If a file of the model cannot be read or is damaged, or there is neither a template nor a known
 /// set of special tokens.
 pub fn template_of(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-    let parts = match gguf_metadata(path)? {
-        Some(metadata) => gguf_template_parts(&metadata)?,
-        None => folder_template_parts(path)?,
-    };
-    Ok(ChatTemplate::for_model(tokenizer, &parts)?)
+    Ok(ChatTemplate::for_model(tokenizer, &template_parts_of(path)?)?)
 }
 
-fn gguf_metadata(path: &Path) -> Result<Option<Metadata>> {
+/// Reads the parts of the chat template of the model at `path`.
+pub(crate) fn template_parts_of(path: &Path) -> Result<TemplateParts> {
+    match gguf_metadata(path)? {
+        Some(metadata) => gguf_template_parts(&metadata),
+        None => folder_template_parts(path),
+    }
+}
+
+/// Returns the metadata of a GGUF file; `None` for a folder.
+pub(crate) fn gguf_metadata(path: &Path) -> Result<Option<Metadata>> {
     if !path.is_file() {
         return Ok(None);
     }
     Ok(ModelSource::open(path)?.gguf_metadata().cloned())
 }
 
-pub(crate) fn folder_template_parts(dir: &Path) -> Result<TemplateParts> {
+fn folder_template_parts(dir: &Path) -> Result<TemplateParts> {
     TemplateParts::from_files(|name| {
         let path = dir.join(name);
         match std::fs::read_to_string(&path) {

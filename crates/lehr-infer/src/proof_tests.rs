@@ -8,7 +8,7 @@ use lehr_model::io::gguf::FileType;
 use lehr_tensor::Tensor;
 use serde_json::Value;
 
-use super::{Output, Proof, compare, outputs};
+use super::{Fault, Output, Part, Proof, compare, outputs};
 use crate::convert::Target;
 
 const IDS: [i32; 24] =
@@ -67,16 +67,24 @@ fn each_measure_is_bounded_by_itself() {
         let same = damaged(&[], |x| x);
         let mut proof = proof(&same, FileType::Q8_0);
         change(&mut proof);
-        proof.faults()
+        proof.faults().iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(of(&|_| ()), Vec::<String>::new());
     type Case<'a> = (&'a dyn Fn(&mut Proof), &'a str);
-    let cases: [Case<'_>; 5] = [
-        (&|p| p.error = 0.06, "relative error 6.000e-2, expected at most 5.0e-2"),
-        (&|p| p.error = f64::NAN, "relative error NaN, expected at most 5.0e-2"),
-        (&|p| p.kl = Some(0.01), "KL divergence 1.00e-2 nats, expected at most 3.4e-3"),
-        (&|p| p.top1 = Some(0.9), "same first choice 90.0 %, expected at least 94 %"),
-        (&|p| p.same_ids = Some(false), "its tokenizer gives other ids"),
+    let cases: [Case<'_>; 6] = [
+        (&|p| p.error = 0.06, "weights: relative error 6.000e-2, expected at most 5.0e-2"),
+        (&|p| p.error = f64::NAN, "weights: relative error NaN, expected at most 5.0e-2"),
+        (&|p| p.kl = Some(0.01), "weights: KL divergence 1.00e-2 nats, expected at most 3.4e-3"),
+        (&|p| p.top1 = Some(0.9), "weights: same first choice 90.0 %, expected at least 94 %"),
+        (
+            &|p| p.probe_error = Some(0.2),
+            "weights: relative error 2.000e-1 on added tokens and several scripts, expected at \
+             most 1.0e-1",
+        ),
+        (
+            &|p| p.differences.push(Fault { part: Part::Tokenizer, text: "x is y".to_owned() }),
+            "tokenizer: x is y",
+        ),
     ];
     for (change, fault) in cases {
         assert_eq!(of(change), [fault]);

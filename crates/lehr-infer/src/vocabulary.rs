@@ -147,7 +147,8 @@ fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
     Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX))
 }
 
-/// Writes `tokenizer` as metadata of a GGUF file, with a name for each of `vocab_size` rows.
+/// Writes `tokenizer` as metadata of a GGUF file, with a name for each of `vocab_size` rows. The
+/// ids that end a turn are not the tokenizer's to say.
 ///
 /// # Errors
 /// As [`VocabParts::of`].
@@ -179,7 +180,6 @@ pub(crate) fn gguf_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Resul
         ("padding", ids.pad),
         ("cls", ids.cls),
         ("mask", ids.mask),
-        ("eot", ids.eot),
     ];
     for (key, id) in named {
         if let Some(id) = id {

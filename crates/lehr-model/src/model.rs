@@ -11,6 +11,8 @@ use std::sync::Arc;
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{DType, Device, Init, Named, Param, ParamStore, Role, Source, Tensor, no_grad};
 
+pub use save::ModelCopy;
+
 use crate::adapt::Adapted;
 use crate::arch::{ActivationCheckpointing, KvPrefixParams, Layout, Pass};
 use crate::io::leftover;

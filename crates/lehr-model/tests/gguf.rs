@@ -27,7 +27,8 @@ const REFUSED: [(&str, &str); 6] = [
 ];
 
 fn options(file_type: FileType) -> GgufOptions<'static> {
-    GgufOptions { name: "golden", file_type, tokenizer: Metadata::default() }
+    let (tokenizer, more) = (Metadata::default(), Metadata::default());
+    GgufOptions { name: "golden", file_type, tokenizer, more }
 }
 
 /// Computes logits, or hidden states of a model whose head a file leaves out.

@@ -347,12 +347,32 @@ fn parse<T: DeserializeOwned>(json: &Value) -> Result<T> {
 
 fn to_json<C: FamilyConfig>(config: &C) -> Value {
     let mut json = serde_json::to_value(config).unwrap_or_default();
+    shorten(&mut json);
     if let Some(map) = json.as_object_mut() {
         map.insert("model_type".into(), C::MODEL_TYPE.into());
         map.insert("architectures".into(), vec![config.class()].into());
         map.insert("dtype".into(), "float32".into());
     }
     json
+}
+
+/// Replaces each number that came from an f32 by the shortest decimal that means the same f32:
+/// 1e-5 and not 9.999999747378752e-6.
+fn shorten(json: &mut Value) {
+    match json {
+        Value::Number(number) if number.is_f64() => {
+            let exact = number.as_f64().unwrap_or_default();
+            let single = exact as f32;
+            if f64::from(single) == exact
+                && let Ok(short) = single.to_string().parse::<f64>()
+            {
+                *json = short.into();
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(shorten),
+        Value::Object(map) => map.values_mut().for_each(shorten),
+        _ => {}
+    }
 }
 
 /// Returns the names of a parameter with and without the prefix `model.`, which files of the model

@@ -4,10 +4,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use lehr_tensor::quant::WeightFormat;
-use lehr_tensor::{Named, ParamStore};
-use serde_json::{Map, Value, json};
+use lehr_tensor::{Named, ParamStore, Shape, Tensor};
+use serde_json::{Map, json};
 
-use super::files::{write_json, write_stream};
+use super::checkpoint::Checkpoint;
+use super::files::{write_file as write_text, write_json, write_stream};
 use super::tensor_file::safetensors_head;
 use crate::{Error, Result};
 
@@ -38,7 +39,7 @@ impl FloatFormat {
     }
 
     /// Returns the name in `config.json`.
-    fn torch_name(self) -> &'static str {
+    pub(crate) fn torch_name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
             Self::F16 => "float16",
@@ -69,30 +70,71 @@ impl FloatFormat {
     }
 }
 
-/// Writes `config` as `config.json`, and the weights as `model.safetensors`, or as numbered files
-/// with an index if they take more than 5 GB. Each file replaces an old one only when it is
-/// complete.
+/// The contents of a folder.
+pub(crate) struct FolderContents<'a> {
+    pub(crate) params: &'a ParamStore,
+    /// Tensors that the model does not use, such as another program's head.
+    pub(crate) extra: &'a [Extra<'a>],
+    /// The text of `config.json`.
+    pub(crate) config: &'a str,
+    pub(crate) format: FloatFormat,
+}
+
+/// A tensor of another checkpoint.
+pub(crate) struct Extra<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) name: &'a str,
+    pub(crate) shape: Shape,
+}
+
+/// A tensor to write.
+enum Item<'a> {
+    Param(Named<'a>),
+    Extra(&'a Extra<'a>),
+}
+
+impl Item<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Param(param) => param.name(),
+            Self::Extra(extra) => extra.name,
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Param(param) => param.shape(),
+            Self::Extra(extra) => extra.shape,
+        }
+    }
+
+    fn to_host(&self) -> Result<Tensor> {
+        match self {
+            Self::Param(param) => Ok(param.to_host()?),
+            Self::Extra(extra) => extra.checkpoint.tensor(extra.name, extra.shape),
+        }
+    }
+}
+
+/// Writes `config.json`, and the weights as `model.safetensors`, or as numbered files with an index
+/// if they take more than 5 GB. Each file replaces an old one only when it is complete.
 ///
 /// # Errors
 /// If a value does not fit the format or a file cannot be written.
-pub(crate) fn write_folder(
-    dir: &Path,
-    params: &ParamStore,
-    mut config: Value,
-    format: FloatFormat,
-) -> Result<()> {
+pub(crate) fn write_folder(dir: &Path, contents: &FolderContents<'_>) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
-    config["dtype"] = format.torch_name().into();
-    write_weights(dir, &params.named(), format, FILE_BYTES)?;
-    write_json(&dir.join("config.json"), &config)
+    write_weights(dir, &contents.items(), contents.format, FILE_BYTES)?;
+    write_text(&dir.join("config.json"), contents.config.as_bytes())
 }
 
-fn write_weights(
-    dir: &Path,
-    params: &[Named<'_>],
-    format: FloatFormat,
-    limit: usize,
-) -> Result<()> {
+impl FolderContents<'_> {
+    fn items(&self) -> Vec<Item<'_>> {
+        let params = self.params.named().into_iter().map(Item::Param);
+        params.chain(self.extra.iter().map(Item::Extra)).collect()
+    }
+}
+
+fn write_weights(dir: &Path, params: &[Item<'_>], format: FloatFormat, limit: usize) -> Result<()> {
     let parts = divide(params, format, limit);
     if let [part] = parts[..] {
         return write_file(&dir.join("model.safetensors"), part, format);
@@ -118,10 +160,10 @@ fn write_weights(
 /// Splits the parameters into consecutive groups of at most `limit` bytes. A larger parameter is a
 /// group of its own.
 fn divide<'a, 'b>(
-    params: &'b [Named<'a>],
+    params: &'b [Item<'a>],
     format: FloatFormat,
     limit: usize,
-) -> Vec<&'b [Named<'a>]> {
+) -> Vec<&'b [Item<'a>]> {
     let (mut parts, mut from, mut size) = (Vec::new(), 0, 0);
     for (i, param) in params.iter().enumerate() {
         let n_bytes = format.n_bytes(param.shape().n_elements());
@@ -135,7 +177,7 @@ fn divide<'a, 'b>(
     parts
 }
 
-fn write_file(path: &Path, params: &[Named<'_>], format: FloatFormat) -> Result<()> {
+fn write_file(path: &Path, params: &[Item<'_>], format: FloatFormat) -> Result<()> {
     let named = params.iter().map(|p| (p.name(), p.shape()));
     let dtype = (format.safetensors_name(), format.n_bytes(1));
     let head = safetensors_head(named, dtype, &[("format", "pt")]);
@@ -153,7 +195,7 @@ fn write_file(path: &Path, params: &[Named<'_>], format: FloatFormat) -> Result<
 }
 
 /// Checks that no value exceeds the range of f16, where it would become infinite.
-fn check_fits(path: &Path, param: &Named<'_>, values: &[f32], format: FloatFormat) -> Result<()> {
+fn check_fits(path: &Path, param: &Item<'_>, values: &[f32], format: FloatFormat) -> Result<()> {
     const F16_MAX: f32 = 65504.0;
     let too_large = |v: &&f32| format == FloatFormat::F16 && v.is_finite() && v.abs() > F16_MAX;
     let Some(bad) = values.iter().find(too_large) else { return Ok(()) };
@@ -179,9 +221,12 @@ mod tests {
         let (model, scratch) = (golden(), tempfile::tempdir().unwrap());
         let dir = scratch.path();
         for format in [FloatFormat::F32, FloatFormat::F16, FloatFormat::BF16] {
-            write_folder(dir, model.params(), model.config().to_json(), format).unwrap();
+            let config = model.config().to_json().to_string();
+            let contents =
+                FolderContents { params: model.params(), extra: &[], config: &config, format };
+            write_folder(dir, &contents).unwrap();
             let one = Model::load(dir).unwrap();
-            write_weights(dir, &model.params().named(), format, 20_000).unwrap();
+            write_weights(dir, &contents.items(), format, 20_000).unwrap();
             assert!(dir.join("model.safetensors.index.json").is_file());
             let several = Model::load(dir).unwrap();
             for (a, b) in one.params().params().iter().zip(several.params().params()) {
@@ -208,7 +253,10 @@ mod tests {
     fn a_number_beyond_f16_is_named() {
         let (model, scratch) = (golden(), tempfile::tempdir().unwrap());
         model.params().params()[0].update(|values, _| values[3] = 1e6).unwrap();
-        let write = |format| write_folder(scratch.path(), model.params(), json!({}), format);
+        let write = |format| {
+            let (params, extra, config) = (model.params(), &[][..], "{}");
+            write_folder(scratch.path(), &FolderContents { params, extra, config, format })
+        };
         let error = write(FloatFormat::F16).unwrap_err().to_string();
         assert!(
             error.contains("model.embed_tokens.weight") && error.contains("1000000"),

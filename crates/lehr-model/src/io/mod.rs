@@ -10,6 +10,7 @@ pub mod gguf;
 pub(crate) mod leftover;
 mod manifest;
 mod pickle;
+mod raw_json;
 mod safetensors_file;
 mod shards;
 mod source;
@@ -24,12 +25,14 @@ pub use checkpoint::Checkpoint;
 pub use entry::StoredTensor;
 pub use files::{read_json, sync_dir, write_file, write_json, write_parts, write_stream};
 pub use folder::FloatFormat;
-pub(crate) use folder::write_folder;
+pub(crate) use folder::{Extra, FolderContents, write_folder};
 pub use manifest::{
     MANIFEST, Manifest, ManifestFile, Scrutiny, check_checkpoint, checkpoints, hash_file, hex,
     newest_checkpoint,
 };
+pub use raw_json::RawObject;
 pub use shards::{ShardRule, Shards};
 pub use source::ModelSource;
 pub(crate) use source::unread_keys;
 pub use tensor_file::TensorFile;
+pub use weight_files::weight_files;

@@ -39,6 +39,14 @@ const OTHER_FORMS: [&str; 10] = [
     "golden",
 ];
 
+/// Lists the weight files of a folder, or the file itself with its other parts.
+///
+/// # Errors
+/// If there are none.
+pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
+    Ok(WeightFiles::find(path)?.paths)
+}
+
 impl WeightFiles {
     /// Finds the weight files of a folder, or takes the file itself, with the other parts of a GGUF
     /// file in several.

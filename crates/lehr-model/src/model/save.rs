@@ -1,14 +1,45 @@
 //! Saving models, and merging their adapters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use lehr_tensor::{Named, Role, Shape, Source, StoredShape};
 
 use super::Model;
 use crate::io::gguf::{GgufOptions, GgufSummary};
-use crate::io::{self, FloatFormat};
-use crate::{Error, Result};
+use crate::io::{self, Checkpoint, Extra, FloatFormat, FolderContents};
+use crate::{ConfigFile, Error, Result};
+
+/// Endings of the names of buffers that old files contain and the configuration determines, with
+/// their numbers of dimensions: rotary frequencies, causal masks, numbers of positions.
+const BUFFERS: [(&str, usize); 6] = [
+    ("rotary_emb.inv_freq", 1),
+    ("rotary_pos_emb.inv_freq", 1),
+    (".attn.bias", 4),
+    (".attn.masked_bias", 0),
+    ("embeddings.position_ids", 2),
+    ("rope_freqs.weight", 1),
+];
+
+/// Parts of a folder that a copy keeps although the model does not use them.
+#[derive(Clone, Copy, Default)]
+pub struct ModelCopy<'a> {
+    /// The text of the other folder's `config.json`.
+    pub config: Option<&'a str>,
+    /// Tensors of the other folder to write with the weights.
+    pub extra: Option<(&'a Checkpoint, &'a [String])>,
+}
+
+/// Returns whether `name` is a head with the values of the embedding `other`.
+fn is_tied_head(checkpoint: &Checkpoint, name: &str, other: &str) -> bool {
+    let is_head = ["lm_head.weight", "decoder.weight", "output_layer.weight", "decoder.bias"];
+    let shape = checkpoint.shape(name).unwrap_or_default();
+    if !is_head.iter().any(|end| name.ends_with(end)) || checkpoint.shape(other) != Some(shape) {
+        return false;
+    }
+    let values = |name: &str| checkpoint.tensor(name, shape.into()).ok();
+    values(name).zip(values(other)).is_some_and(|(a, b)| a.data() == b.data())
+}
 
 impl Model {
     /// Builds an equivalent model on the CPU with its adapters merged. An adapted matrix becomes
@@ -65,16 +96,73 @@ impl Model {
     /// # Errors
     /// If a value does not fit the format or a file cannot be written.
     pub fn save_as(&self, dir: &Path, format: FloatFormat) -> Result<()> {
+        self.save_copy(dir, format, &ModelCopy::default()).map(drop)
+    }
+
+    /// Saves the model like [`Model::save_as`], as the copy of another folder.
+    ///
+    /// # Errors
+    /// As [`Model::save_as`], and if the other folder's `config.json` is not this model's or a
+    /// tensor does not contain floats. Returns the keys of that file that the copy does not have.
+    pub fn save_copy(
+        &self,
+        dir: &Path,
+        format: FloatFormat,
+        copy: &ModelCopy<'_>,
+    ) -> Result<Vec<String>> {
         self.check_plain("writing the model")?;
-        let mut config = self.config.to_json();
+        let mut own = self.config.to_json();
         if !self.has_head() {
             let class = self.config.class();
             let family = class.strip_suffix("ForCausalLM").or(class.strip_suffix("LMHeadModel"));
             if let Some(family) = family {
-                config["architectures"] = vec![format!("{family}Model")].into();
+                own["architectures"] = vec![format!("{family}Model")].into();
             }
         }
-        io::write_folder(dir, &self.params, config, format)
+        own["dtype"] = format.torch_name().into();
+        let (config, left_out) = match copy.config {
+            Some(source) => {
+                let file = ConfigFile::like(source, &own)?;
+                (file.json.to_text(), file.left_out)
+            }
+            None => (format!("{own:#}\n"), Vec::new()),
+        };
+        let mut extra = Vec::new();
+        if let Some((checkpoint, names)) = copy.extra {
+            for name in names {
+                let shape = checkpoint.shape(name).unwrap_or_default().into();
+                extra.push(Extra { checkpoint, name, shape });
+            }
+        }
+        let (params, config) = (&self.params, &*config);
+        io::write_folder(dir, &FolderContents { params, extra: &extra, config, format })?;
+        Ok(left_out)
+    }
+
+    /// Lists the tensors of `checkpoint` that this model, loaded from it, does not use, without
+    /// those that carry nothing: buffers that follow from the configuration, and copies of a tied
+    /// embedding.
+    #[must_use]
+    pub fn unused_tensors(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let used: HashSet<String> = self
+            .params
+            .named()
+            .iter()
+            .flat_map(|weight| {
+                let names = self.config.checkpoint_names(weight.name());
+                names.into_iter().find(|name| checkpoint.has(name))
+            })
+            .collect();
+        let is_buffer = |name: &str| {
+            let n_dims = checkpoint.shape(name).unwrap_or_default().len();
+            BUFFERS.iter().any(|(end, n)| name.ends_with(end) && *n == n_dims)
+        };
+        let of_use = |name: &&str| {
+            !used.contains(*name)
+                && !is_buffer(name)
+                && !used.iter().any(|other| is_tied_head(checkpoint, name, other))
+        };
+        checkpoint.names().filter(of_use).map(str::to_owned).collect()
     }
 
     /// Writes a GGUF file that llama.cpp loads. It is written piece by piece to a temporary file,

@@ -50,6 +50,16 @@ impl VocabParts {
         Ok(parts)
     }
 
+    /// Lists the parts of `tokenizer` that GGUF cannot say and whose loss changes no usual text: a
+    /// normaliser that composes characters. Files of models with one, such as Qwen's, lack it.
+    #[must_use]
+    pub fn unsaid(tokenizer: &Tokenizer) -> Vec<String> {
+        let json: Value = serde_json::from_str(&tokenizer.to_json()).unwrap_or_default();
+        let composes = is_byte_level(&json) && is_nfc(&json["normalizer"]);
+        let part = "the normaliser NFC: decomposed characters give other ids";
+        composes.then(|| part.to_owned()).into_iter().collect()
+    }
+
     fn add_frame(&mut self, tokenizer: &Tokenizer) {
         let is = |ids: &[u32], id: Option<u32>| id.is_some_and(|id| ids == [id]);
         self.add_bos = Some(is(tokenizer.prefix_ids(), self.special_ids.bos));
@@ -58,6 +68,14 @@ impl VocabParts {
 
     fn fill_byte_level(&mut self, json: &Value) -> std::result::Result<(), String> {
         "gpt2".clone_into(&mut self.model);
+        let normalizer = &json["normalizer"];
+        if !normalizer.is_null() && !is_nfc(normalizer) {
+            let found = &normalizer["type"];
+            return Err(format!(
+                "the tokenizer changes text before it reads it (normaliser {found}), which GGUF's \
+                 byte-level vocabularies do not"
+            ));
+        }
         let found = cuts(&json["pre_tokenizer"])?;
         let ignores = json["model"]["ignore_merges"] == true;
         let pre = patterns::name_of(&found, ignores).ok_or_else(|| {
@@ -160,6 +178,12 @@ fn pair(merge: &Value) -> Option<(&str, &str)> {
         Value::String(text) => text.split_once(' '),
         _ => Some((merge[0].as_str()?, merge[1].as_str()?)),
     }
+}
+
+/// Whether a normaliser only composes characters.
+fn is_nfc(normalizer: &Value) -> bool {
+    let members = members(normalizer, "normalizers");
+    !members.is_empty() && members.iter().all(|member| member["type"] == "NFC")
 }
 
 fn is_byte_level(json: &Value) -> bool {

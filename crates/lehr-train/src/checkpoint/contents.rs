@@ -5,7 +5,6 @@ use std::path::Path;
 
 use lehr_model::io::{BASE, BaseModel, Checkpoint, TensorFile};
 use lehr_tensor::{Param, Tensor};
-use lehr_tokenizer::chat::ChatTemplate;
 
 use super::{Writer, to_json};
 use crate::optim::Optimizer;
@@ -56,11 +55,7 @@ impl Contents<'_> {
     /// Writes all files except the manifest.
     pub(super) fn write(&self, writer: &mut Writer<'_>) -> Result<()> {
         let Self { objective, optimizer, state, base } = *self;
-        writer.write_text("config.json", &format!("{:#}\n", objective.config_json()))?;
-        writer.write_text("tokenizer.json", &objective.tokenizer().to_json())?;
-        for (name, text) in objective.template().map(ChatTemplate::files).unwrap_or_default() {
-            writer.write_text(name, &text)?;
-        }
+        self.write_texts(writer)?;
         writer.write("model.safetensors", &mut self.weights()?.parts())?;
         if let Some(base) = base {
             writer.write_text(BASE, &to_json(&base.model))?;
@@ -73,6 +68,21 @@ impl Contents<'_> {
             writer.write_text(OBJECTIVE_VALUES, &to_json(&own.values))?;
         }
         writer.write_text("state.json", &to_json(state))
+    }
+
+    /// Writes the texts with which lehr and `transformers` open the model. Settings of the loaded
+    /// model that the run did not change stay.
+    fn write_texts(&self, writer: &mut Writer<'_>) -> Result<()> {
+        let (objective, tokenizer) = (self.objective, self.objective.tokenizer());
+        let own = objective.config_json();
+        let files = objective.files().cloned().unwrap_or_default();
+        writer.write_text("config.json", &files.config(&own, tokenizer)?)?;
+        writer.write_text("tokenizer.json", &tokenizer.to_json())?;
+        let generates = objective.model().is_causal() && own.get("id2label").is_none();
+        for (name, text) in files.others(tokenizer, objective.template(), generates)? {
+            writer.write_text(name, &text)?;
+        }
+        Ok(())
     }
 
     /// Collects the weights that the base does not supply.

@@ -1,6 +1,7 @@
 //! Classification of texts.
 
 use lehr_data::{Batch, Sequence};
+use lehr_infer::ModelFiles;
 use lehr_model::{Classifier, Model, Tokens};
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
@@ -12,13 +13,20 @@ use crate::Result;
 pub struct Classify {
     classifier: Classifier,
     tokenizer: Tokenizer,
+    files: Option<ModelFiles>,
 }
 
 impl Classify {
     /// Creates the objective for `classifier`.
     #[must_use]
     pub fn new(classifier: Classifier, tokenizer: Tokenizer) -> Self {
-        Self { classifier, tokenizer }
+        Self { classifier, tokenizer, files: None }
+    }
+
+    /// Sets the files of the loaded model, whose settings checkpoints keep.
+    #[must_use]
+    pub fn with_files(self, files: Option<ModelFiles>) -> Self {
+        Self { files, ..self }
     }
 
     /// Returns the classifier.
@@ -77,6 +85,10 @@ impl Objective for Classify {
 
     fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    fn files(&self) -> Option<&ModelFiles> {
+        self.files.as_ref()
     }
 
     fn sample(&self, _: &str, _: usize, _: f32, _: u64) -> Result<Option<String>> {

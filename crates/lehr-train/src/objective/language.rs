@@ -4,7 +4,9 @@
 use std::ops::ControlFlow;
 
 use lehr_data::Batch;
-use lehr_infer::{ChatSession, Engine, EngineSettings, Limits, Request, Sampler, Sampling};
+use lehr_infer::{
+    ChatSession, Engine, EngineSettings, Limits, ModelFiles, Request, Sampler, Sampling,
+};
 use lehr_model::Model;
 use lehr_tensor::Tensor;
 use lehr_tokenizer::Tokenizer;
@@ -18,6 +20,7 @@ pub struct LanguageModel {
     model: Model,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    files: Option<ModelFiles>,
 }
 
 impl LanguageModel {
@@ -25,7 +28,13 @@ impl LanguageModel {
     /// continuations.
     #[must_use]
     pub fn new(model: Model, tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
-        Self { model, tokenizer, template }
+        Self { model, tokenizer, template, files: None }
+    }
+
+    /// Sets the files of the loaded model, whose settings checkpoints keep.
+    #[must_use]
+    pub fn with_files(self, files: Option<ModelFiles>) -> Self {
+        Self { files, ..self }
     }
 }
 
@@ -54,6 +63,10 @@ impl Objective for LanguageModel {
 
     fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    fn files(&self) -> Option<&ModelFiles> {
+        self.files.as_ref()
     }
 
     fn check_prompt(&self, prompt: &str) -> Result<()> {

@@ -8,6 +8,7 @@ pub use classify::Classify;
 pub use evaluate::{Evaluation, Scores, evaluate};
 pub use language::{LanguageModel, next_token_loss};
 use lehr_data::Batch;
+use lehr_infer::ModelFiles;
 use lehr_model::io::TensorFile;
 use lehr_model::{Model, TokenRows, Tokens};
 use lehr_tensor::{Shape, Tensor, no_grad};
@@ -124,6 +125,12 @@ pub trait Objective {
 
     /// Returns the chat template, for objectives that train on conversations.
     fn template(&self) -> Option<&ChatTemplate> {
+        None
+    }
+
+    /// Returns the files of the loaded model, whose settings checkpoints keep; `None` for a new
+    /// model.
+    fn files(&self) -> Option<&ModelFiles> {
         None
     }
 

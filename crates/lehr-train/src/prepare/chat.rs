@@ -47,8 +47,9 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let model = model::prepare(recipe, &tokenizer)?;
     model.check_causal("training on conversations")?;
     let layout = model::layout_rule(&model);
+    let objective = LanguageModel::new(model, tokenizer, Some(template));
     Ok(Task {
-        objective: Box::new(LanguageModel::new(model, tokenizer, Some(template))),
+        objective: Box::new(objective.with_files(model::files(recipe)?)),
         train: Box::new(train_loader.with_layout(layout.clone())),
         validation: Box::new(validation.with_layout(layout)),
     })

@@ -57,7 +57,7 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     };
     let layout = model::layout_rule(classifier.model());
     Ok(Task {
-        objective: Box::new(Classify::new(classifier, tokenizer)),
+        objective: Box::new(Classify::new(classifier, tokenizer).with_files(model::files(recipe)?)),
         train: Box::new(train_loader.with_layout(layout.clone())),
         validation: Box::new(validation.with_layout(layout)),
     })

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use lehr_data::{Layout, LayoutRule};
-use lehr_infer::{Loaded, check_vocabulary};
+use lehr_infer::{Loaded, ModelFiles, check_vocabulary, resolve_model};
 use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
 use lehr_tokenizer::Tokenizer;
 
-use crate::recipe::ModelConfig;
+use crate::recipe::{ModelConfig, TokenizerConfig};
 use crate::{Error, Recipe, Result};
 
 /// Epsilon of the norms of new models, as in the published models of both families.
@@ -35,6 +35,17 @@ fn loaded(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
         loaded.model.warn(warning);
     }
     Ok(loaded.model)
+}
+
+/// Reads the files of the loaded model that checkpoints keep; `None` for a new model. Those about
+/// tokens belong to its tokenizer.
+pub(super) fn files(recipe: &Recipe) -> Result<Option<ModelFiles>> {
+    let ModelConfig::Load { path } = &recipe.model else { return Ok(None) };
+    let files = ModelFiles::read(&resolve_model(Path::new(path))?)?;
+    Ok(Some(match &recipe.tokenizer {
+        TokenizerConfig::Model => files,
+        _ => files.with_other_tokenizer(),
+    }))
 }
 
 /// Returns the layout rule by which loaders set the positions of this model's tokens.

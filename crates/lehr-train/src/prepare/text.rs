@@ -42,6 +42,8 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     Ok(Task {
         train: loader(train, train_options)?,
         validation: loader(validation, validation_options)?,
-        objective: Box::new(LanguageModel::new(model, tokenizer, None)),
+        objective: Box::new(
+            LanguageModel::new(model, tokenizer, None).with_files(model::files(recipe)?),
+        ),
     })
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lehr_infer::convert::{Conversion, Proof, SAMPLE, Target, convert};
+use lehr_infer::convert::{Conversion, Part, Proof, SAMPLE, Target, convert, remove_partial};
 use lehr_model::io::FloatFormat;
 use lehr_model::io::gguf::FileType;
 use serde_json::json;
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             .with_context(|| format!("reading the sample {}", path.display()))?,
         None => SAMPLE.to_owned(),
     };
+    remove_on_interrupt(&args.to);
     let start = Instant::now();
     let done = convert(&args.model, &args.to, target, &sample)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -53,6 +54,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         show(&done, args, target, seconds);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes Ctrl-C remove the unfinished copy before the program ends.
+fn remove_on_interrupt(to: &Path) {
+    if std::fs::symlink_metadata(to).is_ok() {
+        return;
+    }
+    let to = to.to_owned();
+    // Without a handler the unfinished copy stays until the next conversion to this target.
+    let _ = ctrlc::set_handler(move || {
+        // A file may be created while the folder is being removed.
+        let _ = (0..3).find(|_| remove_partial(&to).is_ok());
+        eprintln!("\nstopped; nothing was written");
+        std::process::exit(130);
+    });
 }
 
 /// Derives the target from its name and the requested format.
@@ -89,10 +105,18 @@ fn show(done: &Conversion, args: &Args, target: Target, seconds: f64) {
         done.n_bytes as f64 / 1e6,
         formats.join(", "),
     );
-    if !done.left_out.is_empty() {
-        println!("dropped, because GGUF cannot store them: {}", done.left_out.join(", "));
+    if !done.copied.is_empty() {
+        println!("copied as they are: {}", counted("files", &done.copied));
+    }
+    for left in &done.left_out {
+        println!("not kept: {}", counted(left.what, &left.names));
     }
     println!("proof, on {}: {}", tokens(&done.proof), figures(&done.proof, target));
+}
+
+/// Names things, with their number.
+fn counted(what: &str, names: &[String]) -> String {
+    format!("{} {what}: {}", names.len(), names.join(", "))
 }
 
 fn tokens(proof: &Proof) -> String {
@@ -115,21 +139,30 @@ fn figures(proof: &Proof, target: Target) -> String {
             100.0 * proof.bounds.top1
         );
     }
-    match proof.same_ids {
-        Some(_) => text + ", the tokenizer gives the same ids",
-        None => text + "; there is no tokenizer to compare",
+    if let Some(error) = proof.probe_error {
+        text += &format!(", {error:.2e} on added tokens and several scripts");
     }
+    text += match proof.same_ids {
+        Some(_) => ", the tokenizer gives the same ids",
+        None => "; there is no tokenizer to compare",
+    };
+    let parts: Vec<_> = proof.compared.iter().map(|part| part.name()).collect();
+    if parts.is_empty() { text } else { text + &format!("; same {}", parts.join(", ")) }
 }
 
 fn to_json(done: &Conversion, target: Target, seconds: f64) -> serde_json::Value {
-    let Conversion { n_bytes, formats, left_out, proof, .. } = done;
+    let Conversion { n_bytes, formats, copied, left_out, proof, .. } = done;
+    let left_out: serde_json::Map<_, _> =
+        left_out.iter().map(|left| (left.what.to_owned(), json!(left.names))).collect();
+    let compared: Vec<_> = proof.compared.iter().map(|part: &Part| part.name()).collect();
     json!({
-        "format": target.name(), "bytes": n_bytes, "tensors": formats, "left_out": left_out,
-        "seconds": seconds, "sample_tokens": proof.n_tokens, "error": proof.error,
+        "format": target.name(), "bytes": n_bytes, "tensors": formats, "copied": copied,
+        "left_out": left_out, "seconds": seconds, "sample_tokens": proof.n_tokens,
+        "error": proof.error, "probe_error": proof.probe_error,
         "bounds": {
             "error": proof.bounds.error, "kl": proof.bounds.kl, "top1": proof.bounds.top1,
         },
         "kl": proof.kl, "top1": proof.top1, "same_ids": proof.same_ids,
-        "passed": proof.passed(),
+        "compared": compared, "passed": proof.passed(),
     })
 }

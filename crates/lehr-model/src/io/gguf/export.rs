@@ -30,6 +30,9 @@ pub struct GgufOptions<'a> {
     pub file_type: FileType,
     /// The tokenizer, `tokenizer.*`. If it is empty, the file has none.
     pub tokenizer: Metadata,
+    /// Further keys, such as the pooling of an embedder. `ARCH.` at the start of a key stands for
+    /// the architecture. Keys that the writer computes keep the writer's value.
+    pub more: Metadata,
 }
 
 /// A report of the written file.
@@ -135,12 +138,18 @@ fn finish(mut metadata: Metadata, options: &GgufOptions<'_>, vocab_size: usize) 
     for (key, value) in options.tokenizer.entries() {
         metadata.set(key.clone(), value.clone());
     }
+    let arch = metadata.string("general.architecture").ok().flatten().unwrap_or_default();
+    let arch = arch.to_owned();
+    for (key, value) in options.more.entries() {
+        let key = key.strip_prefix("ARCH.").map_or(key.clone(), |name| format!("{arch}.{name}"));
+        if metadata.get(&key).is_none() {
+            metadata.set(key, value.clone());
+        }
+    }
     if metadata.get("tokenizer.ggml.model").is_none() {
         // llama.cpp then takes the number of tokens from the architecture's own key.
         metadata.set("tokenizer.ggml.model", "no_vocab");
-        let arch = metadata.string("general.architecture").ok().flatten().map(str::to_owned);
-        let key = format!("{}.vocab_size", arch.unwrap_or_default());
-        metadata.set(key, vocab_size as u32);
+        metadata.set(format!("{arch}.vocab_size"), vocab_size as u32);
     }
     metadata
 }
