@@ -98,7 +98,7 @@ impl Rules<'_> {
                 self.walk(&path, found)?;
                 continue;
             }
-            let is_lost = (is_dir && is_link) || (is_dir && is_hidden) || !entry.path().exists();
+            let is_lost = is_dir || !entry.path().exists();
             let fate = if is_lost { Fate::LeftOut } else { self.fate(&path) };
             found.push(Found { path, fate });
         }
