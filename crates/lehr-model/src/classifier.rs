@@ -154,8 +154,7 @@ impl Classifier {
     /// # Errors
     /// As [`Classifier::load`].
     pub fn load_backbone(dir: &Path) -> Result<Model> {
-        let json = io::read_json(&dir.join("config.json"))?;
-        Model::from_checkpoint(Config::from_json(&json)?, &Checkpoint::open(dir)?)
+        Model::load_source(&ModelSource::open(dir)?)
     }
 
     /// Returns whether the folder's `config.json` names a classifier.

@@ -37,6 +37,18 @@ pub(crate) fn on_signals() -> &'static AtomicBool {
     &STOP
 }
 
+/// Makes a signal run `clean_up` before it ends the program. Without handlers, the next command that
+/// writes to the same place has to clean up.
+pub(crate) fn before_exit(clean_up: impl Fn() + Send + 'static) {
+    let Ok(mut signals) = Signals::new(signals()) else { return };
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            clean_up();
+            std::process::exit(128 + signal);
+        }
+    });
+}
+
 /// `nohup` ignores SIGHUP, so that a run survives its terminal. Then it stays ignored.
 fn signals() -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

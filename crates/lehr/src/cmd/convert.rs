@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::compute::{ThreadArgs, warn_of};
 use crate::fail::Hinted;
+use crate::stop;
 
 /// Write a model in another format, and prove that the copy computes the same.
 #[derive(clap::Args)]
@@ -56,18 +57,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes Ctrl-C remove the unfinished copy before the program ends.
+/// Makes a signal remove the unfinished copy before it ends the program.
 fn remove_on_interrupt(to: &Path) {
     if std::fs::symlink_metadata(to).is_ok() {
         return;
     }
     let to = to.to_owned();
-    // Without a handler the unfinished copy stays until the next conversion to this target.
-    let _ = ctrlc::set_handler(move || {
+    stop::before_exit(move || {
         // A file may be created while the folder is being removed.
         let _ = (0..3).find(|_| remove_partial(&to).is_ok());
         eprintln!("\nstopped; nothing was written");
-        std::process::exit(130);
     });
 }
 
