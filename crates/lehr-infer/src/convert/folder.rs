@@ -113,7 +113,7 @@ impl Writing<'_> {
         };
         let keys = metadata.entries().iter().map(|(key, _)| key);
         written.leave("GGUF keys", keys.filter(|key| !is_said(key)).cloned());
-        if let Some(pooling) = Settings::of_gguf(&metadata)?.pooling {
+        if let Some(pooling) = Settings::of_gguf(self.source, &metadata)?.pooling {
             self.write_pooling(dir, pooling)?;
         }
         let Some(tokenizer) = self.tokenizer else { return Ok(()) };

@@ -94,7 +94,7 @@ impl Pair<'_> {
     /// Compares vectors of texts, where the source names a pooling that lehr has.
     fn compare_pooling(&self, proof: &mut Proof) -> Result<()> {
         let is_named = match gguf_metadata(self.source)? {
-            Some(metadata) => Settings::of_gguf(&metadata)?.pooling.is_some(),
+            Some(metadata) => Settings::of_gguf(self.source, &metadata)?.pooling.is_some(),
             None => {
                 let names = self.source.join("modules.json").is_file();
                 names && Settings::read(self.source).is_ok()

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::fail::Hinted;
 use crate::output::{self, Output};
-use crate::ui;
+use crate::stop;
 
 /// A file of prompts, and settings for working on it.
 #[derive(clap::Args)]
@@ -112,7 +112,7 @@ impl Work<'_> {
     /// Generates until all texts are there, the output ends or Ctrl-C is pressed. A prompt that
     /// cannot be continued ends with an error of its own; the others are not affected.
     fn run(&mut self, engine: &mut Engine<'_>, lines: &mut Lines) -> Result<()> {
-        while !engine.is_idle() && !ui::stopped() {
+        while !engine.is_idle() && !stop::stopped() {
             for event in engine.step()? {
                 let index = |id| self.ids.binary_search(&id).unwrap_or_default();
                 let (index, object) = match event {
@@ -183,7 +183,7 @@ impl Lines {
         let to = match path {
             Some(path) => {
                 // Ctrl-C keeps what was generated so far.
-                ui::stop_on_ctrl_c();
+                stop::on_signals();
                 let name = path.display().to_string();
                 Target::File { output: Output::create(path, read)?, name }
             }
