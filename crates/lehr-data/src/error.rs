@@ -115,6 +115,12 @@ pub enum Error {
         /// The requested fraction.
         fraction: f64,
     },
+    /// Data is not what it was in an earlier pass over it.
+    #[error("reading {path:?} again: its documents are not those of the first reading")]
+    DataChanged {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// There are no documents to tokenise.
     #[error("tokenising: there are no documents, expected at least one")]
     NoDocuments,
@@ -221,6 +227,7 @@ impl Error {
             }
             Self::Empty { .. } => "check the path, the endings of the files and the text field",
             Self::Fraction { .. } => "0.05 keeps every twentieth document for validation",
+            Self::DataChanged { .. } => "start again when nothing writes to the data any more",
             Self::NoDocuments => "check the path of the text and how it is split",
             Self::Shard { .. } => "delete the shard's folder; lehr makes it again from the text",
             Self::OtherTokenizer { .. } => {

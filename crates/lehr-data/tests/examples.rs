@@ -7,7 +7,7 @@ mod common;
 use common::{Scratch, document, says};
 use lehr_data::{
     DatasetKind, Labelled, LabelledFields, guess_kind, read_conversations, read_labelled,
-    split_by_text, split_documents,
+    split_by_text,
 };
 use lehr_tokenizer::chat::{Message, Role};
 use proptest::prelude::*;
@@ -108,15 +108,18 @@ fn the_kind_of_a_dataset_is_guessed_from_its_fields() {
 
 proptest! {
     #[test]
-    fn a_split_keeps_every_document_once_and_leaves_no_side_empty(
-        texts in prop::collection::vec("[a-z]{1,6}", 2..40),
+    fn a_split_keeps_every_text_once_and_no_side_empty_and_copies_together(
+        texts in prop::collection::vec("[a-c]{1,2}", 1..40),
         fraction in 0.001f64..0.999,
         seed in any::<u64>(),
     ) {
-        let documents = texts.iter().map(document).collect();
-        let (train, validation) = split_documents(documents, fraction, seed).unwrap();
-        prop_assert!(!train.is_empty() && !validation.is_empty());
-        let mut after: Vec<_> = train.into_iter().chain(validation).map(|d| d.text).collect();
+        let split = split_by_text(texts.clone(), Clone::clone, fraction, seed).unwrap();
+        let (train, validation) = split;
+        let n_different = texts.iter().collect::<std::collections::HashSet<_>>().len();
+        prop_assert_eq!(validation.is_empty(), n_different == 1);
+        prop_assert!(!train.is_empty());
+        prop_assert!(validation.iter().all(|text| !train.contains(text)));
+        let mut after: Vec<_> = train.into_iter().chain(validation).collect();
         let mut before = texts;
         before.sort();
         after.sort();

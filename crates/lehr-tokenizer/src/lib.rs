@@ -15,6 +15,7 @@ mod check;
 mod encode;
 mod error;
 mod import;
+mod pieces;
 mod specials;
 mod stream;
 mod table;

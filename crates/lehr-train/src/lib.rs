@@ -24,6 +24,7 @@ mod run;
 mod rundir;
 mod schedule;
 mod state;
+mod watch;
 
 pub use error::{Error, Result};
 pub use loss_scale::LossScale;

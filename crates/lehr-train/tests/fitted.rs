@@ -51,7 +51,7 @@ fn pretraining_is_planned_as_stored() {
         ("pretrain_long", "pretrain", 36_000.0, 50_000.0),
     ] {
         let (data, out) = (PathBuf::from(DATA).join(data), Path::new("runs/fitted"));
-        let fitted = fit_pretrain(&data, out, 3, Budget { seconds, gflops }).unwrap();
+        let fitted = fit_pretrain(&data, out, 3, Budget { seconds, gflops }, &mut |_| ()).unwrap();
         let text = format!("# {}\n{}", fitted.reasons.join("\n# "), fitted.recipe.to_toml());
         check(name, &text, None);
     }
@@ -98,7 +98,7 @@ fn fine_tuning_is_planned_as_stored() {
     ] {
         let data = PathBuf::from(DATA).join(data);
         let out = Path::new("runs/fitted");
-        let fitted = fit_finetune(model, &data, kind, out, 5).unwrap();
+        let fitted = fit_finetune(model, &data, kind, out, 5, &mut |_| ()).unwrap();
         let text = format!("# {}\n{}", fitted.reasons.join("\n# "), fitted.recipe.to_toml());
         check(name, &text, Some(scratch.path()));
     }

@@ -29,8 +29,16 @@ impl Default for ReadOptions {
 /// An iterator over the documents of a file or folder; it ends after the first error.
 pub struct Documents {
     files: VecDeque<SourceFile>,
-    current: Box<dyn Iterator<Item = Result<Document>> + Send>,
+    current: Current,
     options: ReadOptions,
+    cut_files: u64,
+}
+
+/// The documents of the file that is being read.
+enum Current {
+    Text(TextDocuments),
+    Records(Box<dyn Iterator<Item = Result<Document>> + Send>),
+    None,
 }
 
 /// Iterates over the documents of a file or folder. Skips documents of white space only.
@@ -40,7 +48,7 @@ pub struct Documents {
 /// [`read_documents`].
 pub fn documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Documents> {
     let files = list(path.as_ref())?.into();
-    Ok(Documents { files, current: Box::new(std::iter::empty()), options: options.clone() })
+    Ok(Documents { files, current: Current::None, options: options.clone(), cut_files: 0 })
 }
 
 /// Reads all documents of a file or folder.
@@ -58,9 +66,14 @@ pub fn read_documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<V
 }
 
 impl Documents {
-    fn open(&self, file: SourceFile) -> Result<Box<dyn Iterator<Item = Result<Document>> + Send>> {
+    /// Number of text files so far of which more than one document was cut.
+    pub fn cut_files(&self) -> u64 {
+        self.cut_files
+    }
+
+    fn open(&self, file: SourceFile) -> Result<Current> {
         if file.format == Format::Text {
-            return Ok(Box::new(TextDocuments::new(file, self.options.document_bytes)?));
+            return Ok(Current::Text(TextDocuments::new(file, self.options.document_bytes)?));
         }
         let field = self.options.text_field.clone();
         let document = move |record: Result<super::records::Record>| {
@@ -69,12 +82,26 @@ impl Documents {
             let id = record.take_id();
             Ok(Document { text, id, metadata: record.fields })
         };
-        Ok(Box::new(records(&file)?.map(document)))
+        Ok(Current::Records(Box::new(records(&file)?.map(document))))
+    }
+
+    fn next_of_file(&mut self) -> Option<Result<Document>> {
+        match &mut self.current {
+            Current::None => None,
+            Current::Records(records) => records.next(),
+            Current::Text(texts) => {
+                let next = texts.next();
+                if next.is_none() && texts.n_documents() > 1 {
+                    self.cut_files += 1;
+                }
+                next
+            }
+        }
     }
 
     fn end_with(&mut self, error: Error) -> Option<Result<Document>> {
         self.files.clear();
-        self.current = Box::new(std::iter::empty());
+        self.current = Current::None;
         Some(Err(error))
     }
 }
@@ -84,14 +111,17 @@ impl Iterator for Documents {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            match self.current.next() {
+            match self.next_of_file() {
                 Some(Ok(document)) if document.text.trim().is_empty() => {}
                 Some(Ok(document)) => return Some(Ok(document)),
                 Some(Err(error)) => return self.end_with(error),
-                None => match self.files.pop_front().map(|file| self.open(file))? {
-                    Ok(documents) => self.current = documents,
-                    Err(error) => return self.end_with(error),
-                },
+                None => {
+                    self.current = Current::None;
+                    match self.files.pop_front().map(|file| self.open(file))? {
+                        Ok(documents) => self.current = documents,
+                        Err(error) => return self.end_with(error),
+                    }
+                }
             }
         }
     }

@@ -3,19 +3,20 @@
 use std::path::Path;
 
 use lehr_data::{
-    Conversation, DatasetKind, LabelledFields, ReadOptions, read_conversations, read_documents,
-    read_labelled,
+    Conversation, DatasetKind, LabelledFields, read_conversations, read_labelled,
 };
 use lehr_infer::Loaded;
 use lehr_model::Weights;
 use lehr_tokenizer::chat::Role;
 
-use super::{Fitted, data_config, first_words, run_config};
+use super::reading::Overview;
+use super::{Fitted, data_config, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
     ScheduleConfig, TrainConfig,
 };
-use crate::{Recipe, Result};
+use crate::watch::watch;
+use crate::{Notes, Recipe, Result};
 
 /// Share of held-out examples.
 const HELD_OUT: f64 = 0.1;
@@ -60,17 +61,20 @@ const LOOKS: u64 = 4;
 /// The examples of a data set, reduced to the facts that a plan needs.
 struct Examples {
     objective: ObjectiveKind,
-    texts: Vec<String>,
+    /// Number of tokens of each example, sorted; of a sample if there is much text.
+    lengths: Vec<usize>,
+    /// Number of all examples.
+    count: usize,
     prompts: Vec<String>,
 }
 
 impl Examples {
-    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind) -> Result<Self> {
-        match kind {
+    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind, notes: Notes<'_>) -> Result<Self> {
+        let (objective, prompts, texts) = match kind {
             DatasetKind::Labelled => {
                 let all = read_labelled(data, &LabelledFields::default())?;
-                let texts = all.into_iter().map(|e| e.text).collect();
-                Ok(Self { objective: ObjectiveKind::Classify, texts, prompts: Vec::new() })
+                let texts: Vec<String> = all.into_iter().map(|e| e.text).collect();
+                (ObjectiveKind::Classify, Vec::new(), texts)
             }
             DatasetKind::Chat => {
                 let all = read_conversations(data)?;
@@ -78,25 +82,39 @@ impl Examples {
                 let whole = |c: Conversation| {
                     c.messages.into_iter().map(|m| m.content).collect::<Vec<_>>().join("\n")
                 };
-                let texts = all.into_iter().map(whole).collect();
-                Ok(Self { objective: ObjectiveKind::Chat, texts, prompts })
+                (ObjectiveKind::Chat, prompts, all.into_iter().map(whole).collect())
             }
             DatasetKind::Text => {
-                let all = read_documents(data, &ReadOptions::default())?;
-                let prompts = vec![first_words(&all[0].text)];
-                let texts = all.into_iter().map(|d| d.text).collect();
-                Ok(Self { objective: ObjectiveKind::NextToken, texts, prompts })
+                let overview = Overview::read(data, notes)?;
+                let lengths = overview.lengths(data, &loaded.tokenizer, notes)?;
+                let Overview { documents, prompt, .. } = overview;
+                return Ok(Self::new(ObjectiveKind::NextToken, vec![prompt], lengths, documents));
             }
-        }
+        };
+        let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+        let ids = watch(notes, "counting tokens", 0, |_| loaded.tokenizer.encode_batch(&texts))?;
+        let lengths = ids.iter().map(Vec::len).collect();
+        Ok(Self::new(objective, prompts, lengths, texts.len()))
     }
 
-    /// Returns the number of tokens of each example, sorted.
-    fn lengths(&self, loaded: &Loaded) -> Result<Vec<usize>> {
-        let texts: Vec<_> = self.texts.iter().map(String::as_str).collect();
-        let ids = loaded.tokenizer.encode_batch(&texts)?;
-        let mut lengths: Vec<usize> = ids.iter().map(|ids| ids.len() + FRAME_TOKENS).collect();
+    fn new(
+        objective: ObjectiveKind,
+        prompts: Vec<String>,
+        mut lengths: Vec<usize>,
+        count: usize,
+    ) -> Self {
+        lengths.iter_mut().for_each(|n| *n += FRAME_TOKENS);
         lengths.sort_unstable();
-        Ok(lengths)
+        Self { objective, lengths, count, prompts }
+    }
+
+    /// Number of tokens of all examples, estimated if the lengths are of a sample.
+    fn n_tokens(&self) -> usize {
+        let counted: usize = self.lengths.iter().sum();
+        match self.lengths.len() {
+            n if n == self.count => counted,
+            n => (counted as f64 * self.count as f64 / n.max(1) as f64) as usize,
+        }
     }
 }
 
@@ -109,10 +127,11 @@ struct Extent {
 }
 
 impl Extent {
-    /// Computes the size of a run over examples of these sorted `lengths`.
-    fn new(lengths: &[usize], loaded: &Loaded) -> Self {
-        let n_tokens: usize = lengths.iter().sum();
-        let long = lengths[(lengths.len() - 1) * WHOLE_PERCENT / 100];
+    /// Computes the size of a run over these examples.
+    fn new(examples: &Examples, loaded: &Loaded) -> Self {
+        let (lengths, n_tokens) = (&examples.lengths, examples.n_tokens());
+        let long = lengths.get(lengths.len().saturating_sub(1) * WHOLE_PERCENT / 100);
+        let long = long.copied().unwrap_or(SEQ_LEN.1);
         let seq_len = long.next_power_of_two().clamp(SEQ_LEN.0, SEQ_LEN.1);
         let seq_len = seq_len.min(loaded.model.spec().max_positions);
         let (decoder, encoder) = SMALL_SET_PASSES;
@@ -139,18 +158,18 @@ pub fn fit_finetune(
     kind: DatasetKind,
     out: &Path,
     seed: u64,
+    notes: Notes<'_>,
 ) -> Result<Fitted> {
     let loaded = Loaded::open(model, Weights::AsStored)?;
     if kind != DatasetKind::Labelled {
         loaded.model.check_causal("training on the next token")?;
     }
-    let examples = Examples::read(&loaded, data, kind)?;
-    let lengths = examples.lengths(&loaded)?;
-    let Extent { seq_len, batch_size, passes, steps } = Extent::new(&lengths, &loaded);
+    let examples = Examples::read(&loaded, data, kind, notes)?;
+    let Extent { seq_len, batch_size, passes, steps } = Extent::new(&examples, &loaded);
     let reasons = vec![format!(
         "{} examples of {} tokens: rows of {seq_len}, {passes} passes, {steps} steps",
-        lengths.len(),
-        lengths.iter().sum::<usize>()
+        examples.count,
+        examples.n_tokens()
     )];
     let every_steps = (steps / LOOKS).max(1);
     let base = Recipe::base();

@@ -5,6 +5,7 @@ mod budget;
 mod finetune;
 mod ladder;
 mod pretrain;
+mod reading;
 
 use std::path::Path;
 

@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use lehr_data::{ReadOptions, read_documents};
-
 use super::ladder::{LADDER, Size, bytes_per_token, vocabulary_for};
-use super::{Budget, Fitted, data_config, first_words, run_config};
+use super::reading::Overview;
+use super::{Budget, Fitted, data_config, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, OptimizerConfig, SampleConfig, ScheduleConfig, TokenizerConfig,
     TrainConfig,
 };
-use crate::{Recipe, Result};
+use crate::{Notes, Recipe, Result};
 
 /// Minimum number of training tokens per weight of the matrix products. The compute-optimal ratio
 /// of long runs is near 20 (Hoffmann et al. 2022). In runs of minutes most weights belong to the
@@ -118,11 +117,18 @@ impl Plan {
 /// The vocabulary grows with the text. The model is the largest of a ladder that sees at least one
 /// token per weight within the budget, in at most eight passes over the text.
 ///
+/// The text is read once and not held in memory. `notes` hears of it if that takes long.
+///
 /// # Errors
 /// If the data cannot be read.
-pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Result<Fitted> {
-    let documents = read_documents(data, &ReadOptions::default())?;
-    let bytes: usize = documents.iter().map(|d| d.text.len()).sum();
+pub fn fit_pretrain(
+    data: &Path,
+    out: &Path,
+    seed: u64,
+    budget: Budget,
+    notes: Notes<'_>,
+) -> Result<Fitted> {
+    let Overview { bytes, prompt, .. } = Overview::read(data, notes)?;
     let plan = Plan::new(bytes, &budget);
     let Plan { vocab_size, seq_len, batch_size, steps, .. } = plan;
     let every_steps = (steps / LOOKS).max(1);
@@ -142,7 +148,7 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
         eval: EvalConfig { every_steps, batches_max: EVAL_BATCHES_MAX },
         sample: SampleConfig {
             every_steps,
-            prompts: vec![first_words(&documents[0].text)],
+            prompts: vec![prompt],
             max_tokens: SAMPLE_TOKENS,
             temperature: SAMPLE_TEMPERATURE,
         },

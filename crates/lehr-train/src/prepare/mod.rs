@@ -108,13 +108,17 @@ fn held_out<T>(
         false => (all, read(validation_path)?),
     };
     if validation.is_empty() {
-        let found = train.len();
-        return Err(Error::Setting {
-            faults: format!(
-                "data.path holds {found} {what}, too few to hold some out; give \
-                 data.validation_path or more data"
-            ),
-        });
+        return Err(too_few(train.len() as u64, what));
     }
     Ok(Sides { train, validation })
+}
+
+/// The error for `found` examples (`what`) of which none can be held out.
+fn too_few(found: u64, what: &str) -> Error {
+    Error::Setting {
+        faults: format!(
+            "data.path holds {found} {what}, too few to hold some out; give data.validation_path \
+             or more data"
+        ),
+    }
 }

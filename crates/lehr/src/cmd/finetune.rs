@@ -58,7 +58,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => guess_kind(data)?,
     };
     let out = common.out_dir(data, "-finetuned");
-    let fitted = fit_finetune(model, data, kind, &out, common.seed.unwrap_or(1))?;
+    let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
+    let fitted = fit_finetune(model, data, kind, &out, seed, &mut note)?;
     if !common.json && !common.dry_run {
         fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
     }

@@ -52,7 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let budget =
         Budget { seconds: args.minutes * 60.0, gflops: device_gflops(&common.compute()?)? };
-    let fitted = fit_pretrain(data, &out, common.seed.unwrap_or(1), budget)?;
+    let seed = common.seed.unwrap_or(1);
+    let fitted = fit_pretrain(data, &out, seed, budget, &mut |text| common.note(text))?;
     if !common.json && !common.dry_run {
         fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
     }

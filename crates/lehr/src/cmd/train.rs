@@ -84,6 +84,14 @@ impl Common {
         if self.json { Style::Json } else { Style::Human }
     }
 
+    /// Shows a note about long work before a run begins. What `--dry-run` prints is the recipe.
+    pub(crate) fn note(&self, text: &str) {
+        match self.dry_run {
+            true => eprintln!("{text}"),
+            false => say(self.style(), text),
+        }
+    }
+
     /// Runs `recipe`, given or fitted, with the overrides applied.
     pub(crate) fn run(&self, recipe: &Recipe, command: &str) -> Result<ExitCode> {
         let (sets, notes) = current_names(&self.sets);
@@ -101,12 +109,8 @@ impl Common {
 pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result<ExitCode> {
     let stop = stop_on_ctrl_c();
     let dir = RunDir::open(recipe)?;
-    let say = |text: &str| match style {
-        Style::Human => println!("{text}"),
-        Style::Json => println!("{}", json!({ "event": "note", "text": text })),
-    };
-    say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
-    let mut task = prepare(recipe, &dir.cache(), &mut |text| say(text))?;
+    say(style, &format!("run directory {} (recipe.toml is in it)", dir.path().display()));
+    let mut task = prepare(recipe, &dir.cache(), &mut |text| say(style, text))?;
     let (device, dtype) = task.objective.model().compute();
     let mut show = Show::new(style, device_gflops(&Compute { device, dtype, note: None })?);
     let outcome = lehr_train::run(recipe, &mut task, Some(&dir), &mut show, stop)?;
@@ -124,6 +128,13 @@ pub(crate) fn run_recipe(recipe: &Recipe, style: Style, command: &str) -> Result
         println!("next: {}", next_command(recipe, &dir));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn say(style: Style, text: &str) {
+    match style {
+        Style::Human => println!("{text}"),
+        Style::Json => println!("{}", json!({ "event": "note", "text": text })),
+    }
 }
 
 fn next_command(recipe: &Recipe, dir: &RunDir) -> String {
