@@ -118,7 +118,7 @@ impl Corpus {
         self.facts.text_bytes
     }
 
-    /// Number of text files of which more than one document was cut. Their documents may be on
+    /// Number of text files that were cut into more than one document. Their documents may be on
     /// both sides of a split.
     pub fn cut_files(&self) -> u64 {
         self.facts.cut_files

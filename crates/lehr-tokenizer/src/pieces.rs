@@ -50,9 +50,18 @@ impl Tokenizer {
     /// if the text up to some kilobytes after it encodes to the same ids with and without the cut.
     /// Where no cut passes, the rest is encoded as a whole.
     pub(crate) fn encode_long(&self, tokenizer: &HfTokenizer, text: &str) -> Result<Vec<u32>> {
+        self.encode_in_pieces(tokenizer, text, PIECE_BYTES)
+    }
+
+    fn encode_in_pieces(
+        &self,
+        tokenizer: &HfTokenizer,
+        text: &str,
+        piece_bytes: usize,
+    ) -> Result<Vec<u32>> {
         let (mut ids, mut rest, mut tokenizer) = (Vec::new(), text, tokenizer);
-        while rest.len() > PIECE_BYTES + OVERLAP_BYTES
-            && let Some((head, after)) = self.encode_head(tokenizer, rest)?
+        while rest.len() > piece_bytes + OVERLAP_BYTES
+            && let Some((head, after)) = self.encode_head(tokenizer, rest, piece_bytes)?
         {
             ids.extend(head);
             (rest, tokenizer) = (after, self.continuing());
@@ -61,19 +70,20 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the ids of the first [`PIECE_BYTES`] or so of `text`, and the text after them.
+    /// Returns the ids of the first `piece_bytes` or so of `text`, and the text after them.
     fn encode_head<'t>(
         &self,
         tokenizer: &HfTokenizer,
         text: &'t str,
+        piece_bytes: usize,
     ) -> Result<Option<(Vec<u32>, &'t str)>> {
-        let end = text.floor_char_boundary(PIECE_BYTES + OVERLAP_BYTES);
+        let end = text.floor_char_boundary(piece_bytes + OVERLAP_BYTES);
         let mut ids = encode(tokenizer, &text[..end], false)?;
-        let from = PIECE_BYTES - OVERLAP_BYTES;
+        let from = piece_bytes - OVERLAP_BYTES;
         // A text without spaces may be cut anywhere within a long word, if the ids agree. A model
         // that gives up long words as unknown has no such place.
         let anywhere = (from..end).filter(|&at| text.is_char_boundary(at) && self.is_bpe());
-        let cuts = word_borders(text, from, PIECE_BYTES).take(CUTS_TRIED);
+        let cuts = word_borders(text, from, piece_bytes).take(CUTS_TRIED);
         for cut in cuts.chain(anywhere.take(CUTS_TRIED)) {
             let after = encode(self.continuing(), &text[cut..end], false)?;
             if !after.is_empty() && ids.ends_with(&after) {
@@ -116,22 +126,24 @@ mod tests {
             (0..n).map(|i| char::from(b"ACGT"[mixed(i) as usize % 4])).collect()
         };
         let corpus = [sentence.repeat(3), dna(2000)];
-        let n = PIECE_BYTES / sentence.len() * 2 + 1000;
+        let piece = 3 * OVERLAP_BYTES;
+        let n = piece / sentence.len() * 3;
         let texts = [
             sentence.repeat(n),
-            dna(PIECE_BYTES as u64 * 2),
-            "a".repeat(PIECE_BYTES * 2 + 77),
-            " ".repeat(PIECE_BYTES + 9000),
-            "1234567".repeat(PIECE_BYTES / 3),
-            format!("{}{}", dna(PIECE_BYTES as u64), sentence.repeat(n / 2)),
+            dna(piece as u64 * 3),
+            "a".repeat(piece * 2 + 77),
+            " ".repeat(piece + 9000),
+            "1234567".repeat(piece / 3),
+            format!("{}{}", dna(piece as u64), sentence.repeat(n / 2)),
         ];
         for pattern in [Pattern::Gpt2, Pattern::Gpt4] {
             let tokenizer = Trainer { pattern, ..Trainer::new(400) }.train(&corpus).unwrap();
+            let hf = tokenizer.plain();
             for text in &texts {
-                let whole = encode(tokenizer.plain(), text, false).unwrap();
-                let pieces = tokenizer.encode_long(tokenizer.plain(), text).unwrap();
+                let whole = encode(hf, text, false).unwrap();
+                let pieces = tokenizer.encode_in_pieces(hf, text, piece).unwrap();
                 assert!(whole == pieces, "{pattern:?} {}", &text[..20]);
-                let (_, rest) = tokenizer.encode_head(tokenizer.plain(), text).unwrap().unwrap();
+                let (_, rest) = tokenizer.encode_head(hf, text, piece).unwrap().unwrap();
                 assert!(rest.len() < text.len(), "the text was cut");
             }
         }

@@ -13,7 +13,7 @@ const FIRST_NOTE: Duration = Duration::from_secs(2);
 /// Maximum time between two notes. The time doubles from note to note, so that a log stays short.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Amount of work done, readable while the work goes on.
+/// Amount of work done, readable while the work continues.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     bytes: AtomicU64,

@@ -66,7 +66,7 @@ pub fn read_documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<V
 }
 
 impl Documents {
-    /// Number of text files so far of which more than one document was cut.
+    /// Number of text files so far that were cut into more than one document.
     pub fn cut_files(&self) -> u64 {
         self.cut_files
     }
