@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use lehr_data::{
-    Conversation, DatasetKind, LabelledFields, ReadOptions, read_conversations, read_documents,
-    read_labelled,
+    Conversation, DatasetKind, LabelledFields, ReadOptions, Reading, read_conversations,
+    read_documents, read_labelled,
 };
 use lehr_infer::Loaded;
 use lehr_model::Weights;
 use lehr_tokenizer::chat::Role;
 
-use super::{Fitted, data_config, first_words, run_config};
+use super::{FitData, Fitted, first_words, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
     ScheduleConfig, TrainConfig,
@@ -65,15 +65,15 @@ struct Examples {
 }
 
 impl Examples {
-    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind) -> Result<Self> {
+    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind, reading: &Reading) -> Result<Self> {
         match kind {
             DatasetKind::Labelled => {
-                let all = read_labelled(data, &LabelledFields::default())?;
+                let all = read_labelled(data, &LabelledFields::default(), reading)?;
                 let texts = all.into_iter().map(|e| e.text).collect();
                 Ok(Self { objective: ObjectiveKind::Classify, texts, prompts: Vec::new() })
             }
             DatasetKind::Chat => {
-                let all = read_conversations(data)?;
+                let all = read_conversations(data, reading)?;
                 let prompts = first_question(&all, loaded)?;
                 let whole = |c: Conversation| {
                     c.messages.into_iter().map(|m| m.content).collect::<Vec<_>>().join("\n")
@@ -82,7 +82,8 @@ impl Examples {
                 Ok(Self { objective: ObjectiveKind::Chat, texts, prompts })
             }
             DatasetKind::Text => {
-                let all = read_documents(data, &ReadOptions::default())?;
+                let options = ReadOptions { reading: reading.clone(), ..ReadOptions::default() };
+                let all = read_documents(data, &options)?;
                 let prompts = vec![first_words(&all[0].text)];
                 let texts = all.into_iter().map(|d| d.text).collect();
                 Ok(Self { objective: ObjectiveKind::NextToken, texts, prompts })
@@ -135,7 +136,7 @@ impl Extent {
 /// If data or model cannot be read.
 pub fn fit_finetune(
     model: &Path,
-    data: &Path,
+    data: FitData<'_>,
     kind: DatasetKind,
     out: &Path,
     seed: u64,
@@ -144,7 +145,8 @@ pub fn fit_finetune(
     if kind != DatasetKind::Labelled {
         loaded.model.check_causal("training on the next token")?;
     }
-    let examples = Examples::read(&loaded, data, kind)?;
+    let reading = data.reading();
+    let examples = Examples::read(&loaded, data.path, kind, &reading)?;
     let lengths = examples.lengths(&loaded)?;
     let Extent { seq_len, batch_size, passes, steps } = Extent::new(&lengths, &loaded);
     let reasons = vec![format!(
@@ -156,7 +158,7 @@ pub fn fit_finetune(
     let base = Recipe::base();
     let recipe = Recipe {
         run: run_config(&base, out, seed),
-        data: data_config(&base, data, HELD_OUT),
+        data: data.config(&base, HELD_OUT),
         model: ModelConfig::Load { path: model.display().to_string() },
         objective: examples.objective,
         optimizer: optimizer(&base.optimizer, &loaded),
@@ -171,7 +173,7 @@ pub fn fit_finetune(
         tokenizer: base.tokenizer,
     };
     recipe.validate()?;
-    Ok(Fitted { recipe, reasons })
+    Ok(Fitted { recipe, reasons, notes: reading.take_notes() })
 }
 
 fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {

@@ -5,7 +5,7 @@ use std::path::Path;
 use lehr_data::{ReadOptions, read_documents};
 
 use super::ladder::{LADDER, Size, bytes_per_token, vocabulary_for};
-use super::{Budget, Fitted, data_config, first_words, run_config};
+use super::{Budget, FitData, Fitted, first_words, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, OptimizerConfig, SampleConfig, ScheduleConfig, TokenizerConfig,
     TrainConfig,
@@ -120,8 +120,15 @@ impl Plan {
 ///
 /// # Errors
 /// If the data cannot be read.
-pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Result<Fitted> {
-    let documents = read_documents(data, &ReadOptions::default())?;
+pub fn fit_pretrain(
+    data: FitData<'_>,
+    out: &Path,
+    seed: u64,
+    budget: Budget,
+) -> Result<Fitted> {
+    let reading = data.reading();
+    let options = ReadOptions { reading: reading.clone(), ..ReadOptions::default() };
+    let documents = read_documents(data.path, &options)?;
     let bytes: usize = documents.iter().map(|d| d.text.len()).sum();
     let plan = Plan::new(bytes, &budget);
     let Plan { vocab_size, seq_len, batch_size, steps, .. } = plan;
@@ -129,7 +136,7 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
     let base = Recipe::base();
     let recipe = Recipe {
         run: run_config(&base, out, seed),
-        data: data_config(&base, data, HELD_OUT),
+        data: data.config(&base, HELD_OUT),
         tokenizer: TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() },
         // Twice a training row, so a generated text has room for a prompt as well.
         model: plan.size.model(2 * seq_len),
@@ -150,5 +157,6 @@ pub fn fit_pretrain(data: &Path, out: &Path, seed: u64, budget: Budget) -> Resul
         objective: base.objective,
     };
     recipe.validate()?;
-    Ok(Fitted { recipe, reasons: plan.reasons(bytes, &budget) })
+    let reasons = plan.reasons(bytes, &budget);
+    Ok(Fitted { recipe, reasons, notes: reading.take_notes() })
 }

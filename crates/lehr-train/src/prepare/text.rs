@@ -2,17 +2,22 @@
 
 use std::path::Path;
 
-use lehr_data::{Document, PretrainLoader, ReadOptions, read_documents, tokenize_cached};
+use lehr_data::{
+    Document, PretrainLoader, ReadOptions, Reading, read_documents, tokenize_cached,
+};
 
 use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
 use crate::{LanguageModel, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     let data = &recipe.data;
-    let options =
-        ReadOptions { text_field: data.text_field.clone(), document_bytes: data.document_bytes };
-    let read = |path: &str| read_documents(path, &options);
-    let Sides { train, validation } = held_out(recipe, "documents", read, |d| d.text.clone())?;
+    let (text_field, document_bytes) = (data.text_field.clone(), data.document_bytes);
+    let options = ReadOptions { text_field, document_bytes, ..ReadOptions::default() };
+    let read = |path: &str, reading: &Reading| {
+        read_documents(path, &ReadOptions { reading: reading.clone(), ..options.clone() })
+    };
+    let text = |d: &Document| d.text.clone();
+    let Sides { train, validation } = held_out(recipe, "documents", read, text, notes)?;
     let bytes = |docs: &[Document]| docs.iter().map(|d| d.text.len()).sum::<usize>() as f64 / 1e6;
     notes(&format!(
         "data: {} documents of {:.2} MB to learn from, {} of {:.2} MB held out",
