@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::source::{Document, Documents, ReadOptions, documents};
+use crate::source::{Document, Documents, ReadOptions, Reading, documents};
 use crate::split::{Border, Places, TextHash};
 use crate::tokenize::Progress;
 use crate::{Error, Result};
@@ -100,12 +100,18 @@ impl Corpus {
                     side(Side::Validation(border), validation),
                 ));
             }
+            let _ = options.reading.take_notes();
             border = found;
         }
     }
 
     fn new(path: &Path, options: &ReadOptions, seed: u64, side: Side, facts: Facts) -> Self {
         Self { path: path.to_owned(), options: options.clone(), seed, side, facts }
+    }
+
+    /// Whether it is one side of a split.
+    pub fn is_part(&self) -> bool {
+        self.side != Side::Whole
     }
 
     /// Number of documents.
@@ -136,7 +142,10 @@ impl Corpus {
     /// # Errors
     /// The path does not exist any more. Each document may give an error.
     pub fn read(&self) -> Result<impl Iterator<Item = Result<Document>> + Send + use<>> {
-        let mut all = documents(&self.path, &self.options)?;
+        // What there is to say of the data was said in the first pass.
+        let ReadOptions { reading: Reading { part, skip_bad, .. }, .. } = self.options;
+        let reading = Reading::new(part, skip_bad);
+        let mut all = documents(&self.path, &ReadOptions { reading, ..self.options.clone() })?;
         let Self { path, seed, side, facts, .. } = self.clone();
         let (mut counts, mut done) = (Counts::default(), false);
         Ok(std::iter::from_fn(move || {

@@ -22,11 +22,13 @@ mod tokenize;
 pub use batch::{Batch, Layout, LayoutRule, Sequence};
 pub use corpus::Corpus;
 pub use error::{Error, Result};
-pub use loader::{ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, SftLoader};
+pub use loader::{
+    ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, Renderer, SftLoader,
+};
 pub use shard::ShardSet;
 pub use source::{
-    Conversation, DatasetKind, Document, Labelled, LabelledFields, ReadOptions, documents,
-    guess_kind, read_conversations, read_documents, read_labelled,
+    Conversation, DatasetKind, Document, Labelled, LabelledFields, Part, ReadOptions, Reading,
+    documents, guess_kind, has_validation, read_conversations, read_documents, read_labelled,
 };
 pub use split::split_by_text;
 pub use tokenize::{Progress, TokenizeOptions, tokenize_cached, tokenize_to};

@@ -35,7 +35,9 @@ pub use objective::{
 };
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Optimizer, Update};
-pub use plan::{Budget, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops};
+pub use plan::{
+    Budget, FitData, Fitted, device_gflops, fit_finetune, fit_pretrain, machine_gflops,
+};
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;
 pub use report::write_report;

@@ -13,7 +13,7 @@ use common::{Watch, gpt2, llama, recipe, run_watched};
 use lehr_data::DatasetKind;
 use lehr_model::{Config, Model, io};
 use lehr_train::recipe::{ModelConfig, ObjectiveKind};
-use lehr_train::{Budget, fit_finetune, fit_pretrain};
+use lehr_train::{Budget, FitData, fit_finetune, fit_pretrain};
 
 /// Relative to the crate, so that the recipes name the same path on every machine.
 const DATA: &str = "../../data";
@@ -34,6 +34,10 @@ fn check(name: &str, text: &str, scratch: Option<&Path>) {
     assert_eq!(text, want, "{}", path.display());
 }
 
+fn whole(path: &Path) -> FitData<'_> {
+    FitData { path, skip_bad: false }
+}
+
 fn end() {
     assert!(
         std::env::var_os("LEHR_BLESS").is_none(),
@@ -51,7 +55,8 @@ fn pretraining_is_planned_as_stored() {
         ("pretrain_long", "pretrain", 36_000.0, 50_000.0),
     ] {
         let (data, out) = (PathBuf::from(DATA).join(data), Path::new("runs/fitted"));
-        let fitted = fit_pretrain(&data, out, 3, Budget { seconds, gflops }, &mut |_| ()).unwrap();
+        let budget = Budget { seconds, gflops };
+        let fitted = fit_pretrain(whole(&data), out, 3, budget, &mut |_| ()).unwrap();
         let text = format!("# {}\n{}", fitted.reasons.join("\n# "), fitted.recipe.to_toml());
         check(name, &text, None);
     }
@@ -98,7 +103,7 @@ fn fine_tuning_is_planned_as_stored() {
     ] {
         let data = PathBuf::from(DATA).join(data);
         let out = Path::new("runs/fitted");
-        let fitted = fit_finetune(model, &data, kind, out, 5, &mut |_| ()).unwrap();
+        let fitted = fit_finetune(model, whole(&data), kind, out, 5, &mut |_| ()).unwrap();
         let text = format!("# {}\n{}", fitted.reasons.join("\n# "), fitted.recipe.to_toml());
         check(name, &text, Some(scratch.path()));
     }

@@ -1,7 +1,8 @@
 //! Packed labelled texts, for sequence classification.
 
-use lehr_tokenizer::Tokenizer;
 use std::collections::BTreeSet;
+
+use lehr_tokenizer::Tokenizer;
 
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
@@ -10,28 +11,38 @@ use crate::batch::{Batch, LayoutRule, int};
 use crate::source::Labelled;
 use crate::{Error, Result};
 
-/// The classes of a task. A class is the index of its name in sorted order.
+/// The classes of a task. A class is the index of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelSet {
     names: Vec<String>,
 }
 
 impl LabelSet {
-    /// Collects the labels that occur in the training data.
+    /// Collects the labels of examples and sorts them: numbers by value, other names as text. Give
+    /// the held-out examples too: a class may be rare.
     ///
     /// # Errors
     /// If there are fewer than two.
-    pub fn learn(examples: &[Labelled]) -> Result<Self> {
-        Self::from_names(examples.iter().map(|example| example.label.clone()))
+    pub fn learn<'a>(examples: impl IntoIterator<Item = &'a Labelled>) -> Result<Self> {
+        let names: BTreeSet<&str> = examples.into_iter().map(|e| e.label.as_str()).collect();
+        let mut names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let number = |name: &String| name.parse::<i64>().ok();
+        if names.iter().all(|name| number(name).is_some()) {
+            names.sort_by_key(number);
+        }
+        Self::from_names(names)
     }
 
-    /// Uses the given labels, in any order, as stored with a trained model.
+    /// Uses the given labels in their order, as stored with a trained model.
     ///
     /// # Errors
-    /// If there are fewer than two distinct ones.
+    /// If there are fewer than two, or a name occurs twice.
     pub fn from_names(names: impl IntoIterator<Item = String>) -> Result<Self> {
-        let names: Vec<String> = names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        if names.len() < 2 { Err(Error::TooFewLabels { found: names }) } else { Ok(Self { names }) }
+        let names: Vec<String> = names.into_iter().collect();
+        if names.iter().collect::<BTreeSet<_>>().len() < names.len().max(2) {
+            return Err(Error::TooFewLabels { found: names });
+        }
+        Ok(Self { names })
     }
 
     /// Returns the names, by class.
@@ -41,7 +52,7 @@ impl LabelSet {
 
     /// Returns the class of a name.
     pub fn class(&self, name: &str) -> Option<usize> {
-        self.names.binary_search_by(|known| known.as_str().cmp(name)).ok()
+        self.names.iter().position(|known| known == name)
     }
 }
 

@@ -39,11 +39,6 @@ impl TextDocuments {
         })
     }
 
-    /// Number of documents so far.
-    pub(crate) fn n_documents(&self) -> u64 {
-        self.count
-    }
-
     fn next_piece(&mut self) -> Result<Option<String>> {
         if let Some(piece) = self.pieces.pop() {
             return Ok(Some(piece));

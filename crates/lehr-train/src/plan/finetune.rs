@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use lehr_data::{
-    Conversation, DatasetKind, LabelledFields, read_conversations, read_labelled,
+    Conversation, DatasetKind, LabelledFields, Reading, read_conversations, read_labelled,
 };
 use lehr_infer::Loaded;
 use lehr_model::Weights;
 use lehr_tokenizer::chat::Role;
 
 use super::reading::Overview;
-use super::{Fitted, data_config, run_config};
+use super::{FitData, Fitted, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
     ScheduleConfig, TrainConfig,
@@ -58,6 +58,9 @@ const WARMUP_PART: u64 = 10;
 /// A quarter of the steps lie between two evaluations, samples and checkpoints.
 const LOOKS: u64 = 4;
 
+/// What is being done while a data set is read.
+const READING: &str = "reading the data";
+
 /// The examples of a data set, reduced to the facts that a plan needs.
 struct Examples {
     objective: ObjectiveKind,
@@ -69,15 +72,22 @@ struct Examples {
 }
 
 impl Examples {
-    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind, notes: Notes<'_>) -> Result<Self> {
+    fn read(
+        loaded: &Loaded,
+        data: &Path,
+        kind: DatasetKind,
+        reading: &Reading,
+        notes: Notes<'_>,
+    ) -> Result<Self> {
         let (objective, prompts, texts) = match kind {
             DatasetKind::Labelled => {
-                let all = read_labelled(data, &LabelledFields::default())?;
+                let fields = LabelledFields::default();
+                let all = watch(notes, READING, 0, |_| read_labelled(data, &fields, reading))?;
                 let texts: Vec<String> = all.into_iter().map(|e| e.text).collect();
                 (ObjectiveKind::Classify, Vec::new(), texts)
             }
             DatasetKind::Chat => {
-                let all = read_conversations(data)?;
+                let all = watch(notes, READING, 0, |_| read_conversations(data, reading))?;
                 let prompts = first_question(&all, loaded)?;
                 let whole = |c: Conversation| {
                     c.messages.into_iter().map(|m| m.content).collect::<Vec<_>>().join("\n")
@@ -85,8 +95,8 @@ impl Examples {
                 (ObjectiveKind::Chat, prompts, all.into_iter().map(whole).collect())
             }
             DatasetKind::Text => {
-                let overview = Overview::read(data, notes)?;
-                let lengths = overview.lengths(data, &loaded.tokenizer, notes)?;
+                let overview = Overview::read(data, reading, notes)?;
+                let lengths = overview.lengths(data, reading, &loaded.tokenizer, notes)?;
                 let Overview { documents, prompt, .. } = overview;
                 return Ok(Self::new(ObjectiveKind::NextToken, vec![prompt], lengths, documents));
             }
@@ -154,7 +164,7 @@ impl Extent {
 /// If data or model cannot be read.
 pub fn fit_finetune(
     model: &Path,
-    data: &Path,
+    data: FitData<'_>,
     kind: DatasetKind,
     out: &Path,
     seed: u64,
@@ -164,7 +174,8 @@ pub fn fit_finetune(
     if kind != DatasetKind::Labelled {
         loaded.model.check_causal("training on the next token")?;
     }
-    let examples = Examples::read(&loaded, data, kind, notes)?;
+    let reading = data.reading();
+    let examples = Examples::read(&loaded, data.path, kind, &reading, notes)?;
     let Extent { seq_len, batch_size, passes, steps } = Extent::new(&examples, &loaded);
     let reasons = vec![format!(
         "{} examples of {} tokens: rows of {seq_len}, {passes} passes, {steps} steps",
@@ -175,7 +186,7 @@ pub fn fit_finetune(
     let base = Recipe::base();
     let recipe = Recipe {
         run: run_config(&base, out, seed),
-        data: data_config(&base, data, HELD_OUT),
+        data: data.config(&base, HELD_OUT),
         model: ModelConfig::Load { path: model.display().to_string() },
         objective: examples.objective,
         optimizer: optimizer(&base.optimizer, &loaded),
@@ -190,7 +201,7 @@ pub fn fit_finetune(
         tokenizer: base.tokenizer,
     };
     recipe.validate()?;
-    Ok(Fitted { recipe, reasons })
+    Ok(Fitted { recipe, reasons, notes: reading.take_notes() })
 }
 
 fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {

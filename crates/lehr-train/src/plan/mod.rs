@@ -13,6 +13,8 @@ pub use budget::{Budget, device_gflops, machine_gflops};
 pub use finetune::fit_finetune;
 pub use pretrain::fit_pretrain;
 
+use lehr_data::{Part, Reading};
+
 use crate::Recipe;
 use crate::recipe::{DataConfig, RunConfig};
 
@@ -22,14 +24,33 @@ pub struct Fitted {
     pub recipe: Recipe,
     /// The reasons, one sentence per choice.
     pub reasons: Vec<String>,
+    /// What the reader of the data has to say: files, unused fields, bad records.
+    pub notes: Vec<String>,
 }
 
 fn run_config(base: &Recipe, out: &Path, seed: u64) -> RunConfig {
     RunConfig { dir: out.display().to_string(), seed, ..base.run.clone() }
 }
 
-fn data_config(base: &Recipe, path: &Path, validation_fraction: f64) -> DataConfig {
-    DataConfig { path: path.display().to_string(), validation_fraction, ..base.data.clone() }
+/// The data to fit a recipe to.
+#[derive(Clone, Copy, Debug)]
+pub struct FitData<'a> {
+    /// File or folder.
+    pub path: &'a Path,
+    /// Whether bad records are left out and counted.
+    pub skip_bad: bool,
+}
+
+impl FitData<'_> {
+    fn reading(&self) -> Reading {
+        Reading::new(Part::Train, self.skip_bad)
+    }
+
+    fn config(&self, base: &Recipe, validation_fraction: f64) -> DataConfig {
+        let Self { path, skip_bad } = *self;
+        let path = path.display().to_string();
+        DataConfig { path, validation_fraction, skip_bad, ..base.data.clone() }
+    }
 }
 
 /// Maximum number of characters of a prompt taken from a text.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ladder::{LADDER, Size, bytes_per_token, vocabulary_for};
 use super::reading::Overview;
-use super::{Budget, Fitted, data_config, run_config};
+use super::{Budget, FitData, Fitted, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, OptimizerConfig, SampleConfig, ScheduleConfig, TokenizerConfig,
     TrainConfig,
@@ -122,20 +122,21 @@ impl Plan {
 /// # Errors
 /// If the data cannot be read.
 pub fn fit_pretrain(
-    data: &Path,
+    data: FitData<'_>,
     out: &Path,
     seed: u64,
     budget: Budget,
     notes: Notes<'_>,
 ) -> Result<Fitted> {
-    let Overview { bytes, prompt, .. } = Overview::read(data, notes)?;
+    let reading = data.reading();
+    let Overview { bytes, prompt, .. } = Overview::read(data.path, &reading, notes)?;
     let plan = Plan::new(bytes, &budget);
     let Plan { vocab_size, seq_len, batch_size, steps, .. } = plan;
     let every_steps = (steps / LOOKS).max(1);
     let base = Recipe::base();
     let recipe = Recipe {
         run: run_config(&base, out, seed),
-        data: data_config(&base, data, HELD_OUT),
+        data: data.config(&base, HELD_OUT),
         tokenizer: TokenizerConfig::Train { vocab_size, pattern: "gpt4".into() },
         // Twice a training row, so a generated text has room for a prompt as well.
         model: plan.size.model(2 * seq_len),
@@ -156,5 +157,6 @@ pub fn fit_pretrain(
         objective: base.objective,
     };
     recipe.validate()?;
-    Ok(Fitted { recipe, reasons: plan.reasons(bytes, &budget) })
+    let reasons = plan.reasons(bytes, &budget);
+    Ok(Fitted { recipe, reasons, notes: reading.take_notes() })
 }

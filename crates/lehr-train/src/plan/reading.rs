@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lehr_data::{Document, Error as DataError, ReadOptions, documents};
+use lehr_data::{Document, Error as DataError, ReadOptions, Reading, documents};
 use lehr_tokenizer::Tokenizer;
 use sha2::{Digest, Sha256};
 
@@ -26,11 +26,12 @@ pub(super) struct Overview {
 }
 
 impl Overview {
-    /// Reads all documents once.
-    pub(super) fn read(data: &Path, notes: Notes<'_>) -> Result<Self> {
+    /// Reads all documents once. `reading` hears what the reader has to say of them.
+    pub(super) fn read(data: &Path, reading: &Reading, notes: Notes<'_>) -> Result<Self> {
+        let options = ReadOptions { reading: reading.clone(), ..ReadOptions::default() };
         let (mut bytes, mut n, mut prompt) = (0, 0, None);
         watch(notes, "reading the data", 0, |done| {
-            for document in documents(data, &ReadOptions::default())? {
+            for document in documents(data, &options)? {
                 let text = document?.text;
                 bytes += text.len();
                 n += 1;
@@ -50,9 +51,13 @@ impl Overview {
     pub(super) fn lengths(
         &self,
         data: &Path,
+        reading: &Reading,
         tokenizer: &Tokenizer,
         notes: Notes<'_>,
     ) -> Result<Vec<usize>> {
+        // What there is to say of the data was said in the first pass.
+        let reading = Reading::new(reading.part, reading.skip_bad);
+        let options = ReadOptions { reading, ..ReadOptions::default() };
         let share = SAMPLE_BYTES as f64 / self.bytes as f64;
         let bytes = self.bytes.min(SAMPLE_BYTES) as u64;
         watch(notes, "counting tokens", bytes, |done| {
@@ -63,7 +68,7 @@ impl Overview {
                 group.clear();
                 Ok(())
             };
-            for document in documents(data, &ReadOptions::default())? {
+            for document in documents(data, &options)? {
                 let Document { text, .. } = document?;
                 if share < 1.0 && place(&text) >= share {
                     continue;

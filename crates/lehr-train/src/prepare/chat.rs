@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lehr_data::{Conversation, SftLoader, read_conversations};
+use lehr_data::{Conversation, Part, Reading, Renderer, SftLoader, read_conversations};
 use lehr_infer::{resolve_model, template_of};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
@@ -15,13 +15,21 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let text = |c: &Conversation| {
         c.messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
     };
-    let read = |path: &str| read_conversations(path);
-    let Sides { train, validation } = held_out(recipe, "conversations", read, text)?;
+    let read = |path: &str, reading: &Reading| read_conversations(path, reading);
+    let Sides { train, validation } = held_out(recipe, "conversations", read, text, notes)?;
     let texts = || train.iter().flat_map(|c| c.messages.iter().map(|m| m.content.as_str()));
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     let (train_options, validation_options) = loader_options(recipe);
     let template = template(recipe, &tokenizer)?;
-    let train_loader = SftLoader::new(&train, &tokenizer, &template, train_options)?;
+    let renderer = Renderer { tokenizer: &tokenizer, template: &template };
+    let mut loader = |conversations: &[Conversation], options, part| -> Result<_> {
+        let reading = Reading::new(part, recipe.data.skip_bad);
+        let loader = SftLoader::with_reading(conversations, &renderer, options, &reading)?;
+        reading.take_notes().iter().for_each(|note| notes(note));
+        Ok(loader)
+    };
+    let train_loader = loader(&train, train_options, Part::Train)?;
+    let validation_loader = loader(&validation, validation_options, Part::Validation)?;
     notes(&format!(
         "data: {} conversations to learn from ({} cut at {} tokens, {} without an answer left \
          out), {} held out",
@@ -31,14 +39,13 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
         train_loader.dropped(),
         validation.len()
     ));
-    let validation = SftLoader::new(&validation, &tokenizer, &template, validation_options)?;
     let model = model::prepare(recipe, &tokenizer)?;
     model.check_causal("training on conversations")?;
     let layout = model::layout_rule(&model);
     Ok(Task {
         objective: Box::new(LanguageModel::new(model, tokenizer, Some(template))),
         train: Box::new(train_loader.with_layout(layout.clone())),
-        validation: Box::new(validation.with_layout(layout)),
+        validation: Box::new(validation_loader.with_layout(layout)),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lehr_data::{ClassLoader, LabelSet, Labelled, LabelledFields, read_labelled};
+use lehr_data::{ClassLoader, LabelSet, Labelled, LabelledFields, Reading, read_labelled};
 use lehr_infer::{check_vocabulary, resolve_model};
 use lehr_model::Classifier;
 use lehr_tokenizer::Tokenizer;
@@ -14,16 +14,17 @@ use crate::{Classify, Recipe, Result};
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     let data = &recipe.data;
     let fields = LabelledFields { text: data.text_field.clone(), label: data.label_field.clone() };
-    let read = |path: &str| read_labelled(path, &fields);
+    let read = |path: &str, reading: &Reading| read_labelled(path, &fields, reading);
     let text = |e: &Labelled| e.text.clone();
-    let Sides { train, validation } = held_out(recipe, "labelled texts", read, text)?;
+    let Sides { train, validation } = held_out(recipe, "labelled texts", read, text, notes)?;
     let texts = || train.iter().map(|e| e.text.as_str());
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     // A loaded classifier keeps its labels and their order.
     let continued = loaded_classifier(recipe, &tokenizer)?;
     let labels = match &continued {
         Some(classifier) => LabelSet::from_names(classifier.labels().iter().cloned())?,
-        None => LabelSet::learn(&train)?,
+        // A rare class may be in the held-out part only.
+        None => LabelSet::learn(train.iter().chain(&validation))?,
     };
     let (train_options, validation_options) = loader_options(recipe);
     let train_loader = ClassLoader::new(&train, &labels, &tokenizer, train_options)?;

@@ -8,7 +8,7 @@ mod tokenizer;
 
 use std::path::Path;
 
-use lehr_data::{Loader, LoaderOptions, split_by_text};
+use lehr_data::{Loader, LoaderOptions, Part, Reading, has_validation, split_by_text};
 use lehr_model::{Compute, FP8_SIDE_MIN};
 
 use crate::freeze::freeze;
@@ -94,18 +94,28 @@ struct Sides<T> {
 }
 
 /// Reads the examples (`what`) of a data set with `read`, and holds out those of
-/// `data.validation_path`, or a share of them, chosen by their `text`.
+/// `data.validation_path`, or of the data set's own validation split, or a share of them, chosen by
+/// their `text`.
 fn held_out<T>(
     recipe: &Recipe,
     what: &str,
-    read: impl Fn(&str) -> lehr_data::Result<Vec<T>>,
+    read: impl Fn(&str, &Reading) -> lehr_data::Result<Vec<T>>,
     text: impl Fn(&T) -> String,
+    notes: Notes<'_>,
 ) -> Result<Sides<T>> {
-    let DataConfig { path, validation_path, validation_fraction, .. } = &recipe.data;
-    let all = read(path)?;
+    let DataConfig { path, validation_path, validation_fraction, skip_bad, .. } = &recipe.data;
+    let mut side = |path: &str, part| -> Result<_> {
+        let reading = Reading::new(part, *skip_bad);
+        let examples = read(path, &reading)?;
+        reading.take_notes().iter().for_each(|note| notes(note));
+        Ok(examples)
+    };
+    let all = side(path, Part::Train)?;
+    let has_own = validation_path.is_empty() && has_validation(path)?;
+    let validation_path = if has_own { path } else { validation_path };
     let (train, validation) = match validation_path.is_empty() {
         true => split_by_text(all, text, *validation_fraction, recipe.run.seed)?,
-        false => (all, read(validation_path)?),
+        false => (all, side(validation_path, Part::Validation)?),
     };
     if validation.is_empty() {
         return Err(too_few(train.len() as u64, what));

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use lehr_data::{Corpus, PretrainLoader, ReadOptions, tokenize_cached};
+use lehr_data::{
+    Corpus, Part, PretrainLoader, ReadOptions, Reading, has_validation, tokenize_cached,
+};
 
 use super::{Notes, Task, loader_options, model, tokenizer, too_few};
 use crate::recipe::DataConfig;
@@ -18,7 +20,7 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
         validation.documents(),
         validation.text_bytes() as f64 / 1e6
     ));
-    if recipe.data.validation_path.is_empty() && train.cut_files() > 0 {
+    if train.is_part() && train.cut_files() > 0 {
         notes(&format!(
             "data: {} files were cut into documents, and the held-out ones are parts of the same \
              files; data.validation_path takes other files",
@@ -56,22 +58,29 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
 
 /// Reads the data once, for its split, and keeps none of it.
 fn sides(recipe: &Recipe, notes: Notes<'_>) -> Result<(Corpus, Corpus)> {
-    let DataConfig { path, validation_path, validation_fraction, .. } = &recipe.data;
+    let DataConfig { path, validation_path, validation_fraction, skip_bad, .. } = &recipe.data;
     let seed = recipe.run.seed;
-    let options = ReadOptions {
+    let options = |part| ReadOptions {
         text_field: recipe.data.text_field.clone(),
         document_bytes: recipe.data.document_bytes,
+        reading: Reading::new(part, *skip_bad),
     };
+    let (train, validation) = (options(Part::Train), options(Part::Validation));
+    let has_own = validation_path.is_empty() && has_validation(path)?;
+    let validation_path = if has_own { path } else { validation_path };
     let sides = watch(notes, "reading the data", 0, |done| {
         let mut progress = |progress| done.set(progress);
         match validation_path.is_empty() {
-            true => Corpus::split(path, &options, *validation_fraction, seed, &mut progress),
+            true => Corpus::split(path, &train, *validation_fraction, seed, &mut progress),
             false => {
-                let train = Corpus::whole(path, &options, seed, &mut progress)?;
-                Ok((train, Corpus::whole(validation_path, &options, seed, &mut progress)?))
+                let training = Corpus::whole(path, &train, seed, &mut progress)?;
+                Ok((training, Corpus::whole(validation_path, &validation, seed, &mut progress)?))
             }
         }
     })?;
+    for options in [train, validation] {
+        options.reading.take_notes().iter().for_each(|note| notes(note));
+    }
     match sides.1.documents() {
         0 => Err(too_few(sides.0.documents(), "documents")),
         _ => Ok(sides),

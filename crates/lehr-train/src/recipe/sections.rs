@@ -48,6 +48,9 @@ pub struct DataConfig {
     pub text_field: String,
     /// Field of the label in records.
     pub label_field: String,
+    /// Whether bad records are left out and counted. Recipes of older runs lack it.
+    #[serde(default)]
+    pub skip_bad: bool,
 }
 
 impl DataConfig {

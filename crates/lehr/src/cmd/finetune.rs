@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 use lehr_data::{DatasetKind, guess_kind};
-use lehr_train::{Recipe, RunDir, fit_finetune};
+use lehr_train::{FitData, Recipe, RunDir, fit_finetune};
 
-use super::train::Common;
+use super::train::{Common, check_path};
 use crate::fail::Hinted;
 
 /// Fine-tune a model on conversations, labelled texts or more text.
@@ -36,6 +36,8 @@ enum Kind {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
     common.threads.apply();
+    common.check_paths()?;
+    args.model.as_deref().map_or(Ok(()), check_path)?;
     if let Some(dir) = &common.resume {
         return common.run(&RunDir::load_recipe(dir)?, "finetune");
     }
@@ -58,10 +60,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => guess_kind(data)?,
     };
     let out = common.out_dir(data, "-finetuned");
+    let data = FitData { path: data, skip_bad: common.skip_bad };
     let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
     let fitted = fit_finetune(model, data, kind, &out, seed, &mut note)?;
-    if !common.json && !common.dry_run {
-        fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
-    }
+    common.say_fitted(&fitted);
     common.run(&fitted.recipe, "finetune")
 }

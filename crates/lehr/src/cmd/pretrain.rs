@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_train::{Budget, Recipe, RunDir, device_gflops, fit_pretrain};
+use lehr_train::{Budget, FitData, Recipe, RunDir, device_gflops, fit_pretrain};
 
 use super::train::Common;
 use crate::fail::Hinted;
@@ -21,6 +21,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
     common.threads.apply();
+    common.check_paths()?;
     if let Some(dir) = &common.resume {
         return common.run(&RunDir::load_recipe(dir)?, "pretrain");
     }
@@ -42,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if out.join("recipe.toml").is_file() {
         let recipe = RunDir::load_recipe(&out)?;
         let is_same = recipe.data.path == data.display().to_string()
+            && common.skip_bad == recipe.data.skip_bad
             && common.seed.is_none_or(|seed| seed == recipe.run.seed);
         if is_same && common.sets.is_empty() {
             if !common.json && !common.dry_run {
@@ -52,10 +54,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let budget =
         Budget { seconds: args.minutes * 60.0, gflops: device_gflops(&common.compute()?)? };
+    let data = FitData { path: data, skip_bad: common.skip_bad };
     let seed = common.seed.unwrap_or(1);
     let fitted = fit_pretrain(data, &out, seed, budget, &mut |text| common.note(text))?;
-    if !common.json && !common.dry_run {
-        fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
-    }
+    common.say_fitted(&fitted);
     common.run(&fitted.recipe, "pretrain")
 }

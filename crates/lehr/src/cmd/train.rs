@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use lehr_train::recipe::current_names;
-use lehr_train::{Recipe, RunDir, device_gflops, prepare, write_report};
+use lehr_train::{Fitted, Recipe, RunDir, device_gflops, prepare, write_report};
 use serde_json::json;
 
 use super::compute::ThreadArgs;
+use crate::fail::Hinted;
 use crate::ui::{Show, Style, say_interrupted, stop_on_ctrl_c};
 
 /// Arguments of every command that trains.
@@ -28,6 +29,9 @@ pub(crate) struct Common {
     /// Override a setting of the recipe, as in --set optimizer.lr=3e-4 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
+    /// Leave out records that cannot be read or used, and count them
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) skip_bad: bool,
     /// Seed of weights, data order and samples [default: the recipe's, or 1]
     #[arg(long, conflicts_with = "resume")]
     pub(crate) seed: Option<u64>,
@@ -65,7 +69,23 @@ impl Common {
         sets.extend(self.data.iter().map(|d| format!("data.path={:?}", d.display().to_string())));
         sets.extend(self.out.iter().map(|d| format!("run.dir={:?}", d.display().to_string())));
         sets.extend(self.seed.map(|seed| format!("run.seed={seed}")));
+        sets.extend(self.skip_bad.then(|| "data.skip_bad=true".to_owned()));
         sets
+    }
+
+    /// Refuses paths that a recipe, which is text, cannot name.
+    pub(crate) fn check_paths(&self) -> Result<()> {
+        [&self.data, &self.out].into_iter().flatten().try_for_each(|path| check_path(path))
+    }
+
+    /// Prints the reasons of a fitted recipe. A dry run prints the notes about its data to standard
+    /// error; another run reads the data again, and prints them then.
+    pub(crate) fn say_fitted(&self, fitted: &Fitted) {
+        if self.dry_run {
+            fitted.notes.iter().for_each(|note| eprintln!("{note}"));
+        } else if !self.json {
+            fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
+        }
     }
 
     /// Overrides of a run's device and type. A resumed run may continue on another device.
@@ -103,6 +123,15 @@ impl Common {
         }
         run_recipe(&recipe, self.style(), command)
     }
+}
+
+/// Refuses a path that is not UTF-8.
+pub(crate) fn check_path(path: &std::path::Path) -> Result<()> {
+    if path.to_str().is_some() {
+        return Ok(());
+    }
+    let found = format!("the path {} is not UTF-8, so no recipe can name it", path.display());
+    Err(Hinted::error(found, "rename the file or folder"))
 }
 
 /// Prepares and runs a recipe, writes the report and suggests the next command.
