@@ -9,6 +9,7 @@ use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};
 
 use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
 use crate::recipe::{ModelConfig, TokenizerConfig};
+use crate::watch::watch;
 use crate::{LanguageModel, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
@@ -24,7 +25,9 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let renderer = Renderer { tokenizer: &tokenizer, template: &template };
     let mut loader = |conversations: &[Conversation], options, part| -> Result<_> {
         let reading = Reading::new(part, recipe.data.skip_bad);
-        let loader = SftLoader::with_reading(conversations, &renderer, options, &reading)?;
+        let loader = watch(notes, "tokenizing the conversations", 0, |_| {
+            SftLoader::with_reading(conversations, &renderer, options, &reading)
+        })?;
         reading.take_notes().iter().for_each(|note| notes(note));
         Ok(loader)
     };

@@ -9,6 +9,7 @@ use lehr_tokenizer::Tokenizer;
 
 use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
 use crate::recipe::ModelConfig;
+use crate::watch::watch;
 use crate::{Classify, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
@@ -27,7 +28,9 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
         None => LabelSet::learn(train.iter().chain(&validation))?,
     };
     let (train_options, validation_options) = loader_options(recipe);
-    let train_loader = ClassLoader::new(&train, &labels, &tokenizer, train_options)?;
+    let what = "tokenizing the training data";
+    let train_loader =
+        watch(notes, what, 0, |_| ClassLoader::new(&train, &labels, &tokenizer, train_options))?;
     notes(&format!(
         "data: {} labelled texts to learn from ({} cut at {} tokens), {} held out; labels: {}",
         train.len(),

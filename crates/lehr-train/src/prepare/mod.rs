@@ -13,6 +13,7 @@ use lehr_model::{Compute, FP8_SIDE_MIN};
 
 use crate::freeze::freeze;
 use crate::recipe::{DataConfig, ObjectiveKind};
+use crate::watch::watch;
 use crate::{Error, Objective, Recipe, Result};
 
 /// A prepared run: an objective and its data.
@@ -96,17 +97,17 @@ struct Sides<T> {
 /// Reads the examples (`what`) of a data set with `read`, and holds out those of
 /// `data.validation_path`, or of the data set's own validation split, or a share of them, chosen by
 /// their `text`.
-fn held_out<T>(
+fn held_out<T: Send>(
     recipe: &Recipe,
     what: &str,
-    read: impl Fn(&str, &Reading) -> lehr_data::Result<Vec<T>>,
+    read: impl Fn(&str, &Reading) -> lehr_data::Result<Vec<T>> + Sync,
     text: impl Fn(&T) -> String,
     notes: Notes<'_>,
 ) -> Result<Sides<T>> {
     let DataConfig { path, validation_path, validation_fraction, skip_bad, .. } = &recipe.data;
     let mut side = |path: &str, part| -> Result<_> {
         let reading = Reading::new(part, *skip_bad);
-        let examples = read(path, &reading)?;
+        let examples = watch(notes, "reading the data", 0, |_| read(path, &reading))?;
         reading.take_notes().iter().for_each(|note| notes(note));
         Ok(examples)
     };
