@@ -244,7 +244,10 @@ pub enum Error {
         known: Vec<String>,
     },
     /// There are too few labels to tell apart.
-    #[error("collecting the labels: found {}, expected at least two different ones", quoted(.found))]
+    #[error(
+        "collecting the labels: found {}, expected at least two different ones",
+        quoted(.found)
+    )]
     TooFewLabels {
         /// The labels found.
         found: Vec<String>,

@@ -83,7 +83,8 @@ fn conversation(record: &mut Record) -> Result<Conversation> {
         Some(list) => {
             let turns = take_turns(record, list)?;
             if !messages.is_empty() && turns.first().is_some_and(|m| m.role == Role::System) {
-                let reason = format!("\"system\" is given, and {list} begins with a system message");
+                let reason =
+                    format!("\"system\" is given, and {list} begins with a system message");
                 return Err(record.place.malformed(reason));
             }
             messages.extend(turns);

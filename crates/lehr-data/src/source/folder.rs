@@ -67,8 +67,13 @@ const ABOUT: [&str; 9] = [
     "authors",
 ];
 /// Files of the Hugging Face `datasets` library that describe the data beside them.
-const DESCRIPTIONS: [&str; 5] =
-    ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "croissant.json"];
+const DESCRIPTIONS: [&str; 5] = [
+    "dataset_infos.json",
+    "dataset_info.json",
+    "dataset_dict.json",
+    "state.json",
+    "croissant.json",
+];
 
 /// The files of one part of a data set.
 pub(crate) struct DataFiles {

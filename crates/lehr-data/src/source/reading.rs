@@ -41,7 +41,13 @@ impl Reading {
     }
 
     fn note(&self, notes: Vec<String>) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).extend(notes);
+        let mut all = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Data may be read in several passes, which find the same.
+        for note in notes {
+            if !all.contains(&note) {
+                all.push(note);
+            }
+        }
     }
 }
 
@@ -175,10 +181,8 @@ impl Pass {
             notes.push(format!("warning: {blank} documents of white space only are left out"));
         }
         if n_bad > 0 {
-            notes.push(format!(
-                "warning: {n_bad} bad records are left out:{}",
-                listed(&bad, n_bad)
-            ));
+            notes
+                .push(format!("warning: {n_bad} bad records are left out:{}", listed(&bad, n_bad)));
         }
         reading.note(notes);
         Ok(())

@@ -3,8 +3,8 @@
 use lehr_tokenizer::chat::{Message, Role};
 use serde_json::{Map, Value, json};
 
-use super::json::Strict;
 use super::records::{Place, Record, type_name};
+use super::strict::Strict;
 use crate::Result;
 
 /// Names of roles in data sets.
@@ -101,9 +101,8 @@ impl Turn<'_> {
             message.content.clear();
             let call = as_json(content.unwrap_or_default().into());
             if call.is_string() {
-                return Err(self.fault(format!(
-                    "has role {name:?}, but its text is not the JSON of a call"
-                )));
+                return Err(self
+                    .fault(format!("has role {name:?}, but its text is not the JSON of a call")));
             }
             message.fields.insert("tool_calls".to_owned(), functions(call));
         }
@@ -112,7 +111,8 @@ impl Turn<'_> {
         }
         for field in ["tool_calls", "tool_call_id", "name", "reasoning_content"] {
             if let Some(value) = self.take(field) {
-                message.fields.insert(field.to_owned(), as_json(value));
+                let value = if field == "tool_calls" { as_json(value) } else { value };
+                message.fields.insert(field.to_owned(), value);
             }
         }
         for other in ["reasoning", "thinking"] {

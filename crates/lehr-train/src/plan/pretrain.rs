@@ -120,12 +120,7 @@ impl Plan {
 ///
 /// # Errors
 /// If the data cannot be read.
-pub fn fit_pretrain(
-    data: FitData<'_>,
-    out: &Path,
-    seed: u64,
-    budget: Budget,
-) -> Result<Fitted> {
+pub fn fit_pretrain(data: FitData<'_>, out: &Path, seed: u64, budget: Budget) -> Result<Fitted> {
     let reading = data.reading();
     let options = ReadOptions { reading: reading.clone(), ..ReadOptions::default() };
     let documents = read_documents(data.path, &options)?;

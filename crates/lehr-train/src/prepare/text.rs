@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use lehr_data::{
-    Document, PretrainLoader, ReadOptions, Reading, read_documents, tokenize_cached,
-};
+use lehr_data::{Document, PretrainLoader, ReadOptions, Reading, read_documents, tokenize_cached};
 
 use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
 use crate::{LanguageModel, Recipe, Result};
