@@ -108,7 +108,7 @@ proptest! {
                     expected.truncate(len - 1);
                     expected.push(end);
                     prop_assert_eq!(&batch.tokens[first..=last], &expected[..]);
-                    prop_assert_eq!(batch.sequences[n].labels[0] as usize, example % 3);
+                    prop_assert_eq!(batch.sequences[n].labels[0] as usize, (example + 1) % 3);
                 }
                 seen.extend(of);
             }

@@ -233,8 +233,13 @@ fn base(name: &str) -> String {
 fn is_about(name: &str) -> bool {
     let base = base(name);
     let text = ending(Path::new(&base)).is_none_or(|ending| [".md", ".txt"].contains(&&*ending));
+    // README_zh.md, but no license_plates.txt.
     let begins = |about: &&'static str| {
-        base.strip_prefix(*about).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
+        base.strip_prefix(*about).is_some_and(|rest| {
+            rest.is_empty()
+                || rest.starts_with(['.', '-'])
+                || (*about == "readme" && rest.starts_with('_'))
+        })
     };
     (text && ABOUT.iter().any(begins)) || DESCRIPTIONS.contains(&&*base)
 }
