@@ -84,6 +84,11 @@ fn a_test_split_is_not_trained_on_even_alone() {
         read_documents(scratch.path("d/test.jsonl"), &ReadOptions::default()).unwrap().len(),
         1
     );
+    let scratch = folder(&["README.md", "guide.md", "picture.png"]);
+    assert_eq!(read(&scratch, Part::Train).0, ["README.md", "guide.md"]);
+    let scratch = folder(&["README.md", "train.parquet"]);
+    let error = read_documents(scratch.path("d"), &ReadOptions::default()).unwrap_err();
+    says(&error, &["train.parquet", "expected files that end in"]);
     let scratch = folder(&["data.jsonl", "test.jsonl"]);
     assert_eq!(read(&scratch, Part::Train).0, ["data.jsonl"]);
 }

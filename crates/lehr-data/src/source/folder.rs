@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::files::{Format, SourceFile, ending, io_error, unknown_extension};
+use super::files::{Format, KNOWN, SourceFile, ending, io_error, unknown_extension};
 use crate::{Error, Result};
 
 /// Names shown of a group of files.
@@ -134,7 +134,9 @@ impl Listing {
         }
         // In a folder of .md files, README.md is a text like the others.
         let has_other = |file: &SourceFile| !is_about(&file.name) && !file.name.ends_with(".md");
-        let readme_is_data = !files.iter().any(has_other);
+        let n_texts = files.iter().filter(|file| !is_about(&file.name)).count();
+        let readme_is_data =
+            !files.iter().any(has_other) && (n_texts > 0 || listing.unknown.is_empty());
         let is_data = |file: &SourceFile| {
             !is_about(&file.name) || (readme_is_data && base(&file.name).starts_with("readme"))
         };
@@ -155,6 +157,11 @@ impl Listing {
 
     fn part(self, path: &Path, part: Part) -> Result<DataFiles> {
         let Self { train, validation, test, about, unknown } = self;
+        let n_data = train.len() + validation.len() + test.len();
+        if n_data == 0 && !unknown.is_empty() {
+            let (path, found) = (path.to_owned(), unknown);
+            return Err(Error::NothingReadable { path, found, expected: KNOWN });
+        }
         let held_out = names(&[&validation[..], &test].concat());
         let mut left_out = vec![("about the data", about), ("unknown ending", unknown)];
         let mut leave_out = |why, files: Vec<SourceFile>| left_out.insert(0, (why, names(&files)));
