@@ -224,6 +224,8 @@ fn a_known_field_of_a_record_equals_its_turns() {
     says(&train(&[twice], &ChatTemplate::default()).unwrap_err(), &["line 1", "\"system\""]);
     let history = json!({"instruction": "q", "output": "a", "history": [["q1"]]});
     says(&train(&[history], &ChatTemplate::default()).unwrap_err(), &["history[0]", "a pair"]);
+    let empty = json!({"instruction": "q", "output": "a", "history": [["q", ""]]});
+    says(&train(&[empty], &ChatTemplate::default()).unwrap_err(), &["history[0]", "empty answer"]);
 }
 
 #[test]
@@ -279,7 +281,10 @@ fn results_of_tools_are_rendered_or_refused_with_the_line() {
 }
 
 #[test]
-fn white_space_documents_are_counted() {
+fn white_space_is_counted() {
+    let blank = [json!({"prompt": "q", "completion": " "}), messages(&json!({}))];
+    let notes = train(&blank, &ChatTemplate::default()).unwrap().1;
+    assert!(notes.contains("1 records have learnt answers of white space only"), "{notes}");
     let scratch = Scratch::new();
     let path = scratch.file("a.jsonl", "{\"text\": \"a\"}\n{\"text\": \" \"}\n{\"text\": \"\"}\n");
     let reading = Reading::default();

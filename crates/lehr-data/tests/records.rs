@@ -164,7 +164,7 @@ fn all_bad_records_are_listed_or_skipped_and_counted() {
     let scratch = Scratch::new();
     let talk = json!({"prompt": "q", "completion": "a"});
     scratch.file("d/a.jsonl", format!("{talk}\n?\n{}\n", json!({"prompt": "q"})));
-    let empty = json!({"prompt": "q", "completion": " "});
+    let empty = json!({"prompt": "q", "completion": ""});
     scratch.file("d/b.jsonl", format!("{empty}\n{talk}\n"));
     let path = scratch.path("d");
     let error = read_conversations(&path, &Reading::default()).unwrap_err();

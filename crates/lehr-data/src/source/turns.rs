@@ -127,7 +127,7 @@ impl Turn<'_> {
         if role == Role::Assistant
             && message.is_supervised
             && !has_more
-            && message.content.trim().is_empty()
+            && message.content.is_empty()
         {
             return Err(self.fault("is an empty answer".to_owned()));
         }
@@ -295,6 +295,10 @@ pub(super) fn take_history(record: &mut Record) -> Result<Vec<Message>> {
     for (index, item) in items.into_iter().enumerate() {
         let pair = item.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
         match pair.as_deref() {
+            Some([Some(_), Some(answer)]) if answer.is_empty() => {
+                let reason = format!("history[{index}] has an empty answer");
+                return Err(record.place.malformed(reason));
+            }
             Some([Some(question), Some(answer)]) => {
                 messages.push(Message::new(Role::User, *question));
                 messages.push(Message::new(Role::Assistant, *answer));
