@@ -92,9 +92,8 @@ impl Corpus {
             // The border moves for very small data only, and then the sides are counted again.
             if found == border {
                 let cut = all.cut_files();
-                let side = |side, counts: Counts| {
-                    Self::new(path, options, seed, side, counts.facts(cut))
-                };
+                let side =
+                    |side, counts: Counts| Self::new(path, options, seed, side, counts.facts(cut));
                 return Ok((
                     side(Side::Training(border), train),
                     side(Side::Validation(border), validation),

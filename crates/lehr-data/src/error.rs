@@ -160,6 +160,20 @@ pub enum Error {
         /// The files found.
         found: Vec<String>,
     },
+    /// No file of a folder can be read.
+    #[error(
+        "reading {path:?}: found only files that cannot be read ({}), expected files that end in \
+         {expected}",
+        .found.join(", ")
+    )]
+    NothingReadable {
+        /// The folder.
+        path: PathBuf,
+        /// The files found.
+        found: Vec<String>,
+        /// The endings that can be read.
+        expected: &'static str,
+    },
     /// There is nothing to read.
     #[error("reading {path:?}: found no {what}, expected at least one")]
     Empty {
@@ -250,7 +264,10 @@ pub enum Error {
         known: Vec<String>,
     },
     /// There are too few labels to tell apart.
-    #[error("collecting the labels: found {}, expected at least two different ones", quoted(.found))]
+    #[error(
+        "collecting the labels: found {}, expected at least two different ones",
+        quoted(.found)
+    )]
     TooFewLabels {
         /// The labels found.
         found: Vec<String>,
@@ -289,13 +306,17 @@ impl Error {
             Self::MixedKinds { .. } => {
                 "move the files into folders of their own, or choose with --kind"
             }
+            Self::NothingReadable { .. } => {
+                "convert them, as with pandas: read_parquet(...).to_json(..., lines=True)"
+            }
             Self::NoTraining { .. } => "name a file itself to train on it",
             Self::MissingField { found, .. } if found.is_empty() => "the record has no fields",
             Self::MissingField { .. } => "name the field to use, or rename it in the file",
             Self::WrongType { .. } => "correct the record, or name another field",
             Self::Conversation { source, .. } => {
-                let hint = source.hint()?;
-                return Some(format!("{hint}; --skip-bad leaves out such records"));
+                let skip = "--skip-bad leaves out such records";
+                let hint = source.hint();
+                return Some(hint.map_or(skip.to_owned(), |hint| format!("{hint}; {skip}")));
             }
             Self::UnknownKind { .. } => {
                 "a dataset has text; text and label; messages; prompt and completion; or \

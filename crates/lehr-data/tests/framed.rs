@@ -15,12 +15,8 @@ use serde_json::{Value, json};
 fn framed(before: &[&str], after: &[&str]) -> Tokenizer {
     let special = |name: &&str| json!({ "SpecialToken": { "id": name, "type_id": 0 } });
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
-    let single: Vec<Value> = before
-        .iter()
-        .map(special)
-        .chain([text])
-        .chain(after.iter().map(special))
-        .collect();
+    let single: Vec<Value> =
+        before.iter().map(special).chain([text]).chain(after.iter().map(special)).collect();
     let of = |name: &&str| {
         let id = TOKENIZER.special(name).unwrap();
         ((*name).to_owned(), json!({ "id": name, "ids": [id], "tokens": [name] }))

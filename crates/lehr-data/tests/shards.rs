@@ -194,6 +194,11 @@ fn a_tokenizer_without_an_end_of_document_is_refused() {
     let scratch = Scratch::new();
     let special_tokens = vec!["<|x|>".to_owned()];
     let bare = Trainer { special_tokens, ..Trainer::new(300) }.train(["text"]).unwrap();
-    let error = tokenize_cached(&corpus(&scratch, &documents()), &bare, scratch.path("c"), &mut no_progress);
+    let error = tokenize_cached(
+        &corpus(&scratch, &documents()),
+        &bare,
+        scratch.path("c"),
+        &mut no_progress,
+    );
     says(&error.unwrap_err(), &["ends a document", "<|endoftext|>"]);
 }

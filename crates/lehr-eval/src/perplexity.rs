@@ -150,11 +150,7 @@ impl<'a> Scorer<'a> {
     ///
     /// # Errors
     /// If the model needs special tokens in its prompt, or the document has fewer than two tokens.
-    pub fn score(
-        &self,
-        text: &str,
-        on_window: &mut dyn FnMut(usize, usize),
-    ) -> Result<Perplexity> {
+    pub fn score(&self, text: &str, on_window: &mut dyn FnMut(usize, usize)) -> Result<Perplexity> {
         let tokenizer = &self.loaded.tokenizer;
         let Windows { window, stride } = self.windows;
         let ids = tokenizer.encode(text).map_err(lehr_infer::Error::from)?;

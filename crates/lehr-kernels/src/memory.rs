@@ -130,7 +130,8 @@ mod tests {
 
     impl Root {
         fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let dir = std::env::temp_dir().join(format!("lehr-memory-{name}-{}", std::process::id()));
+            let dir =
+                std::env::temp_dir().join(format!("lehr-memory-{name}-{}", std::process::id()));
             for (path, content) in files {
                 let path = dir.join(path);
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -201,8 +202,7 @@ mod tests {
         let mounts = "35 31 0:32 /docker/3f /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
         let limit_file = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "2147483648\n");
         for (name, group) in [("in", "4:memory:/docker/3f\n"), ("out", "4:memory:/other\n")] {
-            let files =
-                [("proc/self/cgroup", group), ("proc/self/mountinfo", mounts), limit_file];
+            let files = [("proc/self/cgroup", group), ("proc/self/mountinfo", mounts), limit_file];
             assert_eq!(limit(name, &files), Some(2 * GIB), "{group}");
         }
     }

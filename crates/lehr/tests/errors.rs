@@ -183,7 +183,7 @@ fn data_that_cannot_be_learnt_from_is_named_with_its_place() {
         fails(dir, &tiny(name, "out", &[]), &[&[name], says].concat());
     };
     refused("latin.txt", b"glass\nvitr\xe9\n", &["line 2 is not UTF-8", "offset 10", "iconv"]);
-    refused("utf16.txt", b"\xff\xfeg\0l\0", &["line 1 is not UTF-8"]);
+    refused("utf16.txt", b"\xff\xfeg\0l\0", &["UTF-16, expected UTF-8"]);
     refused("empty.txt", b"", &["found no document"]);
     refused("blank.txt", b" \n\n \t\n", &["found no document"]);
     refused("photo.jpeg", b"glass", &[".jpeg", ".txt"]);
@@ -223,10 +223,6 @@ fn labels_and_conversations_that_do_not_fit_are_named() {
     write(dir, "few.jsonl", "{\"text\":\"a\",\"label\":\"x\"}\n");
     fails(dir, &args("few.jsonl"), &["1 labelled texts, too few"]);
     write_labelled(dir, 40);
-    write(dir, "held.jsonl", "{\"text\":\"a\",\"label\":\"never seen\"}\n");
-    let sets = ["data.validation_path=held.jsonl"];
-    let says = ["\"never seen\"", "expected one of \"bad\", \"good\""];
-    fails(dir, &with_sets(&args("labelled.jsonl"), &sets), &says);
     // Text is no conversation, even if someone says so.
     write_text(dir, 50);
     let kind = [&args("text.txt")[..], &["--kind", "chat"]].concat();

@@ -44,7 +44,8 @@ impl Renderer<'_> {
         for (role, index) in roles {
             let Some(index) = index else { continue };
             if is_unused(&without_content(messages, role), &options) {
-                let reason = format!("the template {name:?} does not write messages of role {role}");
+                let reason =
+                    format!("the template {name:?} does not write messages of role {role}");
                 return Err(conversation.refuse(index, reason));
             }
         }

@@ -120,11 +120,7 @@ impl Shard {
             file.seek(SeekFrom::Start(offset))?;
             file.read_exact(bytes)
         };
-        read().map_err(|source| Error::Io {
-            action: "reading",
-            path: self.path.clone(),
-            source,
-        })
+        read().map_err(|source| Error::Io { action: "reading", path: self.path.clone(), source })
     }
 }
 

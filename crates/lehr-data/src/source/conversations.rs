@@ -83,7 +83,8 @@ fn conversation(record: &mut Record) -> Result<Conversation> {
         Some(list) => {
             let turns = take_turns(record, list)?;
             if !messages.is_empty() && turns.first().is_some_and(|m| m.role == Role::System) {
-                let reason = format!("\"system\" is given, and {list} begins with a system message");
+                let reason =
+                    format!("\"system\" is given, and {list} begins with a system message");
                 return Err(record.place.malformed(reason));
             }
             messages.extend(turns);
@@ -93,6 +94,13 @@ fn conversation(record: &mut Record) -> Result<Conversation> {
             messages.extend(question_and_answer(record)?);
         }
     }
+    let is_blank = |message: &Message| {
+        message.role == Role::Assistant
+            && message.is_supervised
+            && message.fields.is_empty()
+            && message.content.trim().is_empty()
+    };
+    record.has_blank_answer = messages.iter().any(is_blank);
     validate(&messages).map_err(|source| record.place.conversation(source))?;
     let variables = take_variables(record)?;
     let id = record.take_id();
@@ -116,7 +124,7 @@ fn question_and_answer(record: &mut Record) -> Result<Vec<Message>> {
         Some(Value::Array(_)) => messages.extend(take_turns(record, answer)?),
         _ => {
             let text = record.take_text(answer)?;
-            if text.trim().is_empty() {
+            if text.is_empty() {
                 return Err(record.place.malformed(format!("{answer:?} is an empty answer")));
             }
             messages.push(Message::new(Role::Assistant, text));

@@ -14,7 +14,8 @@ pub(super) fn wide(head: &[u8]) -> Option<&'static str> {
         _ => {}
     }
     // Without a mark, the high bytes of Latin letters are zeros on one side only.
-    let zeros = |first: usize| head.iter().skip(first).step_by(2).filter(|byte| **byte == 0).count();
+    let zeros =
+        |first: usize| head.iter().skip(first).step_by(2).filter(|byte| **byte == 0).count();
     let (even, odd) = (zeros(0), zeros(1));
     let many = |n: usize| n * 100 > head.len() / 2 * ZERO_PERCENT;
     let one_sided = even.abs_diff(odd) * 10 > (even + odd) * 9;

@@ -10,7 +10,7 @@ use super::encoding::{self, BOM};
 use super::zstd::ZstdReader;
 use crate::{Error, Result};
 
-const KNOWN: &str = ".txt, .md, .jsonl, .json, .csv or .tsv, also with .gz or .zst";
+pub(super) const KNOWN: &str = ".txt, .md, .jsonl, .json, .csv or .tsv, also with .gz or .zst";
 /// Bytes at the start of a file from which its encoding is recognised.
 const HEAD_BYTES: u64 = 4096;
 
@@ -100,7 +100,7 @@ impl SourceFile {
     pub(crate) fn not_records(&self) -> Error {
         Error::UnknownExtension {
             path: self.path.clone(),
-            found: format!("{:?}", ending(&self.path)),
+            found: format!("{:?}", ending(&self.path).unwrap_or_default()),
             expected: ".jsonl, .json, .csv or .tsv, also with .gz or .zst",
         }
     }

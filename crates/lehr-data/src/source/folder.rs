@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::files::{Format, SourceFile, ending, io_error, unknown_extension};
+use super::files::{Format, KNOWN, SourceFile, ending, io_error, unknown_extension};
 use crate::{Error, Result};
 
 /// Names shown of a group of files.
@@ -67,8 +67,13 @@ const ABOUT: [&str; 9] = [
     "authors",
 ];
 /// Files of the Hugging Face `datasets` library that describe the data beside them.
-const DESCRIPTIONS: [&str; 5] =
-    ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "croissant.json"];
+const DESCRIPTIONS: [&str; 5] = [
+    "dataset_infos.json",
+    "dataset_info.json",
+    "dataset_dict.json",
+    "state.json",
+    "croissant.json",
+];
 
 /// The files of one part of a data set.
 pub(crate) struct DataFiles {
@@ -129,7 +134,9 @@ impl Listing {
         }
         // In a folder of .md files, README.md is a text like the others.
         let has_other = |file: &SourceFile| !is_about(&file.name) && !file.name.ends_with(".md");
-        let readme_is_data = !files.iter().any(has_other);
+        let n_texts = files.iter().filter(|file| !is_about(&file.name)).count();
+        let readme_is_data =
+            !files.iter().any(has_other) && (n_texts > 0 || listing.unknown.is_empty());
         let is_data = |file: &SourceFile| {
             !is_about(&file.name) || (readme_is_data && base(&file.name).starts_with("readme"))
         };
@@ -150,6 +157,11 @@ impl Listing {
 
     fn part(self, path: &Path, part: Part) -> Result<DataFiles> {
         let Self { train, validation, test, about, unknown } = self;
+        let n_data = train.len() + validation.len() + test.len();
+        if n_data == 0 && !unknown.is_empty() {
+            let (path, found) = (path.to_owned(), unknown);
+            return Err(Error::NothingReadable { path, found, expected: KNOWN });
+        }
         let held_out = names(&[&validation[..], &test].concat());
         let mut left_out = vec![("about the data", about), ("unknown ending", unknown)];
         let mut leave_out = |why, files: Vec<SourceFile>| left_out.insert(0, (why, names(&files)));
@@ -228,8 +240,13 @@ fn base(name: &str) -> String {
 fn is_about(name: &str) -> bool {
     let base = base(name);
     let text = ending(Path::new(&base)).is_none_or(|ending| [".md", ".txt"].contains(&&*ending));
+    // README_zh.md, but no license_plates.txt.
     let begins = |about: &&'static str| {
-        base.strip_prefix(*about).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
+        base.strip_prefix(*about).is_some_and(|rest| {
+            rest.is_empty()
+                || rest.starts_with(['.', '-'])
+                || (*about == "readme" && rest.starts_with('_'))
+        })
     };
     (text && ABOUT.iter().any(begins)) || DESCRIPTIONS.contains(&&*base)
 }

@@ -41,7 +41,13 @@ impl Reading {
     }
 
     fn note(&self, notes: Vec<String>) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).extend(notes);
+        let mut all = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Data may be read in several passes, which find the same.
+        for note in notes {
+            if !all.contains(&note) {
+                all.push(note);
+            }
+        }
     }
 }
 
@@ -66,6 +72,7 @@ pub(crate) struct Pass {
     unused: BTreeMap<String, u64>,
     unused_beyond: u64,
     blank: u64,
+    blank_answers: u64,
     n_good: u64,
     bad: Vec<Error>,
     n_bad: u64,
@@ -102,6 +109,7 @@ impl Pass {
         match parsed {
             Ok((parsed, record)) => {
                 record.unused().for_each(|name| self.unused(&name));
+                self.blank_answers += u64::from(record.has_blank_answer);
                 self.good();
                 Ok(Some(parsed).filter(|_| !self.has_failed()))
             }
@@ -153,8 +161,17 @@ impl Pass {
 
     /// Ends the pass: returns the bad records as one error, or hands the notes to the [`Reading`].
     pub(crate) fn end(&mut self) -> Result<()> {
-        let Self { file_note, unused, unused_beyond, blank, n_good, bad, n_bad, reading } =
-            std::mem::take(self);
+        let Self {
+            file_note,
+            unused,
+            unused_beyond,
+            blank,
+            blank_answers,
+            n_good,
+            bad,
+            n_bad,
+            reading,
+        } = std::mem::take(self);
         // Without a good record there is nothing to continue with.
         if n_bad > 0 && (!reading.skip_bad || n_good == 0) {
             return Err(match <[Error; 1]>::try_from(bad) {
@@ -174,11 +191,13 @@ impl Pass {
         if blank > 0 {
             notes.push(format!("warning: {blank} documents of white space only are left out"));
         }
+        if blank_answers > 0 {
+            let what = "learnt answers of white space only";
+            notes.push(format!("warning: {blank_answers} records have {what}"));
+        }
         if n_bad > 0 {
-            notes.push(format!(
-                "warning: {n_bad} bad records are left out:{}",
-                listed(&bad, n_bad)
-            ));
+            notes
+                .push(format!("warning: {n_bad} bad records are left out:{}", listed(&bad, n_bad)));
         }
         reading.note(notes);
         Ok(())

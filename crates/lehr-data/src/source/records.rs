@@ -25,6 +25,8 @@ pub(crate) struct Record {
     pub(crate) place: Place,
     /// Unused fields elsewhere: within messages, or around a list of records.
     unused: Vec<String>,
+    /// Whether an answer is white space. Unlike an empty one it can be learnt, but is worth a word.
+    pub(crate) has_blank_answer: bool,
 }
 
 /// The records of a file, one in memory at a time. An error of one record is followed by further
@@ -44,7 +46,10 @@ pub(crate) fn records(file: &SourceFile) -> Result<Records> {
 impl Record {
     pub(super) fn new(value: Value, place: Place) -> Result<Self> {
         match value {
-            Value::Object(fields) => Ok(Self { fields, place, unused: Vec::new() }),
+            Value::Object(fields) => {
+                let unused = Vec::new();
+                Ok(Self { fields, place, unused, has_blank_answer: false })
+            }
             other => {
                 let reason = format!("found {}, expected an object", type_name(&other));
                 Err(place.malformed(reason))

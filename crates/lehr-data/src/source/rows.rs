@@ -90,9 +90,8 @@ impl Rows {
     /// Reads a row with quoting as RFC 4180 has it, from its first line on.
     fn quoted_row(&mut self, number: u64, first: &str) -> Result<Vec<String>> {
         let place = Place::line(self.file.clone(), number);
-        let unclosed = || {
-            place.broken("a quote begins a field and is not closed by a second one".to_owned())
-        };
+        let unclosed =
+            || place.broken("a quote begins a field and is not closed by a second one".to_owned());
         let mut row = Row::new(self.delimiter);
         let mut status = row.line(first);
         loop {

@@ -3,8 +3,8 @@
 use lehr_tokenizer::chat::{Message, Role};
 use serde_json::{Map, Value, json};
 
-use super::json::Strict;
 use super::records::{Place, Record, type_name};
+use super::strict::Strict;
 use crate::Result;
 
 /// Names of roles in data sets.
@@ -101,9 +101,8 @@ impl Turn<'_> {
             message.content.clear();
             let call = as_json(content.unwrap_or_default().into());
             if call.is_string() {
-                return Err(self.fault(format!(
-                    "has role {name:?}, but its text is not the JSON of a call"
-                )));
+                return Err(self
+                    .fault(format!("has role {name:?}, but its text is not the JSON of a call")));
             }
             message.fields.insert("tool_calls".to_owned(), functions(call));
         }
@@ -112,7 +111,8 @@ impl Turn<'_> {
         }
         for field in ["tool_calls", "tool_call_id", "name", "reasoning_content"] {
             if let Some(value) = self.take(field) {
-                message.fields.insert(field.to_owned(), as_json(value));
+                let value = if field == "tool_calls" { as_json(value) } else { value };
+                message.fields.insert(field.to_owned(), value);
             }
         }
         for other in ["reasoning", "thinking"] {
@@ -127,7 +127,7 @@ impl Turn<'_> {
         if role == Role::Assistant
             && message.is_supervised
             && !has_more
-            && message.content.trim().is_empty()
+            && message.content.is_empty()
         {
             return Err(self.fault("is an empty answer".to_owned()));
         }
@@ -295,6 +295,10 @@ pub(super) fn take_history(record: &mut Record) -> Result<Vec<Message>> {
     for (index, item) in items.into_iter().enumerate() {
         let pair = item.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
         match pair.as_deref() {
+            Some([Some(_), Some(answer)]) if answer.is_empty() => {
+                let reason = format!("history[{index}] has an empty answer");
+                return Err(record.place.malformed(reason));
+            }
             Some([Some(question), Some(answer)]) => {
                 messages.push(Message::new(Role::User, *question));
                 messages.push(Message::new(Role::Assistant, *answer));

@@ -32,7 +32,8 @@ pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
             hash.update(text);
         }
     }
-    let texts = Texts { hash: hex(hash), bytes: 0, stream: Box::new(texts().map(|t| Ok(t.into()))) };
+    let texts =
+        Texts { hash: hex(hash), bytes: 0, stream: Box::new(texts().map(|t| Ok(t.into()))) };
     loaded_or_trained(recipe, cache, texts, notes)
 }
 

@@ -32,7 +32,9 @@ pub(super) fn write(quickstart: &mut Quickstart) -> Result<Stage> {
     };
     for language in LANGUAGES {
         sentiment(&data, language, "train")?.iter().for_each(|example| add(&example.text));
-        for conversation in read_conversations(dialogue(&data, language, "train"), &Reading::default())? {
+        for conversation in
+            read_conversations(dialogue(&data, language, "train"), &Reading::default())?
+        {
             let messages = conversation.messages.into_iter().map(|m| m.content);
             add(&messages.collect::<Vec<_>>().join("\n"));
         }
