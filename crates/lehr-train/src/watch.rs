@@ -98,7 +98,8 @@ mod tests {
             notes.push(text.to_owned());
             let _ = written.send(());
         };
-        let found = watch_from(Duration::from_millis(1), &mut note, "reading", 4_000_000, |done| {
+        let first = Duration::from_millis(1);
+        let found = watch_from(first, &mut note, "reading", 4_000_000, move |done| {
             done.add_bytes(1_000_000);
             (seen.recv(), seen.recv())
         });
