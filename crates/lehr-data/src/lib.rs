@@ -24,7 +24,7 @@ pub use loader::{
 pub use shard::ShardSet;
 pub use source::{
     Conversation, DatasetKind, Document, Labelled, LabelledFields, Part, ReadOptions, Reading,
-    guess_kind, has_validation, read_conversations, read_documents, read_labelled,
+    data_files, guess_kind, has_validation, read_conversations, read_documents, read_labelled,
 };
 pub use split::{split_by_text, split_documents};
 pub use tokenize::{Progress, TokenizeOptions, tokenize_cached, tokenize_to};

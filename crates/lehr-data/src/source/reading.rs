@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::files::SourceFile;
-use super::folder::{Part, data_files};
+use super::folder::{Part, files_of};
 use super::records::Record;
 use crate::error::listed;
 use crate::{Error, Result};
@@ -81,7 +81,7 @@ pub(crate) struct Pass {
 impl Pass {
     /// Begins a pass over the data at `path`, and returns the files to read.
     pub(crate) fn begin(reading: &Reading, path: &Path) -> Result<(Self, VecDeque<SourceFile>)> {
-        let found = data_files(path, reading.part)?;
+        let found = files_of(path, reading.part)?;
         let mut pass = Self::over(reading);
         pass.file_note = found.note;
         Ok((pass, found.files.into()))
