@@ -127,7 +127,8 @@ impl Pass {
     /// # Errors
     /// The error is about more than a record.
     pub(crate) fn bad(&mut self, error: Error) -> Result<()> {
-        if !error.is_of_record() && !(self.reading.skip_bad && error.is_of_line()) {
+        let is_of_one = error.is_of_record() || (self.reading.skip_bad && error.is_of_line());
+        if !is_of_one {
             return Err(error);
         }
         self.n_bad += 1;
