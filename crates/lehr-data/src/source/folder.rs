@@ -109,8 +109,9 @@ pub(crate) fn files_of(path: &Path, part: Part) -> Result<DataFiles> {
     Listing::read(path)?.part(path, part)
 }
 
-/// Lists the files that a run reads from a file or folder, by name and path: training and validation
-/// splits, or the test split if there are no others. The name is the path below the folder.
+/// Lists the files that a run reads from a file or folder, by name and path: training and
+/// validation splits, or the test split if there are no others. The name is the path below the
+/// folder.
 ///
 /// # Errors
 /// The path does not exist, or its ending is not known.
