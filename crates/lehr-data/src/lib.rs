@@ -28,7 +28,8 @@ pub use loader::{
 pub use shard::ShardSet;
 pub use source::{
     Conversation, DatasetKind, Document, Labelled, LabelledFields, Part, ReadOptions, Reading,
-    documents, guess_kind, has_validation, read_conversations, read_documents, read_labelled,
+    data_files, documents, guess_kind, has_validation, read_conversations, read_documents,
+    read_labelled,
 };
 pub use split::split_by_text;
 pub use tokenize::{Progress, TokenizeOptions, tokenize_cached, tokenize_to};

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Scratch, says};
 use lehr_data::{
-    DatasetKind, Part, ReadOptions, Reading, guess_kind, has_validation, read_documents,
+    DatasetKind, Part, ReadOptions, Reading, data_files, guess_kind, has_validation, read_documents,
 };
 use proptest::prelude::*;
 
@@ -54,6 +54,9 @@ fn a_downloaded_data_set_is_read_by_its_splits() {
             assert!(note.contains(name), "{name}: {note}");
         }
         assert!(has_validation(scratch.path("d")).unwrap());
+        let used = data_files(scratch.path("d")).unwrap();
+        let used: Vec<&str> = used.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(used, [train, validation], "what a run depends on");
         assert_eq!(read(&scratch, Part::Validation).0, [validation]);
         assert_eq!(read(&scratch, Part::Evaluation).0, [test]);
         assert_eq!(read(&scratch, Part::All).0.len(), 3);

@@ -94,7 +94,7 @@ struct Listing {
 }
 
 /// Returns the files of a part of the data set at `path`.
-pub(crate) fn data_files(path: &Path, part: Part) -> Result<DataFiles> {
+pub(crate) fn files_of(path: &Path, part: Part) -> Result<DataFiles> {
     let metadata = std::fs::metadata(path).map_err(|source| io_error(path, source))?;
     if !metadata.is_dir() {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
@@ -107,6 +107,25 @@ pub(crate) fn data_files(path: &Path, part: Part) -> Result<DataFiles> {
         return Ok(DataFiles { files: vec![file], note: None });
     }
     Listing::read(path)?.part(path, part)
+}
+
+/// Lists the files that a run reads from a file or folder, by name and path: training and
+/// validation splits, or the test split if there are no others. The name is the path below the
+/// folder.
+///
+/// # Errors
+/// The path does not exist, or its ending is not known.
+pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<(String, PathBuf)>> {
+    let path = path.as_ref();
+    let files = match path.is_dir() {
+        false => files_of(path, Part::Train)?.files,
+        true => {
+            let Listing { train, validation, test, .. } = Listing::read(path)?;
+            let used = [train, validation].concat();
+            if used.is_empty() { test } else { used }
+        }
+    };
+    Ok(files.into_iter().map(|file| (file.name, file.path)).collect())
 }
 
 /// Whether the data set at `path` is a folder with a validation split of its own.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::conversations::is_conversation;
 use super::files::{Format, SourceFile};
-use super::folder::{Part, data_files};
+use super::folder::{Part, files_of};
 use super::records::records;
 use crate::{Error, Result};
 
@@ -38,7 +38,7 @@ impl DatasetKind {
 pub fn guess_kind(path: impl AsRef<Path>) -> Result<DatasetKind> {
     let path = path.as_ref();
     let mut first: Option<(String, DatasetKind)> = None;
-    for file in data_files(path, Part::Train)?.files {
+    for file in files_of(path, Part::Train)?.files {
         let Some(kind) = kind(&file)? else { continue };
         match &first {
             None => first = Some((file.name, kind)),

@@ -28,7 +28,7 @@ mod zstd;
 pub use conversations::{Conversation, read_conversations};
 pub use document::Document;
 pub use documents::{Documents, ReadOptions, documents, read_documents};
-pub use folder::{Part, has_validation};
+pub use folder::{Part, data_files, has_validation};
 pub use kind::{DatasetKind, guess_kind};
 pub use labelled::{Labelled, LabelledFields, read_labelled};
 pub(crate) use reading::Pass;

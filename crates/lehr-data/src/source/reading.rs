@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::files::SourceFile;
-use super::folder::{Part, data_files};
+use super::folder::{Part, files_of};
 use super::records::Record;
 use crate::error::listed;
 use crate::{Error, Result};
@@ -81,7 +81,7 @@ pub(crate) struct Pass {
 impl Pass {
     /// Begins a pass over the data at `path`, and returns the files to read.
     pub(crate) fn begin(reading: &Reading, path: &Path) -> Result<(Self, VecDeque<SourceFile>)> {
-        let found = data_files(path, reading.part)?;
+        let found = files_of(path, reading.part)?;
         let mut pass = Self::over(reading);
         pass.file_note = found.note;
         Ok((pass, found.files.into()))
@@ -127,7 +127,8 @@ impl Pass {
     /// # Errors
     /// The error is about more than a record.
     pub(crate) fn bad(&mut self, error: Error) -> Result<()> {
-        if !error.is_of_record() && !(self.reading.skip_bad && error.is_of_line()) {
+        let is_of_one = error.is_of_record() || (self.reading.skip_bad && error.is_of_line());
+        if !is_of_one {
             return Err(error);
         }
         self.n_bad += 1;

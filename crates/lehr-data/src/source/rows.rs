@@ -61,7 +61,7 @@ impl Rows {
         let Some((number, line)) = self.next_line()? else { return Ok(None) };
         let place = Place::line(self.file.clone(), number);
         let row = match self.is_tsv {
-            true => self.tsv_row(number, line),
+            true => self.tsv_row(number, &line),
             false => self.quoted_row(number, &line).and_then(|row| self.counted(&place, row)),
         }?;
         if row == self.columns {
@@ -129,18 +129,18 @@ impl Rows {
     /// - the names of the columns are quoted too, or
     /// - the field begins and ends with quotes and has all quotes within doubled, at least one; or
     /// - the row has the right number of fields only if the field is read as quoted.
-    fn tsv_row(&mut self, number: u64, line: String) -> Result<Vec<String>> {
+    fn tsv_row(&mut self, number: u64, line: &str) -> Result<Vec<String>> {
         let place = Place::line(self.file.clone(), number);
-        let n_fields = split(&line).count();
-        let is_open = split(&line).any(|field| field.starts_with('"') && unquoted(field).is_none());
+        let n_fields = split(line).count();
+        let is_open = split(line).any(|field| field.starts_with('"') && unquoted(field).is_none());
         if n_fields > self.columns.len()
-            && let Some(row) = self.fitting(&line)
+            && let Some(row) = self.fitting(line)
         {
             return Ok(row);
         }
         if is_open
             && n_fields <= self.columns.len()
-            && let Some(row) = self.joined(&line)?
+            && let Some(row) = self.joined(line)?
         {
             return Ok(row);
         }
@@ -148,7 +148,7 @@ impl Rows {
             Some(inner) if inner.contains('"') => inner,
             _ => field.to_owned(),
         };
-        self.counted(&place, split(&line).map(text).collect())
+        self.counted(&place, split(line).map(text).collect())
     }
 
     /// Reads `text` as a quoted row with the right number of fields.

@@ -102,7 +102,7 @@ impl Turn<'_> {
             let call = as_json(content.unwrap_or_default().into());
             if call.is_string() {
                 return Err(self
-                    .fault(format!("has role {name:?}, but its text is not the JSON of a call")));
+                    .fault(&format!("has role {name:?}, but its text is not the JSON of a call")));
             }
             message.fields.insert("tool_calls".to_owned(), functions(call));
         }
@@ -129,7 +129,7 @@ impl Turn<'_> {
             && !has_more
             && message.content.is_empty()
         {
-            return Err(self.fault("is an empty answer".to_owned()));
+            return Err(self.fault("is an empty answer"));
         }
         // Null and empty fields say nothing.
         let says = |(_, value): &(String, Value)| !is_empty(value);
@@ -156,7 +156,7 @@ impl Turn<'_> {
         let lower = name.to_lowercase();
         let role = ROLES.iter().find(|(known, _)| *known == lower).map(|(_, role)| *role);
         let role = role.ok_or_else(|| {
-            self.fault(format!(
+            self.fault(&format!(
                 "has role {name:?}, expected \"system\", \"user\", \"assistant\" or \"tool\""
             ))
         })?;
@@ -206,7 +206,7 @@ impl Turn<'_> {
             let kind = part.shift_remove("type");
             let kind = kind.as_ref().and_then(Value::as_str).unwrap_or("text");
             if !TEXT_PARTS.contains(&kind) {
-                return Err(self.fault(format!("has a part of type {kind:?}, expected text")));
+                return Err(self.fault(&format!("has a part of type {kind:?}, expected text")));
             }
             match part.shift_remove("text") {
                 Some(Value::String(text)) => content.push_str(&text),
@@ -231,19 +231,19 @@ impl Turn<'_> {
                 ref value if value.as_f64() == Some(1.0) => true,
                 ref value if value.as_f64() == Some(0.0) => false,
                 other => {
-                    return Err(self.fault(format!(
+                    return Err(self.fault(&format!(
                         "has {field:?} {other}, expected 0 or 1: a turn is supervised or not"
                     )));
                 }
             };
             let said = said != MASKED.contains(field);
             if supervised.is_some_and(|before| before != said) {
-                return Err(self.fault(format!("has {field:?}, which contradicts another field")));
+                return Err(self.fault(&format!("has {field:?}, which contradicts another field")));
             }
             // Only what an assistant says can be supervised.
             let marks_other = said && role != Role::Assistant && !MASKED.contains(field);
             if marks_other && *field != "weight" {
-                return Err(self.fault(format!(
+                return Err(self.fault(&format!(
                     "has role {role} and {field:?}, but only assistants are supervised"
                 )));
             }
@@ -252,7 +252,7 @@ impl Turn<'_> {
         Ok(supervised.unwrap_or(true))
     }
 
-    fn fault(&self, what: String) -> crate::Error {
+    fn fault(&self, what: &str) -> crate::Error {
         self.place.malformed(format!("message {} {what}", self.name))
     }
 }
@@ -295,7 +295,7 @@ pub(super) fn take_history(record: &mut Record) -> Result<Vec<Message>> {
     for (index, item) in items.into_iter().enumerate() {
         let pair = item.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
         match pair.as_deref() {
-            Some([Some(_), Some(answer)]) if answer.is_empty() => {
+            Some([Some(_), Some("")]) => {
                 let reason = format!("history[{index}] has an empty answer");
                 return Err(record.place.malformed(reason));
             }
