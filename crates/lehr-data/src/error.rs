@@ -30,7 +30,10 @@ pub enum Error {
         expected: &'static str,
     },
     /// A file is not UTF-8.
-    #[error("reading {path:?}: line {line} is not UTF-8, the first bad byte is at offset {offset}")]
+    #[error(
+        "reading {path:?}: line {line} is not UTF-8, the first bad byte is at offset {offset}; \
+         it looks like {encoding}"
+    )]
     NotUtf8 {
         /// The file.
         path: PathBuf,
@@ -38,6 +41,16 @@ pub enum Error {
         line: u64,
         /// Offset in the (decompressed) file, from 0.
         offset: u64,
+        /// The encoding it may have.
+        encoding: &'static str,
+    },
+    /// A file has units of two or four bytes.
+    #[error("reading {path:?}: the text is {encoding}, expected UTF-8")]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// The encoding found.
+        encoding: &'static str,
     },
     /// A compressed file cannot be decompressed to its end.
     #[error("decompressing {path:?}: {reason}")]
@@ -56,6 +69,24 @@ pub enum Error {
         place: String,
         /// What the parser found.
         reason: String,
+    },
+    /// A file cannot be read beyond a place, because no later record can be found.
+    #[error("reading {path:?}, {place}: {reason}")]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Place from which the file cannot be read: "line 7" or "item 7, line 9".
+        place: String,
+        /// What the parser found.
+        reason: String,
+    },
+    /// Several records are bad.
+    #[error("reading the data: {count} records are bad:{listing}")]
+    BadRecords {
+        /// Number of bad records.
+        count: u64,
+        /// A line for each of the first ones, and the number of the others.
+        listing: String,
     },
     /// A record lacks a field.
     #[error("reading {path:?}, {place}: no field {field:?}, found {}", quoted(.found))]
@@ -101,6 +132,48 @@ pub enum Error {
         /// The fields of its first record.
         found: Vec<String>,
     },
+    /// The files of a folder are of different kinds.
+    #[error(
+        "guessing the kind of dataset of {path:?}: {first:?} holds {first_kind}, {other:?} holds \
+         {other_kind}"
+    )]
+    MixedKinds {
+        /// The folder.
+        path: PathBuf,
+        /// A file.
+        first: String,
+        /// Its kind, as in "conversations".
+        first_kind: &'static str,
+        /// A file of another kind.
+        other: String,
+        /// Its kind.
+        other_kind: &'static str,
+    },
+    /// A folder has only validation and test splits.
+    #[error(
+        "reading {path:?}: found only a validation or test split ({}), expected training data",
+        .found.join(", ")
+    )]
+    NoTraining {
+        /// The folder.
+        path: PathBuf,
+        /// The files found.
+        found: Vec<String>,
+    },
+    /// No file of a folder can be read.
+    #[error(
+        "reading {path:?}: found only files that cannot be read ({}), expected files that end in \
+         {expected}",
+        .found.join(", ")
+    )]
+    NothingReadable {
+        /// The folder.
+        path: PathBuf,
+        /// The files found.
+        found: Vec<String>,
+        /// The endings that can be read.
+        expected: &'static str,
+    },
     /// There is nothing to read.
     #[error("reading {path:?}: found no {what}, expected at least one")]
     Empty {
@@ -114,6 +187,12 @@ pub enum Error {
     Fraction {
         /// The requested fraction.
         fraction: f64,
+    },
+    /// Data is not what it was in an earlier pass over it.
+    #[error("reading {path:?} again: its documents are not those of the first reading")]
+    DataChanged {
+        /// The file or folder.
+        path: PathBuf,
     },
     /// There are no documents to tokenise.
     #[error("tokenising: there are no documents, expected at least one")]
@@ -185,7 +264,10 @@ pub enum Error {
         known: Vec<String>,
     },
     /// There are too few labels to tell apart.
-    #[error("collecting the labels: found {}, expected at least two", quoted(.found))]
+    #[error(
+        "collecting the labels: found {}, expected at least two different ones",
+        quoted(.found)
+    )]
     TooFewLabels {
         /// The labels found.
         found: Vec<String>,
@@ -233,17 +315,39 @@ impl Error {
                 "the file may be truncated or not compressed: test it with gzip -t or zstd -t, or \
                  fetch it again"
             }
-            Self::Malformed { .. } => "correct or remove the record",
+            Self::Encoding { encoding: "UTF-32", .. } => {
+                "convert the file, as with: iconv -f UTF-32 -t UTF-8 IN > OUT"
+            }
+            Self::Encoding { .. } => "convert the file, as with: iconv -f UTF-16 -t UTF-8 IN > OUT",
+            Self::Malformed { .. } => {
+                "correct or remove the record; --skip-bad leaves out bad records"
+            }
+            Self::Broken { .. } => "correct the file there: what follows cannot be read",
+            Self::BadRecords { .. } => {
+                "correct or remove the records; --skip-bad leaves them out and counts them"
+            }
+            Self::MixedKinds { .. } => {
+                "move the files into folders of their own, or choose with --kind"
+            }
+            Self::NothingReadable { .. } => {
+                "convert them, as with pandas: read_parquet(...).to_json(..., lines=True)"
+            }
+            Self::NoTraining { .. } => "name a file itself to train on it",
             Self::MissingField { found, .. } if found.is_empty() => "the record has no fields",
             Self::MissingField { .. } => "name the field to use, or rename it in the file",
             Self::WrongType { .. } => "correct the record, or name another field",
-            Self::Conversation { source, .. } => return source.hint(),
+            Self::Conversation { source, .. } => {
+                let skip = "--skip-bad leaves out such records";
+                let hint = source.hint();
+                return Some(hint.map_or(skip.to_owned(), |hint| format!("{hint}; {skip}")));
+            }
             Self::UnknownKind { .. } => {
                 "a dataset has text; text and label; messages; prompt and completion; or \
                  instruction and output"
             }
             Self::Empty { .. } => "check the path, the endings of the files and the text field",
             Self::Fraction { .. } => "0.05 keeps every twentieth document for validation",
+            Self::DataChanged { .. } => "start again when nothing writes to the data any more",
             Self::NoDocuments => "check the path of the text and how it is split",
             Self::Shard { .. } => "delete the shard's folder; lehr makes it again from the text",
             Self::OtherTokenizer { .. } => {
@@ -266,6 +370,34 @@ impl Error {
         };
         Some(hint.to_owned())
     }
+}
+
+impl Error {
+    /// Whether the error is about one record, after which others can be read.
+    pub(crate) fn is_of_record(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed { .. }
+                | Self::MissingField { .. }
+                | Self::WrongType { .. }
+                | Self::Conversation { .. }
+        )
+    }
+
+    /// Whether the error is about the bytes of one line.
+    pub(crate) fn is_of_line(&self) -> bool {
+        matches!(self, Self::NotUtf8 { .. })
+    }
+}
+
+/// A line for each of the errors, and the number of those of `count` that are not among them.
+pub(crate) fn listed(errors: &[Error], count: u64) -> String {
+    let mut lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
+    let more = count.saturating_sub(errors.len() as u64);
+    if more > 0 {
+        lines.push_str(&format!("\n  and {more} more"));
+    }
+    lines
 }
 
 fn quoted(names: &[String]) -> String {

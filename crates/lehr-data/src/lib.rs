@@ -1,14 +1,17 @@
 //! From files of text to batches of token ids.
 //!
 //! ```text
-//! files -> source (documents, labelled texts, conversations) -> split -> tokenize (shards)
-//!       -> loader -> Batch
+//! files -> source (documents) -> corpus (split) -> tokenize (shards) -> loader -> Batch
+//! files -> source (labelled texts, conversations) -> split -> loader -> Batch
 //! ```
+//!
+//! Documents are never held in memory together: every pass over a [`Corpus`] reads its files again.
 //!
 //! Every loader is a pure function of (seed, batch index), so a run resumes at any batch without
 //! replaying the ones before. A [`Batch`] is plain vectors: this crate knows nothing of tensors.
 
 mod batch;
+mod corpus;
 mod error;
 pub mod loader;
 pub mod shard;
@@ -17,15 +20,17 @@ mod split;
 mod tokenize;
 
 pub use batch::{Batch, Layout, LayoutRule, Sequence};
+pub use corpus::Corpus;
 pub use error::{Error, Result};
 pub use loader::{
-    Answers, ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, SftLoader,
-    conversation_lengths,
+    Answers, ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, Renderer,
+    SftLoader, conversation_lengths,
 };
 pub use shard::ShardSet;
 pub use source::{
-    Conversation, DatasetKind, Document, Labelled, LabelledFields, ReadOptions, data_files,
-    guess_kind, read_conversations, read_documents, read_labelled,
+    Conversation, DatasetKind, Document, Labelled, LabelledFields, Part, ReadOptions, Reading,
+    data_files, documents, guess_kind, has_validation, read_conversations, read_documents,
+    read_labelled,
 };
-pub use split::{split_by_text, split_documents};
+pub use split::split_by_text;
 pub use tokenize::{Progress, TokenizeOptions, tokenize_cached, tokenize_to};

@@ -7,12 +7,12 @@ use sha2::{Digest, Sha256};
 
 use crate::shard::{EXTENSION, ShardSet, ShardWriter};
 use crate::source::Document;
-use crate::{Error, Result};
+use crate::{Corpus, Error, Result};
 
-/// Bytes of text held and encoded at a time.
+/// Bytes of text held and encoded at a time. A longer document is held as a whole.
 const CHUNK_BYTES: usize = 8 << 20;
 /// Part of the cache key. Raise it when the same text gives different shards.
-const CACHE_VERSION: &[u8] = b"lehr token cache 1";
+const CACHE_VERSION: &[u8] = b"lehr token cache 2";
 
 /// How to write shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,14 +28,14 @@ impl Default for TokenizeOptions {
     }
 }
 
-/// Progress of tokenising.
+/// Progress of a pass over documents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Documents done.
     pub documents: u64,
     /// UTF-8 bytes of text done.
     pub text_bytes: u64,
-    /// Tokens written.
+    /// Tokens written; 0 when documents are only read.
     pub tokens: u64,
 }
 
@@ -48,20 +48,21 @@ pub struct Progress {
 /// There are no documents, the tokenizer has no end-of-document token, the folder cannot be
 /// written, or cached shards are damaged.
 pub fn tokenize_cached(
-    documents: &[Document],
+    documents: &Corpus,
     tokenizer: &Tokenizer,
     cache: impl AsRef<Path>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ShardSet> {
     let cache = cache.as_ref();
-    let key = cache_key(documents, tokenizer);
+    let key = cache_key(documents, tokenizer)?;
     let folder = cache.join(&key);
     if !folder.is_dir() {
         let beside = cache.join(format!(".{key}.{}", std::process::id()));
-        let texts = documents.iter().map(|document| Ok(document.text.as_str()));
-        let written =
-            write_shards(texts, tokenizer, &beside, &TokenizeOptions::default(), progress)
-                .and_then(|()| publish(&beside, &folder));
+        let options = TokenizeOptions::default();
+        let written = documents
+            .read()
+            .and_then(|all| write_shards(texts(all), tokenizer, &beside, &options, progress))
+            .and_then(|()| publish(&beside, &folder));
         if let Err(error) = written {
             // The first error is the one to report; the leftovers only take disk space.
             let _ = std::fs::remove_dir_all(&beside);
@@ -83,13 +84,18 @@ pub fn tokenize_to(
     options: &TokenizeOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ShardSet> {
-    let texts = documents.into_iter().map(|document| document.map(|document| document.text));
-    write_shards(texts, tokenizer, folder.as_ref(), options, progress)?;
+    write_shards(texts(documents.into_iter()), tokenizer, folder.as_ref(), options, progress)?;
     ShardSet::open(folder, tokenizer)
 }
 
-fn write_shards<S: AsRef<str>>(
-    texts: impl Iterator<Item = Result<S>>,
+fn texts(
+    documents: impl Iterator<Item = Result<Document>>,
+) -> impl Iterator<Item = Result<String>> {
+    documents.map(|document| document.map(|document| document.text))
+}
+
+fn write_shards(
+    texts: impl Iterator<Item = Result<String>>,
     tokenizer: &Tokenizer,
     folder: &Path,
     options: &TokenizeOptions,
@@ -107,7 +113,7 @@ fn write_shards<S: AsRef<str>>(
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     for text in texts {
         let text = text?;
-        bytes += text.as_ref().len();
+        bytes += text.len();
         chunk.push(text);
         if bytes >= CHUNK_BYTES {
             shards.write(&chunk)?;
@@ -132,17 +138,16 @@ struct Shards<'a> {
 }
 
 impl Shards<'_> {
-    fn write<S: AsRef<str>>(&mut self, texts: &[S]) -> Result<()> {
-        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+    fn write(&mut self, texts: &[String]) -> Result<()> {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         for (text, ids) in texts.iter().zip(self.tokenizer.encode_batch(&texts)?) {
             let mut shard = match self.open.take() {
                 Some(shard) => shard,
                 None => ShardWriter::create(self.next_path()?, self.tokenizer)?,
             };
-            shard.push(&ids, text.len() as u64)?;
+            self.done.tokens += shard.push(&ids, text.len() as u64)?;
             self.done.documents += 1;
             self.done.text_bytes += text.len() as u64;
-            self.done.tokens += ids.len() as u64 + 1;
             let full = shard.tokens() >= self.shard_tokens;
             self.open = Some(shard);
             if full {
@@ -177,15 +182,17 @@ fn publish(beside: &Path, folder: &Path) -> Result<()> {
     }
 }
 
-fn cache_key(documents: &[Document], tokenizer: &Tokenizer) -> String {
+fn cache_key(documents: &Corpus, tokenizer: &Tokenizer) -> Result<String> {
     let mut hasher = Sha256::new();
     hasher.update(CACHE_VERSION);
     hasher.update(tokenizer.hash().as_bytes());
-    for document in documents {
-        hasher.update((document.text.len() as u64).to_le_bytes());
-        hasher.update(document.text.as_bytes());
+    // The ids around a document may come from files beside the tokenizer's.
+    for ids in [tokenizer.document_prefix(), vec![tokenizer.end_of_document()?]] {
+        hasher.update((ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
     }
-    hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    hasher.update(documents.hash().as_bytes());
+    Ok(hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> Error {

@@ -4,16 +4,26 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{Scratch, document, says};
 use lehr_data::{
-    DatasetKind, Labelled, LabelledFields, guess_kind, read_conversations, read_labelled,
-    split_by_text, split_documents,
+    Conversation, DatasetKind, Labelled, LabelledFields, Reading, guess_kind, read_conversations,
+    read_labelled, split_by_text,
 };
 use lehr_tokenizer::chat::{Message, Role};
 use proptest::prelude::*;
 
 fn labelled(text: &str, label: &str) -> Labelled {
     Labelled { text: text.into(), label: label.into() }
+}
+
+fn labels(path: impl AsRef<Path>, fields: &LabelledFields) -> lehr_data::Result<Vec<Labelled>> {
+    read_labelled(path, fields, &Reading::default())
+}
+
+fn chats(path: impl AsRef<Path>) -> lehr_data::Result<Vec<Conversation>> {
+    read_conversations(path, &Reading::default())
 }
 
 #[test]
@@ -25,13 +35,13 @@ fn labelled_texts_are_read_from_every_record_format() {
         ("a.csv", "label,text\n1,good\n0,bad\n"),
         ("a.tsv", "text\tlabel\ngood\t1\nbad\t0\n"),
     ] {
-        let read = read_labelled(scratch.file(name, content), &LabelledFields::default()).unwrap();
+        let read = labels(scratch.file(name, content), &LabelledFields::default()).unwrap();
         assert_eq!(read, [labelled("good", "1"), labelled("bad", "0")], "{name}");
     }
     let fields = LabelledFields { text: "review".into(), label: "stars".into() };
     let path = scratch.file("b.csv", "review,stars\nfine,true\n");
-    assert_eq!(read_labelled(&path, &fields).unwrap(), [labelled("fine", "true")]);
-    let error = read_labelled(&path, &LabelledFields::default()).unwrap_err();
+    assert_eq!(labels(&path, &fields).unwrap(), [labelled("fine", "true")]);
+    let error = labels(&path, &LabelledFields::default()).unwrap_err();
     says(&error, &["line 2", "\"label\"", "found \"review\", \"stars\""]);
 }
 
@@ -39,11 +49,13 @@ fn labelled_texts_are_read_from_every_record_format() {
 fn bad_labelled_files_are_named() {
     let scratch = Scratch::new();
     let read = |name: &str, content: &str| {
-        read_labelled(scratch.file(name, content), &LabelledFields::default()).unwrap_err()
+        labels(scratch.file(name, content), &LabelledFields::default()).unwrap_err()
     };
     says(&read("a.jsonl", "{\"text\": \"a\", \"label\": [1]}"), &["\"label\" is a list"]);
     says(&read("a.jsonl", "{\"text\": 5, \"label\": 1}"), &["\"text\" is a number"]);
     says(&read("a.jsonl", ""), &["found no labelled text"]);
+    says(&read("a.csv", "text,label\na,\n"), &["line 2", "\"label\" is empty"]);
+    says(&read("a.csv", "text,label\n ,a\n"), &["line 2", "\"text\" is empty"]);
     says(&read("a.txt", "text"), &["expected .jsonl"]);
 }
 
@@ -64,12 +76,12 @@ fn conversations_are_read_from_every_form() {
     ] {
         let path = scratch.file("a.jsonl", record);
         assert_eq!(guess_kind(&path).unwrap(), DatasetKind::Chat, "{record}");
-        let read = read_conversations(&path).unwrap();
+        let read = chats(&path).unwrap();
         assert_eq!(read[0].messages, talk("q", "a"), "{record}");
         assert_eq!(read[0].id, "a.jsonl:1");
     }
     let record = r#"{"system": "s", "instruction": "q", "input": "i", "output": "a", "id": "x"}"#;
-    let read = read_conversations(scratch.file("a.jsonl", record)).unwrap();
+    let read = chats(scratch.file("a.jsonl", record)).unwrap();
     assert_eq!(read[0].messages[0], Message::new(Role::System, "s"));
     assert_eq!(read[0].messages[1].content, "q\n\ni");
     assert_eq!(read[0].id, "x");
@@ -83,7 +95,10 @@ fn bad_conversations_are_named() {
         (r#"{"prompt": "a"}"#, &["no field \"completion\""]),
         (r#"{"messages": "a"}"#, &["\"messages\" is a string, expected a list"]),
         (r#"{"messages": []}"#, &["line 1", "message 0", "expected a user message"]),
-        (r#"{"messages": [{"role": "tool", "content": ""}]}"#, &["message 0 has role \"tool\""]),
+        (
+            r#"{"messages": [{"role": "tool", "content": ""}]}"#,
+            &["message 0: found role tool, expected user"],
+        ),
         (r#"{"messages": [{"role": "user"}]}"#, &["messages[0].content", "null", "a string"]),
         (
             r#"{"messages": [{"role": "assistant", "content": "a"}]}"#,
@@ -91,7 +106,7 @@ fn bad_conversations_are_named() {
         ),
         ("", &["found no conversation"]),
     ] {
-        says(&read_conversations(scratch.file("a.jsonl", record)).unwrap_err(), parts);
+        says(&chats(scratch.file("a.jsonl", record)).unwrap_err(), parts);
     }
 }
 
@@ -108,15 +123,18 @@ fn the_kind_of_a_dataset_is_guessed_from_its_fields() {
 
 proptest! {
     #[test]
-    fn a_split_keeps_every_document_once_and_leaves_no_side_empty(
-        texts in prop::collection::vec("[a-z]{1,6}", 2..40),
+    fn a_split_keeps_every_text_once_and_no_side_empty_and_copies_together(
+        texts in prop::collection::vec("[a-c]{1,2}", 1..40),
         fraction in 0.001f64..0.999,
         seed in any::<u64>(),
     ) {
-        let documents = texts.iter().map(document).collect();
-        let (train, validation) = split_documents(documents, fraction, seed).unwrap();
-        prop_assert!(!train.is_empty() && !validation.is_empty());
-        let mut after: Vec<_> = train.into_iter().chain(validation).map(|d| d.text).collect();
+        let split = split_by_text(texts.clone(), Clone::clone, fraction, seed).unwrap();
+        let (train, validation) = split;
+        let n_different = texts.iter().collect::<std::collections::HashSet<_>>().len();
+        prop_assert_eq!(validation.is_empty(), n_different == 1);
+        prop_assert!(!train.is_empty());
+        prop_assert!(validation.iter().all(|text| !train.contains(text)));
+        let mut after: Vec<_> = train.into_iter().chain(validation).collect();
         let mut before = texts;
         before.sort();
         after.sort();

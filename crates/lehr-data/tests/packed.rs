@@ -13,9 +13,9 @@ use lehr_tokenizer::chat::{ChatTemplate, Message, Role, render};
 use proptest::prelude::*;
 
 fn talks(answers: &[String]) -> Vec<Conversation> {
-    let talk = |answer: &String| Conversation {
-        id: String::new(),
-        messages: vec![Message::new(Role::User, "q"), Message::new(Role::Assistant, answer)],
+    let talk = |answer: &String| {
+        let messages = vec![Message::new(Role::User, "q"), Message::new(Role::Assistant, answer)];
+        Conversation::new("", messages)
     };
     answers.iter().map(talk).collect()
 }
@@ -181,14 +181,19 @@ fn long_conversations_are_cut_and_counted_and_those_without_an_answer_left_out()
     let mut long_question = talks[1].clone();
     long_question.messages[0].content = "q".repeat(100);
     talks.push(long_question);
-    talks.push(Conversation { id: String::new(), messages: vec![Message::new(Role::User, "q")] });
+    talks.push(Conversation::new("", vec![Message::new(Role::User, "q")]));
     let loader = sft(&talks, LoaderOptions::sequential(1, 20));
     assert_eq!((loader.examples(), loader.truncated(), loader.dropped()), (2, 2, 2));
     // The long answer is cut, and that of the long question is lost.
     assert_eq!(loader.answers(), Answers { all: 3, cut: 2 });
     let whole = sft(&talks, LoaderOptions::sequential(1, 200));
     assert_eq!((whole.truncated(), whole.answers()), (0, Answers { all: 3, cut: 0 }));
-    let lengths = conversation_lengths(&talks, &TOKENIZER, &ChatTemplate::default()).unwrap();
+    let lengths = conversation_lengths(
+        &talks,
+        &Renderer { tokenizer: &TOKENIZER, template: &ChatTemplate::default() },
+        &Reading::default(),
+    )
+    .unwrap();
     let longest = *lengths.iter().max().unwrap();
     assert_eq!(sft(&talks, LoaderOptions::sequential(1, longest)).truncated(), 0);
     assert!(sft(&talks, LoaderOptions::sequential(1, longest - 1)).truncated() > 0);
@@ -213,6 +218,12 @@ fn labels_are_learnt_sorted_and_unknown_ones_are_named() {
     let labels = LabelSet::learn(&train).unwrap();
     assert_eq!(labels.names(), ["neg", "pos"]);
     assert_eq!((labels.class("pos"), labels.class("other")), (Some(1), None));
+    let numbers = labelled(&[("a", "10"), ("b", "9"), ("c", "-1")]);
+    assert_eq!(LabelSet::learn(&numbers).unwrap().names(), ["-1", "9", "10"]);
+    let stored = ["z", "x", "y"].map(String::from);
+    assert_eq!(LabelSet::from_names(stored).unwrap().names(), ["z", "x", "y"], "as stored");
+    let error = LabelSet::from_names(["x", "y", "x"].map(String::from)).unwrap_err();
+    says(&error, &["two different ones"]);
     let test = labelled(&[("good", "pos"), ("so so", "neutral")]);
     let options = LoaderOptions::sequential(1, 20);
     let error = ClassLoader::new(&test, &labels, &TOKENIZER, options).unwrap_err();

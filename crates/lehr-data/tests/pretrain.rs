@@ -15,7 +15,7 @@ fn shards(texts: &[String], shard_tokens: u64) -> ShardSet {
     let documents = texts.iter().map(|text| Ok(document(text)));
     let options = TokenizeOptions { shard_tokens };
     let folder = scratch.path("tokens");
-    // The map outlives the scratch folder.
+    // The open files outlive the scratch folder.
     tokenize_to(documents, &TOKENIZER, folder, &options, &mut |_| {}).unwrap()
 }
 

@@ -9,8 +9,8 @@ use std::path::Path;
 use common::{Scratch, TOKENIZER, document, says};
 use lehr_data::shard::{Shard, ShardWriter};
 use lehr_data::{
-    Document, Loader, LoaderOptions, PretrainLoader, Progress, ShardSet, TokenizeOptions,
-    tokenize_cached, tokenize_to,
+    Corpus, Document, Loader, LoaderOptions, PretrainLoader, Progress, ReadOptions, ShardSet,
+    TokenizeOptions, tokenize_cached, tokenize_to,
 };
 use lehr_tokenizer::{Tokenizer, Trainer};
 
@@ -19,6 +19,14 @@ fn documents() -> Vec<Document> {
 }
 
 fn no_progress(_: Progress) {}
+
+/// The documents in a file, counted.
+fn corpus(scratch: &Scratch, documents: &[Document]) -> Corpus {
+    let line = |document: &Document| serde_json::json!({ "text": document.text }).to_string();
+    let lines: Vec<String> = documents.iter().map(line).collect();
+    let path = scratch.file("documents.jsonl", lines.join("\n"));
+    Corpus::whole(path, &ReadOptions::default(), 1, &mut no_progress).unwrap()
+}
 
 /// All tokens of a set, by way of the sequential loader with one long row.
 fn stream(set: &ShardSet) -> Vec<i32> {
@@ -82,7 +90,8 @@ fn a_second_run_uses_the_cache() {
     let cache = scratch.path("cache");
     let mut calls = 0;
     let mut run = |documents: &[Document]| {
-        let set = tokenize_cached(documents, &TOKENIZER, &cache, &mut |_| calls += 1).unwrap();
+        let documents = corpus(&scratch, documents);
+        let set = tokenize_cached(&documents, &TOKENIZER, &cache, &mut |_| calls += 1).unwrap();
         (stream(&set), calls)
     };
     let (first, calls) = run(&documents());
@@ -98,11 +107,13 @@ fn a_second_run_uses_the_cache() {
 }
 
 #[test]
-fn no_documents_leave_no_cache_behind() {
+fn documents_that_change_leave_no_cache_behind() {
     let scratch = Scratch::new();
     let cache = scratch.path("cache");
-    let error = tokenize_cached(&[], &TOKENIZER, &cache, &mut no_progress).unwrap_err();
-    says(&error, &["no documents"]);
+    let before = corpus(&scratch, &documents());
+    corpus(&scratch, &documents()[1..]);
+    let error = tokenize_cached(&before, &TOKENIZER, &cache, &mut no_progress).unwrap_err();
+    says(&error, &["documents.jsonl", "not those of the first reading"]);
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0);
 }
 
@@ -183,6 +194,11 @@ fn a_tokenizer_without_an_end_of_document_is_refused() {
     let scratch = Scratch::new();
     let special_tokens = vec!["<|x|>".to_owned()];
     let bare = Trainer { special_tokens, ..Trainer::new(300) }.train(["text"]).unwrap();
-    let error = tokenize_cached(&documents(), &bare, scratch.path("c"), &mut no_progress);
+    let error = tokenize_cached(
+        &corpus(&scratch, &documents()),
+        &bare,
+        scratch.path("c"),
+        &mut no_progress,
+    );
     says(&error.unwrap_err(), &["ends a document", "<|endoftext|>"]);
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`metrics`]: accuracy and F1 of predicted classes, and intervals around measured numbers.
 //! - [`baseline`]: what a model has to beat: the most frequent class, and a bag of words.
-//! - [`perplexity`](perplexity()): how well a language model predicts a text.
+//! - [`Scorer`]: how well a language model predicts a text.
 //! - [`report`]: one HTML file with text, tables, curves and samples.
 //!
 //! A number without an interval or a baseline says little: 85 % of 100 texts may be 77 % or 91 % of
@@ -15,4 +15,4 @@ mod perplexity;
 pub mod report;
 
 pub use error::{Error, Result};
-pub use perplexity::{Perplexity, PerplexityError, Windows, perplexity};
+pub use perplexity::{Perplexity, PerplexityError, Scorer, Windows};

@@ -58,7 +58,7 @@ impl PerplexityError {
 type Result<T> = std::result::Result<T, PerplexityError>;
 
 /// The negative log-likelihood of a text under a model.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Perplexity {
     /// −Σ ln p over the scored tokens, in nats.
     pub nll: f64,
@@ -68,6 +68,15 @@ pub struct Perplexity {
     pub n_bytes: usize,
     /// Number of windows.
     pub n_windows: usize,
+}
+
+impl std::ops::AddAssign for Perplexity {
+    fn add_assign(&mut self, other: Self) {
+        self.nll += other.nll;
+        self.n_tokens += other.n_tokens;
+        self.n_bytes += other.n_bytes;
+        self.n_windows += other.n_windows;
+    }
 }
 
 impl Perplexity {
@@ -104,57 +113,70 @@ impl Windows {
     }
 }
 
-/// Scores `text` in overlapping windows and sums −ln p of its tokens.
-///
-/// A window scores only the tokens that no earlier window contains, so every token is scored once.
-/// Outside the first window a scored token has at least `window − stride` tokens before it. If the
-/// tokenizer has a begin token, every window starts with it. Otherwise nothing precedes the first
-/// token of the text, which is not scored.
-///
-/// After each window, `on_window(done, total)` is called.
-///
-/// # Errors
-/// If the model is an encoder or needs special tokens in its prompt, a window is longer than its
-/// context, or the text has fewer than two tokens.
-pub fn perplexity(
-    loaded: &Loaded,
-    text: &str,
+/// A model that scores texts, one document at a time, in windows.
+pub struct Scorer<'a> {
+    loaded: &'a Loaded,
     windows: Windows,
-    on_window: &mut dyn FnMut(usize, usize),
-) -> Result<Perplexity> {
-    let Loaded { model, tokenizer, .. } = loaded;
-    model.check_causal("scoring a text")?;
-    let Windows { window, stride } = windows;
-    let before: Vec<i32> = tokenizer.prefix_ids().iter().map(|id| *id as i32).collect();
-    let context = model.spec().max_positions;
-    let n_before = before.len();
-    if window > context || window < n_before + 2 || stride == 0 || stride + n_before.max(1) > window
-    {
-        return Err(PerplexityError::Windows { window, stride, context });
+    /// The tokens that begin every window.
+    before: Vec<i32>,
+}
+
+impl<'a> Scorer<'a> {
+    /// Prepares scoring in `windows`.
+    ///
+    /// # Errors
+    /// If the model is an encoder, or a window is longer than its context.
+    pub fn new(loaded: &'a Loaded, windows: Windows) -> Result<Self> {
+        let Loaded { model, tokenizer, .. } = loaded;
+        model.check_causal("scoring a text")?;
+        let Windows { window, stride } = windows;
+        let before: Vec<i32> = tokenizer.prefix_ids().iter().map(|id| *id as i32).collect();
+        let context = model.spec().max_positions;
+        let n = before.len();
+        if window > context || window < n + 2 || stride == 0 || stride + n.max(1) > window {
+            return Err(PerplexityError::Windows { window, stride, context });
+        }
+        Ok(Self { loaded, windows, before })
     }
-    let ids = tokenizer.encode(text).map_err(lehr_infer::Error::from)?;
-    lehr_infer::check_ids(&ids, tokenizer, model)?;
-    let first = usize::from(before.is_empty());
-    if ids.len() <= first {
-        return Err(PerplexityError::TextTooShort { found: ids.len() });
+
+    /// Scores a document in overlapping windows and sums −ln p of its tokens.
+    ///
+    /// A window scores only the tokens that no earlier window contains, so every token is scored
+    /// once. Outside the first window a scored token has at least `window − stride` tokens before
+    /// it. If the tokenizer has a begin token, every window starts with it. Otherwise nothing
+    /// precedes the first token of the document, which is not scored.
+    ///
+    /// After each window, `on_window(done, total)` is called.
+    ///
+    /// # Errors
+    /// If the model needs special tokens in its prompt, or the document has fewer than two tokens.
+    pub fn score(&self, text: &str, on_window: &mut dyn FnMut(usize, usize)) -> Result<Perplexity> {
+        let tokenizer = &self.loaded.tokenizer;
+        let Windows { window, stride } = self.windows;
+        let ids = tokenizer.encode(text).map_err(lehr_infer::Error::from)?;
+        lehr_infer::check_ids(&ids, tokenizer, &self.loaded.model)?;
+        let first = usize::from(self.before.is_empty());
+        if ids.len() <= first {
+            return Err(PerplexityError::TextTooShort { found: ids.len() });
+        }
+        let n_bytes = text.len() - tokenizer.decode_bytes(&ids[..first]).len();
+        let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
+        let room = window - self.before.len();
+        let n_windows = 1 + ids.len().saturating_sub(room).div_ceil(stride);
+        let mut total = Perplexity { nll: 0.0, n_tokens: 0, n_bytes, n_windows };
+        let mut scored = first;
+        for at in 0..n_windows {
+            let start = at * stride;
+            let end = (start + room).min(ids.len());
+            let run = [&self.before[..], &ids[start..end]].concat();
+            let n_new = end - scored;
+            total.nll += no_grad(|| nll_of_last(self.loaded, &run, n_new))?;
+            total.n_tokens += n_new;
+            scored = end;
+            on_window(at + 1, n_windows);
+        }
+        Ok(total)
     }
-    let n_bytes = text.len() - tokenizer.decode_bytes(&ids[..first]).len();
-    let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
-    let room = window - n_before;
-    let n_windows = 1 + ids.len().saturating_sub(room).div_ceil(stride);
-    let mut total = Perplexity { nll: 0.0, n_tokens: 0, n_bytes, n_windows };
-    let mut scored = first;
-    for at in 0..n_windows {
-        let start = at * stride;
-        let end = (start + room).min(ids.len());
-        let run = [&before[..], &ids[start..end]].concat();
-        let n_new = end - scored;
-        total.nll += no_grad(|| nll_of_last(loaded, &run, n_new))?;
-        total.n_tokens += n_new;
-        scored = end;
-        on_window(at + 1, n_windows);
-    }
-    Ok(total)
 }
 
 /// Computes −Σ ln p of the last `n` of the tokens `ids`, which must not include the first one.

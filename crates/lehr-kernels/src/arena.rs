@@ -126,7 +126,8 @@ fn advise_huge_pages(range: &MmapMut) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_: &MmapMut) {}
 
-/// Limit of the bytes of all tensors on the CPU: the physical memory, or `LEHR_MEMORY_GB`.
+/// Limit of the bytes of all tensors on the CPU: `LEHR_MEMORY_GB`, or else the physical memory, or
+/// what the control group of the process allows.
 #[must_use]
 pub fn limit_bytes() -> usize {
     const GIB: f64 = (1u64 << 30) as f64;
@@ -135,11 +136,7 @@ pub fn limit_bytes() -> usize {
     {
         return ((gib * GIB) as usize).next_multiple_of(ALIGN);
     }
-    let total_kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        text.lines()
-            .find_map(|l| l.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok())
-    });
-    total_kib.map_or(16 << 30, |kib: usize| kib * 1024)
+    crate::memory::usable_bytes() / ALIGN * ALIGN
 }
 
 #[cfg(test)]

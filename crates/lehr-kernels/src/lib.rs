@@ -14,6 +14,7 @@ mod error;
 pub mod free_list;
 pub mod gemm;
 pub mod math;
+mod memory;
 pub mod quant;
 mod random;
 mod shape;

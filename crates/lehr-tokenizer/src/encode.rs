@@ -5,11 +5,12 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::{Encoding, Token, Tokenizer as HfTokenizer};
 
 use crate::alphabet::escaped_byte;
+use crate::pieces::PIECE_BYTES;
 use crate::{Error, Result, Tokenizer};
 
 /// Bytes of text that [`Tokenizer::encode_batch`] encodes at a time. The encoder keeps about a
 /// hundred bytes of bookkeeping per token until a group is done.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = PIECE_BYTES;
 
 /// Two texts as the input of a model that reads pairs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl Tokenizer {
     /// # Errors
     /// The vocabulary cannot express the text. A byte-level vocabulary can express any text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = encode(self.plain(), text, false)?;
+        let ids = self.encode_long(self.plain(), text)?;
         if self.is_plain(text, &ids) { Ok(ids) } else { self.encode_guarded(text) }
     }
 
@@ -87,13 +88,24 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let frame = self.frame();
+        Ok([&self.frame().before, self.encode(text)?.as_slice(), self.prompt_suffix()].concat())
+    }
+
+    /// Returns the ids with which a document of training text begins: those of
+    /// [`encode_prompt`](Self::encode_prompt) for an empty text, such as `<s>` or `[gMASK] <sop>`.
+    /// The document is what a model generates after them.
+    pub fn document_prefix(&self) -> Vec<u32> {
+        [&self.frame().before, self.prompt_suffix()].concat()
+    }
+
+    /// The ids after a prompt: those after a text, without the one that ends it.
+    fn prompt_suffix(&self) -> &[u32] {
+        let after = &self.frame().after;
         let ends = [self.special_ids().eos, self.special_ids().sep];
-        let after = match frame.after.split_last() {
+        match after.split_last() {
             Some((last, rest)) if ends.contains(&Some(*last)) => rest,
-            _ => &frame.after,
-        };
-        Ok([&frame.before, self.encode(text)?.as_slice(), after].concat())
+            _ => after,
+        }
     }
 
     /// Encodes two plain texts for a model of pairs, such as `[CLS] first [SEP] second [SEP]`.
@@ -125,6 +137,10 @@ impl Tokenizer {
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         let mut ids = Vec::with_capacity(texts.len());
         for group in groups(texts, BATCH_BYTES) {
+            if let [long] = group {
+                ids.push(self.encode(long)?);
+                continue;
+            }
             let encodings =
                 self.plain().encode_batch_fast(group.to_vec(), false).map_err(|error| {
                     Error::Encode { start: start_of(group[0]), reason: error.to_string() }
@@ -233,7 +249,7 @@ impl Tokenizer {
 
     /// Encodes text that continues another, without the space some tokenizers put before a text.
     fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = encode(self.continuing(), text, false)?;
+        let ids = self.encode_long(self.continuing(), text)?;
         if self.is_plain(text, &ids) {
             Ok(ids)
         } else {
@@ -259,7 +275,7 @@ impl Tokenizer {
         let mut ids: Vec<u32> = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
             let tokenizer = if index == 0 && at_start { self.plain() } else { self.continuing() };
-            let mut more = encode(tokenizer, piece, false)?;
+            let mut more = self.encode_long(tokenizer, piece)?;
             // Unknown text on both sides of a cut is one unknown token.
             let unk = self.lookups().fused_unk;
             if unk.is_some() && ids.last().copied() == unk && more.first().copied() == unk {
@@ -317,7 +333,7 @@ fn cut<'a>(text: &'a str, names: &[String]) -> Vec<&'a str> {
     pieces
 }
 
-fn encode(tokenizer: &HfTokenizer, text: &str, special: bool) -> Result<Vec<u32>> {
+pub(crate) fn encode(tokenizer: &HfTokenizer, text: &str, special: bool) -> Result<Vec<u32>> {
     match tokenizer.encode_fast(text, special) {
         Ok(encoding) => Ok(encoding.get_ids().to_vec()),
         Err(error) => Err(Error::Encode { start: start_of(text), reason: error.to_string() }),

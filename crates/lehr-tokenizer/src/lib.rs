@@ -16,6 +16,7 @@ mod encode;
 mod error;
 mod import;
 mod keys;
+mod pieces;
 mod sections;
 mod specials;
 mod stream;

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -10,10 +9,20 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
     AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
-    SplitDelimiterBehavior, Tokenizer as HfTokenizer,
+    SplitDelimiterBehavior, Tokenizer as HfTokenizer, Trainer as _,
 };
 
+use crate::pieces::pieces;
 use crate::{Error, Result, SpecialIds, Tokenizer};
+
+/// Bytes of a text that are cut into words at a time. The library keeps more than a hundred bytes
+/// per byte of text until they are counted.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Bytes of a word beyond which it is counted in parts of this length. The library's time for a
+/// merge grows with the square of a word's length, so 500 KB of letters without a space took
+/// minutes. No word of a language with spaces is as long.
+const WORD_BYTES_MAX: usize = 256;
 
 /// Default special tokens of a vocabulary trained here, ids 0 to 4.
 pub const DEFAULT_SPECIAL_TOKENS: [&str; 5] =
@@ -65,6 +74,9 @@ impl Trainer {
 
     /// Trains on `texts`. The same texts give the same tokenizer, whatever the number of threads.
     ///
+    /// Words of more than 256 bytes, such as DNA or base64, are counted in parts of 256 bytes, so
+    /// that the time grows with the size of the texts and not with that of their words.
+    ///
     /// Sennrich, Haddow and Birch 2016, <https://arxiv.org/abs/1508.07909>.
     ///
     /// # Errors
@@ -78,28 +90,30 @@ impl Trainer {
         self.check(&pre_tokenizer)?;
         let special: Vec<AddedToken> =
             self.special_tokens.iter().map(|name| AddedToken::from(name.as_str(), true)).collect();
-        let trainer = BpeTrainerBuilder::new()
+        let mut trainer = BpeTrainerBuilder::new()
             .vocab_size(self.vocab_size)
             .min_frequency(self.min_frequency)
             .show_progress(false)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .special_tokens(special)
             .build();
-        let mut tokenizer = HfTokenizer::new(BPE::default());
-        tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
-        tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
         let seen = AtomicBool::new(false);
         let texts = texts.into_iter().inspect(|text| {
             if !text.as_ref().is_empty() {
                 seen.store(true, Ordering::Relaxed);
             }
         });
-        tokenizer
-            .train(&mut TrainerWrapper::BpeTrainer(trainer), texts)
-            .map_err(|error| Error::Train(error.to_string()))?;
+        let fail = |error: tokenizers::Error| Error::Train(error.to_string());
+        trainer.feed(texts, |text| words_of(&pre_tokenizer, text)).map_err(fail)?;
         if !seen.into_inner() {
             return Err(Error::EmptyCorpus);
         }
+        let mut model = BPE::default();
+        let special = trainer.train(&mut model).map_err(fail)?;
+        let mut tokenizer = HfTokenizer::new(model);
+        tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
+        tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
+        tokenizer.add_special_tokens(special).map_err(fail)?;
         Tokenizer::from_hf(tokenizer, SpecialIds::default())
     }
 
@@ -152,4 +166,34 @@ fn words(pre_tokenizer: &PreTokenizerWrapper, text: &str) -> Result<usize> {
     let mut split = PreTokenizedString::from(text);
     pre_tokenizer.pre_tokenize(&mut split).map_err(|error| Error::Train(error.to_string()))?;
     Ok(split.get_splits(OffsetReferential::Original, OffsetType::Byte).len())
+}
+
+/// Returns the words of a text in the byte alphabet, long ones in parts.
+fn words_of(
+    pre_tokenizer: &PreTokenizerWrapper,
+    text: &str,
+) -> std::result::Result<Vec<String>, tokenizers::Error> {
+    let mut words = Vec::new();
+    for piece in pieces(text, PIECE_BYTES) {
+        let mut split = PreTokenizedString::from(piece);
+        pre_tokenizer.pre_tokenize(&mut split)?;
+        for (word, ..) in split.get_splits(OffsetReferential::Original, OffsetType::None) {
+            push_parts(word, &mut words);
+        }
+    }
+    Ok(words)
+}
+
+/// Appends `word`, in which a character stands for a byte, in parts of [`WORD_BYTES_MAX`].
+fn push_parts(word: &str, words: &mut Vec<String>) {
+    let mut rest = word;
+    // A character of the byte alphabet has one or two bytes.
+    while rest.len() > WORD_BYTES_MAX
+        && let Some((at, _)) = rest.char_indices().nth(WORD_BYTES_MAX)
+    {
+        let (part, after) = rest.split_at(at);
+        words.push(part.to_owned());
+        rest = after;
+    }
+    words.push(rest.to_owned());
 }

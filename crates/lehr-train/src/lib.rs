@@ -25,6 +25,7 @@ mod run;
 mod rundir;
 mod schedule;
 mod state;
+mod watch;
 
 pub use error::{Error, Result};
 pub use inputs::{InputChange, Inputs, Located, Source, locate};
@@ -37,7 +38,8 @@ pub use objective::{
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Optimizer, Update};
 pub use plan::{
-    Budget, Finetuning, Fitted, Fixed, device_gflops, fit_finetune, fit_pretrain, machine_gflops,
+    Budget, Finetuning, FitData, Fitted, Fixed, device_gflops, fit_finetune, fit_pretrain,
+    machine_gflops,
 };
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;

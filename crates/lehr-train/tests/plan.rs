@@ -11,7 +11,9 @@ use common::{Watch, llama, recipe, run_watched};
 use lehr_data::DatasetKind;
 use lehr_tensor::Philox;
 use lehr_train::recipe::{ModelConfig, ObjectiveKind, ScheduleConfig};
-use lehr_train::{Budget, Finetuning, Fitted, Fixed, Recipe, fit_finetune, fit_pretrain, prepare};
+use lehr_train::{
+    Budget, Finetuning, FitData, Fitted, Fixed, Recipe, fit_finetune, fit_pretrain, prepare,
+};
 
 const DATA: &str = "../../data/pretrain/en_austen.txt";
 const BUDGET: Budget = Budget { seconds: 180.0, gflops: 100.0 };
@@ -22,8 +24,13 @@ fn fixed(sets: &[&str]) -> Fixed {
     Fixed::new(&sets.iter().map(|set| (*set).to_owned()).collect::<Vec<_>>()).unwrap()
 }
 
+fn whole(path: &Path) -> FitData<'_> {
+    FitData { path, skip_bad: false }
+}
+
 fn fit(sets: &[&str]) -> Fitted {
-    fit_pretrain(Path::new(DATA), Path::new("runs/x"), 1, BUDGET, &fixed(sets)).unwrap()
+    fit_pretrain(whole(Path::new(DATA)), Path::new("runs/x"), 1, BUDGET, &fixed(sets), &mut |_| ())
+        .unwrap()
 }
 
 /// Seconds of training by the cost of its matrix products and attention.
@@ -48,7 +55,7 @@ fn seconds(recipe: &Recipe) -> f64 {
 
 /// Checks that the run takes the time of the budget, or that the plan says how long it takes.
 fn check_time(sets: &[&str]) {
-    let Fitted { recipe, reasons } = fit(sets);
+    let Fitted { recipe, reasons, .. } = fit(sets);
     let ratio = seconds(&recipe) / BUDGET.seconds;
     let is_said = reasons.iter().any(|reason| reason.contains("instead of 180 s"));
     assert!(
@@ -131,7 +138,9 @@ fn what_follows_the_steps_follows_fixed_steps() {
     assert_eq!(fit(&["model.context=100"]).recipe.train.seq_len, 100);
     // The recipe itself names what it cannot be.
     let sets = fixed(&["train.batch_size=0"]);
-    let error = fit_pretrain(Path::new(DATA), Path::new("x"), 1, BUDGET, &sets).err().unwrap();
+    let error = fit_pretrain(whole(Path::new(DATA)), Path::new("x"), 1, BUDGET, &sets, &mut |_| ())
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("train.batch_size is 0"), "{error}");
 }
 
@@ -141,7 +150,7 @@ fn fields_of_the_data_are_those_that_are_fixed() {
     let path = scratch.path().join("in.jsonl");
     std::fs::write(&path, "{\"body\":\"The glass is warm.\"}\n".repeat(9)).unwrap();
     let sets = fixed(&["data.text_field=body"]);
-    let fitted = fit_pretrain(&path, Path::new("x"), 1, BUDGET, &sets).unwrap();
+    let fitted = fit_pretrain(whole(&path), Path::new("x"), 1, BUDGET, &sets, &mut |_| ()).unwrap();
     assert_eq!(fitted.recipe.sample.prompts, ["The glass is warm."]);
 }
 
@@ -174,8 +183,13 @@ fn rows_of_fine_tuning_are_as_long_as_the_data() {
     let scratch = tempfile::tempdir().unwrap();
     let (model, data) = (base(scratch.path()), scratch.path().join("talks.jsonl"));
     let out = scratch.path().join("tuned");
-    let given =
-        Finetuning { model: &model, data: &data, kind: DatasetKind::Chat, out: &out, seed: 1 };
+    let given = Finetuning {
+        model: &model,
+        data: whole(&data),
+        kind: DatasetKind::Chat,
+        out: &out,
+        seed: 1,
+    };
     let notes = |recipe: &Recipe| {
         let mut notes = String::new();
         let cache = scratch.path().join("cache");
@@ -184,27 +198,27 @@ fn rows_of_fine_tuning_are_as_long_as_the_data() {
     };
     let tokens = |recipe: &Recipe| recipe.train.batch_size * recipe.train.seq_len;
     conversations(&data, 3, 3);
-    let short = fit_finetune(given, &fixed(&[])).unwrap();
+    let short = fit_finetune(given, &fixed(&[]), &mut |_| ()).unwrap();
     assert_eq!(short.recipe.train.seq_len, 64);
     assert!(short.reasons[0].contains("hold 100.0 % of them whole"), "{:?}", short.reasons);
     // Five in a hundred are long: 98 % must fit.
     conversations(&data, 3, 150);
-    let long = fit_finetune(given, &fixed(&[])).unwrap().recipe;
+    let long = fit_finetune(given, &fixed(&[]), &mut |_| ()).unwrap().recipe;
     assert!(long.train.seq_len > 512, "{}", long.train.seq_len);
     assert!(tokens(&long) <= 8192);
     assert!(notes(&long).contains("(0 cut at "), "{}", notes(&long));
     // A cut is told, of conversations and of answers.
-    let cut = fit_finetune(given, &fixed(&["train.seq_len=64"])).unwrap();
+    let cut = fit_finetune(given, &fixed(&["train.seq_len=64"]), &mut |_| ()).unwrap();
     assert!(cut.reasons[0].contains("rows of 64 hold 95.0 % of them whole"), "{:?}", cut.reasons);
     let notes = notes(&cut.recipe);
     assert!(notes.contains("cut at 64 tokens, "), "{notes}");
     assert!(notes.contains("answers lose their end") && notes.contains("not learnt"), "{notes}");
     // More than the model takes is never fitted.
     conversations(&data, 2000, 2000);
-    let full = fit_finetune(given, &fixed(&[])).unwrap().recipe;
+    let full = fit_finetune(given, &fixed(&[]), &mut |_| ()).unwrap().recipe;
     assert!(full.train.seq_len == 1024 && tokens(&full) <= 8192, "{:?}", full.train);
     // Steps make the passes over the data, whatever the batch.
-    let with = |set: &str| fit_finetune(given, &fixed(&[set])).unwrap().recipe;
+    let with = |set: &str| fit_finetune(given, &fixed(&[set]), &mut |_| ()).unwrap().recipe;
     let seen = |recipe: &Recipe| (recipe.train.steps as usize * tokens(recipe)) as f64;
     for set in ["train.batch_size=1", "train.batch_size=3", "train.seq_len=256"] {
         let ratio = seen(&with(set)) / seen(&full);

@@ -190,7 +190,7 @@ fn data_that_cannot_be_learnt_from_is_named_with_its_place() {
         fails(dir, &tiny(name, "out", &[]), &[&[name], says].concat());
     };
     refused("latin.txt", b"glass\nvitr\xe9\n", &["line 2 is not UTF-8", "offset 10", "iconv"]);
-    refused("utf16.txt", b"\xff\xfeg\0l\0", &["line 1 is not UTF-8"]);
+    refused("utf16.txt", b"\xff\xfeg\0l\0", &["UTF-16, expected UTF-8"]);
     refused("empty.txt", b"", &["found no document"]);
     refused("blank.txt", b" \n\n \t\n", &["found no document"]);
     refused("photo.jpeg", b"glass", &[".jpeg", ".txt"]);

@@ -63,9 +63,9 @@ fn what_cannot_be_scored_is_refused() {
     let says = |name: &str, more: &[&str], says: &[&str]| {
         fails(dir, &[&["eval", "base", "--data", name], more].concat(), says);
     };
-    says("nowhere.txt", &[], &["reading nowhere.txt"]);
+    says("nowhere.txt", &[], &["reading \"nowhere.txt\""]);
     fs::write(dir.join("bytes"), [b'a', 0xff]).unwrap();
-    says("bytes", &[], &["bytes", "byte 1 is not UTF-8"]);
+    says("bytes", &[], &["bytes", "line 1 is not UTF-8", "offset 1"]);
     fs::write(dir.join("short"), "a").unwrap();
     says("short", &[], &["it has 1 tokens"]);
     fs::write(dir.join("empty"), "").unwrap();
@@ -74,4 +74,40 @@ fn what_cannot_be_scored_is_refused() {
     says("text.txt", &["--window", "8", "--stride", "8"], &["each 8 after"]);
     says("text.txt", &["--stride", "0"], &["each 0 after"]);
     fails(dir, &["eval", "nowhere", "--data", "text.txt"], &["nowhere"]);
+}
+
+#[test]
+fn records_marks_and_folders_are_scored_as_their_texts() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    pretrain(dir, "base", &[]);
+    let eval = |name: &str| {
+        json_lines(&succeeds(dir, &["eval", "base", "--data", name, "--json"])).remove(0)
+    };
+    let (one, two) = ("glass 17 and \"glass\" 18\n", "déjà vu, 玻璃。");
+    fs::write(dir.join("one.txt"), one).unwrap();
+    fs::write(dir.join("two.txt"), two).unwrap();
+    let sum =
+        |key: &str| eval("one.txt")[key].as_f64().unwrap() + eval("two.txt")[key].as_f64().unwrap();
+    let (nll, bytes) = (sum("nll"), sum("bytes"));
+    let record = |text: &str| serde_json::json!({"id": 1, "text": text}).to_string();
+    fs::write(dir.join("a.jsonl"), format!("{}\n{}\n", record(one), record(two))).unwrap();
+    let quoted = one.replace('"', "\"\"");
+    fs::write(dir.join("a.csv"), format!("n,text\n1,\"{quoted}\"\n2,\"{two}\"\n")).unwrap();
+    fs::create_dir(dir.join("folder")).unwrap();
+    fs::write(dir.join("folder/one.txt"), format!("\u{feff}{one}")).unwrap();
+    fs::write(dir.join("folder/two.txt"), two).unwrap();
+    for name in ["a.jsonl", "a.csv", "folder"] {
+        let found = eval(name);
+        let error = found["nll"].as_f64().unwrap() / nll - 1.0;
+        assert!(error.abs() < 1e-12, "{name}: {error}");
+        assert_eq!(found["bytes"].as_f64().unwrap(), bytes, "{name}");
+        assert_eq!(found["documents"], 2, "{name}");
+    }
+    let said = run(dir, &["eval", "base", "--data", "a.jsonl"]).err;
+    assert!(!said.contains("\"text\""), "{said}");
+    fs::write(dir.join("bad.jsonl"), format!("{}\n?\n{{}}\n", record(one))).unwrap();
+    fails(dir, &["eval", "base", "--data", "bad.jsonl"], &["2 records", "line 2", "line 3"]);
+    let skipped = run(dir, &["eval", "base", "--data", "bad.jsonl", "--skip-bad"]);
+    assert!(skipped.err.contains("2 bad records are left out"), "{}", skipped.err);
 }

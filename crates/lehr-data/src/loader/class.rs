@@ -1,7 +1,8 @@
 //! Packed labelled texts, for sequence classification.
 
-use lehr_tokenizer::Tokenizer;
 use std::collections::{BTreeMap, BTreeSet};
+
+use lehr_tokenizer::Tokenizer;
 
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
@@ -19,13 +20,19 @@ pub struct LabelSet {
 }
 
 impl LabelSet {
-    /// Collects the labels that occur in `examples`, sorted.
+    /// Collects the labels of examples and sorts them: numbers by value, other names as text. Give
+    /// the held-out examples too: a class may be rare.
     ///
     /// # Errors
     /// If there are fewer than two.
     pub fn learn<'a>(examples: impl IntoIterator<Item = &'a Labelled>) -> Result<Self> {
-        let names: BTreeSet<_> = examples.into_iter().map(|example| &example.label).collect();
-        Self::from_names(names.into_iter().cloned())
+        let names: BTreeSet<&str> = examples.into_iter().map(|e| e.label.as_str()).collect();
+        let mut names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let number = |name: &String| name.parse::<i64>().ok();
+        if names.iter().all(|name| number(name).is_some()) {
+            names.sort_by_key(number);
+        }
+        Self::from_names(names)
     }
 
     /// Uses the given labels in their order, as stored with a trained model.

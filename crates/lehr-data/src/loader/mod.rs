@@ -6,6 +6,7 @@
 //! batches of a shuffled loader are full. With `world` processes, the rows of batch `index` are
 //! those of `world` times as large a batch: rank 0 takes the first part, and so on.
 
+mod chat;
 mod class;
 mod options;
 mod order;
@@ -13,6 +14,7 @@ mod packing;
 mod pretrain;
 mod sft;
 
+pub use chat::Renderer;
 pub use class::{ClassLoader, LabelSet};
 pub use options::{LoaderOptions, Order};
 pub use pretrain::PretrainLoader;

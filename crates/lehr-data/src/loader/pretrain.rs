@@ -2,9 +2,9 @@
 
 use super::Loader;
 use super::options::{LoaderOptions, Rows};
-use crate::Result;
 use crate::batch::{Batch, LayoutRule};
 use crate::shard::ShardSet;
+use crate::{Error, Result};
 
 /// Batches of windows of the token stream of shards.
 ///
@@ -17,11 +17,18 @@ use crate::shard::ShardSet;
 ///
 /// A window's segments are its documents. A document that began in an earlier window starts again
 /// at position 0, because its earlier tokens are not visible.
+///
+/// If documents begin with a prefix of P tokens, such as `<s>` or `[gMASK] <sop>`, so does every
+/// segment: a document that began in an earlier window starts again with the prefix, as in
+/// generation and evaluation. A row then holds T - P tokens of the stream, and the tokens of
+/// prefixes are no targets.
 #[derive(Debug, Clone)]
 pub struct PretrainLoader {
     shards: ShardSet,
     rows: Rows,
     layout: Option<LayoutRule>,
+    /// Tokens of the stream from one window to the next.
+    stride: usize,
 }
 
 impl PretrainLoader {
@@ -31,9 +38,17 @@ impl PretrainLoader {
     /// If the options contradict each other.
     pub fn new(shards: ShardSet, options: LoaderOptions) -> Result<Self> {
         options.check()?;
+        let n_prefix = shards.document_prefix().len();
+        let Some(stride) = options.seq_len.checked_sub(n_prefix).filter(|stride| *stride > 0)
+        else {
+            return Err(Error::Options(format!(
+                "rows of {} tokens, but the model needs {n_prefix} before a document and one for it",
+                options.seq_len
+            )));
+        };
         // A document has at least two tokens, so there is a window.
-        let windows = (shards.tokens() - 1).div_ceil(options.seq_len as u64);
-        Ok(Self { shards, rows: Rows::new(options, windows), layout: None })
+        let windows = (shards.tokens() - 1).div_ceil(stride as u64);
+        Ok(Self { shards, rows: Rows::new(options, windows), layout: None, stride })
     }
 
     /// Sets the positions of each segment by `layout` instead of counting from 0.
@@ -44,23 +59,33 @@ impl PretrainLoader {
 
     /// Returns the number of tokens with a target in one epoch.
     pub fn targets_per_epoch(&self) -> u64 {
-        self.shards.tokens() - self.shards.documents()
+        let not_aimed_at = self.shards.document_prefix().len().max(1) as u64;
+        self.shards.tokens() - not_aimed_at * self.shards.documents()
     }
 
     fn fill(&self, batch: &mut Batch, row: usize, window: u64) -> Result<()> {
-        let first = window * batch.seq_len as u64;
-        let end = (first + batch.seq_len as u64 + 1).min(self.shards.tokens());
-        let stretch = self.shards.stretch(first..end);
-        let n = stretch.ids.len() - 1;
+        let prefix = self.shards.document_prefix();
+        let first = window * self.stride as u64;
+        let end = (first + self.stride as u64 + 1).min(self.shards.tokens());
+        let stretch = self.shards.stretch(first..end)?;
+        let n_repeated = prefix.len().min(usize::try_from(stretch.n_before).unwrap_or(usize::MAX));
+        let ids = [&prefix[..n_repeated], &stretch.ids].concat();
+        let begins = |t: usize| t >= n_repeated && stretch.begins[t - n_repeated];
+        let n = ids.len() - 1;
         let mut start = 0;
         for t in 1..=n {
-            if t == n || stretch.begins[t] {
-                let ids = &stretch.ids[start..t];
-                batch.put_segment(row, start, ids, self.layout.as_ref())?;
-                start = t;
+            if t == n || begins(t) {
+                // What is left of a prefix at the end of a row predicts nothing.
+                if t - start >= prefix.len() {
+                    batch.put_segment(row, start, &ids[start..t], self.layout.as_ref())?;
+                }
+                if begins(t) {
+                    start = t;
+                }
             }
-            if !stretch.begins[t] {
-                batch.set_target(row, t - 1, stretch.ids[t], self.shards.byte_lengths());
+            // The first token after a repeated prefix was a target of the window before.
+            if !begins(t) && t - start >= prefix.len().max(1) && t > n_repeated {
+                batch.set_target(row, t - 1, ids[t], self.shards.byte_lengths());
             }
         }
         Ok(())

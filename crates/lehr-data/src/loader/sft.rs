@@ -4,10 +4,11 @@ use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, Rendered};
 
 use super::Loader;
+use super::chat::Renderer;
 use super::options::{LoaderOptions, Rows};
 use super::packing::Packing;
 use crate::batch::{Batch, LayoutRule};
-use crate::source::Conversation;
+use crate::source::{Conversation, Pass, Reading};
 use crate::{Error, Result};
 
 /// Batches of conversations, packed into rows, each conversation as its own segment.
@@ -37,26 +38,25 @@ pub struct Answers {
     pub cut: usize,
 }
 
-/// Renders a conversation as it is trained on.
-fn rendered(
-    conversation: &Conversation,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-) -> Result<Rendered> {
-    Ok(template.render(tokenizer, &conversation.messages, false)?)
-}
-
 /// Counts the positions that each conversation takes in a row when it is not cut.
 ///
 /// # Errors
-/// If a conversation cannot be rendered.
+/// If a conversation cannot be rendered whole and `reading` does not skip it.
 pub fn conversation_lengths(
     conversations: &[Conversation],
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
+    renderer: &Renderer<'_>,
+    reading: &Reading,
 ) -> Result<Vec<usize>> {
-    let length = |c| Ok(rendered(c, tokenizer, template)?.ids.len().saturating_sub(1).max(1));
-    conversations.iter().map(length).collect()
+    let mut pass = Pass::over(reading);
+    let mut lengths = Vec::with_capacity(conversations.len());
+    for conversation in conversations {
+        match renderer.render(conversation, &mut pass) {
+            Ok(example) => lengths.push(example.ids.len().saturating_sub(1).max(1)),
+            Err(error) => pass.bad(error)?,
+        }
+    }
+    pass.end()?;
+    Ok(lengths)
 }
 
 /// Counts the stretches of supervised tokens.
@@ -78,12 +78,37 @@ impl SftLoader {
         template: &ChatTemplate,
         options: LoaderOptions,
     ) -> Result<Self> {
+        let renderer = Renderer { tokenizer, template };
+        Self::with_reading(conversations, &renderer, options, &Reading::default())
+    }
+
+    /// Renders and packs `conversations` as [`new`](Self::new) does. Conversations that cannot be
+    /// rendered whole are bad records of `reading`, and fields that the template does not write
+    /// are among its notes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); bad records only if `reading` does not skip them.
+    pub fn with_reading(
+        conversations: &[Conversation],
+        renderer: &Renderer<'_>,
+        options: LoaderOptions,
+        reading: &Reading,
+    ) -> Result<Self> {
         options.check()?;
-        let (mut examples, mut truncated) = (Vec::new(), 0);
+        let tokenizer = renderer.tokenizer;
+        let mut pass = Pass::over(reading);
+        let (mut examples, mut truncated, mut dropped) = (Vec::new(), 0, 0);
         let mut answers = Answers::default();
         let room = options.seq_len + 1;
         for conversation in conversations {
-            let mut example = rendered(conversation, tokenizer, template)?;
+            let mut example = match renderer.render(conversation, &mut pass) {
+                Ok(example) => example,
+                Err(error) => {
+                    pass.bad(error)?;
+                    continue;
+                }
+            };
+            pass.good();
             let n_answers = stretches(&example.loss_mask);
             answers.all += n_answers;
             if example.ids.len() > room {
@@ -95,10 +120,12 @@ impl SftLoader {
                 example.loss_mask.truncate(room);
                 truncated += 1;
             }
-            if example.loss_mask[1..].contains(&true) {
-                examples.push(example);
+            match example.loss_mask[1..].contains(&true) {
+                true => examples.push(example),
+                false => dropped += 1,
             }
         }
+        pass.end()?;
         if examples.is_empty() {
             return Err(Error::NothingToLearn {
                 examples: conversations.len(),
@@ -109,7 +136,6 @@ impl SftLoader {
         let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len() - 1).collect();
         let packing = Packing::new(&lengths, options.seq_len);
         let rows = Rows::new(options, packing.rows() as u64);
-        let dropped = conversations.len() - examples.len();
         let byte_lengths = tokenizer.byte_lengths();
         let pad = crate::batch::id(tokenizer.end_of_document()?);
         Ok(Self {

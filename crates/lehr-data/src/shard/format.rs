@@ -4,7 +4,8 @@ use sha2::{Digest, Sha256};
 
 pub(crate) const HEADER_BYTES: usize = 128;
 const MAGIC: &[u8; 8] = b"lehrtok\0";
-const VERSION: u32 = 1;
+/// Since version 2 a document begins with the prefix of its tokenizer.
+const VERSION: u32 = 2;
 /// Number of header bytes that the header's own checksum covers.
 const CHECKED: usize = 112;
 
@@ -53,10 +54,10 @@ impl Header {
         bytes.try_into().expect("the fields of a header fill it exactly")
     }
 
-    /// Reads the header at the start of a file, or returns what is wrong with it.
-    pub(crate) fn decode(file: &[u8]) -> Result<Self, String> {
-        let found = file.len();
-        if found < HEADER_BYTES {
+    /// Reads the header from the first bytes of a file of `found` bytes, or returns what is wrong
+    /// with it.
+    pub(crate) fn decode(file: &[u8], found: u64) -> Result<Self, String> {
+        if file.len() < HEADER_BYTES {
             return Err(format!("{found} bytes, expected at least {HEADER_BYTES}: it is cut"));
         }
         if &file[..8] != MAGIC {
@@ -81,7 +82,7 @@ impl Header {
             payload: hash_at(file, 80),
         };
         match header.file_bytes() {
-            Some(expected) if expected == found as u64 => Ok(header),
+            Some(expected) if expected == found => Ok(header),
             Some(expected) => Err(format!("{found} bytes, expected {expected}: it is cut")),
             None => Err("the header claims an impossible size".to_owned()),
         }

@@ -22,6 +22,7 @@ struct Inner {
     /// First token of each shard in the stream, and the number of all tokens last.
     starts: Vec<u64>,
     byte_lengths: Vec<u32>,
+    prefix: Vec<u32>,
     end_of_document: u32,
 }
 
@@ -31,6 +32,8 @@ pub(crate) struct Stretch {
     pub(crate) ids: Vec<u32>,
     /// Whether each token is the first of its document.
     pub(crate) begins: Vec<bool>,
+    /// Tokens of the first document that lie before the range.
+    pub(crate) n_before: u64,
 }
 
 impl ShardSet {
@@ -58,10 +61,12 @@ impl ShardSet {
         }
         let byte_lengths = tokenizer.byte_lengths();
         let end_of_document = tokenizer.end_of_document()?;
-        Ok(Self { inner: Arc::new(Inner { shards, starts, byte_lengths, end_of_document }) })
+        let prefix = tokenizer.document_prefix();
+        let inner = Inner { shards, starts, byte_lengths, prefix, end_of_document };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Number of tokens, end-of-document tokens included.
+    /// Number of tokens, the ids around documents included.
     pub fn tokens(&self) -> u64 {
         self.inner.starts[self.inner.shards.len()]
     }
@@ -76,6 +81,11 @@ impl ShardSet {
         self.inner.shards.iter().map(Shard::text_bytes).sum()
     }
 
+    /// The tokens that begin each document; none for most models.
+    pub fn document_prefix(&self) -> &[u32] {
+        &self.inner.prefix
+    }
+
     /// The token that ends each document.
     pub fn end_of_document(&self) -> u32 {
         self.inner.end_of_document
@@ -86,7 +96,7 @@ impl ShardSet {
     }
 
     /// Returns the tokens of `range`, which must lie within the stream.
-    pub(crate) fn stretch(&self, range: Range<u64>) -> Stretch {
+    pub(crate) fn stretch(&self, range: Range<u64>) -> Result<Stretch> {
         let Inner { shards, starts, .. } = &*self.inner;
         let mut stretch = Stretch::default();
         let first = starts.partition_point(|&start| start <= range.start) - 1;
@@ -97,14 +107,19 @@ impl ShardSet {
             let from = range.start.max(bounds[0]) - bounds[0];
             let to = range.end.min(bounds[1]) - bounds[0];
             let base = stretch.ids.len();
-            stretch.ids.extend((from..to).map(|at| shard.token(at)));
+            stretch.ids.extend(shard.ids(from..to)?);
             stretch.begins.resize(stretch.ids.len(), false);
-            let documents = shard.document_from(from)..shard.documents();
-            let begins = documents.map(|document| shard.start(document)).take_while(|&at| at < to);
-            for at in begins {
+            let first = shard.document_from(from)?;
+            // A document has at least one token.
+            let last = shard.documents().min(first + (to - from));
+            let begins = shard.starts(first..last)?;
+            if base == 0 && begins.first() != Some(&from) && first > 0 {
+                stretch.n_before = from - shard.start(first - 1)?;
+            }
+            for at in begins.into_iter().take_while(|&at| at < to) {
                 stretch.begins[base + (at - from) as usize] = true;
             }
         }
-        stretch
+        Ok(stretch)
     }
 }

@@ -18,13 +18,15 @@ pub struct ShardWriter {
     file: BufWriter<File>,
     hasher: Sha256,
     header: Header,
+    prefix: Vec<u32>,
     starts: Vec<u64>,
     buffer: Vec<u8>,
 }
 
 impl ShardWriter {
-    /// Creates the shard `path` for ids of `tokenizer`. Its end-of-document token ends each
-    /// document.
+    /// Creates the shard `path` for ids of `tokenizer`. Its
+    /// [`document_prefix`](Tokenizer::document_prefix) begins each document, and its
+    /// end-of-document token ends it.
     ///
     /// # Errors
     /// The file cannot be made, or the tokenizer has no end-of-document token.
@@ -51,24 +53,28 @@ impl ShardWriter {
         };
         let file = begin().map_err(|source| write_error(&path, source))?;
         let (hasher, starts, buffer) = (Sha256::new(), vec![0], Vec::new());
-        Ok(Self { path, beside, file, hasher, header, starts, buffer })
+        let prefix = tokenizer.document_prefix();
+        Ok(Self { path, beside, file, hasher, header, prefix, starts, buffer })
     }
 
-    /// Appends a document of `text_bytes` UTF-8 bytes and its end-of-document token.
+    /// Appends a document of `text_bytes` UTF-8 bytes with the ids around it. Returns the number
+    /// of tokens written.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn push(&mut self, ids: &[u32], text_bytes: u64) -> Result<()> {
+    pub fn push(&mut self, ids: &[u32], text_bytes: u64) -> Result<u64> {
         self.buffer.clear();
-        for id in ids.iter().chain([&self.header.end_of_document]) {
+        for id in self.prefix.iter().chain(ids).chain([&self.header.end_of_document]) {
             let width = self.header.id_bytes as usize;
             self.buffer.extend_from_slice(&id.to_le_bytes()[..width]);
         }
-        self.header.tokens += ids.len() as u64 + 1;
+        let tokens = (self.prefix.len() + ids.len()) as u64 + 1;
+        self.header.tokens += tokens;
         self.header.documents += 1;
         self.header.text_bytes += text_bytes;
         self.starts.push(self.header.tokens);
-        self.write_buffer()
+        self.write_buffer()?;
+        Ok(tokens)
     }
 
     /// Tokens written so far.

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use super::document::Document;
-use super::files::{Format, SourceFile, list};
-use super::records::records;
+use super::files::{Format, SourceFile};
+use super::reading::{Pass, Reading};
+use super::records::{Record, records};
 use super::text::TextDocuments;
 use crate::{Error, Result};
 
@@ -17,20 +18,30 @@ pub struct ReadOptions {
     /// Plain text files are cut at paragraphs into documents of at least this many bytes, because a
     /// book as one document could not be split into training and validation. 0 keeps files whole.
     pub document_bytes: usize,
+    /// The part of a folder, and what becomes of bad records.
+    pub reading: Reading,
 }
 
 impl Default for ReadOptions {
     /// Field `text`, documents of 2048 bytes or more.
     fn default() -> Self {
-        Self { text_field: "text".to_owned(), document_bytes: 2048 }
+        let reading = Reading::default();
+        Self { text_field: "text".to_owned(), document_bytes: 2048, reading }
     }
 }
 
-/// An iterator over the documents of a file or folder; it ends after the first error.
+type Items = Box<dyn Iterator<Item = Result<Item>> + Send>;
+
+/// An iterator over the documents of a file or folder; it ends after the first error. Bad records
+/// give one error at the end, which lists them.
 pub struct Documents {
     files: VecDeque<SourceFile>,
-    current: Box<dyn Iterator<Item = Result<Document>> + Send>,
+    current: Items,
     options: ReadOptions,
+    pass: Pass,
+    /// Documents of plain text that the current file gave.
+    n_of_file: u64,
+    cut_files: u64,
 }
 
 /// Iterates over the documents of a file or folder. Skips documents of white space only.
@@ -39,15 +50,16 @@ pub struct Documents {
 /// The path does not exist or its ending is not known. Each document may give an error of
 /// [`read_documents`].
 pub fn documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Documents> {
-    let files = list(path.as_ref())?.into();
-    Ok(Documents { files, current: Box::new(std::iter::empty()), options: options.clone() })
+    let (pass, files) = Pass::begin(&options.reading, path.as_ref())?;
+    let (current, options) = (Box::new(std::iter::empty()), options.clone());
+    Ok(Documents { files, current, options, pass, n_of_file: 0, cut_files: 0 })
 }
 
 /// Reads all documents of a file or folder.
 ///
 /// # Errors
-/// A file cannot be read or decompressed, is not UTF-8 or not well-formed, lacks the text field, or
-/// there is no document at all.
+/// A file cannot be read or decompressed, is not UTF-8 or not well-formed, records are bad or lack
+/// the text field (unless `options.reading` skips them), or there is no document at all.
 pub fn read_documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Document>> {
     let path = path.as_ref();
     let all = documents(path, options)?.collect::<Result<Vec<_>>>()?;
@@ -57,24 +69,58 @@ pub fn read_documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<V
     Ok(all)
 }
 
+/// What a file gives: text is a document, a record becomes one.
+enum Item {
+    Document(Document),
+    Record(Record),
+}
+
 impl Documents {
-    fn open(&self, file: SourceFile) -> Result<Box<dyn Iterator<Item = Result<Document>> + Send>> {
+    /// Number of text files so far that were cut into more than one document.
+    pub fn cut_files(&self) -> u64 {
+        self.cut_files
+    }
+
+    fn open(&self, file: &SourceFile) -> Result<Items> {
         if file.format == Format::Text {
-            return Ok(Box::new(TextDocuments::new(file, self.options.document_bytes)?));
+            let documents = TextDocuments::new(file.clone(), self.options.document_bytes)?;
+            return Ok(Box::new(documents.map(|document| document.map(Item::Document))));
         }
-        let field = self.options.text_field.clone();
-        let document = move |record: Result<super::records::Record>| {
-            let mut record = record?;
-            let text = record.take_text(&field)?;
-            let id = record.take_id();
-            Ok(Document { text, id, metadata: record.fields })
+        Ok(Box::new(records(file)?.map(|record| record.map(Item::Record))))
+    }
+
+    /// Returns the document of an item; `None` if it is bad, or white space only.
+    fn document(&mut self, item: Result<Item>) -> Result<Option<Document>> {
+        let document = match item {
+            Ok(Item::Document(document)) => {
+                self.n_of_file += 1;
+                Some(document).filter(|_| !self.pass.has_failed())
+            }
+            Ok(Item::Record(record)) => {
+                let field = &self.options.text_field;
+                self.pass.take(Ok(record), |record| {
+                    let text = record.take_text(field)?;
+                    let id = record.take_id();
+                    Ok(Document { text, id, metadata: record.fields.clone() })
+                })?
+            }
+            Err(error) => {
+                self.pass.bad(error)?;
+                None
+            }
         };
-        Ok(Box::new(records(&file)?.map(document)))
+        if document.as_ref().is_some_and(|document| document.text.trim().is_empty()) {
+            self.pass.blank();
+            return Ok(None);
+        }
+        Ok(document)
     }
 
     fn end_with(&mut self, error: Error) -> Option<Result<Document>> {
         self.files.clear();
         self.current = Box::new(std::iter::empty());
+        // What was found before is part of no note.
+        self.pass = Pass::default();
         Some(Err(error))
     }
 }
@@ -84,14 +130,21 @@ impl Iterator for Documents {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            match self.current.next() {
-                Some(Ok(document)) if document.text.trim().is_empty() => {}
-                Some(Ok(document)) => return Some(Ok(document)),
-                Some(Err(error)) => return self.end_with(error),
-                None => match self.files.pop_front().map(|file| self.open(file))? {
-                    Ok(documents) => self.current = documents,
+            let Some(item) = self.current.next() else {
+                self.cut_files += u64::from(std::mem::take(&mut self.n_of_file) > 1);
+                let Some(file) = self.files.pop_front() else {
+                    return self.pass.end().err().map(Err);
+                };
+                match self.open(&file) {
+                    Ok(items) => self.current = items,
                     Err(error) => return self.end_with(error),
-                },
+                }
+                continue;
+            };
+            match self.document(item) {
+                Ok(Some(document)) => return Some(Ok(document)),
+                Ok(None) => {}
+                Err(error) => return self.end_with(error),
             }
         }
     }

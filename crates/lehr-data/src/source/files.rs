@@ -1,4 +1,4 @@
-//! Which files to read, and how to open them.
+//! Files to read, and how to open them.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
@@ -6,19 +6,23 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::encoding::{self, BOM};
 use super::zstd::ZstdReader;
 use crate::{Error, Result};
 
-const BOM: &[u8] = b"\xEF\xBB\xBF";
-const KNOWN: &str = ".txt, .md, .jsonl, .json, .csv or .tsv, also with .gz or .zst";
+pub(super) const KNOWN: &str = ".txt, .md, .jsonl, .json, .csv or .tsv, also with .gz or .zst";
+/// Bytes at the start of a file from which its encoding is recognised.
+const HEAD_BYTES: u64 = 4096;
 
 /// Format of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Text,
-    JsonLines,
+    /// One object per line, a list of objects, or a list within an object. The content decides,
+    /// because people use both endings, `.json` and `.jsonl`, for all of them.
     Json,
-    Csv { delimiter: u8 },
+    Csv,
+    Tsv,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +33,7 @@ enum Compression {
 }
 
 /// A file to read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SourceFile {
     pub(crate) path: PathBuf,
     /// The path below the given folder, which is the same on every machine.
@@ -38,70 +42,25 @@ pub(crate) struct SourceFile {
     compression: Compression,
 }
 
-/// Lists the files that `path` stands for.
-pub(crate) fn list(path: &Path) -> Result<Vec<SourceFile>> {
-    let metadata = std::fs::metadata(path).map_err(|source| io_error(path, source))?;
-    if !metadata.is_dir() {
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        return match SourceFile::new(path, name) {
-            Some(file) => Ok(vec![file]),
-            None => Err(unknown_extension(path)),
-        };
-    }
-    let mut files = Vec::new();
-    walk(path, "", &mut files)?;
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(files)
-}
-
-/// Lists the files that are read from a file or folder, by name and path. The name is the path below
-/// the folder.
-///
-/// # Errors
-/// The path does not exist, or its ending is not known.
-pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<(String, PathBuf)>> {
-    Ok(list(path.as_ref())?.into_iter().map(|file| (file.name, file.path)).collect())
-}
-
-fn walk(folder: &Path, prefix: &str, files: &mut Vec<SourceFile>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
-        let entry = entry.map_err(|source| io_error(folder, source))?;
-        let file_name = entry.file_name().to_string_lossy().into_owned();
-        if file_name.starts_with('.') {
-            continue;
-        }
-        let path = entry.path();
-        let name = format!("{prefix}{file_name}");
-        // Links to folders are not followed, because a circle of links would never end.
-        let kind = entry.file_type().map_err(|source| io_error(&path, source))?;
-        if kind.is_dir() {
-            walk(&path, &format!("{name}/"), files)?;
-        } else if path.is_file() {
-            files.extend(SourceFile::new(&path, name));
-        }
-    }
-    Ok(())
-}
-
 impl SourceFile {
-    fn new(path: &Path, name: String) -> Option<Self> {
-        let lower = name.to_lowercase();
-        let (stem, compression) = if let Some(stem) = lower.strip_suffix(".gz") {
-            (stem, Compression::Gzip)
-        } else if let Some(stem) = lower.strip_suffix(".zst") {
-            (stem, Compression::Zstd)
-        } else {
-            (lower.as_str(), Compression::None)
-        };
+    /// The file at `path`, called `name`; `None` if its ending is not known.
+    pub(super) fn new(path: &Path, name: &str) -> Option<Self> {
+        let (stem, compression) = uncompressed(name);
         let format = match stem.rsplit_once('.')?.1 {
             "txt" | "md" => Format::Text,
-            "jsonl" => Format::JsonLines,
-            "json" => Format::Json,
-            "csv" => Format::Csv { delimiter: b',' },
-            "tsv" => Format::Csv { delimiter: b'\t' },
+            "jsonl" | "json" | "ndjson" => Format::Json,
+            "csv" => Format::Csv,
+            "tsv" => Format::Tsv,
             _ => return None,
         };
-        Some(Self { path: path.to_owned(), name, format, compression })
+        Some(Self { path: path.to_owned(), name: name.to_owned(), format, compression })
+    }
+
+    /// The file at `path` as text, whatever its ending.
+    pub(super) fn text(path: &Path, name: &str) -> Self {
+        let (_, compression) = uncompressed(name);
+        let (path, name) = (path.to_owned(), name.to_owned());
+        Self { path, name, format: Format::Text, compression }
     }
 
     /// Opens and decompresses the file, and skips a byte-order mark.
@@ -116,13 +75,17 @@ impl SourceFile {
         let mut head = Vec::new();
         reader
             .by_ref()
-            .take(BOM.len() as u64)
+            .take(HEAD_BYTES)
             .read_to_end(&mut head)
             .map_err(|source| self.read_error(source))?;
-        if head == BOM {
-            return Ok(reader);
+        if let Some(encoding) = encoding::wide(&head) {
+            return Err(Error::Encoding { path: self.path.clone(), encoding });
         }
-        Ok(Box::new(Cursor::new(head).chain(reader)))
+        let mut head = Cursor::new(head);
+        if head.get_ref().starts_with(BOM) {
+            head.set_position(BOM.len() as u64);
+        }
+        Ok(Box::new(head.chain(reader)))
     }
 
     /// Returns the error for a failed read: that of the compressed stream, if there is one.
@@ -133,27 +96,32 @@ impl SourceFile {
         }
     }
 
-    /// Returns the whole decompressed text.
-    pub(crate) fn read_to_string(&self) -> Result<String> {
-        let mut lines = Lines::new(self.clone())?;
-        let mut text = String::new();
-        while let Some((_, line)) = lines.next_line()? {
-            text.push_str(&line);
-        }
-        Ok(text)
-    }
-
     /// Returns the error for a text file where records are expected.
     pub(crate) fn not_records(&self) -> Error {
         Error::UnknownExtension {
             path: self.path.clone(),
-            found: format!("{:?}", ending(&self.path)),
+            found: format!("{:?}", ending(&self.path).unwrap_or_default()),
             expected: ".jsonl, .json, .csv or .tsv, also with .gz or .zst",
         }
     }
 }
 
+/// The name in lower case without the ending of a compressed file, and the compression.
+fn uncompressed(name: &str) -> (String, Compression) {
+    let lower = name.to_lowercase();
+    if let Some(stem) = lower.strip_suffix(".gz") {
+        (stem.to_owned(), Compression::Gzip)
+    } else if let Some(stem) = lower.strip_suffix(".zst") {
+        (stem.to_owned(), Compression::Zstd)
+    } else {
+        (lower, Compression::None)
+    }
+}
+
 /// Iterator over the lines of a file, which must be UTF-8.
+///
+/// A line ends with `\n`, `\r\n` or a lone `\r`. A byte-order mark at the start of a line is
+/// dropped: joined files have one in the middle.
 pub(crate) struct Lines {
     file: SourceFile,
     reader: Box<dyn BufRead + Send>,
@@ -164,37 +132,74 @@ pub(crate) struct Lines {
 impl Lines {
     pub(crate) fn new(file: SourceFile) -> Result<Self> {
         let reader = file.open()?;
-        Ok(Self { file, reader, line: 0, offset: 0 })
+        Ok(Self::over(file, reader))
+    }
+
+    /// The lines that `reader` gives, the start of `file` perhaps included.
+    pub(super) fn over(file: SourceFile, reader: Box<dyn BufRead + Send>) -> Self {
+        Self { file, reader, line: 0, offset: 0 }
     }
 
     pub(crate) fn file(&self) -> &SourceFile {
         &self.file
     }
 
-    /// Returns the next line with its line break, and its number from 1.
+    /// Returns the next line with its line break, and its number from 1. After a line that is not
+    /// UTF-8, reading continues with the next one.
     pub(crate) fn next_line(&mut self) -> Result<Option<(u64, String)>> {
         let mut bytes = Vec::new();
-        let read = self.reader.read_until(b'\n', &mut bytes);
-        if read.map_err(|source| self.file.read_error(source))? == 0 {
+        self.read_line(&mut bytes).map_err(|source| self.file.read_error(source))?;
+        if bytes.is_empty() {
             return Ok(None);
         }
         self.line += 1;
-        let length = bytes.len() as u64;
+        let start = self.offset;
+        self.offset += bytes.len() as u64;
+        if bytes.starts_with(BOM) {
+            bytes.drain(..BOM.len());
+        }
         let text = String::from_utf8(bytes).map_err(|error| Error::NotUtf8 {
             path: self.file.path.clone(),
             line: self.line,
-            offset: self.offset + error.utf8_error().valid_up_to() as u64,
+            offset: start + error.utf8_error().valid_up_to() as u64,
+            encoding: encoding::narrow(error.as_bytes()),
         })?;
-        self.offset += length;
         Ok(Some((self.line, text)))
+    }
+
+    /// Appends the bytes of the next line to `line`; none at the end of the file.
+    fn read_line(&mut self, line: &mut Vec<u8>) -> io::Result<()> {
+        loop {
+            let buffer = match self.reader.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                buffer => buffer?,
+            };
+            if line.last() == Some(&b'\r') {
+                if buffer.first() == Some(&b'\n') {
+                    line.push(b'\n');
+                    self.reader.consume(1);
+                }
+                return Ok(());
+            }
+            if buffer.is_empty() {
+                return Ok(());
+            }
+            let end = buffer.iter().position(|&byte| byte == b'\n' || byte == b'\r');
+            let taken = end.map_or(buffer.len(), |end| end + 1);
+            line.extend_from_slice(&buffer[..taken]);
+            self.reader.consume(taken);
+            if line.last() == Some(&b'\n') {
+                return Ok(());
+            }
+        }
     }
 }
 
-fn io_error(path: &Path, source: io::Error) -> Error {
+pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
     Error::Io { action: "reading", path: path.to_owned(), source }
 }
 
-fn unknown_extension(path: &Path) -> Error {
+pub(super) fn unknown_extension(path: &Path) -> Error {
     let found = match ending(path) {
         Some(ending) => format!("{ending:?}"),
         None => "missing".to_owned(),
@@ -202,6 +207,6 @@ fn unknown_extension(path: &Path) -> Error {
     Error::UnknownExtension { path: path.to_owned(), found, expected: KNOWN }
 }
 
-fn ending(path: &Path) -> Option<String> {
+pub(super) fn ending(path: &Path) -> Option<String> {
     path.extension().map(|ending| format!(".{}", ending.to_string_lossy()))
 }

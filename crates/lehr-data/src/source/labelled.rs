@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::list;
+use super::reading::{Pass, Reading};
 use super::records::{Record, records};
 use crate::{Error, Result};
 
@@ -36,30 +36,46 @@ impl Default for LabelledFields {
 /// Reads all labelled texts of a file or folder.
 ///
 /// # Errors
-/// A file cannot be read or is not well-formed, a field is missing or of another type, or there is
-/// no example at all.
-pub fn read_labelled(path: impl AsRef<Path>, fields: &LabelledFields) -> Result<Vec<Labelled>> {
+/// A file cannot be read or is not well-formed, in a record a field is missing, empty or of another
+/// type (unless `reading` skips it), or there is no example at all.
+pub fn read_labelled(
+    path: impl AsRef<Path>,
+    fields: &LabelledFields,
+    reading: &Reading,
+) -> Result<Vec<Labelled>> {
     let path = path.as_ref();
+    let (mut pass, files) = Pass::begin(reading, path)?;
     let mut examples = Vec::new();
-    for file in list(path)? {
+    for file in files {
         for record in records(&file)? {
-            examples.push(labelled(record?, fields)?);
+            examples.extend(pass.take(record, |record| labelled(record, fields))?);
         }
     }
+    pass.end()?;
     if examples.is_empty() {
         return Err(Error::Empty { path: path.to_owned(), what: "labelled text" });
     }
     Ok(examples)
 }
 
-fn labelled(mut record: Record, fields: &LabelledFields) -> Result<Labelled> {
-    let label = match record.fields.get(&fields.label) {
-        Some(Value::String(label)) => label.clone(),
-        Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string(),
-        Some(other) => {
-            return Err(record.place.wrong_type(&fields.label, other, "a string or a number"));
+fn labelled(record: &mut Record, fields: &LabelledFields) -> Result<Labelled> {
+    if !record.has(&fields.label) {
+        return Err(record.missing(&fields.label));
+    }
+    let label = match record.fields.shift_remove(&fields.label).unwrap_or_default() {
+        Value::String(label) => label,
+        value @ (Value::Number(_) | Value::Bool(_)) => value.to_string(),
+        other => {
+            return Err(record.place.wrong_type(&fields.label, &other, "a string or a number"));
         }
-        None => return Err(record.missing(&fields.label)),
     };
-    Ok(Labelled { text: record.take_text(&fields.text)?, label })
+    let text = record.take_text(&fields.text)?;
+    for (name, value) in [(&fields.label, &label), (&fields.text, &text)] {
+        if value.trim().is_empty() {
+            return Err(record.place.malformed(format!("field {name:?} is empty")));
+        }
+    }
+    // The place of a record is its id in messages; an id of its own is for people.
+    record.take_id();
+    Ok(Labelled { text, label })
 }

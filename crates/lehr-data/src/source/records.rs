@@ -1,27 +1,36 @@
-//! Records (JSON objects, CSV rows) from files, one at a time.
+//! Records: objects of JSON files, rows of CSV and TSV files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::files::{Format, Lines, SourceFile};
+use super::files::{Format, SourceFile};
+use super::{json, rows};
 use crate::{Error, Result};
 
 /// Place of a record, for messages and ids.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     file: Arc<SourceFile>,
-    number: u64,
+    line: u64,
+    /// Number of the record in a list, from 1.
+    item: Option<u64>,
 }
 
-/// One record of a file.
+/// One record of a file. A reader takes out the fields that it uses; the others are reported.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) fields: Map<String, Value>,
     pub(crate) place: Place,
+    /// Unused fields elsewhere: within messages, or around a list of records.
+    unused: Vec<String>,
+    /// Whether an answer is white space. Unlike an empty one it can be learnt, but is worth a word.
+    pub(crate) has_blank_answer: bool,
 }
 
+/// The records of a file, one in memory at a time. An error of one record is followed by further
+/// records; see [`Error::is_of_record`].
 pub(crate) type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
 
 /// Iterates over the records of a file that is not plain text.
@@ -29,88 +38,18 @@ pub(crate) fn records(file: &SourceFile) -> Result<Records> {
     let shared = Arc::new(file.clone());
     match file.format {
         Format::Text => Err(file.not_records()),
-        Format::JsonLines => json_lines(shared),
-        Format::Json => json_array(shared),
-        Format::Csv { delimiter } => rows(shared, delimiter),
-    }
-}
-
-fn json_lines(file: Arc<SourceFile>) -> Result<Records> {
-    let mut lines = Lines::new((*file).clone())?;
-    let next = move || {
-        loop {
-            match lines.next_line() {
-                Err(error) => return Some(Err(error)),
-                Ok(None) => return None,
-                Ok(Some((_, line))) if line.trim().is_empty() => {}
-                Ok(Some((number, line))) => {
-                    let place = Place { file: file.clone(), number };
-                    return Some(parse_line(&line, place));
-                }
-            }
-        }
-    };
-    Ok(Box::new(std::iter::from_fn(next)))
-}
-
-fn parse_line(line: &str, place: Place) -> Result<Record> {
-    match serde_json::from_str(line.trim()) {
-        Ok(value) => Record::new(value, place),
-        Err(error) => Err(place.malformed(json_reason(&error))),
-    }
-}
-
-fn json_array(file: Arc<SourceFile>) -> Result<Records> {
-    let malformed =
-        |place: String, reason: String| Error::Malformed { path: file.path.clone(), place, reason };
-    let items = match serde_json::from_str(&file.read_to_string()?) {
-        Ok(Value::Array(items)) => items,
-        Ok(other) => {
-            let reason =
-                format!("a .json file holds a list of objects, found {}", type_name(&other));
-            return Err(malformed("line 1".to_owned(), reason));
-        }
-        Err(error) => {
-            return Err(malformed(format!("line {}", error.line()), json_reason(&error)));
-        }
-    };
-    let record = move |(number, value)| Record::new(value, Place { file: file.clone(), number });
-    Ok(Box::new((1..).zip(items).map(record)))
-}
-
-fn rows(file: Arc<SourceFile>, delimiter: u8) -> Result<Records> {
-    let mut reader =
-        csv::ReaderBuilder::new().delimiter(delimiter).quoting(true).from_reader(file.open()?);
-    let names = reader.headers().map_err(|error| csv_error(&file, error))?.clone();
-    let record = move |row: csv::Result<csv::StringRecord>| {
-        let row = row.map_err(|error| csv_error(&file, error))?;
-        let number = row.position().map_or(0, csv::Position::line);
-        let values = row.iter().map(|value| Value::String(value.to_owned()));
-        let fields = names.iter().map(str::to_owned).zip(values).collect();
-        Ok(Record { fields, place: Place { file: file.clone(), number } })
-    };
-    Ok(Box::new(reader.into_records().map(record)))
-}
-
-fn csv_error(file: &Arc<SourceFile>, error: csv::Error) -> Error {
-    let line = error.position().map_or(1, csv::Position::line);
-    let offset = error.position().map_or(0, csv::Position::byte);
-    match error.into_kind() {
-        csv::ErrorKind::Io(source) => file.read_error(source),
-        // The position is that of the row; the parser does not report the offset of a field.
-        csv::ErrorKind::Utf8 { .. } => Error::NotUtf8 { path: file.path.clone(), line, offset },
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            let reason = format!("the row has {len} fields, expected {expected_len}");
-            Place { file: file.clone(), number: line }.malformed(reason)
-        }
-        other => Place { file: file.clone(), number: line }.malformed(format!("{other:?}")),
+        Format::Json => json::records(shared),
+        Format::Csv | Format::Tsv => rows::records(shared),
     }
 }
 
 impl Record {
-    fn new(value: Value, place: Place) -> Result<Self> {
+    pub(super) fn new(value: Value, place: Place) -> Result<Self> {
         match value {
-            Value::Object(fields) => Ok(Self { fields, place }),
+            Value::Object(fields) => {
+                let unused = Vec::new();
+                Ok(Self { fields, place, unused, has_blank_answer: false })
+            }
             other => {
                 let reason = format!("found {}, expected an object", type_name(&other));
                 Err(place.malformed(reason))
@@ -118,12 +57,34 @@ impl Record {
         }
     }
 
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
+    /// Takes a field out of the record, if it is there and neither null nor an empty text.
+    pub(crate) fn take(&mut self, field: &str) -> Option<Value> {
+        let value = self.fields.shift_remove(field)?;
+        let is_empty = value.is_null() || value.as_str().is_some_and(|text| text.trim().is_empty());
+        (!is_empty).then_some(value)
+    }
+
     /// Takes a string field out of the record.
     pub(crate) fn take_text(&mut self, field: &str) -> Result<String> {
+        if !self.has(field) {
+            return Err(self.missing(field));
+        }
         match self.fields.shift_remove(field) {
             Some(Value::String(text)) => Ok(text),
+            other => Err(self.place.wrong_type(field, &other.unwrap_or_default(), "a string")),
+        }
+    }
+
+    /// Takes a text field that may be missing, null or empty.
+    pub(crate) fn take_optional(&mut self, field: &str) -> Result<Option<String>> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.place.wrong_type(field, &other, "a string")),
-            None => Err(self.missing(field)),
         }
     }
 
@@ -140,6 +101,16 @@ impl Record {
         self.fields.keys().cloned().collect()
     }
 
+    /// Adds fields that are not used, each in quotes with its place.
+    pub(crate) fn note_unused(&mut self, names: impl IntoIterator<Item = String>) {
+        self.unused.extend(names);
+    }
+
+    /// Returns the fields that were not taken out, in quotes.
+    pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
+        self.fields.keys().map(|name| format!("{name:?}")).chain(self.unused.iter().cloned())
+    }
+
     /// Takes the `id` field if it is a string or a number. Otherwise the place is the id.
     pub(crate) fn take_id(&mut self) -> String {
         match self.fields.get("id") {
@@ -154,12 +125,33 @@ impl Record {
 }
 
 impl Place {
+    /// A line of a file, from 1.
+    pub(super) fn line(file: Arc<SourceFile>, line: u64) -> Self {
+        Self { file, line, item: None }
+    }
+
+    /// A record of a list, from 1, that begins on `line`.
+    pub(super) fn item(file: Arc<SourceFile>, item: u64, line: u64) -> Self {
+        Self { file, line, item: Some(item) }
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.file.path.clone()
     }
 
+    /// Returns the error for a bad record.
     pub(crate) fn malformed(&self, reason: String) -> Error {
         Error::Malformed { path: self.path(), place: self.to_string(), reason }
+    }
+
+    /// Returns the error for a file that cannot be read from here on.
+    pub(crate) fn broken(&self, reason: String) -> Error {
+        Error::Broken { path: self.path(), place: self.to_string(), reason }
+    }
+
+    /// Returns the error for a conversation that does not fit.
+    pub(crate) fn conversation(&self, source: lehr_tokenizer::Error) -> Error {
+        Error::Conversation { path: self.path(), place: self.to_string(), source }
     }
 
     pub(crate) fn wrong_type(&self, field: &str, found: &Value, expected: &'static str) -> Error {
@@ -173,24 +165,20 @@ impl Place {
     }
 
     fn id(&self) -> String {
-        format!("{}:{}", self.file.name, self.number)
+        format!("{}:{}", self.file.name, self.item.unwrap_or(self.line))
     }
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let unit = if self.file.format == Format::Json { "item" } else { "line" };
-        write!(f, "{unit} {}", self.number)
+        match self.item {
+            Some(item) => write!(f, "item {item}, line {}", self.line),
+            None => write!(f, "line {}", self.line),
+        }
     }
 }
 
-fn json_reason(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("not JSON: {what} at column {}", error.column())
-}
-
-fn type_name(value: &Value) -> &'static str {
+pub(super) fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

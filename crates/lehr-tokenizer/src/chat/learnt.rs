@@ -70,6 +70,35 @@ pub(super) struct Learnt {
     pub(super) closing: Option<u32>,
 }
 
+impl Learnt {
+    /// Leaves out the answers of `messages` that are not supervised.
+    pub(super) fn of_supervised(
+        mut self,
+        template: &ChatTemplate,
+        messages: &[Message],
+    ) -> Result<Self> {
+        let answers: Vec<_> = messages.iter().filter(|m| m.role == Role::Assistant).collect();
+        if answers.iter().all(|answer| answer.is_supervised) {
+            return Ok(self);
+        }
+        if self.spans.len() != answers.len() {
+            let reason = format!(
+                "it marks {} parts as generated, but there are {} answers, some of which are not \
+                 supervised",
+                self.spans.len(),
+                answers.len()
+            );
+            let name = template.name().to_owned();
+            return Err(Error::Template { action: "leaving answers out with", name, reason });
+        }
+        let mut supervised = answers.iter().map(|answer| answer.is_supervised);
+        self.spans.retain(|_| supervised.next().unwrap_or(true));
+        let last = messages.last().is_none_or(|m| m.is_supervised || m.role != Role::Assistant);
+        self.closing = self.closing.filter(|_| last);
+        Ok(self)
+    }
+}
+
 /// End of an answer: after the token that ends a turn, or at the end of its text.
 enum End {
     Token(usize),

@@ -44,6 +44,13 @@ pub struct Message {
     /// `reasoning_content`.
     #[serde(flatten)]
     pub fields: Map<String, Value>,
+    /// Whether the words of an assistant are supervised. Templates do not see this.
+    #[serde(skip, default = "supervised")]
+    pub is_supervised: bool,
+}
+
+fn supervised() -> bool {
+    true
 }
 
 fn text_or_null<'de, D: Deserializer<'de>>(
@@ -55,7 +62,7 @@ fn text_or_null<'de, D: Deserializer<'de>>(
 impl Message {
     /// A message of `role`.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), fields: Map::new() }
+        Self { role, content: content.into(), fields: Map::new(), is_supervised: true }
     }
 
     /// Returns the message as transformers passes it to a template.

@@ -231,6 +231,7 @@ impl ChatTemplate {
         let bound = self.bind(tokenizer)?;
         let text = self.marked(&bound, messages, options)?;
         let learnt = learnt::spans(self, &bound, messages, options, &text)?;
+        let learnt = learnt.of_supervised(self, messages)?;
         let tokens = bound.added.encode(tokenizer, &text)?;
         let is_learnt = |&(_, (start, end)): &(u32, (usize, usize))| {
             learnt.spans.iter().any(|&(from, to)| {

@@ -79,7 +79,7 @@ impl Objective for LanguageModel {
                 let ids = template.render(&self.tokenizer, &messages, true)?.ids;
                 (ids, ChatSession::answer_room(limit))
             }
-            None => (self.tokenizer.encode(prompt)?, 0),
+            None => (self.tokenizer.encode_prompt(prompt)?, 0),
         };
         let found = ids.len();
         // Some models need special tokens in the prompt that mark what to continue.
@@ -109,7 +109,7 @@ impl Objective for LanguageModel {
             return Ok(Some(session.answer(prompt, &mut sampler, &limits, &mut ignore)?.text));
         }
         limits.stop_ids.extend(self.tokenizer.end_of_document().ok());
-        let ids = self.tokenizer.encode(prompt)?;
+        let ids = self.tokenizer.encode_prompt(prompt)?;
         let context = Some(ids.len().saturating_add(max_tokens).saturating_add(1));
         let settings = EngineSettings { context, ..EngineSettings::ONE };
         let mut engine = Engine::new(&self.model, &self.tokenizer, settings)?;

@@ -3,20 +3,22 @@
 use std::path::Path;
 
 use lehr_data::{
-    Conversation, DatasetKind, LabelledFields, conversation_lengths, read_conversations,
-    read_documents, read_labelled,
+    Conversation, DatasetKind, LabelledFields, Reading, Renderer, conversation_lengths,
+    read_conversations, read_labelled,
 };
 use lehr_infer::Loaded;
 use lehr_model::{ActivationCheckpointing, Weights};
 use lehr_tokenizer::chat::Role;
 
-use super::{Fitted, Fixed, data_config, first_words, run_config};
+use super::reading::Overview;
+use super::{FitData, Fitted, Fixed, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
     ScheduleConfig, TrainConfig,
 };
 use crate::rundir::check_places;
-use crate::{Recipe, Result};
+use crate::watch::watch;
+use crate::{Notes, Recipe, Result};
 
 /// Share of held-out examples.
 const HELD_OUT: f64 = 0.1;
@@ -56,17 +58,31 @@ const WARMUP_PART: u64 = 10;
 /// A quarter of the steps lie between two evaluations, samples and checkpoints.
 const LOOKS: u64 = 4;
 
+/// What is being done while a data set is read.
+const READING: &str = "reading the data";
+/// What is being done while its tokens are counted.
+const COUNTING: &str = "counting tokens";
+
 /// The examples of a data set, reduced to the facts that a plan needs.
 struct Examples {
     objective: ObjectiveKind,
-    /// Number of positions that each example takes in a row, sorted.
+    /// Number of positions that each example takes in a row, sorted; of a sample if there is much
+    /// text.
     lengths: Vec<usize>,
+    /// Number of all examples.
+    count: usize,
     prompts: Vec<String>,
 }
 
 impl Examples {
-    fn read(loaded: &Loaded, data: &Path, kind: DatasetKind, fixed: &Fixed) -> Result<Self> {
-        let (objective, mut lengths, prompts) = match kind {
+    fn read(
+        loaded: &Loaded,
+        data: &Path,
+        kind: DatasetKind,
+        (fixed, reading): (&Fixed, &Reading),
+        notes: Notes<'_>,
+    ) -> Result<Self> {
+        let (objective, mut lengths, prompts, count) = match kind {
             DatasetKind::Labelled => {
                 let LabelledFields { text, label } = LabelledFields::default();
                 let named = |key, usual| fixed.text(key).map_or(usual, str::to_owned);
@@ -74,26 +90,41 @@ impl Examples {
                     text: named("data.text_field", text),
                     label: named("data.label_field", label),
                 };
-                let all = read_labelled(data, &fields)?;
-                let lengths = lengths(loaded, all.iter().map(|e| e.text.as_str()).collect())?;
-                (ObjectiveKind::Classify, lengths, Vec::new())
+                let all = watch(notes, READING, 0, |_| read_labelled(data, &fields, reading))?;
+                let texts = all.iter().map(|e| e.text.as_str()).collect();
+                let lengths = watch(notes, COUNTING, 0, |_| lengths(loaded, texts))?;
+                (ObjectiveKind::Classify, lengths, Vec::new(), all.len())
             }
             DatasetKind::Chat => {
-                let all = read_conversations(data)?;
+                let all = watch(notes, READING, 0, |_| read_conversations(data, reading))?;
                 let prompts = first_question(&all, loaded)?;
                 let template = loaded.template()?;
-                let lengths = conversation_lengths(&all, &loaded.tokenizer, &template)?;
-                (ObjectiveKind::Chat, lengths, prompts)
+                let renderer = Renderer { tokenizer: &loaded.tokenizer, template: &template };
+                // What there is to say of rendering is said when the run is prepared.
+                let again = Reading::new(reading.part, reading.skip_bad);
+                let lengths =
+                    watch(notes, COUNTING, 0, |_| conversation_lengths(&all, &renderer, &again))?;
+                (ObjectiveKind::Chat, lengths, prompts, all.len())
             }
             DatasetKind::Text => {
-                let all = read_documents(data, &fixed.read_options())?;
-                let prompts = vec![first_words(&all[0].text)];
-                let lengths = lengths(loaded, all.iter().map(|d| d.text.as_str()).collect())?;
-                (ObjectiveKind::NextToken, lengths, prompts)
+                let options = fixed.read_options(reading.clone());
+                let overview = Overview::read(data, &options, notes)?;
+                let lengths = overview.lengths(data, &options, &loaded.tokenizer, notes)?;
+                let Overview { documents, prompt, .. } = overview;
+                (ObjectiveKind::NextToken, lengths, vec![prompt], documents)
             }
         };
         lengths.sort_unstable();
-        Ok(Self { objective, lengths, prompts })
+        Ok(Self { objective, lengths, count, prompts })
+    }
+
+    /// Number of tokens of all examples, estimated if the lengths are of a sample.
+    fn n_tokens(&self) -> usize {
+        let counted: usize = self.lengths.iter().sum();
+        match self.lengths.len() {
+            n if n == self.count => counted,
+            n => (counted as f64 * self.count as f64 / n.max(1) as f64) as usize,
+        }
     }
 }
 
@@ -115,8 +146,9 @@ impl Extent {
     /// Computes the size of a run over `examples`, around the settings that are `fixed`.
     fn new(examples: &Examples, loaded: &Loaded, fixed: &Fixed) -> Self {
         let Examples { objective, lengths, .. } = examples;
-        let n_tokens: usize = lengths.iter().sum();
-        let long = lengths[(lengths.len() - 1) * WHOLE_PERCENT / 100];
+        let n_tokens = examples.n_tokens();
+        let long = lengths.get(lengths.len().saturating_sub(1) * WHOLE_PERCENT / 100);
+        let long = long.copied().unwrap_or(SEQ_LEN_MIN);
         // A long document continues in the next row, so rows need not hold it whole.
         let most = match objective {
             ObjectiveKind::NextToken => STEP_TOKENS.1,
@@ -144,16 +176,16 @@ impl Extent {
         }
     }
 
-    fn reason(&self, lengths: &[usize]) -> String {
+    fn reason(&self, examples: &Examples) -> String {
         let Self { seq_len, steps, .. } = self;
-        let n_tokens: usize = lengths.iter().sum();
+        let (lengths, n_tokens) = (&examples.lengths, examples.n_tokens());
         let n_whole = lengths.partition_point(|length| length <= seq_len);
         let n_seen = *steps as f64 * (self.batch_size * seq_len * self.grad_accumulation) as f64;
         format!(
             "{} examples of {n_tokens} tokens: rows of {seq_len} hold {:.1} % of them whole, {:.1} \
              passes, {steps} steps",
-            lengths.len(),
-            100.0 * n_whole as f64 / lengths.len() as f64,
+            examples.count,
+            100.0 * n_whole as f64 / lengths.len().max(1) as f64,
             n_seen / n_tokens as f64
         )
     }
@@ -175,7 +207,7 @@ pub struct Finetuning<'a> {
     /// The model to start from.
     pub model: &'a Path,
     /// Conversations, labelled texts or more text.
-    pub data: &'a Path,
+    pub data: FitData<'a>,
     /// Which of these.
     pub kind: DatasetKind,
     /// The run directory.
@@ -188,16 +220,17 @@ pub struct Finetuning<'a> {
 ///
 /// # Errors
 /// If data or model cannot be read, or a fixed setting is impossible.
-pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed) -> Result<Fitted> {
+pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> Result<Fitted> {
     let Finetuning { model, data, kind, out, seed } = given;
-    check_places(out, Some(model), &[data])?;
+    check_places(out, Some(model), &[data.path])?;
     let loaded = Loaded::open(model, Weights::AsStored)?;
     if kind != DatasetKind::Labelled {
         loaded.model.check_causal("training on the next token")?;
     }
-    let examples = Examples::read(&loaded, data, kind, fixed)?;
+    let reading = data.reading();
+    let examples = Examples::read(&loaded, data.path, kind, (fixed, &reading), notes)?;
     let extent = Extent::new(&examples, &loaded, fixed);
-    let mut reasons = vec![extent.reason(&examples.lengths)];
+    let mut reasons = vec![extent.reason(&examples)];
     let &Extent { seq_len, batch_size, grad_accumulation, steps } = &extent;
     let every_steps = steps / LOOKS;
     let base = Recipe::base();
@@ -207,7 +240,7 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed) -> Result<Fitted> {
     }
     let recipe = Recipe {
         run: run_config(&base, out, seed),
-        data: data_config(&base, data, HELD_OUT),
+        data: data.config(&base, HELD_OUT),
         model: ModelConfig::Load { path: model.display().to_string() },
         objective: examples.objective,
         optimizer: optimizer(&base.optimizer, &loaded),
@@ -228,7 +261,7 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed) -> Result<Fitted> {
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         tokenizer: base.tokenizer,
     };
-    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons })
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, notes: reading.take_notes() })
 }
 
 fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {

@@ -6,10 +6,11 @@ mod finetune;
 mod fixed;
 mod ladder;
 mod pretrain;
+mod reading;
 
 use std::path::Path;
 
-use lehr_data::ReadOptions;
+use lehr_data::{Part, ReadOptions, Reading};
 
 pub use budget::{Budget, device_gflops, machine_gflops};
 pub use finetune::{Finetuning, fit_finetune};
@@ -25,19 +26,38 @@ pub struct Fitted {
     pub recipe: Recipe,
     /// The reasons, one sentence per choice.
     pub reasons: Vec<String>,
+    /// What the reader of the data has to say: files, unused fields, bad records.
+    pub notes: Vec<String>,
 }
 
 fn run_config(base: &Recipe, out: &Path, seed: u64) -> RunConfig {
     RunConfig { dir: out.display().to_string(), seed, ..base.run.clone() }
 }
 
-fn data_config(base: &Recipe, path: &Path, validation_fraction: f64) -> DataConfig {
-    DataConfig { path: path.display().to_string(), validation_fraction, ..base.data.clone() }
+/// The data to fit a recipe to.
+#[derive(Clone, Copy, Debug)]
+pub struct FitData<'a> {
+    /// File or folder.
+    pub path: &'a Path,
+    /// Whether bad records are left out and counted.
+    pub skip_bad: bool,
+}
+
+impl FitData<'_> {
+    fn reading(&self) -> Reading {
+        Reading::new(Part::Train, self.skip_bad)
+    }
+
+    fn config(&self, base: &Recipe, validation_fraction: f64) -> DataConfig {
+        let Self { path, skip_bad } = *self;
+        let path = path.display().to_string();
+        DataConfig { path, validation_fraction, skip_bad, ..base.data.clone() }
+    }
 }
 
 impl Fixed {
-    /// Returns how the documents of the run are read.
-    fn read_options(&self) -> ReadOptions {
+    /// Returns how the documents of the run are read. `reading` hears what there is to say of them.
+    fn read_options(&self, reading: Reading) -> ReadOptions {
         let ReadOptions { text_field, document_bytes, .. } = ReadOptions::default();
         ReadOptions {
             text_field: self.text("data.text_field").map_or(text_field, str::to_owned),
@@ -45,6 +65,7 @@ impl Fixed {
                 true => self.count("data.document_bytes").unwrap_or(0),
                 false => document_bytes,
             },
+            reading,
         }
     }
 }

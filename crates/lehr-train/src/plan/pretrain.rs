@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use lehr_data::read_documents;
 use lehr_infer::Inspection;
 use lehr_tokenizer::Tokenizer;
 
 use super::ladder::{bytes_per_token, sizes, vocabulary_for};
-use super::{Budget, Fitted, Fixed, data_config, first_words, run_config};
+use super::reading::Overview;
+use super::{Budget, FitData, Fitted, Fixed, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, OptimizerConfig, SampleConfig, ScheduleConfig,
     TokenizerConfig, TrainConfig,
 };
 use crate::rundir::check_places;
-use crate::{Recipe, Result};
+use crate::{Notes, Recipe, Result};
 
 /// Minimum number of training tokens per weight of the matrix products. The compute-optimal ratio
 /// of long runs is near 20 (Hoffmann et al. 2022). In runs of minutes most weights belong to the
@@ -236,18 +236,22 @@ fn tokenizer(bytes: usize, fixed: &Fixed) -> Result<(TokenizerConfig, usize)> {
 /// The vocabulary grows with the text. The model is the largest of a ladder that sees at least one
 /// token per weight within the budget, in at most eight passes over the text.
 ///
+/// The text is read once and not held in memory. `notes` hears of it if that takes long.
+///
 /// # Errors
 /// If the data cannot be read, or a fixed setting is impossible.
 pub fn fit_pretrain(
-    data: &Path,
+    data: FitData<'_>,
     out: &Path,
     seed: u64,
     budget: Budget,
     fixed: &Fixed,
+    notes: Notes<'_>,
 ) -> Result<Fitted> {
-    check_places(out, None, &[data])?;
-    let documents = read_documents(data, &fixed.read_options())?;
-    let bytes: usize = documents.iter().map(|d| d.text.len()).sum();
+    check_places(out, None, &[data.path])?;
+    let reading = data.reading();
+    let options = fixed.read_options(reading.clone());
+    let Overview { bytes, prompt, .. } = Overview::read(data.path, &options, notes)?;
     let plan = Plan::new(bytes, &budget, fixed)?;
     let reasons = plan.reasons(bytes, &budget, fixed);
     let &Plan { seq_len, batch_size, steps, .. } = &plan;
@@ -255,7 +259,7 @@ pub fn fit_pretrain(
     let base = Recipe::base();
     let recipe = Recipe {
         run: run_config(&base, out, seed),
-        data: data_config(&base, data, HELD_OUT),
+        data: data.config(&base, HELD_OUT),
         optimizer: plan.optimizer(&base.optimizer),
         tokenizer: plan.tokenizer,
         model: plan.model.config,
@@ -273,12 +277,12 @@ pub fn fit_pretrain(
         eval: EvalConfig { every_steps, batches_max: EVAL_BATCHES_MAX },
         sample: SampleConfig {
             every_steps,
-            prompts: vec![first_words(&documents[0].text)],
+            prompts: vec![prompt],
             max_tokens: SAMPLE_TOKENS,
             temperature: SAMPLE_TEMPERATURE,
         },
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         objective: base.objective,
     };
-    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons })
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, notes: reading.take_notes() })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lehr_data::{Answers, Conversation, SftLoader, read_conversations};
+use lehr_data::{Answers, Conversation, Part, Reading, Renderer, SftLoader, read_conversations};
 use lehr_infer::{resolve_model, template_of};
 use lehr_model::io::write_file;
 use lehr_tokenizer::Tokenizer;
@@ -10,14 +10,15 @@ use lehr_tokenizer::chat::{ChatTemplate, Moment, TemplateParts};
 
 use super::{Notes, Sides, Task, cut, held_out, loader_options, model, share, tokenizer};
 use crate::recipe::{ModelConfig, TokenizerConfig};
+use crate::watch::watch;
 use crate::{Error, LanguageModel, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     let text = |c: &Conversation| {
         c.messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
     };
-    let read = |path: &str| read_conversations(path);
-    let Sides { train, validation } = held_out(recipe, "conversations", read, text)?;
+    let read = |path: &str, reading: &Reading| read_conversations(path, reading);
+    let Sides { train, validation } = held_out(recipe, "conversations", read, text, notes)?;
     let texts = || train.iter().flat_map(|c| c.messages.iter().map(|m| m.content.as_str()));
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     let (train_options, validation_options) = loader_options(recipe);
@@ -27,7 +28,17 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
         let (n, names) = (unused.len(), unused.join(", "));
         notes(&format!("warning: data.template_args: the template does not use {n}: {names}"));
     }
-    let train_loader = SftLoader::new(&train, &tokenizer, &template, train_options)?;
+    let renderer = Renderer { tokenizer: &tokenizer, template: &template };
+    let mut loader = |conversations: &[Conversation], options, part| -> Result<_> {
+        let reading = Reading::new(part, recipe.data.skip_bad);
+        let loader = watch(notes, "tokenizing the conversations", 0, |_| {
+            SftLoader::with_reading(conversations, &renderer, options, &reading)
+        })?;
+        reading.take_notes().iter().for_each(|note| notes(note));
+        Ok(loader)
+    };
+    let train_loader = loader(&train, train_options, Part::Train)?;
+    let validation_loader = loader(&validation, validation_options, Part::Validation)?;
     notes(&format!(
         "data: {} conversations to learn from ({}, {} without an answer left out), {} held out",
         train.len(),
@@ -43,7 +54,6 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
             share(n_cut, all)
         ));
     }
-    let validation = SftLoader::new(&validation, &tokenizer, &template, validation_options)?;
     let model = model::prepare(recipe, &tokenizer)?;
     model.check_causal("training on conversations")?;
     let layout = model::layout_rule(&model);
@@ -51,7 +61,7 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     Ok(Task {
         objective: Box::new(objective.with_files(model::files(recipe)?)),
         train: Box::new(train_loader.with_layout(layout.clone())),
-        validation: Box::new(validation.with_layout(layout)),
+        validation: Box::new(validation_loader.with_layout(layout)),
     })
 }
 

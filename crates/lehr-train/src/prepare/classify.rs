@@ -2,21 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use lehr_data::{ClassLoader, LabelSet, Labelled, LabelledFields, read_labelled};
+use lehr_data::{ClassLoader, LabelSet, Labelled, LabelledFields, Reading, read_labelled};
 use lehr_infer::{check_vocabulary, resolve_model};
 use lehr_model::{Classifier, Model};
 use lehr_tokenizer::Tokenizer;
 
 use super::{Notes, Sides, Task, cut, held_out, loader_options, model, tokenizer};
 use crate::recipe::ModelConfig;
+use crate::watch::watch;
 use crate::{Classify, Error, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     let data = &recipe.data;
     let fields = LabelledFields { text: data.text_field.clone(), label: data.label_field.clone() };
-    let read = |path: &str| read_labelled(path, &fields);
+    let read = |path: &str, reading: &Reading| read_labelled(path, &fields, reading);
     let text = |e: &Labelled| e.text.clone();
-    let Sides { train, validation } = held_out(recipe, "labelled texts", read, text)?;
+    let Sides { train, validation } = held_out(recipe, "labelled texts", read, text, notes)?;
     let texts = || train.iter().map(|e| e.text.as_str());
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     // A loaded classifier keeps its labels and their order, unless a new head is requested.
@@ -27,13 +28,16 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let examples = || train.iter().chain(&validation);
     let labels = match &continued {
         Some(classifier) => labels_of(recipe, classifier, examples(), notes)?,
+        // A rare class may be in the held-out part only.
         None => LabelSet::learn(examples())?,
     };
     let (train_options, validation_options) = loader_options(recipe);
     let ends = continued.as_ref().is_none_or(Classifier::ends_texts);
     let (train_options, validation_options) =
         (train_options.with_ends(ends), validation_options.with_ends(ends));
-    let train_loader = ClassLoader::new(&train, &labels, &tokenizer, train_options)?;
+    let what = "tokenizing the training data";
+    let train_loader =
+        watch(notes, what, 0, |_| ClassLoader::new(&train, &labels, &tokenizer, train_options))?;
     notes(&format!(
         "data: {} labelled texts to learn from ({}), {} held out; labels: {}",
         train.len(),

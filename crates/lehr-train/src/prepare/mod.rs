@@ -9,13 +9,14 @@ mod tokenizer_cache;
 
 use std::path::Path;
 
-use lehr_data::{Loader, LoaderOptions, split_by_text};
+use lehr_data::{Loader, LoaderOptions, Part, Reading, has_validation, split_by_text};
 use lehr_model::{Compute, FP8_SIDE_MIN};
 
 pub(crate) use tokenizer_cache::CACHED_TOKENIZER;
 
 use crate::freeze::freeze;
 use crate::recipe::{DataConfig, ObjectiveKind};
+use crate::watch::watch;
 use crate::{Error, Objective, Recipe, Result};
 
 /// A prepared run: an objective and its data.
@@ -111,27 +112,41 @@ struct Sides<T> {
 }
 
 /// Reads the examples (`what`) of a data set with `read`, and holds out those of
-/// `data.validation_path`, or a share of them, chosen by their `text`.
-fn held_out<T>(
+/// `data.validation_path`, or of the data set's own validation split, or a share of them, chosen by
+/// their `text`.
+fn held_out<T: Send>(
     recipe: &Recipe,
     what: &str,
-    read: impl Fn(&str) -> lehr_data::Result<Vec<T>>,
+    read: impl Fn(&str, &Reading) -> lehr_data::Result<Vec<T>> + Sync,
     text: impl Fn(&T) -> String,
+    notes: Notes<'_>,
 ) -> Result<Sides<T>> {
-    let DataConfig { path, validation_path, validation_fraction, .. } = &recipe.data;
-    let all = read(path)?;
+    let DataConfig { path, validation_path, validation_fraction, skip_bad, .. } = &recipe.data;
+    let mut side = |path: &str, part| -> Result<_> {
+        let reading = Reading::new(part, *skip_bad);
+        let examples = watch(notes, "reading the data", 0, |_| read(path, &reading))?;
+        reading.take_notes().iter().for_each(|note| notes(note));
+        Ok(examples)
+    };
+    let all = side(path, Part::Train)?;
+    let has_own = validation_path.is_empty() && has_validation(path)?;
+    let validation_path = if has_own { path } else { validation_path };
     let (train, validation) = match validation_path.is_empty() {
         true => split_by_text(all, text, *validation_fraction, recipe.run.seed)?,
-        false => (all, read(validation_path)?),
+        false => (all, side(validation_path, Part::Validation)?),
     };
     if validation.is_empty() {
-        let found = train.len();
-        return Err(Error::Setting {
-            faults: format!(
-                "data.path holds {found} {what}, too few to hold some out; give \
-                 data.validation_path or more data"
-            ),
-        });
+        return Err(too_few(train.len() as u64, what));
     }
     Ok(Sides { train, validation })
+}
+
+/// The error for `found` examples (`what`) of which none can be held out.
+fn too_few(found: u64, what: &str) -> Error {
+    Error::Setting {
+        faults: format!(
+            "data.path holds {found} {what}, too few to hold some out; give data.validation_path \
+             or more data"
+        ),
+    }
 }

@@ -2,30 +2,40 @@
 
 use std::path::Path;
 
-use lehr_data::{Document, PretrainLoader, ReadOptions, read_documents, tokenize_cached};
+use lehr_data::{
+    Corpus, Part, PretrainLoader, ReadOptions, Reading, has_validation, tokenize_cached,
+};
 
-use super::{Notes, Sides, Task, held_out, loader_options, model, tokenizer};
+use super::{Notes, Task, loader_options, model, tokenizer, too_few};
+use crate::recipe::DataConfig;
+use crate::watch::watch;
 use crate::{LanguageModel, Recipe, Result};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
-    let data = &recipe.data;
-    let options =
-        ReadOptions { text_field: data.text_field.clone(), document_bytes: data.document_bytes };
-    let read = |path: &str| read_documents(path, &options);
-    let Sides { train, validation } = held_out(recipe, "documents", read, |d| d.text.clone())?;
-    let bytes = |docs: &[Document]| docs.iter().map(|d| d.text.len()).sum::<usize>() as f64 / 1e6;
+    let (train, validation) = sides(recipe, notes)?;
     notes(&format!(
         "data: {} documents of {:.2} MB to learn from, {} of {:.2} MB held out",
-        train.len(),
-        bytes(&train),
-        validation.len(),
-        bytes(&validation)
+        train.documents(),
+        train.text_bytes() as f64 / 1e6,
+        validation.documents(),
+        validation.text_bytes() as f64 / 1e6
     ));
-    let texts = || train.iter().map(|d| d.text.as_str());
-    let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
+    if train.is_part() && train.cut_files() > 0 {
+        notes(&format!(
+            "data: {} files were cut into documents, and the held-out ones are parts of the same \
+             files; data.validation_path takes other files",
+            train.cut_files()
+        ));
+    }
+    let tokenizer = tokenizer::of_corpus(recipe, cache, &train, notes)?;
     let shards = cache.join("tokens");
-    let train = tokenize_cached(&train, &tokenizer, &shards, &mut |_| ())?;
-    let validation = tokenize_cached(&validation, &tokenizer, &shards, &mut |_| ())?;
+    let mut tokenized = |corpus: &Corpus, what: &str| {
+        watch(notes, what, corpus.text_bytes(), |done| {
+            tokenize_cached(corpus, &tokenizer, &shards, &mut |progress| done.set(progress))
+        })
+    };
+    let train = tokenized(&train, "tokenizing the training data")?;
+    let validation = tokenized(&validation, "tokenizing the held-out data")?;
     notes(&format!(
         "tokens: {} to learn from ({:.2} bytes each), {} held out",
         train.tokens(),
@@ -46,4 +56,35 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
             LanguageModel::new(model, tokenizer, None).with_files(model::files(recipe)?),
         ),
     })
+}
+
+/// Reads the data once, for its split, and keeps none of it.
+fn sides(recipe: &Recipe, notes: Notes<'_>) -> Result<(Corpus, Corpus)> {
+    let DataConfig { path, validation_path, validation_fraction, skip_bad, .. } = &recipe.data;
+    let seed = recipe.run.seed;
+    let options = |part| ReadOptions {
+        text_field: recipe.data.text_field.clone(),
+        document_bytes: recipe.data.document_bytes,
+        reading: Reading::new(part, *skip_bad),
+    };
+    let (train, validation) = (options(Part::Train), options(Part::Validation));
+    let has_own = validation_path.is_empty() && has_validation(path)?;
+    let validation_path = if has_own { path } else { validation_path };
+    let sides = watch(notes, "reading the data", 0, |done| {
+        let mut progress = |progress| done.set(progress);
+        match validation_path.is_empty() {
+            true => Corpus::split(path, &train, *validation_fraction, seed, &mut progress),
+            false => {
+                let training = Corpus::whole(path, &train, seed, &mut progress)?;
+                Ok((training, Corpus::whole(validation_path, &validation, seed, &mut progress)?))
+            }
+        }
+    })?;
+    for options in [train, validation] {
+        options.reading.take_notes().iter().for_each(|note| notes(note));
+    }
+    match sides.1.documents() {
+        0 => Err(too_few(sides.0.documents(), "documents")),
+        _ => Ok(sides),
+    }
 }

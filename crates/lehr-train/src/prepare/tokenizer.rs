@@ -1,22 +1,79 @@
 //! The recipe's tokenizer.
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use lehr_data::Corpus;
 use lehr_infer::{resolve_model, tokenizer_of};
+use lehr_model::io::hex;
 use lehr_tokenizer::{Pattern, Tokenizer, Trainer};
+use sha2::{Digest, Sha256};
 
 use super::Notes;
 use super::tokenizer_cache::CachedTokenizer;
 use crate::checkpoint::Disk;
 use crate::recipe::{ModelConfig, TokenizerConfig};
+use crate::watch::watch;
 use crate::{Error, Recipe, Result};
 
-/// Loads the tokenizer, or trains it on `texts`. A trained one is cached: a run with the same texts
-/// and settings finds it, no other run does.
+/// Bytes of text on which a tokenizer is trained, at most. Its memory grows with the number of
+/// different words, and more text hardly changes its merges ("data that does not fit in memory" in
+/// docs/experiments.md).
+const SAMPLE_BYTES: u64 = 100_000_000;
+
+/// Loads the tokenizer, or trains it on `texts`, which are in memory.
 pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
     recipe: &Recipe,
     cache: &Path,
     texts: impl Fn() -> I,
+    notes: Notes<'_>,
+) -> Result<Tokenizer> {
+    let mut hash = Sha256::new();
+    if matches!(recipe.tokenizer, TokenizerConfig::Train { .. }) {
+        for text in texts() {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+    }
+    let texts = Texts {
+        hash: hex(&hash.finalize()),
+        bytes: 0,
+        stream: Box::new(texts().map(|t| Ok(t.into()))),
+    };
+    loaded_or_trained(recipe, cache, texts, notes)
+}
+
+/// Loads the tokenizer, or trains it on a sample of the documents of `corpus`.
+pub(super) fn of_corpus(
+    recipe: &Recipe,
+    cache: &Path,
+    corpus: &Corpus,
+    notes: Notes<'_>,
+) -> Result<Tokenizer> {
+    let documents = corpus.sample(SAMPLE_BYTES)?;
+    let texts = Texts {
+        hash: corpus.hash().to_owned(),
+        bytes: corpus.text_bytes().min(SAMPLE_BYTES),
+        stream: Box::new(documents.map(|document| document.map(|d| Cow::Owned(d.text)))),
+    };
+    loaded_or_trained(recipe, cache, texts, notes)
+}
+
+/// The texts to train a tokenizer on.
+struct Texts<'t> {
+    /// A hash by which a tokenizer trained on them is found again.
+    hash: String,
+    /// Their size, 0 if it is not known.
+    bytes: u64,
+    stream: Box<dyn Iterator<Item = lehr_data::Result<Cow<'t, str>>> + Send + 't>,
+}
+
+/// Loads the tokenizer, or trains it. A trained one is cached under a hash of its texts and
+/// settings. A run with the same texts and settings finds it; no other run does.
+fn loaded_or_trained(
+    recipe: &Recipe,
+    cache: &Path,
+    texts: Texts<'_>,
     notes: Notes<'_>,
 ) -> Result<Tokenizer> {
     match &recipe.tokenizer {
@@ -35,19 +92,40 @@ pub(super) fn prepare<'t, I: Iterator<Item = &'t str> + Send>(
             Ok(tokenizer)
         }
         TokenizerConfig::Train { vocab_size, pattern } => {
-            let cached = CachedTokenizer::new(cache, &recipe.tokenizer, texts());
+            let cached = CachedTokenizer::new(cache, &recipe.tokenizer, &texts.hash);
             if let Some(tokenizer) = cached.open(notes)? {
                 return Ok(tokenizer);
             }
             let mut trainer = Trainer::new(*vocab_size);
             trainer.pattern = if pattern == "gpt2" { Pattern::Gpt2 } else { Pattern::Gpt4 };
             let start = std::time::Instant::now();
-            let tokenizer = trainer.train(texts())?;
+            let tokenizer = train(&trainer, texts, notes)?;
             let seconds = start.elapsed().as_secs_f64();
             notes(&format!("tokenizer: {} ids in {seconds:.1} s", tokenizer.vocab_size()));
             cached.keep(&tokenizer, &mut Disk)?;
             Ok(tokenizer)
         }
+    }
+}
+
+fn train(trainer: &Trainer, texts: Texts<'_>, notes: Notes<'_>) -> Result<Tokenizer> {
+    let mut error = None;
+    let trained = watch(notes, "training the tokenizer", texts.bytes, |done| {
+        let texts = texts.stream.map_while(|text| match text {
+            Ok(text) => {
+                done.add_bytes(text.len());
+                Some(text)
+            }
+            Err(first) => {
+                error = Some(first);
+                None
+            }
+        });
+        trainer.train(texts)
+    });
+    match error {
+        Some(error) => Err(error.into()),
+        None => Ok(trained?),
     }
 }
 

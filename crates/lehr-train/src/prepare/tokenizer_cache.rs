@@ -12,8 +12,9 @@ use crate::Result;
 use crate::checkpoint::{Storage, create_dir, replace_file};
 use crate::recipe::TokenizerConfig;
 
-/// Version of the trainer. It changes when the same settings give another tokenizer.
-const TRAINER_VERSION: &str = "1";
+/// Version of the trainer and of the sample it is given. It changes when the same settings give
+/// another tokenizer.
+const TRAINER_VERSION: &str = "2";
 
 /// The name of the tokenizer in the cache.
 pub(crate) const CACHED_TOKENIZER: &str = "tokenizer.json";
@@ -26,18 +27,9 @@ pub(super) struct CachedTokenizer {
 }
 
 impl CachedTokenizer {
-    /// Returns the place of the tokenizer trained with these settings on `texts`.
-    pub(super) fn new<'t>(
-        folder: &Path,
-        config: &TokenizerConfig,
-        texts: impl Iterator<Item = &'t str>,
-    ) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(format!("{TRAINER_VERSION} {config:?}\n"));
-        for text in texts {
-            hash.update((text.len() as u64).to_le_bytes());
-            hash.update(text);
-        }
+    /// Returns the place of the tokenizer trained with these settings on texts of the hash `texts`.
+    pub(super) fn new(folder: &Path, config: &TokenizerConfig, texts: &str) -> Self {
+        let hash = Sha256::new_with_prefix(format!("{TRAINER_VERSION} {config:?}\n{texts}"));
         Self { folder: folder.to_owned(), key: hex(&hash.finalize()) }
     }
 

