@@ -6,8 +6,8 @@ mod common;
 
 use common::{Cell, TOKENIZER, check_counts, rows, says};
 use lehr_data::{
-    Answers, Batch, ClassLoader, Conversation, LabelSet, Labelled, Loader, LoaderOptions,
-    SftLoader, conversation_lengths,
+    Answers, Batch, ClassLoader, Conversation, LabelSet, Labelled, Loader, LoaderOptions, Reading,
+    Renderer, SftLoader, conversation_lengths,
 };
 use lehr_tokenizer::chat::{ChatTemplate, Message, Role, render};
 use proptest::prelude::*;
