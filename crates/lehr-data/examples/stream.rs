@@ -5,6 +5,8 @@
 //! /usr/bin/time -v cargo run --release -p lehr-data --example stream -- FILE CACHE
 //! ```
 
+#![allow(clippy::print_stdout, reason = "a program that prints measurements")]
+
 use std::time::Instant;
 
 use lehr_data::{Corpus, ReadOptions, tokenize_cached};

@@ -36,7 +36,7 @@ proptest! {
         let path = jsonl(&scratch, &texts_in);
         let (train, validation) = split(&path, fraction, seed);
         let expected = split_by_text(texts_in, Clone::clone, fraction, seed).unwrap();
-        prop_assert_eq!((texts(&train), texts(&validation)), expected.clone());
+        prop_assert_eq!((&texts(&train), &texts(&validation)), (&expected.0, &expected.1));
         let bytes = |texts: &[String]| texts.iter().map(|text| text.len() as u64).sum::<u64>();
         for (corpus, expected) in [(train, expected.0), (validation, expected.1)] {
             prop_assert_eq!(corpus.documents(), expected.len() as u64);

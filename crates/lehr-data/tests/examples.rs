@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Scratch, document, says};
+use common::{Scratch, says};
 use lehr_data::{
     Conversation, DatasetKind, Labelled, LabelledFields, Reading, guess_kind, read_conversations,
     read_labelled, split_by_text,

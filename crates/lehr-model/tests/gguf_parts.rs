@@ -125,8 +125,12 @@ fn the_parts_of_a_file_are_one_model() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama-rope-scaled");
-    let options =
-        GgufOptions { name: "m", file_type: FileType::F32, tokenizer: Metadata::default() };
+    let options = GgufOptions {
+        name: "m",
+        file_type: FileType::F32,
+        tokenizer: Metadata::default(),
+        more: Metadata::default(),
+    };
     let whole = dir.join("whole.gguf");
     Model::load(&golden).unwrap().save_gguf(&whole, &options).unwrap();
     let want = Model::load(&whole).unwrap();

@@ -317,7 +317,7 @@ fn the_file_that_the_index_names_holds_the_tensor() {
     let (first, second): (Named, Named) =
         all.into_iter().partition(|(name, _)| !name.starts_with("model.layers.1."));
     let mut second = second;
-    second.push((norm.clone(), ones(&[64]).scale(9.0).unwrap()));
+    second.push((norm, ones(&[64]).scale(9.0).unwrap()));
     second.push(("stray.weight".to_owned(), ones(&[2])));
     write_weights(&dir.join("a.safetensors"), first);
     write_weights(&dir.join("b.safetensors"), second);
@@ -365,7 +365,12 @@ fn keys_of_a_gguf_file_are_read_refused_or_named() {
     let written = |key: &str, value: f32| {
         let mut tokenizer = Metadata::default();
         tokenizer.set(key, value);
-        let options = GgufOptions { name: "golden", file_type: FileType::F32, tokenizer };
+        let options = GgufOptions {
+            name: "golden",
+            file_type: FileType::F32,
+            tokenizer,
+            more: Metadata::default(),
+        };
         model.save_gguf(&path, &options).unwrap();
         Model::load(&path)
     };

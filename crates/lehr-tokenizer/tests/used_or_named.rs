@@ -273,7 +273,7 @@ fn tokens_that_any_file_declares_are_special() {
         vec![("special_tokens_map.json", of("pad_token", json!({"content": "<|end|>"})))],
         vec![("tokenizer_config.json", of("image_token", json!("<|end|>")))],
         vec![
-            ("tokenizer_config.json", usual.clone()),
+            ("tokenizer_config.json", usual),
             ("added_tokens.json", added),
             ("special_tokens_map.json", of("additional_special_tokens", json!(["<|end|>"]))),
         ],

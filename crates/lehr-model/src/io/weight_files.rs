@@ -18,6 +18,9 @@ pub(super) struct WeightFiles {
     pub(super) left: Vec<String>,
 }
 
+/// The tensors of a file, by name.
+type NamedEntries = Vec<(String, Entry)>;
+
 /// The index of a sharded model: the file of each tensor.
 pub(super) struct Index {
     path: PathBuf,
@@ -145,7 +148,7 @@ impl Index {
         &self,
         found: Vec<(String, Entry)>,
         of_file: impl Fn(&Entry) -> String,
-    ) -> Result<(Vec<(String, Entry)>, Option<String>)> {
+    ) -> Result<(NamedEntries, Option<String>)> {
         let (named, others): (Vec<_>, Vec<_>) = found
             .into_iter()
             .partition(|(name, entry)| self.file_of.get(name) == Some(&of_file(entry)));

@@ -91,8 +91,8 @@ impl Examples {
                     label: named("data.label_field", label),
                 };
                 let all = watch(notes, READING, 0, |_| read_labelled(data, &fields, reading))?;
-                let texts = all.iter().map(|e| e.text.as_str()).collect();
-                let lengths = watch(notes, COUNTING, 0, |_| lengths(loaded, texts))?;
+                let texts: Vec<_> = all.iter().map(|e| e.text.as_str()).collect();
+                let lengths = watch(notes, COUNTING, 0, |_| lengths(loaded, &texts))?;
                 (ObjectiveKind::Classify, lengths, Vec::new(), all.len())
             }
             DatasetKind::Chat => {
@@ -129,8 +129,8 @@ impl Examples {
 }
 
 /// Returns the number of tokens of each text with those around it.
-fn lengths(loaded: &Loaded, texts: Vec<&str>) -> Result<Vec<usize>> {
-    let framed = loaded.tokenizer.encode_ended(&texts, usize::MAX)?;
+fn lengths(loaded: &Loaded, texts: &[&str]) -> Result<Vec<usize>> {
+    let framed = loaded.tokenizer.encode_ended(texts, usize::MAX)?;
     Ok(framed.into_iter().map(|framed| framed.ids.len()).collect())
 }
 

@@ -55,7 +55,7 @@ fn keys_that_a_file_leaves_out_have_the_values_of_the_base_recipe() {
         Recipe::parse(&text, "short", &sets).unwrap(),
         recipe.with_overrides(&sets).unwrap()
     );
-    let mut without_eval = short.clone();
+    let mut without_eval = short;
     without_eval.remove("eval");
     let text = toml::to_string(&without_eval).unwrap();
     assert_eq!(Recipe::parse(&text, "short", &[]).unwrap().eval, Recipe::base().eval);

@@ -10,7 +10,7 @@
 //! 3. The sums of weights of a block (one per lane) and its weighted values (one chain along the
 //!    keys) start at 0.
 //! 4. They are added to the sums of the earlier blocks, which are first rescaled to the new
-//! maximum.
+//!    maximum.
 //!
 //! Steps 1 and 3 read keys and values. They run for all blocks in parallel if there are fewer heads
 //! than threads could use; steps 2 and 4 read little memory. "Flash decoding", in which each thread
