@@ -59,7 +59,7 @@ pub(crate) fn refuse<'a>(names: impl Iterator<Item = &'a str>) -> Result<()> {
     let (mut quantised, mut adapters) = (Vec::new(), Vec::new());
     for name in names {
         let ends = |end: &&str| name.ends_with(*end) || Some(name) == end.strip_prefix('.');
-        if QUANTISED.iter().any(|end| ends(end)) || name.contains(".quant_state.") {
+        if QUANTISED.iter().any(ends) || name.contains(".quant_state.") {
             quantised.push(name.to_owned());
         } else if ADAPTERS.iter().any(|part| name.contains(part)) {
             adapters.push(name.to_owned());
