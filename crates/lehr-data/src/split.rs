@@ -67,7 +67,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Begins a pass over texts of which about `fraction` shall be held out.
+    /// Begins a pass over texts that holds out about `fraction` of them.
     ///
     /// # Errors
     /// `fraction` is not between 0 and 1, both excluded.

@@ -37,7 +37,7 @@ impl std::fmt::Display for Notice<'_> {
             ),
             Self::Hashing { path, bytes } => write!(
                 f,
-                "hashing {:.1} GB of {}; this is remembered until a file changes, for a day at most",
+                "hashing {:.1} GB of {}; remembered until a file changes, for a day at most",
                 *bytes as f64 / 1e9,
                 path.display()
             ),

@@ -207,8 +207,8 @@ fn in_use_hint(pid: u32) -> String {
 
 fn changed_hint(changes: &[InputChange]) -> &'static str {
     if changes.iter().all(|change| change.is_acceptable) {
-        "put the files back, or continue with the changed ones by --accept-changed-data, or start a \
-         new run in another directory with --out"
+        "put the files back, or continue with the changed ones by --accept-changed-data, or start \
+         a new run in another directory with --out"
     } else {
         "put the files back, or start a new run in another directory with --out: with another \
          tokenizer or other labels the weights would mean something else"

@@ -1,5 +1,5 @@
-//! Fitted recipes, kept in `fitted/` as files that leave out the values of the base recipe: a change
-//! of the planner that moves a number is seen here.
+//! Fitted recipes, kept in `fitted/` as files that leave out the values of the base recipe: a
+//! change of the planner that moves a number is seen here.
 //!
 //! If they are meant to move, `LEHR_BLESS=1 cargo test --release -p lehr-train --test fitted`
 //! writes them anew. That run fails by design; look at the difference, then run without.

@@ -37,8 +37,8 @@ pub(crate) fn on_signals() -> &'static AtomicBool {
     &STOP
 }
 
-/// Makes a signal run `clean_up` before it ends the program. Without handlers, the next command that
-/// writes to the same place has to clean up.
+/// Makes a signal run `clean_up` before it ends the program. Without handlers, the next command
+/// that writes to the same place has to clean up.
 pub(crate) fn before_exit(clean_up: impl Fn() + Send + 'static) {
     let Ok(mut signals) = Signals::new(signals()) else { return };
     std::thread::spawn(move || {

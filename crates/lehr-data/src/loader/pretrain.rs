@@ -42,7 +42,7 @@ impl PretrainLoader {
         let Some(stride) = options.seq_len.checked_sub(n_prefix).filter(|stride| *stride > 0)
         else {
             return Err(Error::Options(format!(
-                "rows of {} tokens, but the model needs {n_prefix} before a document and one for it",
+                "rows of {} tokens, expected {n_prefix} before a document and at least one of it",
                 options.seq_len
             )));
         };

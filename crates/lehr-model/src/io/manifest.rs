@@ -190,8 +190,8 @@ pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
 /// The depth of a checkpoint's check. All files must exist with their sizes and hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scrutiny {
-    /// Hashes every file, except those that passed lately ([`Manifest::verify_once`]). Using a model
-    /// requires this.
+    /// Hashes every file, except those that passed lately ([`Manifest::verify_once`]). Using a
+    /// model requires this.
     Remembered,
     /// Hashes every file. Resuming a run requires this.
     Hashes,

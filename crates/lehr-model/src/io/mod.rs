@@ -33,6 +33,5 @@ pub use manifest::{
 pub use raw_json::RawObject;
 pub use shards::{ShardRule, Shards};
 pub use source::ModelSource;
-pub(crate) use source::unread_keys;
 pub use tensor_file::TensorFile;
 pub use weight_files::weight_files;

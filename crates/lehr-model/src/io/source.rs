@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::gguf::Metadata;
 use super::{Checkpoint, read_json};
-use crate::{Config, Error, Result};
+use crate::{Error, Result};
 
 /// The configuration and the weights of a model, from a Hugging Face folder or a GGUF file.
 pub struct ModelSource {
@@ -45,27 +45,9 @@ impl ModelSource {
         &self.checkpoint
     }
 
-    /// Returns what the user must know about keys and files that nothing reads.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let keys = match self.gguf_metadata() {
-            // Its configuration is lehr's own.
-            Some(_) => None,
-            None => unread_keys(&self.config),
-        };
-        keys.into_iter().chain(self.checkpoint.warnings().iter().cloned()).collect()
-    }
-
     /// Returns the metadata of a GGUF file, including its tokenizer; `None` for a folder.
     #[must_use]
     pub fn gguf_metadata(&self) -> Option<&Metadata> {
         self.checkpoint.gguf_metadata()
     }
-}
-
-/// Names the keys of a `config.json` that the family does not read; `None` if there are none.
-pub(crate) fn unread_keys(json: &Value) -> Option<String> {
-    let keys = Config::unread_keys(json);
-    let list = keys.join(", ");
-    (!keys.is_empty()).then(|| format!("keys of config.json that lehr does not read: {list}"))
 }

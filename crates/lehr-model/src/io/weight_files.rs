@@ -169,7 +169,7 @@ impl Index {
         Ok((named, warning))
     }
 
-    /// Returns the files, all of which exist.
+    /// Returns the files. All of them exist.
     fn paths(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut names: Vec<&str> = self.file_of.values().map(String::as_str).collect();
         names.sort_unstable();

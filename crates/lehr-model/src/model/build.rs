@@ -56,7 +56,7 @@ impl Model {
         if let Some(shards) = Shards::open(path)? {
             let json = io::read_json(&path.join("config.json"))?;
             let mut model = Self::from_shards(Config::from_json(&json)?, &shards)?;
-            model.warnings.extend(io::unread_keys(&json));
+            model.warnings.extend(unread_keys(&json));
             return Ok(model);
         }
         Self::load_source(&ModelSource::open(path)?)
@@ -70,6 +70,17 @@ impl Model {
         Self::from_source(source, Weights::F32, None)
     }
 
+    /// Returns what the user must know about keys and files of `source` that nothing reads.
+    #[must_use]
+    pub fn source_warnings(source: &ModelSource) -> Vec<String> {
+        let keys = match source.gguf_metadata() {
+            // Its configuration is lehr's own.
+            Some(_) => None,
+            None => unread_keys(source.config()),
+        };
+        keys.into_iter().chain(source.checkpoint().warnings().iter().cloned()).collect()
+    }
+
     fn from_source(
         source: &ModelSource,
         weights: Weights,
@@ -77,7 +88,7 @@ impl Model {
     ) -> Result<Self> {
         let config = Config::from_json(source.config())?;
         let mut model = Self::from_weights(config, source.checkpoint(), weights, adapters)?;
-        model.warnings.extend(source.warnings());
+        model.warnings.extend(Self::source_warnings(source));
         Ok(model)
     }
 
@@ -273,4 +284,11 @@ fn rounded(
         values
     };
     QMatrix::from_f32(values, rows, cols, format).ok()
+}
+
+/// Names the keys of a `config.json` that the family does not read; `None` if there are none.
+fn unread_keys(json: &serde_json::Value) -> Option<String> {
+    let keys = Config::unread_keys(json);
+    let list = keys.join(", ");
+    (!keys.is_empty()).then(|| format!("keys of config.json that lehr does not read: {list}"))
 }

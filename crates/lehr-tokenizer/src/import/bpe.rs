@@ -124,20 +124,15 @@ pub(super) fn from_files(vocab: &Path, merges: &Path, config: &Config) -> Result
         table.get(name).map(|&id| (name.to_owned(), id))
     };
     config.frame(&mut frame, role("bos_token"), role("eos_token"));
-    let mut pre_tokenizer = byte_level_splits(&[pattern]);
-    if let Some(prefix) = config["add_prefix_space"].as_bool() {
+    let pre_tokenizer = match (config["add_prefix_space"].as_bool(), qwen) {
         // A space before the text comes first, so one step cuts and writes bytes.
-        pre_tokenizer = match (prefix, qwen) {
-            (true, false) => byte_level(true),
-            (true, true) => {
-                return Err(fail(
-                    vocab,
-                    "add_prefix_space is true, expected false for Qwen".into(),
-                ));
-            }
-            (false, _) => pre_tokenizer,
-        };
-    }
+        (Some(true), false) => byte_level(true),
+        (Some(true), true) => {
+            let reason = "add_prefix_space is true, expected false for Qwen";
+            return Err(fail(vocab, reason.to_owned()));
+        }
+        _ => byte_level_splits(&[pattern]),
+    };
     Assembly {
         model: model(table, pairs).map_err(|reason| fail(merges, reason))?.into(),
         normalizer,

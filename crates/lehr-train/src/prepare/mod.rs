@@ -141,7 +141,7 @@ fn held_out<T: Send>(
     Ok(Sides { train, validation })
 }
 
-/// The error for `found` examples (`what`) of which none can be held out.
+/// The error for `found` examples (`what`) if none of them can be held out.
 fn too_few(found: u64, what: &str) -> Error {
     Error::Setting {
         faults: format!(

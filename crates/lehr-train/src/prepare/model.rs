@@ -27,7 +27,7 @@ pub(super) fn prepare(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
 
 fn loaded(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
     let mut loaded = Loaded::open_to_train(Path::new(path))?;
-    // The recipe's tokenizer need not be the model's own, of which `Loaded` has warned.
+    // The recipe's tokenizer need not be the model's own. `Loaded` has warned of that one.
     let own = loaded.model.warnings();
     if let Some(warning) = check_vocabulary(&loaded.path, tokenizer, &loaded.model)?
         && !own.contains(&warning)

@@ -36,7 +36,7 @@ pub(super) fn set(table: &mut Table, item: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Keys that define a run. A recipe file names them; the base recipe has only placeholders for them.
+/// Keys that define a run. A recipe file names them; the base recipe has placeholders for them.
 pub(super) const DEFINING: [&str; 9] = [
     "run.dir",
     "data.path",
@@ -49,8 +49,8 @@ pub(super) const DEFINING: [&str; 9] = [
     "train.seq_len",
 ];
 
-/// Adds the keys that `table` lacks from the base recipe: not those that define a run, and none of a
-/// section with a `kind` other than the base recipe's.
+/// Adds the keys that `table` lacks from the base recipe: not those that define a run, and none of
+/// a section with a `kind` other than the base recipe's.
 pub(super) fn extend(table: &mut Table, base: Table) {
     for (section, defaults) in base {
         let Value::Table(defaults) = defaults else { continue };

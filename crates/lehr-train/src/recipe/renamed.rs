@@ -10,9 +10,9 @@ const RENAMED: [(&str, &str, &str); 4] = [
     ("train", "activations", "activation_checkpointing"),
 ];
 
-/// Returns `--set` items with the current names of keys, and a note for each that had an old name. A
-/// command line of an earlier version keeps its meaning; a recipe file, which is kept, is corrected.
-/// `train.activations` stays as it is, because its values were renamed too.
+/// Returns `--set` items with the current names of keys, and a note for each that had an old name.
+/// A command line of an earlier version keeps its meaning; a recipe file, which is kept, is
+/// corrected. `train.activations` stays as it is, because its values were renamed too.
 #[must_use]
 pub fn current_names(sets: &[String]) -> (Vec<String>, Vec<String>) {
     let mut notes = Vec::new();

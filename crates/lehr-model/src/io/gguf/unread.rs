@@ -40,8 +40,8 @@ const TOKENIZER: [&str; 24] = [
     "ggml.mask_token_id",
 ];
 
-/// Keys of the tokenizer that change no result: the number of token types, of which all texts have
-/// the first; a copy of the Hugging Face file; the tokens of infilling, which no command does.
+/// Keys of the tokenizer that change no result: the number of token types (all texts have the
+/// first); a copy of the Hugging Face file; the tokens of infilling, which no command does.
 const HARMLESS_OF_TOKENIZER: [&str; 12] = [
     "ggml.token_type_count",
     "huggingface.json",
