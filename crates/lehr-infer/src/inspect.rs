@@ -56,7 +56,7 @@ impl Inspection {
         let source = ModelSource::open(&dir)?;
         let mut found = Self::empty(&dir, source.checkpoint());
         found.understand(Config::from_json(source.config()), source.checkpoint());
-        found.warnings.extend(Model::source_warnings(&source));
+        found.warnings.extend(lehr_model::Model::source_warnings(&source));
         found.tokenizer = found.tokenizer_of(&dir);
         found.chat_template = chat_template_of(&dir);
         Ok(found)
