@@ -223,7 +223,7 @@ fn labels_are_learnt_sorted_and_unknown_ones_are_named() {
     let stored = ["z", "x", "y"].map(String::from);
     assert_eq!(LabelSet::from_names(stored).unwrap().names(), ["z", "x", "y"], "as stored");
     let error = LabelSet::from_names(["x", "y", "x"].map(String::from)).unwrap_err();
-    says(&error, &["two different ones"]);
+    says(&error, &["\"x\" is the name of class 0 and of class 2"]);
     let test = labelled(&[("good", "pos"), ("so so", "neutral")]);
     let options = LoaderOptions::sequential(1, 20);
     let error = ClassLoader::new(&test, &labels, &TOKENIZER, options).unwrap_err();

@@ -23,6 +23,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("pretrain --resume runs/a --data a.txt", "--data"),
     ("pretrain --resume runs/a --out b", "--out"),
     ("pretrain --resume runs/a --seed 2", "--seed"),
+    ("pretrain --resume runs/a --skip-bad", "--skip-bad"),
     ("pretrain --resume runs/a my.toml", "RECIPE"),
     ("pretrain --data a.txt --dry-run --json", "--dry-run"),
     ("finetune my.toml --kind labelled", "--kind"),
@@ -63,7 +64,8 @@ const ACCEPTED: &[&str] = &[
     "pretrain --resume runs/a --device cpu --dtype f32 --threads 2 --set run.fp8=false --json",
     "finetune my.toml --model runs/a --data a.jsonl --new-head --dry-run",
     "finetune --model runs/a --data a.jsonl --kind chat --seed 3 --out b",
-    "finetune --resume runs/a --json",
+    "finetune --resume runs/a --accept-changed-data --json",
+    "finetune my.toml --skip-bad",
     "generate m -p x --greedy --repetition-penalty 1.1 --frequency-penalty=-1 -n 3 --stop a",
     "generate m -p x --stop a --stop b --greedy --seed 3",
     "generate m -p x --top-k 0 --top-p 0.9 --min-p 0.1 --temperature 1 --seed 3",
@@ -72,7 +74,8 @@ const ACCEPTED: &[&str] = &[
     "chat m --system s --template chatml -p x --presence-penalty=-0.5 --json --weights q8_0",
     "classify m -t a -t b --device cpu --json",
     "embed m --data a.txt --out v.safetensors --prefix p --pooling mean --max-tokens 9 --json",
-    "eval m --data a.txt --window 64 --stride 32 --weights f32 --threads 2",
+    "eval m --data a.jsonl --text-field body --skip-bad --window 64 --stride 32 --weights f32",
+    "chat m --template-args {} -p x",
     "convert m --to n --format bf16 --sample s.txt --threads 2 --json",
 ];
 
@@ -99,10 +102,15 @@ fn arguments_without_a_meaning_together_are_refused_by_name() {
 /// adds it to the tables above, and then here.
 const ARGUMENTS: &[(&str, &str)] = &[
     ("quickstart", "out seconds threads json"),
-    ("pretrain", "recipe data out resume sets seed device dtype threads dry_run json minutes"),
+    (
+        "pretrain",
+        "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
+         dry_run json minutes",
+    ),
     (
         "finetune",
-        "recipe data out resume sets seed device dtype threads dry_run json model kind new_head",
+        "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
+         dry_run json model kind new_head",
     ),
     (
         "generate",
@@ -112,13 +120,13 @@ const ARGUMENTS: &[(&str, &str)] = &[
     ),
     (
         "chat",
-        "model system template prompt greedy temperature top_k top_p min_p repetition_penalty \
+        "model system template template_args prompt greedy temperature top_k top_p min_p repetition_penalty \
          frequency_penalty presence_penalty seed max_tokens context stop weights device dtype \
          threads json",
     ),
     ("classify", "model text device dtype json"),
     ("embed", "model text data out prefix pooling max_tokens device dtype threads json"),
-    ("eval", "model data window stride weights device dtype threads json"),
+    ("eval", "model data text_field skip_bad window stride weights device dtype threads json"),
     ("inspect", "model tensors json"),
     ("convert", "model to format sample threads json"),
     ("verify", "model golden device dtype json"),

@@ -224,7 +224,7 @@ fn labels_and_conversations_that_do_not_fit_are_named() {
     );
     refused(
         "one.jsonl",
-        &"{\"text\":\"a\",\"label\":\"x\"}\n".repeat(3),
+        &["a", "b", "c"].map(|text| format!("{{\"text\":\"{text}\",\"label\":\"x\"}}\n")).concat(),
         &["found \"x\"", "at least two"],
     );
     write(dir, "few.jsonl", "{\"text\":\"a\",\"label\":\"x\"}\n");

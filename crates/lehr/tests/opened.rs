@@ -45,6 +45,8 @@ fn names_both(dir: &Path, args: &[&str]) {
 
 fn copy_of(run: &Path, to: PathBuf) -> PathBuf {
     copy_folder(&newest_checkpoint(run), &to);
+    // With it, the changes below would be damage.
+    fs::remove_file(to.join("manifest.json")).unwrap();
     to
 }
 

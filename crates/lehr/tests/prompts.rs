@@ -133,6 +133,8 @@ fn an_output_never_replaces_what_is_read_and_waits_until_all_is_there() {
     refused("o.jsonl", &["--cache-tokens", "1", "-n", "50"], "--cache-tokens has room");
     refused("o.jsonl", &["--context", "3"], "the context is 3");
     // An error in the middle: what was generated is beside, and the old file is untouched.
+    // With it, the change below would be damage.
+    fs::remove_file(dir.join("model/manifest.json")).unwrap();
     let weights = dir.join("model/model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
     let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
