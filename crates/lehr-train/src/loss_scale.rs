@@ -29,7 +29,7 @@ impl LossScale {
     /// Returns the value after a step without overflow.
     #[must_use]
     pub fn after_step(self) -> Self {
-        match self.n_steps + 1 < Self::STEPS || self.factor >= Self::MAX {
+        match self.n_steps.saturating_add(1) < Self::STEPS || self.factor >= Self::MAX {
             true => Self { n_steps: self.n_steps.saturating_add(1), ..self },
             false => Self { factor: 2.0 * self.factor, n_steps: 0 },
         }

@@ -224,7 +224,7 @@ mod tests {
             let config = model.config().to_json().to_string();
             let contents =
                 FolderContents { params: model.params(), extra: &[], config: &config, format };
-            write_folder(dir, &contents).unwrap();
+            model.save_as(dir, format).unwrap();
             let one = Model::load(dir).unwrap();
             write_weights(dir, &contents.items(), format, 20_000).unwrap();
             assert!(dir.join("model.safetensors.index.json").is_file());
