@@ -26,6 +26,8 @@ fn classifier(scratch: &Path, names: [&str; 2]) -> (Recipe, PathBuf) {
     config["id2label"] = json!({ "0": names[0], "1": names[1] });
     config["label2id"] = json!({ names[0]: 0, names[1]: 1 });
     io::write_json(&dir.join("config.json"), &config).unwrap();
+    // With it, the change would be damage.
+    std::fs::remove_file(dir.join("manifest.json")).unwrap();
     (trained, dir)
 }
 

@@ -8,7 +8,7 @@ use lehr_data::{
 };
 use lehr_infer::Loaded;
 use lehr_model::{ActivationCheckpointing, Weights};
-use lehr_tokenizer::chat::Role;
+use lehr_tokenizer::chat::{Moment, Role};
 
 use super::reading::Overview;
 use super::{FitData, Fitted, Fixed, run_config};
@@ -98,7 +98,7 @@ impl Examples {
             DatasetKind::Chat => {
                 let all = watch(notes, READING, 0, |_| read_conversations(data, reading))?;
                 let prompts = first_question(&all, loaded)?;
-                let template = loaded.template()?;
+                let template = loaded.template()?.at(Moment::now());
                 let renderer = Renderer { tokenizer: &loaded.tokenizer, template: &template };
                 // What there is to say of rendering is said when the run is prepared.
                 let again = Reading::new(reading.part, reading.skip_bad);
