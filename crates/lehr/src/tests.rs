@@ -120,9 +120,9 @@ const ARGUMENTS: &[(&str, &str)] = &[
     ),
     (
         "chat",
-        "model system template template_args prompt greedy temperature top_k top_p min_p repetition_penalty \
-         frequency_penalty presence_penalty seed max_tokens context stop weights device dtype \
-         threads json",
+        "model system template template_args prompt greedy temperature top_k top_p min_p \
+         repetition_penalty frequency_penalty presence_penalty seed max_tokens context stop \
+         weights device dtype threads json",
     ),
     ("classify", "model text device dtype json"),
     ("embed", "model text data out prefix pooling max_tokens device dtype threads json"),
