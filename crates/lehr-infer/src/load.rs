@@ -257,7 +257,7 @@ pub fn check_ids(ids: &[u32], tokenizer: &Tokenizer, model: &Model) -> Result<()
 /// checkpoint of a run directory, or a GGUF file.
 ///
 /// The files of a checkpoint are compared with the sizes and hashes in its manifest. Damaged
-/// checkpoints of a run directory are skipped and reported to [`on_notice`].
+/// checkpoints of a run directory are skipped and reported to [`crate::on_notice`].
 ///
 /// # Errors
 /// If there is no model, or `path` is a damaged checkpoint.
