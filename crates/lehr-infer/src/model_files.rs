@@ -17,7 +17,7 @@ pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATES: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
 
-/// The class in `transformers` that reads any `tokenizer.json` as it is.
+/// The class in `transformers` that reads any `tokenizer.json` unchanged.
 const TOKENIZER_CLASS: &str = "PreTrainedTokenizerFast";
 
 /// The files of a model that a further trained one keeps: configuration, settings of the tokenizer
@@ -169,7 +169,7 @@ pub(crate) fn set_end_ids(generation: &mut RawObject, ids: &[u32]) {
     }
 }
 
-/// Completes a `tokenizer_config.json` beside a `tokenizer.json`: the class that reads it as it is,
+/// Completes a `tokenizer_config.json` beside a `tokenizer.json`: the class that reads it unchanged,
 /// the special tokens by purpose, and no clean-up of spaces, so that decoding gives the text back.
 pub(crate) fn tokenizer_config(config: Option<RawObject>, tokenizer: &Tokenizer) -> RawObject {
     let is_new = config.is_none();

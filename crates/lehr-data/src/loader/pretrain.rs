@@ -75,7 +75,7 @@ impl PretrainLoader {
         let mut start = 0;
         for t in 1..=n {
             if t == n || begins(t) {
-                // What is left of a prefix at the end of a row predicts nothing.
+                // A prefix cut by the end of a row predicts nothing.
                 if t - start >= prefix.len() {
                     batch.put_segment(row, start, &ids[start..t], self.layout.as_ref())?;
                 }

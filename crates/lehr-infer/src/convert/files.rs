@@ -37,7 +37,7 @@ const OF_RUN: [&str; 4] = [MANIFEST, BASE, "state.json", "objective.json"];
 /// The fate of a file in a copy that is a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It is copied as it is.
+    /// It is copied unchanged.
     Copied,
     /// The copy has a new one.
     Rewritten,

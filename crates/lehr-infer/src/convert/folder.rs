@@ -86,7 +86,7 @@ impl Writing<'_> {
         Ok(())
     }
 
-    /// Adds what makes `transformers` read the copied `tokenizer.json` as it is.
+    /// Adds the files that `transformers` needs to read the copied `tokenizer.json` unchanged.
     fn complete_tokenizer(&self, dir: &Path) -> Result<()> {
         let Some(tokenizer) = self.tokenizer else { return Ok(()) };
         let config = raw(dir, TOKENIZER_CONFIG)?;

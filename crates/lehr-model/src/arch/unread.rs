@@ -107,7 +107,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "they belong to images, of which lehr reads nothing",
+        "they belong to images, and lehr reads no images",
         &[
             "vision_config",
             "mm_tokens_per_image",

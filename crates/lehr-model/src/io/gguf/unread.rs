@@ -41,7 +41,7 @@ const TOKENIZER: [&str; 24] = [
 ];
 
 /// Keys of the tokenizer that change no result: the number of token types (all texts have the
-/// first); a copy of the Hugging Face file; the tokens of infilling, which no command does.
+/// first); a copy of the Hugging Face file; the tokens of infilling. No command infills.
 const HARMLESS_OF_TOKENIZER: [&str; 12] = [
     "ggml.token_type_count",
     "huggingface.json",
