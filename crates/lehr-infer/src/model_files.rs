@@ -169,8 +169,9 @@ pub(crate) fn set_end_ids(generation: &mut RawObject, ids: &[u32]) {
     }
 }
 
-/// Completes a `tokenizer_config.json` beside a `tokenizer.json`: the class that reads it unchanged,
-/// the special tokens by purpose, and no clean-up of spaces, so that decoding gives the text back.
+/// Completes a `tokenizer_config.json` beside a `tokenizer.json`: the class that reads it
+/// unchanged, the special tokens by purpose, and no clean-up of spaces, so that decoding gives the
+/// text back.
 pub(crate) fn tokenizer_config(config: Option<RawObject>, tokenizer: &Tokenizer) -> RawObject {
     let is_new = config.is_none();
     let mut config = config.unwrap_or_default();
