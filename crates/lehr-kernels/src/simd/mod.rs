@@ -11,6 +11,7 @@ pub mod bytes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+pub mod tile16;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
