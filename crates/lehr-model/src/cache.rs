@@ -56,6 +56,8 @@ impl KvCache {
         capacity: usize,
     ) -> Result<Self> {
         let shape = [n, len, spec.n_kv_heads, spec.head_dim];
+        // On the CPU bf16 is the type of products; activations are f32.
+        let dtype = if device.is_cuda() { dtype } else { DType::F32 };
         let room = || Tensor::uninit_on(device, shape, dtype);
         let layer = |_| Ok((room()?, room()?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;

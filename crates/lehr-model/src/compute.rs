@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use lehr_tensor::{DType, Device, cuda};
+use lehr_tensor::{DType, Device, bf16, cuda, tile16};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -26,12 +26,13 @@ pub enum DeviceChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DTypeChoice {
-    /// bf16 on a GPU, f32 on the CPU.
+    /// bf16 on a GPU, f32 on the CPU. In training also bf16 on a CPU that multiplies it faster.
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
-    /// bfloat16, on a GPU.
+    /// bfloat16. On the CPU operands of products and what backward keeps are bf16; sums, other
+    /// operations and activations in between are f32.
     Bf16,
     /// 16-bit IEEE floats, on a GPU. Training scales the loss, because their range is small.
     F16,
@@ -42,9 +43,9 @@ pub enum DTypeChoice {
 pub struct Compute {
     /// The device.
     pub device: Device,
-    /// The element type of activations.
+    /// The element type of activations; on the CPU that of the operands of products.
     pub dtype: DType,
-    /// Why `auto` skipped a GPU, if one exists but is unusable.
+    /// Why `auto` skipped a GPU, if one exists but is unusable, or what a chosen type costs.
     pub note: Option<String>,
 }
 
@@ -60,7 +61,7 @@ impl Compute {
     /// Chooses the device and checks that it supports the type.
     ///
     /// # Errors
-    /// If a GPU was named and is unusable, or 16 bits were requested on the CPU.
+    /// If a GPU was named and is unusable, or f16 was requested on the CPU.
     pub fn choose(device: DeviceChoice, dtype: DTypeChoice) -> Result<Self> {
         Self::choose_and_say(device, dtype, &mut |_| ())
     }
@@ -75,7 +76,7 @@ impl Compute {
         dtype: DTypeChoice,
         begin: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let (device, note) = match device {
+        let (device, mut note) = match device {
             DeviceChoice::Cpu => (Device::Cpu, None),
             DeviceChoice::Cuda(ordinal) => {
                 cuda::device_info(ordinal)?;
@@ -98,12 +99,36 @@ impl Compute {
             let both = if dtype == DType::F32 { &[DType::F32][..] } else { &[dtype, DType::F32] };
             cuda::prepare(ordinal, both, begin)?;
         }
-        if dtype != DType::F32 && !device.is_cuda() {
+        if dtype == DType::F16 && !device.is_cuda() {
             let (op, value) = ("choosing the element type", dtype.to_string());
-            let expected = "f32 or auto, because the device is the CPU";
+            let expected = "f32, bf16 or auto, because the device is the CPU";
             return Err(lehr_tensor::Error::Argument { op, name: "dtype", value, expected }.into());
         }
+        if dtype == DType::BF16 && !device.is_cuda() && !tile16::chosen().is_fast() {
+            note = Some(format!(
+                "this processor has no fast products in bf16: one of 512 x 512 x 512 took {:.1} \
+                 times as long as in f32",
+                bf16::time_against_f32()?
+            ));
+        }
         Ok(Self { device, dtype, note })
+    }
+
+    /// Chooses for training like [`Compute::choose_and_say`], but `auto` on the CPU gives bf16 if
+    /// its products are faster there.
+    ///
+    /// # Errors
+    /// As [`Compute::choose`].
+    pub fn choose_for_training(
+        device: DeviceChoice,
+        dtype: DTypeChoice,
+        begin: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        let mut compute = Self::choose_and_say(device, dtype, begin)?;
+        if dtype == DTypeChoice::Auto && !compute.device.is_cuda() && tile16::chosen().is_fast() {
+            compute.dtype = DType::BF16;
+        }
+        Ok(compute)
     }
 
     /// Checks that training can multiply in fp8 here.
@@ -238,10 +263,18 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_computes_in_f32_alone() {
+    fn the_cpu_computes_in_f32_or_bf16() {
         assert_eq!(Compute::choose(DeviceChoice::Cpu, DTypeChoice::Auto).ok(), Some(Compute::CPU));
+        let bf16 = Compute::choose(DeviceChoice::Cpu, DTypeChoice::Bf16).unwrap();
+        assert_eq!(bf16.dtype, DType::BF16);
+        // Whoever asks for it where it is slow is told what it costs.
+        assert_eq!(bf16.note.is_none(), tile16::chosen().is_fast(), "{:?}", bf16.note);
+        let auto = |choice| Compute::choose_for_training(DeviceChoice::Cpu, choice, &mut |_| ());
+        let expected = if tile16::chosen().is_fast() { DType::BF16 } else { DType::F32 };
+        assert_eq!(auto(DTypeChoice::Auto).unwrap().dtype, expected);
+        assert_eq!(auto(DTypeChoice::F32).unwrap().dtype, DType::F32);
         let error =
-            Compute::choose(DeviceChoice::Cpu, DTypeChoice::Bf16).err().map(|e| e.to_string());
-        assert!(error.is_some_and(|e| e.contains("dtype is bf16")));
+            Compute::choose(DeviceChoice::Cpu, DTypeChoice::F16).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("dtype is f16")));
     }
 }

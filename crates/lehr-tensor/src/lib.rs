@@ -15,13 +15,14 @@
 //! |---|---|---|
 //! | thread pool and number of threads | process | [`threads`] |
 //! | memory of the CPU | process | [`arena`] |
-//! | instruction set | process | [`isa`], [`set_isa`] |
+//! | instruction set | process | [`isa`], [`set_isa`], [`tile16`] |
 //! | open GPUs, each with its memory, stream, compiled kernels and workspace | process | [`cuda`] |
 //! | whether GPUs are emulated | process | [`cuda::use_emulator`] |
 //! | frequencies of rotary embeddings on GPUs | process | `ops/rope/cuda.rs` |
 //! | recording of gradients on or off | thread | [`no_grad`], [`checkpointed_forward`] |
 //! | whether the thread records a GPU's work | thread | [`cuda::Graph`], [`cuda::StepGraph`] |
 //! | current context of the GPU's driver | thread | `lehr-cuda/src/driver.rs` |
+//! | the last input rounded to bf16, for maps that share it | thread | `ops/linear/bf16.rs` |
 //! | intervals of the last masks, for the next layer | thread | `ops/attention/mask.rs` |
 //! | products that cuBLASLt does not have in fp8 | thread | [`cuda::fp8_refused`] |
 //!
@@ -37,6 +38,7 @@ pub mod cuda;
 pub mod inplace;
 pub mod ops;
 mod pages;
+mod panels;
 mod params;
 pub mod quant;
 mod tensor;
@@ -47,8 +49,8 @@ pub use autograd::{
     Gradients, Op, ParamId, Recompute, checkpointed_forward, is_recording, no_grad,
 };
 pub use lehr_kernels::{
-    DType, Device, Error, Isa, Philox, Result, Shape, arena, available_isas, gemm, isa, set_isa,
-    threads,
+    DType, Device, Error, Isa, Philox, Result, Shape, arena, available_isas, bf16, gemm, isa,
+    set_isa, simd::tile16, threads,
 };
 pub use params::{
     Init, Load, LoadStored, NamePattern, Named, Param, ParamBuilder, ParamStore, Role, Source,

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use lehr_kernels::bf16::Panels;
 use lehr_kernels::buffer::{CpuBuffer, Element};
 
 use crate::autograd::Edge;
 use crate::cuda::{Arg, Cuda, CudaBuffer};
+use crate::panels::WeightPanels;
 use crate::{DType, Device, Error, Result, Shape, threads};
 
 /// The memory behind a tensor, one arm per device.
@@ -23,6 +25,8 @@ pub struct Tensor {
     shape: Shape,
     storage: Storage,
     pub(crate) edge: Option<Edge>,
+    /// Copies of a weight for products in bf16 on the CPU.
+    panels: Option<Arc<WeightPanels>>,
 }
 
 impl Tensor {
@@ -33,7 +37,7 @@ impl Tensor {
     pub fn uninit(shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
         let shape = shape.into();
         let buffer = CpuBuffer::uninit(dtype, shape.n_elements())?;
-        Ok(Self { shape, storage: Storage::Cpu(Arc::new(buffer)), edge: None })
+        Ok(Self { shape, storage: Storage::Cpu(Arc::new(buffer)), edge: None, panels: None })
     }
 
     /// [`Tensor::uninit`] on any device.
@@ -46,7 +50,7 @@ impl Tensor {
         crate::cuda::use_emulator();
         let shape = shape.into();
         let buffer = CudaBuffer::uninit(ordinal, dtype, shape.n_elements())?;
-        Ok(Self { shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
+        Ok(Self { shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None, panels: None })
     }
 
     /// A tensor of zeros on any device.
@@ -128,7 +132,12 @@ impl Tensor {
         let (whole, rest) = buffer.bytes_mut().split_at_mut(bytes.len());
         whole.copy_from_slice(bytes);
         rest.fill(0);
-        Ok(Self { shape: [words].into(), storage: Storage::Cpu(Arc::new(buffer)), edge: None })
+        Ok(Self {
+            shape: [words].into(),
+            storage: Storage::Cpu(Arc::new(buffer)),
+            edge: None,
+            panels: None,
+        })
     }
 
     fn from_elements<T: Element>(op: &'static str, values: &[T], shape: Shape) -> Result<Self> {
@@ -141,7 +150,7 @@ impl Tensor {
         }
         let mut buffer = CpuBuffer::uninit(T::DTYPE, values.len())?;
         buffer.as_mut_slice().copy_from_slice(values);
-        Ok(Self { shape, storage: Storage::Cpu(Arc::new(buffer)), edge: None })
+        Ok(Self { shape, storage: Storage::Cpu(Arc::new(buffer)), edge: None, panels: None })
     }
 
     /// Returns the shape.
@@ -196,7 +205,7 @@ impl Tensor {
     /// A tensor over storage on a GPU, which has room for the shape.
     pub(crate) fn on_gpu(shape: Shape, buffer: Arc<CudaBuffer>) -> Self {
         debug_assert_eq!(shape.n_elements() * buffer.dtype().size(), buffer.n_bytes());
-        Self { shape, storage: Storage::Cuda(buffer), edge: None }
+        Self { shape, storage: Storage::Cuda(buffer), edge: None, panels: None }
     }
 
     /// Returns its address on its GPU. A tensor on the CPU has none, and kernels then fail.
@@ -221,12 +230,22 @@ impl Tensor {
                 #[cfg(test)]
                 crate::cuda::use_emulator();
                 let buffer = CudaBuffer::upload(ordinal, buffer.dtype(), buffer.bytes())?;
-                Ok(Self { shape: self.shape, storage: Storage::Cuda(Arc::new(buffer)), edge: None })
+                Ok(Self {
+                    shape: self.shape,
+                    storage: Storage::Cuda(Arc::new(buffer)),
+                    edge: None,
+                    panels: None,
+                })
             }
             (Storage::Cuda(buffer), Device::Cpu) => {
                 let mut out = CpuBuffer::uninit(buffer.dtype(), self.shape.n_elements())?;
                 Cuda::get(buffer.ordinal())?.download(out.bytes_mut(), buffer.ptr())?;
-                Ok(Self { shape: self.shape, storage: Storage::Cpu(Arc::new(out)), edge: None })
+                Ok(Self {
+                    shape: self.shape,
+                    storage: Storage::Cpu(Arc::new(out)),
+                    edge: None,
+                    panels: None,
+                })
             }
             _ => self.to_device(Device::Cpu)?.to_device(device),
         }
@@ -245,6 +264,38 @@ impl Tensor {
     #[must_use]
     pub fn wants_grad(&self) -> bool {
         self.edge.is_some()
+    }
+
+    /// The same matrix, a weight whose products on the CPU are in bf16.
+    pub(crate) fn with_panels(mut self, panels: Option<Arc<WeightPanels>>) -> Self {
+        self.panels = panels;
+        self
+    }
+
+    /// Whether products with this weight are in bf16 on the CPU.
+    pub(crate) fn has_panels(&self) -> bool {
+        self.panels.is_some()
+    }
+
+    /// This matrix, or its transpose, in bf16 as the right operand of a product.
+    ///
+    /// # Panics
+    /// Without [`Tensor::has_panels`].
+    pub(crate) fn right_operand(&self, is_transposed: bool) -> Result<Arc<Panels>> {
+        let panels = self.panels.as_ref().expect("a weight in bf16 has panels");
+        let &[rows, columns] = &*self.shape else { unreachable!("a weight has two dimensions") };
+        panels.get(self.data(), (rows, columns), is_transposed)
+    }
+
+    /// Its storage on the CPU.
+    ///
+    /// # Panics
+    /// If it lives on a GPU.
+    pub(crate) fn cpu_buffer(&self) -> &Arc<CpuBuffer> {
+        match &self.storage {
+            Storage::Cpu(buffer) => buffer,
+            Storage::Cuda(_) => panic!("values on a GPU are read with to_host"),
+        }
     }
 
     /// The same values behind another edge of the graph.
@@ -370,7 +421,7 @@ impl Tensor {
     /// The same storage under another shape, without a gradient edge: ops build views from it.
     pub(crate) fn with_shape(&self, shape: Shape) -> Self {
         debug_assert_eq!(shape.n_elements(), self.shape.n_elements());
-        Self { shape, storage: self.storage.clone(), edge: None }
+        Self { shape, storage: self.storage.clone(), edge: None, panels: None }
     }
 
     /// An error unless the elements are floats that kernels of the device compute with: f32 on the

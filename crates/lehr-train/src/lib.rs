@@ -39,7 +39,7 @@ pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Optimizer, Update};
 pub use plan::{
     Budget, Finetuning, FitData, Fitted, Fixed, device_gflops, fit_finetune, fit_pretrain,
-    machine_gflops,
+    machine_gflops, product_gflops,
 };
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;

@@ -16,6 +16,7 @@ use gradients::Pending;
 pub(crate) use gradients::unshared;
 pub use recompute::Recompute;
 
+use crate::ops::linear;
 use crate::{Error, Result, Tensor};
 
 /// One differentiable function with its saved values.
@@ -246,6 +247,8 @@ impl Tensor {
         }
         let Some(root) = self.edge.clone() else { return Ok(()) };
         drop(self);
+        // Backward has other uses for its memory.
+        linear::bf16::forget_last_input();
         let mut pending = Pending::default();
         pending.add(&root, grad)?;
         let seed = is_one.then_some(root.node.id);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::testing::{Case, error_of_each, hold_settings, relative_error};
-use crate::{DType, Device, autograd, available_isas, isa, set_isa, threads};
+use crate::{DType, Device, Tensor, autograd, available_isas, isa, set_isa, threads, tile16};
 
 fn doubles(values: &[f32]) -> impl Iterator<Item = f64> {
     values.iter().map(|v| f64::from(*v))
@@ -116,6 +116,67 @@ fn threads_and_repetition_change_no_bit() {
         }
         assert!(results.iter().all(|r| *r == results[0]), "{}: bits differ", case.name);
     }
+}
+
+#[test]
+fn products_in_bf16_match_those_in_f32_up_to_rounding_and_threads_change_no_bit() {
+    let _held = hold_settings();
+    let before = tile16::chosen();
+    for isa in tile16::available() {
+        tile16::set(isa).unwrap();
+        let mut n_different = 0;
+        for case in super::all_cases() {
+            let (outputs, _) = case.run(None);
+            let cotangents = case.cotangents(&outputs);
+            let (_, want_grads) = case.run(Some(&cotangents));
+            let (got, got_grads) = case.run_in_bf16(Some(&cotangents));
+            n_different += usize::from(got_grads != want_grads);
+            for (i, (got, want)) in got.iter().zip(&outputs).enumerate() {
+                let want: Vec<_> = doubles(want.data()).collect();
+                check(&case, &format!("output {i} ({isa})"), got.data(), &want, 1.5e-2);
+            }
+            for (i, (got, want)) in got_grads.iter().zip(&want_grads).enumerate() {
+                let want: Vec<_> = doubles(want).collect();
+                check(&case, &format!("gradient {i} ({isa})"), got, &want, 2.5e-2);
+            }
+            for n_threads in [1, 3, 2] {
+                threads::set_n_threads(n_threads);
+                let (again, grads) = case.run_in_bf16(Some(&cotangents));
+                let values = |y: &[Tensor]| y.iter().map(Tensor::to_vec).collect::<Vec<_>>();
+                assert_eq!(values(&again), values(&got), "{}: {n_threads} threads", case.name);
+                assert_eq!(grads, got_grads, "{}: {n_threads} threads", case.name);
+            }
+        }
+        assert!(n_different > 50, "only {n_different} cases have products in bf16");
+    }
+    tile16::set(before).unwrap();
+}
+
+#[test]
+fn linear_maps_of_numbers_in_bf16_are_exact_up_to_f32() {
+    let _held = hold_settings();
+    let before = tile16::chosen();
+    let round = |values: &mut [f32]| {
+        values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+    };
+    for isa in tile16::available() {
+        tile16::set(isa).unwrap();
+        for mut case in super::linear::tests::cases() {
+            case.inputs.iter_mut().for_each(|x| round(x.data_mut()));
+            let reference = case.reference();
+            let (outputs, _) = case.run_in_bf16(None);
+            check(&case, "output", outputs[0].data(), &reference[0].data, case.tolerance.output);
+            let mut cotangents = case.cotangents(&outputs);
+            cotangents.iter_mut().for_each(|c| round(c));
+            let (_, want) = case.run(Some(&cotangents));
+            let (_, got) = case.run_in_bf16(Some(&cotangents));
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                let want: Vec<_> = doubles(want).collect();
+                check(&case, &format!("gradient {i} ({isa})"), got, &want, case.tolerance.grad);
+            }
+        }
+    }
+    tile16::set(before).unwrap();
 }
 
 /// Ops of one name: the CPU's and the GPU's form of the same formula. The second of each runs in

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::autograd::{Leaf, ParamId, note_trained_param};
+use crate::panels::WeightPanels;
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor, is_recording};
 pub use build::{Load, LoadStored, ParamBuilder, Source, StoredShape};
@@ -35,6 +36,8 @@ struct Inner {
     /// The value in the computing type, on a GPU. It is kept with the f32 value, and both are
     /// written together.
     shadow: Mutex<Option<Tensor>>,
+    /// Copies in bf16 for products on the CPU, if it is computed with in bf16 there.
+    panels: Mutex<Option<Arc<WeightPanels>>>,
     leaf: Arc<Leaf>,
     trainable: AtomicBool,
     fp8: AtomicBool,
@@ -52,6 +55,7 @@ impl Param {
             shape: value.shape(),
             value: Mutex::new(value),
             shadow: Mutex::default(),
+            panels: Mutex::default(),
             leaf: Arc::default(),
             trainable: AtomicBool::new(true),
             fp8: AtomicBool::new(false),
@@ -87,7 +91,8 @@ impl Param {
     #[must_use]
     pub fn tensor(&self) -> Tensor {
         let shadow = self.shadow().clone();
-        self.as_leaf(shadow.unwrap_or_else(|| self.value().clone()))
+        let value = shadow.unwrap_or_else(|| self.value().clone());
+        self.as_leaf(value.with_panels(self.panels().clone()))
     }
 
     /// Returns [`Param::tensor`] in f32, whatever the computing type: the scales and shifts of
@@ -113,19 +118,36 @@ impl Param {
         self.0.shadow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves it to `device` and chooses the type it is computed with: f32, or on a GPU also bf16 or
-    /// f16. A 16-bit copy is then kept beside the f32 value. Its gradient is dropped.
+    fn panels(&self) -> MutexGuard<'_, Option<Arc<WeightPanels>>> {
+        self.0.panels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The type of products with it.
+    pub(crate) fn compute_dtype(&self) -> DType {
+        match (self.shadow().as_ref(), self.panels().is_some()) {
+            (Some(shadow), _) => shadow.dtype(),
+            (None, true) => DType::BF16,
+            (None, false) => DType::F32,
+        }
+    }
+
+    /// Moves it to `device` and chooses the type it is computed with: f32, bf16, or on a GPU also
+    /// f16. Copies in 16 bits are then kept beside the f32 value: of all parameters on a GPU, of
+    /// matrices on the CPU, where only products are in bf16. Its gradient is dropped.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
     pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
-        if !device.is_cuda() && dtype != DType::F32 {
+        if !device.is_cuda() && !matches!(dtype, DType::F32 | DType::BF16) {
             return Err(Error::DType { op: "to_device", found: dtype, expected: DType::F32 });
         }
         self.clear_grad();
         let mut value = self.value();
         let moved = value.to_device(device)?;
+        let in_panels = !device.is_cuda() && dtype == DType::BF16 && self.shape().len() == 2;
+        *self.panels() = in_panels.then(Arc::default);
         *self.shadow() = match dtype {
+            _ if !device.is_cuda() => None,
             DType::F32 => None,
             _ => Some(moved.cast(dtype)?.detach()),
         };
@@ -222,6 +244,9 @@ impl Param {
         if dtype != DType::F32 {
             *self.shadow() = Some(moved.cast(dtype)?.detach());
         }
+        if let Some(panels) = &mut *self.panels() {
+            *panels = Arc::default();
+        }
         *self.value() = moved;
         Ok(())
     }
@@ -237,7 +262,11 @@ impl Param {
             return Err(Error::InUse { name: self.0.name.clone() });
         }
         let grad = self.grad_slot();
-        Ok(body(value.data_mut(), grad.as_ref().map(Tensor::data)))
+        let result = body(value.data_mut(), grad.as_ref().map(Tensor::data));
+        if let Some(panels) = &*self.panels() {
+            panels.refresh(value.data(), self.shape());
+        }
+        Ok(result)
     }
 }
 

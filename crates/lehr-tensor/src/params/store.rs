@@ -171,11 +171,10 @@ impl ParamStore {
     /// none.
     #[must_use]
     pub fn compute(&self) -> (Device, DType) {
-        let of = |param: &Param| {
-            let shadow = param.shadow().as_ref().map(Tensor::dtype);
-            (param.device(), shadow.unwrap_or(DType::F32))
-        };
-        self.params.first().map_or((Device::Cpu, DType::F32), of)
+        let device = self.params.first().map_or(Device::Cpu, Param::device);
+        // On the CPU only matrices have another type.
+        let dtypes = self.params.iter().map(Param::compute_dtype);
+        (device, dtypes.into_iter().find(|dtype| *dtype != DType::F32).unwrap_or(DType::F32))
     }
 
     /// Frees all gradients.

@@ -170,7 +170,28 @@ impl Case {
         cotangents: Option<&[Vec<f32>]>,
     ) -> (Vec<Tensor>, Vec<Vec<f32>>) {
         let there = |x: &Tensor| x.cast(dtype).unwrap().to_device(device).unwrap();
-        let inputs: Vec<_> = self.inputs.iter().map(|x| there(x).trainable()).collect();
+        self.run_with(self.inputs.iter().map(there).collect(), device, cotangents)
+    }
+
+    /// [`Case::run`] with products in bf16: every matrix among the inputs has panels.
+    pub(crate) fn run_in_bf16(
+        &self,
+        cotangents: Option<&[Vec<f32>]>,
+    ) -> (Vec<Tensor>, Vec<Vec<f32>>) {
+        let with_panels = |x: &Tensor| {
+            let is_matrix = x.shape().len() == 2 && x.dtype() == DType::F32;
+            x.clone().with_panels(is_matrix.then(Default::default))
+        };
+        self.run_with(self.inputs.iter().map(with_panels).collect(), Device::Cpu, cotangents)
+    }
+
+    fn run_with(
+        &self,
+        inputs: Vec<Tensor>,
+        device: Device,
+        cotangents: Option<&[Vec<f32>]>,
+    ) -> (Vec<Tensor>, Vec<Vec<f32>>) {
+        let inputs: Vec<_> = inputs.iter().map(Tensor::trainable).collect();
         let outputs = (self.pair.fast)(&inputs).unwrap();
         let here = |y: &Tensor| y.to_host().unwrap();
         let Some(cotangents) = cotangents else {

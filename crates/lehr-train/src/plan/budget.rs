@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lehr_model::Compute;
 use lehr_tensor::gemm::{Matrix, gemm};
-use lehr_tensor::{Device, cuda};
+use lehr_tensor::{DType, Device, bf16, cuda};
 
 use crate::Result;
 
@@ -59,13 +59,39 @@ pub fn machine_gflops() -> f64 {
     2.0 * (m * n * k) as f64 / best / 1e9
 }
 
-/// Returns the GFLOP/s to plan with on the device of `compute`: [`machine_gflops`] on the CPU, a
-/// quarter of the measured speed of large products on a GPU.
+/// Time of everything but products in a training step on the CPU, as a multiple of the time that
+/// its products take in f32, from experience ("bf16 on the CPU" in docs/experiments.md).
+const CPU_OTHER_TIME: f64 = 0.55;
+
+/// The GFLOP/s of products in f32 at which a step would be as fast as with products in bf16 that
+/// take `time` times as long as in f32.
+fn as_if_in_f32(gflops: f64, time: f64) -> f64 {
+    gflops * (1.0 + CPU_OTHER_TIME) / (time + CPU_OTHER_TIME)
+}
+
+/// Returns the GFLOP/s that matrix products reach on the device of `compute` in its type: the
+/// ceiling of a training step.
+///
+/// # Errors
+/// If the device cannot be used.
+pub fn product_gflops(compute: &Compute) -> Result<f64> {
+    match (compute.device, compute.dtype) {
+        (Device::Cpu, DType::BF16) => Ok(machine_gflops() / bf16::time_against_f32()?),
+        (Device::Cpu, _) => Ok(machine_gflops()),
+        (Device::Cuda(ordinal), dtype) => Ok(cuda::matmul_gflops(ordinal, dtype)?),
+    }
+}
+
+/// Returns the GFLOP/s to plan with on the device of `compute`: [`machine_gflops`] on the CPU, more
+/// if products are in bf16 and faster, a quarter of the measured speed of large products on a GPU.
 ///
 /// # Errors
 /// If the device cannot be used.
 pub fn device_gflops(compute: &Compute) -> Result<f64> {
     match compute.device {
+        Device::Cpu if compute.dtype == DType::BF16 => {
+            Ok(as_if_in_f32(machine_gflops(), bf16::time_against_f32()?))
+        }
         Device::Cpu => Ok(machine_gflops()),
         Device::Cuda(ordinal) => Ok(GPU_SHARE * cuda::matmul_gflops(ordinal, compute.dtype)?),
     }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use lehr_data::{Part, ReadOptions, Reading};
 
-pub use budget::{Budget, device_gflops, machine_gflops};
+pub use budget::{Budget, device_gflops, machine_gflops, product_gflops};
 pub use finetune::{Finetuning, fit_finetune};
 pub use fixed::Fixed;
 pub use pretrain::fit_pretrain;

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use lehr_data::{Loader, LoaderOptions, Part, Reading, has_validation, split_by_text};
 use lehr_model::{Compute, FP8_SIDE_MIN};
+use lehr_tensor::{DType, Device, tile16};
 
 pub(crate) use tokenizer_cache::CACHED_TOKENIZER;
 
@@ -55,7 +56,7 @@ pub type Notes<'a> = &'a mut dyn FnMut(&str);
 pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
     // The device comes first: an unusable one should fail before an hour of tokenizing.
     let mut begin = |n| notes(&format!("compiling {n} files of GPU kernels, once"));
-    let compute = Compute::choose_and_say(recipe.run.device, recipe.run.dtype, &mut begin)?;
+    let compute = Compute::choose_for_training(recipe.run.device, recipe.run.dtype, &mut begin)?;
     compute.note.iter().for_each(|note| notes(note));
     if recipe.run.fp8 {
         compute.check_fp8()?;
@@ -65,9 +66,13 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
         ObjectiveKind::Chat => chat::prepare(recipe, cache, notes),
         ObjectiveKind::Classify => classify::prepare(recipe, cache, notes),
     }?;
-    if compute.device.is_cuda() {
-        notes(&format!("computing on {} in {}", compute.device, compute.dtype));
-    } else if recipe.train.cuda_graph {
+    notes(&match (compute.device, compute.dtype) {
+        (Device::Cpu, DType::BF16) => {
+            format!("computing on the CPU, products in bf16 ({})", tile16::chosen())
+        }
+        (device, dtype) => format!("computing on {device} in {dtype}"),
+    });
+    if recipe.train.cuda_graph && !compute.device.is_cuda() {
         notes("train.cuda_graph changes nothing: the device is the CPU");
     }
     let model = task.objective.model();

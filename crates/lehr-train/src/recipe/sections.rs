@@ -16,7 +16,8 @@ pub struct RunConfig {
     pub seed: u64,
     /// Device: `auto` (a GPU if one is usable), `cpu`, `cuda` or `cuda:N`.
     pub device: DeviceChoice,
-    /// Type of activations: `auto` (bf16 on a GPU, f32 on the CPU), `f32`, `bf16` or `f16`
+    /// Type of activations, on the CPU of the operands of products: `auto` (bf16 on a GPU and on
+    /// a CPU that multiplies it faster, else f32), `f32`, `bf16` or `f16`
     /// (with loss scaling).
     pub dtype: DTypeChoice,
     /// Whether wide matrices are multiplied in fp8 during training.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use lehr_train::recipe::current_names;
 use lehr_train::{
-    Fitted, Fixed, Located, Recipe, RunDir, check_run_dir, device_gflops, locate, prepare,
+    Fitted, Fixed, Located, Recipe, RunDir, check_run_dir, locate, prepare, product_gflops,
     write_report,
 };
 use serde_json::json;
@@ -50,8 +50,8 @@ pub(crate) struct Common {
     /// auto (a GPU if one is usable), cpu, cuda or cuda:N [default: the recipe's, or auto]
     #[arg(long)]
     pub(crate) device: Option<DeviceChoice>,
-    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16 [default: the
-    /// recipe's, or auto]
+    /// Type of activations: auto (bf16 on a GPU and on a CPU that multiplies it faster, else f32),
+    /// f32 or bf16 [default: the recipe's, or auto]
     #[arg(long)]
     pub(crate) dtype: Option<DTypeChoice>,
     #[command(flatten)]
@@ -155,7 +155,8 @@ impl Common {
         let device = || fixed.text("run.device").and_then(|text| text.parse().ok());
         let dtype = || fixed.text("run.dtype").and_then(|text| text.parse().ok());
         let device = self.device.or_else(device).unwrap_or_default();
-        Ok(Compute::choose(device, self.dtype.or_else(dtype).unwrap_or_default())?)
+        let dtype = self.dtype.or_else(dtype).unwrap_or_default();
+        Ok(Compute::choose_for_training(device, dtype, &mut |_| ())?)
     }
 
     pub(crate) fn style(&self) -> Style {
@@ -217,7 +218,7 @@ impl Common {
         notes.iter().for_each(|note| say(note));
         let mut task = prepare(&located, &dir.cache(), &mut |text| say(text))?;
         let (device, dtype) = task.objective.model().compute();
-        let mut show = Show::new(style, device_gflops(&Compute { device, dtype, note: None })?);
+        let mut show = Show::new(style, product_gflops(&Compute { device, dtype, note: None })?);
         let outcome = lehr_train::run(&located, &mut task, Some(&dir), &mut show, stop)?;
         if dir.metrics().is_file() {
             write_report(&dir, recipe)?;

@@ -22,7 +22,7 @@ impl Tensor {
     /// | `bias` | `[O]` |
     /// | returns | `[.., O]` |
     ///
-    /// Saves `gate`, `up` and `W`. Backward: `dh = dy W` into a temporary; then one pass
+    /// Saves `gate`, `up` (in bf16 if products are) and `W`. Backward: `dh = dy W` into a temporary; then one pass
     /// writes `dgate = dh · up · f'(gate)` and `dup = dh · f(gate)`, and puts `h = f(gate) · up`
     /// in the place of `dh`, for `dW = dyᵀ h`.
     ///
@@ -38,8 +38,9 @@ impl Tensor {
         gated::forward(activation, self, up, &mut h)?;
         map.forward(size, &h, &mut y)?;
         drop(h);
+        let (kept_gate, kept_up) = (map.round_kept(self)?, map.round_kept(up)?);
         let op = || {
-            let (gate, up) = (self.detach(), up.detach());
+            let (gate, up) = (kept_gate, kept_up);
             GatedLinear { gate, up, kept: map.keep(size), activation }
         };
         Ok(match map.bias {
@@ -66,12 +67,13 @@ impl Op for GatedLinear {
         if dy.is_cuda() {
             return self.backward_cuda(&dy, grads);
         }
-        let (gate, up, shape) = (self.gate.data(), self.up.data(), self.gate.shape());
-        let &Kept { ref weight, layout, size, .. } = &self.kept;
+        let (gate, up, shape) = (self.gate.to_f32()?, self.up.to_f32()?, self.gate.shape());
+        let (gate, up) = (gate.data(), up.data());
+        let wants = (grads.wants(0) || grads.wants(1), grads.wants(2));
+        let backward = linear::cpu::Backward::new(&self.kept, &dy, wants)?;
         let mut h = Tensor::uninit(shape, DType::F32)?;
         if grads.wants(0) || grads.wants(1) {
-            let (dy, weight) = (dy.data(), weight.data());
-            linear::cpu::backward_input(size, dy, weight, layout, h.data_mut(), false)?;
+            backward.input(h.data_mut(), false)?;
             let mut dgate = Tensor::uninit(shape, DType::F32)?;
             let mut dup = Tensor::uninit(shape, DType::F32)?;
             let outputs = (dgate.data_mut(), dup.data_mut());
@@ -81,7 +83,7 @@ impl Op for GatedLinear {
         } else if grads.wants(2) {
             gated::cpu::forward(self.activation, gate, up, h.data_mut());
         }
-        linear::cpu::backward_params(size, &dy, h.data(), weight, layout, grads, 2)
+        backward.params(linear::cpu::Input::Values(h.data()), grads, 2)
     }
 }
 

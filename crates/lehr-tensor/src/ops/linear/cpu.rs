@@ -2,8 +2,10 @@
 
 use lehr_kernels::threads;
 
-use super::LinearSize;
+use lehr_kernels::bf16::Panels;
+
 use super::WeightLayout::{self, InOut, OutIn};
+use super::{Kept, LinearSize, bf16};
 use crate::autograd::Gradients;
 use crate::gemm::{Matrix, gemm};
 use crate::{Result, Tensor};
@@ -61,26 +63,64 @@ pub(crate) fn backward_weight(
     }
 }
 
-/// Gradients of the weight, input `index` of the op, and of the bias, the input after it if any.
-pub(crate) fn backward_params(
-    size: LinearSize,
-    dy: &Tensor,
-    x: &[f32],
-    weight: &Tensor,
-    layout: WeightLayout,
-    grads: &mut Gradients<'_>,
-    index: usize,
-) -> Result<()> {
-    grads.write(index, weight.shape(), |dw, accumulate| {
-        backward_weight(size, dy.data(), x, layout, dw, accumulate)
-    })?;
-    if grads.n_inputs() <= index + 1 {
-        return Ok(());
+/// The products of one backward pass, which share dy: in f32, or in bf16 if the weight has panels.
+pub(crate) struct Backward<'a> {
+    kept: &'a Kept,
+    dy: &'a Tensor,
+    rounded: Option<bf16::OutputGrad>,
+}
+
+/// The input of a map: its values, or the operand of the product that gives dW.
+pub(crate) enum Input<'a> {
+    Values(&'a [f32]),
+    Rounded(Option<&'a Panels>),
+}
+
+impl<'a> Backward<'a> {
+    /// `wants` says whether the gradients of x and of the weight will be asked for.
+    pub(crate) fn new(kept: &'a Kept, dy: &'a Tensor, wants: (bool, bool)) -> Result<Self> {
+        let &Kept { ref weight, layout, size, .. } = kept;
+        let round = || bf16::OutputGrad::new(dy.data(), size, layout, wants);
+        Ok(Self { kept, dy, rounded: weight.has_panels().then(round).transpose()? })
     }
-    grads.write(index + 1, [size.n_out].into(), |db, accumulate| {
-        column_sums(dy.data(), db, accumulate);
-        Ok(())
-    })
+
+    /// `dx (+)= dy W`.
+    pub(crate) fn input(&self, dx: &mut [f32], accumulate: bool) -> Result<()> {
+        let &Kept { ref weight, layout, size, .. } = self.kept;
+        match &self.rounded {
+            Some(dy) => dy.input(size, weight, layout, dx, accumulate),
+            None => backward_input(size, self.dy.data(), weight.data(), layout, dx, accumulate),
+        }
+    }
+
+    /// Gradients of the weight, input `index` of the op, and of the bias, the input after it if
+    /// any.
+    pub(crate) fn params(
+        &self,
+        x: Input<'_>,
+        grads: &mut Gradients<'_>,
+        index: usize,
+    ) -> Result<()> {
+        let &Kept { ref weight, layout, size, .. } = self.kept;
+        grads.write(index, weight.shape(), |dw, accumulate| match (&self.rounded, x) {
+            (None, Input::Values(x)) => {
+                backward_weight(size, self.dy.data(), x, layout, dw, accumulate)
+            }
+            (Some(dy), Input::Values(x)) => {
+                let x = bf16::pack_for_weight(x, size, layout)?;
+                dy.weight(size, &x, layout, dw, accumulate)
+            }
+            (Some(dy), Input::Rounded(Some(x))) => dy.weight(size, x, layout, dw, accumulate),
+            (_, Input::Rounded(_)) => unreachable!("x is kept if the weight wants a gradient"),
+        })?;
+        if grads.n_inputs() <= index + 1 {
+            return Ok(());
+        }
+        grads.write(index + 1, [size.n_out].into(), |db, accumulate| {
+            column_sums(self.dy.data(), db, accumulate);
+            Ok(())
+        })
+    }
 }
 
 /// `out (+)= Σ over rows`: tasks own columns, so the order of additions is that of the rows.

@@ -1,6 +1,7 @@
 //! The affine map of the last dimension.
 
 pub(crate) mod backward;
+pub(crate) mod bf16;
 pub(crate) mod cpu;
 pub(crate) mod cuda;
 pub(crate) mod fp8;
@@ -11,10 +12,13 @@ pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use backward::Backward;
+use std::sync::Arc;
 
-use crate::autograd::{Gradients, Op, record1};
-use crate::{Error, Result, Tensor};
+use backward::Backward;
+use lehr_kernels::bf16::Panels;
+
+use crate::autograd::{Gradients, Op, record1, will_record};
+use crate::{DType, Error, Result, Shape, Tensor};
 
 /// Memory layout of a weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +92,8 @@ impl Tensor {
     pub fn affine(&self, map: Affine<'_>) -> Result<Self> {
         let size = map.size("linear", self)?;
         let mut y = self.like(self.shape().with_last_dim(size.n_out))?;
-        map.forward(size, self, &mut y)?;
-        Ok(map.record(self, size, y))
+        let x = map.forward_and_keep(size, self, &mut y)?;
+        Ok(map.record(self, x, size, y))
     }
 }
 
@@ -117,12 +121,37 @@ impl<'a> Affine<'a> {
         if x.is_cuda() {
             return cuda::forward(size, x, self, y);
         }
-        let bias = self.bias.map(Tensor::data);
-        cpu::forward(size, x.data(), self.weight.data(), self.layout, bias, y.data_mut())
+        let (weight, layout, bias) = (self.weight, self.layout, self.bias.map(Tensor::data));
+        if weight.has_panels() {
+            let x = bf16::Input::pack(x.data(), size, layout, false)?;
+            return bf16::forward(size, &x, weight, layout, bias, y.data_mut());
+        }
+        cpu::forward(size, x.data(), weight.data(), layout, bias, y.data_mut())
     }
 
-    fn record(&self, x: &Tensor, size: LinearSize, y: Tensor) -> Tensor {
-        let op = || Linear { x: x.detach(), kept: self.keep(size) };
+    /// [`Affine::forward`] that returns what backward needs of `x`.
+    fn forward_and_keep(&self, size: LinearSize, x: &Tensor, y: &mut Tensor) -> Result<KeptInput> {
+        if x.is_cuda() || !self.weight.has_panels() {
+            self.forward(size, x, y)?;
+            return Ok(KeptInput::Values(x.detach()));
+        }
+        let (weight, layout, bias) = (self.weight, self.layout, self.bias.map(Tensor::data));
+        let is_kept = weight.wants_grad() && will_record(&[weight]);
+        let input = bf16::Input::new(x, size, layout, is_kept)?;
+        bf16::forward(size, &input, weight, layout, bias, y.data_mut())?;
+        Ok(KeptInput::Rounded { x: input.for_weight, shape: x.shape() })
+    }
+
+    /// `x` as backward keeps it beside this map: in bf16 if the map's products are, on the CPU.
+    pub(super) fn round_kept(&self, x: &Tensor) -> Result<Tensor> {
+        if self.weight.has_panels() && will_record(&[x, self.weight]) {
+            return Ok(x.detach().cast(DType::BF16)?.detach());
+        }
+        Ok(x.detach())
+    }
+
+    fn record(&self, x: &Tensor, kept: KeptInput, size: LinearSize, y: Tensor) -> Tensor {
+        let op = || Linear { x: kept, kept: self.keep(size) };
         match self.bias {
             Some(bias) => record1(&[x, self.weight, bias], y, op),
             None => record1(&[x, self.weight], y, op),
@@ -139,7 +168,8 @@ impl<'a> Affine<'a> {
         let shape = x.shape().with_last_dim(size.n_out);
         let (mut y, mut h) = (x.like(shape)?, x.like(shape)?);
         let is_done = cuda::forward_with_gelu(size, x, self, &mut y, &mut h)?;
-        Ok(is_done.then(|| (self.record(x, size, y), h)))
+        let kept = KeptInput::Values(x.detach());
+        Ok(is_done.then(|| (self.record(x, kept, size, y), h)))
     }
 }
 
@@ -176,8 +206,18 @@ pub(crate) fn check(
     Ok((n_out, n_in))
 }
 
+/// The input of a map, as backward needs it.
+enum KeptInput {
+    Values(Tensor),
+    /// In bf16 on the CPU: the operand of the product that gives dW, if that is wanted.
+    Rounded {
+        x: Option<Arc<Panels>>,
+        shape: Shape,
+    },
+}
+
 struct Linear {
-    x: Tensor,
+    x: KeptInput,
     kept: Kept,
 }
 
@@ -188,15 +228,17 @@ impl Op for Linear {
 
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
-        if dy.is_cuda() {
-            let backward = Backward::new(&self.kept, &dy)?;
-            grads.write_like(0, &self.x, |dx, accumulate| backward.input(dx, accumulate))?;
-            return backward.params(&self.x, grads, 1);
-        }
-        let (x, &Kept { ref weight, layout, size, .. }) = (self.x.data(), &self.kept);
-        grads.write(0, self.x.shape(), |dx, accumulate| {
-            cpu::backward_input(size, dy.data(), weight.data(), layout, dx, accumulate)
-        })?;
-        cpu::backward_params(size, &dy, x, weight, layout, grads, 1)
+        let (x, shape) = match &self.x {
+            KeptInput::Values(x) if dy.is_cuda() => {
+                let backward = Backward::new(&self.kept, &dy)?;
+                grads.write_like(0, x, |dx, accumulate| backward.input(dx, accumulate))?;
+                return backward.params(x, grads, 1);
+            }
+            KeptInput::Values(x) => (cpu::Input::Values(x.data()), x.shape()),
+            KeptInput::Rounded { x, shape } => (cpu::Input::Rounded(x.as_deref()), *shape),
+        };
+        let backward = cpu::Backward::new(&self.kept, &dy, (grads.wants(0), grads.wants(1)))?;
+        grads.write(0, shape, |dx, accumulate| backward.input(dx, accumulate))?;
+        backward.params(x, grads, 1)
     }
 }

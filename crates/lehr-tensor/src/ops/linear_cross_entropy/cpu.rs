@@ -19,7 +19,7 @@
 use lehr_kernels::simd::{Kernel, Simd, dispatch};
 use lehr_kernels::threads::{self, SharedMut};
 
-use crate::ops::linear::{LinearSize, WeightLayout::OutIn, cpu as linear};
+use crate::ops::linear::{LinearSize, WeightLayout::OutIn, bf16, cpu as linear};
 use crate::ops::linear_q::cpu as linear_q;
 use crate::ops::softcap::cpu::cap_row;
 use crate::ops::softmax::cpu::{exp_scaled, max_and_sum};
@@ -55,6 +55,8 @@ pub(super) struct RowLoss {
 #[derive(Clone, Copy)]
 enum Matrix<'a> {
     Dense(&'a [f32]),
+    /// Products with it are in bf16.
+    Rounded(&'a Tensor),
     Stored(&'a QMatrix),
 }
 
@@ -101,6 +103,7 @@ impl<'a> Head<'a> {
     ) -> Self {
         let &[n_vocabulary, width] = &*weight.shape() else { unreachable!("checked by the op") };
         let weight = match weight {
+            HeadWeight::Dense(weight) if weight.has_panels() => Matrix::Rounded(weight),
             HeadWeight::Dense(weight) => Matrix::Dense(weight.data()),
             HeadWeight::Stored(weight) => Matrix::Stored(weight),
         };
@@ -146,19 +149,34 @@ impl<'a> Head<'a> {
             self.loss.turn(logits, &self.labels[chunk.first..], losses, Some(&factors));
             let size = LinearSize { rows: chunk.n, n_out: v, n_in: d };
             let range = chunk.first * d..(chunk.first + chunk.n) * d;
+            let wants = (grads.dx.is_some(), grads.weight.is_some());
+            let rounded = match self.weight {
+                Matrix::Rounded(_) => Some(bf16::OutputGrad::new(logits, size, OutIn, wants)?),
+                Matrix::Dense(_) | Matrix::Stored(_) => None,
+            };
             if let Some(dx) = grads.dx.as_deref_mut() {
                 let dx = &mut dx[range.clone()];
-                match self.weight {
-                    Matrix::Dense(w) => {
+                match (self.weight, &rounded) {
+                    (Matrix::Rounded(w), Some(dz)) => dz.input(size, w, OutIn, dx, false)?,
+                    (Matrix::Dense(w), _) => {
                         linear::backward_input(size, logits, w, OutIn, dx, false)?;
                     }
-                    Matrix::Stored(w) if d > 0 => linear_q::backward(w, logits, dx, false)?,
-                    Matrix::Stored(_) => (),
+                    (Matrix::Stored(w), _) if d > 0 => {
+                        linear_q::backward(w, logits, dx, false)?;
+                    }
+                    _ => (),
                 }
             }
             if let Some(grad) = grads.weight.as_mut() {
                 let add = grad.accumulate || chunk.first > 0;
-                linear::backward_weight(size, logits, &self.x[range], OutIn, grad.dw, add)?;
+                let x = &self.x[range];
+                match &rounded {
+                    Some(dz) => {
+                        let x = bf16::pack_for_weight(x, size, OutIn)?;
+                        dz.weight(size, &x, OutIn, grad.dw, add)?;
+                    }
+                    None => linear::backward_weight(size, logits, x, OutIn, grad.dw, add)?,
+                }
             }
             if let Some(db) = grads.db.as_deref_mut() {
                 linear::column_sums(logits, db, chunk.first > 0);
@@ -189,6 +207,10 @@ impl<'a> Head<'a> {
                 }
                 Matrix::Dense(w) => {
                     linear::forward(size, x, w, OutIn, self.bias, logits)?;
+                }
+                Matrix::Rounded(w) => {
+                    let x = bf16::Input::pack(x, size, OutIn, false)?;
+                    bf16::forward(size, &x, w, OutIn, self.bias, logits)?;
                 }
             }
             body(chunk, logits, losses)?;

@@ -13,7 +13,7 @@ use lehr_model::{
 };
 use lehr_tensor::{Device, Philox, cuda, threads};
 use lehr_train::recipe::OptimizerConfig;
-use lehr_train::{Recipe, StepEnd, StepInputs, Stepper, machine_gflops, next_token_loss};
+use lehr_train::{Recipe, StepEnd, StepInputs, Stepper, next_token_loss, product_gflops};
 use serde_json::json;
 
 use super::system;
@@ -44,7 +44,8 @@ pub(crate) struct Args {
     /// Device: cpu, auto, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
-    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16 or f16
+    /// Type of activations: auto (bf16 on a GPU and on a CPU that multiplies it faster, else f32),
+    /// f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
     /// Activation checkpointing: none (keep all activations), recompute (keep the input of each
@@ -312,7 +313,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "leave them out",
         ));
     }
-    let compute = Compute::choose(args.device, args.dtype)?;
+    let compute = Compute::choose_for_training(args.device, args.dtype, &mut |_| ())?;
     if args.fp8 {
         compute.check_fp8()?;
     }
@@ -378,10 +379,7 @@ fn print_line(
 ) -> Result<()> {
     let median = measured.median();
     let gflops = model.flops_per_step(s.b, s.t) / median / 1e9;
-    let peak = match compute.device {
-        Device::Cpu => machine_gflops(),
-        Device::Cuda(ordinal) => cuda::matmul_gflops(ordinal, compute.dtype)?,
-    };
+    let peak = product_gflops(compute)?;
     let (losses, memory) = (&measured.losses, measured.device_peak_mb);
     println!(
         "{} {}: {:.1} ms per step, {:.0} tokens/s, {gflops:.0} GFLOP/s \

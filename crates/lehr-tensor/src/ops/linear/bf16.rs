@@ -1,0 +1,188 @@
+//! The three products of a linear map in bf16 on the CPU. Their operands are rounded and laid out
+//! once each:
+//!
+//! | operand | side | used by |
+//! |---|---|---|
+//! | x | left | y |
+//! | x, or xᵀ for a weight `[in, out]` | right, left | dW; kept for backward in the place of x |
+//! | W and its transpose | right | y and dx; kept with the parameter |
+//! | dy | left | dx |
+//! | dyᵀ, or dy for a weight `[in, out]` | left, right | dW |
+
+use std::cell::RefCell;
+use std::sync::{Arc, Weak};
+
+use lehr_kernels::bf16::{Forms, Panels, Side, pack, product};
+use lehr_kernels::buffer::CpuBuffer;
+
+use super::LinearSize;
+use super::WeightLayout::{self, InOut, OutIn};
+use crate::{Result, Tensor};
+
+/// The input of a map, rounded.
+#[derive(Clone)]
+pub(crate) struct Input {
+    left: Arc<Panels>,
+    /// For the gradient of the weight, if it is wanted.
+    pub(crate) for_weight: Option<Arc<Panels>>,
+}
+
+thread_local! {
+    /// The last input: the maps of queries, keys and values, and those of gate and up, have the
+    /// same one.
+    static LAST: RefCell<Option<(Weak<CpuBuffer>, WeightLayout, Input)>> =
+        const { RefCell::new(None) };
+}
+
+impl Input {
+    /// Rounds `x` `[rows, in]`. With `is_kept`, also for the gradient of the weight.
+    pub(crate) fn new(
+        x: &Tensor,
+        size: LinearSize,
+        layout: WeightLayout,
+        is_kept: bool,
+    ) -> Result<Self> {
+        let buffer = x.cpu_buffer();
+        let same = LAST.with_borrow(|last| {
+            let (source, of, input) = last.as_ref()?;
+            let is_same = source.upgrade().is_some_and(|source| Arc::ptr_eq(&source, buffer))
+                && *of == layout
+                && (input.left.width(), input.left.steps()) == (size.rows, size.n_in)
+                && (input.for_weight.is_some() || !is_kept);
+            is_same.then(|| input.clone())
+        });
+        if let Some(input) = same {
+            return Ok(input);
+        }
+        let input = Self::pack(x.data(), size, layout, is_kept)?;
+        LAST.set(Some((Arc::downgrade(buffer), layout, input.clone())));
+        Ok(input)
+    }
+
+    /// [`Input::new`] from values that no other map reads.
+    pub(crate) fn pack(
+        x: &[f32],
+        LinearSize { rows, n_in, .. }: LinearSize,
+        layout: WeightLayout,
+        is_kept: bool,
+    ) -> Result<Self> {
+        let mut left = Panels::uninit(Side::Left, rows, n_in)?;
+        let mut kept = is_kept.then(|| for_weight(layout, rows, n_in)).transpose()?;
+        let mut forms = Forms { left: Some(&mut left), ..Forms::default() };
+        match layout {
+            OutIn => forms.right = kept.as_mut(),
+            InOut => forms.left_transposed = kept.as_mut(),
+        }
+        pack(x, n_in, (rows, n_in), forms);
+        Ok(Self { left: Arc::new(left), for_weight: kept.map(Arc::new) })
+    }
+}
+
+/// Room for the input of the product that gives dW.
+fn for_weight(layout: WeightLayout, rows: usize, n_in: usize) -> Result<Panels> {
+    let side = match layout {
+        OutIn => Side::Right,
+        InOut => Side::Left,
+    };
+    Panels::uninit(side, n_in, rows)
+}
+
+/// Forgets the last input, so that its memory is free.
+pub(crate) fn forget_last_input() {
+    LAST.set(None);
+}
+
+/// The values of `x` `[rows, in]` as an operand of the product that gives dW.
+pub(crate) fn pack_for_weight(
+    x: &[f32],
+    LinearSize { rows, n_in, .. }: LinearSize,
+    layout: WeightLayout,
+) -> Result<Panels> {
+    let mut panels = for_weight(layout, rows, n_in)?;
+    let mut forms = Forms::default();
+    match layout {
+        OutIn => forms.right = Some(&mut panels),
+        InOut => forms.left_transposed = Some(&mut panels),
+    }
+    pack(x, n_in, (rows, n_in), forms);
+    Ok(panels)
+}
+
+/// `y = x Wᵀ + bias`.
+pub(crate) fn forward(
+    size: LinearSize,
+    x: &Input,
+    weight: &Tensor,
+    layout: WeightLayout,
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) -> Result<()> {
+    let weight = weight.right_operand(layout == OutIn)?;
+    product(&x.left, &weight, y, size.n_out, false, bias)
+}
+
+/// The gradient of the output `[rows, out]`, rounded.
+pub(crate) struct OutputGrad {
+    left: Option<Panels>,
+    for_weight: Option<Panels>,
+}
+
+impl OutputGrad {
+    /// Rounds `dy` for the gradients that are wanted.
+    pub(crate) fn new(
+        dy: &[f32],
+        LinearSize { rows, n_out, .. }: LinearSize,
+        layout: WeightLayout,
+        (wants_x, wants_weight): (bool, bool),
+    ) -> Result<Self> {
+        let mut left = wants_x.then(|| Panels::uninit(Side::Left, rows, n_out)).transpose()?;
+        let side = match layout {
+            OutIn => Side::Left,
+            InOut => Side::Right,
+        };
+        let mut kept = wants_weight.then(|| Panels::uninit(side, n_out, rows)).transpose()?;
+        let mut forms = Forms { left: left.as_mut(), ..Forms::default() };
+        match layout {
+            OutIn => forms.left_transposed = kept.as_mut(),
+            InOut => forms.right = kept.as_mut(),
+        }
+        pack(dy, n_out, (rows, n_out), forms);
+        Ok(Self { left, for_weight: kept })
+    }
+
+    /// `dx (+)= dy W`.
+    ///
+    /// # Panics
+    /// If it was rounded without this gradient in mind.
+    pub(crate) fn input(
+        &self,
+        size: LinearSize,
+        weight: &Tensor,
+        layout: WeightLayout,
+        dx: &mut [f32],
+        accumulate: bool,
+    ) -> Result<()> {
+        let weight = weight.right_operand(layout == InOut)?;
+        let dy = self.left.as_ref().expect("dy was rounded for dx");
+        product(dy, &weight, dx, size.n_in, accumulate, None)
+    }
+
+    /// `dW (+)= dyᵀ x`, or its transpose.
+    ///
+    /// # Panics
+    /// As [`OutputGrad::input`].
+    pub(crate) fn weight(
+        &self,
+        size: LinearSize,
+        x: &Panels,
+        layout: WeightLayout,
+        dw: &mut [f32],
+        accumulate: bool,
+    ) -> Result<()> {
+        let dy = self.for_weight.as_ref().expect("dy was rounded for dW");
+        match layout {
+            OutIn => product(dy, x, dw, size.n_in, accumulate, None),
+            InOut => product(x, dy, dw, size.n_out, accumulate, None),
+        }
+    }
+}
