@@ -33,30 +33,67 @@ pub struct Forms<'a> {
     pub right_transposed: Option<&'a mut Panels>,
 }
 
+/// Rows of a matrix that is packed part by part.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Number of the first row, a multiple of 32.
+    first: usize,
+    /// Rows of the whole matrix.
+    of: usize,
+}
+
 /// Rounds the matrix `[rows, columns]`, row-major with rows `stride` apart, to bf16 (to nearest,
 /// ties to even) in the wanted forms. Tiles beyond the matrix are filled with 0.
 ///
 /// # Panics
 /// If the matrix is shorter, or a form has another side or other extents.
 pub fn pack(source: &[f32], stride: usize, (rows, columns): (usize, usize), forms: Forms<'_>) {
+    pack_part(source, stride, (rows, columns), Part { first: 0, of: rows }, forms);
+}
+
+/// [`pack`] for the rows from `first` of a matrix of `of` rows: the other rows of the forms keep
+/// what they hold.
+///
+/// # Panics
+/// As [`pack`], or if `first` is not a multiple of 32, or neither `rows` is nor the end reached.
+pub fn pack_rows(
+    source: &[f32],
+    stride: usize,
+    (rows, columns): (usize, usize),
+    (first, of): (usize, usize),
+    forms: Forms<'_>,
+) {
+    let is_last = first + rows == of;
+    assert!(first.is_multiple_of(STEPS) && (is_last || rows.is_multiple_of(STEPS)));
+    assert!(first + rows <= of, "pack: the rows are part of the matrix");
+    pack_part(source, stride, (rows, columns), Part { first, of }, forms);
+}
+
+fn pack_part(
+    source: &[f32],
+    stride: usize,
+    (rows, columns): (usize, usize),
+    part: Part,
+    forms: Forms<'_>,
+) {
+    /// Blocks per task, which reads 128 KiB.
+    const PER_TASK: usize = 32;
     if rows == 0 || columns == 0 {
         return;
     }
     assert!((rows - 1) * stride + columns <= source.len(), "pack: the matrix is shorter");
     let Forms { left, left_transposed, right, right_transposed } = forms;
     let out = Out {
-        left: target(left, Side::Left, rows, columns),
-        left_transposed: target(left_transposed, Side::Left, columns, rows),
-        right: target(right, Side::Right, columns, rows),
-        right_transposed: target(right_transposed, Side::Right, rows, columns),
-        n_row_blocks: rows.div_ceil(WIDE),
+        left: target(left, Side::Left, part.of, columns),
+        left_transposed: target(left_transposed, Side::Left, columns, part.of),
+        right: target(right, Side::Right, columns, part.of),
+        right_transposed: target(right_transposed, Side::Right, part.of, columns),
+        first_row_block: part.first / STEPS,
         n_column_blocks: columns.div_ceil(WIDE),
     };
-    // A task reads about 128 KiB.
-    let n_blocks = out.n_row_blocks * out.n_column_blocks;
-    let per_task = 32;
-    threads::run(n_blocks.div_ceil(per_task), |task| {
-        let blocks = task * per_task..n_blocks.min((task + 1) * per_task);
+    let n_blocks = rows.div_ceil(STEPS) * out.n_column_blocks;
+    threads::run(n_blocks.div_ceil(PER_TASK), |task| {
+        let blocks = task * PER_TASK..n_blocks.min((task + 1) * PER_TASK);
         dispatch(Blocks { source, stride, rows, columns, out: &out, blocks });
     });
 }
@@ -86,7 +123,8 @@ struct Out {
     left_transposed: Option<Target>,
     right: Option<Target>,
     right_transposed: Option<Target>,
-    n_row_blocks: usize,
+    /// The block of the forms that the first rows go to.
+    first_row_block: usize,
     n_column_blocks: usize,
 }
 
@@ -124,7 +162,7 @@ impl Kernel for Blocks<'_> {
             let n = self.out.n_column_blocks;
             let (row, column) = (block / n, block % n);
             self.read(row * STEPS, column * WIDE, &mut numbers);
-            write(s, &numbers, self.out, row, column);
+            write(s, &numbers, self.out, self.out.first_row_block + row, column);
         }
     }
 }

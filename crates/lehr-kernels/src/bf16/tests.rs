@@ -105,6 +105,35 @@ fn threads_and_neighbours_change_no_bit() {
     set(before).unwrap();
 }
 
+/// All four forms of a matrix.
+fn all([left, left_transposed, right, right_transposed]: &mut [Panels; 4]) -> Forms<'_> {
+    Forms {
+        left: Some(left),
+        left_transposed: Some(left_transposed),
+        right: Some(right),
+        right_transposed: Some(right_transposed),
+    }
+}
+
+#[test]
+fn rows_packed_part_by_part_are_those_packed_at_once() {
+    let (rows, columns) = (101, 50);
+    let source = random(rows * columns, 8);
+    let forms = || {
+        [(Side::Left, rows), (Side::Left, columns), (Side::Right, columns), (Side::Right, rows)]
+            .map(|(side, width)| Panels::uninit(side, width, rows + columns - width).unwrap())
+    };
+    let (mut whole, mut parts) = (forms(), forms());
+    pack(&source, columns, (rows, columns), all(&mut whole));
+    for (first, n) in [(0, 32), (32, 64), (96, 5)] {
+        let part = &source[first * columns..];
+        pack_rows(part, columns, (n, columns), (first, rows), all(&mut parts));
+    }
+    for (whole, part) in whole.iter().zip(&parts) {
+        assert!(whole.data.bytes() == part.data.bytes(), "{:?} {}", whole.side, whole.width);
+    }
+}
+
 #[test]
 fn packing_rounds_like_the_type() {
     let special = [0.0, -0.0, 1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 3.4e38, 1e-40];

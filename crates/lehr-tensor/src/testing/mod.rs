@@ -170,7 +170,8 @@ impl Case {
         cotangents: Option<&[Vec<f32>]>,
     ) -> (Vec<Tensor>, Vec<Vec<f32>>) {
         let there = |x: &Tensor| x.cast(dtype).unwrap().to_device(device).unwrap();
-        self.run_with(self.inputs.iter().map(there).collect(), device, cotangents)
+        let inputs: Vec<_> = self.inputs.iter().map(there).collect();
+        self.run_with(&inputs, device, cotangents)
     }
 
     /// [`Case::run`] with products in bf16: every matrix among the inputs has panels.
@@ -182,12 +183,13 @@ impl Case {
             let is_matrix = x.shape().len() == 2 && x.dtype() == DType::F32;
             x.clone().with_panels(is_matrix.then(Default::default))
         };
-        self.run_with(self.inputs.iter().map(with_panels).collect(), Device::Cpu, cotangents)
+        let inputs: Vec<_> = self.inputs.iter().map(with_panels).collect();
+        self.run_with(&inputs, Device::Cpu, cotangents)
     }
 
     fn run_with(
         &self,
-        inputs: Vec<Tensor>,
+        inputs: &[Tensor],
         device: Device,
         cotangents: Option<&[Vec<f32>]>,
     ) -> (Vec<Tensor>, Vec<Vec<f32>>) {

@@ -16,6 +16,8 @@
 //! would compute `x Wᵀ` a second time. So the memory is O(n V) for the logits plus the gradients,
 //! instead of O(N V).
 
+mod rounded;
+
 use lehr_kernels::simd::{Kernel, Simd, dispatch};
 use lehr_kernels::threads::{self, SharedMut};
 
@@ -77,6 +79,16 @@ pub(super) enum Factors<'a> {
     PerRow(&'a [f32]),
 }
 
+impl Factors<'_> {
+    /// Those of the rows from `first`.
+    fn from(&self, first: usize) -> Factors<'_> {
+        match self {
+            Self::Same(factor) => Factors::Same(*factor),
+            Self::PerRow(each) => Factors::PerRow(&each[first..]),
+        }
+    }
+}
+
 /// The gradient of the weight, and whether it is added to what is there.
 pub(super) struct WeightGrad<'a> {
     pub(super) dw: &'a mut [f32],
@@ -114,7 +126,10 @@ impl<'a> Head<'a> {
             labels: rows.labels(),
             width,
             loss: RowLoss { n_vocabulary, z_loss, softcap },
-            chunk_rows: chunk_rows(rows.len(), n_vocabulary),
+            chunk_rows: match weight {
+                Matrix::Rounded(_) => rounded::chunk_rows(rows.len(), n_vocabulary),
+                Matrix::Dense(_) | Matrix::Stored(_) => chunk_rows(rows.len(), n_vocabulary),
+            },
         }
     }
 
@@ -140,43 +155,29 @@ impl<'a> Head<'a> {
             grads.db.into_iter().for_each(|db| db.fill(0.0));
             return Ok(());
         }
+        if let Matrix::Rounded(weight) = self.weight {
+            return self.forward_backward_rounded(weight, losses, factors, grads);
+        }
         let (v, d) = (self.loss.n_vocabulary, self.width);
         self.for_each_chunk(losses, |chunk, logits, losses| {
-            let factors = match factors {
-                Factors::Same(factor) => Factors::Same(*factor),
-                Factors::PerRow(each) => Factors::PerRow(&each[chunk.first..]),
-            };
+            let factors = factors.from(chunk.first);
             self.loss.turn(logits, &self.labels[chunk.first..], losses, Some(&factors));
             let size = LinearSize { rows: chunk.n, n_out: v, n_in: d };
             let range = chunk.first * d..(chunk.first + chunk.n) * d;
-            let wants = (grads.dx.is_some(), grads.weight.is_some());
-            let rounded = match self.weight {
-                Matrix::Rounded(_) => Some(bf16::OutputGrad::new(logits, size, OutIn, wants)?),
-                Matrix::Dense(_) | Matrix::Stored(_) => None,
-            };
             if let Some(dx) = grads.dx.as_deref_mut() {
                 let dx = &mut dx[range.clone()];
-                match (self.weight, &rounded) {
-                    (Matrix::Rounded(w), Some(dz)) => dz.input(size, w, OutIn, dx, false)?,
-                    (Matrix::Dense(w), _) => {
+                match self.weight {
+                    Matrix::Dense(w) => {
                         linear::backward_input(size, logits, w, OutIn, dx, false)?;
                     }
-                    (Matrix::Stored(w), _) if d > 0 => {
-                        linear_q::backward(w, logits, dx, false)?;
-                    }
-                    _ => (),
+                    Matrix::Stored(w) if d > 0 => linear_q::backward(w, logits, dx, false)?,
+                    Matrix::Stored(_) => (),
+                    Matrix::Rounded(_) => unreachable!("rounded weights have their own loop"),
                 }
             }
             if let Some(grad) = grads.weight.as_mut() {
                 let add = grad.accumulate || chunk.first > 0;
-                let x = &self.x[range];
-                match &rounded {
-                    Some(dz) => {
-                        let x = bf16::pack_for_weight(x, size, OutIn)?;
-                        dz.weight(size, &x, OutIn, grad.dw, add)?;
-                    }
-                    None => linear::backward_weight(size, logits, x, OutIn, grad.dw, add)?,
-                }
+                linear::backward_weight(size, logits, &self.x[range], OutIn, grad.dw, add)?;
             }
             if let Some(db) = grads.db.as_deref_mut() {
                 linear::column_sums(logits, db, chunk.first > 0);

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
+use lehr_tensor::bf16::{self, Forms, Panels, Side};
+use lehr_tensor::gemm::{Matrix, gemm};
 use lehr_tensor::inplace::{self, AdamWItem};
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
@@ -16,7 +18,7 @@ use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
 use lehr_tensor::quant::{QMatrix, WeightFormat};
 use lehr_tensor::{
     DType, Device, Init, ParamBuilder, ParamStore, Philox, Role, Shape, Source, Tensor, cuda,
-    no_grad,
+    no_grad, tile16,
 };
 use serde_json::json;
 
@@ -29,7 +31,8 @@ pub(crate) struct Args {
     /// cpu, auto, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16, f16
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16, f16. On the CPU bf16
+    /// times products alone, since other operations are in f32
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
     /// Tokens [default: 16384 on a GPU, 1024 on the CPU]
@@ -85,6 +88,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let Compute { device, dtype, .. } = compute;
     let n_wanted = Cell::new(0);
     let mut bench = Bench { args, device, dtype, copy_rate: 1.0, matmul_rate: 1.0, n_wanted };
+    if device == Device::Cpu && dtype == DType::BF16 {
+        return products_in_bf16(args);
+    }
     bench.rates()?;
     let tokens = args.tokens.unwrap_or(if device.is_cuda() { 16_384 } else { 1024 });
     if tokens == 0 {
@@ -102,6 +108,76 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Products in bf16 on the CPU and the rounding of their operands, against the instructions' rate.
+fn products_in_bf16(args: &Args) -> Result<ExitCode> {
+    /// Rows, outputs and inputs of linear maps: of models of 3 M to 124 M weights.
+    const SHAPES: [[usize; 3]; 6] = [
+        [2048, 768, 256],
+        [2048, 256, 1024],
+        [512, 8192, 256],
+        [2048, 1536, 384],
+        [1024, 3072, 768],
+        [1024, 768, 3072],
+    ];
+    let peak = bf16::instruction_rate();
+    if !args.json {
+        let isa = tile16::chosen();
+        println!("cpu in bf16 ({isa}): instructions {:.2} TFLOP/s", peak / 1e12);
+    }
+    for [rows, n_out, n_in] in SHAPES {
+        let mut values = vec![0.0; rows.max(n_out) * n_in];
+        Philox::new(1, 0).fill_normal(&mut values, 0.5);
+        let mut y = vec![0.0; rows * n_out];
+        let mut x = Panels::uninit(Side::Left, rows, n_in)?;
+        let mut w = Panels::uninit(Side::Right, n_out, n_in)?;
+        let forms = Forms { right_transposed: Some(&mut w), ..Forms::default() };
+        bf16::pack(&values, n_in, (n_out, n_in), forms);
+        let round = best(|| {
+            let forms = Forms { left: Some(&mut x), ..Forms::default() };
+            bf16::pack(&values, n_in, (rows, n_in), forms);
+            Ok(())
+        })?;
+        let product = best(|| bf16::product(&x, &w, &mut y, n_out, false, None))?;
+        let exact = best(|| {
+            let (x, w) = (Matrix::rows(&values, n_in), Matrix::transposed(&values, n_in));
+            gemm((rows, n_out, n_in), x, w, &mut y, n_out, false, None)
+        })?;
+        let rate = 2.0 * (rows * n_out * n_in) as f64 / product;
+        let shape = format!("{rows} x {n_out} x {n_in}");
+        if args.json {
+            println!(
+                "{}",
+                json!({
+                    "op": "product", "dtype": "bf16", "shape": shape, "ms": product * 1e3,
+                    "tflops": rate / 1e12, "share": rate / peak, "f32_ms": exact * 1e3,
+                    "rounding_ms": round * 1e3,
+                })
+            );
+            continue;
+        }
+        println!(
+            "product {shape:20} {:7.3} ms {:5.2} TFLOP/s {:5.1} %, {:4.1} times f32; rounding x {:.3} ms",
+            product * 1e3,
+            rate / 1e12,
+            100.0 * rate / peak,
+            exact / product,
+            round * 1e3
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The shortest of ten calls, in seconds.
+fn best(mut body: impl FnMut() -> lehr_tensor::Result<()>) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        body()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best)
 }
 
 impl Bench<'_> {
