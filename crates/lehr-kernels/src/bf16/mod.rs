@@ -195,6 +195,11 @@ pub fn time_against_f32() -> Result<f64> {
 pub fn instruction_rate() -> f64 {
     /// Tiles along the sum: 4 KiB per step of them stay in a first-level cache.
     const TILES: usize = 8;
+    const N_BLOCKS: usize = 2;
+    /// A cache line.
+    #[derive(Clone, Copy)]
+    #[repr(align(64))]
+    struct Line(#[expect(dead_code, reason = "read by instructions")] [u16; 32]);
     const REPEATS: usize = 10_000;
     let n_threads = threads::n_threads();
     let mut best = f64::INFINITY;
@@ -202,13 +207,17 @@ pub fn instruction_rate() -> f64 {
         let start = Instant::now();
         threads::run(n_threads, |_| {
             let worker = Worker::new(tile16::chosen());
-            let operands = vec![0u16; 4 * TILES * TILE];
-            let mut c = vec![0.0f32; WIDE * WIDE];
-            let at = |tile: usize| operands[tile * TILE..].as_ptr();
-            let to = c.as_mut_ptr();
+            // Aligned to cache lines, as panels are.
+            let operands = vec![[[0u16; 32]; 16].map(Line); 4 * TILES];
+            // Blocks of C in turn: none is read right after it was written.
+            let mut c = vec![[Line([0u16; 32]); 2 * WIDE]; N_BLOCKS];
+            let zeros = [0.0f32; WIDE];
+            let at = |tile: usize| operands[tile].as_ptr().cast();
             let (a0, a1, b, n) = (at(0), Some(at(TILES)), at(2 * TILES), TILES);
-            let block = Block { a0, a1, b, n, from: to, from_stride: WIDE, to, to_stride: WIDE };
-            for _ in 0..REPEATS {
+            for i in 0..REPEATS {
+                let to = c[i % N_BLOCKS].as_mut_ptr().cast();
+                let (from, from_stride, to_stride) = (zeros.as_ptr(), 0, WIDE);
+                let block = Block { a0, a1, b, n, from, from_stride, to, to_stride };
                 // SAFETY: the operands hold four times TILES tiles, C 32 rows of 32 numbers.
                 unsafe { worker.multiply(&block) };
             }
