@@ -40,8 +40,12 @@ def arguments():
     parser.add_argument("--configs", type=words, default=["tiny", "small", "gpt2_64"], help="tiny,small,gpt2,gpt2_64")
     parser.add_argument("--archs", type=words, default=["gpt", "llama"], help="gpt,llama")
     parser.add_argument(
-        "--modes", type=words, default=["eager", "compile"], help="PyTorch: eager,compile,bf16,compile_bf16"
+        "--modes",
+        type=words,
+        default=["eager", "compile", "bf16", "compile_bf16"],
+        help="PyTorch: eager,compile,bf16,compile_bf16",
     )
+    parser.add_argument("--dtype", default="auto", help="lehr: auto, f32 or bf16")
     parser.add_argument("--rounds", type=int, default=ROUNDS_MIN, help=f"at least {ROUNDS_MIN}")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each process")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -67,7 +71,7 @@ def measure(command):
 def commands(args, config, arch):
     """The peers by name, lehr first."""
     common = ["--config", config, "--arch", arch, "--steps", str(args.steps), "--threads", str(args.threads)]
-    yield "lehr", [args.lehr, "bench", "step", *common, "--json"]
+    yield "lehr", [args.lehr, "bench", "step", *common, "--dtype", args.dtype, "--json"]
     for mode in args.modes:
         yield f"torch {mode}", [args.python, str(TORCH_BENCH), *common, "--mode", mode]
 

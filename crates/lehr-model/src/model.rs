@@ -199,7 +199,8 @@ impl Model {
     /// # Errors
     /// If the tokens do not fit the model or memory runs out.
     pub fn hidden(&self, tokens: &Tokens) -> Result<Tensor> {
-        let pass = Pass::whole(tokens, self.checkpointing);
+        let (_, products) = self.compute();
+        let pass = Pass::whole(tokens, self.checkpointing).with_products(products);
         self.arch.forward(pass.with_kv_prefix(self.kv_prefix.clone()))
     }
 

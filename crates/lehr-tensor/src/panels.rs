@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lehr_kernels::bf16::{Forms, Panels, Side, pack};
+use lehr_kernels::bf16::{Forms, Panels, Side, pack, pack_rows};
+use lehr_kernels::buffer::CpuBuffer;
+use lehr_kernels::quant::StoredMatrix;
 
-use crate::{Result, Shape};
+use crate::{DType, Result, Shape};
 
 /// Copies of a matrix W `[rows, columns]` for products in bf16, made at their first use: W and Wᵀ
 /// as right operands. A linear map multiplies by one in its forward pass and by the other for the
@@ -44,6 +46,40 @@ impl WeightPanels {
             false => forms.right = Some(&mut panels),
         }
         pack(values, columns, (rows, columns), forms);
+        Ok(Arc::clone(slot.insert(Arc::new(panels))))
+    }
+
+    /// [`WeightPanels::get`] for a stored matrix, whose numbers are decoded part by part.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub(crate) fn get_stored(
+        &self,
+        matrix: &StoredMatrix,
+        is_transposed: bool,
+    ) -> Result<Arc<Panels>> {
+        /// Numbers of a part, 4 MiB.
+        const PART: usize = 1 << 20;
+        let mut slot = lock(if is_transposed { &self.transposed } else { &self.plain });
+        if let Some(panels) = &*slot {
+            return Ok(Arc::clone(panels));
+        }
+        let (rows, columns) = (matrix.rows(), matrix.cols());
+        let (width, steps) = if is_transposed { (rows, columns) } else { (columns, rows) };
+        let mut panels = Panels::uninit(Side::Right, width, steps)?;
+        let step = (PART / columns.max(1)).next_multiple_of(32).min(rows);
+        let mut part = CpuBuffer::uninit(DType::F32, step * columns)?;
+        for first in (0..rows).step_by(step.max(1)) {
+            let n = step.min(rows - first);
+            let part = &mut part.as_mut_slice::<f32>()[..n * columns];
+            matrix.dequantize_rows(first..first + n, part);
+            let mut forms = Forms::default();
+            match is_transposed {
+                true => forms.right_transposed = Some(&mut panels),
+                false => forms.right = Some(&mut panels),
+            }
+            pack_rows(part, columns, (n, columns), (first, rows), forms);
+        }
         Ok(Arc::clone(slot.insert(Arc::new(panels))))
     }
 

@@ -23,11 +23,13 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lehr_kernels::bf16::Panels;
 pub use lehr_kernels::quant::{
     Activations, MatrixFormat, Owner, Scaling, StoredMatrix, WeightFormat,
 };
 pub(crate) use lehr_kernels::quant::{IQ4, NF4, NF4_GROUP};
 
+use crate::panels::WeightPanels;
 use crate::{DType, Device, Result, Tensor};
 
 /// A weight matrix `[rows, cols]` (outputs × inputs) in a stored form.
@@ -38,6 +40,8 @@ pub struct QMatrix {
     stored: StoredMatrix,
     /// A copy on a GPU, shared by all clones.
     on_gpu: Arc<Mutex<Option<Arc<OnGpu>>>>,
+    /// Copies in the layouts of products in bf16 on the CPU, if they are asked for.
+    panels: Arc<Mutex<Option<Arc<WeightPanels>>>>,
 }
 
 /// Codes and scales on a GPU, and what products with them compute in.
@@ -86,11 +90,14 @@ impl QMatrix {
     }
 
     /// Copies codes and scales to a GPU, where products with activations of `dtype` then are; or
-    /// forgets the copy, for the CPU.
+    /// forgets the copy, for the CPU. There, products with a matrix of floats are in bf16 if that is
+    /// `dtype`; other formats have their own products.
     ///
     /// # Errors
     /// If the device's memory runs out or it fails.
     pub fn to_device(&self, device: Device, dtype: DType) -> Result<()> {
+        let in_bf16 = device == Device::Cpu && dtype == DType::BF16 && self.format().is_float();
+        *self.panels.lock().unwrap_or_else(PoisonError::into_inner) = in_bf16.then(Arc::default);
         let mut on_gpu = self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
         *on_gpu = match device {
             Device::Cpu => None,
@@ -109,6 +116,20 @@ impl QMatrix {
         self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether products on the CPU are in bf16.
+    pub(crate) fn is_in_bf16(&self) -> bool {
+        self.panels.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// This matrix, or its transpose, in bf16 as the right operand of a product.
+    ///
+    /// # Panics
+    /// Without [`QMatrix::is_in_bf16`].
+    pub(crate) fn right_operand(&self, is_transposed: bool) -> Result<Arc<Panels>> {
+        let panels = self.panels.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        panels.expect("a weight in bf16 has panels").get_stored(&self.stored, is_transposed)
+    }
+
     /// Returns all numbers, f32 `[rows, cols]` on the CPU.
     ///
     /// # Errors
@@ -122,7 +143,7 @@ impl QMatrix {
 
 impl From<StoredMatrix> for QMatrix {
     fn from(stored: StoredMatrix) -> Self {
-        Self { stored, on_gpu: Arc::default() }
+        Self { stored, on_gpu: Arc::default(), panels: Arc::default() }
     }
 }
 

@@ -16,8 +16,10 @@
 //! the number of threads, the division into tasks and the other rows and columns do not change a
 //! bit of C.
 
+mod local;
 mod pack;
 
+pub use local::{LocalForms, local_words, pack_local, product_local};
 pub use pack::{Forms, pack, pack_rows};
 
 use std::time::Instant;

@@ -94,7 +94,8 @@ fn pack_part(
     let n_blocks = rows.div_ceil(STEPS) * out.n_column_blocks;
     threads::run(n_blocks.div_ceil(PER_TASK), |task| {
         let blocks = task * PER_TASK..n_blocks.min((task + 1) * PER_TASK);
-        dispatch(Blocks { source, stride, rows, columns, out: &out, blocks });
+        let factor = 1.0;
+        dispatch(Blocks { source, stride, rows, columns, factor, out: &out, blocks });
     });
 }
 
@@ -112,20 +113,21 @@ fn target(panels: Option<&mut Panels>, side: Side, width: usize, steps: usize) -
 }
 
 /// Panels to be written.
-struct Target {
-    words: SharedMut<u32>,
-    n_tiles: usize,
-    n_panels: usize,
+pub(super) struct Target {
+    pub(super) words: SharedMut<u32>,
+    pub(super) n_tiles: usize,
+    pub(super) n_panels: usize,
 }
 
-struct Out {
-    left: Option<Target>,
-    left_transposed: Option<Target>,
-    right: Option<Target>,
-    right_transposed: Option<Target>,
+/// The forms to be written.
+pub(super) struct Out {
+    pub(super) left: Option<Target>,
+    pub(super) left_transposed: Option<Target>,
+    pub(super) right: Option<Target>,
+    pub(super) right_transposed: Option<Target>,
     /// The block of the forms that the first rows go to.
-    first_row_block: usize,
-    n_column_blocks: usize,
+    pub(super) first_row_block: usize,
+    pub(super) n_column_blocks: usize,
 }
 
 impl Target {
@@ -143,13 +145,15 @@ impl Target {
 }
 
 /// The blocks of 32 × 32 numbers of one task, in the order of the rows.
-struct Blocks<'a> {
-    source: &'a [f32],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    out: &'a Out,
-    blocks: std::ops::Range<usize>,
+pub(super) struct Blocks<'a> {
+    pub(super) source: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// The numbers are multiplied by this first.
+    pub(super) factor: f32,
+    pub(super) out: &'a Out,
+    pub(super) blocks: std::ops::Range<usize>,
 }
 
 impl Kernel for Blocks<'_> {
@@ -157,6 +161,13 @@ impl Kernel for Blocks<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.pack(s);
+    }
+}
+
+impl Blocks<'_> {
+    #[inline(always)]
+    pub(super) fn pack<S: Simd>(self, s: S) {
         let mut numbers = [[0u32; WIDE]; STEPS];
         for block in self.blocks.clone() {
             let n = self.out.n_column_blocks;
@@ -165,28 +176,26 @@ impl Kernel for Blocks<'_> {
             write(s, &numbers, self.out, self.out.first_row_block + row, column);
         }
     }
-}
 
-impl Blocks<'_> {
     /// Reads a block and rounds it; the upper half of each number is its bf16.
     #[inline(always)]
     fn read(&self, row: usize, column: usize, numbers: &mut [[u32; WIDE]; STEPS]) {
-        let columns = WIDE.min(self.columns - column);
+        let columns = WIDE.min(self.columns.saturating_sub(column));
         for (r, numbers) in numbers.iter_mut().enumerate() {
-            if row + r >= self.rows {
+            if row + r >= self.rows || columns == 0 {
                 *numbers = [0; WIDE];
                 continue;
             }
             let source = &self.source[(row + r) * self.stride + column..][..columns];
             if let Ok(source) = <&[f32; WIDE]>::try_from(source) {
                 for (to, from) in numbers.iter_mut().zip(source) {
-                    *to = round(*from);
+                    *to = round(*from * self.factor);
                 }
                 continue;
             }
             *numbers = [0; WIDE];
             for (to, from) in numbers.iter_mut().zip(source) {
-                *to = round(*from);
+                *to = round(*from * self.factor);
             }
         }
     }

@@ -105,6 +105,42 @@ fn threads_and_neighbours_change_no_bit() {
     set(before).unwrap();
 }
 
+#[test]
+fn small_products_match_those_of_panels() {
+    let _held = crate::testing::hold_settings();
+    struct Small<'a> {
+        a: &'a [f32],
+        b: &'a [f32],
+        c: &'a mut [f32],
+    }
+    impl crate::simd::Kernel for Small<'_> {
+        type Out = ();
+        #[inline(always)]
+        fn run<S: crate::simd::Simd>(self, s: S) {
+            let (mut a, mut b) = (vec![9; local_words(64, 96)], vec![9; local_words(32, 96)]);
+            let left = LocalForms { left: Some(&mut a), ..LocalForms::default() };
+            pack_local(s, self.a, 70, (50, 70), (64, 96), 0.5, left);
+            let right = LocalForms { right_transposed: Some(&mut b), ..LocalForms::default() };
+            pack_local(s, self.b, 70, (20, 70), (32, 96), 1.0, right);
+            let worker = Worker::new(chosen());
+            product_local(&worker, (64, 32, 96), &a, &b, self.c, 40, true);
+        }
+    }
+    let before = chosen();
+    let (a, b, start) = (random(50 * 70, 11), random(20 * 70, 12), random(64 * 40, 13));
+    for isa in available() {
+        set(isa).unwrap();
+        let mut c = start.clone();
+        crate::simd::dispatch(Small { a: &a, b: &b, c: &mut c });
+        let half: Vec<f32> = a.iter().map(|x| 0.5 * x).collect();
+        let (left, right) = operands((50, 20, 70), (&half, false), (&b, true));
+        let mut want = start.clone();
+        product(&left, &right, &mut want, 40, true, None).unwrap();
+        assert!(c == want, "{isa}");
+    }
+    set(before).unwrap();
+}
+
 /// All four forms of a matrix.
 fn all([left, left_transposed, right, right_transposed]: &mut [Panels; 4]) -> Forms<'_> {
     Forms {

@@ -40,6 +40,12 @@ impl Scaling {
 }
 
 impl MatrixFormat {
+    /// Whether its numbers are floats without scales.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::Gguf(WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16))
+    }
+
     /// Returns this format, or the nearest whose blocks or groups fill rows of `width` numbers:
     /// with smaller groups, one scale per row, or another format.
     #[must_use]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lehr_tensor::ops::attention::Mask;
-use lehr_tensor::{Param, Tensor};
+use lehr_tensor::{DType, Param, Tensor};
 
 use super::{Pass, Spec, Tokens};
 use crate::{Error, KvCache, Result};
@@ -78,6 +78,7 @@ impl AttentionContext {
     }
 
     fn new(pass: &Pass<'_>, mask: Mask) -> Result<Self> {
+        let mask = mask.in_bf16(pass.products == DType::BF16);
         let Some(layers) = pass.kv_prefix.clone() else {
             return Ok(Self { mask, prefix: None });
         };

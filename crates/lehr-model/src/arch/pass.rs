@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lehr_tensor::{Tensor, is_recording};
+use lehr_tensor::{DType, Tensor, is_recording};
 
 use super::attention::KvPrefixParams;
 use super::{ActivationCheckpointing, Spec, Tokens};
@@ -18,13 +18,15 @@ pub struct Pass<'a> {
     pub(super) checkpointing: ActivationCheckpointing,
     /// Learned keys and values before every text, one pair per block.
     pub(super) kv_prefix: Option<Arc<[KvPrefixParams]>>,
+    /// The type of products.
+    pub(super) products: DType,
 }
 
 impl<'a> Pass<'a> {
     /// Creates a pass over whole texts. It is recorded if recording is on.
     #[must_use]
     pub fn whole(tokens: &'a Tokens, checkpointing: ActivationCheckpointing) -> Self {
-        Self { tokens, cache: None, checkpointing, kv_prefix: None }
+        Self { tokens, cache: None, checkpointing, kv_prefix: None, products: DType::F32 }
     }
 
     /// Creates a pass over tokens that continue those in `cache`. It is never recorded, because
@@ -32,7 +34,13 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn continuing(tokens: &'a Tokens, cache: &'a mut KvCache) -> Self {
         let checkpointing = ActivationCheckpointing::None;
-        Self { tokens, cache: Some(cache), checkpointing, kv_prefix: None }
+        let products = DType::F32;
+        Self { tokens, cache: Some(cache), checkpointing, kv_prefix: None, products }
+    }
+
+    /// Sets the type of the products of attention. On a GPU it is that of the activations.
+    pub(crate) fn with_products(self, products: DType) -> Self {
+        Self { products, ..self }
     }
 
     /// Sets the learned keys and values before every text.

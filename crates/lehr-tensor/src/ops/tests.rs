@@ -118,6 +118,14 @@ fn threads_and_repetition_change_no_bit() {
     }
 }
 
+/// [`check`] for terms that were rounded to bf16. They are of order 1, and a smaller value is a
+/// difference of them: where a query sees one key only, its gradient is `dP − dO · O`, which is 0
+/// without rounding.
+fn check_rounded(case: &Case, what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    let largest = want.iter().fold(0.0f64, |m, w| m.max(w.abs()));
+    check(case, what, got, want, tolerance * largest.max(1.0) / largest.max(0.1));
+}
+
 #[test]
 fn products_in_bf16_match_those_in_f32_up_to_rounding_and_threads_change_no_bit() {
     let _held = hold_settings();
@@ -133,11 +141,11 @@ fn products_in_bf16_match_those_in_f32_up_to_rounding_and_threads_change_no_bit(
             n_different += usize::from(got_grads != want_grads);
             for (i, (got, want)) in got.iter().zip(&outputs).enumerate() {
                 let want: Vec<_> = doubles(want.data()).collect();
-                check(&case, &format!("output {i} ({isa})"), got.data(), &want, 1.5e-2);
+                check_rounded(&case, &format!("output {i} ({isa})"), got.data(), &want, 1.5e-2);
             }
             for (i, (got, want)) in got_grads.iter().zip(&want_grads).enumerate() {
                 let want: Vec<_> = doubles(want).collect();
-                check(&case, &format!("gradient {i} ({isa})"), got, &want, 2.5e-2);
+                check_rounded(&case, &format!("gradient {i} ({isa})"), got, &want, 2.5e-2);
             }
             for n_threads in [1, 3, 2] {
                 threads::set_n_threads(n_threads);

@@ -2,6 +2,8 @@
 
 mod golden;
 
+use std::cell::Cell;
+
 pub(crate) use golden::golden_cases;
 
 use crate::{DType, Device, Philox, Result, Tensor};
@@ -11,6 +13,15 @@ use crate::{DType, Device, Philox, Result, Tensor};
 pub(crate) fn hold_settings() -> std::sync::MutexGuard<'static, ()> {
     static HELD: std::sync::Mutex<()> = std::sync::Mutex::new(());
     HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+thread_local! {
+    static IN_BF16: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a case runs with products in bf16: for ops whose inputs do not say it.
+pub(crate) fn are_products_in_bf16() -> bool {
+    IN_BF16.get()
 }
 
 /// A plain array in double precision: what references compute with.
@@ -184,7 +195,10 @@ impl Case {
             x.clone().with_panels(is_matrix.then(Default::default))
         };
         let inputs: Vec<_> = self.inputs.iter().map(with_panels).collect();
-        self.run_with(&inputs, Device::Cpu, cotangents)
+        IN_BF16.set(true);
+        let results = self.run_with(&inputs, Device::Cpu, cotangents);
+        IN_BF16.set(false);
+        results
     }
 
     fn run_with(

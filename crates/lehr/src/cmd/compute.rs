@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice, Model, Weights};
-use lehr_tensor::{available_isas, threads};
+use lehr_tensor::{DType, available_isas, threads, tile16};
 
 use crate::fail::Hinted;
 
@@ -32,7 +32,8 @@ pub(crate) struct DeviceArgs {
     /// auto (a GPU if one is usable), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceChoice,
-    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16, f16
+    /// Type of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16, or on a GPU f16. On
+    /// the CPU bf16 is the type of the operands of products
     #[arg(long, default_value = "auto")]
     pub(crate) dtype: DTypeChoice,
 }
@@ -52,6 +53,16 @@ impl DeviceArgs {
     pub(crate) fn place(&self, model: &Model) -> Result<()> {
         warn_of(&model.warnings());
         let compute = self.choose()?;
+        if !compute.device.is_cuda() && compute.dtype == DType::BF16 {
+            let stored = model.params().stored();
+            let n = stored.iter().filter(|m| !m.matrix().format().is_float()).count();
+            if n > 0 {
+                eprintln!(
+                    "note: --dtype bf16 changes nothing for the {n} quantised matrices; on the CPU \
+                     they have products of their own"
+                );
+            }
+        }
         Ok(model.to_device(compute.device, compute.dtype)?)
     }
 }
@@ -104,6 +115,10 @@ pub(crate) fn check_environment() -> Result<()> {
     let is_size = |value: &str| value.parse::<f64>().is_ok_and(|gib| gib > 0.0);
     let is_cuda = |value: &str| ["", "driver", "emulator"].contains(&value);
     check("LEHR_CUDA", is_cuda, "driver or emulator")?;
+    let tiles: Vec<_> = tile16::available().iter().map(ToString::to_string).collect();
+    let tiles = tiles.join(", ");
+    let is_tile = |value: &str| tiles.split(", ").any(|isa| isa == value);
+    check("LEHR_BF16", is_tile, &format!("one this processor has: {tiles}"))?;
     check("LEHR_ISA", is_isa, &format!("one this processor has: {isas}"))?;
     check("LEHR_THREADS", is_count, "a number of threads, at least 1")?;
     check("LEHR_MEMORY_GB", is_size, "gibibytes, more than 0")

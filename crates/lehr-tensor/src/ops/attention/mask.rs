@@ -21,6 +21,7 @@ pub struct Mask {
     n_leading: usize,
     n_keys: Option<usize>,
     pages: Option<Pages>,
+    in_bf16: bool,
 }
 
 /// A mask that a kernel computes itself.
@@ -43,6 +44,16 @@ impl Mask {
     #[must_use]
     pub fn bidirectional() -> Self {
         Self::default()
+    }
+
+    /// In training on the CPU the products of attention are in bf16. Elsewhere it changes nothing.
+    #[must_use]
+    pub fn in_bf16(self, in_bf16: bool) -> Self {
+        Self { in_bf16, ..self }
+    }
+
+    pub(super) fn products_in_bf16(&self) -> bool {
+        self.in_bf16
     }
 
     /// Only keys less than `window` positions away from the query are seen: `lo >= p + 1 − window`

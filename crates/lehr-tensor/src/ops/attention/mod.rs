@@ -34,7 +34,8 @@ impl Tensor {
     /// | returns | `[B, Tq, H, E]`; 0 for a query that sees nothing |
     ///
     /// Memory is linear in T: tiles of 64 queries and 64 keys with a running softmax. Saves q, k,
-    /// v, the result and one log-sum-exp per query and head; backward recomputes the tiles.
+    /// v, the result and one log-sum-exp per query and head; backward recomputes the tiles. In
+    /// training with [`Mask::in_bf16`] the CPU's products are in bf16, and so is what is saved.
     ///
     /// On the CPU queries are computed independently: the bits of a query depend on it and on the
     /// keys and values it sees, at their places in the text. They do not depend on the other
@@ -162,6 +163,15 @@ enum Inputs {
 }
 
 impl Inputs {
+    /// The same values in another type.
+    fn cast(&self, dtype: DType) -> Result<Self> {
+        let cast = |x: &Tensor| Ok(x.cast(dtype)?.detach());
+        Ok(match self {
+            Self::Separate { q, k, v } => Self::Separate { q: cast(q)?, k: cast(k)?, v: cast(v)? },
+            Self::Packed { qkv } => Self::Packed { qkv: cast(qkv)? },
+        })
+    }
+
     /// The tensor that holds the queries.
     fn first(&self) -> &Tensor {
         match self {
@@ -192,11 +202,11 @@ fn problem<'a>(
     inputs: &'a Inputs,
     size: AttentionSize,
     scale: f32,
-    intervals: &'a Tensor,
-    n_keys: usize,
+    seen: &'a CpuMask,
 ) -> Problem<'a> {
     let [q, k, v] = inputs.heads(size);
-    Problem { size, n_keys, scale, intervals: intervals.elements(), pages: None, q, k, v }
+    let &CpuMask { ref intervals, n_keys, in_bf16 } = seen;
+    Problem { size, n_keys, scale, intervals: intervals.elements(), pages: None, in_bf16, q, k, v }
 }
 
 /// The inputs of backward: q, k, v, the result and one log-sum-exp per query and head.
@@ -213,8 +223,15 @@ struct Saved {
 
 /// The keys that each query saw, in the form of the device's kernels.
 enum SavedMask {
-    Cpu { intervals: Tensor, n_keys: usize },
+    Cpu(CpuMask),
     Cuda(cuda::Seen),
+}
+
+struct CpuMask {
+    intervals: Tensor,
+    n_keys: usize,
+    /// Whether the products are in bf16.
+    in_bf16: bool,
 }
 
 /// Computes the result, `[B, Tq, H, E]`, and the inputs of backward if they are `wanted`.
@@ -236,12 +253,18 @@ fn forward(
     } else {
         let intervals = mask.intervals(size.batch, size.tq, size.tk)?;
         let n_keys = mask.n_keys(size.tk);
-        let problem = problem(&inputs, size, scale, &intervals, n_keys);
+        let seen = CpuMask { intervals, n_keys, in_bf16: wanted && mask.products_in_bf16() };
+        let problem = problem(&inputs, size, scale, &seen);
         cpu::forward(&problem, out.data_mut(), lse.as_mut().map(Tensor::data_mut))?;
-        SavedMask::Cpu { intervals, n_keys }
+        SavedMask::Cpu(seen)
     };
-    let saved = lse.map(|lse| Saved { inputs, size, scale, out: out.clone(), lse, mask });
-    Ok((out, saved))
+    let Some(lse) = lse else { return Ok((out, None)) };
+    let dtype = match &mask {
+        SavedMask::Cpu(seen) if seen.in_bf16 => DType::BF16,
+        _ => out.dtype(),
+    };
+    let (inputs, kept) = (inputs.cast(dtype)?, out.cast(dtype)?.detach());
+    Ok((out, Some(Saved { inputs, size, scale, out: kept, lse, mask })))
 }
 
 impl Op for Saved {
@@ -252,9 +275,7 @@ impl Op for Saved {
     fn backward(&self, grads: &mut Gradients<'_>) -> Result<()> {
         let dy = grads.only_output();
         match &self.mask {
-            SavedMask::Cpu { intervals, n_keys } => {
-                self.backward_cpu(&dy, (intervals, *n_keys), grads)
-            }
+            SavedMask::Cpu(seen) => self.backward_cpu(&dy, seen, grads),
             SavedMask::Cuda(seen) => self.backward_cuda(&dy, seen, grads),
         }
     }
@@ -283,14 +304,10 @@ impl Saved {
         }
     }
 
-    fn backward_cpu(
-        &self,
-        dy: &Tensor,
-        (intervals, n_keys): (&Tensor, usize),
-        grads: &mut Gradients<'_>,
-    ) -> Result<()> {
-        let problem = problem(&self.inputs, self.size, self.scale, intervals, n_keys);
-        let saved = cpu::Saved { out: self.out.data(), lse: self.lse.data(), dy: dy.data() };
+    fn backward_cpu(&self, dy: &Tensor, seen: &CpuMask, grads: &mut Gradients<'_>) -> Result<()> {
+        let (inputs, out) = (self.inputs.cast(DType::F32)?, self.out.to_f32()?);
+        let problem = problem(&inputs, self.size, self.scale, seen);
+        let saved = cpu::Saved { out: out.data(), lse: self.lse.data(), dy: dy.data() };
         let AttentionSize { n_heads, n_kv_heads, width, .. } = self.size;
         let (q_width, kv_width) = (n_heads * width, n_kv_heads * width);
         match &self.inputs {

@@ -46,6 +46,7 @@ pub(super) fn attention(
     if !q.is_cuda() {
         let (table, max) = (pages.table().ids(), pages.max_pages());
         let problem = Problem {
+            in_bf16: false,
             size,
             n_keys,
             scale,

@@ -1,6 +1,6 @@
 use super::reference::{self, Rules};
 use super::{AttentionSize, Mask, OP};
-use crate::testing::{Array, Case, Pair, golden_cases};
+use crate::testing::{Array, Case, Pair, are_products_in_bf16, golden_cases};
 use crate::{Error, Philox, Tensor, no_grad};
 
 /// Starts the size of a case: a batch of `tq` queries and `tk` keys per text.
@@ -137,7 +137,7 @@ fn mask_of(rules: &Rules, batch: usize, tk: usize) -> Mask {
     if let Some(n_keys) = rules.n_keys {
         mask = mask.with_n_keys(n_keys);
     }
-    mask
+    mask.in_bf16(are_products_in_bf16())
 }
 
 fn default_scale(e: usize) -> f32 {

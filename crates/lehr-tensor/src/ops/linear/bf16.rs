@@ -17,7 +17,25 @@ use lehr_kernels::buffer::CpuBuffer;
 
 use super::LinearSize;
 use super::WeightLayout::{self, InOut, OutIn};
+use crate::quant::QMatrix;
 use crate::{Result, Tensor};
+
+/// A matrix whose products are in bf16: a parameter, or a matrix in its storage format.
+#[derive(Clone, Copy)]
+pub(crate) enum Weight<'a> {
+    Param(&'a Tensor),
+    Stored(&'a QMatrix),
+}
+
+impl Weight<'_> {
+    /// The matrix, or its transpose, as the right operand of a product.
+    pub(crate) fn right_operand(self, is_transposed: bool) -> Result<Arc<Panels>> {
+        match self {
+            Self::Param(weight) => weight.right_operand(is_transposed),
+            Self::Stored(weight) => weight.right_operand(is_transposed),
+        }
+    }
+}
 
 /// The input of a map, rounded.
 #[derive(Clone)]
@@ -110,15 +128,14 @@ pub(crate) fn pack_for_weight(
 
 /// `y = x Wᵀ + bias`.
 pub(crate) fn forward(
-    size: LinearSize,
     x: &Input,
-    weight: &Tensor,
+    weight: Weight<'_>,
     layout: WeightLayout,
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) -> Result<()> {
     let weight = weight.right_operand(layout == OutIn)?;
-    product(&x.left, &weight, y, size.n_out, false, bias)
+    product(&x.left, &weight, y, weight.width(), false, bias)
 }
 
 /// The gradient of the output `[rows, out]`, rounded.
@@ -156,15 +173,14 @@ impl OutputGrad {
     /// If it was rounded without this gradient in mind.
     pub(crate) fn input(
         &self,
-        size: LinearSize,
-        weight: &Tensor,
+        weight: Weight<'_>,
         layout: WeightLayout,
         dx: &mut [f32],
         accumulate: bool,
     ) -> Result<()> {
         let weight = weight.right_operand(layout == InOut)?;
         let dy = self.left.as_ref().expect("dy was rounded for dx");
-        product(dy, &weight, dx, size.n_in, accumulate, None)
+        product(dy, &weight, dx, weight.width(), accumulate, None)
     }
 
     /// `dW (+)= dyᵀ x`, or its transpose.

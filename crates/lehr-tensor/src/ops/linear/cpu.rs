@@ -88,7 +88,7 @@ impl<'a> Backward<'a> {
     pub(crate) fn input(&self, dx: &mut [f32], accumulate: bool) -> Result<()> {
         let &Kept { ref weight, layout, size, .. } = self.kept;
         match &self.rounded {
-            Some(dy) => dy.input(size, weight, layout, dx, accumulate),
+            Some(dy) => dy.input(bf16::Weight::Param(weight), layout, dx, accumulate),
             None => backward_input(size, self.dy.data(), weight.data(), layout, dx, accumulate),
         }
     }

@@ -124,7 +124,7 @@ impl<'a> Affine<'a> {
         let (weight, layout, bias) = (self.weight, self.layout, self.bias.map(Tensor::data));
         if weight.has_panels() {
             let x = bf16::Input::pack(x.data(), size, layout, false)?;
-            return bf16::forward(size, &x, weight, layout, bias, y.data_mut());
+            return bf16::forward(&x, bf16::Weight::Param(weight), layout, bias, y.data_mut());
         }
         cpu::forward(size, x.data(), weight.data(), layout, bias, y.data_mut())
     }
@@ -138,7 +138,7 @@ impl<'a> Affine<'a> {
         let (weight, layout, bias) = (self.weight, self.layout, self.bias.map(Tensor::data));
         let is_kept = weight.wants_grad() && will_record(&[weight]);
         let input = bf16::Input::new(x, size, layout, is_kept)?;
-        bf16::forward(size, &input, weight, layout, bias, y.data_mut())?;
+        bf16::forward(&input, bf16::Weight::Param(weight), layout, bias, y.data_mut())?;
         Ok(KeptInput::Rounded { x: input.for_weight, shape: x.shape() })
     }
 

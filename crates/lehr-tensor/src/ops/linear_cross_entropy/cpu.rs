@@ -58,7 +58,7 @@ pub(super) struct RowLoss {
 enum Matrix<'a> {
     Dense(&'a [f32]),
     /// Products with it are in bf16.
-    Rounded(&'a Tensor),
+    Rounded(bf16::Weight<'a>),
     Stored(&'a QMatrix),
 }
 
@@ -115,7 +115,12 @@ impl<'a> Head<'a> {
     ) -> Self {
         let &[n_vocabulary, width] = &*weight.shape() else { unreachable!("checked by the op") };
         let weight = match weight {
-            HeadWeight::Dense(weight) if weight.has_panels() => Matrix::Rounded(weight),
+            HeadWeight::Dense(weight) if weight.has_panels() => {
+                Matrix::Rounded(bf16::Weight::Param(weight))
+            }
+            HeadWeight::Stored(weight) if weight.is_in_bf16() && width > 0 => {
+                Matrix::Rounded(bf16::Weight::Stored(weight))
+            }
             HeadWeight::Dense(weight) => Matrix::Dense(weight.data()),
             HeadWeight::Stored(weight) => Matrix::Stored(weight),
         };
@@ -211,7 +216,7 @@ impl<'a> Head<'a> {
                 }
                 Matrix::Rounded(w) => {
                     let x = bf16::Input::pack(x, size, OutIn, false)?;
-                    bf16::forward(size, &x, w, OutIn, self.bias, logits)?;
+                    bf16::forward(&x, w, OutIn, self.bias, logits)?;
                 }
             }
             body(chunk, logits, losses)?;

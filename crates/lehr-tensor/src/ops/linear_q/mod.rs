@@ -7,7 +7,8 @@ pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use super::linear;
+use super::linear::WeightLayout::OutIn;
+use super::linear::{self, LinearSize, bf16};
 use crate::autograd::{Gradients, Op, record, record1};
 use crate::ops::linear::cpu::column_sums;
 use crate::quant::QMatrix;
@@ -26,6 +27,9 @@ impl Tensor {
     /// With [`Activations::Int8`](crate::quant::Activations) `x` is rounded to 8 bits for each 32
     /// numbers, unless the weight is of floats or NF4; with `F32` the result is that of the numbers
     /// the weight stands for.
+    ///
+    /// A weight of floats that was moved to the CPU in bf16 is multiplied as by
+    /// [`Tensor::linear`] with a weight in bf16.
     ///
     /// `dx = dy W`, in f32 whatever the activations were, and `dbias = Σ dy`; the weight has no
     /// gradient. Saves nothing but a share in the weight.
@@ -48,6 +52,12 @@ impl Tensor {
                     None => row.fill(0.0),
                 }
             }
+        } else if w.is_in_bf16() {
+            let (n_out, n_in) = (w.rows(), w.cols());
+            let size = LinearSize { rows: self.shape().n_rows(), n_out, n_in };
+            let x = bf16::Input::new(self, size, OutIn, false)?;
+            let bias = bias.map(Self::data);
+            bf16::forward(&x, bf16::Weight::Stored(w), OutIn, bias, y.data_mut())?;
         } else {
             cpu::forward(w, self.data(), bias.map(Self::data), y.data_mut())?;
         }
@@ -102,6 +112,12 @@ impl Op for LinearQ {
                     dx.fill(0.0);
                 }
                 return Ok(());
+            }
+            if self.w.is_in_bf16() {
+                let (n_out, n_in) = (self.w.rows(), self.w.cols());
+                let size = LinearSize { rows: dy.shape().n_rows(), n_out, n_in };
+                let dy = bf16::OutputGrad::new(dy.data(), size, OutIn, (true, false))?;
+                return dy.input(bf16::Weight::Stored(&self.w), OutIn, dx, accumulate);
             }
             cpu::backward(&self.w, dy.data(), dx, accumulate)
         })?;

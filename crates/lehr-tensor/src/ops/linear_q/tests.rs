@@ -1,7 +1,10 @@
+use std::sync::Arc;
+
 use super::reference;
+use crate::ops::linear::WeightLayout;
 use crate::quant::{Activations, MatrixFormat, QMatrix, Scaling, WeightFormat};
 use crate::testing::{Array, Case, Pair, hold_settings};
-use crate::{Error, Philox, Tensor, available_isas, isa, no_grad, set_isa, threads};
+use crate::{DType, Device, Error, Philox, Tensor, available_isas, isa, no_grad, set_isa, threads};
 
 fn formats() -> Vec<MatrixFormat> {
     let own = [
@@ -205,4 +208,40 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(matches!(x.linear_q(&w, Some(&bias)), Err(Error::Shape { .. })));
     let ids = Tensor::from_ids(&[1], [1]).unwrap();
     assert!(matches!(ids.linear_q(&w, None), Err(Error::DType { .. })));
+}
+
+#[test]
+fn stored_floats_in_bf16_give_the_bits_of_a_parameter_in_bf16() {
+    let (rows, cols, n) = (37, 70, 9);
+    let random = |shape: [usize; 2], stream| {
+        let mut x = Tensor::zeros(shape).unwrap();
+        Philox::new(7, stream).fill_normal(x.data_mut(), 1.0);
+        x
+    };
+    let (x, dy, values) = (random([n, cols], 0), random([n, rows], 1), random([rows, cols], 2));
+    let bias = random([1, rows], 3).reshape([rows]).unwrap();
+    for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::BF16] {
+        let stored = QMatrix::from_f32(values.data(), rows, cols, format).unwrap();
+        stored.to_device(Device::Cpu, DType::BF16).unwrap();
+        assert!(stored.is_in_bf16());
+        let param = stored.to_f32().unwrap().with_panels(Some(Arc::default()));
+        let run = |apply: &dyn Fn(&Tensor) -> Tensor| {
+            let x = x.trainable();
+            let y = apply(&x);
+            let values = y.to_vec();
+            y.backward_with(dy.clone()).unwrap();
+            (values, x.grad().unwrap().to_vec())
+        };
+        let got = run(&|x| x.linear_q(&stored, Some(&bias)).unwrap());
+        let want = run(&|x| x.linear(&param, WeightLayout::OutIn, Some(&bias)).unwrap());
+        assert_eq!(got, want, "{format:?}");
+        let one = x.slice(0, 3..4).unwrap().linear_q(&stored, Some(&bias)).unwrap();
+        assert_eq!(one.to_vec(), got.0[3 * rows..4 * rows], "{format:?}: a row by itself");
+        stored.to_device(Device::Cpu, DType::F32).unwrap();
+        assert!(!stored.is_in_bf16());
+    }
+    let codes = QMatrix::from_f32(values.data(), rows, cols, MatrixFormat::Int8(Scaling::Row));
+    let codes = codes.unwrap();
+    codes.to_device(Device::Cpu, DType::BF16).unwrap();
+    assert!(!codes.is_in_bf16(), "few-bit codes have products of their own");
 }

@@ -24,6 +24,7 @@ use lehr_kernels::math::exp;
 use lehr_kernels::simd::{Kernel, Simd, dispatch};
 
 use super::pack::{self, Rows};
+use super::rounded;
 use super::tile::{self, Columns, Spans};
 use super::{BLOCK, Heads, HeadsMut, Problem, QueryBlock, cut, key_blocks, run_tasks};
 use crate::Result;
@@ -45,6 +46,9 @@ pub(in crate::ops::attention) fn backward(
     let size = problem.size;
     if size.width == 0 {
         return Ok(());
+    }
+    if problem.in_bf16 {
+        return rounded::backward(problem, saved, grads, add);
     }
     let tile = BLOCK * problem.padded_width();
     let per_block = 3 * tile + 2 * BLOCK;
@@ -154,7 +158,12 @@ impl Kernel for Backward<'_> {
 }
 
 /// Zeros the gradients of keys and values of one head, because tiles add to them.
-fn clear(problem: &Problem<'_>, grads: &[Option<HeadsMut>; 3], batch: usize, kv_head: usize) {
+pub(super) fn clear(
+    problem: &Problem<'_>,
+    grads: &[Option<HeadsMut>; 3],
+    batch: usize,
+    kv_head: usize,
+) {
     for grad in grads[1..].iter().flatten() {
         for t in 0..problem.size.tk {
             let token = batch * problem.size.tk + t;
@@ -230,7 +239,8 @@ fn one_tile<S: Simd>(
 ) {
     tile::scores(s, spans, width, state.q, keys.k, keys.scores);
     tile::scores(s, spans, width, state.dy, keys.v, keys.dscores);
-    score_gradients(s, columns, spans, state, keys.scores, keys.dscores);
+    let rows = (&*state.lse, &*state.delta);
+    score_gradients(s, columns, spans, rows, keys.scores, keys.dscores);
     if grads[2].is_some() {
         tile::gathered(s, spans, state.dy, keys.scores, keys.dv);
     }
@@ -244,11 +254,11 @@ fn one_tile<S: Simd>(
 
 /// In place: scores become `P`, `dP` becomes `dS`; both 0 where nothing is seen.
 #[inline(always)]
-fn score_gradients<S: Simd>(
+pub(super) fn score_gradients<S: Simd>(
     s: S,
     columns: &Columns,
     spans: &Spans,
-    state: &State<'_>,
+    (lse, delta): (&[f32], &[f32]),
     scores: &mut [f32],
     dscores: &mut [f32],
 ) {
@@ -256,7 +266,7 @@ fn score_gradients<S: Simd>(
     let zero = s.splat(0.0);
     for r in 0..BLOCK {
         let (lo, hi) = spans.rows[r];
-        let (lse, delta) = (s.splat(state.lse[r]), s.splat(state.delta[r]));
+        let (lse, delta) = (s.splat(lse[r]), s.splat(delta[r]));
         for j in (0..BLOCK).step_by(S::LANES) {
             // SAFETY: j + lanes <= BLOCK.
             unsafe {

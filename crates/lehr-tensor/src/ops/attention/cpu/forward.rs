@@ -63,15 +63,15 @@ struct Forward<'a> {
 }
 
 /// The running values of one block of queries.
-struct State<'a> {
+pub(super) struct State<'a> {
     /// Scaled queries, `[padded][BLOCK]`.
-    q: &'a mut [f32],
+    pub(super) q: &'a mut [f32],
     /// o: weighted sums of values so far, `[BLOCK][padded]`.
-    out: &'a mut [f32],
+    pub(super) out: &'a mut [f32],
     /// m: running maximum per row.
-    max: &'a mut [f32],
+    pub(super) max: &'a mut [f32],
     /// l: running sum per row and lane. Lanes are added at the end only.
-    sums: &'a mut [f32],
+    pub(super) sums: &'a mut [f32],
 }
 
 impl Kernel for Forward<'_> {
@@ -128,7 +128,7 @@ impl Kernel for Forward<'_> {
 /// All rows are done in three passes (maxima, factors, weights), so that the factors of 64 rows are
 /// a few vectors of exponentials instead of 64 single ones.
 #[inline(always)]
-fn softmax<S: Simd>(
+pub(super) fn softmax<S: Simd>(
     s: S,
     columns: &Columns,
     spans: &Spans,
@@ -193,7 +193,7 @@ fn softmax<S: Simd>(
 
 /// Divides the outputs by the sums and writes the rows of a block.
 #[inline(always)]
-fn finish<S: Simd>(
+pub(super) fn finish<S: Simd>(
     s: S,
     problem: &Problem<'_>,
     block: &QueryBlock,
@@ -202,7 +202,7 @@ fn finish<S: Simd>(
     lse: Option<SharedMut<f32>>,
 ) {
     let size = problem.size;
-    let padded = problem.padded_width();
+    let padded = state.out.len() / BLOCK;
     for r in 0..block.n {
         // SAFETY: SUMS floats per row, at least as many as lanes.
         let total = s.sum(unsafe { s.load(state.sums[r * SUMS..][..SUMS].as_ptr()) });

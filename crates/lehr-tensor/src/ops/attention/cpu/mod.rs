@@ -19,6 +19,7 @@ mod backward;
 mod decode;
 mod forward;
 mod pack;
+mod rounded;
 mod tile;
 
 use std::sync::{Mutex, PoisonError};
@@ -98,6 +99,8 @@ pub(super) struct Problem<'a> {
     pub(super) intervals: &'a [i32],
     /// The pages of keys and values, if they are paged. Only the forward pass reads them.
     pub(super) pages: Option<Paged<'a>>,
+    /// Whether products are in bf16. Only training has that.
+    pub(super) in_bf16: bool,
     pub(super) q: Heads<'a>,
     pub(super) k: Heads<'a>,
     pub(super) v: Heads<'a>,
@@ -191,6 +194,11 @@ impl QueryBlock {
         block
     }
 
+    /// The first query, counted through the batch.
+    fn token(&self, problem: &Problem<'_>) -> usize {
+        self.batch * problem.size.tq + self.start
+    }
+
     fn intervals<'a>(&self, problem: &Problem<'a>) -> &'a [i32] {
         &problem.intervals[2 * (self.batch * problem.size.tq + self.start)..][..2 * self.n]
     }
@@ -219,6 +227,9 @@ pub(super) fn forward(
     }
     if lse.is_none() && problem.size.tq <= DECODE_MAX {
         return decode::decode(problem, out);
+    }
+    if problem.in_bf16 && lse.is_some() && problem.size.width > 0 {
+        return rounded::forward(problem, out, lse);
     }
     forward::forward(problem, out, lse)
 }

@@ -34,7 +34,7 @@ impl Head<'_> {
     /// [`Head::forward_backward`] for a weight in bf16.
     pub(super) fn forward_backward_rounded(
         &self,
-        weight: &Tensor,
+        weight: bf16::Weight<'_>,
         losses: &mut [f32],
         factors: &Factors<'_>,
         mut grads: HeadGrads<'_>,
@@ -55,7 +55,7 @@ impl Head<'_> {
                 let logits = &mut logits.data_mut()[..rows * v];
                 let x = &self.x[range.start * d..range.end * d];
                 let x = bf16::Input::pack(x, size, OutIn, false)?;
-                bf16::forward(size, &x, weight, OutIn, self.bias, logits)?;
+                bf16::forward(&x, weight, OutIn, self.bias, logits)?;
                 let factors = factors.from(range.start);
                 self.loss.turn(logits, &self.labels[range.start..], losses, Some(&factors));
                 let mut dz = match grads.dx {
