@@ -37,7 +37,8 @@ fn check_losses(model: ModelConfig, objective: ObjectiveKind) {
     let mean = |window: &[f64]| window.iter().sum::<f64>() / window.len() as f64;
     for (i, (got, want)) in got.chunks(WINDOW).zip(want.chunks(WINDOW)).enumerate() {
         let (got, want) = (mean(got), mean(want));
-        let error = (got - want).abs() / want;
+        // A loss below a tenth is of conversations learnt by heart.
+        let error = (got - want).abs() / want.max(0.1);
         assert!(error < 0.01, "{objective:?}, steps from {}: {got} {want}", i * WINDOW);
     }
 }
