@@ -264,6 +264,7 @@ pub fn fit_pretrain(
     let Overview { bytes, prompt, .. } = Overview::read(data.path, &options, notes)?;
     let plan = Plan::new(bytes, &budget, fixed)?;
     let reasons = plan.reasons(bytes, &budget, fixed);
+    let prediction = plan.prediction(&budget);
     let &Plan { seq_len, batch_size, steps, .. } = &plan;
     let every_steps = steps / LOOKS;
     let base = Recipe::base();
@@ -295,6 +296,5 @@ pub fn fit_pretrain(
         watchdog: base.watchdog,
         objective: base.objective,
     };
-    let (prediction, notes) = (plan.prediction(&budget), reading.take_notes());
-    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, notes })
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, notes: reading.take_notes() })
 }
