@@ -60,7 +60,8 @@ fn comparison(report: &mut Report, predicted: &Prediction, metrics: &[Metrics]) 
     let rows: Vec<Vec<String>> = if *predicted == Prediction::default() {
         rows.map(|(name, _, measured)| vec![name.to_owned(), shown(measured)]).collect()
     } else {
-        let ratio = |a: Option<f64>, b: Option<f64>| Some(b? / a?).filter(|ratio| ratio.is_finite());
+        let ratio =
+            |a: Option<f64>, b: Option<f64>| Some(b? / a?).filter(|ratio| ratio.is_finite());
         rows.map(|(name, a, b)| vec![name.to_owned(), shown(a), shown(b), shown(ratio(a, b))])
             .collect()
     };

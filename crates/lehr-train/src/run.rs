@@ -13,10 +13,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use journal::Journal;
 use lehr_data::Batch;
 use lehr_infer::resolve_model;
 use lehr_tensor::{Device, arena, cuda};
-use journal::Journal;
 pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
 use crate::checkpoint::{self, Base, Contents, Disk, Keep, Storage};
@@ -25,8 +25,8 @@ use crate::recipe::{ModelConfig, SavedWeights};
 use crate::watchdog::Watchdog;
 use crate::watchdog::stall::{Phase, Pulse, Stall};
 use crate::{
-    Error, Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate,
-    WatchdogEvent, WatchdogKind, learning_rate, metrics,
+    Error, Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, WatchdogEvent,
+    WatchdogKind, evaluate, learning_rate, metrics,
 };
 
 /// The end of a run.

@@ -191,11 +191,11 @@ fn interrupted_runs_skip_and_roll_back_as_the_whole_one() {
         let whole = Recipe { run: in_dir(&recipe, scratch.path(), "whole"), ..recipe.clone() };
         let (_, watch) = run_broken(&whole, broken(), None);
         assert!(!watch.events.is_empty());
-        let samples = |recipe: &Recipe| {
-            std::fs::read_to_string(recipe.dir().join("samples.jsonl")).unwrap()
-        };
+        let samples =
+            |recipe: &Recipe| std::fs::read_to_string(recipe.dir().join("samples.jsonl")).unwrap();
         // Each moment around the spike; also twice between two checkpoints.
-        for stops in [vec![1], vec![2, 3], vec![11], vec![13], vec![14], vec![13, 14, 15], vec![17]] {
+        for stops in [vec![1], vec![2, 3], vec![11], vec![13], vec![14], vec![13, 14, 15], vec![17]]
+        {
             let name = format!("parts-{stops:?}");
             let parts = Recipe { run: in_dir(&recipe, scratch.path(), &name), ..recipe.clone() };
             let mut told = Vec::new();
@@ -244,7 +244,8 @@ fn a_learning_rate_that_diverges_ends_with_an_error_after_some_rollbacks() {
     let mut recipe = watched(scratch.path(), WatchdogAction::Rollback);
     (recipe.optimizer.lr, recipe.watchdog.in_row_max) = (3.0, 2);
     recipe.optimizer.clip_norm = 0.0;
-    recipe.schedule = lehr_train::recipe::ScheduleConfig::Cosine { warmup_steps: 20, min_ratio: 1.0 };
+    recipe.schedule =
+        lehr_train::recipe::ScheduleConfig::Cosine { warmup_steps: 20, min_ratio: 1.0 };
     (recipe.watchdog.window, recipe.watchdog.threshold) = (8, 4.0);
     let (mut task, dir) = (prepared(&recipe), RunDir::open(&recipe).unwrap());
     let mut watch = Watch::default();
@@ -256,7 +257,9 @@ fn a_learning_rate_that_diverges_ends_with_an_error_after_some_rollbacks() {
     assert!(hint.contains("optimizer.lr") && hint.contains("debug-step"), "{hint}");
     assert_eq!(watch.events.len(), 2, "{:?}", watch.events);
     // The weights are finite, and so is what was saved.
-    assert!(weights(&task).iter().all(|(_, bits)| bits.iter().all(|b| f32::from_bits(*b).is_finite())));
+    assert!(
+        weights(&task).iter().all(|(_, bits)| bits.iter().all(|b| f32::from_bits(*b).is_finite()))
+    );
 }
 
 #[test]

@@ -58,10 +58,7 @@ fn warn_reports_the_first_spike_of_a_row_and_learns_a_new_level() {
     let rule = watchdog(WatchdogAction::Warn);
     let mut state = settled(rule);
     let Verdict::Report(reason) = judge(rule, &mut state, 5.0) else { panic!("not reported") };
-    assert_eq!(
-        reason,
-        "the loss 5.0000 is above 3.8000; the median of the last 8 steps is 3.0000"
-    );
+    assert_eq!(reason, "the loss 5.0000 is above 3.8000; the median of the last 8 steps is 3.0000");
     assert_eq!(judge(rule, &mut state, 5.0), Verdict::Go);
     assert_eq!(state.in_row, 2);
     for _ in 0..4 {

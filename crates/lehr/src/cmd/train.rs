@@ -244,7 +244,8 @@ impl Common {
         let mut task = prepare(&located, &dir.cache(), &mut |text| say(text))?;
         let (device, dtype) = task.objective.model().compute();
         let peak = device_gflops(&Compute { device, dtype, note: None })?;
-        let before = if dir.metrics().is_file() { read_metrics(&dir.metrics())? } else { Vec::new() };
+        let before =
+            if dir.metrics().is_file() { read_metrics(&dir.metrics())? } else { Vec::new() };
         let mut show = Show::new(style, peak).after(before);
         let outcome = lehr_train::run(&located, &mut task, Some(&dir), &mut show, stop)?;
         // The last lines of a live view stay, and what follows is printed below them.

@@ -55,7 +55,8 @@ impl Curve {
     fn columns(&self, n: usize) -> Vec<Option<f64>> {
         let n_points = self.points.len();
         let column = |c: usize| {
-            let (low, high) = (c * n_points / n, ((c + 1) * n_points / n).max(c * n_points / n + 1));
+            let (low, high) =
+                (c * n_points / n, ((c + 1) * n_points / n).max(c * n_points / n + 1));
             let part = self.points.get(low..high.min(n_points))?;
             let (sum, count) = part.iter().fold((0.0, 0), |s, p| (s.0 + p.0, s.1 + p.1));
             (count > 0).then(|| sum / f64::from(count))
@@ -70,7 +71,12 @@ impl Curve {
 }
 
 /// Draws a curve and the marks of evaluations into lines of `width` characters.
-pub(super) fn draw(curve: &Curve, marks: &[(u64, f64)], width: usize, height: usize) -> Vec<String> {
+pub(super) fn draw(
+    curve: &Curve,
+    marks: &[(u64, f64)],
+    width: usize,
+    height: usize,
+) -> Vec<String> {
     let n_cells = width.saturating_sub(AXIS).max(1);
     let columns = curve.columns(2 * n_cells);
     let marks = || marks.iter().filter(|(step, loss)| *step > curve.start && loss.is_finite());
@@ -146,8 +152,7 @@ mod tests {
         }
         let lines = draw(&curve, &[(40, 2.0), (20, 8.0)], AXIS + 10, 4);
         // The evaluation of step 20 is above the curve, and that of step 40 on it.
-        let want =
-            [" 9.700 │⠑⠤⡀  o", "       │  ⠈⠒⢄", "       │     ⠑⠢⡀", " 2.000 │       ⠈⠑o"];
+        let want = [" 9.700 │⠑⠤⡀  o", "       │  ⠈⠒⢄", "       │     ⠑⠢⡀", " 2.000 │       ⠈⠑o"];
         assert_eq!(lines, want);
     }
 

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use view::{Times, width_of};
 pub(crate) use view::{Size, View, smoothed};
+use view::{Times, width_of};
 
 /// Time between two frames while steps are made.
 const FRAME: Duration = Duration::from_millis(100);

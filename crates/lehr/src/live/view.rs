@@ -215,9 +215,8 @@ mod tests {
     }
 
     fn evaluation(loss: f64) -> Evaluation {
-        let text = format!(
-            "{{\"loss\":{loss},\"bits_per_byte\":2.5,\"accuracy\":null,\"n_targets\":9}}"
-        );
+        let text =
+            format!("{{\"loss\":{loss},\"bits_per_byte\":2.5,\"accuracy\":null,\"n_targets\":9}}");
         serde_json::from_str(&text).unwrap()
     }
 
@@ -229,7 +228,11 @@ mod tests {
         }
         view.evaluated(25, &evaluation(2.6));
         view.evaluated(50, &evaluation(2.3));
-        view.sampled(50, "从前", "有一座山\n\u{1b}[2Jand a long tail that no terminal of this width shows");
+        view.sampled(
+            50,
+            "从前",
+            "有一座山\n\u{1b}[2Jand a long tail that no terminal of this width shows",
+        );
         view
     }
 
