@@ -77,7 +77,7 @@ impl Screen {
         let Some(size) = size() else { return };
         let seconds = |since: Instant| since.elapsed().as_secs_f64();
         let times = Times { running: seconds(self.began), quiet: seconds(self.last_step) };
-        // A line as wide as the terminal would leave the cursor in a state that differs by terminal.
+        // After a line as wide as the terminal, the cursor is at a place that differs by terminal.
         let room = Size { width: size.width.saturating_sub(1).max(1), ..size };
         let lines = self.view.render(room, times);
         write(&self.frame.draw(&lines, size.width));
