@@ -22,7 +22,7 @@ const STEPS: u64 = 24;
 /// Index of the first batch that is broken, after enough steps for a median.
 const BROKEN: u64 = 13;
 
-/// Batches of `inner`, of which a few have targets that contradict all others.
+/// Batches of `inner`. A few have targets that contradict all others.
 struct Broken {
     inner: Box<dyn Loader>,
     broken: std::ops::Range<u64>,
@@ -155,7 +155,7 @@ fn a_rollback_returns_to_the_last_checkpoint_and_passes_over_the_batches_since()
     assert!(weights(&task) == weights(&other));
 }
 
-/// Batches of which some are left out.
+/// Batches of `inner` without some of them.
 struct Later {
     inner: Box<dyn Loader>,
     from: u64,

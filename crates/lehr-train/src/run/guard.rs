@@ -1,4 +1,4 @@
-//! What a run does when a step went wrong: goes on, skips the step, returns to a checkpoint, or
+//! What a run does when a step went wrong: continues, skips the step, returns to a checkpoint, or
 //! ends with an error.
 
 use lehr_tensor::Param;

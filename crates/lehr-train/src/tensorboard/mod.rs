@@ -1,7 +1,7 @@
 //! Event files for TensorBoard: a run's numbers, samples and recipe.
 //!
 //! Each process that runs or continues a run writes a file of its own, named so that they are read
-//! in order. When a run goes on from an earlier step, the events after that step are removed from
+//! in order. When a run continues from an earlier step, the events after that step are removed from
 //! the older files, as the lines of `metrics.jsonl` are. A reader that is open meanwhile hears of
 //! it too: the new file begins with an event that makes it drop them.
 

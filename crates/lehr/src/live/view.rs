@@ -220,7 +220,7 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// A run of a hundred steps, of which fifty are made.
+    /// A run of a hundred steps after fifty of them.
     fn view() -> View {
         let mut view = View::new(100.0, 0, 100, &[]);
         for step in 1..=50 {
