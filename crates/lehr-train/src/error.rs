@@ -141,6 +141,18 @@ pub enum Error {
         /// The folder in which the state was saved.
         debug: Option<PathBuf>,
     },
+    /// Skipping steps or returning to checkpoints did not end the loss spikes.
+    #[error("step {step}: {reason}, after {in_row} skips or rollbacks in a row")]
+    Diverged {
+        /// The number of steps made.
+        step: u64,
+        /// What was found last.
+        reason: String,
+        /// How often the watchdog had acted by then.
+        in_row: u32,
+        /// The folder in which the state was saved.
+        debug: Option<PathBuf>,
+    },
 }
 
 /// Names the process that uses a run directory.
@@ -257,6 +269,11 @@ impl Error {
                  paths of a recipe start there"
                     .to_owned(),
             ),
+            Self::Diverged { debug, .. } => {
+                let saved = debug.as_ref().map(|d| format!("; the state is in {}", d.display()));
+                let advice = "lower optimizer.lr, look at the data, or raise watchdog.threshold";
+                Some(format!("{advice}{}", saved.unwrap_or_default()))
+            }
             Self::NotFinite { debug, n_updated, .. } => {
                 let state = match n_updated {
                     0 => "the state before the step",

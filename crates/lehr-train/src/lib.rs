@@ -25,7 +25,9 @@ mod run;
 mod rundir;
 mod schedule;
 mod state;
+mod tensorboard;
 mod watch;
+mod watchdog;
 
 pub use error::{Error, Result};
 pub use inputs::{InputChange, Inputs, Located, Source, locate};
@@ -38,8 +40,8 @@ pub use objective::{
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Optimizer, Update};
 pub use plan::{
-    Budget, Finetuning, FitData, Fitted, Fixed, device_gflops, fit_finetune, fit_pretrain,
-    machine_gflops, product_gflops,
+    Budget, Finetuning, FitData, Fitted, Fixed, Prediction, device_gflops, fit_finetune,
+    fit_pretrain, machine_gflops, product_gflops,
 };
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;
@@ -50,3 +52,4 @@ pub use run::{
 pub use rundir::{RunDir, check_run_dir};
 pub use schedule::learning_rate;
 pub use state::TrainState;
+pub use watchdog::{WatchdogEvent, WatchdogKind, WatchdogState, read_watchdog_events};

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Evaluation, Result};
 
@@ -14,9 +14,12 @@ use crate::{Error, Evaluation, Result};
 pub struct Metrics {
     /// Number of steps made, including this one.
     pub step: u64,
-    /// Mean loss per target (supervised token, or text), in nats.
+    /// Mean loss per target (supervised token, or text), in nats. JSON has `null` if it is not
+    /// finite, which only a skipped step's may be.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// Norm of the gradient before clipping.
+    #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f32,
@@ -28,12 +31,25 @@ pub struct Metrics {
     pub tokens_seen: u64,
     /// Seconds spent so far.
     pub elapsed_s: f64,
+    /// Bytes of the device's memory that are reserved for tensors. Lines of earlier versions lack
+    /// them.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// Whether the watchdog dropped the update.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// The objective's own metrics, means per target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
     /// The evaluation after this step, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<Evaluation>,
+}
+
+fn number_or_null<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Appends one line to the metrics file.
@@ -56,7 +72,8 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
 }
 
 /// Removes the lines after `step`, which a resumed run writes again, and an incomplete last line.
-pub(crate) fn truncate(path: &Path, step: u64) -> Result<()> {
+/// Lines with an `attempt` (events of the watchdog) are compared with `attempt` instead.
+pub(crate) fn truncate(path: &Path, step: u64, attempt: u64) -> Result<()> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -65,7 +82,11 @@ pub(crate) fn truncate(path: &Path, step: u64) -> Result<()> {
     // A crash can cut a line inside a character, so an incomplete line is not valid UTF-8.
     let keep = |line: &&[u8]| {
         let json = serde_json::from_slice::<serde_json::Value>(line).ok();
-        json.and_then(|json| json.get("step")?.as_u64()).is_some_and(|s| s <= step)
+        let number = |key| json.as_ref().and_then(|json| json.get(key)?.as_u64());
+        match number("attempt") {
+            Some(number) => number <= attempt,
+            None => number("step").is_some_and(|number| number <= step),
+        }
     };
     let kept: Vec<&[u8]> =
         bytes.split(|byte| *byte == b'\n').filter(keep).flat_map(|line| [line, b"\n"]).collect();

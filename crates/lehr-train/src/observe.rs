@@ -1,8 +1,9 @@
 //! Events of a run. Libraries never print; the command line shows these events.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use crate::{Evaluation, Metrics};
+use crate::{Evaluation, Metrics, WatchdogEvent};
 
 /// An event of a run.
 #[derive(Debug)]
@@ -49,6 +50,11 @@ pub enum Event<'a> {
         /// The warning.
         text: &'a str,
     },
+    /// The watchdog found something.
+    Watchdog {
+        /// What it found and did.
+        event: &'a WatchdogEvent,
+    },
     /// A damaged checkpoint was skipped on resume, in favour of an older one.
     Skipped {
         /// Its folder.
@@ -58,8 +64,8 @@ pub enum Event<'a> {
     },
 }
 
-/// Receives the events of a run.
-pub trait Observer {
+/// Receives the events of a run, one at a time. Those of stalls come from another thread.
+pub trait Observer: Send {
     /// Called for each event, in order.
     fn event(&mut self, event: &Event<'_>);
 }
@@ -69,4 +75,17 @@ pub struct Quiet;
 
 impl Observer for Quiet {
     fn event(&mut self, _: &Event<'_>) {}
+}
+
+/// An observer that the threads of a run share.
+pub(crate) struct Shared<'a>(Mutex<&'a mut dyn Observer>);
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(observer: &'a mut dyn Observer) -> Self {
+        Self(Mutex::new(observer))
+    }
+
+    pub(crate) fn event(&self, event: &Event<'_>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).event(event);
+    }
 }

@@ -6,7 +6,14 @@ use lehr_eval::report::{Curve, Report};
 use lehr_model::io::write_file;
 use serde_json::Value;
 
-use crate::{Error, Metrics, Recipe, Result, RunDir, read_metrics};
+use crate::{
+    Error, Metrics, Prediction, Recipe, Result, RunDir, WatchdogEvent, read_metrics,
+    read_watchdog_events,
+};
+
+const MIB: f64 = 1_048_576.0;
+/// Number of events that a report lists.
+const EVENTS_MAX: usize = 100;
 
 /// Writes the HTML report of a run from its metrics and samples.
 ///
@@ -21,11 +28,70 @@ pub fn write_report(run: &RunDir, recipe: &Recipe) -> Result<()> {
             last.step, last.tokens_seen, last.elapsed_s, last.loss
         ));
     }
+    comparison(&mut report, &Prediction::read(run)?, &metrics);
     curves(&mut report, &metrics);
+    watchdog(&mut report, &read_watchdog_events(&run.metrics())?);
     samples(&mut report, run)?;
     report.paragraph("The recipe of this run, which can be run again as it is:");
     report.code(&recipe.to_toml());
     Ok(write_file(&run.report(), report.render().as_bytes())?)
+}
+
+/// Adds what was measured, beside what the plan predicted of it.
+fn comparison(report: &mut Report, predicted: &Prediction, metrics: &[Metrics]) {
+    let Some(last) = metrics.last() else { return };
+    let evaluation = metrics.iter().rev().find_map(|m| m.eval.as_ref());
+    let memory_bytes = metrics.iter().map(|m| m.memory_bytes).max().filter(|bytes| *bytes > 0);
+    let speed = last.tokens_seen as f64 / last.elapsed_s;
+    let number = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / MIB);
+    let values = [
+        ("training, s", predicted.seconds, Some(last.elapsed_s)),
+        ("tokens per second", predicted.tokens_per_s, Some(speed).filter(|v| v.is_finite())),
+        ("held-out loss, nats per label", predicted.loss, evaluation.map(|e| e.loss)),
+        (
+            "held-out bits per byte",
+            predicted.bits_per_byte,
+            evaluation.and_then(|e| e.bits_per_byte),
+        ),
+        ("memory for tensors, MiB", number(predicted.memory_bytes), number(memory_bytes)),
+    ];
+    let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), digits);
+    let rows = values.into_iter().filter(|(_, a, b)| a.is_some() || b.is_some());
+    let rows: Vec<Vec<String>> = if *predicted == Prediction::default() {
+        rows.map(|(name, _, measured)| vec![name.to_owned(), shown(measured)]).collect()
+    } else {
+        let ratio =
+            |a: Option<f64>, b: Option<f64>| Some(b? / a?).filter(|ratio| ratio.is_finite());
+        rows.map(|(name, a, b)| vec![name.to_owned(), shown(a), shown(b), shown(ratio(a, b))])
+            .collect()
+    };
+    match rows.first().map_or(0, Vec::len) {
+        4 => {
+            let header = ["", "predicted", "measured", "measured ÷ predicted"];
+            report.table("Predicted and measured", &header, &rows)
+        }
+        _ => report.table("Measured", &["", "measured"], &rows),
+    };
+}
+
+/// Formats a number with about four digits.
+fn digits(value: f64) -> String {
+    let decimals = (3.0 - value.abs().max(1e-6).log10().floor()).clamp(0.0, 6.0) as usize;
+    format!("{value:.decimals$}")
+}
+
+/// Adds the events of the watchdog, the first ones of many.
+fn watchdog(report: &mut Report, events: &[WatchdogEvent]) {
+    if events.is_empty() {
+        return;
+    }
+    let row = |event: &WatchdogEvent| vec![event.step.to_string(), event.text()];
+    let rows: Vec<_> = events.iter().take(EVENTS_MAX).map(row).collect();
+    report.table("Watchdog", &["step", "event"], &rows);
+    if events.len() > EVENTS_MAX {
+        let n = events.len() - EVENTS_MAX;
+        report.paragraph(&format!("{n} more events are in metrics.jsonl."));
+    }
 }
 
 fn curves(report: &mut Report, metrics: &[Metrics]) {

@@ -4,27 +4,29 @@
 //! a crash between them leaves lines beyond the checkpoint, which resuming removes and writes
 //! again.
 
+mod guard;
+mod journal;
+mod resume;
 mod step;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use journal::Journal;
 use lehr_data::Batch;
 use lehr_infer::resolve_model;
-use lehr_model::io::{Scrutiny, newest_checkpoint};
-use lehr_tensor::Param;
-use lehr_tensor::inplace::SquaredGradNorm;
-use serde_json::json;
+use lehr_tensor::{Device, arena, cuda};
 pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
-use crate::checkpoint::{self, Base, Contents, Disk, Storage};
-use crate::inputs::refuse;
-use crate::observe::{Event, Observer};
+use crate::checkpoint::{self, Base, Contents, Disk, Keep, Storage};
+use crate::observe::{Event, Observer, Shared};
 use crate::recipe::{ModelConfig, SavedWeights};
+use crate::watchdog::Watchdog;
+use crate::watchdog::stall::{Phase, Pulse, Stall};
 use crate::{
-    Error, Evaluation, Inputs, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate,
-    learning_rate, metrics,
+    Error, Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, WatchdogEvent,
+    WatchdogKind, evaluate, learning_rate, metrics,
 };
 
 /// The end of a run.
@@ -44,7 +46,8 @@ pub struct Outcome {
 /// directory.
 ///
 /// # Errors
-/// If the data does not fit the model, memory or disk run out, or the loss is not finite.
+/// If the data does not fit the model, memory or disk run out, the loss is not finite, or the
+/// watchdog gives up.
 pub fn run(
     recipe: &Recipe,
     task: &mut Task,
@@ -67,7 +70,30 @@ pub fn run_with_storage(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    let mut session = Session::start(recipe, task, dir, storage, observer)?;
+    let observer = Shared::new(observer);
+    let report = |stall: &Stall| report_stall(stall, dir, &observer);
+    let pulse = Pulse::new();
+    pulse.watch(recipe.watchdog.stall_seconds, report, || {
+        let files = Files { dir, storage };
+        let session = Session::start(recipe, task, files, (&observer, &pulse))?;
+        train(session, stop)
+    })
+}
+
+/// Reports a stall. Its line is lost if it cannot be written, and then the run fails later.
+fn report_stall(stall: &Stall, dir: Option<&RunDir>, observer: &Shared<'_>) {
+    let Stall { step, attempt, reason } = stall.clone();
+    let event = WatchdogKind::Stalled;
+    let event = WatchdogEvent { step, attempt, event, reason, loss: None, to_step: None };
+    if let Some(dir) = dir {
+        let _ = metrics::append(&dir.metrics(), &event);
+    }
+    observer.event(&Event::Watchdog { event: &event });
+}
+
+/// Makes all steps.
+fn train(mut session: Session<'_>, stop: &AtomicBool) -> Result<Outcome> {
+    let recipe = session.recipe;
     let steps = recipe.train.steps;
     let mut batches = session.batches_of(session.state.step)?;
     while session.state.step < steps && !stop.load(Ordering::Relaxed) {
@@ -76,20 +102,23 @@ pub fn run_with_storage(
         // A rollout generates the batches with the current weights.
         batches = session.rollout(batches)?;
         let mut next = None;
-        let numbers = loop {
+        let (numbers, n_updated) = loop {
             let enqueued = session.enqueue_step(&batches, lr)?;
             // The host reads the next batches while a GPU computes this step.
             if next.is_none() && session.prefetches {
                 next = Some(session.batches_of(session.state.step + 1));
             }
             match session.await_step(&enqueued)? {
-                StepEnd::Made(numbers) => break numbers,
+                StepEnd::Made(numbers) => break (numbers, None),
                 // The step changed nothing. It is repeated with a smaller loss scale.
                 StepEnd::Overflow => {}
-                StepEnd::NotFinite { numbers, n_updated } => {
-                    return Err(session.not_finite(&numbers, n_updated)?);
-                }
+                StepEnd::NotFinite { numbers, n_updated } => break (numbers, Some(n_updated)),
             }
+        };
+        let Some(numbers) = session.judge(numbers, n_updated)? else {
+            // The run returned to a checkpoint.
+            batches = session.batches_of(session.state.step)?;
+            continue;
         };
         let mut metrics = session.advance(&batches, numbers, lr, start)?;
 
@@ -116,13 +145,22 @@ fn is_due(every: u64, step: u64, steps: u64) -> bool {
     step == steps || (every > 0 && step.is_multiple_of(every))
 }
 
+/// Where a run writes its files.
+struct Files<'a> {
+    dir: Option<&'a RunDir>,
+    storage: &'a mut dyn Storage,
+}
+
 /// The state of a run and its parts.
 struct Session<'a> {
     recipe: &'a Recipe,
     task: &'a mut Task,
     dir: Option<&'a RunDir>,
     storage: &'a mut dyn Storage,
-    observer: &'a mut dyn Observer,
+    observer: &'a Shared<'a>,
+    pulse: &'a Pulse,
+    watchdog: Watchdog,
+    journal: Journal<'a>,
     stepper: Stepper,
     state: TrainState,
     /// Whether the next batches are read while a step runs. They are not with a rollout, whose
@@ -138,9 +176,8 @@ impl<'a> Session<'a> {
     fn start(
         recipe: &'a Recipe,
         task: &'a mut Task,
-        dir: Option<&'a RunDir>,
-        storage: &'a mut dyn Storage,
-        observer: &'a mut dyn Observer,
+        Files { dir, storage }: Files<'a>,
+        (observer, pulse): (&'a Shared<'a>, &'a Pulse),
     ) -> Result<Self> {
         let model = task.objective.model();
         let stepper = Stepper::new(&recipe.optimizer, model, recipe.train.cuda_graph)?;
@@ -152,6 +189,9 @@ impl<'a> Session<'a> {
             dir,
             storage,
             observer,
+            pulse,
+            watchdog: Watchdog(recipe.watchdog),
+            journal: Journal::default(),
             stepper,
             state: TrainState::default(),
             prefetches,
@@ -165,60 +205,20 @@ impl<'a> Session<'a> {
         let scale = session.state.loss_scale;
         session.stepper.loss_scale = session.stepper.loss_scale.map(|start| scale.unwrap_or(start));
         session.state.loss_scale = session.stepper.loss_scale;
+        session.pulse.made(session.state.step, session.state.attempt());
+        session.prepare_watchdog()?;
         let (step, steps) = (session.state.step, recipe.train.steps);
         session.observer.event(&Event::Started { step, steps, n_params });
         Ok(session)
     }
 
-    /// Checks all sample prompts now, because a bad one would end the run at its first sample.
-    fn check_prompts(&self) -> Result<()> {
-        let prompts = &self.recipe.sample.prompts;
-        prompts.iter().try_for_each(|prompt| self.task.objective.check_prompt(prompt))
-    }
-
-    /// Restores the newest intact checkpoint and removes the log lines after it.
-    fn resume(&mut self) -> Result<()> {
-        let Some(dir) = self.dir else { return Ok(()) };
-        let observer = &mut *self.observer;
-        let mut on_damaged = |path: &Path, error: &lehr_model::Error| {
-            observer.event(&Event::Skipped { path, reason: &error.to_string() });
-        };
-        let newest = newest_checkpoint(dir.path(), Scrutiny::Hashes, &mut on_damaged);
-        let inputs = dir.inputs(self.recipe)?.with_objective(self.task.objective.as_ref());
-        if let Some((step, path)) = newest {
-            self.compare_inputs(dir, checkpoint::read_state(&path)?.inputs, &inputs)?;
-            let optimizer = &mut *self.stepper.optimizer;
-            self.state = checkpoint::restore(&path, self.task.objective.as_mut(), optimizer)?;
-            self.saved_step = Some(step);
-        }
-        self.state.inputs = Some(inputs);
-        metrics::truncate(&dir.metrics(), self.state.step)?;
-        metrics::truncate(&dir.samples(), self.state.step)
-    }
-
-    /// Compares the inputs of the checkpoint with those of now. Refuses changes, unless the user
-    /// accepted them.
-    fn compare_inputs(&mut self, dir: &RunDir, saved: Option<Inputs>, now: &Inputs) -> Result<()> {
-        let Some(saved) = saved else {
-            let text = "the checkpoint does not name its data, so it cannot be compared with the \
-                        present data; an earlier version saved it";
-            self.observer.event(&Event::Warning { text });
-            return Ok(());
-        };
-        let changes = saved.changes(now);
-        refuse(dir, changes.clone())?;
-        for change in changes {
-            let text = format!("accepted, though changed since the checkpoint: {}", change.text);
-            self.observer.event(&Event::Warning { text: &text });
-        }
-        Ok(())
-    }
-
     /// Reads the micro-batches of a step. There are none after the last step.
     fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
+        self.pulse.enter(Phase::Reading);
         let n =
             if step < self.recipe.train.steps { self.recipe.train.grad_accumulation } else { 0 };
-        (0..n).map(|i| Ok(self.task.train.batch(step * n + i)?)).collect()
+        let first = (step + self.state.watchdog.n_undone) * n;
+        (0..n).map(|i| Ok(self.task.train.batch(first + i)?)).collect()
     }
 
     /// Passes the batches of this step through the objective's rollout, if it has one.
@@ -236,45 +236,24 @@ impl<'a> Session<'a> {
     }
 
     fn enqueue_step(&mut self, batches: &[Batch], lr: f32) -> Result<Enqueued> {
+        self.pulse.enter(Phase::Computing);
+        self.stepper.loss_limit = self.watchdog.update_limit(&self.state.watchdog);
         let objective = self.task.objective.as_ref();
         self.stepper.enqueue(StepInputs {
             params: objective.model().params(),
             loss: &|batch, normalizer| objective.loss(batch, normalizer),
             batches,
-            number: self.state.step + 1,
+            // Skipped steps are no updates.
+            number: self.state.step + 1 - self.state.watchdog.n_skipped,
             lr,
         })
     }
 
     fn await_step(&mut self, enqueued: &Enqueued) -> Result<StepEnd> {
+        self.pulse.enter(Phase::Computing);
         let end = self.stepper.wait(enqueued, self.task.objective.model().params())?;
         self.state.loss_scale = self.stepper.loss_scale;
         Ok(end)
-    }
-
-    /// Returns the error of a step whose loss or gradient is not finite, and saves the state for
-    /// study. That is the state before the step, except for the `n_updated` parameters that
-    /// `optimizer.in_backward` had updated by then. `state.json` then says so.
-    fn not_finite(&mut self, numbers: &StepNumbers, n_updated: usize) -> Result<Error> {
-        self.state.params_ahead = n_updated;
-        let (what, value) = match numbers.loss.is_finite() {
-            false => ("the loss".to_owned(), numbers.loss),
-            true => (format!("the gradient of `{}`", self.first_bad_gradient()), numbers.grad_norm),
-        };
-        let debug = self.dir.map(|dir| dir.path().join(format!("debug-step-{}", self.state.step)));
-        if let Some(folder) = &debug {
-            let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
-            checkpoint::save_at(self.storage, folder, &contents)?;
-        }
-        Ok(Error::NotFinite { step: self.state.step, what, value, n_updated, debug })
-    }
-
-    fn first_bad_gradient(&self) -> String {
-        let finite = |grad| SquaredGradNorm::of(&[grad], &[])?.get().map(f64::is_finite);
-        let is_finite = |grad| finite(grad).unwrap_or(false);
-        let bad = |p: &&Param| p.grad().is_some_and(|grad| !is_finite(grad));
-        let params = self.task.objective.model().params().params();
-        params.iter().find(bad).map_or_else(|| "all".to_owned(), |p| p.name().to_owned())
     }
 
     /// Advances the state by one step and returns its metrics.
@@ -293,10 +272,14 @@ impl<'a> Session<'a> {
         let seconds = start.elapsed().as_secs_f64();
         self.state.step += 1;
         self.state.tokens_seen += n_tokens as u64;
-        self.state.targets_seen += n_targets as u64;
+        self.state.targets_seen += if numbers.skipped { 0 } else { n_targets as u64 };
         self.state.elapsed_s += seconds;
         self.task.objective.after_step(self.state.step)?;
-        let StepNumbers { loss, grad_norm, metrics } = numbers;
+        if self.rollback_step() == Some(self.state.step) {
+            self.state.watchdog.in_row = 0;
+        }
+        self.pulse.made(self.state.step, self.state.attempt());
+        let StepNumbers { loss, grad_norm, metrics, skipped } = numbers;
         Ok(Metrics {
             step: self.state.step,
             loss,
@@ -306,12 +289,15 @@ impl<'a> Session<'a> {
             gflops: flops / seconds / 1e9,
             tokens_seen: self.state.tokens_seen,
             elapsed_s: self.state.elapsed_s,
-            metrics,
+            memory_bytes: memory_bytes(self.task.objective.model().compute().0)?,
+            skipped,
+            metrics: metrics.into_iter().filter(|(_, value)| value.is_finite()).collect(),
             eval: None,
         })
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {
+        self.pulse.enter(Phase::Evaluating);
         let (objective, loader) = (self.task.objective.as_ref(), self.task.validation.as_ref());
         let evaluation = evaluate(objective, loader, self.recipe.eval.batches_max)?;
         let step = self.state.step;
@@ -322,13 +308,11 @@ impl<'a> Session<'a> {
 
     fn log(&mut self, metrics: &Metrics) -> Result<()> {
         self.observer.event(&Event::Stepped { metrics, steps: self.recipe.train.steps });
-        match self.dir {
-            Some(dir) => metrics::append(&dir.metrics(), metrics),
-            None => Ok(()),
-        }
+        self.journal.step(metrics)
     }
 
     fn sample(&mut self) -> Result<()> {
+        self.pulse.enter(Phase::Sampling);
         let config = &self.recipe.sample;
         let (step, seed) = (self.state.step, self.recipe.run.seed);
         for prompt in &config.prompts {
@@ -336,10 +320,7 @@ impl<'a> Session<'a> {
             let text = objective.sample(prompt, config.max_tokens, config.temperature, seed)?;
             let Some(text) = text else { continue };
             self.observer.event(&Event::Sampled { step, prompt, text: &text });
-            if let Some(dir) = self.dir {
-                let line = json!({ "step": step, "prompt": prompt, "text": text });
-                metrics::append(&dir.samples(), &line)?;
-            }
+            self.journal.sample(step, prompt, &text)?;
         }
         Ok(())
     }
@@ -349,12 +330,12 @@ impl<'a> Session<'a> {
         if self.saved_step == Some(self.state.step) {
             return Ok(());
         }
-        // Lines up to the checkpoint are not written again after a power cut.
-        metrics::sync(&dir.metrics())?;
-        metrics::sync(&dir.samples())?;
+        self.pulse.enter(Phase::Saving);
+        self.journal.sync()?;
         self.storage.sync_dir(dir.path()).map_err(Error::io("syncing", dir.path()))?;
         let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
-        let path = checkpoint::save(self.storage, dir, &contents, self.recipe.checkpoint.keep)?;
+        let keep = Keep { newest: self.recipe.checkpoint.keep, also: self.rollback_step() };
+        let path = checkpoint::save(self.storage, dir, &contents, keep)?;
         self.saved_step = Some(self.state.step);
         self.observer.event(&Event::Saved { path: &path });
         Ok(())
@@ -392,4 +373,13 @@ fn base(recipe: &Recipe) -> Result<Option<Base>> {
         }
         _ => Ok(None),
     }
+}
+
+/// Returns the bytes of a device's memory that are reserved for tensors.
+fn memory_bytes(device: Device) -> Result<u64> {
+    Ok(match device {
+        Device::Cpu => arena::stats(),
+        Device::Cuda(ordinal) => cuda::arena_stats(ordinal)?,
+    }
+    .high_water_bytes as u64)
 }

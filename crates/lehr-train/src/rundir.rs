@@ -56,7 +56,8 @@ fn absolute(dir: &Path) -> Option<PathBuf> {
 }
 
 /// A run directory:
-/// `recipe.toml, metrics.jsonl, samples.jsonl, report.html, checkpoints/step-N/…`.
+/// `recipe.toml, metrics.jsonl, samples.jsonl, prediction.json, report.html, tensorboard/…,
+/// checkpoints/step-N/…`.
 ///
 /// It is locked while a value of this type exists: a directory has one writer.
 #[derive(Clone, Debug)]
@@ -107,6 +108,9 @@ impl RunDir {
                 // Checkpointing and CUDA graphs change memory and speed, but no result.
                 there.train.activation_checkpointing = recipe.train.activation_checkpointing;
                 there.train.cuda_graph = recipe.train.cuda_graph;
+                // So do files for TensorBoard and warnings about stalls.
+                there.run.tensorboard = recipe.run.tensorboard;
+                there.watchdog.stall_seconds = recipe.watchdog.stall_seconds;
                 if there == *recipe {
                     return Ok(());
                 }
@@ -115,16 +119,21 @@ impl RunDir {
                     return Err(Error::OtherRun { path: self.path.clone(), differs });
                 }
                 // A run that failed before its first step has no results to lose. Its cache
-                // belongs to its recipe and is removed with it.
-                match std::fs::remove_dir_all(self.cache()) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        Err(Error::io("removing", &self.cache())(e))
-                    }
-                    _ => Ok(()),
-                }
+                // belongs to its recipe and is removed with it, as is a checkpoint of step 0.
+                self.remove(&self.cache())?;
+                self.remove(&self.checkpoints())
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::io("reading", &file)(e)),
+        }
+    }
+
+    fn remove(&self, folder: &Path) -> Result<()> {
+        match std::fs::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("removing", folder)(e))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -162,10 +171,11 @@ impl RunDir {
         self.inputs.as_ref().map_or_else(|| Inputs::of(recipe), |inputs| Ok(inputs.clone()))
     }
 
-    /// Returns whether a step was made or a checkpoint saved.
+    /// Returns whether a step was made or a checkpoint saved, other than that of step 0.
     fn has_begun(&self) -> bool {
-        let checkpoints = std::fs::read_dir(self.checkpoints());
-        self.metrics().exists() || checkpoints.is_ok_and(|mut entries| entries.next().is_some())
+        let entries = std::fs::read_dir(self.checkpoints()).into_iter().flatten();
+        let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+        self.metrics().exists() || names.any(|name| name != "step-0")
     }
 
     /// Reads the recipe of an existing run.
@@ -201,6 +211,18 @@ impl RunDir {
     #[must_use]
     pub fn samples(&self) -> PathBuf {
         self.path.join("samples.jsonl")
+    }
+
+    /// Returns the folder of the event files for TensorBoard.
+    #[must_use]
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
+    /// Returns the path of what the plan predicts.
+    #[must_use]
+    pub fn prediction(&self) -> PathBuf {
+        self.path.join("prediction.json")
     }
 
     /// Returns the path of the HTML report.

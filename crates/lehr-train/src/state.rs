@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Inputs, LossScale};
+use crate::{Inputs, LossScale, WatchdogState};
 
 /// The state that a resume needs besides weights and moments. Loaders, schedules and samples are
 /// pure functions of the step, so these counters suffice.
@@ -24,9 +24,20 @@ pub struct TrainState {
     /// and positive only in the debug state of a step that failed with `optimizer.in_backward`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub params_ahead: usize,
+    /// Last losses, skips and rollbacks.
+    #[serde(default, skip_serializing_if = "WatchdogState::is_new")]
+    pub watchdog: WatchdogState,
     /// The inputs of the run; `None` in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inputs: Option<Inputs>,
+}
+
+impl TrainState {
+    /// Returns the number of steps made, with those that rollbacks undid. Batches are counted so.
+    #[must_use]
+    pub fn attempt(&self) -> u64 {
+        self.step + self.watchdog.n_undone
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

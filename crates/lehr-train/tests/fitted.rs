@@ -28,6 +28,7 @@ fn chosen(recipe: &Recipe) -> String {
         let same = |key: &str, value: &toml::Value| key != "kind" && base.get(key) == Some(value);
         values.as_table_mut().unwrap().retain(|key, value| !same(key, value));
     }
+    chosen.retain(|_, values| !values.as_table().unwrap().is_empty());
     toml::to_string(&chosen).unwrap()
 }
 

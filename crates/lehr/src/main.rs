@@ -4,6 +4,7 @@
 mod out;
 mod cmd;
 mod fail;
+mod live;
 mod output;
 mod stop;
 mod ui;

@@ -8,19 +8,21 @@ use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
 use std::sync::OnceLock;
 
+use crate::live;
+
 /// The first failure of standard output.
 static FAILURE: OnceLock<io::Error> = OnceLock::new();
 
 pub(crate) fn print(text: Arguments<'_>) {
-    let mut out = io::stdout().lock();
-    if let Err(error) = out.write_fmt(text) {
+    let written = live::around(|| io::stdout().lock().write_fmt(text));
+    if let Err(error) = written {
         let _ = FAILURE.set(error);
     }
 }
 
 pub(crate) fn print_error(text: Arguments<'_>) {
     // Nobody is left to tell.
-    let _ = io::stderr().lock().write_fmt(text);
+    let _ = live::around(|| io::stderr().lock().write_fmt(text));
 }
 
 /// Flushes buffered output. Returns an error if output was lost that someone waits for.

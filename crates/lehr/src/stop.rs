@@ -83,7 +83,7 @@ impl Preparation {
                 let event = json!({ "event": "interrupted", "path": dir, "continue": command });
                 println!("{event}");
             }
-            (Some((_, command)), Style::Human) => println!("{text}\ncontinue with: {command}"),
+            (Some((_, command)), _) => println!("{text}\ncontinue with: {command}"),
         }
     }
 }

@@ -1,21 +1,25 @@
 //! Display of a run for people.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
-use lehr_train::{Event, Metrics, Observer};
+use lehr_train::{Evaluation, Event, Metrics, Observer, WatchdogEvent};
 use serde_json::json;
 
+use crate::live::{self, View, smoothed};
 use crate::stop;
 pub(crate) use crate::stop::stopped;
+
+/// Characters of a sample that a line shows.
+const SAMPLE_CHARS: usize = 200;
 
 /// Ways to show the events of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// A progress bar on a terminal, otherwise a line now and then.
+    /// A live view on a terminal, otherwise a line now and then.
     Human,
+    /// A line now and then.
+    Plain,
     /// One JSON object per line.
     Json,
 }
@@ -25,57 +29,53 @@ pub(crate) struct Show {
     style: Style,
     /// GFLOP/s of matrix products on this machine.
     peak: f64,
-    bar: Option<ProgressBar>,
+    /// What was measured before this process.
+    before: Vec<Metrics>,
+    is_live: bool,
     smoothed_loss: f64,
 }
 
 impl Show {
     pub(crate) fn new(style: Style, peak: f64) -> Self {
-        Self { style, peak, bar: None, smoothed_loss: f64::NAN }
+        Self { style, peak, before: Vec::new(), is_live: false, smoothed_loss: f64::NAN }
     }
 
-    fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) if !bar.is_hidden() => bar.println(text),
-            _ => println!("{text}"),
-        }
+    /// Shows the earlier steps of a run that continues.
+    pub(crate) fn after(self, before: Vec<Metrics>) -> Self {
+        Self { before, ..self }
     }
 
     fn start(&mut self, step: u64, steps: u64, n_params: usize) {
         let from = if step > 0 { format!(", continued at step {step}") } else { String::new() };
         println!("training {:.2} M parameters for {steps} steps{from}", n_params as f64 / 1e6);
-        if std::io::stderr().is_terminal() {
-            let bar = ProgressBar::new(steps);
-            let template = "{bar:24} {pos}/{len} {msg} {eta} left";
-            bar.set_style(
-                ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
-            bar.set_position(step);
-            bar.reset_eta();
-            self.bar = Some(bar);
+        self.is_live = self.style == Style::Human && step < steps && live::is_possible();
+        if self.is_live {
+            live::begin(View::new(self.peak, step, steps, &self.before));
         }
     }
 
     fn step(&mut self, m: &Metrics, steps: u64) {
-        self.smoothed_loss = match self.smoothed_loss.is_nan() {
-            true => m.loss,
-            false => 0.9 * self.smoothed_loss + 0.1 * m.loss,
-        };
+        if self.is_live {
+            live::update(|view| view.stepped(m));
+            return live::step_ended();
+        }
+        self.smoothed_loss = smoothed(self.smoothed_loss, m.loss);
         let text = format!(
             "loss {:.3}  {:.0} tok/s  {:.0}% of peak",
             self.smoothed_loss,
             m.tokens_per_s,
             100.0 * m.gflops / self.peak
         ) + &named(&m.metrics);
-        if let Some(bar) = &self.bar {
-            bar.set_message(text);
-            bar.set_position(m.step);
-            if m.step == steps {
-                bar.finish_and_clear();
-            }
-        } else if m.step == steps || m.step.is_multiple_of((steps / 20).max(1)) {
+        if m.step == steps || m.step.is_multiple_of((steps / 20).max(1)) {
             println!("step {}/{steps}  {text}", m.step);
+        }
+    }
+
+    /// Shows an event of the watchdog.
+    fn watchdog(event: &WatchdogEvent) {
+        println!("warning: {}", event.text());
+        if let Some(step) = event.to_step {
+            live::update(|view| view.rolled_back(step));
         }
     }
 
@@ -93,6 +93,7 @@ impl Show {
                 json!({ "event": "sample", "step": step, "prompt": prompt, "text": text })
             }
             Event::Saved { path } => json!({ "event": "saved", "path": path }),
+            Event::Watchdog { event } => json!({ "event": "watchdog", "watchdog": event }),
             Event::Skipped { path, reason } => {
                 json!({ "event": "skipped", "path": path, "reason": reason })
             }
@@ -113,27 +114,48 @@ impl Observer for Show {
             Event::Started { step, steps, n_params } => self.start(*step, *steps, *n_params),
             Event::Stepped { metrics, steps } => self.step(metrics, *steps),
             Event::Evaluated { step, evaluation } => {
-                let mut text = format!("step {step}: held-out loss {:.4}", evaluation.loss);
-                if let Some(bits) = evaluation.bits_per_byte {
-                    text += &format!(", {bits:.4} bits per byte");
-                }
-                if let Some(accuracy) = evaluation.accuracy {
-                    text += &format!(", accuracy {:.1}%", 100.0 * accuracy);
-                }
-                text += &named(&evaluation.metrics);
-                self.line(&text);
+                println!("step {step}: held-out {}", evaluated(evaluation));
+                live::update(|view| view.evaluated(*step, evaluation));
             }
-            Event::Sampled { prompt, text, .. } => {
-                let shown: String = text.replace('\n', " ⏎ ").chars().take(200).collect();
-                self.line(&format!("  sample: {prompt} → {shown}"));
+            Event::Sampled { step, prompt, text } => {
+                let shown: String = one_line(text).chars().take(SAMPLE_CHARS).collect();
+                println!("  sample: {prompt} → {shown}");
+                live::update(|view| view.sampled(*step, prompt, text));
             }
             Event::Saved { .. } => {}
-            Event::Warning { text } => self.line(&format!("warning: {text}")),
+            Event::Watchdog { event } => Self::watchdog(event),
+            Event::Warning { text } => println!("warning: {text}"),
             Event::Skipped { path, reason } => {
-                self.line(&format!("warning: skipping {}: {reason}", path.display()));
+                println!("warning: skipping {}: {reason}", path.display());
             }
         }
     }
+}
+
+impl Drop for Show {
+    fn drop(&mut self) {
+        if self.is_live {
+            live::end();
+        }
+    }
+}
+
+/// The results of an evaluation.
+pub(crate) fn evaluated(evaluation: &Evaluation) -> String {
+    let mut text = format!("loss {:.4}", evaluation.loss);
+    if let Some(bits) = evaluation.bits_per_byte {
+        text += &format!(", {bits:.4} bits per byte");
+    }
+    if let Some(accuracy) = evaluation.accuracy {
+        text += &format!(", accuracy {:.1}%", 100.0 * accuracy);
+    }
+    text + &named(&evaluation.metrics)
+}
+
+/// A text on one line. Control characters, which a model may generate too, would change the
+/// terminal.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace('\n', " ⏎ ").chars().map(|c| if c.is_control() { '·' } else { c }).collect()
 }
 
 /// The objective's named numbers, behind the others.

@@ -45,7 +45,16 @@ impl Writer<'_> {
     }
 }
 
-/// Saves the checkpoint `step-N` of a run and keeps only the `keep` newest. Returns its folder.
+/// Which checkpoints of a run stay when a new one is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Number of newest ones.
+    pub newest: usize,
+    /// The step of one that stays, however old.
+    pub also: Option<u64>,
+}
+
+/// Saves the checkpoint `step-N` of a run and removes those that need not stay. Returns its folder.
 ///
 /// # Errors
 /// If a file cannot be written. Earlier checkpoints are then untouched.
@@ -53,7 +62,7 @@ pub fn save(
     storage: &mut dyn Storage,
     run: &RunDir,
     contents: &Contents<'_>,
-    keep: usize,
+    keep: Keep,
 ) -> Result<PathBuf> {
     let step = contents.state.step;
     let place = run.checkpoints().join(format!("step-{step}"));
@@ -72,9 +81,10 @@ pub fn save(
 /// newest, and remains of a crash. Later checkpoints are damaged, since otherwise the run would
 /// have continued from them. They do not count as newest, and are replaced when their step is
 /// reached.
-fn superfluous(run: &RunDir, step: u64, keep: usize) -> Vec<PathBuf> {
+fn superfluous(run: &RunDir, step: u64, keep: Keep) -> Vec<PathBuf> {
     let whole = list(run);
-    let old = whole.iter().rev().filter(|(s, _)| *s <= step).skip(keep.max(1));
+    let old = whole.iter().rev().filter(|(s, _)| *s <= step).skip(keep.newest.max(1));
+    let old = old.filter(|(s, _)| keep.also != Some(*s));
     let is_rest = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let is_partial = name.starts_with(".step-") && name.ends_with(".partial");

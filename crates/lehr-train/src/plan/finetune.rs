@@ -11,7 +11,7 @@ use lehr_model::{ActivationCheckpointing, Weights};
 use lehr_tokenizer::chat::{Moment, Role};
 
 use super::reading::Overview;
-use super::{FitData, Fitted, Fixed, run_config};
+use super::{FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
     ScheduleConfig, TrainConfig,
@@ -259,9 +259,12 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
         eval: EvalConfig { every_steps, ..base.eval },
         sample: SampleConfig { every_steps, prompts: examples.prompts, ..base.sample },
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
+        watchdog: base.watchdog,
         tokenizer: base.tokenizer,
     };
-    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, notes: reading.take_notes() })
+    // The steps follow from the data, so nothing is predicted.
+    let (prediction, notes) = (Prediction::default(), reading.take_notes());
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, notes })
 }
 
 fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {

@@ -5,6 +5,7 @@ mod budget;
 mod finetune;
 mod fixed;
 mod ladder;
+mod prediction;
 mod pretrain;
 mod reading;
 
@@ -15,6 +16,7 @@ use lehr_data::{Part, ReadOptions, Reading};
 pub use budget::{Budget, device_gflops, machine_gflops, product_gflops};
 pub use finetune::{Finetuning, fit_finetune};
 pub use fixed::Fixed;
+pub use prediction::Prediction;
 pub use pretrain::fit_pretrain;
 
 use crate::Recipe;
@@ -26,6 +28,8 @@ pub struct Fitted {
     pub recipe: Recipe,
     /// The reasons, one sentence per choice.
     pub reasons: Vec<String>,
+    /// What is predicted of the run.
+    pub prediction: Prediction,
     /// What the reader of the data has to say: files, unused fields, bad records.
     pub notes: Vec<String>,
 }

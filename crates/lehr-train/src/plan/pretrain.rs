@@ -7,7 +7,7 @@ use lehr_tokenizer::Tokenizer;
 
 use super::ladder::{bytes_per_token, sizes, vocabulary_for};
 use super::reading::Overview;
-use super::{Budget, FitData, Fitted, Fixed, run_config};
+use super::{Budget, FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
     CheckpointConfig, EvalConfig, ModelConfig, OptimizerConfig, SampleConfig, ScheduleConfig,
     TokenizerConfig, TrainConfig,
@@ -187,10 +187,20 @@ impl Plan {
         reasons
     }
 
+    /// Returns the seconds that the steps take.
+    fn seconds(&self, budget: &Budget) -> f64 {
+        budget.seconds_for(self.tokens() * self.model.flops_per_token(self.seq_len))
+    }
+
+    fn prediction(&self, budget: &Budget) -> Prediction {
+        let seconds = self.seconds(budget);
+        let tokens_per_s = Some(self.tokens() / seconds);
+        Prediction { seconds: Some(seconds), tokens_per_s, ..Prediction::default() }
+    }
+
     /// Says how long the run takes, and why, if it cannot be as long as the budget.
     fn other_duration(&self, budget: &Budget, fixed: &Fixed) -> Option<String> {
-        let flops = self.tokens() * self.model.flops_per_token(self.seq_len);
-        let seconds = budget.seconds_for(flops);
+        let seconds = self.seconds(budget);
         let ratio = seconds / budget.seconds;
         if (1.0 / SECONDS_TOLERANCE..=SECONDS_TOLERANCE).contains(&ratio) {
             return None;
@@ -254,6 +264,7 @@ pub fn fit_pretrain(
     let Overview { bytes, prompt, .. } = Overview::read(data.path, &options, notes)?;
     let plan = Plan::new(bytes, &budget, fixed)?;
     let reasons = plan.reasons(bytes, &budget, fixed);
+    let prediction = plan.prediction(&budget);
     let &Plan { seq_len, batch_size, steps, .. } = &plan;
     let every_steps = steps / LOOKS;
     let base = Recipe::base();
@@ -282,7 +293,8 @@ pub fn fit_pretrain(
             temperature: SAMPLE_TEMPERATURE,
         },
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
+        watchdog: base.watchdog,
         objective: base.objective,
     };
-    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, notes: reading.take_notes() })
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, notes: reading.take_notes() })
 }

@@ -8,6 +8,7 @@ mod model;
 mod optimizer;
 mod renamed;
 mod sections;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ pub use sections::{
     CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig, SavedWeights, TrainConfig,
 };
 use serde::{Deserialize, Serialize};
+pub use watchdog::{WatchdogAction, WatchdogConfig};
 
 use crate::{Error, Result};
 
@@ -48,6 +50,8 @@ pub struct Recipe {
     pub sample: SampleConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Loss spikes and stalls.
+    pub watchdog: WatchdogConfig,
 }
 
 impl Recipe {
@@ -151,6 +155,7 @@ impl Recipe {
         self.train.validate(self, &mut faults);
         self.sample.validate(&mut faults);
         self.checkpoint.validate(self, &mut faults);
+        self.watchdog.validate(self, &mut faults);
         if faults.0.is_empty() {
             return Ok(());
         }

@@ -22,6 +22,8 @@ pub struct RunConfig {
     pub dtype: DTypeChoice,
     /// Whether wide matrices are multiplied in fp8 during training.
     pub fp8: bool,
+    /// Whether event files for TensorBoard are written. Changes no result.
+    pub tensorboard: bool,
 }
 
 impl RunConfig {

@@ -24,6 +24,9 @@ pub struct Stepper {
     pub optimizer: Box<dyn Optimizer>,
     /// The factor of the loss, for models in f16.
     pub loss_scale: Option<LossScale>,
+    /// The loss above which a step drops its update; `None` = no limit. With a limit, the host
+    /// waits for the loss before the update. It excludes `in_backward` and CUDA graphs.
+    pub loss_limit: Option<f64>,
     /// The recorder, if steps are recorded as CUDA graphs.
     graph: Option<StepGraph>,
     /// Whether a first step was made without recording.
@@ -65,6 +68,8 @@ pub struct Enqueued {
     factor: f32,
     /// Number of parameters that were updated inside backward.
     n_updated: usize,
+    /// Whether the loss was above the limit, so that nothing was updated.
+    is_above_limit: bool,
 }
 
 /// The numbers of a step.
@@ -76,11 +81,13 @@ pub struct StepNumbers {
     pub grad_norm: f64,
     /// The objective's metrics, means per target.
     pub metrics: BTreeMap<String, f64>,
+    /// Whether the update was dropped.
+    pub skipped: bool,
 }
 
 /// How a step ended.
 pub enum StepEnd {
-    /// The weights were updated.
+    /// The weights were updated, unless the loss was above the limit.
     Made(StepNumbers),
     /// In f16 the gradient overflowed and nothing was updated. The factor of the loss is halved,
     /// and the step must be repeated.
@@ -110,6 +117,7 @@ impl Stepper {
             config: *config,
             optimizer: optim::build(config, model.params())?,
             loss_scale: (dtype == DType::F16).then_some(LossScale::START),
+            loss_limit: None,
             graph,
             has_run: false,
         })
@@ -154,8 +162,14 @@ impl Stepper {
         drop(grads);
         let update = Update { number: inputs.number, lr: inputs.lr, grad_scale: 1.0 / factor };
         let clip = Clip { squared_norm: &squared_norm, max_norm: self.config.clip_norm };
-        self.optimizer.step(inputs.params, update, clip)?;
-        Ok(Enqueued { losses, metrics, squared_norm, factor, n_updated: 0 })
+        let is_above_limit = match self.loss_limit {
+            Some(limit) => mean_loss(&losses, factor)? > limit,
+            None => false,
+        };
+        if !is_above_limit {
+            self.optimizer.step(inputs.params, update, clip)?;
+        }
+        Ok(Enqueued { losses, metrics, squared_norm, factor, n_updated: 0, is_above_limit })
     }
 
     /// Makes a step in which each parameter is updated as soon as backward has its gradient, whose
@@ -199,7 +213,8 @@ impl Stepper {
             params.params().iter().try_for_each(update)?;
         }
         let squared_norm = SquaredGradNorm::known(squared_norm);
-        Ok(Enqueued { losses, metrics, squared_norm, factor: 1.0, n_updated })
+        let (factor, is_above_limit) = (1.0, false);
+        Ok(Enqueued { losses, metrics, squared_norm, factor, n_updated, is_above_limit })
     }
 
     /// Waits for a step and reads its numbers. Clears the gradients, except those of a step that
@@ -209,10 +224,11 @@ impl Stepper {
     /// If a device fails.
     pub fn wait(&mut self, enqueued: &Enqueued, params: &ParamStore) -> Result<StepEnd> {
         let factor = f64::from(enqueued.factor);
-        let mut numbers = StepNumbers::default();
-        for part in &enqueued.losses {
-            numbers.loss += f64::from(part.item()?) / factor;
-        }
+        let mut numbers = StepNumbers {
+            loss: mean_loss(&enqueued.losses, enqueued.factor)?,
+            skipped: enqueued.is_above_limit,
+            ..StepNumbers::default()
+        };
         for Metric { name, value } in &enqueued.metrics {
             let sum = numbers.metrics.entry((*name).to_owned()).or_default();
             *sum += f64::from(value.item()?) / factor;
@@ -220,7 +236,9 @@ impl Stepper {
         numbers.grad_norm = enqueued.squared_norm.get()?.sqrt() / factor;
         if numbers.loss.is_finite() && numbers.grad_norm.is_finite() {
             params.clear_grads();
-            self.loss_scale = self.loss_scale.map(LossScale::after_step);
+            if !numbers.skipped {
+                self.loss_scale = self.loss_scale.map(LossScale::after_step);
+            }
             return Ok(StepEnd::Made(numbers));
         }
         let scale = self.loss_scale.filter(|_| numbers.loss.is_finite());
@@ -231,4 +249,10 @@ impl Stepper {
         params.clear_grads();
         Ok(StepEnd::Overflow)
     }
+}
+
+/// Reads the losses of the micro-batches, which waits for a GPU, and returns that of the step.
+fn mean_loss(losses: &[Tensor], factor: f32) -> Result<f64> {
+    let part = |loss: &Tensor| Ok(f64::from(loss.item()?) / f64::from(factor));
+    losses.iter().map(part).sum()
 }

@@ -12,7 +12,7 @@ use lehr_train::recipe::{
     CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
     RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
 };
-use lehr_train::{Event, Metrics, Observer, Recipe, RunDir, Task, prepare};
+use lehr_train::{Event, Metrics, Observer, Recipe, RunDir, Task, WatchdogEvent, prepare};
 
 const GLAD: [&str; 6] = ["clear", "bright", "even", "strong", "smooth", "lovely"];
 const SAD: [&str; 6] = ["cracked", "dull", "uneven", "brittle", "rough", "spoilt"];
@@ -123,6 +123,7 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
         eval: EvalConfig { every_steps: 0, batches_max: 2 },
         sample: SampleConfig { max_tokens: 8, temperature: 0.8, ..base.sample },
         checkpoint: CheckpointConfig { every_steps: 2, ..base.checkpoint },
+        watchdog: base.watchdog,
     }
 }
 
@@ -143,6 +144,8 @@ pub(crate) struct Watch {
     pub(crate) skipped: Vec<(PathBuf, String)>,
     /// Warnings about the run as a whole.
     pub(crate) warnings: Vec<String>,
+    /// Events of the watchdog.
+    pub(crate) events: Vec<WatchdogEvent>,
     /// Checkpoints that were written.
     pub(crate) saved: Vec<PathBuf>,
     /// After this step the run is asked to stop.
@@ -171,6 +174,7 @@ impl Observer for Watch {
             }
             Event::Saved { path } => self.saved.push(path.to_path_buf()),
             Event::Warning { text } => self.warnings.push((*text).to_owned()),
+            Event::Watchdog { event } => self.events.push((*event).clone()),
             Event::Evaluated { .. } | Event::Sampled { .. } => {}
         }
     }

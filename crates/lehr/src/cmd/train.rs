@@ -7,8 +7,8 @@ use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use lehr_train::recipe::current_names;
 use lehr_train::{
-    Fitted, Fixed, Located, Recipe, RunDir, check_run_dir, locate, prepare, product_gflops,
-    write_report,
+    Fitted, Fixed, Located, Prediction, Recipe, RunDir, check_run_dir, locate, prepare,
+    product_gflops, read_metrics, write_report,
 };
 use serde_json::json;
 
@@ -62,6 +62,9 @@ pub(crate) struct Common {
     /// Print one JSON object per event
     #[arg(long)]
     pub(crate) json: bool,
+    /// Print lines instead of the live view of a terminal
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) plain: bool,
 }
 
 impl Common {
@@ -160,7 +163,11 @@ impl Common {
     }
 
     pub(crate) fn style(&self) -> Style {
-        if self.json { Style::Json } else { Style::Human }
+        match (self.json, self.plain) {
+            (true, _) => Style::Json,
+            (false, true) => Style::Plain,
+            (false, false) => Style::Human,
+        }
     }
 
     /// Says what is done before the run begins: large data is read and counted for a while.
@@ -186,11 +193,22 @@ impl Common {
         command: &str,
     ) -> Result<ExitCode> {
         self.say_fitted(fitted);
-        self.run(&fitted.recipe, sets, command)
+        self.run_planned(&fitted.recipe, Some(&fitted.prediction), sets, command)
     }
 
-    /// Runs `recipe`, given or fitted, with the overrides applied.
+    /// Runs `recipe` with the overrides applied.
     pub(crate) fn run(&self, recipe: &Recipe, sets: &[String], command: &str) -> Result<ExitCode> {
+        self.run_planned(recipe, None, sets, command)
+    }
+
+    /// Runs a recipe, given or fitted, with the overrides applied.
+    fn run_planned(
+        &self,
+        recipe: &Recipe,
+        prediction: Option<&Prediction>,
+        sets: &[String],
+        command: &str,
+    ) -> Result<ExitCode> {
         let sets = [self.compute_sets(), sets.to_vec()].concat();
         let recipe = recipe.with_overrides(&sets)?;
         if self.dry_run {
@@ -198,16 +216,24 @@ impl Common {
             return Ok(ExitCode::SUCCESS);
         }
         check_run_dir(&recipe)?;
-        self.run_recipe(&recipe, command)
+        self.run_recipe(&recipe, prediction, command)
     }
 
     /// Prepares and runs a recipe, writes the report and suggests the next command.
-    fn run_recipe(&self, recipe: &Recipe, command: &str) -> Result<ExitCode> {
+    fn run_recipe(
+        &self,
+        recipe: &Recipe,
+        prediction: Option<&Prediction>,
+        command: &str,
+    ) -> Result<ExitCode> {
         let style = self.style();
         let stop = stop::on_signals();
         let mut dir = RunDir::open(recipe)?;
         if self.accept_changed_data {
             dir = dir.accepting_changed_data();
+        }
+        if let Some(prediction) = prediction {
+            prediction.keep(&dir)?;
         }
         let resume = format!("lehr {command} --resume {}", dir.path().display());
         let run = Some((dir.path().to_owned(), resume.clone()));
@@ -218,8 +244,13 @@ impl Common {
         notes.iter().for_each(|note| say(note));
         let mut task = prepare(&located, &dir.cache(), &mut |text| say(text))?;
         let (device, dtype) = task.objective.model().compute();
-        let mut show = Show::new(style, product_gflops(&Compute { device, dtype, note: None })?);
+        let peak = product_gflops(&Compute { device, dtype, note: None })?;
+        let before =
+            if dir.metrics().is_file() { read_metrics(&dir.metrics())? } else { Vec::new() };
+        let mut show = Show::new(style, peak).after(before);
         let outcome = lehr_train::run(&located, &mut task, Some(&dir), &mut show, stop)?;
+        // The last lines of a live view stay, and what follows is printed below them.
+        drop(show);
         if dir.metrics().is_file() {
             write_report(&dir, recipe)?;
         }
@@ -228,7 +259,7 @@ impl Common {
             say_interrupted(style, dir.path(), outcome.state.step, steps, &resume);
             return Ok(stop::exit_code());
         }
-        if style == Style::Human {
+        if style != Style::Json {
             println!(
                 "done in {:.0} s; curves in {}",
                 outcome.state.elapsed_s,
@@ -251,8 +282,8 @@ pub(crate) fn check_path(path: &Path) -> Result<()> {
 
 fn say(style: Style, text: &str) {
     match style {
-        Style::Human => println!("{text}"),
         Style::Json => println!("{}", json!({ "event": "note", "text": text })),
+        Style::Human | Style::Plain => println!("{text}"),
     }
 }
 

@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Print one JSON object with the results at the end, nothing else
     #[arg(long)]
     json: bool,
+    /// Print lines instead of the live view of a terminal
+    #[arg(long, conflicts_with = "json")]
+    plain: bool,
 }
 
 /// State that the stages share.
@@ -47,6 +50,7 @@ struct Quickstart {
     plan: Plan,
     results: Results,
     json: bool,
+    plain: bool,
 }
 
 impl Quickstart {
@@ -89,7 +93,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     let results = Results::open(&args.out.join("results.jsonl"))?;
-    let mut quickstart = Quickstart { out: args.out.clone(), plan, results, json: args.json };
+    let (out, json, plain) = (args.out.clone(), args.json, args.plain);
+    let mut quickstart = Quickstart { out, plan, results, json, plain };
     quickstart.say(&quickstart.plan.to_string());
     let stages: [fn(&mut Quickstart) -> Result<Stage>; 4] =
         [corpus::write, pretraining::run, sentiment::run, dialogue::run];

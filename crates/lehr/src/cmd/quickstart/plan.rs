@@ -127,6 +127,7 @@ impl Plan {
                 keep: 1,
                 ..base.checkpoint
             },
+            watchdog: base.watchdog,
         }
     }
 

@@ -21,10 +21,12 @@ pub(super) fn run(quickstart: &mut Quickstart) -> Result<Stage> {
     let recipe = Plan::recipe(&dir, &corpus, ObjectiveKind::NextToken, steps);
     let run = RunDir::open(&recipe)?;
     let mut task = prepare(&recipe, &run.cache(), &mut |text| quickstart.say(text))?;
-    let (mut show, mut quiet) = (Show::new(Style::Human, machine_gflops()), Quiet);
+    let style = if quickstart.plain { Style::Plain } else { Style::Human };
+    let (mut show, mut quiet) = (Show::new(style, machine_gflops()), Quiet);
     let observer: &mut dyn lehr_train::Observer =
         if quickstart.json { &mut quiet } else { &mut show };
     let outcome = lehr_train::run(&recipe, &mut task, Some(&run), observer, stop::on_signals())?;
+    drop(show);
     if !outcome.finished {
         return Ok(Stage::Interrupted);
     }
