@@ -4,6 +4,7 @@
 //! a crash between them leaves lines beyond the checkpoint, which resuming removes and writes
 //! again.
 
+mod look;
 mod step;
 
 use std::path::Path;
@@ -18,13 +19,14 @@ use lehr_tensor::inplace::SquaredGradNorm;
 use serde_json::json;
 pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
+use crate::average::{Average, LastWeights};
 use crate::checkpoint::{self, Base, Contents, Disk, Storage};
 use crate::inputs::refuse;
 use crate::observe::{Event, Observer};
 use crate::recipe::{ModelConfig, SavedWeights};
+use crate::schedule::{Stages, learning_rate_of};
 use crate::{
-    Error, Evaluation, Inputs, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate,
-    learning_rate, metrics,
+    Error, Evaluation, Inputs, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate, metrics,
 };
 
 /// The end of a run.
@@ -124,6 +126,8 @@ struct Session<'a> {
     storage: &'a mut dyn Storage,
     observer: &'a mut dyn Observer,
     stepper: Stepper,
+    stages: Stages,
+    average: Average,
     state: TrainState,
     /// Whether the next batches are read while a step runs. They are not with a rollout, whose
     /// batches depend on the weights after the step.
@@ -153,6 +157,8 @@ impl<'a> Session<'a> {
             storage,
             observer,
             stepper,
+            stages: Stages::new(&recipe.train),
+            average: Average::new(recipe.average, recipe.train.steps),
             state: TrainState::default(),
             prefetches,
             base: base(recipe)?,
@@ -189,6 +195,8 @@ impl<'a> Session<'a> {
             self.compare_inputs(dir, checkpoint::read_state(&path)?.inputs, &inputs)?;
             let optimizer = &mut *self.stepper.optimizer;
             self.state = checkpoint::restore(&path, self.task.objective.as_mut(), optimizer)?;
+            let params = self.task.objective.model().params();
+            self.average.restore(&path, params, self.state.step)?;
             self.saved_step = Some(step);
         }
         self.state.inputs = Some(inputs);
@@ -216,9 +224,12 @@ impl<'a> Session<'a> {
 
     /// Reads the micro-batches of a step. There are none after the last step.
     fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
-        let n =
-            if step < self.recipe.train.steps { self.recipe.train.grad_accumulation } else { 0 };
-        (0..n).map(|i| Ok(self.task.train.batch(step * n + i)?)).collect()
+        if step >= self.recipe.train.steps {
+            return Ok(Vec::new());
+        }
+        let loader = self.task.train.as_ref();
+        let spans = self.stages.spans(step, loader).into_iter();
+        spans.map(|span| Ok(loader.rows(span)?)).collect()
     }
 
     /// Passes the batches of this step through the objective's rollout, if it has one.
@@ -231,8 +242,7 @@ impl<'a> Session<'a> {
     }
 
     fn learning_rate(&self) -> f32 {
-        let peak = self.recipe.optimizer.lr;
-        learning_rate(&self.recipe.schedule, peak, self.state.step, self.recipe.train.steps)
+        learning_rate_of(self.recipe, &self.stages, self.state.step)
     }
 
     fn enqueue_step(&mut self, batches: &[Batch], lr: f32) -> Result<Enqueued> {
@@ -263,8 +273,17 @@ impl<'a> Session<'a> {
         };
         let debug = self.dir.map(|dir| dir.path().join(format!("debug-step-{}", self.state.step)));
         if let Some(folder) = &debug {
-            let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
-            checkpoint::save_at(self.storage, folder, &contents)?;
+            checkpoint::save_at(
+                self.storage,
+                folder,
+                &Contents {
+                    objective: self.task.objective.as_ref(),
+                    optimizer: &*self.stepper.optimizer,
+                    state: &self.state,
+                    base: self.base.as_ref(),
+                    last_weights: &[],
+                },
+            )?;
         }
         Ok(Error::NotFinite { step: self.state.step, what, value, n_updated, debug })
     }
@@ -296,6 +315,7 @@ impl<'a> Session<'a> {
         self.state.targets_seen += n_targets as u64;
         self.state.elapsed_s += seconds;
         self.task.objective.after_step(self.state.step)?;
+        self.average.after_step(self.task.objective.model().params(), self.state.step)?;
         let StepNumbers { loss, grad_norm, metrics } = numbers;
         Ok(Metrics {
             step: self.state.step,
@@ -311,53 +331,12 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn evaluate(&mut self) -> Result<Evaluation> {
-        let (objective, loader) = (self.task.objective.as_ref(), self.task.validation.as_ref());
-        let evaluation = evaluate(objective, loader, self.recipe.eval.batches_max)?;
-        let step = self.state.step;
-        self.observer.event(&Event::Evaluated { step, evaluation: &evaluation });
-        self.evaluation = Some(evaluation.clone());
-        Ok(evaluation)
-    }
-
     fn log(&mut self, metrics: &Metrics) -> Result<()> {
         self.observer.event(&Event::Stepped { metrics, steps: self.recipe.train.steps });
         match self.dir {
             Some(dir) => metrics::append(&dir.metrics(), metrics),
             None => Ok(()),
         }
-    }
-
-    fn sample(&mut self) -> Result<()> {
-        let config = &self.recipe.sample;
-        let (step, seed) = (self.state.step, self.recipe.run.seed);
-        for prompt in &config.prompts {
-            let objective = &self.task.objective;
-            let text = objective.sample(prompt, config.max_tokens, config.temperature, seed)?;
-            let Some(text) = text else { continue };
-            self.observer.event(&Event::Sampled { step, prompt, text: &text });
-            if let Some(dir) = self.dir {
-                let line = json!({ "step": step, "prompt": prompt, "text": text });
-                metrics::append(&dir.samples(), &line)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<()> {
-        let Some(dir) = self.dir else { return Ok(()) };
-        if self.saved_step == Some(self.state.step) {
-            return Ok(());
-        }
-        // Lines up to the checkpoint are not written again after a power cut.
-        metrics::sync(&dir.metrics())?;
-        metrics::sync(&dir.samples())?;
-        self.storage.sync_dir(dir.path()).map_err(Error::io("syncing", dir.path()))?;
-        let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
-        let path = checkpoint::save(self.storage, dir, &contents, self.recipe.checkpoint.keep)?;
-        self.saved_step = Some(self.state.step);
-        self.observer.event(&Event::Saved { path: &path });
-        Ok(())
     }
 
     /// Saves the last state and returns how the run ended. A run that was stopped before its first
@@ -370,18 +349,12 @@ impl<'a> Session<'a> {
         if finished && self.evaluation.is_none() {
             self.evaluate()?;
         }
+        if finished {
+            // The caller gets the model that was evaluated and saved.
+            self.average.put_in(self.task.objective.model().params())?;
+        }
         Ok(Outcome { state: self.state, finished, evaluation: self.evaluation })
     }
-}
-
-/// Gathers the contents of a checkpoint of the current state.
-fn contents<'a>(
-    task: &'a Task,
-    stepper: &'a Stepper,
-    state: &'a TrainState,
-    base: Option<&'a Base>,
-) -> Contents<'a> {
-    Contents { objective: task.objective.as_ref(), optimizer: &*stepper.optimizer, state, base }
 }
 
 /// Opens the model that checkpoints refer to, if they hold only trained weights.

@@ -260,6 +260,7 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
         sample: SampleConfig { every_steps, prompts: examples.prompts, ..base.sample },
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         tokenizer: base.tokenizer,
+        average: base.average,
     };
     Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, notes: reading.take_notes() })
 }

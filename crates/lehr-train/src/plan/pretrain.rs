@@ -283,6 +283,7 @@ pub fn fit_pretrain(
         },
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         objective: base.objective,
+        average: base.average,
     };
     Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, notes: reading.take_notes() })
 }

@@ -26,8 +26,8 @@ pub struct Stepper {
     pub loss_scale: Option<LossScale>,
     /// The recorder, if steps are recorded as CUDA graphs.
     graph: Option<StepGraph>,
-    /// Whether a first step was made without recording.
-    has_run: bool,
+    /// Rows and tokens of a row in each micro-batch of the last step; empty before the first.
+    shapes: Vec<(usize, usize)>,
 }
 
 /// The inputs of one step.
@@ -111,7 +111,7 @@ impl Stepper {
             optimizer: optim::build(config, model.params())?,
             loss_scale: (dtype == DType::F16).then_some(LossScale::START),
             graph,
-            has_run: false,
+            shapes: Vec::new(),
         })
     }
 
@@ -125,13 +125,14 @@ impl Stepper {
             return self.step_in_backward(inputs);
         }
         let Some(mut graph) = self.graph.take() else { return self.step(inputs) };
-        // The first step loads kernels and reserves memory, which cannot happen while a graph is
-        // recorded.
-        let enqueued = match self.has_run {
+        let shapes: Vec<_> = inputs.batches.iter().map(|b| (b.batch_size, b.seq_len)).collect();
+        // The first step, and the first of another size, loads kernels and reserves memory, which
+        // cannot happen while a graph is recorded.
+        let enqueued = match self.shapes == shapes {
             false => self.step(inputs),
             true => graph.run(|| self.step(inputs)),
         };
-        (self.graph, self.has_run) = (Some(graph), true);
+        (self.graph, self.shapes) = (Some(graph), shapes);
         enqueued
     }
 
