@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 pub use held_out::{Amount, HeldOut, HeldOutSource};
 use sha2::{Digest, Sha256};
-pub use sides::TextSplit;
 use sides::SplitRule;
+pub use sides::TextSplit;
 
 use crate::source::{Document, Documents, ReadOptions, Reading, TextPlace, documents};
 use crate::split::{Place, TextHash};

@@ -61,7 +61,8 @@ proptest! {
 #[test]
 fn documents_of_a_text_file_are_split_one_by_one_on_request() {
     let scratch = Scratch::new();
-    let book: String = (0..400).map(|i| format!("Paragraph {i} of a book.\n\n").repeat(9)).collect();
+    let book: String =
+        (0..400).map(|i| format!("Paragraph {i} of a book.\n\n").repeat(9)).collect();
     let path = scratch.file("book.txt", book);
     let all = read_documents(&path, &ReadOptions::default()).unwrap();
     let all: Vec<String> = all.into_iter().map(|document| document.text).collect();

@@ -9,9 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use common::Scratch;
-use lehr_data::{
-    Corpus, ReadOptions, SplitBy, SplitOptions, TextSplit, read_documents,
-};
+use lehr_data::{Corpus, ReadOptions, SplitBy, SplitOptions, TextSplit, read_documents};
 use proptest::prelude::*;
 
 const LEAST: usize = 40;
@@ -174,8 +172,7 @@ fn copies_of_held_out_documents_and_of_their_neighbours_are_not_trained_on() {
     let held_out = texts(&found.validation);
     for (i, text) in documents.iter().enumerate() {
         let beside = [i.checked_sub(1), Some(i + 1)].into_iter().flatten();
-        let is_beside =
-            beside.filter_map(|i| documents.get(i)).any(|text| held_out.contains(text));
+        let is_beside = beside.filter_map(|i| documents.get(i)).any(|text| held_out.contains(text));
         assert!(!(is_beside || held_out.contains(text)) || !train.contains(text), "{text}");
     }
     assert!(both.held_out.copies.documents >= held_out.len() as u64);

@@ -16,17 +16,16 @@ use lehr_infer::resolve_model;
 use lehr_model::io::{Scrutiny, newest_checkpoint};
 use lehr_tensor::Param;
 use lehr_tensor::inplace::SquaredGradNorm;
-use serde_json::json;
 pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
-use crate::average::{Average, LastWeights};
+use crate::average::Average;
 use crate::checkpoint::{self, Base, Contents, Disk, Storage};
 use crate::inputs::refuse;
 use crate::observe::{Event, Observer};
 use crate::recipe::{ModelConfig, SavedWeights};
 use crate::schedule::{Stages, learning_rate_of};
 use crate::{
-    Error, Evaluation, Inputs, Metrics, Recipe, Result, RunDir, Task, TrainState, evaluate, metrics,
+    Error, Evaluation, Inputs, Metrics, Recipe, Result, RunDir, Task, TrainState, metrics,
 };
 
 /// The end of a run.

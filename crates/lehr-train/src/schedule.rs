@@ -98,8 +98,7 @@ mod tests {
         recipe.schedule = ScheduleConfig::Cosine { warmup_steps: 0, min_ratio: 1.0 };
         let train = &mut recipe.train;
         (train.steps, train.batch_size, train.seq_len) = (8, 4, 16);
-        train.batch_stages =
-            [16, 64].map(|tokens| BatchStage { share: 0.5, tokens }).to_vec();
+        train.batch_stages = [16, 64].map(|tokens| BatchStage { share: 0.5, tokens }).to_vec();
         let rates = |recipe: &Recipe| {
             let stages = Stages::new(&recipe.train);
             [0, 3, 4, 7].map(|step| learning_rate_of(recipe, &stages, step))

@@ -31,8 +31,14 @@ fn the_held_out_documents_are_named_and_written_down() {
     let cache = scratch.path().join("cache");
     let said = notes(&recipe, &cache);
     let held = said.iter().find(|note| note.starts_with("held out: ")).unwrap();
-    assert!(held.contains("% of the text: ") && held.contains("documents of text.txt in"), "{held}");
-    assert!(said.iter().any(|note| note.contains("no neighbour of those is trained on")), "{said:?}");
+    assert!(
+        held.contains("% of the text: ") && held.contains("documents of text.txt in"),
+        "{held}"
+    );
+    assert!(
+        said.iter().any(|note| note.contains("no neighbour of those is trained on")),
+        "{said:?}"
+    );
     let text = std::fs::read_to_string(cache.join("held_out.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     let share = report["share"].as_f64().unwrap();

@@ -131,8 +131,7 @@ fn conversations_may_have_batches_of_growing_size() {
     let scratch = tempfile::tempdir().unwrap();
     let mut recipe = recipe(scratch.path(), llama(32), ObjectiveKind::Chat);
     let tokens = [48, 192];
-    recipe.train.batch_stages =
-        tokens.map(|tokens| BatchStage { share: 0.5, tokens }).to_vec();
+    recipe.train.batch_stages = tokens.map(|tokens| BatchStage { share: 0.5, tokens }).to_vec();
     let (_, watch) = run_in_memory(&recipe);
     let seen: Vec<_> = watch.steps.iter().map(|m| m.tokens_seen).collect();
     assert_eq!(seen, [48, 96, 144, 336, 528, 720]);

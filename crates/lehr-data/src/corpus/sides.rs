@@ -8,12 +8,12 @@ use sha2::{Digest, Sha256};
 
 use super::held_out::Tally;
 use super::{Corpus, Counts, HeldOut, Seen, Side, survey};
+use crate::Result;
 use crate::source::{Documents, ReadOptions};
 use crate::split::{
     Border, FileSide, Place, Places, SplitBy, SplitOptions, TextFile, TextHash, sides_of_files,
 };
 use crate::tokenize::Progress;
-use crate::Result;
 
 /// The two sides of a split, and what was held out.
 #[derive(Debug, Clone)]

@@ -170,7 +170,10 @@ mod tests {
                         let of = |side: &FileSide| (0..documents).any(|i| side.place(i) == place);
                         sides.iter().any(of)
                     };
-                    assert!(has(Place::Training), "{n} files of {documents}, {fraction}: {sides:?}");
+                    assert!(
+                        has(Place::Training),
+                        "{n} files of {documents}, {fraction}: {sides:?}"
+                    );
                     let can = n > 1 || documents > 2;
                     assert_eq!(has(Place::HeldOut), can, "{n} of {documents}, {fraction}");
                 }

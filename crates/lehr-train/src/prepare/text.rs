@@ -91,8 +91,7 @@ fn sides(recipe: &Recipe, notes: Notes<'_>) -> Result<(Corpus, Corpus, Option<He
             }
             false => {
                 let training = Corpus::whole(path, &train, seed, &mut progress)?;
-                let validation =
-                    Corpus::whole(validation_path, &validation, seed, &mut progress)?;
+                let validation = Corpus::whole(validation_path, &validation, seed, &mut progress)?;
                 Ok((training, validation, None))
             }
         }

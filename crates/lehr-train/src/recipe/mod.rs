@@ -21,8 +21,8 @@ pub use sections::{
     CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig, SavedWeights, Shuffle,
     TrainConfig,
 };
-pub use stages::{BatchLr, BatchStage, SeqStage};
 use serde::{Deserialize, Serialize};
+pub use stages::{BatchLr, BatchStage, SeqStage};
 
 use crate::{Error, Result};
 

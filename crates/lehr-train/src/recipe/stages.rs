@@ -44,7 +44,12 @@ pub(super) fn check_stages(recipe: &Recipe, faults: &mut Faults) {
     let train = &recipe.train;
     let uses_sqrt = train.batch_lr == BatchLr::Sqrt;
     let expected = "none, because train.batch_stages is empty";
-    faults.check(!(uses_sqrt && train.batch_stages.is_empty()), "train.batch_lr", &"sqrt", expected);
+    faults.check(
+        !(uses_sqrt && train.batch_stages.is_empty()),
+        "train.batch_lr",
+        &"sqrt",
+        expected,
+    );
     let n = faults.0.len();
     let shares = |shares: Vec<f64>, key, faults: &mut Faults| {
         let sum: f64 = shares.iter().sum();
