@@ -110,10 +110,14 @@ fn averages_equal_a_plain_reference_and_training_does_not_depend_on_them() {
         // The caller gets the averaged model, and the last evaluation is of it.
         assert_eq!(weights(&task), saved(&recipe, 6, "model.safetensors").unwrap());
         let again = evaluate(task.objective.as_ref(), task.validation.as_ref(), 2).unwrap();
-        let metrics = read_metrics(&recipe.dir().join("metrics.jsonl")).unwrap();
-        assert_eq!(metrics[5].eval.as_ref().unwrap(), &again);
-        let plain_metrics = read_metrics(&plain.dir().join("metrics.jsonl")).unwrap();
-        assert_eq!(metrics[5].eval == plain_metrics[5].eval, name == "end");
+        let written = |recipe: &Recipe| {
+            let metrics = read_metrics(&recipe.dir().join("metrics.jsonl")).unwrap();
+            metrics[5].eval.as_ref().unwrap().loss
+        };
+        let off = |found: f64, want: f64| (found / want - 1.0).abs();
+        assert!(off(written(&recipe), again.loss) < 1e-12, "{name}");
+        // The mean of one is that one.
+        assert_eq!(off(written(&recipe), written(&plain)) < 1e-12, name == "end", "{name}");
     }
 }
 
@@ -166,8 +170,10 @@ fn a_gpu_averages_as_the_cpu_does() {
     let (on_gpu, _) = run_in_memory(&gpu);
     for (name, want) in weights(&task) {
         let found = &weights(&on_gpu)[&name];
-        let off = want.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off < 2e-3, "{name} is off by {off}");
+        let squares = |values: &[f32]| values.iter().map(|x| x * x).sum::<f32>();
+        let off: Vec<f32> = want.iter().zip(found).map(|(a, b)| a - b).collect();
+        let off = (squares(&off) / squares(&want)).sqrt();
+        assert!(off < 1e-2, "{name} is off by {off}");
     }
     gpu.run.dtype = DTypeChoice::Bf16;
     let (first, whole) = run_watched(&gpu, Watch::default());

@@ -183,7 +183,7 @@ mod tests {
         let copies = [file(1, 2), file(1, 2)];
         assert_eq!(sides_of_files(&copies, 0.5, [false; 2]), [FileSide::Training; 2]);
         // Where records are held out, no file has to be.
-        let one = sides_of_files(&[file(3, 5)], 0.01, [false, true]);
+        let one = sides_of_files(&[file(3, 5)], 1e-9, [false, true]);
         assert_eq!(one, [FileSide::Training]);
     }
 }
