@@ -67,7 +67,8 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     })
 }
 
-/// Reads the data, for its split, and keeps none of it. Returns a report if something was split off.
+/// Reads the data, for its split, and keeps none of it. Returns a report if something was split
+/// off.
 fn sides(recipe: &Recipe, notes: Notes<'_>) -> Result<(Corpus, Corpus, Option<HeldOut>)> {
     let DataConfig { path, validation_path, validation_fraction, split, skip_bad, .. } =
         &recipe.data;

@@ -89,9 +89,9 @@ impl Stages {
         Some(format!("stages: {}; {} tokens in all", stages.join(", "), self.total_tokens()))
     }
 
-    /// Returns the rows of each micro-batch of `step`. Each pass over the data reads every row once,
-    /// also while their length changes: a stage begins at the first row of full length of which no
-    /// stage before it read a part.
+    /// Returns the rows of each micro-batch of `step`. Each pass over the data reads every row
+    /// once, also while their length changes: a stage begins at the first row of full length that
+    /// the stages before it did not read, not even in part.
     pub fn spans(&self, step: u64, loader: &dyn Loader) -> Vec<RowSpan> {
         let index = self.index(step);
         let stage = &self.stages[index];
