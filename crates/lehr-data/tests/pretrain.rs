@@ -198,7 +198,7 @@ fn multiset(rows: &[Vec<Cell>]) -> Vec<i32> {
     targets
 }
 
-/// The documents of which one follows the other within a row: three digits that end the first, the
+/// Documents that follow one another within a row: three digits that end the first, the
 /// end of the document, and three that begin the second.
 fn neighbours(rows: &[Vec<Cell>]) -> std::collections::BTreeSet<[i32; 6]> {
     let end = TOKENIZER.end_of_document().unwrap() as i32;
