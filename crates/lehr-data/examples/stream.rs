@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use lehr_data::{Corpus, ReadOptions, tokenize_cached};
+use lehr_data::{Corpus, ReadOptions, SplitBy, SplitOptions, TextSplit, tokenize_cached};
 use lehr_tokenizer::Trainer;
 
 /// As in `lehr pretrain`.
@@ -25,7 +25,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     let seconds = || start.elapsed().as_secs_f64();
     let options = ReadOptions::default();
-    let (train, validation) = Corpus::split(&data, &options, HELD_OUT, 1, &mut |_| ())?;
+    let split = SplitOptions { fraction: HELD_OUT, seed: 1, by: SplitBy::Source };
+    let TextSplit { training: train, validation, .. } =
+        Corpus::split(&data, &options, split, &mut |_| ())?;
     println!("{:.0} s: {} documents, {} bytes", seconds(), train.documents(), train.text_bytes());
     let mut error = None;
     let texts = train.sample(SAMPLE_BYTES)?.map_while(|document| match document {

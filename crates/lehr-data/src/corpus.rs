@@ -1,11 +1,18 @@
 //! Documents that are read anew for every pass, so that memory does not grow with the data.
 
+mod held_out;
+mod sides;
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+pub use held_out::{Amount, HeldOut, HeldOutSource};
 use sha2::{Digest, Sha256};
+use sides::SplitRule;
+pub use sides::TextSplit;
 
-use crate::source::{Document, Documents, ReadOptions, Reading, documents};
-use crate::split::{Border, Places, TextHash};
+use crate::source::{Document, Documents, ReadOptions, Reading, TextPlace, documents};
+use crate::split::{Place, TextHash};
 use crate::tokenize::Progress;
 use crate::{Error, Result};
 
@@ -31,21 +38,29 @@ struct Facts {
     cut_files: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 enum Side {
     Whole,
-    Training(Border),
-    Validation(Border),
+    Part(Place, Arc<SplitRule>),
 }
 
 impl Side {
-    fn has(self, hash: &TextHash) -> bool {
+    fn has(&self, document: &Seen<'_>) -> bool {
         match self {
             Self::Whole => true,
-            Self::Training(border) => !border.holds_out(hash),
-            Self::Validation(border) => border.holds_out(hash),
+            Self::Part(place, rule) => rule.place(document).is_some_and(|of| of == *place),
         }
     }
+}
+
+/// A document in a pass over the data, its text aside.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    hash: TextHash,
+    bytes: u64,
+    /// Place in its text file; `None` for a record.
+    place: Option<TextPlace>,
+    file_name: &'a str,
 }
 
 impl Corpus {
@@ -61,47 +76,8 @@ impl Corpus {
     ) -> Result<Self> {
         let path = path.as_ref();
         let mut counts = Counts::default();
-        let all = survey(path, options, seed, progress, |hash, bytes| counts.add(hash, bytes))?;
+        let all = survey(path, options, seed, progress, |seen| counts.add(seen.hash, seen.bytes))?;
         Ok(Self::new(path, options, seed, Side::Whole, counts.facts(all.cut_files())))
-    }
-
-    /// Reads a file or folder and splits it into (training, validation), with about `fraction` of
-    /// the documents in validation. The side of a document is that of
-    /// [`split_by_text`](crate::split_by_text). The validation side may be empty.
-    ///
-    /// # Errors
-    /// As [`read_documents`](crate::read_documents), or `fraction` is not between 0 and 1.
-    pub fn split(
-        path: impl AsRef<Path>,
-        options: &ReadOptions,
-        fraction: f64,
-        seed: u64,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(Self, Self)> {
-        let path = path.as_ref();
-        let mut places = Places::new(fraction)?;
-        let mut border = Border::at(fraction);
-        loop {
-            let (mut train, mut validation) = (Counts::default(), Counts::default());
-            let all = survey(path, options, seed, progress, |hash, bytes| {
-                places.add(hash);
-                let side = if border.holds_out(hash) { &mut validation } else { &mut train };
-                side.add(hash, bytes);
-            })?;
-            let found = places.border();
-            // The border moves for very small data only, and then the sides are counted again.
-            if found == border {
-                let cut = all.cut_files();
-                let side =
-                    |side, counts: Counts| Self::new(path, options, seed, side, counts.facts(cut));
-                return Ok((
-                    side(Side::Training(border), train),
-                    side(Side::Validation(border), validation),
-                ));
-            }
-            let _ = options.reading.take_notes();
-            border = found;
-        }
     }
 
     fn new(path: &Path, options: &ReadOptions, seed: u64, side: Side, facts: Facts) -> Self {
@@ -110,7 +86,7 @@ impl Corpus {
 
     /// Whether it is one side of a split.
     pub fn is_part(&self) -> bool {
-        self.side != Side::Whole
+        !matches!(self.side, Side::Whole)
     }
 
     /// Number of documents.
@@ -162,9 +138,9 @@ impl Corpus {
                         return Some(Err(error));
                     }
                 };
-                let hash = TextHash::new(&document.text, seed);
-                if side.has(&hash) {
-                    counts.add(&hash, document.text.len());
+                let seen = Seen::new(&document, seed, &all);
+                if side.has(&seen) {
+                    counts.add(seen.hash, seen.bytes);
                     return Some(Ok(document));
                 }
             }
@@ -201,9 +177,9 @@ struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, hash: &TextHash, bytes: usize) {
+    fn add(&mut self, hash: TextHash, bytes: u64) {
         self.documents += 1;
-        self.text_bytes += bytes as u64;
+        self.text_bytes += bytes;
         self.hasher.update(hash.bytes());
     }
 
@@ -218,21 +194,32 @@ impl Counts {
     }
 }
 
-/// Hands the hash and the size of every document to `each`.
+impl<'a> Seen<'a> {
+    fn new(document: &Document, seed: u64, all: &'a Documents) -> Self {
+        Self {
+            hash: TextHash::new(&document.text, seed),
+            bytes: document.text.len() as u64,
+            place: all.place(),
+            file_name: all.file_name(),
+        }
+    }
+}
+
+/// Hands every document to `each`, its text aside.
 fn survey(
     path: &Path,
     options: &ReadOptions,
     seed: u64,
     progress: &mut dyn FnMut(Progress),
-    mut each: impl FnMut(&TextHash, usize),
+    mut each: impl FnMut(&Seen<'_>),
 ) -> Result<Documents> {
     let mut all = documents(path, options)?;
     let mut done = Progress::default();
-    for document in all.by_ref() {
-        let text = document?.text;
-        each(&TextHash::new(&text, seed), text.len());
+    while let Some(document) = all.next() {
+        let seen = Seen::new(&document?, seed, &all);
+        each(&seen);
         done.documents += 1;
-        done.text_bytes += text.len() as u64;
+        done.text_bytes += seen.bytes;
         if done.documents.is_multiple_of(REPORT_EVERY) {
             progress(done);
         }

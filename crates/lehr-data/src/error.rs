@@ -218,6 +218,12 @@ pub enum Error {
         /// Hash of the given tokenizer.
         expected: String,
     },
+    /// A document has more tokens than a loader counts.
+    #[error("loading documents: one has {tokens} tokens, expected less than 2^32")]
+    LongDocument {
+        /// Its number of tokens.
+        tokens: u64,
+    },
     /// The options of a loader contradict themselves.
     #[error("making a loader: {0}")]
     Options(String),
@@ -353,6 +359,7 @@ impl Error {
             Self::OtherTokenizer { .. } => {
                 "tokenise the text again with this tokenizer, or use the tokenizer of the shard"
             }
+            Self::LongDocument { .. } => "give the text in several documents",
             Self::Options(_) => "check batch size, sequence length, rank and world size",
             Self::NoSuchBatch { .. } => "ask for batches below batches_per_epoch",
             Self::NothingToLearn { .. } => {

@@ -20,11 +20,11 @@ mod split;
 mod tokenize;
 
 pub use batch::{Batch, Layout, LayoutRule, Sequence};
-pub use corpus::Corpus;
+pub use corpus::{Amount, Corpus, HeldOut, HeldOutSource, TextSplit};
 pub use error::{Error, Result};
 pub use loader::{
     Answers, ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, Renderer,
-    SftLoader, conversation_lengths,
+    RowSpan, SftLoader, conversation_lengths,
 };
 pub use shard::ShardSet;
 pub use source::{
@@ -32,5 +32,5 @@ pub use source::{
     data_files, documents, guess_kind, has_validation, read_conversations, read_documents,
     read_labelled,
 };
-pub use split::split_by_text;
+pub use split::{SplitBy, SplitOptions, split_by_text};
 pub use tokenize::{Progress, TokenizeOptions, tokenize_cached, tokenize_to};

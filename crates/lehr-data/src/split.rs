@@ -1,8 +1,39 @@
 //! Split of data into training and validation.
 
+mod files;
+mod runs;
+
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
+
+pub(crate) use files::{FileSide, TextFile, sides_of_files};
+pub(crate) use runs::Place;
+
+/// What is held out as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitBy {
+    /// Sources. A record is a source, and so is a text file. If text files are few, runs of
+    /// documents within them are held out, and the document on each side of a run is dropped. So
+    /// no neighbour of a held-out document is trained on.
+    #[default]
+    Source,
+    /// Documents, also those cut from one text file: a held-out one has neighbours in training.
+    Document,
+}
+
+/// How a data set is split.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SplitOptions {
+    /// Held-out share, between 0 and 1, both excluded.
+    pub fraction: f64,
+    /// The same seed gives the same split.
+    pub seed: u64,
+    /// What is held out as a whole.
+    pub by: SplitBy,
+}
 
 /// Hash of a text and a seed. It decides on which side of a split the text is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +51,19 @@ impl TextHash {
         &self.0
     }
 
+    /// The hash of a sequence of hashes.
+    pub(crate) fn of_hashes(hasher: Sha256) -> Self {
+        Self(hasher.finalize().into())
+    }
+
     /// Maps the hash to [0, 1); a split compares it with its border.
-    fn place(&self) -> f64 {
+    pub(crate) fn place(&self) -> f64 {
         self.number(0)
+    }
+
+    /// The first 16 bytes, by which equal texts are found.
+    pub(crate) fn short(&self) -> u128 {
+        self.0[..16].iter().fold(0, |bits, &byte| (bits << 8) | u128::from(byte))
     }
 
     /// A second number in [0, 1), by which samples of one side are drawn.
@@ -81,6 +122,16 @@ impl Places {
     pub(crate) fn add(&mut self, hash: &TextHash) {
         self.lowest = self.lowest.min(hash.place());
         self.highest = self.highest.max(hash.place());
+    }
+
+    /// Whether a text is on the training side of `border`.
+    pub(crate) fn has_training(&self, border: Border) -> bool {
+        self.highest >= border.0
+    }
+
+    /// Whether a text is on the held-out side of `border`.
+    pub(crate) fn has_held_out(&self, border: Border) -> bool {
+        self.lowest < border.0
     }
 
     /// Returns the border that leaves no side empty. A single text, with all its copies, is for

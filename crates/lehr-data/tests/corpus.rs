@@ -7,11 +7,20 @@ mod common;
 use std::path::Path;
 
 use common::{Scratch, says};
-use lehr_data::{Corpus, ReadOptions, read_documents, split_by_text};
+use lehr_data::{
+    Corpus, ReadOptions, SplitBy, SplitOptions, TextSplit, read_documents, split_by_text,
+};
 use proptest::prelude::*;
 
 fn split(path: &Path, fraction: f64, seed: u64) -> (Corpus, Corpus) {
-    Corpus::split(path, &ReadOptions::default(), fraction, seed, &mut |_| ()).unwrap()
+    split_by(path, fraction, seed, SplitBy::Source)
+}
+
+fn split_by(path: &Path, fraction: f64, seed: u64, by: SplitBy) -> (Corpus, Corpus) {
+    let split = SplitOptions { fraction, seed, by };
+    let split = Corpus::split(path, &ReadOptions::default(), split, &mut |_| ()).unwrap();
+    let TextSplit { training, validation, .. } = split;
+    (training, validation)
 }
 
 fn texts(corpus: &Corpus) -> Vec<String> {
@@ -38,11 +47,28 @@ proptest! {
         let expected = split_by_text(texts_in, Clone::clone, fraction, seed).unwrap();
         prop_assert_eq!((&texts(&train), &texts(&validation)), (&expected.0, &expected.1));
         let bytes = |texts: &[String]| texts.iter().map(|text| text.len() as u64).sum::<u64>();
+        // Records are split by documents either way.
+        let by_document = split_by(&path, fraction, seed, SplitBy::Document);
+        prop_assert_eq!(by_document.0.hash(), train.hash());
+        prop_assert_eq!(by_document.1.hash(), validation.hash());
         for (corpus, expected) in [(train, expected.0), (validation, expected.1)] {
             prop_assert_eq!(corpus.documents(), expected.len() as u64);
             prop_assert_eq!(corpus.text_bytes(), bytes(&expected));
         }
     }
+}
+
+#[test]
+fn documents_of_a_text_file_are_split_one_by_one_on_request() {
+    let scratch = Scratch::new();
+    let book: String =
+        (0..400).map(|i| format!("Paragraph {i} of a book.\n\n").repeat(9)).collect();
+    let path = scratch.file("book.txt", book);
+    let all = read_documents(&path, &ReadOptions::default()).unwrap();
+    let all: Vec<String> = all.into_iter().map(|document| document.text).collect();
+    let (train, validation) = split_by(&path, 0.2, 3, SplitBy::Document);
+    let expected = split_by_text(all, Clone::clone, 0.2, 3).unwrap();
+    assert_eq!((texts(&train), texts(&validation)), expected);
 }
 
 #[test]
@@ -99,6 +125,7 @@ fn no_documents_and_wrong_fractions_are_refused() {
     let options = ReadOptions::default();
     let error = Corpus::whole(&path, &options, 1, &mut |_| ()).unwrap_err();
     says(&error, &["found no document"]);
-    let error = Corpus::split(&path, &options, 1.0, 1, &mut |_| ()).unwrap_err();
+    let split = SplitOptions { fraction: 1.0, seed: 1, by: SplitBy::Source };
+    let error = Corpus::split(&path, &options, split, &mut |_| ()).unwrap_err();
     says(&error, &["fraction"]);
 }

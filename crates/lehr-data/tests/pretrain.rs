@@ -6,7 +6,7 @@ mod common;
 
 use common::{Cell, Scratch, TOKENIZER, check_counts, document, rows, says};
 use lehr_data::{
-    Batch, Loader, LoaderOptions, PretrainLoader, ShardSet, TokenizeOptions, tokenize_to,
+    Batch, Loader, LoaderOptions, PretrainLoader, RowSpan, ShardSet, TokenizeOptions, tokenize_to,
 };
 use proptest::prelude::*;
 
@@ -183,5 +183,109 @@ fn options_that_contradict_themselves_are_refused() {
         (LoaderOptions::sequential(1, 8).with_world(0, 0), "rank 0 of 0"),
     ] {
         says(&PretrainLoader::new(set.clone(), options).unwrap_err(), &[part]);
+    }
+}
+
+fn shuffled(set: &ShardSet, options: LoaderOptions) -> PretrainLoader {
+    loader(set, options).with_shuffled_documents().unwrap()
+}
+
+/// The tokens of a pass: all inputs and the last target, which is no input.
+fn multiset(rows: &[Vec<Cell>]) -> Vec<i32> {
+    let mut targets: Vec<i32> =
+        rows.iter().flatten().map(|cell| cell.target).filter(|t| *t != Batch::IGNORE).collect();
+    targets.sort_unstable();
+    targets
+}
+
+/// Documents that follow one another within a row: three digits that end the first, the
+/// end of the document, and three that begin the second.
+fn neighbours(rows: &[Vec<Cell>]) -> std::collections::BTreeSet<[i32; 6]> {
+    let end = TOKENIZER.end_of_document().unwrap() as i32;
+    let borders = rows.iter().flat_map(|row| row.windows(7)).filter(|cells| cells[3].token == end);
+    borders.map(|cells| [0, 1, 2, 4, 5, 6].map(|i: usize| cells[i].token)).collect()
+}
+
+#[test]
+fn a_pass_over_shuffled_documents_sees_every_token_once_and_the_next_has_other_neighbours() {
+    // Documents that begin and end with their number.
+    let texts: Vec<String> =
+        (0..300).map(|i| format!("{i:03} cat and dog {i:03}").repeat(1 + i % 11)).collect();
+    for shard_tokens in [200, 1_000_000] {
+        let set = shards(&texts, shard_tokens);
+        let loader = shuffled(&set, LoaderOptions::shuffled(1, 32, 3));
+        let sequential = epoch_rows(&loader_of(&set), 0);
+        let want = multiset(&sequential);
+        let epochs: Vec<_> = (0..3).map(|epoch| epoch_rows(&loader, epoch)).collect();
+        for rows in &epochs {
+            assert_eq!(multiset(rows), want);
+            assert_eq!(rows.len(), sequential.len());
+        }
+        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+            let (a, b) = (neighbours(&epochs[a]), neighbours(&epochs[b]));
+            let same = a.intersection(&b).count();
+            assert!(a.len() > 100 && same * 5 < a.len(), "{same} of {} pairs", a.len());
+        }
+        // Passes over rows have the same neighbours.
+        let rows = epoch_rows(&self::loader(&set, LoaderOptions::shuffled(1, 32, 3)), 1);
+        assert_eq!(neighbours(&rows), neighbours(&sequential));
+    }
+}
+
+fn loader_of(set: &ShardSet) -> PretrainLoader {
+    loader(set, LoaderOptions::sequential(1, 32))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// The rows of an epoch are those of a data set with its documents in another order.
+    #[test]
+    fn shuffled_documents_are_the_same_documents_in_another_order(
+        texts in prop::collection::vec("[a-d猫]{1,9}", 1..40),
+        shard_tokens in 1u64..60,
+        len in 1usize..12,
+    ) {
+        let set = shards(&texts, shard_tokens);
+        let loader = shuffled(&set, LoaderOptions::shuffled(3, len, 5));
+        let batches = 2 * loader.batches_per_epoch();
+        let found: Vec<Batch> = (0..batches).map(|i| loader.batch(i).unwrap()).collect();
+        found.iter().for_each(|batch| check_counts(batch, &TOKENIZER));
+        // In any order, and from a new loader.
+        let again = shuffled(&set, LoaderOptions::shuffled(3, len, 5));
+        for index in (0..batches).rev() {
+            prop_assert_eq!(&again.batch(index).unwrap(), &found[index as usize]);
+        }
+        let epoch = epoch_rows(&shuffled(&set, LoaderOptions::shuffled(1, len, 5)), 0);
+        let n_targets: u64 =
+            epoch.iter().flatten().filter(|cell| cell.target != Batch::IGNORE).count() as u64;
+        prop_assert_eq!(n_targets, loader.targets_per_epoch());
+    }
+}
+
+#[test]
+fn short_rows_are_the_parts_of_long_ones() {
+    let set = shards(&texts(40), 500);
+    for loader in [
+        loader(&set, LoaderOptions::shuffled(3, 32, 5)),
+        shuffled(&set, LoaderOptions::shuffled(3, 32, 5)),
+    ] {
+        let span = |seq_len, start, first, n_rows| {
+            rows(&loader.rows(RowSpan { seq_len, start, first, n_rows }).unwrap())
+        };
+        let ids = |rows: &[Vec<Cell>]| -> Vec<(i32, i32)> {
+            rows.iter().flatten().map(|cell| (cell.token, cell.target)).collect()
+        };
+        let whole = [rows(&loader.batch(0).unwrap()), rows(&loader.batch(1).unwrap())].concat();
+        assert_eq!(span(32, 0, 0, 6), whole);
+        assert_eq!(span(32, 2, 1, 3), whole[3..]);
+        // The same tokens and targets; only what a token may attend to is shorter.
+        assert_eq!(ids(&span(8, 0, 0, 24)), ids(&whole));
+        assert_eq!(ids(&span(8, 3, 4, 8)), ids(&whole[4..]));
+        assert_eq!(ids(&span(16, 0, 5, 2)), ids(&whole)[80..112]);
+        assert_eq!(loader.parts(8), 4);
+        for seq_len in [0, 5, 64] {
+            let span = RowSpan { seq_len, start: 0, first: 0, n_rows: 1 };
+            says(&loader.rows(span).unwrap_err(), &[&format!("{seq_len}"), "divisor of 32"]);
+        }
     }
 }

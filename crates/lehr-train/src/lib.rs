@@ -8,6 +8,7 @@
 //! on the micro-batch size nor on accumulation or packing. A run is a pure function of its recipe:
 //! a resumed run computes the same bits as an uninterrupted one.
 
+mod average;
 pub mod checkpoint;
 mod error;
 mod freeze;
@@ -50,6 +51,6 @@ pub use run::{
     Enqueued, Outcome, StepEnd, StepInputs, StepNumbers, Stepper, run, run_with_storage,
 };
 pub use rundir::{RunDir, check_run_dir};
-pub use schedule::learning_rate;
+pub use schedule::{Stage, Stages, learning_rate, learning_rate_of};
 pub use state::TrainState;
 pub use watchdog::{WatchdogEvent, WatchdogKind, WatchdogState, read_watchdog_events};

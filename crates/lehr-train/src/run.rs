@@ -6,6 +6,7 @@
 
 mod guard;
 mod journal;
+mod look;
 mod resume;
 mod step;
 
@@ -19,14 +20,16 @@ use lehr_infer::resolve_model;
 use lehr_tensor::{Device, arena, cuda};
 pub use step::{Enqueued, StepEnd, StepInputs, StepNumbers, Stepper};
 
-use crate::checkpoint::{self, Base, Contents, Disk, Keep, Storage};
+use crate::average::Average;
+use crate::checkpoint::{self, Base, Disk, Storage};
 use crate::observe::{Event, Observer, Shared};
 use crate::recipe::{ModelConfig, SavedWeights};
+use crate::schedule::{Stages, learning_rate_of};
 use crate::watchdog::Watchdog;
 use crate::watchdog::stall::{Phase, Pulse, Stall};
 use crate::{
-    Error, Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, WatchdogEvent,
-    WatchdogKind, evaluate, learning_rate, metrics,
+    Evaluation, Metrics, Recipe, Result, RunDir, Task, TrainState, WatchdogEvent, WatchdogKind,
+    metrics,
 };
 
 /// The end of a run.
@@ -162,6 +165,8 @@ struct Session<'a> {
     watchdog: Watchdog,
     journal: Journal<'a>,
     stepper: Stepper,
+    stages: Stages,
+    average: Average,
     state: TrainState,
     /// Whether the next batches are read while a step runs. They are not with a rollout, whose
     /// batches depend on the weights after the step.
@@ -193,6 +198,8 @@ impl<'a> Session<'a> {
             watchdog: Watchdog(recipe.watchdog),
             journal: Journal::default(),
             stepper,
+            stages: Stages::new(&recipe.train),
+            average: Average::new(recipe.average, recipe.train.steps),
             state: TrainState::default(),
             prefetches,
             base: base(recipe)?,
@@ -212,13 +219,16 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// Reads the micro-batches of a step. There are none after the last step.
+    /// Reads the micro-batches of a step. There are none after the last step. Steps that were undone
+    /// have used up the batches before.
     fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
         self.pulse.enter(Phase::Reading);
-        let n =
-            if step < self.recipe.train.steps { self.recipe.train.grad_accumulation } else { 0 };
-        let first = (step + self.state.watchdog.n_undone) * n;
-        (0..n).map(|i| Ok(self.task.train.batch(first + i)?)).collect()
+        if step >= self.recipe.train.steps {
+            return Ok(Vec::new());
+        }
+        let loader = self.task.train.as_ref();
+        let spans = self.stages.spans(step + self.state.watchdog.n_undone, loader).into_iter();
+        spans.map(|span| Ok(loader.rows(span)?)).collect()
     }
 
     /// Passes the batches of this step through the objective's rollout, if it has one.
@@ -231,8 +241,7 @@ impl<'a> Session<'a> {
     }
 
     fn learning_rate(&self) -> f32 {
-        let peak = self.recipe.optimizer.lr;
-        learning_rate(&self.recipe.schedule, peak, self.state.step, self.recipe.train.steps)
+        learning_rate_of(self.recipe, &self.stages, self.state.step)
     }
 
     fn enqueue_step(&mut self, batches: &[Batch], lr: f32) -> Result<Enqueued> {
@@ -275,6 +284,7 @@ impl<'a> Session<'a> {
         self.state.targets_seen += if numbers.skipped { 0 } else { n_targets as u64 };
         self.state.elapsed_s += seconds;
         self.task.objective.after_step(self.state.step)?;
+        self.average.after_step(self.task.objective.model().params(), self.state.step)?;
         if self.rollback_step() == Some(self.state.step) {
             self.state.watchdog.in_row = 0;
         }
@@ -296,49 +306,9 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn evaluate(&mut self) -> Result<Evaluation> {
-        self.pulse.enter(Phase::Evaluating);
-        let (objective, loader) = (self.task.objective.as_ref(), self.task.validation.as_ref());
-        let evaluation = evaluate(objective, loader, self.recipe.eval.batches_max)?;
-        let step = self.state.step;
-        self.observer.event(&Event::Evaluated { step, evaluation: &evaluation });
-        self.evaluation = Some(evaluation.clone());
-        Ok(evaluation)
-    }
-
     fn log(&mut self, metrics: &Metrics) -> Result<()> {
         self.observer.event(&Event::Stepped { metrics, steps: self.recipe.train.steps });
         self.journal.step(metrics)
-    }
-
-    fn sample(&mut self) -> Result<()> {
-        self.pulse.enter(Phase::Sampling);
-        let config = &self.recipe.sample;
-        let (step, seed) = (self.state.step, self.recipe.run.seed);
-        for prompt in &config.prompts {
-            let objective = &self.task.objective;
-            let text = objective.sample(prompt, config.max_tokens, config.temperature, seed)?;
-            let Some(text) = text else { continue };
-            self.observer.event(&Event::Sampled { step, prompt, text: &text });
-            self.journal.sample(step, prompt, &text)?;
-        }
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<()> {
-        let Some(dir) = self.dir else { return Ok(()) };
-        if self.saved_step == Some(self.state.step) {
-            return Ok(());
-        }
-        self.pulse.enter(Phase::Saving);
-        self.journal.sync()?;
-        self.storage.sync_dir(dir.path()).map_err(Error::io("syncing", dir.path()))?;
-        let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
-        let keep = Keep { newest: self.recipe.checkpoint.keep, also: self.rollback_step() };
-        let path = checkpoint::save(self.storage, dir, &contents, keep)?;
-        self.saved_step = Some(self.state.step);
-        self.observer.event(&Event::Saved { path: &path });
-        Ok(())
     }
 
     /// Saves the last state and returns how the run ended. A run that was stopped before its first
@@ -351,18 +321,12 @@ impl<'a> Session<'a> {
         if finished && self.evaluation.is_none() {
             self.evaluate()?;
         }
+        if finished {
+            // The caller gets the model that was evaluated and saved.
+            self.average.put_in(self.task.objective.model().params())?;
+        }
         Ok(Outcome { state: self.state, finished, evaluation: self.evaluation })
     }
-}
-
-/// Gathers the contents of a checkpoint of the current state.
-fn contents<'a>(
-    task: &'a Task,
-    stepper: &'a Stepper,
-    state: &'a TrainState,
-    base: Option<&'a Base>,
-) -> Contents<'a> {
-    Contents { objective: task.objective.as_ref(), optimizer: &*stepper.optimizer, state, base }
 }
 
 /// Opens the model that checkpoints refer to, if they hold only trained weights.

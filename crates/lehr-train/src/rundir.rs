@@ -97,35 +97,32 @@ impl RunDir {
     /// Checks that the directory is new or holds the same recipe.
     fn check_recipe(&self, recipe: &Recipe) -> Result<()> {
         let file = self.recipe();
-        match std::fs::read_to_string(&file) {
-            Ok(text) => {
-                let mut there = Recipe::parse(&text, &file.display().to_string(), &[])?;
-                // The directory may have been moved or named differently.
-                there.run.dir.clone_from(&recipe.run.dir);
-                // A run may continue on another device, since checkpoints do not depend on it.
-                (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
-                there.run.fp8 = recipe.run.fp8;
-                // Checkpointing and CUDA graphs change memory and speed, but no result.
-                there.train.activation_checkpointing = recipe.train.activation_checkpointing;
-                there.train.cuda_graph = recipe.train.cuda_graph;
-                // So do files for TensorBoard and warnings about stalls.
-                there.run.tensorboard = recipe.run.tensorboard;
-                there.watchdog.stall_seconds = recipe.watchdog.stall_seconds;
-                if there == *recipe {
-                    return Ok(());
-                }
-                if self.has_begun() {
-                    let differs = there.differences(recipe);
-                    return Err(Error::OtherRun { path: self.path.clone(), differs });
-                }
-                // A run that failed before its first step has no results to lose. Its cache
-                // belongs to its recipe and is removed with it, as is a checkpoint of step 0.
-                self.remove(&self.cache())?;
-                self.remove(&self.checkpoints())
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Error::io("reading", &file)(e)),
+        if !file.try_exists().map_err(Error::io("reading", &file))? {
+            return Ok(());
         }
+        let mut there = Recipe::of_run(&file)?;
+        // The directory may have been moved or named differently.
+        there.run.dir.clone_from(&recipe.run.dir);
+        // A run may continue on another device, since checkpoints do not depend on it.
+        (there.run.device, there.run.dtype) = (recipe.run.device, recipe.run.dtype);
+        there.run.fp8 = recipe.run.fp8;
+        // Checkpointing and CUDA graphs change memory and speed, but no result.
+        there.train.activation_checkpointing = recipe.train.activation_checkpointing;
+        there.train.cuda_graph = recipe.train.cuda_graph;
+        // So do files for TensorBoard and warnings about stalls.
+        there.run.tensorboard = recipe.run.tensorboard;
+        there.watchdog.stall_seconds = recipe.watchdog.stall_seconds;
+        if there == *recipe {
+            return Ok(());
+        }
+        if self.has_begun() {
+            let differs = there.differences(recipe);
+            return Err(Error::OtherRun { path: self.path.clone(), differs });
+        }
+        // A run that failed before its first step has no results to lose. Its cache belongs to its
+        // recipe and is removed with it, as is a checkpoint of step 0.
+        self.remove(&self.cache())?;
+        self.remove(&self.checkpoints())
     }
 
     fn remove(&self, folder: &Path) -> Result<()> {
@@ -183,7 +180,7 @@ impl RunDir {
     /// # Errors
     /// If there is no run.
     pub fn load_recipe(path: &Path) -> Result<Recipe> {
-        let mut recipe = Recipe::load(&path.join("recipe.toml"), &[])?;
+        let mut recipe = Recipe::of_run(&path.join("recipe.toml"))?;
         // The directory may have been moved since the recipe was written.
         recipe.run.dir = path.display().to_string();
         Ok(recipe)

@@ -179,7 +179,7 @@ fn from_factor(recipe: &Recipe, factor: f32) -> (Outcome, Vec<f64>) {
     let stepper = Stepper::new(&recipe.optimizer, task.objective.model(), false).unwrap();
     let place = dir.checkpoints().join("step-0");
     let (objective, optimizer) = (task.objective.as_ref(), stepper.optimizer.as_ref());
-    let contents = Contents { objective, optimizer, state: &state, base: None };
+    let contents = Contents { objective, optimizer, state: &state, base: None, last_weights: &[] };
     checkpoint::save_at(&mut checkpoint::Disk, &place, &contents).unwrap();
     let mut watch = Watch::default();
     let never = AtomicBool::new(false);

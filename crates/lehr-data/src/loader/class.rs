@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lehr_tokenizer::Tokenizer;
 
-use super::Loader;
-use super::options::{LoaderOptions, Rows};
+use super::options::{LoaderOptions, RowOf, Rows};
 use super::packing::Packing;
+use super::{Loader, RowSpan};
 use crate::batch::{Batch, LayoutRule, int};
 use crate::source::Labelled;
 use crate::{Error, Result};
@@ -177,16 +177,11 @@ impl ClassLoader {
         let rows = self.rows.of_batch(index)?;
         Ok(rows.iter().flat_map(|of| self.packing.row(of.row, of.epoch_key)).collect())
     }
-}
 
-impl Loader for ClassLoader {
-    fn batches_per_epoch(&self) -> u64 {
-        self.rows.batches_per_epoch()
-    }
-
-    fn batch(&self, index: u64) -> Result<Batch> {
-        let mut batch = Batch::padding(self.batch_size(), self.seq_len(), self.pad);
-        for (row, of) in self.rows.of_batch(index)?.into_iter().enumerate() {
+    /// Fills a batch of `batch_size` rows with `rows`, and pads what is left.
+    fn batch_of(&self, batch_size: usize, rows: Vec<RowOf>) -> Result<Batch> {
+        let mut batch = Batch::padding(batch_size, self.seq_len(), self.pad);
+        for (row, of) in rows.into_iter().enumerate() {
             let mut start = 0;
             for example in self.packing.row(of.row, of.epoch_key) {
                 let Example { ids, class } = &self.examples[example];
@@ -197,6 +192,21 @@ impl Loader for ClassLoader {
             }
         }
         Ok(batch)
+    }
+}
+
+impl Loader for ClassLoader {
+    fn batches_per_epoch(&self) -> u64 {
+        self.rows.batches_per_epoch()
+    }
+
+    fn batch(&self, index: u64) -> Result<Batch> {
+        self.batch_of(self.batch_size(), self.rows.of_batch(index)?)
+    }
+
+    fn rows(&self, span: RowSpan) -> Result<Batch> {
+        self.rows.expect_whole(span)?;
+        self.batch_of(span.n_rows, self.rows.of_span(span, 1))
     }
 
     fn batch_size(&self) -> usize {

@@ -1,5 +1,6 @@
 //! Options of all loaders, and the mapping of a batch index to rows of the data.
 
+use super::RowSpan;
 use super::order::{Permutation, mix};
 use crate::{Error, Result};
 
@@ -82,6 +83,8 @@ impl LoaderOptions {
 pub(crate) struct RowOf {
     pub(crate) row: u64,
     pub(crate) epoch_key: Option<u64>,
+    /// Number of the part of the row, from 0, if rows are read in parts.
+    pub(crate) part: u64,
 }
 
 /// Maps batches to the rows of the data.
@@ -104,21 +107,48 @@ impl Rows {
 
     /// Returns the rows of batch `index`; fewer at the end of sequential data.
     pub(crate) fn of_batch(&self, index: u64) -> Result<Vec<RowOf>> {
-        let LoaderOptions { batch_size, order, rank, world, .. } = self.options;
+        let LoaderOptions { batch_size, order, .. } = self.options;
         let batches = self.batches_per_epoch();
         if order == Order::Sequential && index >= batches {
             return Err(Error::NoSuchBatch { index, batches });
         }
-        let first = (u128::from(index) * world as u128 + rank as u128) * batch_size as u128;
-        let count = u128::from(self.count);
-        let rows = (first..first + batch_size as u128).map_while(|at| match order {
-            Order::Sequential => (at < count).then_some(RowOf { row: at as u64, epoch_key: None }),
-            Order::Shuffled { seed } => {
-                let epoch_key = mix(seed ^ mix((at / count) as u64));
-                let row = Permutation::new(self.count, epoch_key).at((at % count) as u64);
-                Some(RowOf { row, epoch_key: Some(epoch_key) })
+        Ok(self.from(u128::from(index) * batch_size as u128, batch_size, (0, 1)))
+    }
+
+    /// Returns the rows of a span, each cut into `parts`.
+    pub(crate) fn of_span(&self, span: RowSpan, parts: u64) -> Vec<RowOf> {
+        self.from(u128::from(span.first), span.n_rows, (span.start, parts))
+    }
+
+    /// Returns an error unless the rows of `span` have the length of the data's.
+    pub(crate) fn expect_whole(&self, span: RowSpan) -> Result<()> {
+        let (found, seq_len) = (span.seq_len, self.options.seq_len);
+        if found == seq_len {
+            return Ok(());
+        }
+        let reason = "examples are packed into rows of one length";
+        Err(Error::Options(format!("rows of {found} tokens, expected {seq_len}: {reason}")))
+    }
+
+    /// Returns `n` rows of this process after its `first`, counted in parts of rows from row
+    /// `start`.
+    fn from(&self, first: u128, n: usize, (start, parts): (u64, u64)) -> Vec<RowOf> {
+        let LoaderOptions { order, rank, world, .. } = self.options;
+        let first = first * world as u128 + rank as u128 * n as u128;
+        let (count, parts) = (u128::from(self.count), u128::from(parts));
+        let rows = (first..first + n as u128).map_while(|at| {
+            let (at, part) = (u128::from(start) + at / parts, (at % parts) as u64);
+            match order {
+                Order::Sequential => {
+                    (at < count).then_some(RowOf { row: at as u64, epoch_key: None, part })
+                }
+                Order::Shuffled { seed } => {
+                    let epoch_key = mix(seed ^ mix((at / count) as u64));
+                    let row = Permutation::new(self.count, epoch_key).at((at % count) as u64);
+                    Some(RowOf { row, epoch_key: Some(epoch_key), part })
+                }
             }
         });
-        Ok(rows.collect())
+        rows.collect()
     }
 }

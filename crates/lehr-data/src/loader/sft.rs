@@ -3,10 +3,10 @@
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, Rendered};
 
-use super::Loader;
 use super::chat::Renderer;
-use super::options::{LoaderOptions, Rows};
+use super::options::{LoaderOptions, RowOf, Rows};
 use super::packing::Packing;
+use super::{Loader, RowSpan};
 use crate::batch::{Batch, LayoutRule};
 use crate::source::{Conversation, Pass, Reading};
 use crate::{Error, Result};
@@ -188,16 +188,11 @@ impl SftLoader {
         }
         Ok(())
     }
-}
 
-impl Loader for SftLoader {
-    fn batches_per_epoch(&self) -> u64 {
-        self.rows.batches_per_epoch()
-    }
-
-    fn batch(&self, index: u64) -> Result<Batch> {
-        let mut batch = Batch::padding(self.batch_size(), self.seq_len(), self.pad);
-        for (row, of) in self.rows.of_batch(index)?.into_iter().enumerate() {
+    /// Fills a batch of `batch_size` rows with `rows`, and pads what is left.
+    fn batch_of(&self, batch_size: usize, rows: Vec<RowOf>) -> Result<Batch> {
+        let mut batch = Batch::padding(batch_size, self.seq_len(), self.pad);
+        for (row, of) in rows.into_iter().enumerate() {
             let mut start = 0;
             for example in self.packing.row(of.row, of.epoch_key) {
                 let example = &self.examples[example];
@@ -206,6 +201,21 @@ impl Loader for SftLoader {
             }
         }
         Ok(batch)
+    }
+}
+
+impl Loader for SftLoader {
+    fn batches_per_epoch(&self) -> u64 {
+        self.rows.batches_per_epoch()
+    }
+
+    fn batch(&self, index: u64) -> Result<Batch> {
+        self.batch_of(self.batch_size(), self.rows.of_batch(index)?)
+    }
+
+    fn rows(&self, span: RowSpan) -> Result<Batch> {
+        self.rows.expect_whole(span)?;
+        self.batch_of(span.n_rows, self.rows.of_span(span, 1))
     }
 
     fn batch_size(&self) -> usize {

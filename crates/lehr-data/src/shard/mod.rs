@@ -13,6 +13,7 @@ mod writer;
 
 pub use reader::Shard;
 pub use set::ShardSet;
+pub(crate) use set::Stretch;
 pub use writer::ShardWriter;
 
 /// The ending of a shard's file name.

@@ -9,6 +9,9 @@ use lehr_tokenizer::Tokenizer;
 use super::{EXTENSION, Shard};
 use crate::{Error, Result};
 
+/// Entries of a document index that are read at a time.
+const STARTS_AT_A_TIME: u64 = 1 << 16;
+
 /// The documents of all shards of a folder, in the order of the file names, as one stream of
 /// tokens. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -21,6 +24,8 @@ struct Inner {
     shards: Vec<Shard>,
     /// First token of each shard in the stream, and the number of all tokens last.
     starts: Vec<u64>,
+    /// First document of each shard, and the number of all documents last.
+    first_documents: Vec<u64>,
     byte_lengths: Vec<u32>,
     prefix: Vec<u32>,
     end_of_document: u32,
@@ -52,9 +57,10 @@ impl ShardSet {
         paths.sort();
         let open = |path| Shard::open(path, tokenizer);
         let shards = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
-        let mut starts = vec![0];
+        let (mut starts, mut first_documents) = (vec![0], vec![0]);
         for shard in &shards {
             starts.push(starts[starts.len() - 1] + shard.tokens());
+            first_documents.push(first_documents[starts.len() - 2] + shard.documents());
         }
         if starts[starts.len() - 1] == 0 {
             return Err(Error::Empty { path: folder.to_owned(), what: "tokenised document" });
@@ -62,7 +68,8 @@ impl ShardSet {
         let byte_lengths = tokenizer.byte_lengths();
         let end_of_document = tokenizer.end_of_document()?;
         let prefix = tokenizer.document_prefix();
-        let inner = Inner { shards, starts, byte_lengths, prefix, end_of_document };
+        let inner =
+            Inner { shards, starts, first_documents, byte_lengths, prefix, end_of_document };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -121,5 +128,32 @@ impl ShardSet {
             }
         }
         Ok(stretch)
+    }
+
+    /// Returns the number of tokens of each document, in the order of the stream.
+    pub(crate) fn document_lengths(&self) -> Result<Vec<u32>> {
+        let mut lengths = Vec::with_capacity(self.documents() as usize);
+        for shard in &self.inner.shards {
+            let mut start = 0;
+            let mut first = 1;
+            while first <= shard.documents() {
+                let end = (first + STARTS_AT_A_TIME).min(shard.documents() + 1);
+                for next in shard.starts(first..end)? {
+                    let length = u32::try_from(next - start);
+                    lengths.push(length.map_err(|_| Error::LongDocument { tokens: next - start })?);
+                    start = next;
+                }
+                first = end;
+            }
+        }
+        Ok(lengths)
+    }
+
+    /// Returns tokens `range` of a document.
+    pub(crate) fn document_ids(&self, document: u64, range: Range<u64>) -> Result<Vec<u32>> {
+        let Inner { shards, first_documents, .. } = &*self.inner;
+        let shard = first_documents.partition_point(|&first| first <= document) - 1;
+        let start = shards[shard].start(document - first_documents[shard])?;
+        shards[shard].ids(start + range.start..start + range.end)
     }
 }

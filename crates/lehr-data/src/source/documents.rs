@@ -32,6 +32,15 @@ impl Default for ReadOptions {
 
 type Items = Box<dyn Iterator<Item = Result<Item>> + Send>;
 
+/// Place of a document that was cut from a text file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TextPlace {
+    /// Number of the text file, from 0.
+    pub(crate) file: u64,
+    /// Number of the document in its file, from 0. Documents of white space only do not count.
+    pub(crate) document: u64,
+}
+
 /// An iterator over the documents of a file or folder; it ends after the first error. Bad records
 /// give one error at the end, which lists them.
 pub struct Documents {
@@ -42,6 +51,11 @@ pub struct Documents {
     /// Documents of plain text that the current file gave.
     n_of_file: u64,
     cut_files: u64,
+    /// Name of the current file.
+    name: String,
+    /// Place of the next document; `None` for records.
+    next_place: Option<TextPlace>,
+    n_text_files: u64,
 }
 
 /// Iterates over the documents of a file or folder. Skips documents of white space only.
@@ -52,7 +66,17 @@ pub struct Documents {
 pub fn documents(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Documents> {
     let (pass, files) = Pass::begin(&options.reading, path.as_ref())?;
     let (current, options) = (Box::new(std::iter::empty()), options.clone());
-    Ok(Documents { files, current, options, pass, n_of_file: 0, cut_files: 0 })
+    Ok(Documents {
+        files,
+        current,
+        options,
+        pass,
+        n_of_file: 0,
+        cut_files: 0,
+        name: String::new(),
+        next_place: None,
+        n_text_files: 0,
+    })
 }
 
 /// Reads all documents of a file or folder.
@@ -81,8 +105,23 @@ impl Documents {
         self.cut_files
     }
 
-    fn open(&self, file: &SourceFile) -> Result<Items> {
+    /// Name of the file of the last document.
+    pub(crate) fn file_name(&self) -> &str {
+        &self.name
+    }
+
+    /// Place of the last document in its text file; `None` for a record.
+    pub(crate) fn place(&self) -> Option<TextPlace> {
+        let next = self.next_place?;
+        Some(TextPlace { document: next.document.saturating_sub(1), ..next })
+    }
+
+    fn open(&mut self, file: &SourceFile) -> Result<Items> {
+        self.name.clone_from(&file.name);
+        self.next_place = None;
         if file.format == Format::Text {
+            self.next_place = Some(TextPlace { file: self.n_text_files, document: 0 });
+            self.n_text_files += 1;
             let documents = TextDocuments::new(file.clone(), self.options.document_bytes)?;
             return Ok(Box::new(documents.map(|document| document.map(Item::Document))));
         }
@@ -142,7 +181,12 @@ impl Iterator for Documents {
                 continue;
             };
             match self.document(item) {
-                Ok(Some(document)) => return Some(Ok(document)),
+                Ok(Some(document)) => {
+                    if let Some(place) = &mut self.next_place {
+                        place.document += 1;
+                    }
+                    return Some(Ok(document));
+                }
                 Ok(None) => {}
                 Err(error) => return self.end_with(error),
             }

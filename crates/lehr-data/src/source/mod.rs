@@ -27,6 +27,7 @@ mod zstd;
 
 pub use conversations::{Conversation, read_conversations};
 pub use document::Document;
+pub(crate) use documents::TextPlace;
 pub use documents::{Documents, ReadOptions, documents, read_documents};
 pub use folder::{Part, data_files, has_validation};
 pub use kind::{DatasetKind, guess_kind};

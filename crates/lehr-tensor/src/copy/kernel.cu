@@ -41,6 +41,17 @@ extern "C" __global__ void __launch_bounds__(256, 4) add_assign_f32(float* dst, 
     elementwise<4, 2>(n, step, (const float*)dst, src);
 }
 
+// y += weight * (x - y) for n elements in f32. Each operation is rounded for itself, as on the CPU.
+extern "C" __global__ void __launch_bounds__(256, 4) lerp(float* y, const float* x, i64 n,
+    float weight) {
+    auto step = [=](i64 i, auto old, auto x) {
+        for (int k = 0; k < x.N_ELEMENTS; k++)
+            old.v[k] = fmaf(weight, __fsub_rn(x.v[k], old.v[k]), old.v[k]);
+        store_pack(y + i, old);
+    };
+    elementwise<4, 2>(n, step, (const float*)y, x);
+}
+
 // Strides and lengths in packs of N.
 template <int N, class I>
 DEVICE void copy_runs_by(const T* src, i64 src_stride, T* dst, i64 dst_stride, I n_packs, I len,

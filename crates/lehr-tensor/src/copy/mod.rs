@@ -35,6 +35,13 @@ pub(crate) fn add_assign(dst: &mut Tensor, src: &Tensor) -> Result<()> {
     cuda.launch(&KERNELS, src.dtype(), name, Extent::elementwise(cuda, n), args)
 }
 
+/// `y += weight (x - y)` for f32 tensors.
+pub(crate) fn lerp(y: &mut Tensor, x: &Tensor, weight: f32) -> Result<()> {
+    let (cuda, n) = (y.cuda()?, y.shape().n_elements());
+    let args = args![&*y, x, n as i64, weight];
+    cuda.launch(&KERNELS, DType::F32, "lerp", Extent::elementwise(cuda, n), args)
+}
+
 /// `x *= factor`.
 pub(crate) fn scale(x: &mut Tensor, factor: f32) -> Result<()> {
     let (cuda, n) = (x.cuda()?, x.shape().n_elements());

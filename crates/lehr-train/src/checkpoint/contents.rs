@@ -7,6 +7,7 @@ use lehr_model::io::{BASE, BaseModel, Checkpoint, TensorFile};
 use lehr_tensor::{Param, Tensor};
 
 use super::{Writer, to_json};
+use crate::average::LAST_WEIGHTS;
 use crate::optim::Optimizer;
 use crate::{Objective, Result, TrainState};
 
@@ -26,6 +27,8 @@ pub struct Contents<'a> {
     pub state: &'a TrainState,
     /// The model that supplies the frozen weights; `None` = all weights are saved.
     pub base: Option<&'a Base>,
+    /// The weights with which training continues, if the model has averaged ones; otherwise empty.
+    pub last_weights: &'a [(String, Tensor)],
 }
 
 /// The loaded model of a run, to which its checkpoints refer.
@@ -54,7 +57,7 @@ impl Base {
 impl Contents<'_> {
     /// Writes all files except the manifest.
     pub(super) fn write(&self, writer: &mut Writer<'_>) -> Result<()> {
-        let Self { objective, optimizer, state, base } = *self;
+        let Self { objective, optimizer, state, base, last_weights } = *self;
         self.write_texts(writer)?;
         writer.write("model.safetensors", &mut self.weights()?.parts())?;
         if let Some(base) = base {
@@ -62,6 +65,10 @@ impl Contents<'_> {
         }
         let moments = TensorFile::new(optimizer.state(), &[])?;
         writer.write("optimizer.safetensors", &mut moments.parts())?;
+        if !last_weights.is_empty() {
+            let last = TensorFile::new(last_weights.to_vec(), &[])?;
+            writer.write(LAST_WEIGHTS, &mut last.parts())?;
+        }
         if let Some(own) = objective.state()? {
             let tensors = TensorFile::new(own.tensors, &[])?;
             writer.write(OBJECTIVE_TENSORS, &mut tensors.parts())?;

@@ -261,6 +261,7 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         watchdog: base.watchdog,
         tokenizer: base.tokenizer,
+        average: base.average,
     };
     // The steps follow from the data, so nothing is predicted.
     let (prediction, notes) = (Prediction::default(), reading.take_notes());

@@ -295,6 +295,7 @@ pub fn fit_pretrain(
         checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
         watchdog: base.watchdog,
         objective: base.objective,
+        average: base.average,
     };
     Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, notes: reading.take_notes() })
 }

@@ -2,6 +2,7 @@
 
 mod chat;
 mod classify;
+mod held_out;
 mod model;
 mod text;
 mod tokenizer;
@@ -11,12 +12,13 @@ use std::path::Path;
 
 use lehr_data::{Loader, LoaderOptions, Part, Reading, has_validation, split_by_text};
 use lehr_model::{Compute, FP8_SIDE_MIN};
-use lehr_tensor::{DType, Device, tile16};
+use lehr_tensor::{DType, Device, ParamStore, tile16};
 
 pub(crate) use tokenizer_cache::CACHED_TOKENIZER;
 
 use crate::freeze::freeze;
-use crate::recipe::{DataConfig, ObjectiveKind};
+use crate::recipe::{AverageConfig, DataConfig, ObjectiveKind};
+use crate::schedule::Stages;
 use crate::watch::watch;
 use crate::{Error, Objective, Recipe, Result};
 
@@ -80,6 +82,7 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
     if let Some(note) = freeze(model.params(), &recipe.train.freeze)? {
         notes(&note);
     }
+    say_plan(recipe, model.params(), notes);
     task.to_device(&compute)?;
     if recipe.run.fp8 {
         notes(&match model.use_fp8(FP8_SIDE_MIN) {
@@ -88,6 +91,23 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
         });
     }
     Ok(task)
+}
+
+/// Notes the stages of the run, and the memory of averaged weights.
+fn say_plan(recipe: &Recipe, params: &ParamStore, notes: Notes<'_>) {
+    let stages = Stages::new(&recipe.train);
+    if let Some(text) = stages.description() {
+        notes(&text);
+    }
+    if recipe.average != AverageConfig::None {
+        let trained = params.params().iter().filter(|p| p.is_trainable());
+        let bytes: usize = trained.map(|p| 4 * p.shape().n_elements()).sum();
+        notes(&format!(
+            "averaged weights take {:.1} MB more, and twice as much while they are evaluated or \
+             saved",
+            bytes as f64 / 1e6
+        ));
+    }
 }
 
 /// Options of the training loader and of the validation loader.

@@ -3,22 +3,27 @@
 //! A new key is a field of its section, which is also where it is documented and checked, and a
 //! line in `base.toml`, which every other recipe extends: fitted ones, files, tests, benchmarks.
 
+mod average;
 mod merge;
 mod model;
 mod optimizer;
 mod renamed;
 mod sections;
+mod stages;
 mod watchdog;
 
 use std::path::{Path, PathBuf};
 
+pub use average::AverageConfig;
 pub use model::{ModelConfig, ObjectiveKind, TokenizerConfig};
-pub use optimizer::{AdamwConfig, OptimizerConfig, OptimizerRule, ScheduleConfig};
+pub use optimizer::{AdamwConfig, DecayShape, OptimizerConfig, OptimizerRule, ScheduleConfig};
 pub use renamed::current_names;
 pub use sections::{
-    CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig, SavedWeights, TrainConfig,
+    CheckpointConfig, DataConfig, EvalConfig, RunConfig, SampleConfig, SavedWeights, Shuffle,
+    TrainConfig,
 };
 use serde::{Deserialize, Serialize};
+pub use stages::{BatchLr, BatchStage, SeqStage};
 pub use watchdog::{WatchdogAction, WatchdogConfig};
 
 use crate::{Error, Result};
@@ -44,6 +49,9 @@ pub struct Recipe {
     pub schedule: ScheduleConfig,
     /// Number of steps, and the size of a step.
     pub train: TrainConfig,
+    /// Averages of weights. Recipes of older runs lack them.
+    #[serde(default)]
+    pub average: AverageConfig,
     /// Evaluation on held-out data.
     pub eval: EvalConfig,
     /// Generated samples.
@@ -62,6 +70,23 @@ impl Recipe {
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io("reading the recipe", path))?;
         Self::parse(&text, &path.display().to_string(), overrides)
+    }
+
+    /// Reads the recipe of an existing run. One of an earlier version keeps its meaning: a key that
+    /// it lacks has the value that every run had before there was the key.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub(crate) fn of_run(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("reading the recipe", path))?;
+        let origin = path.display().to_string();
+        let has = |key: &str| {
+            let table: Option<toml::Table> = toml::from_str(&text).ok();
+            table.is_none_or(|t| t.get("data").is_none_or(|data| data.get(key).is_some()))
+        };
+        let old = DataConfig::OLD_RUNS.iter().filter(|(key, _)| !has(key));
+        let sets: Vec<_> = old.map(|(key, value)| format!("data.{key}={value}")).collect();
+        Self::parse(&text, &origin, &sets)
     }
 
     /// Reads a recipe from text; `origin` names it in errors.
@@ -153,6 +178,7 @@ impl Recipe {
         self.optimizer.validate(self, &mut faults);
         self.schedule.validate(self, &mut faults);
         self.train.validate(self, &mut faults);
+        self.average.validate(self, &mut faults);
         self.sample.validate(&mut faults);
         self.checkpoint.validate(self, &mut faults);
         self.watchdog.validate(self, &mut faults);

@@ -128,8 +128,8 @@ pub enum ScheduleConfig {
         /// Share of the peak at the end.
         min_ratio: f32,
     },
-    /// Linear warm-up, constant, then linear decay to `min_ratio` of the peak over the last
-    /// `decay_steps` (warm-up, stable, decay: Hu et al. 2024).
+    /// Linear warm-up, constant, then decay to `min_ratio` of the peak over the last `decay_steps`
+    /// (warm-up, stable, decay: Hu et al. 2024).
     Wsd {
         /// Steps of warm-up.
         warmup_steps: u64,
@@ -137,14 +137,30 @@ pub enum ScheduleConfig {
         decay_steps: u64,
         /// Share of the peak at the end.
         min_ratio: f32,
+        /// Curve of the decay. Recipes of older runs lack it.
+        #[serde(default)]
+        decay_shape: DecayShape,
     },
+}
+
+/// The curve by which a learning rate falls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DecayShape {
+    /// A straight line.
+    #[default]
+    #[serde(rename = "linear")]
+    Linear,
+    /// One minus the square root of the share that is done: it falls fast at first (Hägele et al.
+    /// 2024).
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
 }
 
 impl ScheduleConfig {
     pub(super) fn validate(&self, recipe: &Recipe, faults: &mut Faults) {
         let (warmup, decay, min_ratio) = match *self {
             Self::Cosine { warmup_steps, min_ratio } => (warmup_steps, 0, min_ratio),
-            Self::Wsd { warmup_steps, decay_steps, min_ratio } => {
+            Self::Wsd { warmup_steps, decay_steps, min_ratio, .. } => {
                 (warmup_steps, decay_steps, min_ratio)
             }
         };

@@ -1,9 +1,11 @@
 //! The sections of a recipe that are plain lists of keys.
 
+use lehr_data::SplitBy;
 use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::stages::{BatchLr, BatchStage, SeqStage, check_stages};
 use super::{Faults, ObjectiveKind, Recipe};
 
 /// `[run]`
@@ -46,6 +48,10 @@ pub struct DataConfig {
     pub validation_path: String,
     /// Share of documents held out if there is no `validation_path`.
     pub validation_fraction: f64,
+    /// What is held out as a whole: sources, or documents cut from them.
+    pub split: SplitBy,
+    /// What each pass over texts puts into a new order.
+    pub shuffle: Shuffle,
     /// Plain text is cut into documents of at least this many bytes; 0 = whole files.
     pub document_bytes: usize,
     /// Field of the text in records.
@@ -60,7 +66,21 @@ pub struct DataConfig {
     pub template_args: Map<String, Value>,
 }
 
+/// What each pass over texts puts into a new order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shuffle {
+    /// Documents, which are then cut into rows anew, and the rows.
+    Documents,
+    /// Rows. All passes have the same ones, cut from the documents in the order of the files.
+    Rows,
+}
+
 impl DataConfig {
+    /// The values that keys have in recipes of runs that began before there were these keys.
+    pub(crate) const OLD_RUNS: [(&'static str, &'static str); 2] =
+        [("split", "document"), ("shuffle", "rows")];
+
     pub(super) fn validate(&self, recipe: &Recipe, faults: &mut Faults) {
         let names = self.template_args.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let used = names.is_empty() || recipe.objective == ObjectiveKind::Chat;
@@ -73,7 +93,7 @@ impl DataConfig {
 }
 
 /// `[train]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
     /// Optimiser steps.
@@ -94,6 +114,16 @@ pub struct TrainConfig {
     /// model has one. Runs from before this key lack it.
     #[serde(default)]
     pub new_head: bool,
+    /// How the learning rate follows the tokens of a step in `batch_stages`.
+    #[serde(default)]
+    pub batch_lr: BatchLr,
+    /// Tokens of a step in parts of the run; empty = always the same. The last fields, because TOML
+    /// writes tables after values.
+    #[serde(default)]
+    pub batch_stages: Vec<BatchStage>,
+    /// Tokens of a row in parts of the run; empty = always `seq_len`.
+    #[serde(default)]
+    pub seq_stages: Vec<SeqStage>,
 }
 
 impl TrainConfig {
@@ -116,6 +146,7 @@ impl TrainConfig {
             let found = format!("empty at {index}");
             faults.check(false, "train.freeze", &found, "patterns of parameters' names");
         }
+        check_stages(recipe, faults);
     }
 }
 

@@ -4,7 +4,9 @@
 use lehr_tensor::Param;
 use lehr_tensor::inplace::SquaredGradNorm;
 
-use super::{Session, StepNumbers, checkpoint, contents};
+use super::{Session, StepNumbers};
+use crate::average::Average;
+use crate::checkpoint::{self, Contents};
 use crate::observe::Event;
 use crate::recipe::WatchdogAction;
 use crate::watchdog::Verdict;
@@ -92,6 +94,8 @@ impl Session<'_> {
         self.task.objective.model().params().clear_grads();
         let optimizer = &mut *self.stepper.optimizer;
         let mut state = checkpoint::restore(&path, self.task.objective.as_mut(), optimizer)?;
+        self.average = Average::new(self.recipe.average, self.recipe.train.steps);
+        self.average.restore(&path, self.task.objective.model().params(), to)?;
         state.elapsed_s = self.state.elapsed_s;
         state.inputs = self.state.inputs.take();
         state.watchdog.n_undone = attempt - to;
@@ -136,7 +140,13 @@ impl Session<'_> {
     fn save_for_study(&mut self) -> Result<Option<std::path::PathBuf>> {
         let debug = self.dir.map(|dir| dir.path().join(format!("debug-step-{}", self.state.step)));
         if let Some(folder) = &debug {
-            let contents = contents(self.task, &self.stepper, &self.state, self.base.as_ref());
+            let contents = Contents {
+                objective: self.task.objective.as_ref(),
+                optimizer: &*self.stepper.optimizer,
+                state: &self.state,
+                base: self.base.as_ref(),
+                last_weights: &[],
+            };
             checkpoint::save_at(self.storage, folder, &contents)?;
         }
         Ok(debug)

@@ -29,6 +29,8 @@ impl Session<'_> {
             self.compare_inputs(dir, checkpoint::read_state(&path)?.inputs, &inputs)?;
             let optimizer = &mut *self.stepper.optimizer;
             self.state = checkpoint::restore(&path, self.task.objective.as_mut(), optimizer)?;
+            let params = self.task.objective.model().params();
+            self.average.restore(&path, params, self.state.step)?;
             self.saved_step = Some(step);
         }
         self.state.inputs = Some(inputs);

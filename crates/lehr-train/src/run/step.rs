@@ -29,8 +29,8 @@ pub struct Stepper {
     pub loss_limit: Option<f64>,
     /// The recorder, if steps are recorded as CUDA graphs.
     graph: Option<StepGraph>,
-    /// Whether a first step was made without recording.
-    has_run: bool,
+    /// Rows and tokens of a row in each micro-batch of the last step; empty before the first.
+    shapes: Vec<(usize, usize)>,
 }
 
 /// The inputs of one step.
@@ -119,7 +119,7 @@ impl Stepper {
             loss_scale: (dtype == DType::F16).then_some(LossScale::START),
             loss_limit: None,
             graph,
-            has_run: false,
+            shapes: Vec::new(),
         })
     }
 
@@ -133,13 +133,14 @@ impl Stepper {
             return self.step_in_backward(inputs);
         }
         let Some(mut graph) = self.graph.take() else { return self.step(inputs) };
-        // The first step loads kernels and reserves memory, which cannot happen while a graph is
-        // recorded.
-        let enqueued = match self.has_run {
+        let shapes: Vec<_> = inputs.batches.iter().map(|b| (b.batch_size, b.seq_len)).collect();
+        // The first step, and the first of another size, loads kernels and reserves memory, which
+        // cannot happen while a graph is recorded.
+        let enqueued = match self.shapes == shapes {
             false => self.step(inputs),
             true => graph.run(|| self.step(inputs)),
         };
-        (self.graph, self.has_run) = (Some(graph), true);
+        (self.graph, self.shapes) = (Some(graph), shapes);
         enqueued
     }
 

@@ -7,10 +7,11 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lehr_data::SplitBy;
 use lehr_tensor::Philox;
 use lehr_train::recipe::{
     CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
-    RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
+    RunConfig, SampleConfig, ScheduleConfig, Shuffle, TokenizerConfig, TrainConfig,
 };
 use lehr_train::{Event, Metrics, Observer, Recipe, RunDir, Task, WatchdogEvent, prepare};
 
@@ -110,6 +111,9 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
             path: data.display().to_string(),
             validation_fraction: 0.1,
             document_bytes: 300,
+            // The stored losses are of this split and this order.
+            split: SplitBy::Document,
+            shuffle: Shuffle::Rows,
             ..base.data
         },
         tokenizer: TokenizerConfig::Train { vocab_size: 320, pattern: "gpt4".into() },
@@ -120,6 +124,7 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
         }),
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
         train: TrainConfig { steps: 6, batch_size: 4, seq_len: 48, ..base.train },
+        average: base.average,
         eval: EvalConfig { every_steps: 0, batches_max: 2 },
         sample: SampleConfig { max_tokens: 8, temperature: 0.8, ..base.sample },
         checkpoint: CheckpointConfig { every_steps: 2, ..base.checkpoint },
