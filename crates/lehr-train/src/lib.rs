@@ -36,7 +36,7 @@ pub use objective::{
     evaluate, next_token_loss,
 };
 pub use observe::{Event, Observer, Quiet};
-pub use optim::{AdamW, Optimizer, Update};
+pub use optim::{AdamW, Muon, Optimizer, Update, optimizer_state_bytes};
 pub use plan::{
     Budget, Finetuning, FitData, Fitted, Fixed, device_gflops, fit_finetune, fit_pretrain,
     machine_gflops,

@@ -3,6 +3,7 @@
 //! A new key is a field of its section, which is also where it is documented and checked, and a
 //! line in `base.toml`, which every other recipe extends: fitted ones, files, tests, benchmarks.
 
+mod groups;
 mod merge;
 mod model;
 mod optimizer;
@@ -11,6 +12,7 @@ mod sections;
 
 use std::path::{Path, PathBuf};
 
+pub use groups::{GroupChange, GroupConfig, MuonConfig};
 pub use model::{ModelConfig, ObjectiveKind, TokenizerConfig};
 pub use optimizer::{AdamwConfig, OptimizerConfig, OptimizerRule, ScheduleConfig};
 pub use renamed::current_names;
@@ -73,6 +75,7 @@ impl Recipe {
             merge::set(&mut table, item)
                 .map_err(|reason| fault(reason, Some(merge::HINT.to_owned())))?;
         }
+        merge::replace_optimizer(&mut table, text, overrides);
         if let Some((reason, hint)) = renamed::find(&table) {
             return Err(fault(reason, Some(hint)));
         }
