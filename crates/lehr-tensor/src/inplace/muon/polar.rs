@@ -1,6 +1,7 @@
 //! The orthogonal factor of a matrix, approximately: five steps of Polar Express on the CPU.
 
 use lehr_kernels::gemm::{Matrix, gemm};
+use lehr_kernels::simd::{Kernel, Simd, dispatch};
 use lehr_kernels::threads::{self, SharedMut};
 
 use crate::Result;
@@ -17,10 +18,10 @@ pub(super) const STEPS: [[f32; 3]; 5] = [
 ];
 
 /// Rows of a symmetric product that are computed together. A block of rows ends at its diagonal
-/// block, so short blocks compute little above the diagonal. It is a multiple of the height of
-/// every register tile (14, 6, 8 and 4 rows); docs/experiments.md has the measurement.
-const BLOCK: usize = 168;
-/// Side of the squares in which a triangle is mirrored.
+/// block, so short blocks compute little above the diagonal. It is a multiple of the height of most
+/// register tiles (14, 8 and 4 rows); docs/experiments.md has the measurement.
+const BLOCK: usize = 112;
+/// Side of the squares in which a triangle is mirrored: a multiple of the lanes of every vector.
 const TILE: usize = 32;
 
 /// Memory of one orthogonalisation of a matrix `[rows, cols]`.
@@ -109,18 +110,40 @@ fn combine(n: usize, [a, b, c]: [f32; 3], gram: &[f32], squared: &mut [f32]) {
 
 /// Copies what is below the diagonal to above it.
 fn mirror(n: usize, x: &mut [f32]) {
+    assert!(n * n <= x.len(), "mirror: a square matrix");
     let x = SharedMut::new(x);
-    let n_tiles = n.div_ceil(TILE);
-    threads::run(n_tiles, |tile| {
-        let at = x.ptr();
-        for i in tile * TILE..n.min((tile + 1) * TILE) {
-            for j in 0..i {
-                // SAFETY: both places are in the matrix. A task reads below the diagonal, where
-                // none writes, and writes column i above it, which only this task does.
+    threads::run(n.div_ceil(TILE), |tile| dispatch(Mirror { n, x, first: tile * TILE }));
+}
+
+/// Mirrors the rows of a tile, which become columns that only its task writes.
+struct Mirror {
+    n: usize,
+    x: SharedMut<f32>,
+    first: usize,
+}
+
+impl Kernel for Mirror {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { n, x, first } = self;
+        let (at, end) = (x.ptr(), n.min(first + TILE));
+        // Whole tiles left of the diagonal, in squares of vectors.
+        let whole = if end - first == TILE { first } else { 0 };
+        for j in (0..whole).step_by(S::LANES) {
+            for i in (first..end).step_by(S::LANES) {
+                // SAFETY: both squares are in the matrix, the one read below the diagonal, where no
+                // task writes, and the one written above it.
+                unsafe { s.transpose(at.add(i * n + j), n, at.add(j * n + i), n) };
+            }
+        }
+        for i in first..end {
+            for j in whole..i {
+                // SAFETY: as above.
                 unsafe { *at.add(j * n + i) = *at.add(i * n + j) };
             }
         }
-    });
+    }
 }
 
 #[cfg(test)]
