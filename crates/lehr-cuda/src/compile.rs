@@ -29,10 +29,11 @@ macro_rules! source {
 }
 
 /// Headers that sources include.
-pub(super) const HEADERS: [(&str, &str); 16] = [
+pub(super) const HEADERS: [(&str, &str); 17] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("rows.cuh", include_str!("kernels/rows.cuh")),
     ("best.cuh", include_str!("kernels/best.cuh")),
+    ("clip.cuh", include_str!("kernels/clip.cuh")),
     ("sample.cuh", include_str!("kernels/sample.cuh")),
     ("mma.cuh", include_str!("kernels/mma.cuh")),
     ("attention.cuh", include_str!("kernels/attention.cuh")),

@@ -53,7 +53,7 @@ pub use lehr_kernels::{
     set_isa, simd::tile16, threads,
 };
 pub use params::{
-    Init, Load, LoadStored, NamePattern, Named, Param, ParamBuilder, ParamStore, Role, Source,
-    StoredMatrix, StoredShape, Weight,
+    Init, Load, LoadStored, MatrixForm, NamePattern, Named, OutputParts, OutputRuns, Param,
+    ParamBuilder, ParamStore, Role, Source, StoredMatrix, StoredShape, Weight,
 };
 pub use tensor::Tensor;

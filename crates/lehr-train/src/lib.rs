@@ -39,7 +39,7 @@ pub use objective::{
     evaluate, next_token_loss,
 };
 pub use observe::{Event, Observer, Quiet};
-pub use optim::{AdamW, Optimizer, Update};
+pub use optim::{AdamW, Muon, Optimizer, Update, optimizer_state_bytes};
 pub use plan::{
     Budget, Finetuning, FitData, Fitted, Fixed, Prediction, device_gflops, fit_finetune,
     fit_pretrain, machine_gflops, product_gflops,

@@ -185,7 +185,8 @@ impl<'a> Session<'a> {
         (observer, pulse): (&'a Shared<'a>, &'a Pulse),
     ) -> Result<Self> {
         let model = task.objective.model();
-        let stepper = Stepper::new(&recipe.optimizer, model, recipe.train.cuda_graph)?;
+        let mut stepper = Stepper::new(&recipe.optimizer, model, recipe.train.cuda_graph)?;
+        stepper.optimizer.set_steps(recipe.train.steps);
         let n_params = model.params().n_values();
         let prefetches = task.objective.rollout().is_none();
         let mut session = Self {

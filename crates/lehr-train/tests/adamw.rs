@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -48,6 +50,7 @@ impl Golden {
             beta2: number("beta2"),
             eps: number("eps"),
             weight_decay: number("weight_decay"),
+            cautious: false,
             grad_scale: 1.0,
             step,
         }
@@ -185,9 +188,10 @@ fn matrices_decay_vectors_do_not_and_embeddings_learn_at_their_own_rate() {
         eps: rule.eps,
         weight_decay: rule.weight_decay,
         embedding_lr_ratio: 3.0,
+        ..common::adamw()
     };
     let store = store(&golden);
-    let mut optimizer = lehr_train::AdamW::new(&config, &store).unwrap();
+    let mut optimizer = lehr_train::AdamW::new(&config, rule.lr, &store).unwrap();
     let (mut vector, mut embedding) = (Alone::new(&golden, 1), Alone::new(&golden, 0));
     for step in 1..=10 {
         for (param, tensor) in store.params().iter().zip([0, 1, 0]) {

@@ -81,8 +81,9 @@ fn an_infinite_gradient_says_which_weights_were_updated() {
         assert!(text.contains(expected.0) && hint.contains(expected.1), "{text}; {hint}");
         // A state between two steps is nothing to continue from.
         let mut fresh = prepared(&recipe);
-        let OptimizerRule::Adamw(config) = &recipe.optimizer.rule;
-        let mut optimizer = AdamW::new(config, fresh.objective.model().params()).unwrap();
+        let OptimizerRule::Adamw(config) = &recipe.optimizer.rule else { panic!("AdamW") };
+        let mut optimizer =
+            AdamW::new(config, recipe.optimizer.lr, fresh.objective.model().params()).unwrap();
         let restored = checkpoint::restore(&debug, fresh.objective.as_mut(), &mut optimizer);
         assert_eq!(restored.is_err(), in_backward);
     }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig};
@@ -31,8 +33,9 @@ fn optimizer(params: &ParamStore) -> AdamW {
         eps: 1e-20,
         weight_decay: 0.0,
         embedding_lr_ratio: RATIO,
+        ..common::adamw()
     };
-    AdamW::new(&config, params).unwrap()
+    AdamW::new(&config, LR, params).unwrap()
 }
 
 /// Tokens and targets of the golden, targets where they are predicted.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
-use lehr_tensor::{Role, Tensor};
+use lehr_tensor::{OutputParts, Role, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -240,6 +240,10 @@ impl Block {
         let input_layernorm = Norm::build(config, p.at("input_layernorm"))?;
         let mut attn = p.at("self_attention");
         let qkv = LinearShape::new(d, q + 2 * kv).with_bias(bias || config.add_qkv_bias);
+        let qkv = qkv.with_parts(match config.multi_query_attention {
+            true => OutputParts::Qkv { q, kv },
+            false => OutputParts::QkvByHead { head_dim: spec.head_dim },
+        });
         let role = Role::Attention;
         let query_key_value = Linear::build(&mut attn.at("query_key_value"), role, qkv, std)?;
         let out = LinearShape::new(q, d).with_bias(bias);
@@ -249,6 +253,7 @@ impl Block {
         let mut linear = |name, shape: LinearShape, std| {
             Linear::build(&mut mlp.at(name), Role::Mlp, shape.with_bias(bias), std)
         };
+        let halves = OutputParts::Halves;
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
         Ok(Self {
             input_layernorm,
@@ -258,7 +263,11 @@ impl Block {
             dense,
             post_attention_layernorm,
             mlp: FusedGatedMlp {
-                gate_up: linear("dense_h_to_4h", LinearShape::new(d, 2 * f), std)?,
+                gate_up: linear(
+                    "dense_h_to_4h",
+                    LinearShape::new(d, 2 * f).with_parts(halves),
+                    std,
+                )?,
                 down: linear("dense_4h_to_h", LinearShape::new(f, d), residual_std)?,
                 activation: Activation::Silu,
                 gate: GateHalf::First,

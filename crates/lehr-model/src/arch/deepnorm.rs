@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable};
-use lehr_tensor::{Role, Tensor};
+use lehr_tensor::{OutputParts, Role, Tensor};
 
 use super::attention::{Attention, AttentionContext, Qkv};
 use super::prefix::PrefixRule;
@@ -104,7 +104,11 @@ impl Block {
         let input_layernorm = LayerNorm::build(&mut p.at("input_layernorm"), d, eps)?;
         let mut attn = p.at("attention");
         let mut linear = |name, n_out, std| {
-            let shape = LinearShape::new(d, n_out).with_bias(true);
+            let parts = match name {
+                "query_key_value" => OutputParts::QkvByHead { head_dim: spec.head_dim },
+                _ => OutputParts::Whole,
+            };
+            let shape = LinearShape::new(d, n_out).with_bias(true).with_parts(parts);
             Linear::build(&mut attn.at(name), Role::Attention, shape, std)
         };
         // The published code divides the scores of layer `l` by `l + 1` and multiplies them back,

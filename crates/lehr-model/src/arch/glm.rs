@@ -2,8 +2,8 @@
 //! of each head, RMSNorm before each sub-layer, grouped-query attention with biases on q, k and v,
 //! a SwiGLU MLP with one matrix for gate and up. Weights are `[out, in]`.
 
-use lehr_tensor::Role;
 use lehr_tensor::ops::rope::RopeLayout;
+use lehr_tensor::{OutputParts, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -169,7 +169,8 @@ impl GlmConfig {
     /// Builds the gated MLP of a block. `gate_up_proj` holds the gate first.
     pub(super) fn mlp(&self, mut p: LayerBuilder<'_>) -> Result<Mlp> {
         let (d, f, std) = (self.hidden_size, self.intermediate_size, self.initializer_range);
-        let (wide, down) = (LinearShape::new(d, 2 * f), LinearShape::new(f, d));
+        let wide = LinearShape::new(d, 2 * f).with_parts(OutputParts::Halves);
+        let down = LinearShape::new(f, d);
         let down_std = residual_std(std, self.num_hidden_layers);
         Ok(Mlp::Fused(FusedGatedMlp {
             gate_up: Linear::build(&mut p.at("gate_up_proj"), Role::Mlp, wide, std)?,

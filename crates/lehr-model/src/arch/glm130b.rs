@@ -3,9 +3,9 @@
 //! head tied to the embedding. Weights are `[out, in]`. `deepnorm.rs` gives the equations of a
 //! block.
 
-use lehr_tensor::Role;
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::rope::frequencies;
+use lehr_tensor::{OutputParts, Role};
 use serde::{Deserialize, Serialize};
 
 use super::deepnorm::{self, Mlp, Rotation, WeightStd};
@@ -148,7 +148,11 @@ impl FamilyConfig for Glm130bConfig {
         };
         deepnorm::build(p, shape, |mut p| {
             let mut linear = |name, n_in, n_out, std| {
-                let shape = LinearShape::new(n_in, n_out).with_bias(true);
+                let parts = match name {
+                    "dense_h_to_4h" => OutputParts::Halves,
+                    _ => OutputParts::Whole,
+                };
+                let shape = LinearShape::new(n_in, n_out).with_bias(true).with_parts(parts);
                 Linear::build(&mut p.at(name), Role::Mlp, shape, std)
             };
             Ok(Mlp::GeGlu(FusedGatedMlp {

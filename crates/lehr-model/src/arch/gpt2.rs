@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lehr_tensor::ops::activation::Activation;
-use lehr_tensor::{Role, Tensor};
+use lehr_tensor::{OutputParts, Role, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::attention::{Attention, AttentionContext};
@@ -147,17 +147,18 @@ impl Block {
         if config.scale_attn_by_inverse_layer_idx {
             scale /= (index + 1) as f32;
         }
-        let linear = |mut p: LayerBuilder<'_>, role, (n_in, n_out), std| {
-            let shape = LinearShape::new(n_in, n_out).transposed().with_bias(true);
-            Linear::build(&mut p, role, shape, std)
+        let linear = |mut p: LayerBuilder<'_>, role, shape: LinearShape, std| {
+            Linear::build(&mut p, role, shape.transposed().with_bias(true), std)
         };
+        let shape = LinearShape::new;
+        let qkv = shape(d, 3 * d).with_parts(OutputParts::Qkv { q: d, kv: d });
         Ok(Self {
             ln_1: LayerNorm::build(&mut p.at("ln_1"), d, eps)?,
-            c_attn: linear(p.at("attn").at("c_attn"), Role::Attention, (d, 3 * d), std)?,
-            c_proj: linear(p.at("attn").at("c_proj"), Role::Attention, (d, d), residual_std)?,
+            c_attn: linear(p.at("attn").at("c_attn"), Role::Attention, qkv, std)?,
+            c_proj: linear(p.at("attn").at("c_proj"), Role::Attention, shape(d, d), residual_std)?,
             ln_2: LayerNorm::build(&mut p.at("ln_2"), d, eps)?,
-            c_fc: linear(p.at("mlp").at("c_fc"), Role::Mlp, (d, inner), std)?,
-            mlp_c_proj: linear(p.at("mlp").at("c_proj"), Role::Mlp, (inner, d), residual_std)?,
+            c_fc: linear(p.at("mlp").at("c_fc"), Role::Mlp, shape(d, inner), std)?,
+            mlp_c_proj: linear(p.at("mlp").at("c_proj"), Role::Mlp, shape(inner, d), residual_std)?,
             attention: Attention::new(&config.spec(), index).with_scale(scale),
         })
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::{Device, Init, Param, Result, Role, Tensor, Weight, is_recording};
+use lehr_tensor::{
+    Device, Init, MatrixForm, OutputParts, Param, Result, Role, Tensor, Weight, is_recording,
+};
 
 use super::{Embedding, LayerBuilder};
 use crate::adapt::Adapter;
@@ -40,19 +42,28 @@ pub struct LinearShape {
     pub layout: WeightLayout,
     /// Whether it has a bias.
     pub bias: bool,
+    /// The maps that share the weight, for optimisers that treat a matrix as a whole.
+    pub parts: OutputParts,
 }
 
 impl LinearShape {
     /// Describes a weight `[out, in]` without bias.
     #[must_use]
     pub fn new(n_in: usize, n_out: usize) -> Self {
-        Self { n_in, n_out, layout: WeightLayout::OutIn, bias: false }
+        let parts = OutputParts::Whole;
+        Self { n_in, n_out, layout: WeightLayout::OutIn, bias: false, parts }
     }
 
     /// Sets whether the layer has a bias.
     #[must_use]
     pub fn with_bias(self, bias: bool) -> Self {
         Self { bias, ..self }
+    }
+
+    /// Names the maps that share the weight.
+    #[must_use]
+    pub fn with_parts(self, parts: OutputParts) -> Self {
+        Self { parts, ..self }
     }
 
     /// Selects the weight layout `[in, out]`.
@@ -73,10 +84,13 @@ impl Linear {
         shape: LinearShape,
         std: f32,
     ) -> Result<Self> {
-        let LinearShape { n_in, n_out, layout, bias } = shape;
+        let LinearShape { n_in, n_out, layout, bias, parts } = shape;
         let transposed = layout == WeightLayout::InOut;
         let sides = if transposed { [n_in, n_out] } else { [n_out, n_in] };
         let weight = p.matrix("weight", role, sides, transposed, Init::Normal(std))?;
+        if let Weight::Param(weight) = &weight {
+            weight.set_form(MatrixForm { transposed, parts });
+        }
         let bias = match bias {
             true => Some(p.param("bias", Role::Bias, [n_out], Init::Constant(0.0))?),
             false => None,

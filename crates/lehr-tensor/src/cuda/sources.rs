@@ -6,6 +6,7 @@ use crate::{copy, inplace, ops};
 pub(crate) static ALL: &[&Source] = &[
     &copy::KERNELS,
     &inplace::cuda::KERNELS,
+    &inplace::muon::cuda::KERNELS,
     &inplace::pages::KERNELS,
     &inplace::sample::KERNELS,
     &ops::activation::cuda::KERNELS,

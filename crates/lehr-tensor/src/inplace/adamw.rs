@@ -20,6 +20,9 @@ pub struct AdamW {
     pub eps: f32,
     /// Decoupled weight decay: the parameter shrinks by `lr * weight_decay` first.
     pub weight_decay: f32,
+    /// Whether only weights decay whose update also moves them towards 0 (Chen et al. 2025,
+    /// <https://arxiv.org/abs/2510.12402>).
+    pub cautious: bool,
     /// The gradient is multiplied by this first: it undoes loss scaling.
     pub grad_scale: f32,
     /// Number of this update, from 1, for the bias correction.
@@ -116,6 +119,8 @@ fn on_cuda(items: &[AdamWItem<'_>], rule: AdamW, clip: Option<Clip<'_>>) -> Resu
 /// `p ← p (1 − lr λ); m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²;
 /// p ← p − lr · m̂ / (√v̂ + ε)` with `m̂ = m / (1 − β₁ᵗ)`, `v̂ = v / (1 − β₂ᵗ)`.
 ///
+/// If `rule.cautious`, the first step leaves out weights whose `p m` is negative.
+///
 /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>; the order of operations is
 /// PyTorch's.
 ///
@@ -154,6 +159,7 @@ impl Kernel for Update<'_> {
         let keep = s.splat(1.0 - rule.lr * rule.weight_decay);
         let (eps, v_scale) = (s.splat(rule.eps), s.splat(v_scale));
         let (minus_step, g_scale) = (s.splat(-step_size), s.splat(rule.grad_scale));
+        let (zero, one) = (s.splat(0.0), s.splat(1.0));
         for i in (0..param.len()).step_by(S::LANES) {
             let n = (param.len() - i).min(S::LANES);
             // SAFETY: `n` numbers from i are within all four slices, which have one length.
@@ -163,7 +169,12 @@ impl Kernel for Update<'_> {
                 let gg = s.mul(rest2, s.mul(g, g));
                 let v_new = s.fma(beta2, s.load_n(v.as_ptr().add(i), n), gg);
                 let root = s.fma(s.sqrt(v_new), v_scale, eps);
-                let p = s.mul(s.load_n(param.as_ptr().add(i), n), keep);
+                let p = s.load_n(param.as_ptr().add(i), n);
+                let keep = match rule.cautious {
+                    true => s.select_gt(zero, s.mul(m_new, p), one, keep),
+                    false => keep,
+                };
+                let p = s.mul(p, keep);
                 let p = s.fma(minus_step, s.div(m_new, root), p);
                 s.store_n(m.as_mut_ptr().add(i), m_new, n);
                 s.store_n(v.as_mut_ptr().add(i), v_new, n);

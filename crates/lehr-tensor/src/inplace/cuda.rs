@@ -23,7 +23,7 @@ fn chunks(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
 }
 
 /// Uploads a table of words to the device of `beside`.
-fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
+pub(super) fn table(words: &[u64], beside: &Tensor) -> Result<Tensor> {
     let halves: Vec<i32> =
         words.iter().flat_map(|w| [*w as u32 as i32, (*w >> 32) as u32 as i32]).collect();
     Tensor::from_ids(&halves, [halves.len()])?.to_device(beside.device())
@@ -90,7 +90,7 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
     let words = table(&words, first.param)?;
     let dtype = items.iter().find_map(|item| item.shadow).map_or(DType::F32, Tensor::dtype);
     let (step_size, v_scale) = rule.corrections();
-    let AdamW { lr, beta1, beta2, eps, grad_scale, .. } = rule;
+    let AdamW { lr, beta1, beta2, eps, grad_scale, cautious, .. } = rule;
     let args = args![
         &words,
         &cut,
@@ -105,6 +105,7 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
         clip.and_then(|clip| clip.squared_norm.on_cuda()),
         clip.map_or(0.0, |clip| clip.max_norm),
         grad_scale,
+        cautious,
     ];
     cuda.launch(&KERNELS, dtype, "adamw", Extent::line(n_chunks, 256), args)
 }

@@ -4,6 +4,7 @@
 // the last chunk of a tensor is shorter. `chunks` has an entry for each, in any order, and one
 // launch covers all: one block per chunk is best, any grid is right.
 #include "best.cuh"
+#include "clip.cuh"
 #include "common.cuh"
 
 // In Rust: #[repr(C)] struct { tensor: u32, chunk: u32 }.
@@ -89,14 +90,17 @@ extern "C" __global__ void __launch_bounds__(256)
 // The numbers of an update that are the same for a whole tensor.
 struct AdamwRule {
     float keep, minus_step, beta1, beta2, rest1, rest2, eps, v_scale, g_scale;
+    // Whether only weights decay whose update also moves them towards 0.
+    bool cautious;
 };
 // Of lr, beta1, ... as in inplace/adamw.rs: keep = 1 - lr lambda, step_size = lr / (1 - beta1^t),
 // v_scale = 1 / sqrt(1 - beta2^t).
 DEVICE AdamwRule adamw_rule(float lr, float beta1, float beta2, float eps, float step_size,
-    float v_scale, float weight_decay, float g_scale) {
+    float v_scale, float weight_decay, float g_scale, bool cautious) {
     // Each operation is rounded for itself, as on the CPU: the compiler would fuse them.
     float keep = __fsub_rn(1.0f, __fmul_rn(lr, weight_decay));
-    return {keep, -step_size, beta1, beta2, 1.0f - beta1, 1.0f - beta2, eps, v_scale, g_scale};
+    return {keep, -step_size, beta1, beta2, 1.0f - beta1, 1.0f - beta2, eps, v_scale, g_scale,
+        cautious};
 }
 // The order of operations is that of inplace/adamw.rs, and so are the bits.
 DEVICE void adamw_element(const AdamwRule& rule, float& p, float grad, float& m, float& v) {
@@ -104,7 +108,8 @@ DEVICE void adamw_element(const AdamwRule& rule, float& p, float grad, float& m,
     m = fmaf(rule.beta1, m, __fmul_rn(rule.rest1, g));
     v = fmaf(rule.beta2, v, __fmul_rn(rule.rest2, __fmul_rn(g, g)));
     float root = fmaf(sqrtf(v), rule.v_scale, rule.eps);
-    p = fmaf(rule.minus_step, m / root, __fmul_rn(p, rule.keep));
+    float keep = rule.cautious && __fmul_rn(m, p) < 0.0f ? 1.0f : rule.keep;
+    p = fmaf(rule.minus_step, m / root, __fmul_rn(p, keep));
 }
 // Updates n elements with the threads of this block, number `thread` of `n_threads`.
 DEVICE void adamw_elements(const AdamwRule& rule, i64 thread, i64 n_threads, i64 n, float* param,
@@ -126,7 +131,8 @@ DEVICE void adamw_elements(const AdamwRule& rule, i64 thread, i64 n_threads, i64
 
 // AdamW over a list of tensors, in place: p <- p (1 - lr lambda); m <- beta1 m + (1 - beta1) g; v
 // <- beta2 v + (1 - beta2) g^2; p <- p - step_size m / (sqrt(v) v_scale + eps); shadow <- p
-// rounded. lr and step_size are those of lr_scale = 1.
+// rounded. lr and step_size are those of lr_scale = 1. If `cautious`, the first step leaves out
+// weights whose p m is negative.
 //
 // g is grad * grad_scale, and if clip_norm > 0 and norm > clip_norm times clip_norm / norm, where
 // norm = sqrt(*sum_of_squares) * grad_scale: the sum over all gradients as they lie in memory
@@ -137,31 +143,18 @@ DEVICE void adamw_elements(const AdamwRule& rule, i64 thread, i64 n_threads, i64
 extern "C" __global__ void __launch_bounds__(256, 4)
     adamw(const AdamwTensor* tensors, const Chunk* chunks, int n_chunks, int chunk_len, float lr,
         float beta1, float beta2, float eps, float step_size, float v_scale,
-        const double* sum_of_squares, float clip_norm, float grad_scale) {
-    __shared__ float shared_g_scale;
-    __shared__ int shared_skip;
-    if (threadIdx.x == 0) {
-        float g_scale = grad_scale;
-        int skip = 0;
-        if (sum_of_squares) {
-            double sum = *sum_of_squares, norm = sqrt(sum) * grad_scale;
-            // False for NaN, too.
-            skip = !(sum < INFINITY);
-            if (clip_norm > 0.0f && norm > clip_norm)
-                g_scale = (float)(grad_scale * (clip_norm / norm));
-        }
-        shared_g_scale = g_scale;
-        shared_skip = skip;
-    }
+        const double* sum_of_squares, float clip_norm, float grad_scale, int cautious) {
+    __shared__ Clipped shared_clipped;
+    if (threadIdx.x == 0) shared_clipped = clipped(sum_of_squares, clip_norm, grad_scale);
     __syncthreads();
-    if (shared_skip) return;
-    float g_scale = shared_g_scale;
+    if (shared_clipped.skip) return;
+    float g_scale = shared_clipped.g_scale;
     for (int c = blockIdx.x; c < n_chunks; c += gridDim.x) {
         AdamwTensor t = tensors[chunks[c].tensor];
         i64 start = (i64)chunks[c].chunk * chunk_len;
         AdamwRule rule =
             adamw_rule(lr * t.lr_scale, beta1, beta2, eps, step_size * t.lr_scale, v_scale,
-                t.weight_decay, g_scale);
+                t.weight_decay, g_scale, cautious != 0);
         i64 n = length_of(t.n, start, chunk_len);
         T* shadow = t.shadow ? global(t.shadow) + start : t.shadow;
         adamw_elements(rule, threadIdx.x, blockDim.x, n, global(t.param) + start,

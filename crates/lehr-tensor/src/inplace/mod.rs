@@ -7,12 +7,14 @@ use crate::{Error, Result, Tensor};
 mod adamw;
 pub(crate) mod cuda;
 mod lerp;
+pub(crate) mod muon;
 mod norm;
 pub(crate) mod pages;
 pub mod sample;
 
 pub use adamw::{AdamW, AdamWItem, adamw, adamw_params};
 pub use lerp::lerp;
+pub use muon::{Muon, MuonItem, muon_moments, muon_params};
 pub use norm::{Clip, SquaredGradNorm, scale, sum_of_squares};
 pub(crate) use pages::gather_pages;
 pub use pages::{advance_texts, write_pages};

@@ -1,18 +1,20 @@
 //! Parameters: named, ordered, with their gradients.
 
 mod build;
+mod form;
 mod pattern;
 mod role;
 mod store;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::autograd::{Leaf, ParamId, note_trained_param};
 use crate::panels::WeightPanels;
 use crate::quant::QMatrix;
 use crate::{DType, Device, Error, Result, Shape, Tensor, is_recording};
 pub use build::{Load, LoadStored, ParamBuilder, Source, StoredShape};
+pub use form::{MatrixForm, OutputParts, OutputRuns};
 pub use pattern::NamePattern;
 pub use role::Role;
 pub use store::{Named, ParamStore, StoredMatrix};
@@ -41,6 +43,7 @@ struct Inner {
     leaf: Arc<Leaf>,
     trainable: AtomicBool,
     fp8: AtomicBool,
+    form: OnceLock<MatrixForm>,
 }
 
 /// One learnable tensor. Clones are the same parameter: tied weights are one `Param` used twice.
@@ -59,6 +62,7 @@ impl Param {
             leaf: Arc::default(),
             trainable: AtomicBool::new(true),
             fp8: AtomicBool::new(false),
+            form: OnceLock::new(),
         }))
     }
 
@@ -78,6 +82,18 @@ impl Param {
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.0.shape
+    }
+
+    /// Returns the form of the matrix of a linear map. It is `[out, in]` and one map unless
+    /// [`Param::set_form`] says otherwise.
+    #[must_use]
+    pub fn form(&self) -> MatrixForm {
+        self.0.form.get().copied().unwrap_or_default()
+    }
+
+    /// Sets the form of the matrix, once: where the layer is built.
+    pub fn set_form(&self, form: MatrixForm) {
+        self.0.form.get_or_init(|| form);
     }
 
     /// Returns its identity for [`Tensor::backward_each`].

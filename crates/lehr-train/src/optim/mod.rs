@@ -1,10 +1,13 @@
 //! Optimisers: their state and update rules. The kernels are in `lehr-tensor`.
 
 mod adamw;
+mod groups;
+mod muon;
 
 pub use adamw::AdamW;
-use lehr_tensor::inplace::Clip;
+use lehr_tensor::inplace::{Clip, muon_moments};
 use lehr_tensor::{Param, ParamStore, Shape, Tensor};
+pub use muon::Muon;
 
 use crate::Result;
 use crate::recipe::{OptimizerConfig, OptimizerRule};
@@ -22,6 +25,10 @@ pub struct Update {
 
 /// An optimiser: updates parameters by their gradients.
 pub trait Optimizer: Send {
+    /// Tells the number of steps of the run, for numbers that change up to its end. Without it they
+    /// stay.
+    fn set_steps(&mut self, _steps: u64) {}
+
     /// Begins an update that [`Optimizer::update`] then applies parameter by parameter.
     fn begin(&mut self, update: Update);
 
@@ -55,6 +62,19 @@ pub trait Optimizer: Send {
 /// If there is no memory for its state.
 pub(crate) fn build(config: &OptimizerConfig, params: &ParamStore) -> Result<Box<dyn Optimizer>> {
     Ok(match &config.rule {
-        OptimizerRule::Adamw(adamw) => Box::new(AdamW::new(adamw, params)?),
+        OptimizerRule::Adamw(adamw) => Box::new(AdamW::new(adamw, config.lr, params)?),
+        OptimizerRule::Muon(muon) => Box::new(Muon::new(muon, config.lr, params)?),
     })
+}
+
+/// Returns the bytes of the state of a recipe's optimiser for the trainable parameters in `params`:
+/// AdamW has two moments for each weight; Muon has one, and a number for each row or column.
+#[must_use]
+pub fn optimizer_state_bytes(config: &OptimizerConfig, params: &ParamStore) -> usize {
+    let is_muon = matches!(config.rule, OptimizerRule::Muon(_));
+    let values = |param: &Param| {
+        let n = param.shape().n_elements();
+        if is_muon && muon::is_for_muon(param) { n + muon_moments(param) } else { 2 * n }
+    };
+    4 * params.trainable().map(values).sum::<usize>()
 }

@@ -71,6 +71,23 @@ pub(super) fn extend(table: &mut Table, base: Table) {
     }
 }
 
+/// Leaves the keys of the optimiser in the recipe `text` behind if overrides chose another kind.
+/// Keys of the same name mean another thing there: a rate or a decay of one is none of the other.
+pub(super) fn replace_optimizer(table: &mut Table, text: &str, overrides: &[String]) {
+    const SECTION: &str = "optimizer";
+    let kind = |table: &Table| table.get(SECTION).and_then(|s| s.get("kind")).cloned();
+    let former = toml::from_str::<Table>(text).ok().and_then(|table| kind(&table));
+    if former.is_none() || former == kind(table) {
+        return;
+    }
+    table.remove(SECTION);
+    let own = |item: &&String| item.trim_start().starts_with("optimizer.");
+    for item in overrides.iter().filter(own) {
+        // Each was read before, so none fails.
+        let _ = set(table, item);
+    }
+}
+
 /// Removes the key of an "unknown field" error if it belongs to a former kind of its section, which
 /// an override changed. Returns whether it did. A key that an override itself set stays an error.
 pub(super) fn drop_stale(table: &mut Table, message: &str, overrides: &[String]) -> bool {

@@ -4,6 +4,7 @@
 //! line in `base.toml`, which every other recipe extends: fitted ones, files, tests, benchmarks.
 
 mod average;
+mod groups;
 mod merge;
 mod model;
 mod optimizer;
@@ -15,6 +16,7 @@ mod watchdog;
 use std::path::{Path, PathBuf};
 
 pub use average::AverageConfig;
+pub use groups::{GroupChange, GroupConfig, MuonConfig};
 pub use model::{ModelConfig, ObjectiveKind, TokenizerConfig};
 pub use optimizer::{AdamwConfig, DecayShape, OptimizerConfig, OptimizerRule, ScheduleConfig};
 pub use renamed::current_names;
@@ -102,6 +104,7 @@ impl Recipe {
             merge::set(&mut table, item)
                 .map_err(|reason| fault(reason, Some(merge::HINT.to_owned())))?;
         }
+        merge::replace_optimizer(&mut table, text, overrides);
         if let Some((reason, hint)) = renamed::find(&table) {
             return Err(fault(reason, Some(hint)));
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Table;
 
+use super::groups::{self, GroupChange, MuonConfig};
 use super::{Faults, Recipe};
 
 /// `[optimizer]`: one update rule with its own keys, and the keys of every rule.
@@ -11,7 +12,7 @@ pub struct OptimizerConfig {
     /// The update rule.
     #[serde(flatten)]
     pub rule: OptimizerRule,
-    /// Peak learning rate.
+    /// Peak learning rate; with Muon that of matrices.
     pub lr: f32,
     /// Limit of the gradient's norm: a larger gradient is scaled down to it; 0 = no limit.
     pub clip_norm: f32,
@@ -27,6 +28,8 @@ pub struct OptimizerConfig {
 pub enum OptimizerRule {
     /// AdamW (Loshchilov and Hutter 2019). Matrices decay, vectors (norms, biases) do not.
     Adamw(AdamwConfig),
+    /// Muon (Jordan 2024) for matrices, AdamW for everything else.
+    Muon(MuonConfig),
 }
 
 /// The keys of AdamW.
@@ -44,6 +47,20 @@ pub struct AdamwConfig {
     /// Learning rate of embeddings, as a multiple of `lr`. Few tokens of a batch use a given row,
     /// so a short run must move it far in few updates.
     pub embedding_lr_ratio: f32,
+    /// Whether only weights decay whose update also moves them towards 0.
+    pub cautious: bool,
+    /// Keys of matrices that are neither embeddings nor the head.
+    #[serde(default, skip_serializing_if = "GroupChange::is_empty")]
+    pub matrices: GroupChange,
+    /// Keys of tables whose rows are looked up, and of the head if it is tied to one.
+    #[serde(default, skip_serializing_if = "GroupChange::is_empty")]
+    pub embeddings: GroupChange,
+    /// Keys of the projection to tokens or labels.
+    #[serde(default, skip_serializing_if = "GroupChange::is_empty")]
+    pub head: GroupChange,
+    /// Keys of vectors: norms, biases, scalars. They decay only if `weight_decay` is here.
+    #[serde(default, skip_serializing_if = "GroupChange::is_empty")]
+    pub others: GroupChange,
 }
 
 /// The keys of every rule, as documented in [`OptimizerConfig`].
@@ -62,9 +79,10 @@ const SHARED: [&str; 3] = ["lr", "clip_norm", "in_backward"];
 /// it would accept unknown keys.
 impl<'de> Deserialize<'de> for OptimizerConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (shared, rule): (Table, Table) = Table::deserialize(deserializer)?
-            .into_iter()
-            .partition(|(key, _)| SHARED.contains(&key.as_str()));
+        let mut table = Table::deserialize(deserializer)?;
+        groups::add_muon_defaults(&mut table);
+        let (shared, rule): (Table, Table) =
+            table.into_iter().partition(|(key, _)| SHARED.contains(&key.as_str()));
         let rule: OptimizerRule = rule.try_into().map_err(|e: toml::de::Error| {
             let others = match e.message().starts_with("unknown field") {
                 true => SHARED.map(|key| format!(", `{key}`")).concat(),
@@ -79,12 +97,32 @@ impl<'de> Deserialize<'de> for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The same with a new rule.
+    /// Returns the same with a changed rule, if that is AdamW.
     #[must_use]
-    pub fn with_adamw(self, change: impl FnOnce(&mut AdamwConfig)) -> Self {
-        let OptimizerRule::Adamw(mut adamw) = self.rule;
-        change(&mut adamw);
-        Self { rule: OptimizerRule::Adamw(adamw), ..self }
+    pub fn with_adamw(mut self, change: impl FnOnce(&mut AdamwConfig)) -> Self {
+        if let OptimizerRule::Adamw(adamw) = &mut self.rule {
+            change(adamw);
+        }
+        self
+    }
+
+    /// Returns the same with a changed rule, if that is Muon.
+    #[must_use]
+    pub fn with_muon(mut self, change: impl FnOnce(&mut MuonConfig)) -> Self {
+        if let OptimizerRule::Muon(muon) = &mut self.rule {
+            change(muon);
+        }
+        self
+    }
+
+    /// Returns Muon with its defaults and this rate of matrices.
+    #[must_use]
+    pub fn muon(lr: f32) -> Self {
+        let table = Table::from_iter([
+            ("kind".to_owned(), "muon".into()),
+            ("lr".to_owned(), f64::from(lr).into()),
+        ]);
+        table.try_into().expect("muon.toml has all other keys")
     }
 
     pub(super) fn validate(&self, recipe: &Recipe, faults: &mut Faults) {
@@ -100,20 +138,41 @@ impl OptimizerConfig {
         let expected = "false, because run.dtype is f16";
         faults.check(!(in_backward && scales), "optimizer.in_backward", &in_backward, expected);
         match &self.rule {
-            OptimizerRule::Adamw(adamw) => adamw.validate(faults),
+            OptimizerRule::Adamw(adamw) => adamw.validate(lr, faults),
+            OptimizerRule::Muon(muon) => {
+                muon.validate(faults);
+                let groups = [muon.embeddings, muon.head, muon.others];
+                check_peak(lr, groups.iter().any(|group| group.lr > 0.0), faults);
+            }
         }
     }
 }
 
+/// The schedule scales the rate of every group with `lr`, so `lr` must not be 0 if a group has a
+/// rate of its own.
+fn check_peak(lr: f32, has_own: bool, faults: &mut Faults) {
+    let expected = "more than 0, because groups have learning rates of their own";
+    faults.check(!(has_own && lr == 0.0), "optimizer.lr", &lr, expected);
+}
+
 impl AdamwConfig {
-    fn validate(&self, faults: &mut Faults) {
-        let Self { beta1, beta2, eps, weight_decay, embedding_lr_ratio: ratio } = *self;
-        faults.check((0.0..1.0).contains(&beta1), "optimizer.beta1", &beta1, "0 or more, below 1");
-        faults.check((0.0..1.0).contains(&beta2), "optimizer.beta2", &beta2, "0 or more, below 1");
+    fn validate(&self, lr: f32, faults: &mut Faults) {
+        let Self { beta1, beta2, eps, weight_decay, embedding_lr_ratio: ratio, .. } = *self;
+        groups::check_share(beta1, "optimizer.beta1", faults);
+        groups::check_share(beta2, "optimizer.beta2", faults);
         faults.check(eps > 0.0, "optimizer.eps", &eps, "more than 0");
-        faults.check(weight_decay >= 0.0, "optimizer.weight_decay", &weight_decay, "0 or more");
-        let good = ratio.is_finite() && ratio >= 0.0;
-        faults.check(good, "optimizer.embedding_lr_ratio", &ratio, "0 or more");
+        groups::check_not_negative(weight_decay, "optimizer.weight_decay", faults);
+        groups::check_not_negative(ratio, "optimizer.embedding_lr_ratio", faults);
+        let Self { matrices, embeddings, head, others, .. } = *self;
+        for (group, name) in
+            [(matrices, "matrices"), (embeddings, "embeddings"), (head, "head"), (others, "others")]
+        {
+            group.validate(name, faults);
+            check_peak(lr, group.lr.is_some_and(|lr| lr > 0.0), faults);
+        }
+        let twice = embeddings.lr.is_some() && ratio.to_bits() != 1.0f32.to_bits();
+        let expected = "1, because optimizer.embeddings.lr gives the rate";
+        faults.check(!twice, "optimizer.embedding_lr_ratio", &ratio, expected);
     }
 }
 

@@ -208,3 +208,93 @@ fn checkpoints_of_trained_weights_need_a_model_to_refer_to() {
     let recipe = example().with_overrides(&sets).unwrap();
     assert_eq!(recipe.checkpoint.weights, SavedWeights::Trained);
 }
+
+fn with(sets: &[&str]) -> Result<Recipe> {
+    let sets: Vec<_> = sets.iter().map(|s| (*s).to_owned()).collect();
+    example().with_overrides(&sets)
+}
+
+#[test]
+fn muon_has_its_own_defaults_and_takes_no_number_of_adamw() {
+    let recipe = with(&["optimizer.kind=muon", "optimizer.lr=0.03"]).unwrap();
+    assert_eq!(recipe.optimizer, OptimizerConfig::muon(0.03));
+    // AdamW's clip_norm and beta2 have the same names.
+    assert_eq!(recipe.optimizer.clip_norm.to_bits(), 0.0f32.to_bits());
+    let text = recipe.to_toml();
+    assert!(text.contains("[optimizer.head]") && text.contains("momentum_warmup_steps"), "{text}");
+    assert_eq!(Recipe::parse(&text, "test", &[]).unwrap(), recipe);
+    // The rate of AdamW is none for Muon, nor the other way round.
+    let error = with(&["optimizer.kind=muon"]).unwrap_err().to_string();
+    assert!(error.contains("missing field `lr`"), "{error}");
+    let error = recipe.with_overrides(&["optimizer.kind=adamw".to_owned()]).unwrap_err();
+    assert!(error.to_string().contains("missing field `lr`"), "{error}");
+    let back = ["optimizer.kind=adamw", "optimizer.lr=0.001"].map(str::to_owned);
+    assert_eq!(
+        recipe.with_overrides(&back).unwrap().optimizer.clip_norm.to_bits(),
+        2.0f32.to_bits()
+    );
+}
+
+#[test]
+fn a_file_with_muon_names_what_it_changes() {
+    let muon = "[optimizer]\nkind = \"muon\"\nlr = 0.02\nevery = 2\n\n[optimizer.head]\nlr = 1\n\n";
+    let text = example().to_toml();
+    let start = text.find("[optimizer]").unwrap();
+    let end = text.find("[schedule]").unwrap();
+    let text = format!("{}{muon}{}", &text[..start], &text[end..]);
+    let recipe = Recipe::parse(&text, "test", &[]).unwrap();
+    let want = OptimizerConfig::muon(0.02).with_muon(|muon| {
+        muon.every = 2;
+        muon.head.lr = 1.0;
+    });
+    assert_eq!(recipe.optimizer, want);
+}
+
+#[test]
+fn keys_that_the_chosen_optimiser_does_not_use_are_refused() {
+    for (sets, part) in [
+        (["optimizer.kind=muon", "optimizer.beta1=0.9"], "beta1"),
+        (["optimizer.kind=muon", "optimizer.embedding_lr_ratio=2.0"], "embedding_lr_ratio"),
+        (["optimizer.kind=muon", "optimizer.matrices.lr=0.1"], "matrices"),
+        (["optimizer.kind=muon", "optimizer.head.eps=0.1"], "eps"),
+        (["optimizer.momentum=0.9", "train.steps=9"], "momentum"),
+        (["optimizer.head.momentum=0.9", "train.steps=9"], "momentum"),
+    ] {
+        let error = with(&[&sets[..], &["optimizer.lr=0.02"]].concat()).unwrap_err().to_string();
+        assert!(error.contains("unknown field") && error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn impossible_numbers_of_groups_and_of_muon_are_named() {
+    let error = with(&[
+        "optimizer.kind=muon",
+        "optimizer.lr=0.02",
+        "optimizer.momentum_start=1.0",
+        "optimizer.every=0",
+        "optimizer.others.beta2=1.5",
+        "optimizer.embeddings.lr=-1.0",
+    ]);
+    let text = error.unwrap_err().to_string();
+    for key in ["momentum_start is 1", "every is 0", "others.beta2 is 1.5", "embeddings.lr is -1"] {
+        assert!(text.contains(&format!("optimizer.{key}")), "{text}");
+    }
+    let error = with(&["optimizer.kind=muon", "optimizer.lr=0.0"]).unwrap_err().to_string();
+    assert!(error.contains("optimizer.lr is 0, expected more than 0"), "{error}");
+    let error = with(&["optimizer.head.beta1=2.0"]).unwrap_err().to_string();
+    assert!(error.contains("optimizer.head.beta1 is 2"), "{error}");
+    let twice = ["optimizer.embedding_lr_ratio=4.0", "optimizer.embeddings.lr=0.1"];
+    let error = with(&twice).unwrap_err().to_string();
+    assert!(error.contains("embedding_lr_ratio is 4, expected 1"), "{error}");
+}
+
+#[test]
+fn groups_of_adamw_are_optional_and_old_recipes_mean_what_they_did() {
+    let recipe = with(&["optimizer.head.lr=0.01", "optimizer.others.weight_decay=0.1"]).unwrap();
+    assert_eq!(Recipe::parse(&recipe.to_toml(), "test", &[]).unwrap(), recipe);
+    let text = example().to_toml();
+    assert!(!text.contains("[optimizer.head]"), "{text}");
+    let old = text.replace("cautious = false\n", "");
+    assert_ne!(old, text);
+    assert_eq!(Recipe::parse(&old, "old.toml", &[]).unwrap(), example());
+}

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lehr_data::SplitBy;
 use lehr_tensor::Philox;
 use lehr_train::recipe::{
-    CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
-    RunConfig, SampleConfig, ScheduleConfig, Shuffle, TokenizerConfig, TrainConfig,
+    AdamwConfig, CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind,
+    OptimizerConfig, OptimizerRule, RunConfig, SampleConfig, ScheduleConfig, Shuffle,
+    TokenizerConfig, TrainConfig,
 };
 use lehr_train::{Event, Metrics, Observer, Recipe, RunDir, Task, WatchdogEvent, prepare};
 
@@ -74,6 +75,14 @@ fn labelled(n: u64) -> String {
         writeln!(lines, "{}", serde_json::json!({ "text": text, "label": label })).unwrap();
     }
     lines
+}
+
+/// The base recipe's keys of AdamW.
+pub(crate) fn adamw() -> AdamwConfig {
+    match Recipe::base().optimizer.rule {
+        OptimizerRule::Adamw(config) => config,
+        OptimizerRule::Muon(_) => panic!("the base recipe has AdamW"),
+    }
 }
 
 /// A GPT-2 of two blocks of `width`.

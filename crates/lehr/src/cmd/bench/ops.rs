@@ -1,6 +1,8 @@
 //! `lehr bench ops`: each operation against its limit on this device, the bandwidth of a copy or
 //! the rate of matrix products.
 
+mod optimizers;
+
 use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -9,17 +11,13 @@ use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use lehr_tensor::bf16::{self, Forms, Panels, Side};
 use lehr_tensor::gemm::{Matrix, gemm};
-use lehr_tensor::inplace::{self, AdamWItem};
 use lehr_tensor::ops::activation::Activation;
 use lehr_tensor::ops::attention::Mask;
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::ops::rope::{RopeLayout, RopeTable, frequencies};
 use lehr_tensor::quant::{QMatrix, WeightFormat};
-use lehr_tensor::{
-    DType, Device, Init, ParamBuilder, ParamStore, Philox, Role, Shape, Source, Tensor, cuda,
-    no_grad, tile16,
-};
+use lehr_tensor::{DType, Device, Philox, Shape, Tensor, cuda, no_grad, tile16};
 use serde_json::json;
 
 use crate::cmd::compute::ThreadArgs;
@@ -99,7 +97,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     bench.rows(tokens)?;
     bench.loss(tokens.min(4096))?;
     bench.attention(tokens.div_ceil(TIME))?;
-    bench.optimizer()?;
+    bench.adamw()?;
+    bench.muon()?;
     bench.decode()?;
     if bench.n_wanted.get() == 0 {
         return Err(Hinted::error(
@@ -354,51 +353,6 @@ impl Bench<'_> {
         })?;
         // Five products. The kernels compute two of them twice, but only the necessary ones count.
         self.report("attention backward", &shape, seconds, Work::Flops(2.5 * flops));
-        Ok(())
-    }
-
-    /// AdamW over 64 parameters of 1 M numbers.
-    fn optimizer(&self) -> Result<()> {
-        if !self.wants("adamw") {
-            return Ok(());
-        }
-        let (count, n) = (64, 1 << 20);
-        let mut store = ParamStore::default();
-        let source = Source::Init { seed: 1 };
-        let mut builder = ParamBuilder::new(&mut store, &source);
-        for i in 0..count {
-            builder.at(i).param("weight", Role::Mlp, [n], Init::Normal(0.02))?;
-        }
-        store.to_device(self.device, self.dtype)?;
-        for param in store.params() {
-            // The gradient of a sum is ones.
-            param.tensor().sum()?.backward()?;
-        }
-        let zeros = || Tensor::zeros_on(self.device, [n], DType::F32);
-        let mut moments: Vec<_> =
-            (0..count).map(|_| Ok((zeros()?, zeros()?))).collect::<lehr_tensor::Result<_>>()?;
-        let rule = inplace::AdamW {
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            grad_scale: 1.0,
-            step: 1,
-        };
-        let seconds = self.repeated(|| {
-            let mut items: Vec<_> = store
-                .params()
-                .iter()
-                .zip(&mut moments)
-                .map(|(param, (m, v))| AdamWItem { param, m, v, lr_scale: 1.0, weight_decay: 0.1 })
-                .collect();
-            inplace::adamw_params(&mut items, rule, None)
-        })?;
-        // Four reads and three writes in f32, and the copy in the computing type.
-        let copy = if self.dtype == DType::F32 { 0 } else { self.dtype.size() };
-        let bytes = (count * n * (28 + copy)) as f64;
-        self.report("adamw", &format!("{count} x {n}"), seconds, Work::Bytes(bytes));
         Ok(())
     }
 

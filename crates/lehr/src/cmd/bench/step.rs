@@ -61,6 +61,12 @@ pub(crate) struct Args {
     /// Multiply matrices whose sides are 2,048 or more in fp8, as with run.fp8 of a recipe
     #[arg(long)]
     fp8: bool,
+    /// Optimiser
+    #[arg(long, value_enum, default_value_t = Optimizer::Adamw)]
+    optimizer: Optimizer,
+    /// With muon: matrices move every so many steps [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    every: Option<u64>,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object with the keys of tools/bench/torch_bench.py
@@ -90,6 +96,14 @@ enum Arch {
     Gpt,
     /// RMSNorm, RoPE, SwiGLU, grouped-query attention
     Llama,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Optimizer {
+    /// AdamW for all parameters, each updated as soon as its gradient is complete
+    Adamw,
+    /// Muon for matrices, all updated after backward
+    Muon,
 }
 
 struct Shape {
@@ -192,7 +206,10 @@ fn batches(s: &Shape) -> Vec<Batch> {
 
 /// The optimiser of the peer: no clipping. On the CPU each weight is updated when its gradient is
 /// complete; on a GPU, as a run does by default, one launch updates all.
-fn optimizer(compute: &Compute) -> OptimizerConfig {
+fn optimizer(args: &Args, compute: &Compute) -> OptimizerConfig {
+    if args.optimizer == Optimizer::Muon {
+        return OptimizerConfig::muon(0.02).with_muon(|muon| muon.every = args.every.unwrap_or(1));
+    }
     let in_backward = !compute.device.is_cuda();
     OptimizerConfig { lr: 3e-4, clip_norm: 0.0, in_backward, ..Recipe::base().optimizer }
         .with_adamw(|adamw| {
@@ -216,7 +233,7 @@ impl Bench {
         if args.fp8 {
             model.use_fp8(FP8_SIDE_MIN);
         }
-        let stepper = Stepper::new(&optimizer(compute), &model, args.cuda_graph)?;
+        let stepper = Stepper::new(&optimizer(args, compute), &model, args.cuda_graph)?;
         Ok(Self { model, stepper, batches: batches(shape), n_done: 0 })
     }
 
@@ -311,6 +328,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Err(Hinted::error(
             "bench step: --batch and --length are at least 1",
             "leave them out",
+        ));
+    }
+    if args.every.is_some() && args.optimizer != Optimizer::Muon {
+        return Err(Hinted::error(
+            "bench step: --every is for Muon alone",
+            "add --optimizer muon, or leave it out",
         ));
     }
     let compute = Compute::choose_for_training(args.device, args.dtype, &mut |_| ())?;
