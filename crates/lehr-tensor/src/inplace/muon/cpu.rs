@@ -10,7 +10,7 @@ use lehr_kernels::threads::{self, SharedMut};
 
 use super::part::Part;
 use super::polar::{Work, orthogonalize};
-use super::{Muon, MuonItem};
+use super::{Muon, MuonItem, rounded};
 use crate::{DType, Error, Result};
 
 mod passes;
@@ -113,6 +113,7 @@ impl Scratch {
 
 fn update_one((parts, item): &mut Job<'_, '_>, rule: Muon, scratch: &mut Scratch) -> Result<()> {
     let (momentum, second) = (item.momentum.data_mut(), item.second.data_mut());
+    let in_bf16 = item.param.compute_dtype() == DType::BF16;
     item.param.update(|value, grad| {
         let Some(grad) = grad else { return Ok(()) };
         if !rule.moves {
@@ -125,7 +126,10 @@ fn update_one((parts, item): &mut Job<'_, '_>, rule: Muon, scratch: &mut Scratch
             passes::gather(part, momentum, grad, &rule, work.x);
             let factors = equalize(part, work.x);
             passes::scale(part, work.x, &factors);
-            orthogonalize(part.rows, part.cols, &mut work)?;
+            match in_bf16 {
+                true => rounded::orthogonalize(part.rows, part.cols, &mut work)?,
+                false => orthogonalize(part.rows, part.cols, &mut work)?,
+            }
             let factors = normalize(part, work.x, moments, rule.beta2);
             let lr = rule.lr * part.lr_scale();
             passes::apply(part, value, work.x, &factors, Muon { lr, ..rule });

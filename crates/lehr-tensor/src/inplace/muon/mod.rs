@@ -4,6 +4,7 @@ mod cpu;
 pub(crate) mod cuda;
 mod part;
 mod polar;
+mod rounded;
 #[cfg(test)]
 mod tests;
 

@@ -95,7 +95,7 @@ fn symmetric_product<'a>(
 }
 
 /// `C ← a I + b A + c C` on and below the diagonal.
-fn combine(n: usize, [a, b, c]: [f32; 3], gram: &[f32], squared: &mut [f32]) {
+pub(super) fn combine(n: usize, [a, b, c]: [f32; 3], gram: &[f32], squared: &mut [f32]) {
     let rows = (lehr_kernels::CHUNK / n).max(1);
     threads::run_chunks(squared, rows * n, |index, chunk| {
         for (i, row) in chunk.chunks_exact_mut(n).enumerate() {
@@ -109,7 +109,7 @@ fn combine(n: usize, [a, b, c]: [f32; 3], gram: &[f32], squared: &mut [f32]) {
 }
 
 /// Copies what is below the diagonal to above it.
-fn mirror(n: usize, x: &mut [f32]) {
+pub(super) fn mirror(n: usize, x: &mut [f32]) {
     assert!(n * n <= x.len(), "mirror: a square matrix");
     let x = SharedMut::new(x);
     threads::run(n.div_ceil(TILE), |tile| dispatch(Mirror { n, x, first: tile * TILE }));

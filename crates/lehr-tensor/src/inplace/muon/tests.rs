@@ -8,7 +8,7 @@ use crate::inplace::SquaredGradNorm;
 use crate::testing::hold_settings;
 use crate::{
     DType, Device, Init, MatrixForm, OutputParts, ParamBuilder, ParamStore, Philox, Role, Source,
-    available_isas, isa, set_isa, threads,
+    available_isas, isa, set_isa, threads, tile16,
 };
 
 const GPU: Device = Device::Cuda(0);
@@ -297,6 +297,40 @@ fn singular_vectors_stay_and_singular_values_become_nearly_one() {
             assert!((0.6..1.2).contains(&near), "{} becomes {near}", value(a));
         }
     }
+}
+
+#[test]
+fn in_bf16_singular_values_come_as_near_one_as_its_rounding_lets_them() {
+    let _held = hold_settings();
+    let before = tile16::chosen();
+    for isa in tile16::available() {
+        tile16::set(isa).unwrap();
+        for (rows, cols) in [(12, 12), (12, 40), (40, 12), (100, 95), (7, 1)] {
+            let side = rows.min(cols);
+            let (left, right) = (orthonormal(rows, side, 100), orthonormal(cols, side, 900));
+            // Rounding to 8 bits adds directions of about 1/500: smaller values would be lost in it.
+            let value = |k: usize| 0.03f64.powf(k as f64 / (side.max(2) - 1) as f64) / 1.01;
+            let mut x = vec![0.0f32; rows * cols];
+            for i in 0..rows {
+                for j in 0..cols {
+                    let sum: f64 = (0..side).map(|k| left[k][i] * value(k) * right[k][j]).sum();
+                    x[i * cols + j] = sum as f32;
+                }
+            }
+            let found = super::rounded::orthogonal_factor(&x, rows, cols);
+            for a in 0..side {
+                for b in 0..side {
+                    let row = |i: usize| -> f64 {
+                        (0..cols).map(|j| f64::from(found[i * cols + j]) * right[b][j]).sum()
+                    };
+                    let entry: f64 = (0..rows).map(|i| left[a][i] * row(i)).sum();
+                    let band = if a == b { 0.6..1.25 } else { -0.12..0.12 };
+                    assert!(band.contains(&entry), "{isa} {rows}x{cols} {a},{b}: {entry}");
+                }
+            }
+        }
+    }
+    tile16::set(before).unwrap();
 }
 
 fn two_steps(n_threads: usize, [rows, cols]: [usize; 2], form: MatrixForm) -> Vec<u32> {
