@@ -290,11 +290,11 @@ fn singular_vectors_stay_and_singular_values_become_nearly_one() {
                 };
                 let entry: f64 = (0..rows).map(|i| left[a][i] * row(i)).sum();
                 let want = if a == b { polynomial(value(a)) } else { 0.0 };
-                assert!((entry - want).abs() < 2e-4, "{rows}x{cols} {a},{b}: {entry} {want}");
+                assert!((entry - want).abs() < 5e-5, "{rows}x{cols} {a},{b}: {entry} {want}");
             }
             let near = polynomial(value(a));
-            // The band of the method for five steps from 1e-3.
-            assert!((0.6..1.2).contains(&near), "{} becomes {near}", value(a));
+            // The band of five steps from 1e-3.
+            assert!((0.85..1.15).contains(&near), "{} becomes {near}", value(a));
         }
     }
 }
