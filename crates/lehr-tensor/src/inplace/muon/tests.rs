@@ -218,7 +218,7 @@ fn check_golden(place: impl Fn(Matrix) -> Matrix, what: &str, allowed: impl Fn(f
         assert!(off <= allowed(1e-6), "{what}: momentum of {name} is off by {off:.1e}");
         let second = matrix.second.to_host().unwrap().to_vec();
         let off = distance(&second, &golden.values(&format!("{name}.second")).0);
-        assert!(off <= allowed(1e-7), "{what}: second moment of {name} is off by {off:.1e}");
+        assert!(off <= allowed(3e-7), "{what}: second moment of {name} is off by {off:.1e}");
     }
 }
 
