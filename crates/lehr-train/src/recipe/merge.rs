@@ -96,7 +96,10 @@ pub(super) fn drop_stale(table: &mut Table, message: &str, overrides: &[String])
     let keys = || overrides.iter().filter_map(|o| Some(o.split_once('=')?.0.trim()));
     for section in keys().filter_map(|key| key.strip_suffix(".kind")) {
         let set = format!("{section}.{unknown}");
-        if keys().all(|key| key != set)
+        // `--set optimizer.head.lr` sets a key of a key.
+        let is_it =
+            |key: &str| key == set || key.strip_prefix(&set).is_some_and(|k| k.starts_with('.'));
+        if !keys().any(is_it)
             && let Some(Value::Table(section)) = table.get_mut(section)
             && section.remove(unknown).is_some()
         {

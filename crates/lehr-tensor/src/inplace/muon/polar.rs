@@ -7,7 +7,7 @@ use lehr_kernels::threads::{self, SharedMut};
 use crate::Result;
 
 /// Coefficients a, b, c of the five steps `X ← a X + (b A + c A²) X`, for singular values from
-/// about 1e-3 to 1, divided by 1.01 before (Amsel et al. 2025, <https://arxiv.org/abs/2505.16932>,
+/// about 1e-3 to 1 (Amsel et al. 2025, <https://arxiv.org/abs/2505.16932>,
 /// with a safety factor of 1.02). Five steps bring such a value near 1.
 pub(super) const STEPS: [[f32; 3]; 5] = [
     [8.156_554_5, -22.483_293, 15.878_77],

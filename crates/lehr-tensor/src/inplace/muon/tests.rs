@@ -218,7 +218,7 @@ fn check_golden(place: impl Fn(Matrix) -> Matrix, what: &str, allowed: impl Fn(f
         assert!(off <= allowed(1e-6), "{what}: momentum of {name} is off by {off:.1e}");
         let second = matrix.second.to_host().unwrap().to_vec();
         let off = distance(&second, &golden.values(&format!("{name}.second")).0);
-        assert!(off <= allowed(1e-7), "{what}: second moment of {name} is off by {off:.1e}");
+        assert!(off <= allowed(3e-7), "{what}: second moment of {name} is off by {off:.1e}");
     }
 }
 
@@ -237,8 +237,8 @@ fn ten_steps_are_as_near_to_f64_as_those_of_pytorch_in_f32() {
 fn gpu_ten_steps_are_those_of_pytorch() {
     check_golden(|matrix| matrix.to(GPU, DType::F32), "f32", |f32| 4.0 * f32);
     // Products of bf16 keep 8 bits, and five steps multiply small singular values by 1000.
-    check_golden(|matrix| matrix.to(GPU, DType::BF16), "bf16", |f32| 3e5 * f32);
-    check_golden(|matrix| matrix.to(GPU, DType::F16), "f16", |f32| 3e5 * f32);
+    check_golden(|matrix| matrix.to(GPU, DType::BF16), "bf16", |f32| 4e4 * f32);
+    check_golden(|matrix| matrix.to(GPU, DType::F16), "f16", |f32| 4e4 * f32);
 }
 
 /// Columns made orthonormal, `[n, k]` by rows, in f64.
@@ -290,11 +290,11 @@ fn singular_vectors_stay_and_singular_values_become_nearly_one() {
                 };
                 let entry: f64 = (0..rows).map(|i| left[a][i] * row(i)).sum();
                 let want = if a == b { polynomial(value(a)) } else { 0.0 };
-                assert!((entry - want).abs() < 2e-4, "{rows}x{cols} {a},{b}: {entry} {want}");
+                assert!((entry - want).abs() < 5e-5, "{rows}x{cols} {a},{b}: {entry} {want}");
             }
             let near = polynomial(value(a));
-            // The band of the method for five steps from 1e-3.
-            assert!((0.6..1.2).contains(&near), "{} becomes {near}", value(a));
+            // The band of five steps from 1e-3.
+            assert!((0.85..1.15).contains(&near), "{} becomes {near}", value(a));
         }
     }
 }
