@@ -128,12 +128,12 @@ fn many_files_are_held_out_whole_and_stay_when_others_are_added() {
     assert!(first.held_out.sources.iter().all(lehr_data::HeldOutSource::is_whole));
     assert_eq!(first.held_out.margin.documents, 0);
     assert!((0.05..0.15).contains(&first.held_out.share), "{}", first.held_out.share);
+    let [held_before, trained_before] = [&first.validation, &first.training].map(texts);
     write(600..700);
     let second = split(&path, 0.1, 7);
-    let held = texts(&second.validation);
-    assert!(texts(&first.validation).iter().all(|text| held.contains(text)));
-    let trained = texts(&second.training);
-    assert!(texts(&first.training).iter().all(|text| trained.contains(text)));
+    let [held, trained] = [&second.validation, &second.training].map(texts);
+    assert!(held_before.iter().all(|text| held.contains(text)));
+    assert!(trained_before.iter().all(|text| trained.contains(text)));
 }
 
 #[test]
