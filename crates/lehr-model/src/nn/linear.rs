@@ -7,6 +7,7 @@ use lehr_tensor::ops::linear::{Affine, WeightLayout};
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{Device, Init, Param, Result, Role, Tensor, Weight, is_recording};
 
+use super::builder::init;
 use super::{Embedding, LayerBuilder};
 use crate::adapt::Adapter;
 
@@ -63,7 +64,7 @@ impl LinearShape {
 }
 
 impl Linear {
-    /// Builds a layer for `role`. The weight starts normal with `std`, the bias at 0.
+    /// Builds a layer for `role`. The weight starts normal with `std`, or at 0; the bias at 0.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -76,7 +77,7 @@ impl Linear {
         let LinearShape { n_in, n_out, layout, bias } = shape;
         let transposed = layout == WeightLayout::InOut;
         let sides = if transposed { [n_in, n_out] } else { [n_out, n_in] };
-        let weight = p.matrix("weight", role, sides, transposed, Init::Normal(std))?;
+        let weight = p.matrix("weight", role, sides, transposed, init(std))?;
         let bias = match bias {
             true => Some(p.param("bias", Role::Bias, [n_out], Init::Constant(0.0))?),
             false => None,

@@ -11,7 +11,8 @@ mod sections;
 
 use std::path::{Path, PathBuf};
 
-pub use model::{ModelConfig, ObjectiveKind, TokenizerConfig};
+pub(crate) use model::positive;
+pub use model::{LehrModel, ModelConfig, NanochatModel, ObjectiveKind, TokenizerConfig};
 pub use optimizer::{AdamwConfig, OptimizerConfig, OptimizerRule, ScheduleConfig};
 pub use renamed::current_names;
 pub use sections::{
