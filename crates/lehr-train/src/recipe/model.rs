@@ -264,11 +264,9 @@ impl ModelConfig {
                 faults.check(fits, "train.seq_len", &seq_len, "at most model.context");
                 match self {
                     Self::Lehr(model) => model.validate(faults),
-                    Self::Nanochat(model) => check_size(
-                        "model.logit_softcap",
-                        model.logit_softcap,
-                        faults,
-                    ),
+                    Self::Nanochat(model) => {
+                        check_size("model.logit_softcap", model.logit_softcap, faults)
+                    }
                     _ => {}
                 }
             }
