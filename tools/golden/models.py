@@ -262,6 +262,25 @@ def configs():
     )
 
 
+    yield (
+        "nanochat",
+        T.NanoChatConfig(
+            vocab_size=160,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            final_logit_softcapping=1.5,
+            attention_bias=True,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        ),
+    )
+
+
 def build(config, name, seed):
     """A model in evaluation mode whose weights are moved off their symmetric start, so that every term matters."""
     torch.manual_seed(seed)

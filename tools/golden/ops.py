@@ -188,6 +188,69 @@ def linear():
             yield f"{'bias' if bias else 'no_bias'}_{label}_to_{n_out}", build
 
 
+@op
+def weighted_sum():
+    """The first terms have learned weights: inputs are the terms, then those weights."""
+    for label, shape, factors, n_weights in [
+        ("one", (1,), [1.0], 1),
+        ("two_of_3x7", (3, 7), [1.0, -1.0], 1),
+        ("four_of_2x3x33", (2, 3, 33), [1.0, 0.5, 1.0, -2.0], 3),
+    ]:
+
+        def build(d, shape=shape, factors=factors, n_weights=n_weights):
+            n = len(factors)
+            inputs = [d.normal(*shape) for _ in factors] + [d.normal(1) for _ in range(n_weights)]
+
+            def function(*x):
+                weights = list(x[n:]) + [1.0] * (n - n_weights)
+                return sum(f * w * term for f, w, term in zip(factors, weights, x))
+
+            params = {"terms": n} | {f"factor{i}": f for i, f in enumerate(factors)}
+            return Case(params, inputs, function)
+
+        yield label, build
+
+
+@op
+def add_gated():
+    """x + factor * scale * sigmoid(logits) * other, with a learned scale in some cases."""
+    for scaled in [False, True]:
+        for shape in [(1, 1), (3, 7), (2, 3, 33)]:
+
+            def build(d, shape=shape, scaled=scaled):
+                inputs = [d.normal(*shape), d.normal(*shape), d.normal(*shape[:-1], std=2.0)]
+                inputs += [d.normal(1)] if scaled else []
+
+                def function(x, other, logits, scale=1.0):
+                    return x + 3.0 * scale * torch.sigmoid(logits)[..., None] * other
+
+                return Case({"factor": 3.0}, inputs, function)
+
+            yield f"{'scaled' if scaled else 'plain'}_{'x'.join(map(str, shape))}", build
+
+
+@op
+def previous_rows():
+    """Channels from..to of each head are those of the previous token; ids0 is 1 where a text begins."""
+    for own in [False, True]:
+        for shape, (first, last) in [((1, 1, 3), (0, 3)), ((2, 5, 3, 4), (1, 3)), ((2, 6, 7), (0, 7))]:
+
+            def build(d, shape=shape, own=own, first=first, last=last):
+                starts = d.ids(2, shape[0], shape[1])
+
+                def function(x):
+                    moved = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1)
+                    begins = starts.bool().clone()
+                    begins[:, 0] = True
+                    begins = begins.reshape(*shape[:2], *[1] * (len(shape) - 2))
+                    moved = torch.where(begins, x if own else torch.zeros_like(x), moved)
+                    return torch.cat((x[..., :first], moved[..., first:last], x[..., last:]), -1)
+
+                return Case({"from": first, "to": last, "own": own}, [d.normal(*shape)], function, [starts])
+
+            yield f"{'own' if own else 'zero'}_{'x'.join(map(str, shape))}", build
+
+
 def rms(x, weight, eps, offset):
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + f32(eps)) * (weight + offset)
 

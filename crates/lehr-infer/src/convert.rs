@@ -12,7 +12,7 @@ use std::path::Path;
 pub use beside::{partial, remove_partial};
 use lehr_model::io::gguf::FileType;
 use lehr_model::io::{FloatFormat, ModelSource};
-use lehr_model::{Model, Weights};
+use lehr_model::{Config, Model, Weights};
 use lehr_tokenizer::Tokenizer;
 use serde_json::Value;
 
@@ -32,6 +32,11 @@ bridge, built in 1874, could carry the new tram line. \"It has carried everythin
 engineer, and laid her drawings on the table.\n\n会议于下午三点开始，讨论了桥梁的修复计划和预算。\
 工程师认为，只要更换两根横梁，这座桥还可以再用五十年。\n\ndef mean(values):\n    return \
 sum(values) / len(values)\n\nLe vieux pont fut rouvert en juin; 12,5 % moins cher que prévu.";
+
+/// What the user must know about a folder with a model of lehr's own family.
+const OWN_FAMILY: &str = "model_type is lehr, lehr's own family: transformers and llama.cpp cannot \
+read the copy; train with model.kind = \"llama\" (both read it) or \"nanochat\" (transformers reads \
+it) for a model to give away";
 
 /// Target format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +123,10 @@ pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Re
     if let Some(tokenizer) = &tokenizer {
         crate::check_vocabulary(&source, tokenizer, &model)?;
     }
-    let warnings = model.warnings();
+    let mut warnings = model.warnings();
+    if let (Config::Lehr(_), Target::Folder(_)) = (model.config(), format) {
+        warnings.push(OWN_FAMILY.to_owned());
+    }
     let ids = sample_ids(&model, tokenizer.as_ref(), sample)?;
     let probe = tokenizer.as_ref().and_then(|tokenizer| probe_ids(&model, tokenizer));
     let want = outputs(&model, &ids)?;

@@ -36,7 +36,16 @@ fn models() -> Vec<(&'static str, Model)> {
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
         "max_position_embeddings": 64, "initializer_range": 0.3, "sliding_window": 9,
     });
-    [("llama", llama), ("gpt2", gpt2), ("mistral", mistral)]
+    // Its tokens read the previous token outside of attention.
+    let lehr = json!({
+        "model_type": "lehr", "lehr_version": 1, "vocab_size": 300, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": false, "mlp": "relu2", "qk_norm": true,
+        "x0_scalars": true, "value_embeddings": true, "bigram_rows": 90, "smear": true,
+        "backout": true, "key_offset": true,
+    });
+    [("llama", llama), ("gpt2", gpt2), ("mistral", mistral), ("lehr", lehr)]
         .into_iter()
         .map(|(name, json)| (name, Model::new(Config::from_json(&json).unwrap(), 5).unwrap()))
         .collect()

@@ -119,7 +119,7 @@ fn continued(model: &Model, prompt: &[i32], n: usize) -> (Vec<i32>, Vec<Vec<f32>
 #[test]
 fn recorded_decoding_computes_what_the_cpu_computes() {
     cuda::use_emulator();
-    for family in ["gpt2", "llama", "qwen3-windows", "gemma3", "chatglm2-6b", "glm4"] {
+    for family in ["gpt2", "llama", "qwen3-windows", "gemma3", "chatglm2-6b", "glm4", "nanochat"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = folder.join("../lehr-model/tests/golden").join(family);
         let model = Model::load(&folder).unwrap();

@@ -21,6 +21,20 @@ pub struct KvCache {
     pages: Option<Pages>,
     /// Length of the longest bidirectional prefix, 0 for causal texts.
     prefix_len: usize,
+    /// The last token of each sequence, for models that read it outside of attention.
+    last: Last,
+    /// [`KvCache::last`] after the running pass.
+    next: Last,
+}
+
+/// The last token of each sequence in a cache, for models whose tokens read the previous token
+/// outside of attention. Empty for other models, and before the first token.
+#[derive(Clone, Default)]
+pub(crate) struct Last {
+    /// Its id, one per sequence.
+    pub(crate) ids: Vec<i32>,
+    /// Its keys before their offset, `[B, 1, K, E]`, one per layer that offsets keys.
+    pub(crate) keys: Vec<Option<Tensor>>,
 }
 
 impl KvCache {
@@ -61,7 +75,8 @@ impl KvCache {
         let room = || Tensor::uninit_on(device, shape, dtype);
         let layer = |_| Ok((room()?, room()?));
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, len: 0, pages: None, prefix_len: 0 })
+        let (last, next) = (Last::default(), Last::default());
+        Ok(Self { layers, capacity, len: 0, pages: None, prefix_len: 0, last, next })
     }
 
     /// Grows the pools to `n_pages` pages. It copies one layer at a time, so peak memory exceeds
@@ -94,14 +109,45 @@ impl KvCache {
 
     /// Truncates to at most `len` positions and returns how many remain. Tokens of a bidirectional
     /// prefix have attended to one another. They therefore stay only if the whole prefix and the
-    /// token after it stay; otherwise none does.
+    /// token after it stay; otherwise none does. Nor does any in models whose tokens read the
+    /// previous token outside of attention, because only the last one is known.
     #[must_use = "the cache may keep fewer positions than requested"]
     pub fn truncate(&mut self, len: usize) -> usize {
+        let is_shorter = len < self.len;
         self.len = self.len.min(len);
-        if self.len <= self.prefix_len {
-            (self.len, self.prefix_len) = (0, 0);
+        if self.len <= self.prefix_len || is_shorter && !self.last.ids.is_empty() {
+            (self.len, self.prefix_len, self.last) = (0, 0, Last::default());
         }
         self.len
+    }
+
+    /// Returns the last token of each sequence, if the model reads it. Empty before the first.
+    pub(crate) fn last_ids(&self) -> &[i32] {
+        &self.last.ids
+    }
+
+    /// Returns the last keys of `layer` before their offset, `[B, 1, K, E]`.
+    pub(crate) fn last_keys(&self, layer: usize) -> Option<Tensor> {
+        self.last.keys.get(layer).cloned().flatten()
+    }
+
+    /// Sets the last tokens of the running pass.
+    pub(crate) fn set_next_ids(&mut self, ids: Vec<i32>) {
+        self.next.ids = ids;
+    }
+
+    /// Sets the last keys of `layer` in the running pass.
+    pub(crate) fn set_next_keys(&mut self, layer: usize, keys: Tensor) {
+        if self.next.keys.is_empty() {
+            self.next.keys = vec![None; self.layers.len()];
+        }
+        self.next.keys[layer] = Some(keys);
+    }
+
+    /// Replaces what is known of the last tokens, for sequences in pages, and returns what was.
+    pub(crate) fn exchange_last(&mut self, last: Last) -> Last {
+        self.next = Last::default();
+        std::mem::replace(&mut self.last, last)
     }
 
     /// Records that a text begins with a bidirectional prefix of `len` tokens.
@@ -166,6 +212,7 @@ impl KvCache {
     /// Advances by `t` positions, after all layers have written them.
     pub(crate) fn advance(&mut self, t: usize) {
         self.len += t;
+        self.last = std::mem::take(&mut self.next);
     }
 }
 

@@ -24,8 +24,9 @@ mod weights;
 pub use arch::{
     ActivationCheckpointing, Architecture, BertConfig, ChatGlm2Config, ChatGlmConfig, Config,
     FrequencyDtype, Gemma3Config, Glm4Config, Glm130bConfig, GlmConfig, Gpt2Config, Layout,
-    LlamaConfig, MistralConfig, PackedText, Pass, Qwen2Config, Qwen3Config, RopeConfig,
-    RopeScaling, RopeSettings, TokenPosition, TokenRows, Tokens,
+    LehrConfig, LehrParts, LlamaConfig, MistralConfig, MlpKind, NanoChatConfig, PackedText, Pass,
+    Qwen2Config, Qwen3Config, RopeConfig, RopeScaling, RopeSettings, TokenPosition, TokenRows,
+    Tokens,
 };
 pub use cache::KvCache;
 pub use classifier::Classifier;

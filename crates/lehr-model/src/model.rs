@@ -219,6 +219,16 @@ impl Model {
         self.arch.has_prefix()
     }
 
+    /// Returns whether tokens read the previous token outside of attention.
+    pub(crate) fn reads_previous_token(&self) -> bool {
+        self.arch.reads_previous_token()
+    }
+
+    /// Returns whether tokens read the keys of the previous token outside of attention.
+    pub(crate) fn reads_previous_keys(&self) -> bool {
+        self.arch.reads_previous_keys()
+    }
+
     /// Lays out one text: computes the positions of its tokens and the length of its bidirectional
     /// prefix.
     ///
@@ -305,14 +315,20 @@ impl Model {
         })
     }
 
-    /// Returns the bytes of weights read per generated token: all weights, but only one row of a
-    /// token embedding that is not tied to the head.
+    /// Returns the bytes of weights read per generated token: all weights, but only one row of
+    /// tables that are looked up, such as a token embedding that is not tied to the head.
     #[must_use]
     pub fn decode_bytes(&self) -> usize {
-        let looked_up = match self.arch.head() {
-            Some(head) if !head.is_tied() => self.bytes_read(Role::TokenEmbedding),
-            _ => 0,
-        };
+        let tables: usize = Role::ALL
+            .into_iter()
+            .filter(|role| role.is_lookup())
+            .map(|role| self.bytes_read(role))
+            .sum();
+        let looked_up = tables
+            + match self.arch.head() {
+                Some(head) if !head.is_tied() => self.bytes_read(Role::TokenEmbedding),
+                _ => 0,
+            };
         self.params.read_bytes() - looked_up
     }
 
@@ -331,7 +347,9 @@ impl Model {
         // An untied embedding is a lookup, not a product.
         let is_multiplied = |role: Role| match role {
             Role::TokenEmbedding => tied,
-            role => role.is_hidden_matrix() || matches!(role, Role::Head | Role::Adapter),
+            role => {
+                role.is_hidden_matrix() || matches!(role, Role::Head | Role::Adapter | Role::Gate)
+            }
         };
         let is_matrix = |param: &&Param| param.shape().len() == 2 && is_multiplied(param.role());
         let params = self.params.params().iter().filter(is_matrix);

@@ -72,7 +72,8 @@ fn logits(model: &Model, tokens: &Tokens) -> Tensor {
 /// Paths of the matrices that the model multiplies with, by their roles; a tied head has none.
 fn matrices(model: &Model) -> BTreeSet<String> {
     let named = model.params().named();
-    let is_applied = |role: Role| role.is_hidden_matrix() || role == Role::Head;
+    let is_applied =
+        |role: Role| role.is_hidden_matrix() || matches!(role, Role::Head | Role::Gate);
     let applied = named.iter().filter(|weight| is_applied(weight.role()));
     applied.map(|weight| weight.name().strip_suffix(".weight").unwrap().to_owned()).collect()
 }

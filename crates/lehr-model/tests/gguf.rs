@@ -17,10 +17,13 @@ fn golden_dirs() -> Vec<PathBuf> {
 }
 
 /// Families or settings that GGUF cannot store, with the error.
-const REFUSED: [(&str, &str); 6] = [
+const REFUSED: [(&str, &str); 9] = [
     ("llama-yarn-biases", "hidden_act"),
     ("chatglm-6b", "model_type"),
     ("glm-130b", "model_type"),
+    ("nanochat", "model_type"),
+    ("lehr", "model_type"),
+    ("lehr-some", "model_type"),
     ("gemma3-mixed", "attention_bias"),
     ("qwen3-windows", "use_sliding_window"),
     ("qwen2-windows", "use_sliding_window"),

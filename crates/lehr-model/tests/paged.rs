@@ -52,7 +52,17 @@ fn is_near(found: &[f32], want: &[f32]) -> bool {
 #[test]
 fn texts_of_all_lengths_go_on_as_if_they_were_alone() {
     cuda::use_emulator();
-    for family in ["gpt2", "llama", "mistral", "gemma3", "qwen3-windows", "chatglm2-6b", "glm4"] {
+    for family in [
+        "gpt2",
+        "llama",
+        "mistral",
+        "gemma3",
+        "qwen3-windows",
+        "chatglm2-6b",
+        "glm4",
+        "nanochat",
+        "lehr",
+    ] {
         let model = model(family);
         for device in [Device::Cpu, Device::Cuda(0)] {
             model.to_device(device, DType::F32).unwrap();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 type Named = Vec<(String, Tensor)>;
 
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 14] = [
     "gpt2",
     "llama",
     "mistral",
@@ -27,6 +27,8 @@ const FAMILIES: [&str; 12] = [
     "chatglm2-6b",
     "glm-130b",
     "bert",
+    "nanochat",
+    "lehr",
 ];
 
 /// Families whose weights lie in one file.

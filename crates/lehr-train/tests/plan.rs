@@ -45,6 +45,7 @@ fn seconds(recipe: &Recipe) -> f64 {
         }
         ModelConfig::Gpt2 { n_layers, hidden_size: d, .. } => (n_layers, d, 12 * d * d),
         ModelConfig::Load { .. } => panic!("a model is loaded"),
+        ModelConfig::Nanochat(_) | ModelConfig::Lehr(_) => panic!("no fitted recipe has one"),
     };
     let train = &recipe.train;
     let attention = layers * width * train.seq_len.saturating_sub(256);

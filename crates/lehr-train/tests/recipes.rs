@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use lehr_train::recipe::{ModelConfig, TokenizerConfig};
+use lehr_train::recipe::{LehrModel, ModelConfig, NanochatModel, TokenizerConfig};
 use lehr_train::{Quiet, Recipe, RunDir, prepare, run};
 
 fn shipped() -> Vec<PathBuf> {
@@ -56,6 +56,10 @@ fn tiny(mut recipe: Recipe, dir: &Path) -> Recipe {
     match &mut recipe.model {
         ModelConfig::Load { path } => *path = in_dir(path),
         ModelConfig::Llama { n_layers, hidden_size, mlp_size, .. } => {
+            (*n_layers, *hidden_size, *mlp_size) = (1, 48, 64);
+        }
+        ModelConfig::Nanochat(NanochatModel { n_layers, hidden_size, mlp_size, .. })
+        | ModelConfig::Lehr(LehrModel { n_layers, hidden_size, mlp_size, .. }) => {
             (*n_layers, *hidden_size, *mlp_size) = (1, 48, 64);
         }
         ModelConfig::Gpt2 { n_layers, hidden_size, .. } => (*n_layers, *hidden_size) = (1, 48),

@@ -22,9 +22,12 @@ fn with_model() -> tempfile::TempDir {
 }
 
 /// Models whose family or setting GGUF cannot store, and the setting.
-const NOT_IN_GGUF: [(&str, &str); 5] = [
+const NOT_IN_GGUF: [(&str, &str); 8] = [
     ("chatglm-6b", "a family that GGUF has"),
     ("glm-130b", "a family that GGUF has"),
+    ("nanochat", "a family that GGUF has"),
+    ("lehr", "a family that GGUF has"),
+    ("lehr-some", "a family that GGUF has"),
     ("gemma3-mixed", "attention_bias"),
     ("llama-yarn-biases", "hidden_act"),
     ("qwen3-windows", "use_sliding_window"),

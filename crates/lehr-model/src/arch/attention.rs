@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lehr_tensor::ops::attention::Mask;
+use lehr_tensor::ops::previous_rows::{AtStart, Previous};
 use lehr_tensor::{DType, Param, Tensor};
 
 use super::{Pass, Spec, Tokens};
@@ -200,6 +201,28 @@ impl Attention {
         let qkv = qkv.reshape([qkv.shape()[0], qkv.shape()[1], self.n_heads, 3 * e])?;
         let part = |i: usize| qkv.slice(3, i * e..(i + 1) * e);
         Ok(Qkv { q: part(0)?, k: part(1)?, v: part(2)? })
+    }
+
+    /// Gives keys `[B, T, K, E]` the upper half of the previous token's channels. The first token of
+    /// a text keeps its own. A cache remembers the last keys for the next pass.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub(super) fn offset_keys(
+        &self,
+        k: &Tensor,
+        starts: &Tensor,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let before = cache.as_deref().and_then(|cache| cache.last_keys(self.layer));
+        let previous = Previous { starts, before: before.as_ref() };
+        let channels = self.head_dim / 2..self.head_dim;
+        let offset = k.previous_rows(previous, channels, AtStart::Own)?;
+        if let Some(cache) = cache {
+            let t = k.shape()[1];
+            cache.set_next_keys(self.layer, k.slice(1, t.saturating_sub(1)..t)?);
+        }
+        Ok(offset)
     }
 
     /// Attends to these tokens and those in the cache: `[B, T, H·E]`.

@@ -7,14 +7,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::decoder;
-use super::prenorm::{AttentionSettings, GroupedQueryAttention, Mlp, Norms, SandwichBlock};
+use super::prenorm::{
+    AttentionSettings, GroupedQueryAttention, Mlp, NormScale, Norms, SandwichBlock,
+};
 use super::rope::Rope;
 use super::windows::{self, FULL, SLIDING, check_windows};
 use super::{
     Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tie, activation, check_spec, parse,
     positive, residual_std, with_and_without_prefix,
 };
-use crate::nn::{GatedMlp, GatedMlpShape, LayerBuilder};
+use crate::nn::{GatedMlp, LayerBuilder, MlpShape};
 use crate::{Error, Result};
 
 /// The settings of a Gemma 3 `config.json`. Missing keys have transformers' defaults.
@@ -255,7 +257,7 @@ impl Gemma3Config {
     }
 
     fn norms(&self) -> Norms {
-        Norms { eps: self.rms_norm_eps, one_plus: true }
+        Norms { eps: self.rms_norm_eps, scale: NormScale::OnePlusWeight }
     }
 
     /// Builds block `layer`.
@@ -271,7 +273,7 @@ impl Gemma3Config {
             rope: if window.is_some() { LOCAL } else { GLOBAL },
             ..AttentionSettings::new(spec, std)
         };
-        let mlp = GatedMlpShape {
+        let mlp = MlpShape {
             width: d,
             inner: self.intermediate_size,
             bias: false,

@@ -13,7 +13,7 @@ use super::{
     divides, residual_std, with_and_without_prefix,
 };
 use crate::Result;
-use crate::nn::{GatedMlpShape, LayerBuilder};
+use crate::nn::{LayerBuilder, MlpShape};
 
 /// The settings of a Llama `config.json`. Missing keys have transformers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,7 +149,7 @@ impl LlamaConfig {
                 ..AttentionSettings::new(spec, std)
             },
             norms,
-            mlp: GatedMlpShape {
+            mlp: MlpShape {
                 width: spec.hidden_size,
                 inner: self.intermediate_size,
                 bias: self.mlp_bias,

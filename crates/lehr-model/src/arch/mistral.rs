@@ -13,7 +13,7 @@ use super::{
     Architecture, FamilyConfig, RopeConfig, RopeSettings, Spec, Tie, activation, check_spec, parse,
     residual_std, with_and_without_prefix,
 };
-use crate::nn::{GatedMlpShape, LayerBuilder};
+use crate::nn::{LayerBuilder, MlpShape};
 use crate::{Error, Result};
 
 /// The settings of a Mistral `config.json`. Missing keys have transformers' defaults.
@@ -163,7 +163,7 @@ impl MistralConfig {
                 ..AttentionSettings::new(spec, std)
             },
             norms,
-            mlp: GatedMlpShape {
+            mlp: MlpShape {
                 width: spec.hidden_size,
                 inner: self.intermediate_size,
                 bias: false,

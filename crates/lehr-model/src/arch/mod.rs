@@ -17,11 +17,15 @@ mod glm130b;
 mod glm4;
 mod gpt2;
 mod layout;
+mod lehr;
 mod llama;
 mod mistral;
+mod nanochat;
+mod parts;
 mod pass;
 mod prefix;
 mod prenorm;
+mod previous;
 mod qwen2;
 mod qwen3;
 mod rope;
@@ -41,10 +45,12 @@ pub use glm4::Glm4Config;
 pub use glm130b::Glm130bConfig;
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use layout::{Layout, TokenPosition};
+pub use lehr::{LehrConfig, LehrParts, MlpKind};
 use lehr_tensor::Tensor;
 use lehr_tensor::ops::activation::Activation;
 pub use llama::LlamaConfig;
 pub use mistral::MistralConfig;
+pub use nanochat::NanoChatConfig;
 pub use pass::Pass;
 use pass::Residual;
 pub use qwen2::Qwen2Config;
@@ -102,6 +108,16 @@ pub trait Architecture: Send + Sync {
 
     /// Returns whether texts begin with a bidirectional prefix.
     fn has_prefix(&self) -> bool {
+        false
+    }
+
+    /// Returns whether tokens read the previous token outside of attention.
+    fn reads_previous_token(&self) -> bool {
+        false
+    }
+
+    /// Returns whether tokens read the keys of the previous token outside of attention.
+    fn reads_previous_keys(&self) -> bool {
         false
     }
 
@@ -326,6 +342,10 @@ families! {
     ChatGlm2(ChatGlm2Config),
     /// GLM-130B.
     Glm130b(Glm130bConfig),
+    /// nanochat, as in transformers.
+    NanoChat(NanoChatConfig),
+    /// lehr's own family: Llama's block with parts that each can be switched on.
+    Lehr(LehrConfig),
 }
 
 fn unknown_model_type(json: &Value) -> Error {

@@ -17,9 +17,10 @@ use lehr_tensor::{Role, Tensor};
 
 use super::attention::{Attention, Qkv};
 use super::decoder::{Block, Context};
+use super::parts::{BlockEnd, ValueEmbedding};
 use super::{Residual, Spec, residual_std};
 use crate::nn::{
-    FusedGatedMlp, GatedMlp, GatedMlpShape, LayerBuilder, Linear, LinearShape, RmsNorm,
+    FusedGatedMlp, GatedMlp, LayerBuilder, Linear, LinearShape, MlpShape, PlainMlp, RmsNorm,
 };
 use crate::{KvCache, Result};
 
@@ -28,14 +29,25 @@ use crate::{KvCache, Result};
 pub(super) struct Norms {
     /// Added to the mean square.
     pub(super) eps: f32,
-    /// Whether they scale by `1 + weight` instead of the weight (Gemma).
-    pub(super) one_plus: bool,
+    /// What they multiply by.
+    pub(super) scale: NormScale,
+}
+
+/// The factor that an RMS norm applies after dividing by the root mean square.
+#[derive(Clone, Copy)]
+pub(super) enum NormScale {
+    /// A weight.
+    Weight,
+    /// `1 + weight` (Gemma).
+    OnePlusWeight,
+    /// None (nanochat).
+    None,
 }
 
 impl Norms {
     /// Describes norms that scale by their weight.
     pub(super) fn new(eps: f32) -> Self {
-        Self { eps, one_plus: false }
+        Self { eps, scale: NormScale::Weight }
     }
 
     /// Builds a norm over `width` values.
@@ -43,9 +55,10 @@ impl Norms {
     /// # Errors
     /// If the source of parameters fails.
     pub(super) fn build(self, p: &mut LayerBuilder<'_>, width: usize) -> Result<RmsNorm> {
-        Ok(match self.one_plus {
-            true => RmsNorm::build_one_plus(p, width, self.eps)?,
-            false => RmsNorm::build(p, width, self.eps)?,
+        Ok(match self.scale {
+            NormScale::Weight => RmsNorm::build(p, width, self.eps)?,
+            NormScale::OnePlusWeight => RmsNorm::build_one_plus(p, width, self.eps)?,
+            NormScale::None => RmsNorm::unscaled(width, self.eps)?,
         })
     }
 }
@@ -61,14 +74,25 @@ pub(super) struct AttentionSettings {
     pub(super) out_bias: bool,
     /// Number of tokens a token attends to, including itself; `None` means all earlier ones.
     pub(super) window: Option<usize>,
-    /// Norms over each head of queries and keys, applied before rotation.
+    /// Norms over each head of queries and keys.
     pub(super) qk_norms: Option<Norms>,
+    /// Whether those norms follow the rotation instead of preceding it.
+    pub(super) norm_after_rope: bool,
     /// The scores are divided by the square root of this.
     pub(super) scale_width: usize,
+    /// Factor of the scores.
+    pub(super) score_gain: f32,
+    /// Whether a table of vectors per token is added to the values.
+    pub(super) value_embedding: bool,
+    /// Whether the channels of keys that are not rotated, the upper half, are those of the previous
+    /// token.
+    pub(super) key_offset: bool,
     /// Index of the rotation among those of the model.
     pub(super) rope: usize,
-    /// Standard deviation of new weights. The output projection starts smaller.
+    /// Standard deviation of new weights.
     pub(super) std: f32,
+    /// Standard deviation of a new output projection.
+    pub(super) out_std: f32,
 }
 
 impl AttentionSettings {
@@ -80,9 +104,14 @@ impl AttentionSettings {
             out_bias: false,
             window: None,
             qk_norms: None,
+            norm_after_rope: false,
             scale_width: spec.head_dim,
+            score_gain: 1.0,
+            value_embedding: false,
+            key_offset: false,
             rope: 0,
             std,
+            out_std: residual_std(std, spec.n_layers),
         }
     }
 }
@@ -97,6 +126,9 @@ pub(super) struct GroupedQueryAttention {
     o_proj: Linear,
     /// Norms of queries and of keys.
     qk_norms: Option<(RmsNorm, RmsNorm)>,
+    norm_after_rope: bool,
+    value_embedding: Option<ValueEmbedding>,
+    key_offset: bool,
     rope: usize,
 }
 
@@ -120,16 +152,32 @@ impl GroupedQueryAttention {
         let k_proj = project("k_proj", LinearShape::new(d, kv).with_bias(qkv_bias), std)?;
         let v_proj = project("v_proj", LinearShape::new(d, kv).with_bias(qkv_bias), std)?;
         let out = LinearShape::new(q, d).with_bias(out_bias);
-        let o_proj = project("o_proj", out, residual_std(std, spec.n_layers))?;
+        let o_proj = project("o_proj", out, settings.out_std)?;
         let qk_norms = match settings.qk_norms {
             Some(norms) => {
                 Some((norms.build(&mut p.at("q_norm"), e)?, norms.build(&mut p.at("k_norm"), e)?))
             }
             None => None,
         };
-        let scale = (settings.scale_width as f64).sqrt().recip() as f32;
+        let value_embedding = match settings.value_embedding {
+            true => Some(ValueEmbedding::build(&mut p, &spec, std)?),
+            false => None,
+        };
+        let scale = (settings.scale_width as f64).sqrt().recip() as f32 * settings.score_gain;
         let attention = Attention::new(&spec, layer).with_scale(scale).with_window(settings.window);
-        Ok(Self { attention, q_proj, k_proj, v_proj, o_proj, qk_norms, rope: settings.rope })
+        let AttentionSettings { norm_after_rope, key_offset, rope, .. } = *settings;
+        Ok(Self {
+            attention,
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+            qk_norms,
+            norm_after_rope,
+            value_embedding,
+            key_offset,
+            rope,
+        })
     }
 
     /// Computes attention `[B, T, D]` from the normalised residual stream `x`.
@@ -140,9 +188,15 @@ impl GroupedQueryAttention {
         &self,
         x: &Tensor,
         context: &Context,
-        cache: Option<&mut KvCache>,
+        mut cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        let qkv = self.qkv(x, &context.ropes[self.rope])?;
+        let mut qkv = self.qkv(x, &context.ropes[self.rope])?;
+        if let Some(embedding) = &self.value_embedding {
+            qkv.v = embedding.add_to(&qkv.v, x, &context.parts)?;
+        }
+        if let (true, Some(starts)) = (self.key_offset, &context.parts.starts) {
+            qkv.k = self.attention.offset_keys(&qkv.k, starts, cache.as_deref_mut())?;
+        }
         let a = self.attention.forward(&qkv, &context.attention, cache)?;
         Ok(self.o_proj.forward(&a)?)
     }
@@ -150,20 +204,26 @@ impl GroupedQueryAttention {
     fn qkv(&self, x: &Tensor, rope: &RopeTable) -> Result<Qkv> {
         let mut q = self.attention.queries(&self.q_proj.forward(x)?)?;
         let mut k = self.attention.keys(&self.k_proj.forward(x)?)?;
-        if let Some((q_norm, k_norm)) = &self.qk_norms {
+        let norms = |after| self.qk_norms.as_ref().filter(|_| self.norm_after_rope == after);
+        if let Some((q_norm, k_norm)) = norms(false) {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }
-        let (q, k) = (q.rope(rope)?, k.rope(rope)?);
+        (q, k) = (q.rope(rope)?, k.rope(rope)?);
+        if let Some((q_norm, k_norm)) = norms(true) {
+            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+        }
         Ok(Qkv { q, k, v: self.attention.keys(&self.v_proj.forward(x)?)? })
     }
 }
 
-/// A gated MLP, in either of the two forms found in checkpoints.
+/// An MLP, in one of the forms found in checkpoints.
 pub(super) enum Mlp {
     /// Separate matrices for gate and up.
     Separate(GatedMlp),
     /// One matrix for gate and up.
     Fused(FusedGatedMlp),
+    /// No gate.
+    Plain(PlainMlp),
 }
 
 impl Mlp {
@@ -171,6 +231,7 @@ impl Mlp {
         Ok(match self {
             Self::Separate(mlp) => mlp.forward(x)?,
             Self::Fused(mlp) => mlp.forward(x)?,
+            Self::Plain(mlp) => mlp.forward(x)?,
         })
     }
 }
@@ -179,7 +240,7 @@ impl Mlp {
 pub(super) struct BlockSettings {
     pub(super) attention: AttentionSettings,
     pub(super) norms: Norms,
-    pub(super) mlp: GatedMlpShape,
+    pub(super) mlp: MlpShape,
 }
 
 /// A pre-norm block: `h = x + Attention(norm₁(x)); y = h + MLP(norm₂(h))`.
@@ -220,14 +281,12 @@ impl Block for PreNormBlock {
         &self,
         Residual { x, normed }: &Residual,
         context: &Context,
-        next_norm: &RmsNorm,
+        end: BlockEnd<'_>,
         cache: Option<&mut KvCache>,
     ) -> Result<Residual> {
         let a = self.attention.forward(normed, context, cache)?;
         let (h, normed) = self.post_attention_layernorm.forward_add(x, &a)?;
-        let m = self.mlp.forward(&normed)?;
-        let (x, normed) = next_norm.forward_add(&h, &m)?;
-        Ok(Residual { x, normed })
+        end.forward(&h, &self.mlp.forward(&normed)?, &context.parts)
     }
 }
 
@@ -250,13 +309,12 @@ impl Block for SandwichBlock {
         &self,
         Residual { x, normed }: &Residual,
         context: &Context,
-        next_norm: &RmsNorm,
+        end: BlockEnd<'_>,
         cache: Option<&mut KvCache>,
     ) -> Result<Residual> {
         let a = self.after_attention.forward(&self.attention.forward(normed, context, cache)?)?;
         let (h, normed) = self.before_mlp.forward_add(x, &a)?;
         let m = self.after_mlp.forward(&self.mlp.forward(&normed)?)?;
-        let (x, normed) = next_norm.forward_add(&h, &m)?;
-        Ok(Residual { x, normed })
+        end.forward(&h, &m, &context.parts)
     }
 }

@@ -14,7 +14,7 @@ use super::{
     residual_std, with_and_without_prefix,
 };
 use crate::Result;
-use crate::nn::{GatedMlpShape, LayerBuilder};
+use crate::nn::{LayerBuilder, MlpShape};
 
 /// The settings of a Qwen2 `config.json`. Missing keys have transformers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -166,7 +166,7 @@ impl Qwen2Config {
                 ..AttentionSettings::new(spec, std)
             },
             norms,
-            mlp: GatedMlpShape {
+            mlp: MlpShape {
                 width: spec.hidden_size,
                 inner: self.intermediate_size,
                 bias: false,

@@ -278,6 +278,11 @@ impl Rope {
         Err(Error::config("rope_parameters", found, "settings with finite frequencies"))
     }
 
+    /// Turns the rotation round: angles are those of negative positions (nanochat).
+    pub(super) fn reversed(self) -> Self {
+        Self { inv_freq: self.inv_freq.iter().map(|w| -w).collect(), ..self }
+    }
+
     /// Computes the angles of tokens at these positions.
     pub(super) fn table(&self, positions: &Tensor, layout: RopeLayout) -> Result<RopeTable> {
         Ok(RopeTable::new(positions, &self.inv_freq, layout, self.amplitude)?)

@@ -35,6 +35,10 @@ pub(super) trait Stack: Send + Sync + 'static {
     /// If memory runs out.
     fn first_norm(&self, index: usize, x: &Tensor) -> Result<Tensor>;
 
+    /// Sees the residual stream `x` before block `index` reads it, and may keep it for a later
+    /// block.
+    fn before_block(&self, _index: usize, _x: &Tensor, _context: &mut Self::Context) {}
+
     /// Runs block `index` up to and including the first norm of the next block.
     ///
     /// # Errors
@@ -64,10 +68,12 @@ pub(super) fn run<S: Stack>(
         checkpointing != ActivationCheckpointing::None && cache.is_none() && is_recording();
     let normed = stack.first_norm(0, &x)?;
     let mut residual = Residual { x, normed };
+    let mut context = context.clone();
     for index in 0..stack.n_blocks() {
+        stack.before_block(index, &residual.x, &mut context);
         residual = match recomputes {
-            false => stack.block(index, &residual, context, cache.as_deref_mut())?,
-            true => recomputed(stack, index, &residual, context, checkpointing)?,
+            false => stack.block(index, &residual, &context, cache.as_deref_mut())?,
+            true => recomputed(stack, index, &residual, &context, checkpointing)?,
         };
     }
     if let Some(cache) = cache {
@@ -77,7 +83,8 @@ pub(super) fn run<S: Stack>(
     Ok(residual.normed)
 }
 
-/// Runs a block and keeps only its input residual stream until backward.
+/// Runs a block and keeps only its input residual stream until backward. Tensors of the context
+/// that want a gradient get it when backward runs the block a second time.
 fn recomputed<S: Stack>(
     stack: &Arc<S>,
     index: usize,

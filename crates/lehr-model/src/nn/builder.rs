@@ -94,3 +94,8 @@ impl<'a> LayerBuilder<'a> {
         }
     }
 }
+
+/// Returns the start of a weight that is normal with `std`. With 0 all bits are 0.
+pub(super) fn init(std: f32) -> Init {
+    if std == 0.0 { Init::Constant(0.0) } else { Init::Normal(std) }
+}

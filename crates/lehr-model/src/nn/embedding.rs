@@ -1,8 +1,9 @@
 //! The lookup table of token or position vectors.
 
-use lehr_tensor::{Init, Result, Role, Tensor, Weight};
+use lehr_tensor::{Result, Role, Tensor, Weight};
 
 use super::LayerBuilder;
+use super::builder::init;
 
 /// A table `[V, D]` whose rows are looked up.
 pub struct Embedding {
@@ -14,7 +15,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Builds a table of `n_rows` rows for the given role. It starts normal with `std`.
+    /// Builds a table of `n_rows` rows for the given role. It starts normal with `std`, or at 0.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -25,8 +26,14 @@ impl Embedding {
         width: usize,
         std: f32,
     ) -> Result<Self> {
-        let weight = p.matrix("weight", role, [n_rows, width], false, Init::Normal(std))?;
+        let weight = p.matrix("weight", role, [n_rows, width], false, init(std))?;
         Ok(Self { weight, n_rows, width })
+    }
+
+    /// Returns the number of rows.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
     }
 
     /// Looks up `ids [..]`: `[.., D]`.

@@ -9,6 +9,7 @@ use lehr_tensor::{
     Device, Init, MatrixForm, OutputParts, Param, Result, Role, Tensor, Weight, is_recording,
 };
 
+use super::builder::init;
 use super::{Embedding, LayerBuilder};
 use crate::adapt::Adapter;
 
@@ -74,7 +75,7 @@ impl LinearShape {
 }
 
 impl Linear {
-    /// Builds a layer for `role`. The weight starts normal with `std`, the bias at 0.
+    /// Builds a layer for `role`. The weight starts normal with `std`, or at 0; the bias at 0.
     ///
     /// # Errors
     /// If the source of parameters fails.
@@ -87,7 +88,7 @@ impl Linear {
         let LinearShape { n_in, n_out, layout, bias, parts } = shape;
         let transposed = layout == WeightLayout::InOut;
         let sides = if transposed { [n_in, n_out] } else { [n_out, n_in] };
-        let weight = p.matrix("weight", role, sides, transposed, Init::Normal(std))?;
+        let weight = p.matrix("weight", role, sides, transposed, init(std))?;
         if let Weight::Param(weight) = &weight {
             weight.set_form(MatrixForm { transposed, parts });
         }

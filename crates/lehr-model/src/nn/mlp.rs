@@ -14,20 +14,20 @@ pub struct GatedMlp {
     activation: Activation,
 }
 
-/// The shape of a gated MLP, and the standard deviations of its new weights.
+/// The shape of an MLP, gated or not, and the standard deviations of its new weights.
 #[derive(Clone, Copy, Debug)]
-pub struct GatedMlpShape {
+pub struct MlpShape {
     /// Width D of input and output.
     pub width: usize,
     /// Inner width F.
     pub inner: usize,
     /// Whether its linear layers have biases.
     pub bias: bool,
-    /// Activation of the gate.
+    /// Its activation function, that of the gate if it has one.
     pub activation: Activation,
-    /// Standard deviation of `gate_proj` and `up_proj`.
+    /// Standard deviation of the matrices applied to the input.
     pub std: f32,
-    /// Standard deviation of `down_proj`.
+    /// Standard deviation of the matrix down.
     pub down_std: f32,
 }
 
@@ -36,8 +36,8 @@ impl GatedMlp {
     ///
     /// # Errors
     /// If the source of parameters fails.
-    pub fn build(p: &mut LayerBuilder<'_>, shape: GatedMlpShape) -> Result<Self> {
-        let GatedMlpShape { width, inner, bias, activation, std, down_std } = shape;
+    pub fn build(p: &mut LayerBuilder<'_>, shape: MlpShape) -> Result<Self> {
+        let MlpShape { width, inner, bias, activation, std, down_std } = shape;
         let mut linear = |name, n_in, n_out, std| {
             let shape = LinearShape::new(n_in, n_out).with_bias(bias);
             Linear::build(&mut p.at(name), Role::Mlp, shape, std)
@@ -57,6 +57,40 @@ impl GatedMlp {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
         self.down_proj.forward_gated(&gate, &up, self.activation)
+    }
+}
+
+/// `down(act(up(x)))`: an MLP without a gate.
+pub struct PlainMlp {
+    /// The matrix applied first.
+    pub up: Linear,
+    /// The matrix applied to the activations.
+    pub down: Linear,
+    /// The activation function.
+    pub activation: Activation,
+}
+
+impl PlainMlp {
+    /// Builds an MLP of that shape whose matrices are `names[0]` (up) and `names[1]` (down).
+    ///
+    /// # Errors
+    /// If the source of parameters fails.
+    pub fn build(p: &mut LayerBuilder<'_>, names: [&str; 2], shape: MlpShape) -> Result<Self> {
+        let MlpShape { width, inner, bias, activation, std, down_std } = shape;
+        let mut linear = |name, n_in, n_out, std| {
+            let shape = LinearShape::new(n_in, n_out).with_bias(bias);
+            Linear::build(&mut p.at(name), Role::Mlp, shape, std)
+        };
+        let up = linear(names[0], width, inner, std)?;
+        Ok(Self { up, down: linear(names[1], inner, width, down_std)?, activation })
+    }
+
+    /// Applies the MLP: `x [.., D]` to `[.., D]`.
+    ///
+    /// # Errors
+    /// If the width of `x` does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Linear::feed_forward(x, &self.up, self.activation, &self.down)
     }
 }
 

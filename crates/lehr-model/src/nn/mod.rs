@@ -9,5 +9,5 @@ mod norm;
 pub use builder::LayerBuilder;
 pub use embedding::Embedding;
 pub use linear::{Linear, LinearShape};
-pub use mlp::{FusedGatedMlp, GateHalf, GatedMlp, GatedMlpShape};
+pub use mlp::{FusedGatedMlp, GateHalf, GatedMlp, MlpShape, PlainMlp};
 pub use norm::{LayerNorm, RmsNorm};

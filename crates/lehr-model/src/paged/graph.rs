@@ -33,13 +33,13 @@ pub struct DecodeGraph {
 
 impl DecodeGraph {
     /// Allocates the inputs. Returns `None` if recording is not possible: on the CPU, and for
-    /// models whose host code derives positions and masks from the tokens.
+    /// models whose host code derives positions, masks or previous tokens from the tokens.
     ///
     /// # Errors
     /// If memory runs out or the device fails.
     pub fn new(model: &Model, cache: &PagedCache) -> Result<Option<Self>> {
         let (Device::Cuda(device), _) = model.compute() else { return Ok(None) };
-        if model.has_prefix() {
+        if model.has_prefix() || model.reads_previous_token() {
             return Ok(None);
         }
         let zeros = |shape: &[usize]| Tensor::zeros_on(Device::Cuda(device), shape, DType::I32);
@@ -110,7 +110,7 @@ impl DecodeGraph {
             inplace::advance_texts(&self.positions, self.pages.lengths())?;
             Ok(logits)
         };
-        cache.run(longest, self.pages.clone(), |pools| {
+        cache.run((&[], longest), self.pages.clone(), |pools| {
             if self.run.is_none() {
                 return Ok((work(pools)?, None));
             }

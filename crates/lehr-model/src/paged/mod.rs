@@ -9,6 +9,7 @@ use lehr_tensor::ops::attention::Pages;
 
 use self::pool::{PagePool, ROOT};
 use crate::arch::{Layout, TokenRows};
+use crate::cache::Last;
 use crate::{Error, KvCache, Model, Result, Tokens};
 
 /// Tokens of a page.
@@ -22,7 +23,7 @@ const PAGE_LEN: usize = 16;
 /// Full pages are kept after their sequence has ended. A later sequence with the same first tokens
 /// reuses them instead of recomputing them. When pages run out, the least recently used ones are
 /// evicted. Models with a bidirectional prefix reuse none, because their pages depend on later
-/// tokens.
+/// tokens; nor do models that read the last keys of a sequence, because pages do not hold these.
 ///
 /// Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
 /// PagedAttention", <https://arxiv.org/abs/2309.06180>.
@@ -32,6 +33,8 @@ pub struct PagedCache {
     /// Largest number of pages.
     limit: usize,
     reuse: bool,
+    /// Whether the model reads the last token of each sequence.
+    reads_previous: bool,
     /// Sequences by row.
     sequences: Vec<Option<Sequence>>,
     /// Number of pool reallocations. Recorded work depends on the pools' addresses.
@@ -62,6 +65,8 @@ struct Sequence {
     name: u64,
     /// Positions of its tokens.
     layout: Layout,
+    /// Keys of its last token before their offset, for models that read them.
+    last_keys: Vec<Option<Tensor>>,
 }
 
 impl PagedCache {
@@ -82,7 +87,8 @@ impl PagedCache {
             pools,
             pages: PagePool::default(),
             limit: size.max_pages.min(all).min(i32::MAX as usize),
-            reuse: size.reuse_prefixes,
+            reuse: size.reuse_prefixes && !model.reads_previous_keys(),
+            reads_previous: model.reads_previous_token(),
             sequences: (0..size.max_sequences).map(|_| None).collect(),
             n_moves: 0,
         })
@@ -153,7 +159,8 @@ impl PagedCache {
         // A page of a bidirectional prefix depends on later tokens.
         let reuse = self.reuse && layout.prefix_len == 0;
         let (pages, seen) = (Vec::new(), Vec::new());
-        let mut new = Sequence { pages, ids: seen, n_named: 0, name: ROOT, layout };
+        let last_keys = Vec::new();
+        let mut new = Sequence { pages, ids: seen, n_named: 0, name: ROOT, layout, last_keys };
         let before_last = &ids[..ids.len().saturating_sub(1)];
         for page in before_last.chunks_exact(PAGE_LEN).take_while(|_| reuse) {
             let Some(found) = self.pages.reuse(new.name, page) else { break };
@@ -194,7 +201,7 @@ impl PagedCache {
         let pages = self.pages_of(&[(row, len + ids.len())])?;
         let layouts: Vec<_> = self.sequences[row].iter().map(|s| &s.layout).collect();
         let tokens = Tokens::of_texts(ids, &layouts, len)?;
-        let logits = self.run(len, pages, |pools| {
+        let logits = self.run((&[row], len), pages, |pools| {
             Ok(match wants_logits {
                 true => Some(model.next_logits(&tokens, pools)?),
                 false => {
@@ -219,7 +226,9 @@ impl PagedCache {
         let grown: Vec<_> = next.iter().zip(&lens).map(|((row, _), len)| (*row, len + 1)).collect();
         let pages = self.pages_of(&grown)?;
         let longest = lens.iter().copied().max().unwrap_or(0);
-        let logits = self.run(longest, pages, |pools| model.next_logits(&tokens, pools))?;
+        let rows: Vec<usize> = next.iter().map(|(row, _)| *row).collect();
+        let logits =
+            self.run((&rows, longest), pages, |pools| model.next_logits(&tokens, pools))?;
         next.iter().for_each(|(row, id)| self.advance(*row, &[*id]));
         Ok(logits)
     }
@@ -262,18 +271,56 @@ impl PagedCache {
         Ok(lens)
     }
 
-    /// Runs `body` over the pools, with `len` positions filled before it.
+    /// Runs `work` over the pools for the sequences in `rows`, with `len` positions filled before
+    /// it.
     fn run<R>(
         &mut self,
-        len: usize,
+        (rows, len): (&[usize], usize),
         pages: Pages,
         work: impl FnOnce(&mut KvCache) -> Result<R>,
     ) -> Result<R> {
+        let last = self.last_of(rows)?;
+        self.pools.exchange_last(last);
         self.pools.set_len(len);
         self.pools.set_pages(Some(pages));
         let result = work(&mut self.pools);
         self.pools.set_pages(None);
+        let last = self.pools.exchange_last(Last::default());
+        if result.is_ok() {
+            self.keep_last_keys(rows, &last)?;
+        }
         result
+    }
+
+    /// Collects the last tokens of the sequences in `rows`, if the model reads them: none if they
+    /// begin.
+    fn last_of(&self, rows: &[usize]) -> Result<Last> {
+        let sequences: Vec<_> =
+            rows.iter().filter_map(|row| self.sequences[*row].as_ref()).collect();
+        let ids = sequences.iter().map(|s| s.ids.last().copied()).collect::<Option<Vec<i32>>>();
+        let (true, Some(ids)) = (self.reads_previous, ids) else { return Ok(Last::default()) };
+        let n_layers = sequences.first().map_or(0, |s| s.last_keys.len());
+        let layer = |layer: usize| {
+            let keys = sequences.iter().map(|s| s.last_keys.get(layer).and_then(Option::as_ref));
+            let keys = keys.collect::<Option<Vec<&Tensor>>>();
+            Ok(keys.map(|keys| Tensor::concat(&keys, 0)).transpose()?)
+        };
+        let keys = (0..n_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Last { ids, keys })
+    }
+
+    /// Distributes the last keys of a pass over the sequences in `rows`.
+    fn keep_last_keys(&mut self, rows: &[usize], last: &Last) -> Result<()> {
+        for (i, row) in rows.iter().enumerate() {
+            let own = |keys: &Option<Tensor>| -> Result<Option<Tensor>> {
+                Ok(keys.as_ref().map(|keys| keys.slice(0, i..i + 1)).transpose()?)
+            };
+            let keys = last.keys.iter().map(own).collect::<Result<_>>()?;
+            if let Some(sequence) = &mut self.sequences[*row] {
+                sequence.last_keys = keys;
+            }
+        }
+        Ok(())
     }
 
     /// Assigns each of these sequences the pages for its next `n` tokens. On failure, none gets

@@ -7,6 +7,7 @@ use crate::{Error, Result, Tensor};
 
 pub mod act_linear;
 pub mod activation;
+pub mod add_gated;
 pub mod add_norm;
 pub mod attention;
 pub mod cast;
@@ -21,12 +22,14 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod linear_q;
+pub mod previous_rows;
 pub mod rms_norm;
 pub mod rope;
 pub mod slice;
 pub mod softcap;
 pub mod softmax;
 pub mod thin;
+pub mod weighted_sum;
 
 /// Lists the ops for the tests of all ops. The modules are declared above rather than by this
 /// macro, because `cargo fmt` does not see modules that a macro declares; `tests.rs` fails if a
@@ -50,6 +53,7 @@ macro_rules! ops {
 ops!(
     act_linear,
     activation,
+    add_gated,
     add_norm,
     attention,
     cast,
@@ -64,12 +68,14 @@ ops!(
     linear,
     linear_cross_entropy,
     linear_q,
+    previous_rows,
     rms_norm,
     rope,
     slice,
     softcap,
     softmax,
     thin,
+    weighted_sum,
 );
 
 mod rows_cuda;

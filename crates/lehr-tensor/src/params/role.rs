@@ -28,11 +28,22 @@ pub enum Role {
     Bias,
     /// A matrix that an adapter adds to a linear layer.
     Adapter,
+    /// A table of vectors per token that a block adds to its values.
+    ValueEmbedding,
+    /// A table of vectors per pair of tokens, found by a hash.
+    BigramEmbedding,
+    /// The small matrix of a gate.
+    Gate,
+    /// The learned factor of the residual stream itself. It wants a much lower learning rate than
+    /// other factors, because it acts on everything before it.
+    ResidualScale,
+    /// Another learned factor.
+    Scalar,
 }
 
 impl Role {
     /// All roles, in the order of a model.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 15] = [
         Self::TokenEmbedding,
         Self::PositionEmbedding,
         Self::TokenTypeEmbedding,
@@ -43,12 +54,25 @@ impl Role {
         Self::Norm,
         Self::Bias,
         Self::Adapter,
+        Self::ValueEmbedding,
+        Self::BigramEmbedding,
+        Self::Gate,
+        Self::ResidualScale,
+        Self::Scalar,
     ];
 
     /// Whether it is a table whose rows are looked up.
     #[must_use]
     pub fn is_embedding(self) -> bool {
         matches!(self, Self::TokenEmbedding | Self::PositionEmbedding | Self::TokenTypeEmbedding)
+            || self.is_lookup()
+    }
+
+    /// Returns whether it is a table that is only looked up and has so many rows that a step
+    /// touches few of them.
+    #[must_use]
+    pub fn is_lookup(self) -> bool {
+        matches!(self, Self::ValueEmbedding | Self::BigramEmbedding)
     }
 
     /// Returns whether it is a matrix between the embedding and the head. fp8, Muon and
@@ -58,11 +82,11 @@ impl Role {
         matches!(self, Self::Attention | Self::Mlp | Self::Transform)
     }
 
-    /// Whether it has one row per token of the vocabulary, or per label: the embedding and the
-    /// head, a model's most sensitive matrices.
+    /// Whether it has one row per token of the vocabulary or pair of tokens, or per label: tables
+    /// of embeddings and the head, a model's most sensitive matrices.
     #[must_use]
     pub fn is_vocabulary(self) -> bool {
-        matches!(self, Self::TokenEmbedding | Self::Head)
+        matches!(self, Self::TokenEmbedding | Self::Head) || self.is_lookup()
     }
 }
 
@@ -79,6 +103,11 @@ impl fmt::Display for Role {
             Self::Norm => "norm",
             Self::Bias => "bias",
             Self::Adapter => "adapter",
+            Self::ValueEmbedding => "value embedding",
+            Self::BigramEmbedding => "bigram embedding",
+            Self::Gate => "gate",
+            Self::ResidualScale => "residual scale",
+            Self::Scalar => "scalar",
         })
     }
 }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use lehr_data::{Layout, LayoutRule};
 use lehr_infer::{Loaded, ModelFiles, check_vocabulary, resolve_model};
-use lehr_model::{Config, Gpt2Config, LlamaConfig, Model, RopeConfig};
+use lehr_model::{Config, Gpt2Config, LehrConfig, LlamaConfig, Model, NanoChatConfig, RopeConfig};
 use lehr_tokenizer::Tokenizer;
 
-use crate::recipe::{ModelConfig, TokenizerConfig};
+use crate::recipe::{LehrModel, ModelConfig, NanochatModel, TokenizerConfig, positive};
 use crate::{Error, Recipe, Result};
 
 /// Epsilon of the norms of new models, as in the published models of both families.
@@ -69,6 +69,10 @@ fn config(model: &ModelConfig, tokenizer: &Tokenizer) -> Result<Config> {
     let vocab_size = tokenizer.vocab_size();
     let end = tokenizer.end_of_document().ok();
     Ok(match *model {
+        ModelConfig::Lehr(ref model) => Config::Lehr(lehr_config(model, vocab_size, end)),
+        ModelConfig::Nanochat(ref model) => {
+            Config::NanoChat(nanochat_config(model, vocab_size, end))
+        }
         ModelConfig::Load { .. } => {
             let faults = "model.kind is load, expected a new model".to_owned();
             return Err(Error::Setting { faults });
@@ -121,4 +125,50 @@ fn config(model: &ModelConfig, tokenizer: &Tokenizer) -> Result<Config> {
             })
         }
     })
+}
+
+/// Returns the configuration of a new model of lehr's own family.
+fn lehr_config(model: &LehrModel, vocab_size: usize, end: Option<u32>) -> LehrConfig {
+    LehrConfig {
+        lehr_version: LehrConfig::VERSION,
+        vocab_size,
+        hidden_size: model.hidden_size,
+        intermediate_size: model.mlp_size,
+        num_hidden_layers: model.n_layers,
+        num_attention_heads: model.n_heads,
+        num_key_value_heads: model.n_kv_heads,
+        max_position_embeddings: model.context,
+        rms_norm_eps: NORM_EPS,
+        initializer_range: model.init_std,
+        embedding_initializer_range: positive(model.embedding_init_std),
+        head_initializer_range: positive(model.head_init_std),
+        tie_word_embeddings: model.tie_embeddings,
+        parts: model.parts(),
+        rope: RopeConfig::with_theta(ROPE_THETA),
+        bos_token_id: end,
+        eos_token_id: end.map(Into::into),
+        pad_token_id: None,
+    }
+}
+
+/// Returns the configuration of a new nanochat model.
+fn nanochat_config(model: &NanochatModel, vocab_size: usize, end: Option<u32>) -> NanoChatConfig {
+    NanoChatConfig {
+        vocab_size,
+        hidden_size: model.hidden_size,
+        intermediate_size: model.mlp_size,
+        num_hidden_layers: model.n_layers,
+        num_attention_heads: model.n_heads,
+        num_key_value_heads: Some(model.n_kv_heads),
+        max_position_embeddings: model.context,
+        rms_norm_eps: NORM_EPS,
+        initializer_range: model.init_std,
+        tie_word_embeddings: model.tie_embeddings,
+        final_logit_softcapping: positive(model.logit_softcap),
+        rope: RopeConfig::with_theta(ROPE_THETA),
+        bos_token_id: end,
+        eos_token_id: end.map(Into::into),
+        pad_token_id: None,
+        ..NanoChatConfig::default()
+    }
 }

@@ -70,10 +70,24 @@ pub(super) fn of_config(config: &Json) -> Result<&'static Family> {
         let found = model_type(config).unwrap_or("missing");
         let known: Vec<_> = FAMILIES.iter().map(|family| family.title).collect();
         let known = known.join(", ");
+        if found == "lehr" {
+            return own_family(&known);
+        }
         let expected =
             format!("a family that GGUF has ({known}); a Hugging Face folder takes every family");
         Error::config("model_type", found, expected)
     })
+}
+
+/// Returns the error for lehr's own family.
+fn own_family(known: &str) -> Error {
+    Error::Unsupported {
+        found: "model_type is lehr: lehr's own family, which only lehr reads".to_owned(),
+        expected: format!("a family that GGUF has ({known})"),
+        hint: "for llama.cpp train with model.kind = \"llama\", for transformers also with \
+               \"nanochat\"; lehr itself reads the model as it is"
+            .to_owned(),
+    }
 }
 
 impl Family {
