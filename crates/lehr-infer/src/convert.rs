@@ -35,8 +35,8 @@ sum(values) / len(values)\n\nLe vieux pont fut rouvert en juin; 12,5 % moins che
 
 /// What the user must know about a folder with a model of lehr's own family.
 const OWN_FAMILY: &str = "model_type is lehr, lehr's own family: transformers and llama.cpp cannot \
-read the copy; train with model.kind = \"llama\" (both read it) or \"nanochat\" (transformers reads \
-it) for a model to give away";
+read the copy; train with model.kind = \"llama\" (both read it) or \"nanochat\" (transformers \
+reads it) for a model to give away";
 
 /// Target format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! The CPU kernels of lehr: functions over slices, and what they are built from.
 //!
 //! [`simd`] is the vector vocabulary, [`threads`] the thread pool, [`arena`] the memory, [`gemm`]
-//! the matrix product, [`bf16`] the one with 16-bit operands, [`quant`] the stored formats of weights. Types that all layers of the engine
-//! share are also here: [`DType`], [`Device`], [`Shape`], [`Error`].
+//! the matrix product, [`bf16`] the one with 16-bit operands, [`quant`] the stored formats of
+//! weights. Types that all layers of the engine share are also here: [`DType`], [`Device`],
+//! [`Shape`], [`Error`].
 //!
 //! The crate does not know tensors, gradients or GPUs, and uses no other crate of the project.
 

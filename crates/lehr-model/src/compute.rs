@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(Compute::choose(DeviceChoice::Cpu, DTypeChoice::Auto).ok(), Some(Compute::CPU));
         let bf16 = Compute::choose(DeviceChoice::Cpu, DTypeChoice::Bf16).unwrap();
         assert_eq!(bf16.dtype, DType::BF16);
-        // Whoever asks for it where it is slow is told what it costs.
+        // Where it is slow, a note says what it costs.
         assert_eq!(bf16.note.is_none(), tile16::chosen().is_fast(), "{:?}", bf16.note);
         let auto = |choice| Compute::choose_for_training(DeviceChoice::Cpu, choice, &mut |_| ());
         let expected = if tile16::chosen().is_fast() { DType::BF16 } else { DType::F32 };

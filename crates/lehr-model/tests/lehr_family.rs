@@ -205,8 +205,8 @@ fn gradients_of_every_part_match_finite_differences() {
                 continue;
             }
             assert!(norm > 0.0, "{name}: no gradient of {role}");
-            // So far that the loss, of order 150, changes by a thousandth of it, but not so far that
-            // it bends.
+            // So far that the loss, of order 150, changes by a thousandth of it, but not so far
+            // that it bends.
             let step = (0.15 / norm).min(0.05 / norm.sqrt()) as f32;
             let at = |step: f32| {
                 for (param, value, grad) in &params {

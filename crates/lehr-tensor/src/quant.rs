@@ -90,8 +90,8 @@ impl QMatrix {
     }
 
     /// Copies codes and scales to a GPU, where products with activations of `dtype` then are; or
-    /// forgets the copy, for the CPU. There, products with a matrix of floats are in bf16 if that is
-    /// `dtype`; other formats have their own products.
+    /// forgets the copy, for the CPU. There, products with a matrix of floats are in bf16 if that
+    /// is `dtype`; other formats have their own products.
     ///
     /// # Errors
     /// If the device's memory runs out or it fails.

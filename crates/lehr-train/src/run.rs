@@ -220,8 +220,8 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// Reads the micro-batches of a step. There are none after the last step. Steps that were undone
-    /// have used up the batches before.
+    /// Reads the micro-batches of a step. There are none after the last step. Steps that were
+    /// undone have used up the batches before.
     fn batches_of(&self, step: u64) -> Result<Vec<Batch>> {
         self.pulse.enter(Phase::Reading);
         if step >= self.recipe.train.steps {

@@ -16,7 +16,7 @@ use lehr_train::{
 };
 
 const DATA: &str = "../../data/pretrain/en_austen.txt";
-const BUDGET: Budget = Budget { seconds: 180.0, gflops: 100.0 };
+const BUDGET: Budget = Budget { seconds: 180.0, gflops: 100.0, measure: None };
 /// The share of the machine's rate that a plan counts on.
 const EFFICIENCY: f64 = 0.6;
 

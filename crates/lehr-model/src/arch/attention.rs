@@ -203,8 +203,8 @@ impl Attention {
         Ok(Qkv { q: part(0)?, k: part(1)?, v: part(2)? })
     }
 
-    /// Gives keys `[B, T, K, E]` the upper half of the previous token's channels. The first token of
-    /// a text keeps its own. A cache remembers the last keys for the next pass.
+    /// Gives keys `[B, T, K, E]` the upper half of the previous token's channels. The first token
+    /// of a text keeps its own. A cache remembers the last keys for the next pass.
     ///
     /// # Errors
     /// If memory runs out.

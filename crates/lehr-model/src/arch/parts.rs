@@ -80,8 +80,8 @@ struct Smear {
 }
 
 impl PartContext {
-    /// Creates the context of a pass: token ids and starts of texts, `[B, T]` each, where parts read
-    /// them.
+    /// Creates the context of a pass: token ids and starts of texts, `[B, T]` each, where parts
+    /// read them.
     pub(super) fn new(ids: Option<Tensor>, starts: Option<Tensor>) -> Self {
         Self { ids, starts, x0: None, bigrams: None, middle: None }
     }

@@ -28,8 +28,8 @@ struct Moments {
 }
 
 impl AdamW {
-    /// Creates zero moments for every trainable parameter. `lr` is the peak learning rate, of which
-    /// each group has its share.
+    /// Creates zero moments for every trainable parameter. `lr` is the peak learning rate. Each
+    /// group has a multiple of it.
     ///
     /// # Errors
     /// If there is no memory for it.

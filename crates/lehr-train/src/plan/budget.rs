@@ -13,8 +13,13 @@ use crate::Result;
 pub struct Budget {
     /// Seconds of training.
     pub seconds: f64,
-    /// GFLOP/s of matrix products on this machine ([`device_gflops`]).
+    /// GFLOP/s of matrix products on this machine ([`device_gflops`]): a first guess, if steps are
+    /// measured.
     pub gflops: f64,
+    /// The device and type in which steps of the fitted model are timed. `None` = none are: the
+    /// plan then follows from the other two numbers alone, and leaves no time for anything but
+    /// steps.
+    pub measure: Option<(Device, DType)>,
 }
 
 /// Share of the matrix-product rate that a training step reaches on a CPU, from experience. It only
@@ -32,6 +37,11 @@ impl Budget {
     /// Returns the floating-point operations available for training.
     pub(super) fn flops(&self) -> f64 {
         self.seconds * self.gflops * 1e9 * STEP_EFFICIENCY
+    }
+
+    /// Returns the same budget for a machine that makes `flops` of training in `seconds`.
+    pub(super) fn with_measured(self, flops: f64, seconds: f64) -> Self {
+        Self { gflops: flops / seconds / 1e9 / STEP_EFFICIENCY, ..self }
     }
 
     /// Returns the seconds that so many floating-point operations of training take.

@@ -5,6 +5,7 @@ mod budget;
 mod finetune;
 mod fixed;
 mod ladder;
+mod measured;
 mod prediction;
 mod pretrain;
 mod reading;

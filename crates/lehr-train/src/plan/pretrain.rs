@@ -1,11 +1,13 @@
 //! Recipes for pre-training: the largest model that sees enough tokens within the budget.
 
 use std::path::Path;
+use std::time::Instant;
 
 use lehr_infer::Inspection;
 use lehr_tokenizer::Tokenizer;
 
 use super::ladder::{bytes_per_token, sizes, vocabulary_for};
+use super::measured::step_seconds;
 use super::reading::Overview;
 use super::{Budget, FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
@@ -61,7 +63,20 @@ const EVAL_BATCHES_MAX: u64 = 64;
 const SAMPLE_TOKENS: usize = 64;
 const SAMPLE_TEMPERATURE: f32 = 0.8;
 
+/// Seconds per byte of text for training a tokenizer and encoding the text, on two cores.
+const PREPARING: f64 = 0.25e-6;
+/// Bytes of a checkpoint for each weight, and how many are written in a second, hashes included.
+const CHECKPOINT_BYTES: f64 = 12.0;
+const CHECKPOINT_RATE: f64 = 300e6;
+/// Time of a token in an evaluation, as a share of that in training.
+const FORWARD_SHARE: f64 = 1.0 / 3.0;
+/// Largest share of the budget for anything but steps.
+const OTHER_MAX: f64 = 0.5;
+/// Models that are measured at most until the plan fits what was measured.
+const MEASURED_MAX: usize = 3;
+
 /// A model that may be trained, with what its training costs.
+#[derive(Clone)]
 struct Candidate {
     config: ModelConfig,
     /// Weights of the matrix products of a token.
@@ -111,6 +126,7 @@ impl Candidate {
 }
 
 /// The decisions about a run from which its recipe is built.
+#[derive(Clone)]
 struct Plan {
     tokenizer: TokenizerConfig,
     vocab_size: usize,
@@ -120,6 +136,8 @@ struct Plan {
     batch_size: usize,
     grad_accumulation: usize,
     steps: u64,
+    /// Seconds of a step, if steps were timed.
+    step_seconds: Option<f64>,
 }
 
 impl Plan {
@@ -154,7 +172,52 @@ impl Plan {
             batch_size,
             grad_accumulation,
             steps,
+            step_seconds: None,
         })
+    }
+
+    /// Times steps of the fitted model, and fits anew to what was found, until both agree. Time for
+    /// the tokenizer, evaluations and checkpoints is taken off the budget, and so is what `begun`
+    /// has taken.
+    fn measured(
+        mut self,
+        bytes: usize,
+        budget: &mut Budget,
+        fixed: &Fixed,
+        recipe: &dyn Fn(&Self) -> Result<Recipe>,
+        begun: Instant,
+    ) -> Result<Self> {
+        let (Some(place), whole) = (budget.measure, budget.seconds) else { return Ok(self) };
+        for _ in 0..MEASURED_MAX {
+            let found = step_seconds(&recipe(&self)?, self.vocab_size, place)?;
+            let Some(seconds) = found else { break };
+            let per_token = seconds / self.tokens_per_step();
+            let other = begun.elapsed().as_secs_f64() + self.other_seconds(bytes, per_token);
+            let flops = self.tokens_per_step() * self.model.flops_per_token(self.seq_len);
+            *budget = budget.with_measured(flops, seconds);
+            budget.seconds = whole - other.min(OTHER_MAX * whole);
+            let before = (self.model.hidden_size, self.model.n_layers, self.batch_size);
+            self = Self::new(bytes, budget, fixed)?;
+            self.step_seconds = Some(seconds);
+            if before == (self.model.hidden_size, self.model.n_layers, self.batch_size) {
+                break;
+            }
+        }
+        budget.seconds = whole;
+        Ok(self)
+    }
+
+    fn tokens_per_step(&self) -> f64 {
+        (self.batch_size * self.seq_len * self.grad_accumulation) as f64
+    }
+
+    /// Returns the seconds of a run for anything but its steps.
+    fn other_seconds(&self, bytes: usize, per_token: f64) -> f64 {
+        let held_out = HELD_OUT * self.text_tokens;
+        let batches = (EVAL_BATCHES_MAX as usize * self.batch_size * self.seq_len) as f64;
+        let evaluation = held_out.min(batches) * per_token * FORWARD_SHARE;
+        let checkpoint = self.model.weights * CHECKPOINT_BYTES / CHECKPOINT_RATE;
+        bytes as f64 * PREPARING + LOOKS as f64 * (evaluation + checkpoint)
     }
 
     fn tokens(&self) -> f64 {
@@ -183,13 +246,25 @@ impl Plan {
                 tokens / text_tokens
             ),
         ];
+        if let Some(seconds) = self.step_seconds {
+            reasons.push(format!(
+                "a step of {:.0} tokens takes {:.1} ms here, measured; {:.0} s are for the steps, \
+                 the rest for the tokenizer, evaluations and checkpoints",
+                self.tokens_per_step(),
+                seconds * 1e3,
+                self.seconds(budget)
+            ));
+        }
         reasons.extend(self.other_duration(budget, fixed));
         reasons
     }
 
     /// Returns the seconds that the steps take.
     fn seconds(&self, budget: &Budget) -> f64 {
-        budget.seconds_for(self.tokens() * self.model.flops_per_token(self.seq_len))
+        match self.step_seconds {
+            Some(seconds) => seconds * self.steps as f64,
+            None => budget.seconds_for(self.tokens() * self.model.flops_per_token(self.seq_len)),
+        }
     }
 
     fn prediction(&self, budget: &Budget) -> Prediction {
@@ -213,6 +288,41 @@ impl Plan {
             format!("more than {PASSES_MAX} passes over the text help little")
         };
         Some(format!("about {seconds:.0} s instead of {:.0} s: {why}", budget.seconds))
+    }
+
+    fn recipe(&self, data: &FitData<'_>, out: &Path, seed: u64, prompt: &str) -> Recipe {
+        let &Self { seq_len, batch_size, steps, .. } = self;
+        let every_steps = steps / LOOKS;
+        let base = Recipe::base();
+        Recipe {
+            run: run_config(&base, out, seed),
+            data: data.config(&base, HELD_OUT),
+            optimizer: self.optimizer(&base.optimizer),
+            tokenizer: self.tokenizer.clone(),
+            model: self.model.config.clone(),
+            schedule: ScheduleConfig::Cosine {
+                warmup_steps: (steps / WARMUP_PART).max(1),
+                min_ratio: LR_MIN_RATIO,
+            },
+            train: TrainConfig {
+                steps,
+                batch_size,
+                seq_len,
+                grad_accumulation: self.grad_accumulation as u64,
+                ..base.train
+            },
+            eval: EvalConfig { every_steps, batches_max: EVAL_BATCHES_MAX },
+            sample: SampleConfig {
+                every_steps,
+                prompts: vec![prompt.to_owned()],
+                max_tokens: SAMPLE_TOKENS,
+                temperature: SAMPLE_TEMPERATURE,
+            },
+            checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
+            watchdog: base.watchdog,
+            objective: base.objective,
+            average: base.average,
+        }
     }
 
     fn optimizer(&self, base: &OptimizerConfig) -> OptimizerConfig {
@@ -244,7 +354,9 @@ fn tokenizer(bytes: usize, fixed: &Fixed) -> Result<(TokenizerConfig, usize)> {
 /// Fits a recipe for pre-training on `data` within `budget`, around the settings that are `fixed`.
 ///
 /// The vocabulary grows with the text. The model is the largest of a ladder that sees at least one
-/// token per weight within the budget, in at most eight passes over the text.
+/// token per weight within the budget, in at most eight passes over the text. Steps of the model
+/// are timed first, if the budget says where, and the number of steps is fitted to what was found.
+/// The recipe then holds the number, so the run is a function of its recipe.
 ///
 /// The text is read once and not held in memory. `notes` hears of it if that takes long.
 ///
@@ -254,48 +366,19 @@ pub fn fit_pretrain(
     data: FitData<'_>,
     out: &Path,
     seed: u64,
-    budget: Budget,
+    mut budget: Budget,
     fixed: &Fixed,
     notes: Notes<'_>,
 ) -> Result<Fitted> {
+    let begun = Instant::now();
     check_places(out, None, &[data.path])?;
     let reading = data.reading();
     let options = fixed.read_options(reading.clone());
     let Overview { bytes, prompt, .. } = Overview::read(data.path, &options, notes)?;
+    let recipe = |plan: &Plan| fixed.apply(plan.recipe(&data, out, seed, &prompt));
     let plan = Plan::new(bytes, &budget, fixed)?;
+    let plan = plan.measured(bytes, &mut budget, fixed, &recipe, begun)?;
     let reasons = plan.reasons(bytes, &budget, fixed);
-    let prediction = plan.prediction(&budget);
-    let &Plan { seq_len, batch_size, steps, .. } = &plan;
-    let every_steps = steps / LOOKS;
-    let base = Recipe::base();
-    let recipe = Recipe {
-        run: run_config(&base, out, seed),
-        data: data.config(&base, HELD_OUT),
-        optimizer: plan.optimizer(&base.optimizer),
-        tokenizer: plan.tokenizer,
-        model: plan.model.config,
-        schedule: ScheduleConfig::Cosine {
-            warmup_steps: (steps / WARMUP_PART).max(1),
-            min_ratio: LR_MIN_RATIO,
-        },
-        train: TrainConfig {
-            steps,
-            batch_size,
-            seq_len,
-            grad_accumulation: plan.grad_accumulation as u64,
-            ..base.train
-        },
-        eval: EvalConfig { every_steps, batches_max: EVAL_BATCHES_MAX },
-        sample: SampleConfig {
-            every_steps,
-            prompts: vec![prompt],
-            max_tokens: SAMPLE_TOKENS,
-            temperature: SAMPLE_TEMPERATURE,
-        },
-        checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
-        watchdog: base.watchdog,
-        objective: base.objective,
-        average: base.average,
-    };
-    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, notes: reading.take_notes() })
+    let (recipe, prediction) = (recipe(&plan)?, plan.prediction(&budget));
+    Ok(Fitted { recipe, reasons, prediction, notes: reading.take_notes() })
 }

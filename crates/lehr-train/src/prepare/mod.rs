@@ -14,6 +14,7 @@ use lehr_data::{Loader, LoaderOptions, Part, Reading, has_validation, split_by_t
 use lehr_model::{Compute, FP8_SIDE_MIN};
 use lehr_tensor::{DType, Device, ParamStore, tile16};
 
+pub(crate) use model::config as new_config;
 pub(crate) use tokenizer_cache::CACHED_TOKENIZER;
 
 use crate::freeze::freeze;

@@ -19,7 +19,10 @@ const ROPE_THETA: f64 = 10_000.0;
 pub(super) fn prepare(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     let mut model = match &recipe.model {
         ModelConfig::Load { path } => loaded(path, tokenizer)?,
-        new => Model::new(config(new, tokenizer)?, recipe.run.seed)?,
+        new => {
+            let end = tokenizer.end_of_document().ok();
+            Model::new(config(new, tokenizer.vocab_size(), end)?, recipe.run.seed)?
+        }
     };
     set_up(recipe, &mut model);
     Ok(model)
@@ -64,10 +67,8 @@ pub(super) fn set_up(recipe: &Recipe, model: &mut Model) {
     model.set_activation_checkpointing(recipe.train.activation_checkpointing);
 }
 
-/// Returns the configuration of a new model.
-fn config(model: &ModelConfig, tokenizer: &Tokenizer) -> Result<Config> {
-    let vocab_size = tokenizer.vocab_size();
-    let end = tokenizer.end_of_document().ok();
+/// Returns the configuration of a new model for `vocab_size` ids. The id `end` ends a document.
+pub(crate) fn config(model: &ModelConfig, vocab_size: usize, end: Option<u32>) -> Result<Config> {
     Ok(match *model {
         ModelConfig::Lehr(ref model) => Config::Lehr(lehr_config(model, vocab_size, end)),
         ModelConfig::Nanochat(ref model) => {

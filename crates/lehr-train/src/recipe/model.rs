@@ -79,8 +79,8 @@ pub enum ModelConfig {
         /// Standard deviation of new weights.
         init_std: f32,
     },
-    /// A new nanochat model, as transformers has it (RMSNorm without weights, normalised queries and
-    /// keys, ReLU², capped logits).
+    /// A new nanochat model, as transformers has it (RMSNorm without weights, normalised queries
+    /// and keys, ReLU², capped logits).
     Nanochat(NanochatModel),
     /// A new model of lehr's own family: a Llama with parts that each can be switched on.
     Lehr(LehrModel),

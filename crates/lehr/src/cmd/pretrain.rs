@@ -14,7 +14,8 @@ use crate::fail::Hinted;
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
-    /// Duration in minutes to which the model and the number of steps are fitted [default: 5]
+    /// Duration in minutes, tokenizer and evaluations included, to which the model and the number
+    /// of steps are fitted. Steps are timed first [default: 5]
     #[arg(long, conflicts_with_all = ["recipe", "resume"])]
     minutes: Option<f64>,
 }
@@ -57,8 +58,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         return common.run(&recipe, &sets, "pretrain");
     }
-    let budget =
-        Budget { seconds: minutes * 60.0, gflops: device_gflops(&common.compute(&fixed)?)? };
+    let compute = common.compute(&fixed)?;
+    let gflops = device_gflops(&compute)?;
+    let measure = Some((compute.device, compute.dtype));
+    let budget = Budget { seconds: minutes * 60.0, gflops, measure };
     common.say_fitting(data);
     let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
     let data = FitData { path: data, skip_bad: common.skip_bad };

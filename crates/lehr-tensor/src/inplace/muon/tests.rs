@@ -308,7 +308,7 @@ fn in_bf16_singular_values_come_as_near_one_as_its_rounding_lets_them() {
         for (rows, cols) in [(12, 12), (12, 40), (40, 12), (100, 95), (7, 1)] {
             let side = rows.min(cols);
             let (left, right) = (orthonormal(rows, side, 100), orthonormal(cols, side, 900));
-            // Rounding to 8 bits adds directions of about 1/500: smaller values would be lost in it.
+            // Rounding to 8 bits adds directions of about 1/500: smaller values would be lost.
             let value = |k: usize| 0.03f64.powf(k as f64 / (side.max(2) - 1) as f64) / 1.01;
             let mut x = vec![0.0f32; rows * cols];
             for i in 0..rows {

@@ -14,11 +14,12 @@ use crate::{DType, Result, Tensor};
 impl Tensor {
     /// `y = f(x) Wᵀ + bias`, without keeping `f(x)`, of `x` `[.., F]` to `[.., O]`.
     ///
-    /// Saves `x` (in bf16 if products are) and `W`. Backward: `dh = dy W` into a temporary; then one pass writes
-    /// `dx = dh · f'(x)` and puts `f(x)` in the place of `dh`, for `dW = dyᵀ f(x)`. On a GPU with
-    /// 16-bit elements and the GELU by tanh the product writes `dx` itself, and the pass only
-    /// `f(x)`: 4 instead of 5 times the bytes of `x` are moved (`x` and `dx` by the product, `x`
-    /// and `f(x)` by the pass, instead of `dh` by the product and four tensors by the pass).
+    /// Saves `x` (in bf16 if products are) and `W`. Backward: `dh = dy W` into a temporary; then
+    /// one pass writes `dx = dh · f'(x)` and puts `f(x)` in the place of `dh`, for `dW = dyᵀ f(x)`.
+    /// On a GPU with 16-bit elements and the GELU by tanh the product writes `dx` itself, and the
+    /// pass only `f(x)`: 4 instead of 5 times the bytes of `x` are moved (`x` and `dx` by the
+    /// product, `x` and `f(x)` by the pass, instead of `dh` by the product and four tensors by the
+    /// pass).
     ///
     /// # Errors
     /// If shapes do not fit or memory runs out.

@@ -22,9 +22,9 @@ impl Tensor {
     /// | `bias` | `[O]` |
     /// | returns | `[.., O]` |
     ///
-    /// Saves `gate`, `up` (in bf16 if products are) and `W`. Backward: `dh = dy W` into a temporary; then one pass
-    /// writes `dgate = dh · up · f'(gate)` and `dup = dh · f(gate)`, and puts `h = f(gate) · up`
-    /// in the place of `dh`, for `dW = dyᵀ h`.
+    /// Saves `gate`, `up` (in bf16 if products are) and `W`. Backward: `dh = dy W` into a
+    /// temporary; then one pass writes `dgate = dh · up · f'(gate)` and `dup = dh · f(gate)`, and
+    /// puts `h = f(gate) · up` in the place of `dh`, for `dW = dyᵀ h`.
     ///
     /// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
     ///

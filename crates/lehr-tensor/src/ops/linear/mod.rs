@@ -142,7 +142,8 @@ impl<'a> Affine<'a> {
         Ok(KeptInput::Rounded { x: input.for_weight, shape: x.shape() })
     }
 
-    /// `x` as backward keeps it beside this map: in bf16 if the map's products are, on the CPU.
+    /// Another input of the op that this map is part of, as backward keeps it: in bf16 if the map's
+    /// products are, on the CPU.
     pub(super) fn round_kept(&self, x: &Tensor) -> Result<Tensor> {
         if self.weight.has_panels() && will_record(&[x, self.weight]) {
             return Ok(x.detach().cast(DType::BF16)?.detach());

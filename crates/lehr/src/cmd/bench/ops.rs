@@ -157,7 +157,8 @@ fn products_in_bf16(args: &Args) -> Result<ExitCode> {
             continue;
         }
         println!(
-            "product {shape:20} {:7.3} ms {:5.2} TFLOP/s {:5.1} %, {:4.1} times f32; rounding x {:.3} ms",
+            "product {shape:20} {:7.3} ms {:5.2} TFLOP/s {:5.1} %, {:4.1} times f32; \
+             rounding x {:.3} ms",
             product * 1e3,
             rate / 1e12,
             100.0 * rate / peak,
