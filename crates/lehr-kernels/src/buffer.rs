@@ -1,5 +1,7 @@
 //! Typed storage on the CPU: a block of the arena seen as a slice.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::arena::Block;
 use crate::{DType, Result};
 
@@ -9,6 +11,13 @@ pub struct CpuBuffer {
     block: Block,
     dtype: DType,
     len: usize,
+    version: u64,
+}
+
+/// A number that no other contents of a buffer have.
+fn next_version() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Element types a buffer can be seen as.
@@ -33,7 +42,14 @@ impl Element for half::bf16 {
 impl CpuBuffer {
     /// Allocates `len` elements with unspecified values.
     pub fn uninit(dtype: DType, len: usize) -> Result<Self> {
-        Ok(Self { block: Block::take(len.saturating_mul(dtype.size()))?, dtype, len })
+        let block = Block::take(len.saturating_mul(dtype.size()))?;
+        Ok(Self { block, dtype, len, version: next_version() })
+    }
+
+    /// Names the contents: it changes with each call that lets somebody write, and no other buffer
+    /// ever has it. So what is derived from the contents can be kept and found again.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Returns the type of the elements.
@@ -58,6 +74,7 @@ impl CpuBuffer {
     /// If `T` is not the type of the elements.
     pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(self.dtype, T::DTYPE, "a buffer is written as the type it holds");
+        self.version = next_version();
         // SAFETY: as above, and `&mut self` makes the access unique.
         unsafe { std::slice::from_raw_parts_mut(self.block.ptr().cast(), self.len) }
     }
@@ -70,6 +87,7 @@ impl CpuBuffer {
 
     /// Returns the elements as bytes for writing. Every bit pattern is a valid element.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.version = next_version();
         // SAFETY: as above, and `&mut self` makes the access unique.
         unsafe { std::slice::from_raw_parts_mut(self.block.ptr(), self.len * self.dtype.size()) }
     }

@@ -22,7 +22,7 @@
 //! | recording of gradients on or off | thread | [`no_grad`], [`checkpointed_forward`] |
 //! | whether the thread records a GPU's work | thread | [`cuda::Graph`], [`cuda::StepGraph`] |
 //! | current context of the GPU's driver | thread | `lehr-cuda/src/driver.rs` |
-//! | the last input rounded to bf16, for maps that share it | thread | `ops/linear/bf16.rs` |
+//! | the last input rounded to bf16, for maps that share it | thread | `panels.rs` |
 //! | intervals of the last masks, for the next layer | thread | `ops/attention/mask.rs` |
 //! | products that cuBLASLt does not have in fp8 | thread | [`cuda::fp8_refused`] |
 //!

@@ -1,5 +1,6 @@
-//! The matrix of a layer in bf16, in the layouts that the CPU's products read.
+//! Matrices and inputs of layers in bf16, in the layouts that the CPU's products read.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lehr_kernels::bf16::{Forms, Panels, Side, pack, pack_rows};
@@ -101,4 +102,37 @@ impl WeightPanels {
         };
         pack(values, columns, (rows, columns), forms);
     }
+}
+
+/// The input of a linear map, rounded.
+#[derive(Clone)]
+pub(crate) struct Input {
+    /// For the map itself.
+    pub(crate) left: Arc<Panels>,
+    /// For the gradient of the weight, if it is wanted.
+    pub(crate) for_weight: Option<Arc<Panels>>,
+}
+
+thread_local! {
+    /// The last input: the maps of queries, keys and values, and those of gate and up, have the
+    /// same one. With the version of its values, and whether its weight is `[in, out]`.
+    static LAST: RefCell<Option<(u64, bool, Input)>> = const { RefCell::new(None) };
+}
+
+/// Returns the last input if it had these values.
+pub(crate) fn last_input(values: &CpuBuffer, is_transposed: bool) -> Option<Input> {
+    LAST.with_borrow(|last| {
+        let (version, of, input) = last.as_ref()?;
+        (*version == values.version() && *of == is_transposed).then(|| input.clone())
+    })
+}
+
+/// Keeps an input for the next map.
+pub(crate) fn remember_input(values: &CpuBuffer, is_transposed: bool, input: Input) {
+    LAST.set(Some((values.version(), is_transposed, input)));
+}
+
+/// Forgets the last input, so that its memory is free.
+pub(crate) fn forget_last_input() {
+    LAST.set(None);
 }

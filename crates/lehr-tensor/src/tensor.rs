@@ -291,7 +291,7 @@ impl Tensor {
     ///
     /// # Panics
     /// If it lives on a GPU.
-    pub(crate) fn cpu_buffer(&self) -> &Arc<CpuBuffer> {
+    pub(crate) fn cpu_buffer(&self) -> &CpuBuffer {
         match &self.storage {
             Storage::Cpu(buffer) => buffer,
             Storage::Cuda(_) => panic!("values on a GPU are read with to_host"),

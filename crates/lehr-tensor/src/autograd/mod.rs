@@ -16,8 +16,7 @@ use gradients::Pending;
 pub(crate) use gradients::unshared;
 pub use recompute::Recompute;
 
-use crate::ops::linear;
-use crate::{Error, Result, Tensor};
+use crate::{Error, Result, Tensor, panels};
 
 /// One differentiable function with its saved values.
 ///
@@ -248,7 +247,7 @@ impl Tensor {
         let Some(root) = self.edge.clone() else { return Ok(()) };
         drop(self);
         // Backward has other uses for its memory.
-        linear::bf16::forget_last_input();
+        panels::forget_last_input();
         let mut pending = Pending::default();
         pending.add(&root, grad)?;
         let seed = is_one.then_some(root.node.id);

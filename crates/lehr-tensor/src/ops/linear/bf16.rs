@@ -9,14 +9,14 @@
 //! | dy | left | dx |
 //! | dyᵀ, or dy for a weight `[in, out]` | left, right | dW |
 
-use std::cell::RefCell;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use lehr_kernels::bf16::{Forms, Panels, Side, pack, product};
-use lehr_kernels::buffer::CpuBuffer;
 
 use super::LinearSize;
 use super::WeightLayout::{self, InOut, OutIn};
+use crate::panels;
+pub(crate) use crate::panels::Input;
 use crate::quant::QMatrix;
 use crate::{Result, Tensor};
 
@@ -37,21 +37,6 @@ impl Weight<'_> {
     }
 }
 
-/// The input of a map, rounded.
-#[derive(Clone)]
-pub(crate) struct Input {
-    left: Arc<Panels>,
-    /// For the gradient of the weight, if it is wanted.
-    pub(crate) for_weight: Option<Arc<Panels>>,
-}
-
-thread_local! {
-    /// The last input: the maps of queries, keys and values, and those of gate and up, have the
-    /// same one.
-    static LAST: RefCell<Option<(Weak<CpuBuffer>, WeightLayout, Input)>> =
-        const { RefCell::new(None) };
-}
-
 impl Input {
     /// Rounds `x` `[rows, in]`. With `is_kept`, also for the gradient of the weight.
     pub(crate) fn new(
@@ -61,19 +46,16 @@ impl Input {
         is_kept: bool,
     ) -> Result<Self> {
         let buffer = x.cpu_buffer();
-        let same = LAST.with_borrow(|last| {
-            let (source, of, input) = last.as_ref()?;
-            let is_same = source.upgrade().is_some_and(|source| Arc::ptr_eq(&source, buffer))
-                && *of == layout
-                && (input.left.width(), input.left.steps()) == (size.rows, size.n_in)
-                && (input.for_weight.is_some() || !is_kept);
-            is_same.then(|| input.clone())
+        let is_transposed = layout == InOut;
+        let same = panels::last_input(buffer, is_transposed).filter(|input| {
+            (input.left.width(), input.left.steps()) == (size.rows, size.n_in)
+                && (input.for_weight.is_some() || !is_kept)
         });
         if let Some(input) = same {
             return Ok(input);
         }
         let input = Self::pack(x.data(), size, layout, is_kept)?;
-        LAST.set(Some((Arc::downgrade(buffer), layout, input.clone())));
+        panels::remember_input(buffer, is_transposed, input.clone());
         Ok(input)
     }
 
@@ -103,11 +85,6 @@ fn for_weight(layout: WeightLayout, rows: usize, n_in: usize) -> Result<Panels> 
         InOut => Side::Left,
     };
     Panels::uninit(side, n_in, rows)
-}
-
-/// Forgets the last input, so that its memory is free.
-pub(crate) fn forget_last_input() {
-    LAST.set(None);
 }
 
 /// The values of `x` `[rows, in]` as an operand of the product that gives dW.

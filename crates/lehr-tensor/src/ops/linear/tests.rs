@@ -1,4 +1,5 @@
 use super::{WeightLayout, reference};
+use crate::Tensor;
 use crate::testing::{Case, golden_cases};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -32,4 +33,17 @@ fn with_layout(layout: WeightLayout, bias: bool) -> crate::testing::Pair {
         move |x| x[0].linear(&x[1], layout, bias.then(|| &x[2])),
         move |x| reference::linear(&x[0], &x[1], layout, bias.then(|| &x[2])),
     )
+}
+
+#[test]
+fn an_input_that_was_written_again_is_rounded_again() {
+    let weight = Tensor::from_slice(&[1.0; 3], [1, 3]).unwrap();
+    let weight = weight.with_panels(Some(Default::default()));
+    let mut x = Tensor::from_slice(&[1.0, 2.0, 3.0], [1, 3]).unwrap();
+    let sum = |x: &Tensor| x.linear(&weight, WeightLayout::OutIn, None).unwrap().to_vec();
+    assert_eq!((sum(&x), sum(&x)), (vec![6.0], vec![6.0]));
+    x.data_mut()[0] = 5.0;
+    assert_eq!(sum(&x), [10.0]);
+    let other = Tensor::from_slice(&[4.0, 4.0, 4.0], [1, 3]).unwrap();
+    assert_eq!((sum(&other), sum(&x)), (vec![12.0], vec![10.0]));
 }
