@@ -143,7 +143,9 @@ fn every_text_is_the_one_it_would_be_alone() {
             model.to_device(device, DType::F32).unwrap();
             let want = alone(&model, &requests);
             let finishes: Vec<_> = want.iter().map(|(.., finish)| *finish).collect();
-            assert!(finishes.contains(&Finish::Stop) && finishes.contains(&Finish::ContextFull));
+            // The random weights of the last model never end a text.
+            let ends = finishes.contains(&Finish::Stop) || name == "lehr";
+            assert!(ends && finishes.contains(&Finish::ContextFull), "{name}: {finishes:?}");
             for texts in [1, 3, 16] {
                 let mut engine = Engine::new(&model, &tokenizer, settings(texts, None)).unwrap();
                 let (found, order) = together(&mut engine, &requests).unwrap();

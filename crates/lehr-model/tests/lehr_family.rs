@@ -63,7 +63,8 @@ fn model(parts: LehrParts) -> Model {
         let mut value = param.to_host().unwrap().duplicate().unwrap();
         let mut noise = vec![0.0; value.data().len()];
         Philox::new(9, i as u64).fill_normal(&mut noise, 0.3);
-        if matches!(param.role(), Role::Gate | Role::BigramEmbedding | Role::Scalar) {
+        let moved = [Role::Gate, Role::BigramEmbedding, Role::Scalar, Role::Norm];
+        if moved.contains(&param.role()) {
             value.data_mut().iter_mut().zip(noise).for_each(|(v, noise)| *v += noise);
             param.set(&value).unwrap();
         }

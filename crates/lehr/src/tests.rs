@@ -101,16 +101,16 @@ fn arguments_without_a_meaning_together_are_refused_by_name() {
 /// Every argument of every command. Who adds one also decides with which others it has no meaning,
 /// adds it to the tables above, and then here.
 const ARGUMENTS: &[(&str, &str)] = &[
-    ("quickstart", "out seconds threads json"),
+    ("quickstart", "out seconds threads json plain"),
     (
         "pretrain",
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
-         dry_run json minutes",
+         dry_run json plain minutes",
     ),
     (
         "finetune",
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
-         dry_run json model kind new_head",
+         dry_run json plain model kind new_head",
     ),
     (
         "generate",
