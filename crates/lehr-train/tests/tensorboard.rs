@@ -49,7 +49,7 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
 }
 
 /// The bytes of the fields with this number.
-fn all<'a>(bytes: &'a [u8], number: u64) -> Vec<&'a [u8]> {
+fn all(bytes: &[u8], number: u64) -> Vec<&[u8]> {
     let of = |(n, field)| match field {
         Field::Bytes(bytes) if n == number => Some(bytes),
         _ => None,
@@ -69,7 +69,7 @@ fn crc(bytes: &[u8]) -> u32 {
 
 fn masked(bytes: &[u8]) -> [u8; 4] {
     let crc = crc(bytes);
-    ((crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)).to_le_bytes()
+    (crc.rotate_right(15).wrapping_add(0xa282_ead8)).to_le_bytes()
 }
 
 /// The messages of a file.

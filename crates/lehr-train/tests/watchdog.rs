@@ -149,7 +149,7 @@ fn a_rollback_returns_to_the_last_checkpoint_and_passes_over_the_batches_since()
     assert_eq!(events(&recipe), watch.events);
 
     // The same as a run whose batches after the checkpoint begin later.
-    let later = Recipe { watchdog: Recipe::base().watchdog, ..recipe.clone() };
+    let later = Recipe { watchdog: Recipe::base().watchdog, ..recipe };
     let mut other = prepared(&later);
     other.train = Box::new(Later { inner: other.train, from: to, by: spike - to });
     run(&later, &mut other, None, &mut Watch::default(), &Default::default()).unwrap();

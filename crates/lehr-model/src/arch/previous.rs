@@ -32,7 +32,7 @@ impl PreviousTokens {
         let before = cache.map_or(&[][..], KvCache::last_ids);
         let is_start = |i: usize| match &tokens.segment_starts {
             Some(starts) => starts.ids()[i] as usize == i % len,
-            None => i % len == 0 && before.get(i / len).is_none(),
+            None => i.is_multiple_of(len) && before.get(i / len).is_none(),
         };
         let starts: Vec<i32> = (0..batch * len).map(|i| i32::from(is_start(i))).collect();
         let before = match before.is_empty() {

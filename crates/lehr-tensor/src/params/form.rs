@@ -67,12 +67,14 @@ impl OutputParts {
             Self::Qkv { q, kv } if q + 2 * kv == n_out && kv > 0 => {
                 vec![one(0, q), one(q, kv), one(q + kv, kv)]
             }
-            Self::QkvByHead { head_dim } if head_dim > 0 && n_out % (3 * head_dim) == 0 => {
+            Self::QkvByHead { head_dim } if head_dim > 0 && n_out.is_multiple_of(3 * head_dim) => {
                 let (len, stride) = (head_dim, 3 * head_dim);
                 let part = |i: usize| OutputRuns { first: i * len, len, stride, n: n_out / stride };
                 (0..3).map(part).collect()
             }
-            Self::Halves if n_out % 2 == 0 => vec![one(0, n_out / 2), one(n_out / 2, n_out / 2)],
+            Self::Halves if n_out.is_multiple_of(2) => {
+                vec![one(0, n_out / 2), one(n_out / 2, n_out / 2)]
+            }
             _ => vec![one(0, n_out)],
         }
     }

@@ -265,7 +265,7 @@ impl ModelConfig {
                 match self {
                     Self::Lehr(model) => model.validate(faults),
                     Self::Nanochat(model) => {
-                        check_size("model.logit_softcap", model.logit_softcap, faults)
+                        check_size("model.logit_softcap", model.logit_softcap, faults);
                     }
                     _ => {}
                 }

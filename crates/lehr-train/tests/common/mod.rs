@@ -213,7 +213,7 @@ pub(crate) fn run_in_memory(recipe: &Recipe) -> (Task, Watch) {
 /// The bits of all weights, by name.
 pub(crate) fn weights(task: &Task) -> Vec<(String, Vec<u32>)> {
     let bits = |p: &lehr_tensor::Param| {
-        let values = p.tensor().to_vec();
+        let values = p.to_host().unwrap().to_vec();
         (p.name().to_owned(), values.into_iter().map(f32::to_bits).collect())
     };
     task.objective.model().params().params().iter().map(bits).collect()

@@ -10,8 +10,8 @@ use crate::Result;
 /// about 1e-3 to 1 (Amsel et al. 2025, <https://arxiv.org/abs/2505.16932>,
 /// with a safety factor of 1.02). Five steps bring such a value near 1.
 pub(super) const STEPS: [[f32; 3]; 5] = [
-    [8.156_554_5, -22.483_293, 15.878_77],
-    [4.042_929_9, -2.808_917_5, 0.500_017_85],
+    [8.156_555, -22.483_293, 15.878_77],
+    [4.042_93, -2.808_917_5, 0.500_017_8],
     [3.891_667_8, -2.772_484_2, 0.506_064_8],
     [3.285_753_7, -2.368_129_5, 0.464_490_24],
     [2.346_541_3, -1.709_782_8, 0.423_235_5],
@@ -75,7 +75,7 @@ fn product(
     c: &mut [f32],
     c_stride: usize,
 ) -> Result<()> {
-    Ok(gemm(size, a, b, c, c_stride, false, None)?)
+    gemm(size, a, b, c, c_stride, false, None)
 }
 
 /// Computes the lower triangle of the symmetric `C [n, n] = A B` for A `[n, k]`; `left(i)` is A

@@ -85,9 +85,9 @@ pub(super) fn orthogonalize(rows: usize, cols: usize, work: &mut Work<'_>) -> Re
         let mut forms = Forms::default();
         let p = Some(&mut operands.polynomial);
         if rows <= cols {
-            forms.left = p
+            forms.left = p;
         } else {
-            forms.right = p
+            forms.right = p;
         }
         pack(polynomial, side, (side, side), forms);
         match rows <= cols {

@@ -54,7 +54,7 @@ impl Tensor {
         check_scale(scale)?;
         let inputs = Inputs::Separate { q: self.detach(), k: k.detach(), v: v.detach() };
         let wanted = will_run_backward(&[self, k, v]);
-        let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
+        let (out, saved) = forward(&inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(self.shape());
         Ok(match saved {
             Some(saved) => record1(&[self, k, v], out, || saved),
@@ -80,7 +80,7 @@ impl Tensor {
         let shape = self.shape().with_last_dim(n_heads * size.width);
         let wanted = will_run_backward(&[self]);
         let inputs = Inputs::Packed { qkv: self.detach() };
-        let (out, saved) = forward(inputs, size, mask, scale, wanted)?;
+        let (out, saved) = forward(&inputs, size, mask, scale, wanted)?;
         let out = out.with_shape(shape);
         Ok(match saved {
             Some(saved) => record1(&[self], out, || saved),
@@ -236,7 +236,7 @@ struct CpuMask {
 
 /// Computes the result, `[B, Tq, H, E]`, and the inputs of backward if they are `wanted`.
 fn forward(
-    inputs: Inputs,
+    inputs: &Inputs,
     size: AttentionSize,
     mask: &Mask,
     scale: f32,
@@ -248,13 +248,13 @@ fn forward(
     let mut lse = wanted.then(|| q.like_f32([batch, n_heads, tq])).transpose()?;
     let mask = if q.is_cuda() {
         let seen = cuda::Seen::of(mask, size, q)?;
-        cuda::forward(&inputs, size, &seen, scale, &mut out, lse.as_mut())?;
+        cuda::forward(inputs, size, &seen, scale, &mut out, lse.as_mut())?;
         SavedMask::Cuda(seen)
     } else {
         let intervals = mask.intervals(size.batch, size.tq, size.tk)?;
         let n_keys = mask.n_keys(size.tk);
         let seen = CpuMask { intervals, n_keys, in_bf16: wanted && mask.products_in_bf16() };
-        let problem = problem(&inputs, size, scale, &seen);
+        let problem = problem(inputs, size, scale, &seen);
         cpu::forward(&problem, out.data_mut(), lse.as_mut().map(Tensor::data_mut))?;
         SavedMask::Cpu(seen)
     };
