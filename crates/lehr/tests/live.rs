@@ -34,7 +34,8 @@ impl Session {
     /// Begins a run of `steps` steps in a terminal of 72 × 24 characters.
     fn start(dir: &Path, steps: u64, more: &[&str], env: &[(&str, &str)]) -> Self {
         write_text(dir, 300);
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        // Programs that other tests start meanwhile must not inherit the terminal.
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -78,7 +79,15 @@ impl Session {
         while self.read() {}
         let status = self.child.wait().unwrap();
         assert!(!self.output.contains("panicked"), "{}", self.output);
-        (self.output, status.code())
+        (std::mem::take(&mut self.output), status.code())
+    }
+}
+
+/// A failed test leaves no program behind.
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -161,7 +170,7 @@ fn resizing_and_ctrl_c_leave_a_terminal_in_order() {
         let frame = session.output[from..].split("\x1b[J").next().unwrap();
         let room = usize::from(width);
         for line in frame.split("\r\n").filter(|line| line.contains("\x1b[K")) {
-            let shown = line.split('\x1b').next().unwrap().trim_end_matches('\r');
+            let shown = line.split('\x1b').next().unwrap().trim_matches('\r');
             assert!(shown.chars().count() < room.max(2), "{width}×{height}: {line:?}");
         }
     }
