@@ -241,7 +241,7 @@ impl LehrConfig {
             return Err(Error::config("qk_norm_gain", gain, "a positive number"));
         }
         if parts.key_offset && !head_dim.is_multiple_of(4) {
-            let expected = "heads whose width is a multiple of 4, half of which are rotated";
+            let expected = "heads with a width that is a multiple of 4";
             return Err(Error::config("key_offset", format!("heads of {head_dim}"), expected));
         }
         if parts.bigram_rows == 1 {

@@ -180,7 +180,7 @@ fn held_out(evaluation: &Evaluation) -> Vec<Value> {
     known.chain(evaluation.metrics.iter().map(own)).collect()
 }
 
-/// Indents a text, which Markdown then shows as it is.
+/// Indents a text, so that Markdown shows it unchanged.
 fn as_markdown(text: &str) -> String {
     text.lines().map(|line| format!("    {line}\n")).collect()
 }

@@ -49,7 +49,7 @@ pub(crate) struct Stall {
     pub(crate) step: u64,
     /// The same with the steps that a rollback undid.
     pub(crate) attempt: u64,
-    /// How long, and in what.
+    /// Names the phase and its duration.
     pub(crate) reason: String,
 }
 

@@ -27,7 +27,7 @@ struct Matrix {
 }
 
 impl Matrix {
-    /// A matrix `[rows, cols]` as it is stored.
+    /// A matrix with `rows` rows and `cols` columns in memory.
     fn new(values: &[f32], [rows, cols]: [usize; 2], form: MatrixForm) -> Self {
         let load =
             |_: &str, shape| Tensor::from_slice(values, shape).map(Some).map_err(|e| e.to_string());

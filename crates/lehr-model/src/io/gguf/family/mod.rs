@@ -85,7 +85,7 @@ fn own_family(known: &str) -> Error {
         found: "model_type is lehr: lehr's own family, which only lehr reads".to_owned(),
         expected: format!("a family that GGUF has ({known})"),
         hint: "for llama.cpp train with model.kind = \"llama\", for transformers also with \
-               \"nanochat\"; lehr itself reads the model as it is"
+               \"nanochat\"; lehr itself needs no copy of the model"
             .to_owned(),
     }
 }
