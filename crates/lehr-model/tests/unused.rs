@@ -142,11 +142,16 @@ proptest! {
                 prop_assert!(names || text.contains("invalid type"), "{key}: {text}");
             }
             (Ok(read), Ok(plain)) if read != plain => {}
-            (Ok(_), _) => {
+            (Ok(_), plain) => {
                 let all = Config::unread_keys(&with).join(" ");
                 let is_off = value == json!(false);
                 let is_named = all.contains(&format!("`{key}`"));
-                prop_assert!(is_named || is_off, "{key} = {value}: {all}");
+                // `true` changes nothing where it is the default; `false` then does.
+                let is_default = value == json!(true) && {
+                    with[&key] = json!(false);
+                    Config::from_json(&with).is_ok_and(|off| off != plain)
+                };
+                prop_assert!(is_named || is_off || is_default, "{key} = {value}: {all}");
             }
         }
     }
