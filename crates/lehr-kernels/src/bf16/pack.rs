@@ -168,101 +168,98 @@ impl Kernel for Blocks<'_> {
 impl Blocks<'_> {
     #[inline(always)]
     pub(super) fn pack<S: Simd>(self, s: S) {
-        let mut numbers = [[0u32; WIDE]; STEPS];
+        let mut room = [[0.0; WIDE]; STEPS];
         for block in self.blocks.clone() {
             let n = self.out.n_column_blocks;
             let (row, column) = (block / n, block % n);
-            self.read(row * STEPS, column * WIDE, &mut numbers);
+            let numbers = self.numbers(row * STEPS, column * WIDE, &mut room);
             write(s, &numbers, self.out, self.out.first_row_block + row, column);
         }
     }
 
-    /// Reads a block and rounds it; the upper half of each number is its bf16.
+    /// Returns a block where it lies, or a copy in `room` with zeros beyond the matrix.
     #[inline(always)]
-    fn read(&self, row: usize, column: usize, numbers: &mut [[u32; WIDE]; STEPS]) {
+    fn numbers(&self, row: usize, column: usize, room: &mut [[f32; WIDE]; STEPS]) -> Numbers {
+        let rows = STEPS.min(self.rows.saturating_sub(row));
         let columns = WIDE.min(self.columns.saturating_sub(column));
-        for (r, numbers) in numbers.iter_mut().enumerate() {
-            if row + r >= self.rows || columns == 0 {
-                *numbers = [0; WIDE];
-                continue;
-            }
-            let source = &self.source[(row + r) * self.stride + column..][..columns];
-            if let Ok(source) = <&[f32; WIDE]>::try_from(source) {
-                for (to, from) in numbers.iter_mut().zip(source) {
-                    *to = round(*from * self.factor);
-                }
-                continue;
-            }
-            *numbers = [0; WIDE];
-            for (to, from) in numbers.iter_mut().zip(source) {
-                *to = round(*from * self.factor);
+        if rows == STEPS && columns == WIDE {
+            let all = &self.source[row * self.stride + column..];
+            assert!(all.len() >= (STEPS - 1) * self.stride + WIDE, "pack: the matrix is shorter");
+            return Numbers { at: all.as_ptr(), stride: self.stride, factor: self.factor };
+        }
+        *room = [[0.0; WIDE]; STEPS];
+        for (r, to) in room.iter_mut().enumerate().take(rows) {
+            if columns > 0 {
+                let from = &self.source[(row + r) * self.stride + column..][..columns];
+                to[..columns].copy_from_slice(from);
             }
         }
+        Numbers { at: room.as_ptr().cast(), stride: WIDE, factor: self.factor }
     }
 }
 
-/// The nearest bf16 in the upper half of the bits, ties to even.
-#[inline(always)]
-fn round(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
-    // Rounding could turn a NaN into infinity; its quiet bit stays instead.
-    if x.is_nan() { bits | 0x0040_0000 } else { rounded }
+/// A block of 32 × 32 numbers, which can be read.
+struct Numbers {
+    at: *const f32,
+    stride: usize,
+    factor: f32,
 }
 
-/// Two numbers as a word, the first one in the lower half.
-#[inline(always)]
-fn word(first: u32, second: u32) -> u32 {
-    first >> 16 | second & 0xFFFF_0000
+impl Numbers {
+    #[inline(always)]
+    fn row(&self, row: usize) -> *const f32 {
+        self.at.wrapping_add(row * self.stride)
+    }
 }
 
 /// Writes the tiles of a block in all wanted forms.
 #[inline(always)]
-fn write<S: Simd>(s: S, numbers: &[[u32; WIDE]; STEPS], out: &Out, row: usize, column: usize) {
+fn write<S: Simd>(s: S, numbers: &Numbers, out: &Out, row: usize, column: usize) {
+    let mut words = Tile([0; WORDS]);
     if out.left.is_some() || out.right_transposed.is_some() {
-        // Two tiles of 16 rows: [tile][row][column / 2].
-        let mut words = [0u32; 2 * WORDS];
-        for (words, numbers) in words.chunks_exact_mut(ROW).zip(numbers) {
-            for (c, word_out) in words.iter_mut().enumerate() {
-                *word_out = word(numbers[2 * c], numbers[2 * c + 1]);
-            }
-        }
+        // Two tiles of 16 rows: [row][column / 2].
         for half in 0..2 {
-            let words = &words[half * WORDS..][..WORDS];
+            for (r, words) in words.0.chunks_exact_mut(ROW).enumerate() {
+                let from = numbers.row(half * SIDE + r);
+                // SAFETY: rows of 32 numbers and of 16 words.
+                unsafe { s.round_row(from, numbers.factor, words.as_mut_ptr()) };
+            }
             if let Some(tile) = out.left.as_ref().and_then(|t| t.left(2 * row + half, column)) {
                 // SAFETY: a whole tile of the panels, which no other task writes.
-                unsafe { tile.copy_from_nonoverlapping(words.as_ptr(), WORDS) };
+                unsafe { tile.copy_from_nonoverlapping(words.0.as_ptr(), WORDS) };
             }
             if let Some(target) = &out.right_transposed {
                 // SAFETY: as above.
-                unsafe { transpose(s, words, target.right(row, column)[half]) };
+                unsafe { transpose(s, &words.0, target.right(row, column)[half]) };
             }
         }
     }
     if out.right.is_some() || out.left_transposed.is_some() {
-        // Two tiles of 16 columns: [tile][row / 2][column].
-        let mut words = [0u32; 2 * WORDS];
-        let (first, second) = words.split_at_mut(WORDS);
-        for (r, pair) in numbers.chunks_exact(2).enumerate() {
-            for c in 0..SIDE {
-                first[r * ROW + c] = word(pair[0][c], pair[1][c]);
-                second[r * ROW + c] = word(pair[0][SIDE + c], pair[1][SIDE + c]);
+        // Two tiles of 16 columns: [row / 2][column].
+        for half in 0..2 {
+            for (r, words) in words.0.chunks_exact_mut(ROW).enumerate() {
+                let first = numbers.row(2 * r).wrapping_add(half * SIDE);
+                let rows = [first, first.wrapping_add(numbers.stride)];
+                // SAFETY: rows of 16 numbers and words.
+                unsafe { s.round_rows(rows, numbers.factor, words.as_mut_ptr()) };
             }
-        }
-        for (half, words) in words.chunks_exact(WORDS).enumerate() {
             if let Some(target) = &out.right {
                 let tile = target.right(column, row)[half];
                 // SAFETY: as above.
-                unsafe { tile.copy_from_nonoverlapping(words.as_ptr(), WORDS) };
+                unsafe { tile.copy_from_nonoverlapping(words.0.as_ptr(), WORDS) };
             }
             let target = out.left_transposed.as_ref();
             if let Some(tile) = target.and_then(|t| t.left(2 * column + half, row)) {
                 // SAFETY: as above.
-                unsafe { transpose(s, words, tile) };
+                unsafe { transpose(s, &words.0, tile) };
             }
         }
     }
 }
+
+/// The words of a tile, which fill whole cache lines.
+#[repr(align(64))]
+struct Tile([u32; WORDS]);
 
 /// Transposes the 16 × 16 words of a tile.
 ///

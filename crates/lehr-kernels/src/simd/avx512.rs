@@ -168,4 +168,46 @@ impl Simd for Avx512 {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn round_row(self, src: *const f32, factor: f32, dst: *mut u32) {
+        // SAFETY: the token proves the instruction set; pointers are the caller's promise.
+        unsafe {
+            for half in 0..2 {
+                let rounded = rounded(src.add(16 * half), factor);
+                let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
+                _mm256_storeu_si256(dst.add(8 * half).cast(), halves);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_rows(self, rows: [*const f32; 2], factor: f32, dst: *mut u32) {
+        // SAFETY: as above.
+        unsafe {
+            let (first, second) = (rounded(rows[0], factor), rounded(rows[1], factor));
+            let upper = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
+            // a | b & c, bit by bit.
+            let words =
+                _mm512_ternarylogic_epi32::<0xF8>(_mm512_srli_epi32::<16>(first), second, upper);
+            _mm512_storeu_si512(dst.cast(), words);
+        }
+    }
+}
+
+/// Sixteen numbers times `factor`; the upper half of each lane is the nearest bf16, ties to even.
+///
+/// # Safety
+/// The processor has AVX-512 F, and 16 floats at `src` can be read.
+#[inline(always)]
+unsafe fn rounded(src: *const f32, factor: f32) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm512_mul_ps(_mm512_loadu_ps(src), _mm512_set1_ps(factor));
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+        // Rounding could turn a NaN into infinity; its quiet bit stays instead.
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        _mm512_mask_mov_epi32(_mm512_add_epi32(bits, up), is_nan, quiet)
+    }
 }

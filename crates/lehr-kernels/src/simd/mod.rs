@@ -162,6 +162,43 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn hmax(self, a: Self::V) -> f32;
     /// Transposes a `LANES × LANES` block; strides in floats.
     unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
+    /// Rounds 32 floats times `factor` to bf16 and writes them one after the other, in 16 words.
+    #[inline(always)]
+    unsafe fn round_row(self, src: *const f32, factor: f32, dst: *mut u32) {
+        for i in 0..16 {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (first, second) = (*src.add(2 * i) * factor, *src.add(2 * i + 1) * factor);
+                *dst.add(i) = bf16_word(first, second);
+            }
+        }
+    }
+    /// Rounds 16 floats of each of two rows, times `factor`, to bf16. A word has one of the first
+    /// row in its lower half and that below it in its upper half.
+    #[inline(always)]
+    unsafe fn round_rows(self, rows: [*const f32; 2], factor: f32, dst: *mut u32) {
+        for i in 0..16 {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (first, second) = (*rows[0].add(i) * factor, *rows[1].add(i) * factor);
+                *dst.add(i) = bf16_word(first, second);
+            }
+        }
+    }
+}
+
+/// Two numbers rounded to bf16 (to nearest, ties to even) as a word, the first in its lower half.
+#[inline(always)]
+fn bf16_word(first: f32, second: f32) -> u32 {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        // Rounding could turn a NaN into infinity; its quiet bit stays instead.
+        match x.is_nan() {
+            true => bits | 0x0040_0000,
+            false => bits.wrapping_add(0x7FFF + (bits >> 16 & 1)),
+        }
+    };
+    round(first) >> 16 | round(second) & 0xFFFF_0000
 }
 
 /// A computation written once for all instruction sets. Implementations of `run` must be
