@@ -83,6 +83,92 @@ fn logits_loss_and_every_gradient_match_the_reference() {
     }
 }
 
+/// A small decoder of the golden models, as a classifier by the mean.
+fn by_mean() -> Classifier {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+    let labels = ["a", "b", "c"].map(str::to_owned).to_vec();
+    Classifier::new_by_mean(Model::load(&dir).unwrap(), labels, 1).unwrap()
+}
+
+/// Two texts in a row of eight tokens and one in the next, with padding behind it.
+fn three_texts() -> (Tokens, Tensor) {
+    let starts = [0, 0, 0, 3, 3, 3, 3, 3, 0, 0, 0, 0, 4, 5, 6, 7];
+    let rows = TokenRows {
+        ids: &[5, 6, 7, 8, 9, 10, 11, 12, 9, 8, 7, 6, 0, 0, 0, 0],
+        positions: &[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0, 0],
+        block_positions: None,
+        segment_starts: &starts,
+        prefix_lens: None,
+        batch_size: 2,
+        seq_len: 8,
+    };
+    (Tokens::packed(&rows).unwrap(), Tensor::from_ids(&[2, 7, 11], [3]).unwrap())
+}
+
+#[test]
+fn the_mean_is_that_of_the_texts_own_hidden_states() {
+    let classifier = by_mean();
+    let (tokens, ends) = three_texts();
+    let together = no_grad(|| classifier.logits(&tokens, &ends).unwrap()).to_vec();
+    let score = classifier.model().params().get("score.weight").unwrap().tensor().to_vec();
+    for (text, ids) in [&[5, 6, 7][..], &[8, 9, 10, 11, 12], &[9, 8, 7, 6]].iter().enumerate() {
+        let alone = Tokens::new(ids, 1, 0).unwrap();
+        let hidden = no_grad(|| classifier.model().hidden(&alone).unwrap()).to_vec();
+        let d = hidden.len() / ids.len();
+        let mean = |c: usize| hidden.iter().skip(c).step_by(d).map(|h| f64::from(*h)).sum::<f64>();
+        for label in 0..3 {
+            let row = &score[label * d..(label + 1) * d];
+            let want: f64 = row.iter().enumerate().map(|(c, w)| f64::from(*w) * mean(c)).sum();
+            let error = (f64::from(together[3 * text + label]) - want / ids.len() as f64).abs();
+            assert!(error < 1e-6, "text {text}, label {label}: off by {error:.1e}");
+        }
+    }
+    let outside = Tensor::from_ids(&[16], [1]).unwrap();
+    assert!(classifier.predict(&tokens, &outside).is_err());
+}
+
+#[test]
+fn the_gradient_through_the_mean_is_the_slope_of_the_loss() {
+    let classifier = by_mean();
+    let (tokens, ends) = three_texts();
+    let labels = Tensor::from_ids(&[0, 2, 1], [3]).unwrap();
+    let loss = || classifier.loss(&tokens, &ends, &labels, 3.0).unwrap();
+    loss().backward().unwrap();
+    for name in ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "score.weight"] {
+        let param = classifier.model().params().get(name).unwrap();
+        let (grad, before) = (param.grad().unwrap().data().to_vec(), param.tensor().to_vec());
+        // Along the gradient, where the slope is its norm.
+        let norm = square(grad.iter().copied()).sqrt();
+        assert!(norm > 1e-4, "{name}: {norm}");
+        let at = |step: f64| {
+            let moved = before.iter().zip(&grad);
+            let moved: Vec<f32> =
+                moved.map(|(w, g)| (f64::from(*w) + step * f64::from(*g) / norm) as f32).collect();
+            param.set(&Tensor::from_slice(&moved, param.shape()).unwrap()).unwrap();
+            f64::from(no_grad(loss).item().unwrap())
+        };
+        let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+        param.set(&Tensor::from_slice(&before, param.shape()).unwrap()).unwrap();
+        assert!((slope / norm - 1.0).abs() < 1e-2, "{name}: slope {slope}, norm {norm}");
+    }
+}
+
+#[test]
+fn a_classifier_by_the_mean_is_saved_as_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (classifier, (tokens, ends)) = (by_mean(), three_texts());
+    classifier.save(scratch.path()).unwrap();
+    let copy = Classifier::load(scratch.path()).unwrap();
+    assert!(copy.ends_texts());
+    let logits = |c: &Classifier| no_grad(|| c.logits(&tokens, &ends).unwrap()).to_vec();
+    assert_eq!(logits(&copy), logits(&classifier));
+    // An encoder has a pooling of its own.
+    let encoder = Model::load(&folder()).unwrap();
+    let labels = vec!["a".to_owned(), "b".to_owned()];
+    let error = Classifier::new_by_mean(encoder, labels, 1).err().unwrap();
+    assert!(error.to_string().contains("pooling"), "{error}");
+}
+
 #[test]
 fn a_saved_classifier_loads_to_the_same_bits() {
     let scratch = tempfile::tempdir().unwrap();

@@ -42,7 +42,7 @@ pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Muon, Optimizer, Update, optimizer_state_bytes};
 pub use plan::{
     Budget, Finetuning, FitData, Fitted, Fixed, Prediction, device_gflops, fit_finetune,
-    fit_pretrain, machine_gflops, product_gflops,
+    fit_pretrain, machine_gflops, product_gflops, sizes_of_depth,
 };
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;

@@ -51,6 +51,7 @@ impl Golden {
             eps: number("eps"),
             weight_decay: number("weight_decay"),
             cautious: false,
+            lazy: false,
             grad_scale: 1.0,
             step,
         }
@@ -139,6 +140,35 @@ fn threads_and_odd_lengths_change_no_bit() {
         }
     }
     threads::set_n_threads(before);
+}
+
+#[test]
+fn a_lazy_update_leaves_alone_what_has_no_gradient() {
+    let _alone = ALONE.lock().unwrap();
+    let rule = Golden::load().rule(5);
+    let best = lehr_tensor::isa();
+    for isa in available_isas() {
+        set_isa(isa).unwrap();
+        for n in [1, 17, 64, 1000, 16_384 + 130] {
+            let mut data = draw(n);
+            // Whole rows of 100, and single numbers of the other rows.
+            for (i, g) in data[1].iter_mut().enumerate() {
+                if i / 100 % 3 != 0 || i % 7 == 0 {
+                    *g = if i % 2 == 0 { 0.0 } else { -0.0 };
+                }
+            }
+            let all = bits_after(1, &data, rule);
+            let lazy = bits_after(1, &data, AdamW { lazy: true, ..rule });
+            let before = [0, 2, 3].map(|part| data[part].iter().map(|x| x.to_bits()));
+            for ((all, lazy), before) in all.iter().zip(&lazy).zip(before) {
+                for (i, before) in before.enumerate() {
+                    let want = if data[1][i] == 0.0 { before } else { all[i] };
+                    assert_eq!(lazy[i], want, "{isa}: number {i} of {n}");
+                }
+            }
+        }
+    }
+    set_isa(best).unwrap();
 }
 
 /// Parameters `matrix [5, 7]`, `vector [33]` and `wte.weight [5, 7]`, started from the golden.

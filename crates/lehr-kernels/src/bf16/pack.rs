@@ -215,43 +215,38 @@ impl Numbers {
 /// Writes the tiles of a block in all wanted forms.
 #[inline(always)]
 fn write<S: Simd>(s: S, numbers: &Numbers, out: &Out, row: usize, column: usize) {
-    let mut words = Tile([0; WORDS]);
+    let mut room = Tile([0; WORDS]);
+    let room = room.0.as_mut_ptr();
     if out.left.is_some() || out.right_transposed.is_some() {
         // Two tiles of 16 rows: [row][column / 2].
         for half in 0..2 {
-            for (r, words) in words.0.chunks_exact_mut(ROW).enumerate() {
+            let tile = out.left.as_ref().and_then(|left| left.left(2 * row + half, column));
+            let words = tile.unwrap_or(room);
+            for r in 0..SIDE {
                 let from = numbers.row(half * SIDE + r);
-                // SAFETY: rows of 32 numbers and of 16 words.
-                unsafe { s.round_row(from, numbers.factor, words.as_mut_ptr()) };
-            }
-            if let Some(tile) = out.left.as_ref().and_then(|t| t.left(2 * row + half, column)) {
-                // SAFETY: a whole tile of the panels, which no other task writes.
-                unsafe { tile.copy_from_nonoverlapping(words.0.as_ptr(), WORDS) };
+                // SAFETY: rows of 32 numbers and of 16 words; no other task writes the tile.
+                unsafe { s.round_row(from, numbers.factor, words.add(r * ROW)) };
             }
             if let Some(target) = &out.right_transposed {
                 // SAFETY: as above.
-                unsafe { transpose(s, &words.0, target.right(row, column)[half]) };
+                unsafe { transpose(s, words, target.right(row, column)[half]) };
             }
         }
     }
     if out.right.is_some() || out.left_transposed.is_some() {
         // Two tiles of 16 columns: [row / 2][column].
         for half in 0..2 {
-            for (r, words) in words.0.chunks_exact_mut(ROW).enumerate() {
+            let words = out.right.as_ref().map_or(room, |right| right.right(column, row)[half]);
+            for r in 0..SIDE {
                 let first = numbers.row(2 * r).wrapping_add(half * SIDE);
                 let rows = [first, first.wrapping_add(numbers.stride)];
-                // SAFETY: rows of 16 numbers and words.
-                unsafe { s.round_rows(rows, numbers.factor, words.as_mut_ptr()) };
-            }
-            if let Some(target) = &out.right {
-                let tile = target.right(column, row)[half];
-                // SAFETY: as above.
-                unsafe { tile.copy_from_nonoverlapping(words.0.as_ptr(), WORDS) };
+                // SAFETY: as above, with rows of 16 numbers.
+                unsafe { s.round_rows(rows, numbers.factor, words.add(r * ROW)) };
             }
             let target = out.left_transposed.as_ref();
             if let Some(tile) = target.and_then(|t| t.left(2 * column + half, row)) {
                 // SAFETY: as above.
-                unsafe { transpose(s, &words.0, tile) };
+                unsafe { transpose(s, words, tile) };
             }
         }
     }
@@ -264,11 +259,10 @@ struct Tile([u32; WORDS]);
 /// Transposes the 16 × 16 words of a tile.
 ///
 /// # Safety
-/// A tile at `to` is writable.
+/// A tile at `from` is readable, and one at `to` writable.
 #[inline(always)]
-unsafe fn transpose<S: Simd>(s: S, from: &[u32], to: *mut u32) {
-    assert!(from.len() == WORDS);
-    let (from, to) = (from.as_ptr().cast::<f32>(), to.cast::<f32>());
+unsafe fn transpose<S: Simd>(s: S, from: *const u32, to: *mut u32) {
+    let (from, to) = (from.cast::<f32>(), to.cast::<f32>());
     for r in (0..SIDE).step_by(S::LANES) {
         for c in (0..SIDE).step_by(S::LANES) {
             // SAFETY: LANES divides 16. Words move as floats and keep their bits.

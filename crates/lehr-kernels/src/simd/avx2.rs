@@ -152,12 +152,15 @@ impl Simd for Avx2 {
     ) {
         // SAFETY: both blocks of eight strided rows are the caller's.
         unsafe {
-            let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(src.add(i * src_stride)));
+            // A loop: a closure could be compiled by itself, without the instructions.
+            let (mut lo, mut hi) = ([_mm256_setzero_ps(); 4], [_mm256_setzero_ps(); 4]);
             // Pairs of rows, then quadruples, then the two 128-bit halves.
-            let lo: [__m256; 4] =
-                std::array::from_fn(|i| _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]));
-            let hi: [__m256; 4] =
-                std::array::from_fn(|i| _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+            for i in 0..4 {
+                let first = _mm256_loadu_ps(src.add(2 * i * src_stride));
+                let second = _mm256_loadu_ps(src.add((2 * i + 1) * src_stride));
+                lo[i] = _mm256_unpacklo_ps(first, second);
+                hi[i] = _mm256_unpackhi_ps(first, second);
+            }
             let mut quad = [_mm256_setzero_ps(); 8];
             for g in 0..2 {
                 quad[4 * g] = _mm256_shuffle_ps::<0x44>(lo[2 * g], lo[2 * g + 1]);

@@ -137,8 +137,11 @@ impl Simd for Avx512 {
     ) {
         // SAFETY: both blocks of sixteen strided rows are the caller's.
         unsafe {
-            let mut r: [__m512; 16] =
-                std::array::from_fn(|i| _mm512_loadu_ps(src.add(i * src_stride)));
+            // A loop: a closure could be compiled by itself, without the instructions.
+            let mut r = [_mm512_setzero_ps(); 16];
+            for (i, r) in r.iter_mut().enumerate() {
+                *r = _mm512_loadu_ps(src.add(i * src_stride));
+            }
             // Pairs of rows, then quadruples within each 128-bit lane.
             for i in 0..8 {
                 let (a, b) = (r[2 * i], r[2 * i + 1]);

@@ -202,7 +202,9 @@ fn bf16_word(first: f32, second: f32) -> u32 {
 }
 
 /// A computation written once for all instruction sets. Implementations of `run` must be
-/// `#[inline(always)]`, or else the vectors inside are compiled without their instructions.
+/// `#[inline(always)]`, or else the vectors inside are compiled without their instructions. They
+/// loop over vectors with `for`: an iterator's closure (`map`, `sum`, `array::from_fn`) may be
+/// compiled by itself, and then each instruction is a call.
 pub trait Kernel {
     /// What it computes.
     type Out;

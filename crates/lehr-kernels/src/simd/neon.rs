@@ -132,7 +132,8 @@ impl Simd for Neon {
     ) {
         // SAFETY: both blocks of four strided rows are the caller's.
         unsafe {
-            let r: [float32x4_t; 4] = std::array::from_fn(|i| vld1q_f32(src.add(i * src_stride)));
+            let row = |i: usize| src.add(i * src_stride);
+            let r = [vld1q_f32(row(0)), vld1q_f32(row(1)), vld1q_f32(row(2)), vld1q_f32(row(3))];
             let (a, b) = (vtrnq_f32(r[0], r[1]), vtrnq_f32(r[2], r[3]));
             let columns = [
                 vcombine_f32(vget_low_f32(a.0), vget_low_f32(b.0)),

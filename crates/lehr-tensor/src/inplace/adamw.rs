@@ -23,6 +23,9 @@ pub struct AdamW {
     /// Whether only weights decay whose update also moves them towards 0 (Chen et al. 2025,
     /// <https://arxiv.org/abs/2510.12402>).
     pub cautious: bool,
+    /// Whether weights with a gradient of exactly 0 keep their value and moments, decay included:
+    /// the rows of an embedding that a batch does not use. They are not even read.
+    pub lazy: bool,
     /// The gradient is multiplied by this first: it undoes loss scaling.
     pub grad_scale: f32,
     /// Number of this update, from 1, for the bias correction.
@@ -119,7 +122,8 @@ fn on_cuda(items: &[AdamWItem<'_>], rule: AdamW, clip: Option<Clip<'_>>) -> Resu
 /// `p ← p (1 − lr λ); m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²;
 /// p ← p − lr · m̂ / (√v̂ + ε)` with `m̂ = m / (1 − β₁ᵗ)`, `v̂ = v / (1 − β₂ᵗ)`.
 ///
-/// If `rule.cautious`, the first step leaves out weights whose `p m` is negative.
+/// If `rule.cautious`, the first step leaves out weights whose `p m` is negative. If `rule.lazy`,
+/// nothing changes where `g` is 0.
 ///
 /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>; the order of operations is
 /// PyTorch's.
@@ -160,26 +164,64 @@ impl Kernel for Update<'_> {
         let (eps, v_scale) = (s.splat(rule.eps), s.splat(v_scale));
         let (minus_step, g_scale) = (s.splat(-step_size), s.splat(rule.grad_scale));
         let (zero, one) = (s.splat(0.0), s.splat(1.0));
-        for i in (0..param.len()).step_by(S::LANES) {
-            let n = (param.len() - i).min(S::LANES);
-            // SAFETY: `n` numbers from i are within all four slices, which have one length.
-            unsafe {
-                let g = s.mul(s.load_n(grad.as_ptr().add(i), n), g_scale);
-                let m_new = s.fma(beta1, s.load_n(m.as_ptr().add(i), n), s.mul(rest1, g));
-                let gg = s.mul(rest2, s.mul(g, g));
-                let v_new = s.fma(beta2, s.load_n(v.as_ptr().add(i), n), gg);
-                let root = s.fma(s.sqrt(v_new), v_scale, eps);
-                let p = s.load_n(param.as_ptr().add(i), n);
-                let keep = match rule.cautious {
-                    true => s.select_gt(zero, s.mul(m_new, p), one, keep),
-                    false => keep,
-                };
-                let p = s.mul(p, keep);
-                let p = s.fma(minus_step, s.div(m_new, root), p);
-                s.store_n(m.as_mut_ptr().add(i), m_new, n);
-                s.store_n(v.as_mut_ptr().add(i), v_new, n);
-                s.store_n(param.as_mut_ptr().add(i), p, n);
+        let len = param.len();
+        let mut i = 0;
+        while i < len {
+            // SAFETY: the numbers of the run are within the slice.
+            if rule.lazy && unsafe { is_zero(s, grad.as_ptr().add(i), RUN.min(len - i)) } {
+                i += RUN;
+                continue;
             }
+            let end = if rule.lazy { len.min(i + RUN) } else { len };
+            for i in (i..end).step_by(S::LANES) {
+                let n = (end - i).min(S::LANES);
+                // SAFETY: `n` numbers from i are within all four slices, which have one length.
+                unsafe {
+                    let grad = s.load_n(grad.as_ptr().add(i), n);
+                    let (m_at, v_at) = (m.as_mut_ptr().add(i), v.as_mut_ptr().add(i));
+                    let p_at = param.as_mut_ptr().add(i);
+                    let (m_old, v_old) = (s.load_n(m_at, n), s.load_n(v_at, n));
+                    let g = s.mul(grad, g_scale);
+                    let mut m_new = s.fma(beta1, m_old, s.mul(rest1, g));
+                    let mut v_new = s.fma(beta2, v_old, s.mul(rest2, s.mul(g, g)));
+                    let root = s.fma(s.sqrt(v_new), v_scale, eps);
+                    let p_old = s.load_n(p_at, n);
+                    let keep = match rule.cautious {
+                        true => s.select_gt(zero, s.mul(m_new, p_old), one, keep),
+                        false => keep,
+                    };
+                    let mut p = s.fma(minus_step, s.div(m_new, root), s.mul(p_old, keep));
+                    if rule.lazy {
+                        // 0 is neither above nor below 0.
+                        let size = s.max(grad, s.sub(zero, grad));
+                        p = s.select_gt(size, zero, p, p_old);
+                        m_new = s.select_gt(size, zero, m_new, m_old);
+                        v_new = s.select_gt(size, zero, v_new, v_old);
+                    }
+                    s.store_n(m_at, m_new, n);
+                    s.store_n(v_at, v_new, n);
+                    s.store_n(p_at, p, n);
+                }
+            }
+            i = end;
         }
     }
+}
+
+/// Numbers that a lazy update looks at together.
+const RUN: usize = 64;
+
+/// Returns whether `len` numbers are 0.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn is_zero<S: Simd>(s: S, numbers: *const f32, len: usize) -> bool {
+    let mut largest = s.splat(0.0);
+    for i in (0..len).step_by(S::LANES) {
+        // SAFETY: the caller's promise.
+        let x = unsafe { s.load_n(numbers.add(i), (len - i).min(S::LANES)) };
+        largest = s.max(largest, s.max(x, s.sub(s.splat(0.0), x)));
+    }
+    s.hmax(largest) == 0.0
 }

@@ -90,7 +90,7 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
     let words = table(&words, first.param)?;
     let dtype = items.iter().find_map(|item| item.shadow).map_or(DType::F32, Tensor::dtype);
     let (step_size, v_scale) = rule.corrections();
-    let AdamW { lr, beta1, beta2, eps, grad_scale, cautious, .. } = rule;
+    let AdamW { lr, beta1, beta2, eps, grad_scale, cautious, lazy, .. } = rule;
     let args = args![
         &words,
         &cut,
@@ -106,6 +106,7 @@ pub(super) fn adamw_all(items: &[Item<'_>], rule: AdamW, clip: Option<Clip<'_>>)
         clip.map_or(0.0, |clip| clip.max_norm),
         grad_scale,
         cautious,
+        lazy,
     ];
     cuda.launch(&KERNELS, dtype, "adamw", Extent::line(n_chunks, 256), args)
 }

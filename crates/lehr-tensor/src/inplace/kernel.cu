@@ -92,18 +92,21 @@ struct AdamwRule {
     float keep, minus_step, beta1, beta2, rest1, rest2, eps, v_scale, g_scale;
     // Whether only weights decay whose update also moves them towards 0.
     bool cautious;
+    // Whether weights with a gradient of exactly 0 keep their value and moments.
+    bool lazy;
 };
 // Of lr, beta1, ... as in inplace/adamw.rs: keep = 1 - lr lambda, step_size = lr / (1 - beta1^t),
 // v_scale = 1 / sqrt(1 - beta2^t).
 DEVICE AdamwRule adamw_rule(float lr, float beta1, float beta2, float eps, float step_size,
-    float v_scale, float weight_decay, float g_scale, bool cautious) {
+    float v_scale, float weight_decay, float g_scale, bool cautious, bool lazy) {
     // Each operation is rounded for itself, as on the CPU: the compiler would fuse them.
     float keep = __fsub_rn(1.0f, __fmul_rn(lr, weight_decay));
     return {keep, -step_size, beta1, beta2, 1.0f - beta1, 1.0f - beta2, eps, v_scale, g_scale,
-        cautious};
+        cautious, lazy};
 }
 // The order of operations is that of inplace/adamw.rs, and so are the bits.
 DEVICE void adamw_element(const AdamwRule& rule, float& p, float grad, float& m, float& v) {
+    if (rule.lazy && grad == 0.0f) return;
     float g = __fmul_rn(grad, rule.g_scale);
     m = fmaf(rule.beta1, m, __fmul_rn(rule.rest1, g));
     v = fmaf(rule.beta2, v, __fmul_rn(rule.rest2, __fmul_rn(g, g)));
@@ -132,7 +135,7 @@ DEVICE void adamw_elements(const AdamwRule& rule, i64 thread, i64 n_threads, i64
 // AdamW over a list of tensors, in place: p <- p (1 - lr lambda); m <- beta1 m + (1 - beta1) g; v
 // <- beta2 v + (1 - beta2) g^2; p <- p - step_size m / (sqrt(v) v_scale + eps); shadow <- p
 // rounded. lr and step_size are those of lr_scale = 1. If `cautious`, the first step leaves out
-// weights whose p m is negative.
+// weights whose p m is negative. If `lazy`, nothing changes where grad is 0.
 //
 // g is grad * grad_scale, and if clip_norm > 0 and norm > clip_norm times clip_norm / norm, where
 // norm = sqrt(*sum_of_squares) * grad_scale: the sum over all gradients as they lie in memory
@@ -143,7 +146,8 @@ DEVICE void adamw_elements(const AdamwRule& rule, i64 thread, i64 n_threads, i64
 extern "C" __global__ void __launch_bounds__(256, 4)
     adamw(const AdamwTensor* tensors, const Chunk* chunks, int n_chunks, int chunk_len, float lr,
         float beta1, float beta2, float eps, float step_size, float v_scale,
-        const double* sum_of_squares, float clip_norm, float grad_scale, int cautious) {
+        const double* sum_of_squares, float clip_norm, float grad_scale, int cautious,
+        int lazy) {
     __shared__ Clipped shared_clipped;
     if (threadIdx.x == 0) shared_clipped = clipped(sum_of_squares, clip_norm, grad_scale);
     __syncthreads();
@@ -154,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         i64 start = (i64)chunks[c].chunk * chunk_len;
         AdamwRule rule =
             adamw_rule(lr * t.lr_scale, beta1, beta2, eps, step_size * t.lr_scale, v_scale,
-                t.weight_decay, g_scale, cautious != 0);
+                t.weight_decay, g_scale, cautious != 0, lazy != 0);
         i64 n = length_of(t.n, start, chunk_len);
         T* shadow = t.shadow ? global(t.shadow) + start : t.shadow;
         adamw_elements(rule, threadIdx.x, blockDim.x, n, global(t.param) + start,

@@ -51,7 +51,8 @@ impl AdamW {
 
     fn first_rule(eps: f32, cautious: bool) -> inplace::AdamW {
         let (lr, beta1, beta2, weight_decay, grad_scale, step) = (0.0, 0.0, 0.0, 0.0, 1.0, 0);
-        inplace::AdamW { lr, beta1, beta2, eps, weight_decay, cautious, grad_scale, step }
+        let lazy = false;
+        inplace::AdamW { lr, beta1, beta2, eps, weight_decay, cautious, lazy, grad_scale, step }
     }
 
     fn with_groups<'a>(
@@ -79,9 +80,9 @@ impl Moments {
 }
 
 impl GroupRule {
-    /// The rule of an update with the decays of the group.
+    /// The rule of an update with what the group has of its own.
     fn of(&self, rule: inplace::AdamW) -> inplace::AdamW {
-        inplace::AdamW { beta1: self.beta1, beta2: self.beta2, ..rule }
+        inplace::AdamW { beta1: self.beta1, beta2: self.beta2, lazy: self.lazy, ..rule }
     }
 }
 
@@ -111,7 +112,7 @@ impl Optimizer for AdamW {
             let rule = moments.group.of(self.rule);
             let item = moments.item(param);
             let is_same = |(other, _): &&mut (inplace::AdamW, Vec<_>)| {
-                (other.beta1, other.beta2) == (rule.beta1, rule.beta2)
+                (other.beta1, other.beta2, other.lazy) == (rule.beta1, rule.beta2, rule.lazy)
             };
             match launches.iter_mut().find(is_same) {
                 Some((_, items)) => items.push(item),

@@ -33,6 +33,8 @@ pub(super) struct GroupRule {
     pub(super) beta1: f32,
     pub(super) beta2: f32,
     pub(super) weight_decay: f32,
+    /// Whether rows without a gradient are left alone.
+    pub(super) lazy: bool,
 }
 
 /// The numbers of all groups.
@@ -48,12 +50,13 @@ impl Groups {
     /// The groups of a run with AdamW whose peak rate is `lr`.
     pub(super) fn of_adamw(config: &AdamwConfig, lr: f32) -> Self {
         let AdamwConfig { beta1, beta2, weight_decay, embedding_lr_ratio, .. } = *config;
-        let all = GroupRule { lr_scale: 1.0, beta1, beta2, weight_decay };
+        let all = GroupRule { lr_scale: 1.0, beta1, beta2, weight_decay, lazy: false };
         let changed = |all: GroupRule, change: &GroupChange| GroupRule {
             lr_scale: change.lr.map_or(all.lr_scale, |own| share(own, lr)),
             beta1: change.beta1.unwrap_or(all.beta1),
             beta2: change.beta2.unwrap_or(all.beta2),
             weight_decay: change.weight_decay.unwrap_or(all.weight_decay),
+            ..all
         };
         let embeddings = GroupRule { lr_scale: embedding_lr_ratio, ..all };
         Self {
@@ -68,10 +71,12 @@ impl Groups {
     pub(super) fn of_muon(config: &MuonConfig, lr: f32) -> Self {
         let rule = |group: &GroupConfig| {
             let GroupConfig { lr: own, beta1, beta2, weight_decay } = *group;
-            GroupRule { lr_scale: share(own, lr), beta1, beta2, weight_decay }
+            GroupRule { lr_scale: share(own, lr), beta1, beta2, weight_decay, lazy: false }
         };
         let others = rule(&config.others);
-        let (embeddings, head) = (rule(&config.embeddings), rule(&config.head));
+        let lazy = config.lazy_embeddings;
+        let embeddings = GroupRule { lazy, ..rule(&config.embeddings) };
+        let head = rule(&config.head);
         Self { matrices: others, embeddings, head, others }
     }
 

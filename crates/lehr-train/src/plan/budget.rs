@@ -11,8 +11,8 @@ use crate::Result;
 /// The budget of a fitted run.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Seconds of training.
-    pub seconds: f64,
+    /// Seconds of the run; `None` = as many tokens as suit the model.
+    pub seconds: Option<f64>,
     /// GFLOP/s of matrix products on this machine ([`device_gflops`]): a first guess, if steps are
     /// measured.
     pub gflops: f64,
@@ -34,9 +34,9 @@ const GPU_SHARE: f64 = 0.25;
 const MEASURING_SECONDS: f64 = 0.5;
 
 impl Budget {
-    /// Returns the floating-point operations available for training.
-    pub(super) fn flops(&self) -> f64 {
-        self.seconds * self.gflops * 1e9 * STEP_EFFICIENCY
+    /// Returns the floating-point operations available for training, if time is limited.
+    pub(super) fn flops(&self) -> Option<f64> {
+        Some(self.seconds? * self.gflops * 1e9 * STEP_EFFICIENCY)
     }
 
     /// Returns the same budget for a machine that makes `flops` of training in `seconds`.

@@ -17,6 +17,7 @@ use lehr_data::{Part, ReadOptions, Reading};
 pub use budget::{Budget, device_gflops, machine_gflops, product_gflops};
 pub use finetune::{Finetuning, fit_finetune};
 pub use fixed::Fixed;
+pub use ladder::sizes_of_depth;
 pub use prediction::Prediction;
 pub use pretrain::fit_pretrain;
 

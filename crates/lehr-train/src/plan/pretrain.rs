@@ -11,8 +11,8 @@ use super::measured::step_seconds;
 use super::reading::Overview;
 use super::{Budget, FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
-    CheckpointConfig, EvalConfig, ModelConfig, OptimizerConfig, SampleConfig, ScheduleConfig,
-    TokenizerConfig, TrainConfig,
+    CheckpointConfig, DecayShape, EvalConfig, ModelConfig, OptimizerConfig, SampleConfig,
+    ScheduleConfig, TokenizerConfig, TrainConfig,
 };
 use crate::rundir::check_places;
 use crate::{Notes, Recipe, Result};
@@ -21,6 +21,9 @@ use crate::{Notes, Recipe, Result};
 /// of long runs is near 20 (Hoffmann et al. 2022). In runs of minutes most weights belong to the
 /// vocabulary, and larger models learn more from fewer tokens.
 const TOKENS_PER_WEIGHT: f64 = 1.0;
+
+/// Tokens per weight of the matrix products of a run without a limit of time, as in nanochat.
+const HORIZON: f64 = 12.0;
 
 /// Maximum number of passes over the text. Up to four passes are nearly as good as new text; after
 /// about sixteen, more passes help little (Muennighoff et al. 2023).
@@ -39,17 +42,34 @@ const SEQ_LENS: (usize, usize) = (128, 256);
 
 /// Tokens per step for runs below a number of tokens; the first matching entry counts. Short runs
 /// take small batches: more steps help them more than smoother gradients.
-const STEP_TOKENS: [(f64, usize); 3] = [(5e6, 512), (5e7, 4096), (f64::INFINITY, 8192)];
+type StepTokens = [(f64, usize); 4];
+/// With AdamW.
+const ADAMW_STEP_TOKENS: StepTokens = [(5e6, 512), (5e7, 4096), (5e7, 4096), (f64::INFINITY, 8192)];
+/// With Muon, whose direction is worth more per step and costs more.
+const MUON_STEP_TOKENS: StepTokens = [(4e5, 1024), (5e6, 2048), (5e7, 4096), (f64::INFINITY, 8192)];
 const STEPS_MIN: u64 = 20;
 
 /// The plan says how long a run takes if that differs from the budget by more than this factor.
 const SECONDS_TOLERANCE: f64 = 1.25;
 
-/// Learning rate times width. The best rate falls with the width ("learning rates of the tiny
+/// Learning rate of matrices with Muon ("rates of Muon" in docs/experiments.md).
+const MUON_LR: f32 = 0.01;
+/// Matrices move every second step: it halves the cost of Muon, which is large in small batches.
+const MUON_EVERY: u64 = 2;
+/// Learning rates of embeddings and head times the root of the width.
+const EMBEDDINGS_LR: f64 = 0.8;
+const HEAD_LR: f64 = 0.032;
+/// Learning rate of scalars.
+const SCALARS_LR: f32 = 0.01;
+/// Shares of the steps with a rising and with a falling rate.
+const MUON_WARMUP: f64 = 0.02;
+const MUON_DECAY: f64 = 0.6;
+
+/// Learning rate of AdamW times width. The best rate falls with the width ("learning rates of the tiny
 /// quickstart model" in docs/experiments.md: 4e-4 at a width of 192).
-const LR_TIMES_WIDTH: f64 = 0.08;
-const LR_MAX: f64 = 1e-3;
-/// Learning rate of embeddings as a multiple of the rate (same section): each row is used by few
+const ADAMW_LR_TIMES_WIDTH: f64 = 0.08;
+const ADAMW_LR_MAX: f64 = 1e-3;
+/// Learning rate of embeddings as a multiple of AdamW's (same section): each row is used by few
 /// tokens of a batch.
 const EMBEDDING_LR_RATIO: f32 = 15.0;
 /// A twentieth of the steps are warm-up.
@@ -94,13 +114,9 @@ impl Candidate {
             let path = fixed.text("model.path").unwrap_or_default();
             return Ok(vec![Self::loaded(path)?]);
         }
-        let is_gpt2 = fixed.text("model.kind") == Some("gpt2");
         let new = |size: super::ladder::Size| Self {
             config: size.model(context),
-            weights: match is_gpt2 {
-                true => size.gpt2_matmul_weights(vocab_size),
-                false => size.matmul_weights(vocab_size),
-            },
+            weights: size.matmul_weights(vocab_size),
             n_layers: size.n_layers,
             hidden_size: size.hidden_size,
         };
@@ -127,6 +143,34 @@ impl Candidate {
     }
 }
 
+/// The optimiser of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For models that go on, and on request.
+    Adamw,
+    /// For new models.
+    Muon,
+}
+
+impl Kind {
+    fn of(fixed: &Fixed) -> Self {
+        match fixed.text("optimizer.kind") {
+            Some("adamw") => Self::Adamw,
+            Some(_) => Self::Muon,
+            None if fixed.text("model.kind") == Some("load") => Self::Adamw,
+            None => Self::Muon,
+        }
+    }
+
+    fn step_tokens(self, tokens: f64) -> usize {
+        let table = match self {
+            Self::Adamw => ADAMW_STEP_TOKENS,
+            Self::Muon => MUON_STEP_TOKENS,
+        };
+        table.iter().find(|(below, _)| tokens < *below).map_or(table[3].1, |(_, n)| *n)
+    }
+}
+
 /// The decisions about a run from which its recipe is built.
 #[derive(Clone)]
 struct Plan {
@@ -134,6 +178,7 @@ struct Plan {
     vocab_size: usize,
     text_tokens: f64,
     model: Candidate,
+    optimizer: Kind,
     seq_len: usize,
     batch_size: usize,
     grad_accumulation: usize,
@@ -150,7 +195,10 @@ impl Plan {
         let limit = fixed.count("model.context").unwrap_or(usize::MAX);
         let seq_len = fixed.count("train.seq_len").unwrap_or(usual.min(limit));
         let tokens_for = |model: &Candidate| {
-            let affordable = budget.flops() / model.flops_per_token(seq_len);
+            let affordable = match budget.flops() {
+                Some(flops) => flops / model.flops_per_token(seq_len),
+                None => HORIZON * model.weights,
+            };
             affordable.min(PASSES_MAX * text_tokens)
         };
         let fits = |model: &Candidate| tokens_for(model) >= TOKENS_PER_WEIGHT * model.weights;
@@ -159,8 +207,8 @@ impl Plan {
         let model = models.swap_remove(models.iter().rposition(fits).unwrap_or(0));
         let tokens = tokens_for(&model);
         let grad_accumulation = fixed.count("train.grad_accumulation").unwrap_or(1);
-        let step_tokens = STEP_TOKENS.iter().find(|(below, _)| tokens < *below);
-        let rows = step_tokens.map_or(STEP_TOKENS[2].1, |(_, n)| *n) / seq_len / grad_accumulation;
+        let optimizer = Kind::of(fixed);
+        let rows = optimizer.step_tokens(tokens) / seq_len / grad_accumulation;
         let batch_size = fixed.count("train.batch_size").unwrap_or(rows.max(1));
         let per_step = (batch_size * seq_len * grad_accumulation) as f64;
         let fitting = ((tokens / per_step) as u64).max(STEPS_MIN);
@@ -170,6 +218,7 @@ impl Plan {
             vocab_size,
             text_tokens,
             model,
+            optimizer,
             seq_len,
             batch_size,
             grad_accumulation,
@@ -197,7 +246,7 @@ impl Plan {
             let other = begun.elapsed().as_secs_f64() + self.other_seconds(bytes, per_token);
             let flops = self.tokens_per_step() * self.model.flops_per_token(self.seq_len);
             *budget = budget.with_measured(flops, seconds);
-            budget.seconds = whole - other.min(OTHER_MAX * whole);
+            budget.seconds = whole.map(|whole| whole - other.min(OTHER_MAX * whole));
             let before = (self.model.hidden_size, self.model.n_layers, self.batch_size);
             self = Self::new(bytes, budget, fixed)?;
             self.step_seconds = Some(seconds);
@@ -239,9 +288,9 @@ impl Plan {
                 text_tokens / 1e6
             ),
             format!(
-                "{:.0} s at {:.0} GFLOP/s of matrix products: {} blocks of width {} \
-                 ({:.2} M weights), {:.2} M tokens ({:.1} times the text)",
-                budget.seconds,
+                "{}{:.0} GFLOP/s of matrix products: {} blocks of width {} ({:.2} M weights), \
+                 {:.2} M tokens ({:.1} times the text)",
+                budget.seconds.map_or(String::new(), |seconds| format!("{seconds:.0} s at ")),
                 budget.gflops,
                 model.n_layers,
                 model.hidden_size,
@@ -279,8 +328,8 @@ impl Plan {
 
     /// Says how long the run takes, and why, if it cannot be as long as the budget.
     fn other_duration(&self, budget: &Budget, fixed: &Fixed) -> Option<String> {
-        let seconds = self.seconds(budget);
-        let ratio = seconds / budget.seconds;
+        let (seconds, whole) = (self.seconds(budget), budget.seconds?);
+        let ratio = seconds / whole;
         if (1.0 / SECONDS_TOLERANCE..=SECONDS_TOLERANCE).contains(&ratio) {
             return None;
         }
@@ -291,7 +340,7 @@ impl Plan {
         } else {
             format!("more than {PASSES_MAX} passes over the text help little")
         };
-        Some(format!("about {seconds:.0} s instead of {:.0} s: {why}", budget.seconds))
+        Some(format!("about {seconds:.0} s instead of {whole:.0} s: {why}"))
     }
 
     fn recipe(&self, data: &FitData<'_>, out: &Path, seed: u64, prompt: &str) -> Recipe {
@@ -304,10 +353,7 @@ impl Plan {
             optimizer: self.optimizer(&base.optimizer),
             tokenizer: self.tokenizer.clone(),
             model: self.model.config.clone(),
-            schedule: ScheduleConfig::Cosine {
-                warmup_steps: (steps / WARMUP_PART).max(1),
-                min_ratio: LR_MIN_RATIO,
-            },
+            schedule: self.schedule(),
             train: TrainConfig {
                 steps,
                 batch_size,
@@ -330,8 +376,36 @@ impl Plan {
     }
 
     fn optimizer(&self, base: &OptimizerConfig) -> OptimizerConfig {
-        let lr = (LR_TIMES_WIDTH / self.model.hidden_size as f64).min(LR_MAX) as f32;
-        OptimizerConfig { lr, ..*base }.with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
+        let width = self.model.hidden_size as f64;
+        match self.optimizer {
+            Kind::Adamw => {
+                let lr = (ADAMW_LR_TIMES_WIDTH / width).min(ADAMW_LR_MAX) as f32;
+                OptimizerConfig { lr, ..*base }
+                    .with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
+            }
+            Kind::Muon => OptimizerConfig::muon(MUON_LR).with_muon(|muon| {
+                muon.every = MUON_EVERY;
+                muon.embeddings.lr = (EMBEDDINGS_LR / width.sqrt()) as f32;
+                muon.head.lr = (HEAD_LR / width.sqrt()) as f32;
+                muon.others.lr = SCALARS_LR;
+            }),
+        }
+    }
+
+    fn schedule(&self) -> ScheduleConfig {
+        let part = |share: f64| ((self.steps as f64 * share) as u64).max(1);
+        match self.optimizer {
+            Kind::Adamw => ScheduleConfig::Cosine {
+                warmup_steps: (self.steps / WARMUP_PART).max(1),
+                min_ratio: LR_MIN_RATIO,
+            },
+            Kind::Muon => ScheduleConfig::Wsd {
+                warmup_steps: part(MUON_WARMUP),
+                decay_steps: part(MUON_DECAY),
+                min_ratio: LR_MIN_RATIO,
+                decay_shape: DecayShape::Linear,
+            },
+        }
     }
 }
 

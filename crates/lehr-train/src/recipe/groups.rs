@@ -103,6 +103,9 @@ pub struct MuonConfig {
     pub every: u64,
     /// Added to the root of the second moment by AdamW.
     pub eps: f32,
+    /// Whether rows of embeddings that a step does not use keep their values and moments. It saves
+    /// the time of going through large tables.
+    pub lazy_embeddings: bool,
     /// Tables whose rows are looked up, and the head if it is tied to one.
     pub embeddings: GroupConfig,
     /// The projection to tokens or labels.

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lehr_train::{Budget, FitData, Fixed, Recipe, RunDir, device_gflops, fit_pretrain};
+use lehr_train::{
+    Budget, FitData, Fixed, Recipe, RunDir, device_gflops, fit_pretrain, sizes_of_depth,
+};
 
 use super::train::Common;
 use crate::fail::Hinted;
@@ -15,19 +17,49 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Duration in minutes, tokenizer and evaluations included, to which the model and the number
-    /// of steps are fitted. Steps are timed first [default: 5]
+    /// of steps are fitted. Steps are timed first [default: 5, or without a limit with --depth]
     #[arg(long, conflicts_with_all = ["recipe", "resume"])]
     minutes: Option<f64>,
+    /// Size of the model as its number of blocks: width, heads, rates and tokens follow from it.
+    /// Without --minutes it sees 12 tokens per weight, in at most 8 passes over the text
+    #[arg(long, value_name = "BLOCKS", conflicts_with_all = ["recipe", "resume"])]
+    depth: Option<u32>,
 }
 
 /// Duration of a run without `--minutes`.
 const MINUTES: f64 = 5.0;
 
+impl Args {
+    /// Returns the seconds that the run may take: without a limit if only its depth is given.
+    fn seconds(&self) -> Result<Option<f64>> {
+        let minutes = match (self.minutes, self.depth) {
+            (None, Some(_)) => return Ok(None),
+            (minutes, _) => minutes.unwrap_or(MINUTES),
+        };
+        if !(minutes > 0.0 && minutes.is_finite()) {
+            let found = format!("--minutes is {minutes}, expected more than 0");
+            return Err(Hinted::error(found, "as in --minutes 5"));
+        }
+        Ok(Some(60.0 * minutes))
+    }
+
+    /// Returns the settings that follow from the depth.
+    fn sizes(&self) -> Result<Vec<String>> {
+        match self.depth {
+            None => Ok(Vec::new()),
+            Some(0) => Err(Hinted::error("--depth is 0, expected 1 or more", "as in --depth 4")),
+            Some(depth) => Ok(sizes_of_depth(depth as usize)),
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let common = &args.common;
     common.threads.apply();
     common.check_paths()?;
-    let sets = common.checked_sets(&[])?;
+    let depth = args.depth.map(|_| Path::new(""));
+    let mut sets = args.sizes()?;
+    sets.extend(common.checked_sets(&[("--depth", depth, "model.n_layers")])?);
     if let Some(dir) = &common.resume {
         return common.run(&RunDir::load_recipe(dir)?, &sets, "pretrain");
     }
@@ -40,11 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "lehr pretrain --data my.txt, or lehr pretrain configs/tiny-llama.toml",
         ));
     };
-    let minutes = args.minutes.unwrap_or(MINUTES);
-    if !(minutes > 0.0 && minutes.is_finite()) {
-        let found = format!("--minutes is {minutes}, expected more than 0");
-        return Err(Hinted::error(found, "as in --minutes 5"));
-    }
+    let seconds = args.seconds()?;
     let fixed = Fixed::new(&sets)?;
     let out = common.out_dir(data, "", &fixed);
     if let Some(recipe) = continued(common, data, &out, &sets)? {
@@ -61,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let compute = common.compute(&fixed)?;
     let gflops = device_gflops(&compute)?;
     let measure = Some((compute.device, compute.dtype));
-    let budget = Budget { seconds: minutes * 60.0, gflops, measure };
+    let budget = Budget { seconds, gflops, measure };
     common.say_fitting(data);
     let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
     let data = FitData { path: data, skip_bad: common.skip_bad };

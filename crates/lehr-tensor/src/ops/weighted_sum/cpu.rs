@@ -107,7 +107,10 @@ impl Kernel for Dot<'_> {
     fn run<S: Simd>(self, s: S) -> f64 {
         /// Numbers that are added in f32.
         const RUN: usize = 1024;
-        let runs = self.0.chunks(RUN).zip(self.1.chunks(RUN));
-        runs.map(|(a, b)| f64::from(vector::dot(s, a, b))).sum()
+        let mut sum = 0.0;
+        for (a, b) in self.0.chunks(RUN).zip(self.1.chunks(RUN)) {
+            sum += f64::from(vector::dot(s, a, b));
+        }
+        sum
     }
 }

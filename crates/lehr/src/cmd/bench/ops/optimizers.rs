@@ -34,6 +34,7 @@ impl Bench<'_> {
             eps: 1e-8,
             weight_decay: 0.0,
             cautious: false,
+            lazy: false,
             grad_scale: 1.0,
             step: 1,
         };
