@@ -42,7 +42,8 @@ pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Muon, Optimizer, Update, optimizer_state_bytes};
 pub use plan::{
     Budget, Finetuning, FitData, Fitted, Fixed, Prediction, device_gflops, fit_finetune,
-    fit_pretrain, machine_gflops, product_gflops, sizes_of_depth,
+    fit_pretrain, machine_gflops, model_of_depth, muon_for_width, product_gflops, Measured, measure_step,
+    sizes_of_depth,
 };
 pub use prepare::{Notes, Task, prepare};
 pub use recipe::Recipe;

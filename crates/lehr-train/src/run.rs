@@ -341,7 +341,7 @@ fn base(recipe: &Recipe) -> Result<Option<Base>> {
 }
 
 /// Returns the bytes of a device's memory that are reserved for tensors.
-fn memory_bytes(device: Device) -> Result<u64> {
+pub(crate) fn memory_bytes(device: Device) -> Result<u64> {
     Ok(match device {
         Device::Cpu => arena::stats(),
         Device::Cuda(ordinal) => cuda::arena_stats(ordinal)?,

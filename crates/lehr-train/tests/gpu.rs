@@ -33,9 +33,13 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 }
 
 fn check(model: ModelConfig, objective: ObjectiveKind) {
-    cuda::use_emulator();
     let scratch = tempfile::tempdir().unwrap();
-    let mut recipe = recipe(scratch.path(), model, objective);
+    check_recipe(recipe(scratch.path(), model, objective));
+}
+
+fn check_recipe(mut recipe: Recipe) {
+    cuda::use_emulator();
+    let objective = recipe.objective;
     let train = &mut recipe.train;
     (train.steps, train.grad_accumulation, train.batch_size) = (12, 2, 2);
     let cpu = losses(&recipe);
@@ -68,6 +72,17 @@ fn check(model: ModelConfig, objective: ObjectiveKind) {
 #[test]
 fn a_llama_learns_on_the_gpu_as_on_the_cpu() {
     check(llama(32), ObjectiveKind::NextToken);
+}
+
+/// The model and the optimiser of fitted recipes: rows of tables that a step does not use are left
+/// alone on both devices.
+#[test]
+fn a_fitted_model_learns_with_muon_on_the_gpu_as_on_the_cpu() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = lehr_train::model_of_depth(2, 64, 300);
+    let mut recipe = recipe(scratch.path(), model, ObjectiveKind::NextToken);
+    recipe.optimizer = lehr_train::muon_for_width(128);
+    check_recipe(recipe);
 }
 
 #[test]

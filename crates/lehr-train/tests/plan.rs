@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use common::{Watch, llama, recipe, run_watched};
 use lehr_data::DatasetKind;
 use lehr_tensor::Philox;
-use lehr_train::recipe::{ModelConfig, ObjectiveKind, ScheduleConfig};
+use lehr_train::recipe::{
+    DecayShape, LehrModel, ModelConfig, NanochatModel, ObjectiveKind, OptimizerRule, ScheduleConfig,
+};
 use lehr_train::{
     Budget, Finetuning, FitData, Fitted, Fixed, Recipe, fit_finetune, fit_pretrain, prepare,
 };
@@ -45,8 +47,23 @@ fn seconds(recipe: &Recipe) -> f64 {
             (n_layers, d, 2 * d * d + 2 * d * (d / n_heads * n_kv_heads) + 3 * d * mlp_size)
         }
         ModelConfig::Gpt2 { n_layers, hidden_size: d, .. } => (n_layers, d, 12 * d * d),
+        ModelConfig::Nanochat(NanochatModel {
+            n_layers,
+            hidden_size: d,
+            n_heads,
+            n_kv_heads,
+            mlp_size,
+            ..
+        })
+        | ModelConfig::Lehr(LehrModel {
+            n_layers,
+            hidden_size: d,
+            n_heads,
+            n_kv_heads,
+            mlp_size,
+            ..
+        }) => (n_layers, d, 2 * d * d + 2 * d * (d / n_heads * n_kv_heads) + 2 * d * mlp_size),
         ModelConfig::Load { .. } => panic!("a model is loaded"),
-        ModelConfig::Nanochat(_) | ModelConfig::Lehr(_) => panic!("no fitted recipe has one"),
     };
     let train = &recipe.train;
     let attention = layers * width * train.seq_len.saturating_sub(256);
@@ -81,6 +98,9 @@ fn steps_are_fitted_to_what_is_fixed() {
         "model.mlp_size=4096",
         "model.n_heads=8",
         "model.kind=gpt2",
+        "model.kind=llama",
+        "model.kind=nanochat",
+        "optimizer.kind=adamw",
         "tokenizer.vocab_size=1024",
     ] {
         let fitted = fit(&[set]);
@@ -88,7 +108,8 @@ fn steps_are_fitted_to_what_is_fixed() {
         assert!((0.75..1.3).contains(&ratio), "{set}: {ratio} times as long");
         let value = set.split_once('=').unwrap().1;
         let written = fitted.recipe.to_toml();
-        assert!(written.contains(&format!("= {value}\n")) || written.contains("\"gpt2\""), "{set}");
+        let is_there = [format!("= {value}\n"), format!("= \"{value}\"\n")];
+        assert!(is_there.iter().any(|text| written.contains(text)), "{set}");
     }
     // What cannot be fitted is said.
     let reasons = fit(&["train.batch_size=4000"]).reasons.join("\n");
@@ -121,22 +142,31 @@ fn any_settings_together_keep_the_time_or_the_plan_says_so() {
         let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
         check_time(&sets);
         let recipe = fit(&sets).recipe;
-        let ScheduleConfig::Cosine { warmup_steps, .. } = recipe.schedule else { panic!() };
-        assert!(
-            warmup_steps <= recipe.train.steps && recipe.eval.every_steps <= recipe.train.steps
-        );
+        recipe.validate().unwrap();
+        assert!(recipe.eval.every_steps <= recipe.train.steps);
     }
 }
 
 #[test]
 fn what_follows_the_steps_follows_fixed_steps() {
     let recipe = fit(&["train.steps=60"]).recipe;
+    let decay_shape = DecayShape::Linear;
+    let (warmup_steps, decay_steps, min_ratio) = (1, 36, 0.05);
+    let schedule = ScheduleConfig::Wsd { warmup_steps, decay_steps, min_ratio, decay_shape };
+    assert_eq!(recipe.schedule, schedule);
+    let recipe = fit(&["train.steps=60", "optimizer.kind=adamw"]).recipe;
     assert_eq!(recipe.schedule, ScheduleConfig::Cosine { warmup_steps: 3, min_ratio: 0.05 });
     let every = [recipe.eval.every_steps, recipe.sample.every_steps, recipe.checkpoint.every_steps];
-    assert_eq!(every, [6; 3]);
+    assert_eq!(every, [6, 6, 15]);
     // A width of its own has its own rate, and a context its own rows.
-    let recipe = fit(&["model.hidden_size=256"]).recipe;
+    let recipe = fit(&["model.hidden_size=256", "optimizer.kind=adamw"]).recipe;
     assert!((recipe.optimizer.lr - 0.08 / 256.0).abs() < 1e-9);
+    let head = |width: usize| {
+        let recipe = fit(&[&format!("model.hidden_size={width}")]).recipe;
+        let OptimizerRule::Muon(muon) = recipe.optimizer.rule else { panic!() };
+        muon.head.lr
+    };
+    assert!((head(64) / head(256) - 2.0).abs() < 1e-3);
     assert_eq!(fit(&["model.context=100"]).recipe.train.seq_len, 100);
     // The recipe itself names what it cannot be.
     let sets = fixed(&["train.batch_size=0"]);

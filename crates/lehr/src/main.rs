@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Pre-train, fine-tune, compare and chat on bundled text, in minutes
     Quickstart(cmd::quickstart::Args),
+    /// Show what pre-training on a text would be: model, tokens, time and memory
+    Plan(cmd::plan::Args),
     /// Pre-train a model on text
     Pretrain(cmd::pretrain::Args),
     /// Fine-tune a model on conversations, labelled texts or more text
@@ -75,6 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
     match command {
         Command::Quickstart(args) => cmd::quickstart::run(&args),
+        Command::Plan(args) => cmd::plan::run(args),
         Command::Pretrain(args) => cmd::pretrain::run(&args),
         Command::Finetune(args) => cmd::finetune::run(&args),
         Command::Generate(args) => cmd::generate::run(&args),

@@ -265,7 +265,7 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
     };
     // The steps follow from the data, so nothing is predicted.
     let (prediction, notes) = (Prediction::default(), reading.take_notes());
-    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, notes })
+    Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, measured: None, notes })
 }
 
 fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {

@@ -9,7 +9,7 @@ use lehr_tensor::{DType, Device, Philox};
 use crate::objective::next_token_loss;
 use crate::prepare::new_config;
 use crate::recipe::ModelConfig;
-use crate::run::{StepInputs, Stepper};
+use crate::run::{StepInputs, Stepper, memory_bytes};
 use crate::{Recipe, Result};
 
 /// Steps before the timed ones: the first allocates, and on a GPU compiles.
@@ -19,13 +19,26 @@ const STEPS_MIN: usize = 3;
 /// Timing ends after so many seconds.
 const SECONDS: f64 = 1.0;
 
-/// Returns the median seconds of a step of `recipe` with `vocab_size` ids on a device, by making
-/// some on random tokens; `None` for a loaded model, which would have to be read first.
-pub(super) fn step_seconds(
+/// What a few steps of a model show.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// Median seconds of a step.
+    pub seconds: f64,
+    /// Bytes of memory that were taken for tensors.
+    pub memory_bytes: u64,
+    /// Numbers of all parameters.
+    pub n_parameters: u64,
+}
+
+/// Measures a step of `recipe` with `vocab_size` ids on a device, by making some on random tokens; `None` for a loaded model, which would have to be read first.
+///
+/// # Errors
+/// If the model or its optimiser cannot be made there.
+pub fn measure_step(
     recipe: &Recipe,
     vocab_size: usize,
     (device, dtype): (Device, DType),
-) -> Result<Option<f64>> {
+) -> Result<Option<Measured>> {
     if matches!(recipe.model, ModelConfig::Load { .. }) {
         return Ok(None);
     }
@@ -56,7 +69,9 @@ pub(super) fn step_seconds(
         times.push(step()?);
     }
     times.sort_by(f64::total_cmp);
-    Ok(Some(times[times.len() / 2]))
+    let n_parameters = model.params().params().iter().map(|p| p.shape().n_elements() as u64).sum();
+    let memory_bytes = memory_bytes(device)?;
+    Ok(Some(Measured { seconds: times[times.len() / 2], memory_bytes, n_parameters }))
 }
 
 /// The micro-batches of a step, of random tokens.

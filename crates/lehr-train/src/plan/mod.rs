@@ -17,9 +17,10 @@ use lehr_data::{Part, ReadOptions, Reading};
 pub use budget::{Budget, device_gflops, machine_gflops, product_gflops};
 pub use finetune::{Finetuning, fit_finetune};
 pub use fixed::Fixed;
-pub use ladder::sizes_of_depth;
+pub use ladder::{model_of_depth, sizes_of_depth};
+pub use measured::{Measured, measure_step};
 pub use prediction::Prediction;
-pub use pretrain::fit_pretrain;
+pub use pretrain::{fit_pretrain, muon_for_width};
 
 use crate::Recipe;
 use crate::recipe::{DataConfig, RunConfig};
@@ -32,6 +33,8 @@ pub struct Fitted {
     pub reasons: Vec<String>,
     /// What is predicted of the run.
     pub prediction: Prediction,
+    /// What a few steps of the model showed, if they were made.
+    pub measured: Option<Measured>,
     /// What the reader of the data has to say: files, unused fields, bad records.
     pub notes: Vec<String>,
 }

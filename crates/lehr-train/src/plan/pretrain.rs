@@ -7,7 +7,7 @@ use lehr_infer::Inspection;
 use lehr_tokenizer::Tokenizer;
 
 use super::ladder::{bytes_per_token, sizes, vocabulary_for};
-use super::measured::step_seconds;
+use super::measured::{Measured, measure_step};
 use super::reading::Overview;
 use super::{Budget, FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
@@ -53,12 +53,12 @@ const STEPS_MIN: u64 = 20;
 const SECONDS_TOLERANCE: f64 = 1.25;
 
 /// Learning rate of matrices with Muon ("rates of Muon" in docs/experiments.md).
-const MUON_LR: f32 = 0.01;
+const MUON_LR: f32 = 0.02;
 /// Matrices move every second step: it halves the cost of Muon, which is large in small batches.
 const MUON_EVERY: u64 = 2;
 /// Learning rates of embeddings and head times the root of the width.
-const EMBEDDINGS_LR: f64 = 0.8;
-const HEAD_LR: f64 = 0.032;
+const EMBEDDINGS_LR: f64 = 1.6;
+const HEAD_LR: f64 = 0.128;
 /// Learning rate of scalars.
 const SCALARS_LR: f32 = 0.01;
 /// Shares of the steps with a rising and with a falling rate.
@@ -77,8 +77,10 @@ const WARMUP_PART: u64 = 20;
 /// Share of the peak rate at the end.
 const LR_MIN_RATIO: f32 = 0.05;
 
-/// A tenth of the steps lie between two evaluations, samples and checkpoints.
+/// A tenth of the steps lie between two evaluations and samples.
 const LOOKS: u64 = 10;
+/// The number of checkpoints. They are large beside a run of minutes.
+const CHECKPOINTS: u64 = 4;
 const EVAL_BATCHES_MAX: u64 = 64;
 const SAMPLE_TOKENS: usize = 64;
 const SAMPLE_TEMPERATURE: f32 = 0.8;
@@ -103,6 +105,8 @@ struct Candidate {
     config: ModelConfig,
     /// Weights of the matrix products of a token.
     weights: f64,
+    /// Weights of tables whose rows are looked up.
+    tables: f64,
     n_layers: usize,
     hidden_size: usize,
 }
@@ -115,8 +119,9 @@ impl Candidate {
             return Ok(vec![Self::loaded(path)?]);
         }
         let new = |size: super::ladder::Size| Self {
-            config: size.model(context),
+            config: size.model(context, vocab_size),
             weights: size.matmul_weights(vocab_size),
+            tables: size.table_weights(vocab_size),
             n_layers: size.n_layers,
             hidden_size: size.hidden_size,
         };
@@ -129,6 +134,7 @@ impl Candidate {
         Ok(Self {
             config: ModelConfig::Load { path: path.to_owned() },
             weights: found.outline.map_or(0, |outline| outline.n_values()) as f64,
+            tables: 0.0,
             n_layers: spec.as_ref().map_or(1, |spec| spec.n_layers),
             hidden_size: spec.as_ref().map_or(1, |spec| spec.hidden_size),
         })
@@ -183,8 +189,8 @@ struct Plan {
     batch_size: usize,
     grad_accumulation: usize,
     steps: u64,
-    /// Seconds of a step, if steps were timed.
-    step_seconds: Option<f64>,
+    /// What steps showed, if they were made.
+    measured: Option<Measured>,
 }
 
 impl Plan {
@@ -223,14 +229,14 @@ impl Plan {
             batch_size,
             grad_accumulation,
             steps,
-            step_seconds: None,
+            measured: None,
         })
     }
 
     /// Times steps of the fitted model, and fits anew to what was found, until both agree. Time for
     /// the tokenizer, evaluations and checkpoints is taken off the budget, and so is what `begun`
     /// has taken.
-    fn measured(
+    fn with_measured_steps(
         mut self,
         bytes: usize,
         budget: &mut Budget,
@@ -240,16 +246,16 @@ impl Plan {
     ) -> Result<Self> {
         let (Some(place), whole) = (budget.measure, budget.seconds) else { return Ok(self) };
         for _ in 0..MEASURED_MAX {
-            let found = step_seconds(&recipe(&self)?, self.vocab_size, place)?;
-            let Some(seconds) = found else { break };
-            let per_token = seconds / self.tokens_per_step();
+            let found = measure_step(&recipe(&self)?, self.vocab_size, place)?;
+            let Some(found) = found else { break };
+            let per_token = found.seconds / self.tokens_per_step();
             let other = begun.elapsed().as_secs_f64() + self.other_seconds(bytes, per_token);
             let flops = self.tokens_per_step() * self.model.flops_per_token(self.seq_len);
-            *budget = budget.with_measured(flops, seconds);
+            *budget = budget.with_measured(flops, found.seconds);
             budget.seconds = whole.map(|whole| whole - other.min(OTHER_MAX * whole));
             let before = (self.model.hidden_size, self.model.n_layers, self.batch_size);
             self = Self::new(bytes, budget, fixed)?;
-            self.step_seconds = Some(seconds);
+            self.measured = Some(found);
             if before == (self.model.hidden_size, self.model.n_layers, self.batch_size) {
                 break;
             }
@@ -267,10 +273,14 @@ impl Plan {
         let held_out = HELD_OUT * self.text_tokens;
         let batches = (EVAL_BATCHES_MAX as usize * self.batch_size * self.seq_len) as f64;
         let evaluation = held_out.min(batches) * per_token * FORWARD_SHARE;
-        let checkpoint = self.model.weights * CHECKPOINT_BYTES / CHECKPOINT_RATE;
+        let weights = self.model.weights + self.model.tables;
+        let checkpoint = weights * CHECKPOINT_BYTES / CHECKPOINT_RATE;
         let is_trained = matches!(self.tokenizer, TokenizerConfig::Train { .. });
         let merging = if is_trained { self.vocab_size as f64 * MERGING } else { 0.0 };
-        bytes as f64 * PREPARING + merging + LOOKS as f64 * (evaluation + checkpoint)
+        bytes as f64 * PREPARING
+            + merging
+            + LOOKS as f64 * evaluation
+            + CHECKPOINTS as f64 * checkpoint
     }
 
     fn tokens(&self) -> f64 {
@@ -299,12 +309,13 @@ impl Plan {
                 tokens / text_tokens
             ),
         ];
-        if let Some(seconds) = self.step_seconds {
+        if let Some(Measured { seconds, memory_bytes, .. }) = self.measured {
             reasons.push(format!(
-                "a step of {:.0} tokens takes {:.1} ms here, measured; {:.0} s are for the steps, \
-                 the rest for the tokenizer, evaluations and checkpoints",
+                "a step of {:.0} tokens takes {:.1} ms and {:.0} MB here, measured; {:.0} s are for \
+                 the steps, the rest for the tokenizer, evaluations and checkpoints",
                 self.tokens_per_step(),
                 seconds * 1e3,
+                memory_bytes as f64 / 1e6,
                 self.seconds(budget)
             ));
         }
@@ -314,8 +325,8 @@ impl Plan {
 
     /// Returns the seconds that the steps take.
     fn seconds(&self, budget: &Budget) -> f64 {
-        match self.step_seconds {
-            Some(seconds) => seconds * self.steps as f64,
+        match self.measured {
+            Some(Measured { seconds, .. }) => seconds * self.steps as f64,
             None => budget.seconds_for(self.tokens() * self.model.flops_per_token(self.seq_len)),
         }
     }
@@ -323,7 +334,8 @@ impl Plan {
     fn prediction(&self, budget: &Budget) -> Prediction {
         let seconds = self.seconds(budget);
         let tokens_per_s = Some(self.tokens() / seconds);
-        Prediction { seconds: Some(seconds), tokens_per_s, ..Prediction::default() }
+        let memory_bytes = self.measured.map(|measured| measured.memory_bytes);
+        Prediction { seconds: Some(seconds), tokens_per_s, memory_bytes, ..Prediction::default() }
     }
 
     /// Says how long the run takes, and why, if it cannot be as long as the budget.
@@ -368,7 +380,7 @@ impl Plan {
                 max_tokens: SAMPLE_TOKENS,
                 temperature: SAMPLE_TEMPERATURE,
             },
-            checkpoint: CheckpointConfig { every_steps, ..base.checkpoint },
+            checkpoint: CheckpointConfig { every_steps: steps / CHECKPOINTS, ..base.checkpoint },
             watchdog: base.watchdog,
             objective: base.objective,
             average: base.average,
@@ -376,37 +388,46 @@ impl Plan {
     }
 
     fn optimizer(&self, base: &OptimizerConfig) -> OptimizerConfig {
-        let width = self.model.hidden_size as f64;
         match self.optimizer {
             Kind::Adamw => {
+                let width = self.model.hidden_size as f64;
                 let lr = (ADAMW_LR_TIMES_WIDTH / width).min(ADAMW_LR_MAX) as f32;
                 OptimizerConfig { lr, ..*base }
                     .with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
             }
-            Kind::Muon => OptimizerConfig::muon(MUON_LR).with_muon(|muon| {
-                muon.every = MUON_EVERY;
-                muon.embeddings.lr = (EMBEDDINGS_LR / width.sqrt()) as f32;
-                muon.head.lr = (HEAD_LR / width.sqrt()) as f32;
-                muon.others.lr = SCALARS_LR;
-            }),
+            Kind::Muon => muon_for_width(self.model.hidden_size),
         }
     }
 
     fn schedule(&self) -> ScheduleConfig {
-        let part = |share: f64| ((self.steps as f64 * share) as u64).max(1);
+        let part = |share: f64| (self.steps as f64 * share) as u64;
         match self.optimizer {
             Kind::Adamw => ScheduleConfig::Cosine {
                 warmup_steps: (self.steps / WARMUP_PART).max(1),
                 min_ratio: LR_MIN_RATIO,
             },
             Kind::Muon => ScheduleConfig::Wsd {
-                warmup_steps: part(MUON_WARMUP),
+                warmup_steps: part(MUON_WARMUP).max(1),
                 decay_steps: part(MUON_DECAY),
                 min_ratio: LR_MIN_RATIO,
                 decay_shape: DecayShape::Linear,
             },
         }
     }
+}
+
+/// Returns Muon with the rates for a new model of this width.
+#[must_use]
+pub fn muon_for_width(width: usize) -> OptimizerConfig {
+    let root = (width as f64).sqrt();
+    OptimizerConfig::muon(MUON_LR).with_muon(|muon| {
+        muon.every = MUON_EVERY;
+        // Without a first moment a row moves as far in the one step that uses it as with one.
+        (muon.lazy_embeddings, muon.embeddings.beta1) = (true, 0.0);
+        muon.embeddings.lr = (EMBEDDINGS_LR / root) as f32;
+        muon.head.lr = (HEAD_LR / root) as f32;
+        muon.others.lr = SCALARS_LR;
+    })
 }
 
 /// Returns the tokenizer and its number of ids.
@@ -455,8 +476,9 @@ pub fn fit_pretrain(
     let Overview { bytes, prompt, .. } = Overview::read(data.path, &options, notes)?;
     let recipe = |plan: &Plan| fixed.apply(plan.recipe(&data, out, seed, &prompt));
     let plan = Plan::new(bytes, &budget, fixed)?;
-    let plan = plan.measured(bytes, &mut budget, fixed, &recipe, begun)?;
+    let plan = plan.with_measured_steps(bytes, &mut budget, fixed, &recipe, begun)?;
     let reasons = plan.reasons(bytes, &budget, fixed);
     let (recipe, prediction) = (recipe(&plan)?, plan.prediction(&budget));
-    Ok(Fitted { recipe, reasons, prediction, notes: reading.take_notes() })
+    let measured = plan.measured;
+    Ok(Fitted { recipe, reasons, prediction, measured, notes: reading.take_notes() })
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use lehr_train::{
-    Budget, FitData, Fixed, Recipe, RunDir, device_gflops, fit_pretrain, sizes_of_depth,
+    Budget, FitData, Fitted, Fixed, Recipe, RunDir, device_gflops, fit_pretrain, sizes_of_depth,
 };
 
 use super::train::Common;
@@ -16,20 +16,27 @@ use crate::fail::Hinted;
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    dial: Dial,
+}
+
+/// The two numbers from which a fitted recipe follows.
+#[derive(clap::Args)]
+pub(crate) struct Dial {
     /// Duration in minutes, tokenizer and evaluations included, to which the model and the number
     /// of steps are fitted. Steps are timed first [default: 5, or without a limit with --depth]
-    #[arg(long, conflicts_with_all = ["recipe", "resume"])]
+    #[arg(long)]
     minutes: Option<f64>,
     /// Size of the model as its number of blocks: width, heads, rates and tokens follow from it.
     /// Without --minutes it sees 12 tokens per weight, in at most 8 passes over the text
-    #[arg(long, value_name = "BLOCKS", conflicts_with_all = ["recipe", "resume"])]
+    #[arg(long, value_name = "BLOCKS")]
     depth: Option<u32>,
 }
 
 /// Duration of a run without `--minutes`.
 const MINUTES: f64 = 5.0;
 
-impl Args {
+impl Dial {
     /// Returns the seconds that the run may take: without a limit if only its depth is given.
     fn seconds(&self) -> Result<Option<f64>> {
         let minutes = match (self.minutes, self.depth) {
@@ -43,27 +50,61 @@ impl Args {
         Ok(Some(60.0 * minutes))
     }
 
-    /// Returns the settings that follow from the depth.
-    fn sizes(&self) -> Result<Vec<String>> {
-        match self.depth {
-            None => Ok(Vec::new()),
-            Some(0) => Err(Hinted::error("--depth is 0, expected 1 or more", "as in --depth 4")),
-            Some(depth) => Ok(sizes_of_depth(depth as usize)),
+    /// Returns the settings that follow from the depth, and those of `--set`, which count more.
+    pub(crate) fn sets(&self, common: &Common) -> Result<Vec<String>> {
+        let mut sets = match self.depth {
+            None => Vec::new(),
+            Some(0) => {
+                return Err(Hinted::error("--depth is 0, expected 1 or more", "as in --depth 4"));
+            }
+            Some(depth) => sizes_of_depth(depth as usize),
+        };
+        let given = self.depth.map(|_| Path::new(""));
+        sets.extend(common.checked_sets(&[("--depth", given, "model.n_layers")])?);
+        Ok(sets)
+    }
+
+    /// Refuses the dial where a recipe is given.
+    fn check_unused(&self, by: &str) -> Result<()> {
+        let given = [("--minutes", self.minutes.is_some()), ("--depth", self.depth.is_some())];
+        match given.iter().find(|(_, is_given)| *is_given) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let found = format!("{name} and {by} are both given");
+                Err(Hinted::error(found, "the recipe says how long it runs; change it with --set"))
+            }
         }
+    }
+
+    /// Fits a recipe to the data and this machine.
+    pub(crate) fn fit(
+        &self,
+        common: &Common,
+        (data, out): (&Path, &Path),
+        fixed: &Fixed,
+    ) -> Result<Fitted> {
+        let seconds = self.seconds()?;
+        let compute = common.compute(fixed)?;
+        let gflops = device_gflops(&compute)?;
+        let measure = Some((compute.device, compute.dtype));
+        let budget = Budget { seconds, gflops, measure };
+        let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
+        let data = FitData { path: data, skip_bad: common.skip_bad };
+        Ok(fit_pretrain(data, out, seed, budget, fixed, &mut note)?)
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let common = &args.common;
+    let (common, dial) = (&args.common, &args.dial);
     common.threads.apply();
     common.check_paths()?;
-    let depth = args.depth.map(|_| Path::new(""));
-    let mut sets = args.sizes()?;
-    sets.extend(common.checked_sets(&[("--depth", depth, "model.n_layers")])?);
+    let sets = dial.sets(common)?;
     if let Some(dir) = &common.resume {
+        dial.check_unused("--resume")?;
         return common.run(&RunDir::load_recipe(dir)?, &sets, "pretrain");
     }
     if let Some(path) = &common.recipe {
+        dial.check_unused("a recipe")?;
         return common.run(&Recipe::load(path, &common.file_sets())?, &sets, "pretrain");
     }
     let Some(data) = &common.data else {
@@ -72,11 +113,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "lehr pretrain --data my.txt, or lehr pretrain configs/tiny-llama.toml",
         ));
     };
-    let seconds = args.seconds()?;
+    dial.seconds()?;
     let fixed = Fixed::new(&sets)?;
     let out = common.out_dir(data, "", &fixed);
     if let Some(recipe) = continued(common, data, &out, &sets)? {
-        if let Some(minutes) = args.minutes {
+        if let Some(minutes) = dial.minutes {
             eprintln!(
                 "warning: --minutes {minutes} changes nothing: the run in {} has its {} steps \
                  since it began; another --out begins a new one",
@@ -86,14 +127,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         return common.run(&recipe, &sets, "pretrain");
     }
-    let compute = common.compute(&fixed)?;
-    let gflops = device_gflops(&compute)?;
-    let measure = Some((compute.device, compute.dtype));
-    let budget = Budget { seconds, gflops, measure };
     common.say_fitting(data);
-    let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
-    let data = FitData { path: data, skip_bad: common.skip_bad };
-    let fitted = fit_pretrain(data, &out, seed, budget, &fixed, &mut note)?;
+    let fitted = dial.fit(common, (data, &out), &fixed)?;
     common.run_fitted(&fitted, &sets, "pretrain")
 }
 

@@ -10,7 +10,7 @@ use lehr_train::recipe::{ModelConfig, ObjectiveKind, Recipe, TokenizerConfig};
 use lehr_train::{Classify, Objective, Quiet, RunDir, Task, evaluate, write_report};
 
 use super::corpus::{LANGUAGES, sentiment};
-use super::plan::{FEW, Plan, SEEDS, SEQ_LEN};
+use super::plan::{FEW, Plan, Rates, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
 use crate::stop;
 
@@ -18,6 +18,9 @@ use crate::stop;
 const BATCH_SIZE: usize = 8;
 /// The same with few labels, so that there are enough steps to learn from.
 const FEW_BATCH_SIZE: usize = 4;
+
+/// Learning rates, the same for both starts; chosen on the development sets.
+const RATES: Rates = Rates { matrices: 5e-4, embeddings: 1e-2, head: 2e-3 };
 
 /// The reviews of one language.
 struct Reviews {
@@ -139,7 +142,7 @@ fn measure(
     let held_out = LoaderOptions::sequential(BATCH_SIZE, SEQ_LEN);
     let mut task = Task {
         objective: Box::new(Classify::new(
-            Classifier::new(model, labels.names().to_vec(), seed)?,
+            Classifier::new_by_mean(model, labels.names().to_vec(), seed)?,
             tokenizer.clone(),
         )),
         train: Box::new(ClassLoader::new(&train, labels, tokenizer, options)?),
@@ -186,7 +189,8 @@ fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     recipe.run.seed = variant.seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
-    recipe.optimizer = Plan::optimizer(5e-4, 10.0);
+    recipe.optimizer = Plan::finetuning(RATES);
+    recipe.schedule = Plan::cosine(steps);
     recipe.train.batch_size = if variant.few { FEW_BATCH_SIZE } else { BATCH_SIZE };
     recipe.eval.every_steps = 0;
     recipe.sample.prompts.clear();
