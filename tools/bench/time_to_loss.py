@@ -26,6 +26,9 @@ Columns of bits per byte:
 - rest: as before, without the first token of each document, its bits and its bytes, for both. The first tokens of the two
   programs are not equally long. They are a few hundred bytes in half a million.
 
+- beginnings: the text that nanochat's own evaluation sees, scored as `same bytes` is: the first 256 of nanochat's tokens of the 50
+  shortest held-out documents. With data/pretrain all of them are English. It needs a run of nanochat in the same folder.
+
 Below the table: when lehr was first below nanochat's final value. By whole runs it is the shortest run whose saved model is. Within
 runs it is an estimate: the own evaluations, moved by the difference between `own` and `same bytes` at the end of the run.
 
@@ -305,9 +308,13 @@ def nanochat(args, text):
     used = processor_seconds() - used
     log_bits = args.out / "nanochat_eval.log"
     how["env"] = env | {"NANOCHAT_DTYPE": "float32"}
-    run([args.python, HELPER, "bits", args.out, args.window, args.stride], log_bits, **how)
+    run([args.python, HELPER, "bits", args.out, "val", args.window, args.stride], log_bits, **how)
     found = last_object(log_bits)
     check_scored(found, text, log_bits)
+    log_beginnings = args.out / "nanochat_beginnings.log"
+    run([args.python, HELPER, "beginnings", args.out], log_beginnings, **how)
+    run([args.python, HELPER, "bits", args.out, "beginnings", args.window, args.stride], log_beginnings, **how)
+    found["beginnings"] = bits_per_byte(last_object(log_beginnings))
     found["all_nll"], found["rest_nll"] = found["nll"], found["nll"] - found["first_nll"]
     found["rest_bytes"] = found["bytes"] - found["first_bytes"]
     result = curve.result("nanochat", None, seconds, used, log)
@@ -327,16 +334,25 @@ def lehr(args, text, minutes):
     curve, used = Curve(f"lehr, {minutes:g} minutes"), processor_seconds()
     seconds = run(train, log, curve.lehr_line)
     used = processor_seconds() - used
-    score = [args.lehr, "eval", folder, "--data", args.out / "val.jsonl", "--dtype", "f32", *common]
-    run([*score, "--window", args.window, "--stride", args.stride], log_bits)
+    score = [args.lehr, "eval", folder, "--dtype", "f32", *common, "--window", args.window, "--stride", args.stride]
+    run([*score, "--data", args.out / "val.jsonl"], log_bits)
     found = last_object(log_bits)
     check_scored(found, text, log_bits)
+    beginnings = args.out / "beginnings.jsonl"
+    if beginnings.exists():
+        log_beginnings = args.out / f"{name}_beginnings.log"
+        run([*score, "--data", beginnings], log_beginnings)
+        found["beginnings"] = bits_per_byte(last_object(log_beginnings))
     found["rest_nll"], found["rest_bytes"] = found["nll"], found["bytes"]
     found["all_nll"] = found["nll"]
     if found["bytes"] < text["held_out_bytes"]:
         found["all_nll"] += found["documents"] * math.log(vocabulary_size(folder))
     result = curve.result("lehr", minutes, seconds, used, log)
     return result | {"commands": [[str(word) for word in train]]} | same_bytes(found, text)
+
+
+def bits_per_byte(found):
+    return found["nll"] / math.log(2) / found["bytes"]
 
 
 def vocabulary_size(run_folder):
@@ -356,17 +372,18 @@ def check_scored(found, text, log):
 def same_bytes(found, text):
     bits = {"all": (found["all_nll"], text["held_out_bytes"]), "rest": (found["rest_nll"], found["rest_bytes"])}
     bits = {name: nats / math.log(2) / n_bytes for name, (nats, n_bytes) in bits.items()}
-    return {"same_bytes": bits["all"], "rest": bits["rest"], "evaluation": found}
+    return {"same_bytes": bits["all"], "rest": bits["rest"], "beginnings": found.pop("beginnings", None), "evaluation": found}
 
 
 def table(results):
     head = ["system", "minutes asked", "seconds", "busy cores", "weights", "tokens seen"]
-    head += ["own bits per byte", "same bytes", "rest"]
+    head += ["own bits per byte", "same bytes", "rest", "beginnings"]
     rows = []
     for found in results:
         row = [found["system"], "" if found["minutes"] is None else f"{found['minutes']:g}", f"{found['seconds']:.0f}"]
         row += [f"{found['busy_cores']:.2f}", f"{found['parameters']:,}", f"{found['tokens']:,}"]
-        rows.append(row + [f"{found[key]:.4f}" for key in ["own", "same_bytes", "rest"]])
+        values = [found[key] for key in ["own", "same_bytes", "rest", "beginnings"]]
+        rows.append(row + ["" if value is None else f"{value:.4f}" for value in values])
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows])
 
 

@@ -1,7 +1,9 @@
 """What time_to_loss.py needs of nanochat's Python environment. It starts this with the checkout on the path.
 
     time_to_loss_nanochat.py shards FOLDER   writes FOLDER/{train,val}.jsonl as the Parquet files that nanochat reads
-    time_to_loss_nanochat.py bits FOLDER WINDOW STRIDE   scores FOLDER/val.jsonl with the trained model and prints a JSON object
+    time_to_loss_nanochat.py beginnings FOLDER   writes FOLDER/beginnings.jsonl: the text that nanochat's own evaluation sees
+    time_to_loss_nanochat.py bits FOLDER NAME WINDOW STRIDE   scores FOLDER/NAME.jsonl with the trained model and prints a JSON
+                                                              object
 
 nanochat's files are in FOLDER/nanochat, its NANOCHAT_BASE_DIR.
 """
@@ -13,6 +15,9 @@ from pathlib import Path
 BATCH = 16
 N_SHARDS = 4
 NO_TARGET = -1
+# nanochat's evaluation of data/pretrain: the shortest documents, as much of each as a row holds.
+N_BEGINNINGS = 50
+BEGINNING_TOKENS = 256
 
 
 def documents(path):
@@ -32,6 +37,17 @@ def shards(folder):
     for number, texts in parts.items():
         path = out / f"shard_{number:05d}.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=64)
+
+
+def beginnings(folder):
+    from nanochat.tokenizer import get_tokenizer
+
+    tokenizer = get_tokenizer()
+    encoded = sorted(tokenizer.encode(documents(folder / "val.jsonl")), key=len)[:N_BEGINNINGS]
+    pieces = [b"".join(map(tokenizer.decode_single_token_bytes, ids[:BEGINNING_TOKENS])) for ids in encoded]
+    with (folder / "beginnings.jsonl").open("w", encoding="utf8") as file:
+        # A cut may split a character.
+        file.writelines(json.dumps({"text": piece.decode("utf8", "ignore")}, ensure_ascii=False) + "\n" for piece in pieces)
 
 
 def windows(ids, bos, window, stride):
@@ -58,13 +74,13 @@ def score(model, rows, window, bos):
     return nats.sum().item(), sum(nats[at, 0].item() for at, row in enumerate(rows) if row[2])
 
 
-def bits(folder, window, stride):
+def bits(folder, name, window, stride):
     import torch
     from nanochat.checkpoint_manager import load_model
 
     model, tokenizer, _ = load_model("base", torch.device("cpu"), "eval")
     bos = tokenizer.get_bos_token_id()
-    texts = documents(folder / "val.jsonl")
+    texts = documents(folder / f"{name}.jsonl")
     encoded = tokenizer.encode(texts)
     lengths = [[len(tokenizer.decode_single_token_bytes(id_)) for id_ in ids] for ids in encoded]
     for text, of_tokens in zip(texts, lengths):
@@ -87,8 +103,9 @@ def bits(folder, window, stride):
 
 
 def main():
-    what, folder, *sizes = sys.argv[1:]
-    {"shards": shards, "bits": bits}[what](Path(folder), *map(int, sizes))
+    what, folder, *rest = sys.argv[1:]
+    commands = {"shards": shards, "beginnings": beginnings, "bits": bits}
+    commands[what](Path(folder), *rest[:1], *map(int, rest[1:]))
 
 
 if __name__ == "__main__":

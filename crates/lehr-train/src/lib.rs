@@ -41,8 +41,8 @@ pub use objective::{
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Muon, Optimizer, Update, optimizer_state_bytes};
 pub use plan::{
-    Budget, Finetuning, FitData, Fitted, Fixed, Prediction, device_gflops, fit_finetune,
-    fit_pretrain, machine_gflops, model_of_depth, muon_for_width, product_gflops, Measured, measure_step,
+    Budget, Finetuning, FitData, Fitted, Fixed, Measured, Prediction, device_gflops, fit_finetune,
+    fit_pretrain, machine_gflops, measure_step, model_of_depth, muon_for_width, product_gflops,
     sizes_of_depth,
 };
 pub use prepare::{Notes, Task, prepare};

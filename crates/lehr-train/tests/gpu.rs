@@ -79,7 +79,7 @@ fn a_llama_learns_on_the_gpu_as_on_the_cpu() {
 #[test]
 fn a_fitted_model_learns_with_muon_on_the_gpu_as_on_the_cpu() {
     let scratch = tempfile::tempdir().unwrap();
-    let model = lehr_train::model_of_depth(2, 64, 300);
+    let model = lehr_train::model_of_depth(2, 64);
     let mut recipe = recipe(scratch.path(), model, ObjectiveKind::NextToken);
     recipe.optimizer = lehr_train::muon_for_width(128);
     check_recipe(recipe);

@@ -112,8 +112,8 @@ pub fn sizes_of_depth(depth: usize) -> Vec<String> {
 
 /// Returns a new model of lehr's own family with `depth` blocks.
 #[must_use]
-pub fn model_of_depth(depth: usize, context: usize, vocab_size: usize) -> ModelConfig {
-    Size::of_depth(depth).model(context, vocab_size)
+pub fn model_of_depth(depth: usize, context: usize) -> ModelConfig {
+    Size::of_depth(depth).model(context)
 }
 
 /// Returns the sizes of the ladder with the sizes that are fixed. Those that do not fit together
@@ -134,9 +134,6 @@ const HEAD_STD: f32 = 0.001;
 /// Factor of normalised queries and keys, and cap of logits, as in nanochat.
 const QK_NORM_GAIN: f32 = 1.2;
 const LOGIT_SOFTCAP: f32 = 15.0;
-/// Rows of the table for pairs of tokens for each token id, and the width up to which there is one.
-const BIGRAMS_PER_ID: usize = 5;
-const BIGRAM_WIDTH_MAX: usize = 512;
 
 impl Size {
     /// The size that follows from the number of blocks alone.
@@ -200,22 +197,11 @@ impl Size {
         (self.n_layers * block + vocab_size * d) as f64
     }
 
-    /// Returns the rows of the table for pairs of tokens: none in wide models, where the table was
-    /// not measured and would be most of the memory.
-    fn bigram_rows(&self, vocab_size: usize) -> usize {
-        if self.hidden_size <= BIGRAM_WIDTH_MAX { BIGRAMS_PER_ID * vocab_size } else { 0 }
-    }
-
     /// Returns the weights of the tables whose rows are looked up.
     pub(super) fn table_weights(&self, vocab_size: usize) -> f64 {
         let d = self.hidden_size;
         let rows = match self.family {
-            // A vector for each token in every second block.
-            Family::Lehr => {
-                let values = self.n_layers.div_ceil(2) * vocab_size;
-                vocab_size + values + self.bigram_rows(vocab_size)
-            }
-            Family::Nanochat => vocab_size,
+            Family::Lehr | Family::Nanochat => vocab_size,
             // Tied to the head.
             Family::Llama | Family::Gpt2 => 0,
         };
@@ -224,7 +210,7 @@ impl Size {
 
     /// Returns the `[model]` section of this size. That of GPT-2 is a Llama's, of which the
     /// override of its kind keeps what GPT-2 has.
-    pub(super) fn model(&self, context: usize, vocab_size: usize) -> ModelConfig {
+    pub(super) fn model(&self, context: usize) -> ModelConfig {
         let Self { n_layers, hidden_size, n_heads, n_kv_heads, mlp_size, .. } = *self;
         match self.family {
             // The embedding is tied to the head, because a short run has too few tokens to learn
@@ -270,8 +256,8 @@ impl Size {
                 logit_softcap: LOGIT_SOFTCAP,
                 residual_scalars: true,
                 x0_scalars: true,
-                value_embeddings: true,
-                bigram_rows: self.bigram_rows(vocab_size),
+                value_embeddings: false,
+                bigram_rows: 0,
                 smear: true,
                 backout: true,
                 key_offset: false,

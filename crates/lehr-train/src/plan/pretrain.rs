@@ -52,6 +52,14 @@ const STEPS_MIN: u64 = 20;
 /// The plan says how long a run takes if that differs from the budget by more than this factor.
 const SECONDS_TOLERANCE: f64 = 1.25;
 
+/// Rows of the table for pairs of tokens for each token id. Only where no text is read twice is there
+/// one, and value embeddings: in a second pass the first knows the text by heart and held-out loss
+/// rises, and the others gain nothing ("which parts pay" in docs/experiments.md).
+const BIGRAMS_PER_ID: usize = 5;
+/// The widest model with such a table. In wider ones it was not measured, and would be most of the
+/// memory.
+const BIGRAM_WIDTH_MAX: usize = 512;
+
 /// Learning rate of matrices with Muon ("rates of Muon" in docs/experiments.md).
 const MUON_LR: f32 = 0.02;
 /// Matrices move every second step: it halves the cost of Muon, which is large in small batches.
@@ -119,13 +127,26 @@ impl Candidate {
             return Ok(vec![Self::loaded(path)?]);
         }
         let new = |size: super::ladder::Size| Self {
-            config: size.model(context, vocab_size),
+            config: size.model(context),
             weights: size.matmul_weights(vocab_size),
             tables: size.table_weights(vocab_size),
             n_layers: size.n_layers,
             hidden_size: size.hidden_size,
         };
         Ok(sizes(fixed).into_iter().map(new).collect())
+    }
+
+    /// Adds value embeddings to a model of lehr's own family and, if it is not too wide, a table for
+    /// pairs of tokens.
+    fn add_tables(&mut self, vocab_size: usize) {
+        let ModelConfig::Lehr(model) = &mut self.config else { return };
+        model.value_embeddings = true;
+        if self.hidden_size <= BIGRAM_WIDTH_MAX {
+            model.bigram_rows = BIGRAMS_PER_ID * vocab_size;
+        }
+        // Every second block has a vector for each token.
+        let rows = model.bigram_rows + self.n_layers.div_ceil(2) * vocab_size;
+        self.tables += (rows * self.hidden_size) as f64;
     }
 
     fn loaded(path: &str) -> Result<Self> {
@@ -210,8 +231,11 @@ impl Plan {
         let fits = |model: &Candidate| tokens_for(model) >= TOKENS_PER_WEIGHT * model.weights;
         // Twice a training row, so a generated text has room for a prompt as well.
         let mut models = Candidate::list(fixed, vocab_size, 2 * seq_len)?;
-        let model = models.swap_remove(models.iter().rposition(fits).unwrap_or(0));
+        let mut model = models.swap_remove(models.iter().rposition(fits).unwrap_or(0));
         let tokens = tokens_for(&model);
+        if tokens <= text_tokens {
+            model.add_tables(vocab_size);
+        }
         let grad_accumulation = fixed.count("train.grad_accumulation").unwrap_or(1);
         let optimizer = Kind::of(fixed);
         let rows = optimizer.step_tokens(tokens) / seq_len / grad_accumulation;

@@ -69,7 +69,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let out = common.out_dir(&data, "", &fixed);
     let fitted = dial.fit(&common, (&data, &out), &fixed)?;
     fitted.notes.iter().for_each(|note| eprintln!("{note}"));
-    if json { print_json(&fitted) } else { print_table(&fitted, &data) }
+    if json {
+        print_json(&fitted)
+    } else {
+        print_table(&fitted, &data)
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,7 +10,7 @@ use lehr_train::recipe::{
     CheckpointConfig, DataConfig, DecayShape, EvalConfig, ObjectiveKind, OptimizerConfig, Recipe,
     RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
 };
-use lehr_train::{model_of_depth, muon_for_width, measure_step};
+use lehr_train::{measure_step, model_of_depth, muon_for_width};
 use serde::{Deserialize, Serialize};
 
 use crate::fail::Hinted;
@@ -99,7 +99,7 @@ impl Plan {
                 ..base.data
             },
             tokenizer: TokenizerConfig::Train { vocab_size: VOCAB_SIZE, pattern: "gpt4".into() },
-            model: model_of_depth(DEPTH, 2 * SEQ_LEN, VOCAB_SIZE),
+            model: model_of_depth(DEPTH, 2 * SEQ_LEN),
             objective,
             optimizer: muon_for_width(WIDTH),
             schedule: Self::constant_then_down(steps),
