@@ -103,8 +103,8 @@ fn a_fitted_run_leaves_a_recipe_that_runs_again_to_the_same_bits() {
     assert!(ran.code == Some(0) && ran.err.contains("--minutes 9 changes nothing"), "{ran:#?}");
     assert!(weights_and_moments(&run) == before);
     // A setting that the run does not have makes it another run, and the setting is named.
-    let other = [&again[..3], &["--set", "optimizer.beta1=0.5"]].concat();
-    fails(dir, &other, &["another recipe", "optimizer.beta1 is 0.9 instead of 0.5", "--out"]);
+    let other = [&again[..3], &["--set", "optimizer.beta2=0.5"]].concat();
+    fails(dir, &other, &["another recipe", "optimizer.beta2 is 0.95 instead of 0.5", "--out"]);
     succeeds(dir, &["pretrain", "runs/text/recipe.toml", "--out", "seed", "--seed", "7"]);
     assert!(weights_and_moments(&dir.join("seed")) != before, "the seed was ignored");
 }
@@ -124,6 +124,38 @@ fn a_dry_run_prints_the_recipe_and_writes_nothing() {
     assert!(recipe.contains("dir = \"runs/my.v1\""), "{recipe}");
     fs::remove_file(dir.join("my.v1.txt")).unwrap();
     assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
+}
+
+#[test]
+fn a_plan_shows_model_tokens_time_and_memory_and_trains_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 300);
+    let by_depth = ["plan", "--data", "text.txt", "--depth", "1", "--set", "train.steps=7"];
+    let plan = one_json(&succeeds(dir, &[&by_depth[..], &["--json"]].concat()));
+    let number = |key: &str| plan[key].as_u64().unwrap();
+    assert_eq!(number("steps"), 7);
+    assert_eq!(number("tokens"), 7 * number("tokens_per_step"));
+    // A block of width 64 has 12 d² numbers, and each id a row in two tables or more.
+    assert!(number("parameters") > 12 * 64 * 64 + 2 * 512 * 64, "{plan}");
+    assert!(number("memory_bytes") > 4 * number("parameters"), "{plan}");
+    assert!(plan["seconds"].as_f64().unwrap() > 0.0);
+    let recipe = plan["recipe"].as_str().unwrap();
+    assert!(recipe.contains("n_layers = 1") && recipe.contains("hidden_size = 64"), "{recipe}");
+    let text = succeeds(dir, &by_depth);
+    for name in ["parameters", "memory for tensors", "steps take", "7 steps of"] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+    let wide = [&by_depth[..], &["--set", "model.hidden_size=128", "--json"]].concat();
+    assert!(one_json(&succeeds(dir, &wide))["parameters"].as_u64().unwrap() > number("parameters"));
+    // What a recipe says in full is that which pretrain prints.
+    let dry = ["pretrain", "--data", "text.txt", "--depth", "1", "--set", "train.steps=7"];
+    assert_eq!(succeeds(dir, &[&dry[..], &["--dry-run"]].concat()), recipe);
+    fails(dir, &["plan", "--data", "text.txt", "--depth", "0"], &["--depth is 0"]);
+    let twice = [&by_depth[..], &["--set", "model.n_layers=2"]].concat();
+    fails(dir, &twice, &["--depth and --set model.n_layers are both given"]);
+    fails(dir, &["plan", "--data", "none.txt"], &["none.txt"]);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "something was written");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::error::ErrorKind;
 use lehr_train::{
     Budget, FitData, Fitted, Fixed, Recipe, RunDir, device_gflops, fit_pretrain, sizes_of_depth,
 };
@@ -64,15 +65,15 @@ impl Dial {
         Ok(sets)
     }
 
-    /// Refuses the dial where a recipe is given.
-    fn check_unused(&self, by: &str) -> Result<()> {
+    /// Ends the program as clap does for wrong usage, if the dial is given beside a recipe.
+    fn check_unused(&self, by: &str) {
         let given = [("--minutes", self.minutes.is_some()), ("--depth", self.depth.is_some())];
-        match given.iter().find(|(_, is_given)| *is_given) {
-            None => Ok(()),
-            Some((name, _)) => {
-                let found = format!("{name} and {by} are both given");
-                Err(Hinted::error(found, "the recipe says how long it runs; change it with --set"))
-            }
+        if let Some((name, _)) = given.iter().find(|(_, is_given)| *is_given) {
+            let text = format!(
+                "{name} cannot be used with {by}, which says how long the run is; --set \
+                 train.steps=N changes that\n\nFor more information, try '--help'.\n"
+            );
+            clap::Error::raw(ErrorKind::ArgumentConflict, text).exit();
         }
     }
 
@@ -100,11 +101,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     common.check_paths()?;
     let sets = dial.sets(common)?;
     if let Some(dir) = &common.resume {
-        dial.check_unused("--resume")?;
+        dial.check_unused("--resume");
         return common.run(&RunDir::load_recipe(dir)?, &sets, "pretrain");
     }
     if let Some(path) = &common.recipe {
-        dial.check_unused("a recipe")?;
+        dial.check_unused("a recipe");
         return common.run(&Recipe::load(path, &common.file_sets())?, &sets, "pretrain");
     }
     let Some(data) = &common.data else {
