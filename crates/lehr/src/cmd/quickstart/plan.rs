@@ -76,10 +76,10 @@ impl Plan {
             seconds,
             step_seconds,
             book_bytes: 220_000,
-            pretrain_steps: steps(1300.0, 20),
-            sentiment_steps: steps(240.0, 10),
-            few_steps: steps(120.0, 10),
-            dialogue_steps: steps(200.0, 10),
+            pretrain_steps: steps(1250.0, 20),
+            sentiment_steps: steps(200.0, 10),
+            few_steps: steps(240.0, 10),
+            dialogue_steps: steps(180.0, 10),
         }
     }
 
