@@ -345,7 +345,8 @@ fn first_tokens(tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
 }
 
 /// Computes the mean `[n, D]` of the hidden states `[N, D]` of each sequence that ends at `ends`:
-/// `P H`, where the row of a sequence in `P [n, N]` is `1 / T` at its `T` positions and 0 elsewhere.
+/// `P H`, where the row of a sequence in `P [n, N]` is `1 / T` at its `T` positions and 0
+/// elsewhere.
 fn means(hidden: &Tensor, tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
     let n_tokens = hidden.shape().n_rows();
     let starts = first_tokens(tokens, ends)?;

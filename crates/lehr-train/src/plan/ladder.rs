@@ -208,8 +208,8 @@ impl Size {
         (rows * d) as f64
     }
 
-    /// Returns the `[model]` section of this size. That of GPT-2 is a Llama's, of which the
-    /// override of its kind keeps what GPT-2 has.
+    /// Returns the `[model]` section of this size. That of GPT-2 is a Llama's: the override of its
+    /// kind keeps what GPT-2 has, too.
     pub(super) fn model(&self, context: usize) -> ModelConfig {
         let Self { n_layers, hidden_size, n_heads, n_kv_heads, mlp_size, .. } = *self;
         match self.family {

@@ -30,7 +30,8 @@ pub struct Measured {
     pub n_parameters: u64,
 }
 
-/// Measures a step of `recipe` with `vocab_size` ids on a device, by making some on random tokens; `None` for a loaded model, which would have to be read first.
+/// Measures a step of `recipe` with `vocab_size` ids on a device, by making some on random tokens;
+/// `None` for a loaded model, which would have to be read first.
 ///
 /// # Errors
 /// If the model or its optimiser cannot be made there.

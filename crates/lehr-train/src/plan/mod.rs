@@ -8,6 +8,7 @@ mod ladder;
 mod measured;
 mod prediction;
 mod pretrain;
+mod rates;
 mod reading;
 
 use std::path::Path;
@@ -20,7 +21,8 @@ pub use fixed::Fixed;
 pub use ladder::{model_of_depth, sizes_of_depth};
 pub use measured::{Measured, measure_step};
 pub use prediction::Prediction;
-pub use pretrain::{fit_pretrain, muon_for_width};
+pub use pretrain::fit_pretrain;
+pub use rates::muon_for_width;
 
 use crate::Recipe;
 use crate::recipe::{DataConfig, RunConfig};

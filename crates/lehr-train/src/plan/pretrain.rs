@@ -8,11 +8,11 @@ use lehr_tokenizer::Tokenizer;
 
 use super::ladder::{bytes_per_token, sizes, vocabulary_for};
 use super::measured::{Measured, measure_step};
+use super::rates::Kind;
 use super::reading::Overview;
 use super::{Budget, FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
-    CheckpointConfig, DecayShape, EvalConfig, ModelConfig, OptimizerConfig, SampleConfig,
-    ScheduleConfig, TokenizerConfig, TrainConfig,
+    CheckpointConfig, EvalConfig, ModelConfig, SampleConfig, TokenizerConfig, TrainConfig,
 };
 use crate::rundir::check_places;
 use crate::{Notes, Recipe, Result};
@@ -40,50 +40,18 @@ const LONG_TEXT_TOKENS: f64 = 200_000.0;
 /// Tokens of a row, for short and for long texts.
 const SEQ_LENS: (usize, usize) = (128, 256);
 
-/// Tokens per step for runs below a number of tokens; the first matching entry counts. Short runs
-/// take small batches: more steps help them more than smoother gradients.
-type StepTokens = [(f64, usize); 4];
-/// With AdamW.
-const ADAMW_STEP_TOKENS: StepTokens = [(5e6, 512), (5e7, 4096), (5e7, 4096), (f64::INFINITY, 8192)];
-/// With Muon, whose direction is worth more per step and costs more.
-const MUON_STEP_TOKENS: StepTokens = [(4e5, 1024), (5e6, 2048), (5e7, 4096), (f64::INFINITY, 8192)];
 const STEPS_MIN: u64 = 20;
 
 /// The plan says how long a run takes if that differs from the budget by more than this factor.
 const SECONDS_TOLERANCE: f64 = 1.25;
 
-/// Rows of the table for pairs of tokens for each token id. Only where no text is read twice is there
-/// one, and value embeddings: in a second pass the first knows the text by heart and held-out loss
-/// rises, and the others gain nothing ("which parts pay" in docs/experiments.md).
+/// Rows of the table for pairs of tokens for each token id. Only where no text is read twice is
+/// there one, and value embeddings: in a second pass the first knows the text by heart and held-out
+/// loss rises, and the others gain nothing ("which parts pay" in docs/experiments.md).
 const BIGRAMS_PER_ID: usize = 5;
 /// The widest model with such a table. In wider ones it was not measured, and would be most of the
 /// memory.
 const BIGRAM_WIDTH_MAX: usize = 512;
-
-/// Learning rate of matrices with Muon ("rates of Muon" in docs/experiments.md).
-const MUON_LR: f32 = 0.02;
-/// Matrices move every second step: it halves the cost of Muon, which is large in small batches.
-const MUON_EVERY: u64 = 2;
-/// Learning rates of embeddings and head times the root of the width.
-const EMBEDDINGS_LR: f64 = 1.6;
-const HEAD_LR: f64 = 0.128;
-/// Learning rate of scalars.
-const SCALARS_LR: f32 = 0.01;
-/// Shares of the steps with a rising and with a falling rate.
-const MUON_WARMUP: f64 = 0.02;
-const MUON_DECAY: f64 = 0.6;
-
-/// Learning rate of AdamW times width. The best rate falls with the width ("learning rates of the tiny
-/// quickstart model" in docs/experiments.md: 4e-4 at a width of 192).
-const ADAMW_LR_TIMES_WIDTH: f64 = 0.08;
-const ADAMW_LR_MAX: f64 = 1e-3;
-/// Learning rate of embeddings as a multiple of AdamW's (same section): each row is used by few
-/// tokens of a batch.
-const EMBEDDING_LR_RATIO: f32 = 15.0;
-/// A twentieth of the steps are warm-up.
-const WARMUP_PART: u64 = 20;
-/// Share of the peak rate at the end.
-const LR_MIN_RATIO: f32 = 0.05;
 
 /// A tenth of the steps lie between two evaluations and samples.
 const LOOKS: u64 = 10;
@@ -136,8 +104,8 @@ impl Candidate {
         Ok(sizes(fixed).into_iter().map(new).collect())
     }
 
-    /// Adds value embeddings to a model of lehr's own family and, if it is not too wide, a table for
-    /// pairs of tokens.
+    /// Adds value embeddings to a model of lehr's own family and, if it is not too wide, a table
+    /// for pairs of tokens.
     fn add_tables(&mut self, vocab_size: usize) {
         let ModelConfig::Lehr(model) = &mut self.config else { return };
         model.value_embeddings = true;
@@ -167,34 +135,6 @@ impl Candidate {
     fn flops_per_token(&self, seq_len: usize) -> f64 {
         let longer = seq_len.saturating_sub(SEQ_LENS.1) as f64;
         FLOPS_PER_WEIGHT * (self.weights + (self.n_layers * self.hidden_size) as f64 * longer)
-    }
-}
-
-/// The optimiser of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// For models that go on, and on request.
-    Adamw,
-    /// For new models.
-    Muon,
-}
-
-impl Kind {
-    fn of(fixed: &Fixed) -> Self {
-        match fixed.text("optimizer.kind") {
-            Some("adamw") => Self::Adamw,
-            Some(_) => Self::Muon,
-            None if fixed.text("model.kind") == Some("load") => Self::Adamw,
-            None => Self::Muon,
-        }
-    }
-
-    fn step_tokens(self, tokens: f64) -> usize {
-        let table = match self {
-            Self::Adamw => ADAMW_STEP_TOKENS,
-            Self::Muon => MUON_STEP_TOKENS,
-        };
-        table.iter().find(|(below, _)| tokens < *below).map_or(table[3].1, |(_, n)| *n)
     }
 }
 
@@ -335,8 +275,8 @@ impl Plan {
         ];
         if let Some(Measured { seconds, memory_bytes, .. }) = self.measured {
             reasons.push(format!(
-                "a step of {:.0} tokens takes {:.1} ms and {:.0} MB here, measured; {:.0} s are for \
-                 the steps, the rest for the tokenizer, evaluations and checkpoints",
+                "a step of {:.0} tokens takes {:.1} ms and {:.0} MB here, measured; {:.0} s are \
+                 for the steps, the rest for the tokenizer, evaluations and checkpoints",
                 self.tokens_per_step(),
                 seconds * 1e3,
                 memory_bytes as f64 / 1e6,
@@ -386,10 +326,10 @@ impl Plan {
         Recipe {
             run: run_config(&base, out, seed),
             data: data.config(&base, HELD_OUT),
-            optimizer: self.optimizer(&base.optimizer),
+            optimizer: self.optimizer.settings(self.model.hidden_size, &base.optimizer),
             tokenizer: self.tokenizer.clone(),
             model: self.model.config.clone(),
-            schedule: self.schedule(),
+            schedule: self.optimizer.schedule(steps),
             train: TrainConfig {
                 steps,
                 batch_size,
@@ -410,48 +350,6 @@ impl Plan {
             average: base.average,
         }
     }
-
-    fn optimizer(&self, base: &OptimizerConfig) -> OptimizerConfig {
-        match self.optimizer {
-            Kind::Adamw => {
-                let width = self.model.hidden_size as f64;
-                let lr = (ADAMW_LR_TIMES_WIDTH / width).min(ADAMW_LR_MAX) as f32;
-                OptimizerConfig { lr, ..*base }
-                    .with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
-            }
-            Kind::Muon => muon_for_width(self.model.hidden_size),
-        }
-    }
-
-    fn schedule(&self) -> ScheduleConfig {
-        let part = |share: f64| (self.steps as f64 * share) as u64;
-        match self.optimizer {
-            Kind::Adamw => ScheduleConfig::Cosine {
-                warmup_steps: (self.steps / WARMUP_PART).max(1),
-                min_ratio: LR_MIN_RATIO,
-            },
-            Kind::Muon => ScheduleConfig::Wsd {
-                warmup_steps: part(MUON_WARMUP).max(1),
-                decay_steps: part(MUON_DECAY),
-                min_ratio: LR_MIN_RATIO,
-                decay_shape: DecayShape::Linear,
-            },
-        }
-    }
-}
-
-/// Returns Muon with the rates for a new model of this width.
-#[must_use]
-pub fn muon_for_width(width: usize) -> OptimizerConfig {
-    let root = (width as f64).sqrt();
-    OptimizerConfig::muon(MUON_LR).with_muon(|muon| {
-        muon.every = MUON_EVERY;
-        // Without a first moment a row moves as far in the one step that uses it as with one.
-        (muon.lazy_embeddings, muon.embeddings.beta1) = (true, 0.0);
-        muon.embeddings.lr = (EMBEDDINGS_LR / root) as f32;
-        muon.head.lr = (HEAD_LR / root) as f32;
-        muon.others.lr = SCALARS_LR;
-    })
 }
 
 /// Returns the tokenizer and its number of ids.

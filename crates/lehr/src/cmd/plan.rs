@@ -70,9 +70,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let fitted = dial.fit(&common, (&data, &out), &fixed)?;
     fitted.notes.iter().for_each(|note| eprintln!("{note}"));
     if json {
-        print_json(&fitted)
+        print_json(&fitted);
     } else {
-        print_table(&fitted, &data)
+        print_table(&fitted, &data);
     }
     Ok(ExitCode::SUCCESS)
 }

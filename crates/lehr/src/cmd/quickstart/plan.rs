@@ -172,8 +172,8 @@ impl fmt::Display for Plan {
         write!(
             f,
             "plan for about {:.0} s, with {:.0} ms for a step of pre-training here: {} of these \
-             steps; {} seeds of fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with \
-             and without pre-training; {} steps of dialogue",
+             steps; {} seeds of fine-tuning for sentiment with all labels ({} steps) and with \
+             {FEW} ({} steps), with and without pre-training; {} steps of dialogue",
             self.seconds,
             1e3 * self.step_seconds,
             self.pretrain_steps,
