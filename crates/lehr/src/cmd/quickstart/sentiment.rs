@@ -19,10 +19,11 @@ const BATCH_SIZE: usize = 8;
 /// The same with few labels, so that there are enough steps to learn from.
 const FEW_BATCH_SIZE: usize = 4;
 
-/// Learning rates, the same for both starts. Those for few labels were chosen on the development
-/// sets: the network moves little, the head far.
+/// Learning rates.
 const RATES: Rates = Rates { matrices: 5e-4, embeddings: 1e-2, head: 2e-3 };
-const FEW_RATES: Rates = Rates { matrices: 2e-4, embeddings: 1e-3, head: 2e-2 };
+/// Those of a pre-trained start with few labels. Each start has the best for it on the development
+/// sets: a pre-trained network moves little and its head far.
+const FEW_PRETRAINED_RATES: Rates = Rates { matrices: 2e-4, embeddings: 1e-3, head: 2e-2 };
 
 /// The reviews of one language.
 struct Reviews {
@@ -182,7 +183,7 @@ fn accuracy(objective: &dyn Objective, test: &ClassLoader) -> Result<f64> {
     Ok(evaluate(objective, test, 0)?.accuracy.unwrap_or(0.0))
 }
 
-/// The recipe of a variant, the same for both starts.
+/// The recipe of a variant, the same for both starts but for the rates with few labels.
 fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     let plan = &quickstart.plan;
     let steps = if variant.few { plan.few_steps } else { plan.sentiment_steps };
@@ -191,7 +192,10 @@ fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     recipe.run.seed = variant.seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
-    recipe.optimizer = Plan::finetuning(if variant.few { FEW_RATES } else { RATES });
+    recipe.optimizer = Plan::finetuning(match variant {
+        Variant { few: true, pretrained: true, .. } => FEW_PRETRAINED_RATES,
+        _ => RATES,
+    });
     recipe.schedule = Plan::cosine(steps);
     recipe.train.batch_size = if variant.few { FEW_BATCH_SIZE } else { BATCH_SIZE };
     recipe.eval.every_steps = 0;
