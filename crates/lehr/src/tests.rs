@@ -20,6 +20,10 @@ const REFUSED: &[(&str, &str)] = &[
     // A recipe file or a resumed run has what these choose.
     ("pretrain my.toml --minutes 5", "--minutes"),
     ("pretrain --resume runs/a --minutes 5", "--minutes"),
+    ("pretrain my.toml --depth 2", "--depth"),
+    ("pretrain --resume runs/a --depth 2", "--depth"),
+    ("plan --depth 2", "--data"),
+    ("plan --data a.txt --depth two", "--depth"),
     ("pretrain --resume runs/a --data a.txt", "--data"),
     ("pretrain --resume runs/a --out b", "--out"),
     ("pretrain --resume runs/a --seed 2", "--seed"),
@@ -61,6 +65,8 @@ const REFUSED: &[(&str, &str)] = &[
 const ACCEPTED: &[&str] = &[
     "pretrain my.toml --data a.txt --out b --seed 2 --set train.steps=3 --device cpu --dtype f32",
     "pretrain --data a.txt --minutes 3 --set train.batch_size=8 --threads 2 --json",
+    "pretrain --data a.txt --depth 2 --minutes 3 --dry-run",
+    "plan --data a.txt --depth 2 --minutes 3 --set model.kind=llama --skip-bad --device cpu --json",
     "pretrain --resume runs/a --device cpu --dtype f32 --threads 2 --set run.fp8=false --json",
     "finetune my.toml --model runs/a --data a.jsonl --new-head --dry-run",
     "finetune --model runs/a --data a.jsonl --kind chat --seed 3 --out b",
@@ -105,8 +111,9 @@ const ARGUMENTS: &[(&str, &str)] = &[
     (
         "pretrain",
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
-         dry_run json plain minutes",
+         dry_run json plain minutes depth",
     ),
+    ("plan", "data minutes depth sets skip_bad device dtype threads json"),
     (
         "finetune",
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \

@@ -25,10 +25,6 @@ const TOKENS_PER_WEIGHT: f64 = 1.0;
 /// Tokens per weight of the matrix products of a run without a limit of time, as in nanochat.
 const HORIZON: f64 = 12.0;
 
-/// Maximum number of passes over the text. Up to four passes are nearly as good as new text; after
-/// about sixteen, more passes help little (Muennighoff et al. 2023).
-const PASSES_MAX: f64 = 8.0;
-
 /// Share of held-out documents.
 const HELD_OUT: f64 = 0.05;
 
@@ -161,12 +157,13 @@ impl Plan {
         let usual = if text_tokens > LONG_TEXT_TOKENS { SEQ_LENS.1 } else { SEQ_LENS.0 };
         let limit = fixed.count("model.context").unwrap_or(usize::MAX);
         let seq_len = fixed.count("train.seq_len").unwrap_or(usual.min(limit));
+        let optimizer = Kind::of(fixed);
         let tokens_for = |model: &Candidate| {
             let affordable = match budget.flops() {
                 Some(flops) => flops / model.flops_per_token(seq_len),
                 None => HORIZON * model.weights,
             };
-            affordable.min(PASSES_MAX * text_tokens)
+            affordable.min(optimizer.passes_max() * text_tokens)
         };
         let fits = |model: &Candidate| tokens_for(model) >= TOKENS_PER_WEIGHT * model.weights;
         // Twice a training row, so a generated text has room for a prompt as well.
@@ -177,7 +174,6 @@ impl Plan {
             model.add_tables(vocab_size);
         }
         let grad_accumulation = fixed.count("train.grad_accumulation").unwrap_or(1);
-        let optimizer = Kind::of(fixed);
         let rows = optimizer.step_tokens(tokens) / seq_len / grad_accumulation;
         let batch_size = fixed.count("train.batch_size").unwrap_or(rows.max(1));
         let per_step = (batch_size * seq_len * grad_accumulation) as f64;
@@ -314,7 +310,7 @@ impl Plan {
         } else if ratio > 1.0 {
             format!("a run has at least {STEPS_MIN} steps")
         } else {
-            format!("more than {PASSES_MAX} passes over the text help little")
+            format!("more than {} passes over the text help little", self.optimizer.passes_max())
         };
         Some(format!("about {seconds:.0} s instead of {whole:.0} s: {why}"))
     }
@@ -375,7 +371,7 @@ fn tokenizer(bytes: usize, fixed: &Fixed) -> Result<(TokenizerConfig, usize)> {
 /// Fits a recipe for pre-training on `data` within `budget`, around the settings that are `fixed`.
 ///
 /// The vocabulary grows with the text. The model is the largest of a ladder that sees at least one
-/// token per weight within the budget, in at most eight passes over the text. Steps of the model
+/// token per weight within the budget, in at most two passes over the text. Steps of the model
 /// are timed first, if the budget says where, and the number of steps is fitted to what was found.
 /// The recipe then holds the number, so the run is a function of its recipe.
 ///

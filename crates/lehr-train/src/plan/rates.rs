@@ -10,6 +10,13 @@ type StepTokens = [(f64, usize); 4];
 const ADAMW_STEP_TOKENS: StepTokens = [(5e6, 512), (5e7, 4096), (5e7, 4096), (f64::INFINITY, 8192)];
 /// With Muon, whose direction is worth more per step and costs more.
 const MUON_STEP_TOKENS: StepTokens = [(4e5, 1024), (5e6, 2048), (5e7, 4096), (f64::INFINITY, 8192)];
+/// Maximum number of passes over the text with AdamW. Up to four passes are nearly as good as new
+/// text; after about sixteen, more passes help little (Muennighoff et al. 2023).
+const ADAMW_PASSES_MAX: f64 = 8.0;
+/// The same with Muon, which learns a text by heart sooner: after about two passes held-out loss
+/// falls no more, and rises in small texts ("which parts pay" in docs/experiments.md).
+const MUON_PASSES_MAX: f64 = 2.0;
+
 /// Learning rate of matrices with Muon ("rates of Muon" in docs/experiments.md).
 const MUON_LR: f32 = 0.02;
 /// Matrices move every second step: it halves the cost of Muon, which is large in small batches.
@@ -51,6 +58,14 @@ impl Kind {
             Some(_) => Self::Muon,
             None if fixed.text("model.kind") == Some("load") => Self::Adamw,
             None => Self::Muon,
+        }
+    }
+
+    /// Returns how often the text is read at most.
+    pub(super) fn passes_max(self) -> f64 {
+        match self {
+            Self::Adamw => ADAMW_PASSES_MAX,
+            Self::Muon => MUON_PASSES_MAX,
         }
     }
 

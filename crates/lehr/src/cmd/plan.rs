@@ -19,8 +19,12 @@ pub(crate) struct Args {
     /// Training data, a file or folder: .txt .md .jsonl .json .csv .tsv, also .gz and .zst
     #[arg(long)]
     data: PathBuf,
-    #[command(flatten)]
-    dial: Dial,
+    /// Duration in minutes, as of `lehr pretrain` [default: 5, or without a limit with --depth]
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Size of the model as its number of blocks, as of `lehr pretrain`
+    #[arg(long, value_name = "BLOCKS")]
+    depth: Option<u32>,
     /// Override a setting of the recipe, as in --set model.kind=llama (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -44,7 +48,8 @@ pub(crate) struct Args {
 const CHECKPOINT_BYTES: u64 = 12;
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let Args { data, dial, sets, skip_bad, device, dtype, threads, json } = args;
+    let Args { data, minutes, depth, sets, skip_bad, device, dtype, threads, json } = args;
+    let dial = Dial { minutes, depth };
     threads.apply();
     let common = Common {
         recipe: None,

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::error::ErrorKind;
 use lehr_train::{
     Budget, FitData, Fitted, Fixed, Recipe, RunDir, device_gflops, fit_pretrain, sizes_of_depth,
 };
@@ -17,21 +16,20 @@ use crate::fail::Hinted;
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
-    #[command(flatten)]
-    dial: Dial,
+    /// Duration in minutes, tokenizer and evaluations included, to which the model and the number
+    /// of steps are fitted. Steps are timed first [default: 5, or without a limit with --depth]
+    #[arg(long, conflicts_with_all = ["recipe", "resume"])]
+    minutes: Option<f64>,
+    /// Size of the model as its number of blocks: width, heads, rates and tokens follow from it.
+    /// Without --minutes it sees 12 tokens per weight, in at most 2 passes over the text
+    #[arg(long, value_name = "BLOCKS", conflicts_with_all = ["recipe", "resume"])]
+    depth: Option<u32>,
 }
 
 /// The two numbers from which a fitted recipe follows.
-#[derive(clap::Args)]
 pub(crate) struct Dial {
-    /// Duration in minutes, tokenizer and evaluations included, to which the model and the number
-    /// of steps are fitted. Steps are timed first [default: 5, or without a limit with --depth]
-    #[arg(long)]
-    minutes: Option<f64>,
-    /// Size of the model as its number of blocks: width, heads, rates and tokens follow from it.
-    /// Without --minutes it sees 12 tokens per weight, in at most 8 passes over the text
-    #[arg(long, value_name = "BLOCKS")]
-    depth: Option<u32>,
+    pub(crate) minutes: Option<f64>,
+    pub(crate) depth: Option<u32>,
 }
 
 /// Duration of a run without `--minutes`.
@@ -65,18 +63,6 @@ impl Dial {
         Ok(sets)
     }
 
-    /// Ends the program as clap does for wrong usage, if the dial is given beside a recipe.
-    fn check_unused(&self, by: &str) {
-        let given = [("--minutes", self.minutes.is_some()), ("--depth", self.depth.is_some())];
-        if let Some((name, _)) = given.iter().find(|(_, is_given)| *is_given) {
-            let text = format!(
-                "{name} cannot be used with {by}, which says how long the run is; --set \
-                 train.steps=N changes that\n\nFor more information, try '--help'.\n"
-            );
-            clap::Error::raw(ErrorKind::ArgumentConflict, text).exit();
-        }
-    }
-
     /// Fits a recipe to the data and this machine.
     pub(crate) fn fit(
         &self,
@@ -96,16 +82,14 @@ impl Dial {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let (common, dial) = (&args.common, &args.dial);
+    let (common, dial) = (&args.common, Dial { minutes: args.minutes, depth: args.depth });
     common.threads.apply();
     common.check_paths()?;
     let sets = dial.sets(common)?;
     if let Some(dir) = &common.resume {
-        dial.check_unused("--resume");
         return common.run(&RunDir::load_recipe(dir)?, &sets, "pretrain");
     }
     if let Some(path) = &common.recipe {
-        dial.check_unused("a recipe");
         return common.run(&Recipe::load(path, &common.file_sets())?, &sets, "pretrain");
     }
     let Some(data) = &common.data else {
