@@ -183,7 +183,7 @@ fn accuracy(objective: &dyn Objective, test: &ClassLoader) -> Result<f64> {
     Ok(evaluate(objective, test, 0)?.accuracy.unwrap_or(0.0))
 }
 
-/// The recipe of a variant, the same for both starts but for the rates with few labels.
+/// The recipe of a variant, the same for both starts except for the rates with few labels.
 fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     let plan = &quickstart.plan;
     let steps = if variant.few { plan.few_steps } else { plan.sentiment_steps };
