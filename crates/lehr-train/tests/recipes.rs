@@ -55,12 +55,12 @@ fn tiny(mut recipe: Recipe, dir: &Path) -> Recipe {
     recipe.run.dir = in_dir(&recipe.run.dir);
     match &mut recipe.model {
         ModelConfig::Load { path } => *path = in_dir(path),
-        ModelConfig::Llama { n_layers, hidden_size, mlp_size, .. } => {
-            (*n_layers, *hidden_size, *mlp_size) = (1, 48, 64);
-        }
-        ModelConfig::Nanochat(NanochatModel { n_layers, hidden_size, mlp_size, .. })
-        | ModelConfig::Lehr(LehrModel { n_layers, hidden_size, mlp_size, .. }) => {
-            (*n_layers, *hidden_size, *mlp_size) = (1, 48, 64);
+        ModelConfig::Llama { n_layers, hidden_size, n_heads, mlp_size, .. }
+        | ModelConfig::Nanochat(NanochatModel {
+            n_layers, hidden_size, n_heads, mlp_size, ..
+        })
+        | ModelConfig::Lehr(LehrModel { n_layers, hidden_size, n_heads, mlp_size, .. }) => {
+            (*n_layers, *hidden_size, *mlp_size) = (1, 8 * *n_heads, 64);
         }
         ModelConfig::Gpt2 { n_layers, hidden_size, .. } => (*n_layers, *hidden_size) = (1, 48),
     }
@@ -68,6 +68,8 @@ fn tiny(mut recipe: Recipe, dir: &Path) -> Recipe {
         *vocab_size = 300;
     }
     recipe.train.steps = 2;
+    recipe.train.grad_accumulation = recipe.train.grad_accumulation.min(2);
+    recipe.train.batch_size = recipe.train.batch_size.min(4);
     recipe.eval.batches_max = 1;
     recipe.sample.max_tokens = recipe.sample.max_tokens.min(4);
     let sets = ["schedule.kind=cosine", "schedule.warmup_steps=1", "schedule.min_ratio=0.0"];

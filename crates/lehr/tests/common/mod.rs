@@ -159,7 +159,10 @@ pub(crate) fn write(dir: &Path, name: &str, contents: impl AsRef<[u8]>) -> PathB
 }
 
 /// Overrides that make a fitted recipe tiny, and independent of the machine's speed.
-pub(crate) const TINY: [&str; 14] = [
+pub(crate) const TINY: [&str; 16] = [
+    // A model that can be written in every format.
+    "model.kind=llama",
+    "optimizer.kind=adamw",
     "model.n_layers=1",
     "model.hidden_size=16",
     "model.n_heads=2",
