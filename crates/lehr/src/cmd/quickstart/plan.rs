@@ -4,30 +4,26 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::Result;
+use lehr_model::DeviceChoice;
 use lehr_model::io::write_file;
-use lehr_model::{Compute, DeviceChoice};
+use lehr_train::machine_gflops;
 use lehr_train::recipe::{
-    CheckpointConfig, DataConfig, DecayShape, EvalConfig, ObjectiveKind, OptimizerConfig, Recipe,
+    CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, Recipe,
     RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
 };
-use lehr_train::{measure_step, model_of_depth, muon_for_width};
 use serde::{Deserialize, Serialize};
 
 use crate::fail::Hinted;
 
 /// The default of `--seconds`.
 pub(super) const SECONDS: f64 = 300.0;
-/// Seconds of a step of pre-training on the machine for which the step counts below were chosen.
-const STEP_SECONDS: f64 = 0.1;
+/// Matrix-product rate in GFLOP/s of the machine for which the step counts below were chosen.
+const GFLOPS: f64 = 400.0;
 
-/// Blocks of the network of all stages, each 64 wide.
-const DEPTH: usize = 3;
-const WIDTH: usize = 64 * DEPTH;
 /// Tokens of a row.
 pub(super) const SEQ_LEN: usize = 128;
 /// Rows of a batch in pre-training.
-const BATCH_SIZE: usize = 16;
-const VOCAB_SIZE: usize = 4096;
+const BATCH_SIZE: usize = 4;
 /// Labels per language when labels are few.
 pub(super) const FEW: usize = 200;
 /// Seeds of every comparison.
@@ -39,8 +35,8 @@ pub(super) const SEEDS: [u64; 3] = [1, 2, 3];
 pub(super) struct Plan {
     /// Asked for.
     pub(super) seconds: f64,
-    /// Measured: the time of a step of pre-training.
-    pub(super) step_seconds: f64,
+    /// Measured.
+    pub(super) gflops: f64,
     /// Bytes taken of each book.
     pub(super) book_bytes: usize,
     /// Steps of pre-training.
@@ -62,24 +58,38 @@ impl Plan {
                 Hinted::error(found, "remove the folder to start again, or correct the plan")
             });
         }
-        let plan = Self::fit(seconds, measured_step()?);
+        let plan = Self::fit(seconds, machine_gflops());
         let text = serde_json::to_string_pretty(&plan)? + "\n";
         write_file(path, text.as_bytes())?;
         Ok(plan)
     }
 
     /// All steps scale with what the machine can do in the given time.
-    fn fit(seconds: f64, step_seconds: f64) -> Self {
-        let scale = seconds / SECONDS * STEP_SECONDS / step_seconds;
+    fn fit(seconds: f64, gflops: f64) -> Self {
+        let scale = seconds / SECONDS * gflops / GFLOPS;
         let steps = |n: f64, least: u64| ((n * scale) as u64).max(least);
         Self {
             seconds,
-            step_seconds,
+            gflops,
             book_bytes: 220_000,
-            pretrain_steps: steps(1250.0, 20),
-            sentiment_steps: steps(200.0, 10),
-            few_steps: steps(240.0, 10),
-            dialogue_steps: steps(180.0, 10),
+            pretrain_steps: steps(2800.0, 20),
+            sentiment_steps: steps(400.0, 10),
+            few_steps: steps(160.0, 10),
+            dialogue_steps: steps(200.0, 10),
+        }
+    }
+
+    /// The network of all stages.
+    pub(super) fn model() -> ModelConfig {
+        ModelConfig::Llama {
+            n_layers: 4,
+            hidden_size: 192,
+            n_heads: 6,
+            n_kv_heads: 2,
+            mlp_size: 512,
+            context: 256,
+            tie_embeddings: true,
+            init_std: 0.02,
         }
     }
 
@@ -98,11 +108,11 @@ impl Plan {
                 document_bytes: 1024,
                 ..base.data
             },
-            tokenizer: TokenizerConfig::Train { vocab_size: VOCAB_SIZE, pattern: "gpt4".into() },
-            model: model_of_depth(DEPTH, 2 * SEQ_LEN),
+            tokenizer: TokenizerConfig::Train { vocab_size: 4096, pattern: "gpt4".into() },
+            model: Self::model(),
             objective,
-            optimizer: muon_for_width(WIDTH),
-            schedule: Self::constant_then_down(steps),
+            optimizer: Self::optimizer(4e-4, 15.0),
+            schedule: Self::cosine(steps),
             train: TrainConfig { steps, batch_size: BATCH_SIZE, seq_len: SEQ_LEN, ..base.train },
             average: base.average,
             eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
@@ -121,26 +131,12 @@ impl Plan {
         }
     }
 
-    /// AdamW for fine-tuning, with a rate for each role. A norm follows the embeddings, whose
-    /// numbers are near 1: they move far.
-    pub(super) fn finetuning(rates: Rates) -> OptimizerConfig {
-        let Rates { matrices, embeddings, head } = rates;
-        OptimizerConfig { lr: matrices, ..Recipe::base().optimizer }.with_adamw(|adamw| {
-            adamw.weight_decay = 0.0;
-            adamw.embedding_lr_ratio = 1.0;
-            adamw.embeddings.lr = Some(embeddings);
-            adamw.head.lr = Some(head);
+    /// AdamW for short runs on small batches: a long memory of the second moment, no decay, and
+    /// embeddings that learn `embedding_lr_ratio` times as fast as the rest.
+    pub(super) fn optimizer(lr: f32, embedding_lr_ratio: f32) -> OptimizerConfig {
+        OptimizerConfig { lr, ..Recipe::base().optimizer }.with_adamw(|adamw| {
+            (adamw.weight_decay, adamw.embedding_lr_ratio) = (0.0, embedding_lr_ratio);
         })
-    }
-
-    /// A short warm-up, then constant, then down to 0 over more than half of the steps.
-    fn constant_then_down(steps: u64) -> ScheduleConfig {
-        ScheduleConfig::Wsd {
-            warmup_steps: (steps / 50).max(1),
-            decay_steps: steps * 6 / 10,
-            min_ratio: 0.0,
-            decay_shape: DecayShape::Linear,
-        }
     }
 
     /// A tenth of warm-up, then decay to zero.
@@ -149,33 +145,15 @@ impl Plan {
     }
 }
 
-/// Learning rates of fine-tuning by role.
-#[derive(Clone, Copy)]
-pub(super) struct Rates {
-    pub(super) matrices: f32,
-    pub(super) embeddings: f32,
-    pub(super) head: f32,
-}
-
-/// Times a step of pre-training on this machine.
-fn measured_step() -> Result<f64> {
-    let recipe =
-        Plan::recipe(Path::new(""), Path::new(""), ObjectiveKind::NextToken, u64::from(u8::MAX));
-    let (device, dtype) = (recipe.run.device, recipe.run.dtype);
-    let compute = Compute::choose_for_training(device, dtype, &mut |_| ())?;
-    let measured = measure_step(&recipe, VOCAB_SIZE, (compute.device, compute.dtype))?;
-    Ok(measured.expect("a new model is timed").seconds)
-}
-
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "plan for about {:.0} s, with {:.0} ms for a step of pre-training here: {} of these \
-             steps; {} seeds of fine-tuning for sentiment with all labels ({} steps) and with \
-             {FEW} ({} steps), with and without pre-training; {} steps of dialogue",
+            "plan for about {:.0} s at {:.0} GFLOP/s: {} steps of pre-training; {} seeds of \
+             fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with \
+             and without pre-training; {} steps of dialogue",
             self.seconds,
-            1e3 * self.step_seconds,
+            self.gflops,
             self.pretrain_steps,
             SEEDS.len(),
             self.sentiment_steps,

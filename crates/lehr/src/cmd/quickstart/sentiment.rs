@@ -10,7 +10,7 @@ use lehr_train::recipe::{ModelConfig, ObjectiveKind, Recipe, TokenizerConfig};
 use lehr_train::{Classify, Objective, Quiet, RunDir, Task, evaluate, write_report};
 
 use super::corpus::{LANGUAGES, sentiment};
-use super::plan::{FEW, Plan, Rates, SEEDS, SEQ_LEN};
+use super::plan::{FEW, Plan, SEEDS, SEQ_LEN};
 use super::{Quickstart, Stage, pretraining};
 use crate::stop;
 
@@ -18,12 +18,6 @@ use crate::stop;
 const BATCH_SIZE: usize = 8;
 /// The same with few labels, so that there are enough steps to learn from.
 const FEW_BATCH_SIZE: usize = 4;
-
-/// Learning rates.
-const RATES: Rates = Rates { matrices: 5e-4, embeddings: 1e-2, head: 2e-3 };
-/// Those of a pre-trained start with few labels. Each start has the best for it on the development
-/// sets: a pre-trained network moves little and its head far.
-const FEW_PRETRAINED_RATES: Rates = Rates { matrices: 2e-4, embeddings: 1e-3, head: 2e-2 };
 
 /// The reviews of one language.
 struct Reviews {
@@ -145,7 +139,7 @@ fn measure(
     let held_out = LoaderOptions::sequential(BATCH_SIZE, SEQ_LEN);
     let mut task = Task {
         objective: Box::new(Classify::new(
-            Classifier::new_by_mean(model, labels.names().to_vec(), seed)?,
+            Classifier::new(model, labels.names().to_vec(), seed)?,
             tokenizer.clone(),
         )),
         train: Box::new(ClassLoader::new(&train, labels, tokenizer, options)?),
@@ -183,7 +177,7 @@ fn accuracy(objective: &dyn Objective, test: &ClassLoader) -> Result<f64> {
     Ok(evaluate(objective, test, 0)?.accuracy.unwrap_or(0.0))
 }
 
-/// The recipe of a variant, the same for both starts except for the rates with few labels.
+/// The recipe of a variant, the same for both starts.
 fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     let plan = &quickstart.plan;
     let steps = if variant.few { plan.few_steps } else { plan.sentiment_steps };
@@ -192,11 +186,7 @@ fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     recipe.run.seed = variant.seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
-    recipe.optimizer = Plan::finetuning(match variant {
-        Variant { few: true, pretrained: true, .. } => FEW_PRETRAINED_RATES,
-        _ => RATES,
-    });
-    recipe.schedule = Plan::cosine(steps);
+    recipe.optimizer = Plan::optimizer(5e-4, 10.0);
     recipe.train.batch_size = if variant.few { FEW_BATCH_SIZE } else { BATCH_SIZE };
     recipe.eval.every_steps = 0;
     recipe.sample.prompts.clear();
