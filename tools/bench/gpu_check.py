@@ -213,7 +213,7 @@ class Check(Runner):
     def losses(self, arch, device, dtype, until, more=()):
         """The losses of a short training run, or None and why there are none."""
         # One step at least is a warm-up.
-        words = ["bench", "step", "--config", "tiny", "--arch", arch, "--steps", N_LOSSES - 1, "--warmup", 1, "--json"]
+        words = ["bench", "step", "--config", "tiny", *ARCHS[arch], "--steps", N_LOSSES - 1, "--warmup", 1, "--json"]
         words += ["--device", device, "--dtype", dtype, *more]
         line, ran = self.measure(" ".join(["losses", arch, device, dtype, *more]), words, COMMAND_LIMITS["parity"], until)
         if line is None:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from gpu_run import FAILED, NO_TIME, TIME_LIMIT
 
-ARCHS = ["gpt", "llama"]
+# Models and optimisers whose training is compared between the devices.
+ARCHS = {
+    "gpt": ["--arch", "gpt"],
+    "llama": ["--arch", "llama"],
+    "lehr, Muon": ["--arch", "lehr", "--optimizer", "muon"],
+}
 N_LOSSES = 50
 PARITY = {"f32": 1e-3, "bf16": 2e-2, "f16": 5e-3}
 # Ways to make a step that change no bit of it.

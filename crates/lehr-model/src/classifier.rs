@@ -164,6 +164,19 @@ impl Classifier {
         Ok(classifier)
     }
 
+    /// Returns by which hidden states a text is classified, as `classifier_pooling` of `config.json`
+    /// has it: `end_of_document`, `mean`, or `last` for the last token as in `transformers`; of an
+    /// encoder `cls`, the first token.
+    #[must_use]
+    pub fn pooling(&self) -> &'static str {
+        match (&self.head, self.pooling) {
+            (Head::First { .. }, _) => "cls",
+            (Head::Decoder { .. }, Pooling::EndOfDocument) => END_OF_DOCUMENT,
+            (Head::Decoder { .. }, Pooling::Mean) => MEAN,
+            (Head::Decoder { .. }, Pooling::BeforePadding(_)) => "last",
+        }
+    }
+
     /// Returns whether a text gets an end-of-document token. In classifiers of other programs it
     /// does not.
     #[must_use]

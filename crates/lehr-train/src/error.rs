@@ -53,6 +53,14 @@ pub enum Error {
         /// All faults, one per line.
         faults: String,
     },
+    /// Finished runs cannot be used for a law of loss.
+    #[error("predicting a loss: {found}")]
+    Law {
+        /// What is wrong.
+        found: String,
+        /// Advice for the user.
+        hint: String,
+    },
     /// A run directory is in use by another recipe.
     #[error(
         "the run directory {} holds a run of another recipe: {}",
@@ -242,6 +250,7 @@ impl Error {
                  whole one"
                     .to_owned()
             })),
+            Self::Law { hint, .. } => Some(hint.clone()),
             Self::Io { source, .. } => Some(io_hint(source.kind()).to_owned()),
             Self::Setting { .. } => Some(
                 "change it in the recipe, or for one run with --set section.key=value".to_owned(),

@@ -41,11 +41,11 @@ pub use objective::{
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Muon, Optimizer, Update, optimizer_state_bytes};
 pub use plan::{
-    Budget, Finetuning, FitData, Fitted, Fixed, Measured, Prediction, device_gflops, fit_finetune,
-    fit_pretrain, machine_gflops, measure_step, model_of_depth, muon_for_width, product_gflops,
-    sizes_of_depth,
+    Budget, Finetuning, FinishedRun, FitData, Fitted, Fixed, LossLaw, Measured, Prediction,
+    device_gflops, fit_finetune, fit_pretrain, machine_gflops, measure_step, model_of_depth,
+    muon_for_width, product_gflops, sizes_of_depth,
 };
-pub use prepare::{Notes, Task, prepare};
+pub use prepare::{Notes, Task, new_config, prepare};
 pub use recipe::Recipe;
 pub use report::write_report;
 pub use run::{

@@ -11,6 +11,10 @@ mod lock;
 
 use lock::Lock;
 
+/// Names of files in a run directory.
+pub(crate) const METRICS: &str = "metrics.jsonl";
+pub(crate) const PREDICTION: &str = "prediction.json";
+
 /// Checks that the run directory of `recipe` is not a folder that the run reads: the model's, or a
 /// folder of data with it inside, whose next reader would take the run's files for data.
 ///
@@ -201,7 +205,7 @@ impl RunDir {
     /// Returns the path of the metrics: one line of JSON per step.
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        self.path.join(METRICS)
     }
 
     /// Returns the path of the samples: one line of JSON each.
@@ -219,7 +223,7 @@ impl RunDir {
     /// Returns the path of what the plan predicts.
     #[must_use]
     pub fn prediction(&self) -> PathBuf {
-        self.path.join("prediction.json")
+        self.path.join(PREDICTION)
     }
 
     /// Returns the path of the HTML report.

@@ -55,7 +55,7 @@ fn interruptions_threads_and_accumulation_keep_every_bit() {
     let before = tile16::chosen();
     for isa in tile16::available() {
         tile16::set(isa).unwrap();
-        for objective in [ObjectiveKind::NextToken, ObjectiveKind::Classify] {
+        for objective in [ObjectiveKind::NextToken, ObjectiveKind::CLASSIFY] {
             let scratch = tempfile::tempdir().unwrap();
             let mut recipe = recipe(scratch.path(), llama(32), objective);
             recipe.train.grad_accumulation = 2;

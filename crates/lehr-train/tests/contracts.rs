@@ -388,7 +388,7 @@ fn evaluation_runs_each_batch_once() {
     }
 
     let scratch = tempfile::tempdir().unwrap();
-    let recipe = recipe(scratch.path(), llama(32), ObjectiveKind::Classify);
+    let recipe = recipe(scratch.path(), llama(32), ObjectiveKind::CLASSIFY);
     let Task { objective, validation, .. } = prepared(&recipe);
     let scored = lehr_train::evaluate(objective.as_ref(), validation.as_ref(), 0).unwrap();
     assert!(scored.accuracy.is_some());

@@ -70,7 +70,12 @@ fn pretraining_is_planned_as_stored() {
         ("pretrain_long", "pretrain", 36_000.0, 50_000.0),
     ] {
         let (data, out) = (PathBuf::from(DATA).join(data), Path::new("runs/fitted"));
-        let budget = Budget { seconds: Some(seconds), gflops, measure: None };
+        let budget = Budget {
+            seconds: Some(seconds),
+            tokens_per_weight: Budget::TOKENS_PER_WEIGHT,
+            gflops,
+            measure: None,
+        };
         let fixed = Fixed::default();
         let fitted = fit_pretrain(whole(&data), out, 3, budget, &fixed, &mut |_| ()).unwrap();
         check(name, &fitted, None);

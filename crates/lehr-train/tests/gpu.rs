@@ -95,7 +95,7 @@ fn a_gpt2_learns_conversations_on_the_gpu_as_on_the_cpu() {
 
 #[test]
 fn a_classifier_learns_on_the_gpu_as_on_the_cpu() {
-    check(llama(32), ObjectiveKind::Classify);
+    check(llama(32), ObjectiveKind::CLASSIFY);
 }
 
 /// Products in 8 bits change losses by less than 0.5 %; two runs are the same. The matrices are

@@ -47,7 +47,7 @@ fn the_same_bits_with_less_memory() {
     *tie_embeddings = false;
     let models = [gpt2(96), llama(96), untied];
     for model in models {
-        for objective in [ObjectiveKind::NextToken, ObjectiveKind::Classify] {
+        for objective in [ObjectiveKind::NextToken, ObjectiveKind::CLASSIFY] {
             let after = trained(model.clone(), objective, false);
             let inside = trained(model.clone(), objective, true);
             assert_eq!(after.losses, inside.losses, "{model:?}");

@@ -93,7 +93,7 @@ fn a_run_with_unchanged_inputs_continues_without_a_warning() {
 #[test]
 fn other_labels_are_refused_even_if_changed_data_is_accepted() {
     let scratch = tempfile::tempdir().unwrap();
-    let recipe = recipe(scratch.path(), gpt2(16), ObjectiveKind::Classify);
+    let recipe = recipe(scratch.path(), gpt2(16), ObjectiveKind::CLASSIFY);
     run_watched(&recipe, Watch { stop_after: Some(2), ..Watch::default() });
     let text = fs::read_to_string(&recipe.data.path).unwrap();
     // In the order of names, `good` would come first now.

@@ -16,7 +16,7 @@ use serde_json::json;
 /// A trained classifier of `good` and `bad`, whose labels are renamed to `names`, by row of the
 /// head. Gives the recipe of its training and its folder.
 fn classifier(scratch: &Path, names: [&str; 2]) -> (Recipe, PathBuf) {
-    let mut trained = recipe(scratch, llama(32), ObjectiveKind::Classify);
+    let mut trained = recipe(scratch, llama(32), ObjectiveKind::CLASSIFY);
     trained.train.steps = 40;
     trained.checkpoint.every_steps = 0;
     run_watched(&trained, Watch::default());
@@ -105,7 +105,7 @@ fn labels_that_the_head_lacks_are_refused_by_name_unless_a_new_head_is_requested
 #[test]
 fn a_class_only_in_the_held_out_part_exists_and_missing_ones_are_named() {
     let scratch = tempfile::tempdir().unwrap();
-    let mut fresh = recipe(scratch.path(), llama(32), ObjectiveKind::Classify);
+    let mut fresh = recipe(scratch.path(), llama(32), ObjectiveKind::CLASSIFY);
     let held_out = scratch.path().join("held-out.jsonl");
     let one = "{\"text\":\"So so.\",\"label\":\"fair\"}\n{\"text\":\"No.\",\"label\":\"bad\"}\n";
     std::fs::write(&held_out, one).unwrap();
@@ -125,4 +125,32 @@ fn a_class_only_in_the_held_out_part_exists_and_missing_ones_are_named() {
     let (task, notes) = noted(&more).unwrap();
     assert!(notes.contains("no text with these of its labels: fair, good"), "{notes}");
     assert_eq!(id2label(&task), json!({ "0": "bad", "1": "fair", "2": "good" }));
+}
+
+#[test]
+fn the_pooling_of_a_recipe_is_used_and_kept() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(scratch.path(), llama(32), ObjectiveKind::CLASSIFY);
+    let sets = ["objective.pooling=mean", "train.steps=20", "checkpoint.every_steps=0"];
+    recipe = recipe.with_overrides(&sets.map(str::to_owned)).unwrap();
+    assert!(recipe.to_toml().contains("pooling = \"mean\""), "{}", recipe.to_toml());
+    run_watched(&recipe, Watch::default());
+    let dir = recipe.dir().join("checkpoints/step-20");
+    let pooling = |task: &Task| task.objective.config_json()["classifier_pooling"].clone();
+
+    let by = |sets: &[&str]| {
+        let sets: Vec<_> = sets.iter().map(|set| (*set).to_owned()).collect();
+        let same = continued(&recipe, &dir, "bad", "good");
+        noted(&Recipe { objective: ObjectiveKind::CLASSIFY, ..same }.with_overrides(&sets).unwrap())
+    };
+    // Without the key a loaded head classifies as before; another one is refused.
+    assert_eq!(pooling(&by(&[]).unwrap().0), "mean");
+    let end = "objective.pooling=end_of_document";
+    let error = by(&[end]).err().unwrap().to_string();
+    let expected = "objective.pooling is end_of_document, expected mean or no such key";
+    assert!(error.contains(expected) && error.contains("train.new_head"), "{error}");
+    assert_eq!(pooling(&by(&[end, "train.new_head=true"]).unwrap().0), "end_of_document");
+
+    let error = recipe.with_overrides(&["objective.pooling=first".to_owned()]).unwrap_err();
+    assert!(error.to_string().contains("unknown variant `first`"), "{error}");
 }

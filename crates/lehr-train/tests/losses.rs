@@ -78,7 +78,7 @@ fn gpt2_learns_to_answer_with_the_stored_losses() {
 
 #[test]
 fn gpt2_learns_labels_with_the_stored_losses() {
-    check("gpt2_classify", &gpt2(32), ObjectiveKind::Classify);
+    check("gpt2_classify", &gpt2(32), ObjectiveKind::CLASSIFY);
 }
 
 #[test]
@@ -93,5 +93,5 @@ fn llama_learns_to_answer_with_the_stored_losses() {
 
 #[test]
 fn llama_learns_labels_with_the_stored_losses() {
-    check("llama_classify", &llama(32), ObjectiveKind::Classify);
+    check("llama_classify", &llama(32), ObjectiveKind::CLASSIFY);
 }

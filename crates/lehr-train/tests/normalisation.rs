@@ -16,7 +16,7 @@ use lehr_train::{Recipe, Task};
 static ALONE: Mutex<()> = Mutex::new(());
 
 const OBJECTIVES: [ObjectiveKind; 3] =
-    [ObjectiveKind::NextToken, ObjectiveKind::Chat, ObjectiveKind::Classify];
+    [ObjectiveKind::NextToken, ObjectiveKind::Chat, ObjectiveKind::CLASSIFY];
 
 fn with_micro_batches(recipe: &Recipe, batch_size: usize, grad_accumulation: u64) -> Recipe {
     let train = TrainConfig { batch_size, grad_accumulation, ..recipe.train.clone() };
@@ -119,7 +119,7 @@ fn threads_change_no_bit_of_a_run() {
         (gpt2(64), ObjectiveKind::NextToken),
         (llama(64), ObjectiveKind::NextToken),
         (llama(64), ObjectiveKind::Chat),
-        (gpt2(64), ObjectiveKind::Classify),
+        (gpt2(64), ObjectiveKind::CLASSIFY),
     ] {
         let scratch = tempfile::tempdir().unwrap();
         let recipe = with_micro_batches(&recipe(scratch.path(), model, objective), 8, 1);

@@ -19,7 +19,12 @@ use lehr_train::{
 
 const DATA: &str = "../../data/pretrain/en_austen.txt";
 const SECONDS: f64 = 180.0;
-const BUDGET: Budget = Budget { seconds: Some(SECONDS), gflops: 100.0, measure: None };
+const BUDGET: Budget = Budget {
+    seconds: Some(SECONDS),
+    tokens_per_weight: Budget::TOKENS_PER_WEIGHT,
+    gflops: 100.0,
+    measure: None,
+};
 /// The share of the machine's rate that a plan counts on.
 const EFFICIENCY: f64 = 0.6;
 

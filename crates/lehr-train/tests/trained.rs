@@ -99,7 +99,7 @@ fn frozen_weights_stay_and_the_others_resume_bit_for_bit() {
 #[test]
 fn a_classifier_whose_backbone_is_frozen_keeps_its_head() {
     let scratch = tempfile::tempdir().unwrap();
-    let (_, mut tuned) = finetuning(scratch.path(), ObjectiveKind::Classify);
+    let (_, mut tuned) = finetuning(scratch.path(), ObjectiveKind::CLASSIFY);
     tuned.train.freeze = vec!["model.*".to_owned()];
     let (task, _) = run_watched(&tuned, Watch::default());
     let dir = resolve_model(&tuned.dir()).unwrap();

@@ -23,6 +23,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("pretrain my.toml --depth 2", "--depth"),
     ("pretrain --resume runs/a --depth 2", "--depth"),
     ("plan --depth 2", "--data"),
+    ("plan --data a.txt --tokens-per-weight 2", "--depth"),
+    ("plan --data a.txt --law r1 r2 r3 r4", "--depth"),
+    ("pretrain --data a.txt --depth 2 --minutes 3 --tokens-per-weight 2", "--minutes"),
     ("plan --data a.txt --depth two", "--depth"),
     ("pretrain --resume runs/a --data a.txt", "--data"),
     ("pretrain --resume runs/a --out b", "--out"),
@@ -66,6 +69,8 @@ const ACCEPTED: &[&str] = &[
     "pretrain my.toml --data a.txt --out b --seed 2 --set train.steps=3 --device cpu --dtype f32",
     "pretrain --data a.txt --minutes 3 --set train.batch_size=8 --threads 2 --json",
     "pretrain --data a.txt --depth 2 --minutes 3 --dry-run",
+    "pretrain --data a.txt --depth 2 --tokens-per-weight 0.5 --law r1 r2 r3 r4 --dry-run",
+    "plan --data a.txt --depth 2 --tokens-per-weight 0.5 --law r1 r2 r3 r4 --json",
     "plan --data a.txt --depth 2 --minutes 3 --set model.kind=llama --skip-bad --device cpu --json",
     "pretrain --resume runs/a --device cpu --dtype f32 --threads 2 --set run.fp8=false --json",
     "finetune my.toml --model runs/a --data a.jsonl --new-head --dry-run",
@@ -111,9 +116,9 @@ const ARGUMENTS: &[(&str, &str)] = &[
     (
         "pretrain",
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
-         dry_run json plain minutes depth",
+         dry_run json plain minutes depth tokens_per_weight law",
     ),
-    ("plan", "data minutes depth sets skip_bad device dtype threads json"),
+    ("plan", "data minutes depth tokens_per_weight law sets skip_bad device dtype threads json"),
     (
         "finetune",
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \

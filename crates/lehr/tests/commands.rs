@@ -158,6 +158,64 @@ fn a_plan_shows_model_tokens_time_and_memory_and_trains_nothing() {
     assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "something was written");
 }
 
+/// Changes one value in a JSON file, or in the last line of a JSONL file.
+fn set_number(path: &Path, keys: &[&str], value: f64) {
+    let text = fs::read_to_string(path).unwrap();
+    let is_lines = path.extension().is_some_and(|e| e == "jsonl");
+    let begin = if is_lines { text.trim_end().rfind('\n').map_or(0, |at| at + 1) } else { 0 };
+    let mut json: Value = serde_json::from_str(&text[begin..]).unwrap();
+    keys.iter().fold(&mut json, |json, key| &mut json[*key]).clone_from(&value.into());
+    fs::write(path, format!("{}{json}\n", &text[..begin])).unwrap();
+}
+
+#[test]
+fn finished_runs_predict_the_loss_of_another() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    write_text(dir, 300);
+    let sized = ["--data", "text.txt", "--depth", "1", "--set", "train.steps=3"];
+    succeeds(dir, &[&["pretrain", "--plain", "--out", "law/1"], &sized[..]].concat());
+    let plan = [&["plan"], &sized[..]].concat();
+    let planned = one_json(&succeeds(dir, &[&plan[..], &["--json"]].concat()));
+    let (weights, tokens) =
+        (planned["weights"].as_f64().unwrap(), planned["tokens"].as_f64().unwrap());
+    assert_eq!(planned["bits_per_byte"], Value::Null);
+    let first = fs::read_to_string(dir.join("law/1/metrics.jsonl")).unwrap();
+    assert!(json_lines(&first)[2]["eval"]["bits_per_byte"].as_f64().unwrap() > 1.0, "{first}");
+
+    // Runs 8, 4, 2 and 1.5 times smaller, whose loss follows a law exactly.
+    let bits = |share: f64| 1.25 + 0.75 * (share * share).powf(-0.2);
+    let runs = ["law/1", "law/2", "law/3", "law/4"];
+    for (run, share) in runs.iter().zip([0.125, 0.25, 0.5, 1.0 / 1.5]) {
+        let path = dir.join(run);
+        if *run != "law/1" {
+            copy_folder(&dir.join("law/1"), &path);
+        }
+        set_number(&path.join("prediction.json"), &["weights"], share * weights);
+        set_number(&path.join("prediction.json"), &["tokens"], share * tokens);
+        set_number(&path.join("metrics.jsonl"), &["eval", "bits_per_byte"], bits(share));
+    }
+    let by_law = [&plan[..], &["--law"], &runs[..]].concat();
+    let planned = one_json(&succeeds(dir, &[&by_law[..], &["--json"]].concat()));
+    assert!((planned["bits_per_byte"].as_f64().unwrap() - 2.0).abs() < 2e-3, "{planned}");
+    let text = succeeds(dir, &by_law);
+    assert!(text.contains("2.000 of held-out text, predicted"), "{text}");
+    // The run itself has it in its report.
+    let train = [&["pretrain", "--plain", "--out", "next"], &by_law[1..]].concat();
+    assert!(succeeds(dir, &train).contains("bits per byte at the end, by 1.2"));
+    let report = fs::read_to_string(dir.join("next/report.html")).unwrap();
+    assert!(report.contains("<td>2.000</td>"), "{report}");
+
+    fails(dir, &by_law[..by_law.len() - 1], &["3 runs for a law, expected 4 or more"]);
+    set_number(&dir.join("law/3/prediction.json"), &["tokens"], 9.0 * tokens);
+    fails(dir, &by_law, &["law/3 has ", "tokens per weight", "--tokens-per-weight"]);
+    fs::remove_file(dir.join("law/2/prediction.json")).unwrap();
+    fails(dir, &by_law, &["the run in law/2 has no plan with weights and tokens"]);
+    let lines: Vec<_> = first.lines().take(2).collect();
+    fs::write(dir.join("law/1/metrics.jsonl"), lines.join("\n")).unwrap();
+    fails(dir, &by_law, &["has made 2 of its 3 steps", "--resume law/1"]);
+}
+
 #[test]
 fn events_of_a_run_are_json_if_asked_for() {
     let scratch = tempfile::tempdir().unwrap();

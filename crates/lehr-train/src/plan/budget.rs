@@ -11,8 +11,10 @@ use crate::Result;
 /// The budget of a fitted run.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Seconds of the run; `None` = as many tokens as suit the model.
+    /// Seconds of the run; `None` = as long as its tokens take.
     pub seconds: Option<f64>,
+    /// Tokens per weight of the matrix products, if seconds are `None`.
+    pub tokens_per_weight: f64,
     /// GFLOP/s of matrix products on this machine ([`device_gflops`]): a first guess, if steps are
     /// measured.
     pub gflops: f64,
@@ -34,6 +36,9 @@ const GPU_SHARE: f64 = 0.25;
 const MEASURING_SECONDS: f64 = 0.5;
 
 impl Budget {
+    /// Tokens per weight of the matrix products of a run without a limit of time, as in nanochat.
+    pub const TOKENS_PER_WEIGHT: f64 = 12.0;
+
     /// Returns the floating-point operations available for training, if time is limited.
     pub(super) fn flops(&self) -> Option<f64> {
         Some(self.seconds? * self.gflops * 1e9 * STEP_EFFICIENCY)

@@ -93,7 +93,7 @@ impl Examples {
                 let all = watch(notes, READING, 0, |_| read_labelled(data, &fields, reading))?;
                 let texts: Vec<_> = all.iter().map(|e| e.text.as_str()).collect();
                 let lengths = watch(notes, COUNTING, 0, |_| lengths(loaded, &texts))?;
-                (ObjectiveKind::Classify, lengths, Vec::new(), all.len())
+                (ObjectiveKind::CLASSIFY, lengths, Vec::new(), all.len())
             }
             DatasetKind::Chat => {
                 let all = watch(notes, READING, 0, |_| read_conversations(data, reading))?;
@@ -152,7 +152,7 @@ impl Extent {
         // A long document continues in the next row, so rows need not hold it whole.
         let most = match objective {
             ObjectiveKind::NextToken => STEP_TOKENS.1,
-            ObjectiveKind::Chat | ObjectiveKind::Classify => usize::MAX,
+            ObjectiveKind::Chat | ObjectiveKind::Classify { .. } => usize::MAX,
         };
         let fitting = long.next_power_of_two().clamp(SEQ_LEN_MIN, most);
         let fitting = fitting.min(loaded.model.spec().max_positions);

@@ -1,14 +1,23 @@
 //! What a plan predicts of a run, which the report compares with what was measured.
 
+use std::path::Path;
+
 use lehr_model::io::write_file;
 use serde::{Deserialize, Serialize};
 
+use crate::rundir::PREDICTION;
 use crate::{Error, Result, RunDir};
 
 /// What a plan predicts of a run; `None` where it predicts nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Prediction {
+    /// Weights of the matrix products of a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<f64>,
+    /// Tokens of training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<f64>,
     /// Seconds of training, without evaluations and samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
@@ -42,13 +51,21 @@ impl Prediction {
 
     /// Reads the prediction of a run: an empty one if it has none.
     pub(crate) fn read(dir: &RunDir) -> Result<Self> {
-        let path = dir.prediction();
-        let text = match std::fs::read_to_string(&path) {
+        Self::read_file(&dir.prediction())
+    }
+
+    /// Reads the prediction in the directory of a run: an empty one if it has none.
+    pub(super) fn read_in(dir: &Path) -> Result<Self> {
+        Self::read_file(&dir.join(PREDICTION))
+    }
+
+    fn read_file(path: &Path) -> Result<Self> {
+        let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(e) => return Err(Error::io("reading", &path)(e)),
+            Err(e) => return Err(Error::io("reading", path)(e)),
         };
         let invalid = |e| std::io::Error::new(std::io::ErrorKind::InvalidData, e);
-        serde_json::from_str(&text).map_err(|e| Error::io("reading", &path)(invalid(e)))
+        serde_json::from_str(&text).map_err(|e| Error::io("reading", path)(invalid(e)))
     }
 }

@@ -22,9 +22,6 @@ use crate::{Notes, Recipe, Result};
 /// vocabulary, and larger models learn more from fewer tokens.
 const TOKENS_PER_WEIGHT: f64 = 1.0;
 
-/// Tokens per weight of the matrix products of a run without a limit of time, as in nanochat.
-const HORIZON: f64 = 12.0;
-
 /// Share of held-out documents.
 const HELD_OUT: f64 = 0.05;
 
@@ -53,7 +50,8 @@ const BIGRAM_WIDTH_MAX: usize = 512;
 const LOOKS: u64 = 10;
 /// The number of checkpoints. They are large beside a run of minutes.
 const CHECKPOINTS: u64 = 4;
-const EVAL_BATCHES_MAX: u64 = 64;
+/// Tokens that an evaluation reads at most: the same for all sizes, so their losses compare.
+const EVAL_TOKENS_MAX: usize = 131_072;
 const SAMPLE_TOKENS: usize = 64;
 const SAMPLE_TEMPERATURE: f32 = 0.8;
 
@@ -161,7 +159,7 @@ impl Plan {
         let tokens_for = |model: &Candidate| {
             let affordable = match budget.flops() {
                 Some(flops) => flops / model.flops_per_token(seq_len),
-                None => HORIZON * model.weights,
+                None => budget.tokens_per_weight * model.weights,
             };
             affordable.min(optimizer.passes_max() * text_tokens)
         };
@@ -231,8 +229,7 @@ impl Plan {
     /// Returns the seconds of a run for anything but its steps.
     fn other_seconds(&self, bytes: usize, per_token: f64) -> f64 {
         let held_out = HELD_OUT * self.text_tokens;
-        let batches = (EVAL_BATCHES_MAX as usize * self.batch_size * self.seq_len) as f64;
-        let evaluation = held_out.min(batches) * per_token * FORWARD_SHARE;
+        let evaluation = held_out.min(EVAL_TOKENS_MAX as f64) * per_token * FORWARD_SHARE;
         let weights = self.model.weights + self.model.tables;
         let checkpoint = weights * CHECKPOINT_BYTES / CHECKPOINT_RATE;
         let is_trained = matches!(self.tokenizer, TokenizerConfig::Train { .. });
@@ -241,6 +238,10 @@ impl Plan {
             + merging
             + LOOKS as f64 * evaluation
             + CHECKPOINTS as f64 * checkpoint
+    }
+
+    fn eval_batches_max(&self) -> u64 {
+        (EVAL_TOKENS_MAX / (self.batch_size * self.seq_len)).max(1) as u64
     }
 
     fn tokens(&self) -> f64 {
@@ -295,12 +296,20 @@ impl Plan {
         let seconds = self.seconds(budget);
         let tokens_per_s = Some(self.tokens() / seconds);
         let memory_bytes = self.measured.map(|measured| measured.memory_bytes);
-        Prediction { seconds: Some(seconds), tokens_per_s, memory_bytes, ..Prediction::default() }
+        Prediction {
+            weights: Some(self.model.weights),
+            tokens: Some(self.tokens()),
+            seconds: Some(seconds),
+            tokens_per_s,
+            memory_bytes,
+            ..Prediction::default()
+        }
     }
 
     /// Says how long the run takes, and why, if it cannot be as long as the budget.
     fn other_duration(&self, budget: &Budget, fixed: &Fixed) -> Option<String> {
-        let (seconds, whole) = (self.seconds(budget), budget.seconds?);
+        let Some(whole) = budget.seconds else { return self.fewer_tokens(budget, fixed) };
+        let seconds = self.seconds(budget);
         let ratio = seconds / whole;
         if (1.0 / SECONDS_TOLERANCE..=SECONDS_TOLERANCE).contains(&ratio) {
             return None;
@@ -313,6 +322,22 @@ impl Plan {
             format!("more than {} passes over the text help little", self.optimizer.passes_max())
         };
         Some(format!("about {seconds:.0} s instead of {whole:.0} s: {why}"))
+    }
+
+    /// Says how many tokens a run without a limit of time has, and why, if those of its model are
+    /// more than the text has.
+    fn fewer_tokens(&self, budget: &Budget, fixed: &Fixed) -> Option<String> {
+        let wanted = budget.tokens_per_weight * self.model.weights;
+        let is_short = self.tokens() * SECONDS_TOLERANCE < wanted && !fixed.has("train.steps");
+        is_short.then(|| {
+            format!(
+                "{:.1} tokens per weight instead of {:.1}: more than {} passes over the text help \
+                 little",
+                self.tokens() / self.model.weights,
+                budget.tokens_per_weight,
+                self.optimizer.passes_max()
+            )
+        })
     }
 
     fn recipe(&self, data: &FitData<'_>, out: &Path, seed: u64, prompt: &str) -> Recipe {
@@ -333,7 +358,7 @@ impl Plan {
                 grad_accumulation: self.grad_accumulation as u64,
                 ..base.train
             },
-            eval: EvalConfig { every_steps, batches_max: EVAL_BATCHES_MAX },
+            eval: EvalConfig { every_steps, batches_max: self.eval_batches_max() },
             sample: SampleConfig {
                 every_steps,
                 prompts: vec![prompt.to_owned()],

@@ -8,11 +8,16 @@ use lehr_model::{Classifier, Model};
 use lehr_tokenizer::Tokenizer;
 
 use super::{Notes, Sides, Task, cut, held_out, loader_options, model, tokenizer};
-use crate::recipe::ModelConfig;
+use crate::recipe::{ClassifierPooling, ModelConfig};
 use crate::watch::watch;
 use crate::{Classify, Error, Recipe, Result};
 
-pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
+pub(super) fn prepare(
+    recipe: &Recipe,
+    pooling: Option<ClassifierPooling>,
+    cache: &Path,
+    notes: Notes<'_>,
+) -> Result<Task> {
     let data = &recipe.data;
     let fields = LabelledFields { text: data.text_field.clone(), label: data.label_field.clone() };
     let read = |path: &str, reading: &Reading| read_labelled(path, &fields, reading);
@@ -56,9 +61,16 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
                 true => backbone(recipe, &tokenizer)?,
                 false => model::prepare(recipe, &tokenizer)?,
             };
-            Classifier::new(model, labels.names().to_vec(), recipe.run.seed)?
+            let (labels, seed) = (labels.names().to_vec(), recipe.run.seed);
+            match pooling {
+                Some(ClassifierPooling::Mean) => Classifier::new_by_mean(model, labels, seed)?,
+                None | Some(ClassifierPooling::EndOfDocument) => {
+                    Classifier::new(model, labels, seed)?
+                }
+            }
         }
     };
+    check_pooling(&classifier, pooling)?;
     let layout = model::layout_rule(classifier.model());
     Ok(Task {
         objective: Box::new(Classify::new(classifier, tokenizer).with_files(model::files(recipe)?)),
@@ -89,6 +101,21 @@ fn labels_of<'a>(
         ));
     }
     Ok(labels)
+}
+
+/// Checks that the head classifies as the recipe says. An encoder's and a loaded one has its own way.
+fn check_pooling(classifier: &Classifier, wanted: Option<ClassifierPooling>) -> Result<()> {
+    let (is, Some(wanted)) = (classifier.pooling(), wanted) else { return Ok(()) };
+    if is == wanted.name() {
+        return Ok(());
+    }
+    let why = match classifier.model().is_causal() {
+        true => "the loaded head has been trained so; train.new_head = true starts a new one",
+        false => "an encoder classifies at its first token",
+    };
+    let name = wanted.name();
+    let faults = format!("objective.pooling is {name}, expected {is} or no such key: {why}");
+    Err(Error::Setting { faults })
 }
 
 /// Returns the folder of the loaded model, if it is a classifier.

@@ -14,7 +14,7 @@ use lehr_data::{Loader, LoaderOptions, Part, Reading, has_validation, split_by_t
 use lehr_model::{Compute, FP8_SIDE_MIN};
 use lehr_tensor::{DType, Device, ParamStore, tile16};
 
-pub(crate) use model::config as new_config;
+pub use model::config as new_config;
 pub(crate) use tokenizer_cache::CACHED_TOKENIZER;
 
 use crate::freeze::freeze;
@@ -67,7 +67,7 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
     let task = match recipe.objective {
         ObjectiveKind::NextToken => text::prepare(recipe, cache, notes),
         ObjectiveKind::Chat => chat::prepare(recipe, cache, notes),
-        ObjectiveKind::Classify => classify::prepare(recipe, cache, notes),
+        ObjectiveKind::Classify { pooling } => classify::prepare(recipe, pooling, cache, notes),
     }?;
     notes(&match (compute.device, compute.dtype) {
         (Device::Cpu, DType::BF16) => {

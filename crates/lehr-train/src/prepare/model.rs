@@ -68,7 +68,10 @@ pub(super) fn set_up(recipe: &Recipe, model: &mut Model) {
 }
 
 /// Returns the configuration of a new model for `vocab_size` ids. The id `end` ends a document.
-pub(crate) fn config(model: &ModelConfig, vocab_size: usize, end: Option<u32>) -> Result<Config> {
+///
+/// # Errors
+/// If the model is to be loaded.
+pub fn config(model: &ModelConfig, vocab_size: usize, end: Option<u32>) -> Result<Config> {
     Ok(match *model {
         ModelConfig::Lehr(ref model) => Config::Lehr(lehr_config(model, vocab_size, end)),
         ModelConfig::Nanochat(ref model) => {

@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 pub use average::AverageConfig;
 pub use groups::{GroupChange, GroupConfig, MuonConfig};
 pub(crate) use model::positive;
-pub use model::{LehrModel, ModelConfig, NanochatModel, ObjectiveKind, TokenizerConfig};
+pub use model::{
+    ClassifierPooling, LehrModel, ModelConfig, NanochatModel, ObjectiveKind, TokenizerConfig,
+};
 pub use optimizer::{AdamwConfig, DecayShape, OptimizerConfig, OptimizerRule, ScheduleConfig};
 pub use renamed::current_names;
 pub use sections::{

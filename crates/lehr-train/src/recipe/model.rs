@@ -286,5 +286,36 @@ pub enum ObjectiveKind {
     /// Prediction of the assistant's tokens in conversations.
     Chat,
     /// Classification of texts.
-    Classify,
+    Classify {
+        /// The hidden states by which a decoder classifies; without it those of the loaded head, or
+        /// that of the end token.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pooling: Option<ClassifierPooling>,
+    },
+}
+
+impl ObjectiveKind {
+    /// Classification by the usual hidden state.
+    pub const CLASSIFY: Self = Self::Classify { pooling: None };
+}
+
+/// The hidden states by which a decoder classifies a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassifierPooling {
+    /// That of the end-of-document token, which texts get.
+    EndOfDocument,
+    /// The mean of all.
+    Mean,
+}
+
+impl ClassifierPooling {
+    /// Returns the name in recipes and in `config.json`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndOfDocument => "end_of_document",
+            Self::Mean => "mean",
+        }
+    }
 }

@@ -134,7 +134,8 @@ impl TrainConfig {
         faults.check(seq_len > 0, "train.seq_len", &seq_len, "at least 1");
         let key = "train.grad_accumulation";
         faults.check(grad_accumulation > 0, key, &grad_accumulation, "at least 1");
-        let has_use = recipe.objective == ObjectiveKind::Classify && recipe.model.is_loaded();
+        let has_use =
+            matches!(recipe.objective, ObjectiveKind::Classify { .. }) && recipe.model.is_loaded();
         let expected = "false, unless objective.kind is classify and model.kind is load";
         faults.check(!self.new_head || has_use, "train.new_head", &self.new_head, expected);
         let waits = recipe.optimizer.in_backward

@@ -35,7 +35,7 @@ pub(crate) fn write_data(dir: &Path, objective: ObjectiveKind) -> PathBuf {
     let (name, text) = match objective {
         ObjectiveKind::NextToken => ("text.txt", documents(240)),
         ObjectiveKind::Chat => ("chat.jsonl", conversations(60)),
-        ObjectiveKind::Classify => ("labelled.jsonl", labelled(80)),
+        ObjectiveKind::Classify { .. } => ("labelled.jsonl", labelled(80)),
     };
     let path = dir.join(name);
     std::fs::write(&path, text).unwrap();

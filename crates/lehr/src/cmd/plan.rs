@@ -9,7 +9,7 @@ use lehr_train::{Fitted, Fixed};
 use serde_json::json;
 
 use super::compute::ThreadArgs;
-use super::pretrain::Dial;
+use super::pretrain::{Dial, Scaling};
 use super::train::Common;
 
 /// Show what pre-training on a text would be: model, tokens, time and memory. A few steps are made
@@ -25,6 +25,8 @@ pub(crate) struct Args {
     /// Size of the model as its number of blocks, as of `lehr pretrain`
     #[arg(long, value_name = "BLOCKS")]
     depth: Option<u32>,
+    #[command(flatten)]
+    scaling: Scaling,
     /// Override a setting of the recipe, as in --set model.kind=llama (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -48,8 +50,8 @@ pub(crate) struct Args {
 const CHECKPOINT_BYTES: u64 = 12;
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let Args { data, minutes, depth, sets, skip_bad, device, dtype, threads, json } = args;
-    let dial = Dial { minutes, depth };
+    let Args { data, minutes, depth, scaling, sets, skip_bad, device, dtype, threads, json } = args;
+    let dial = Dial { minutes, depth, scaling };
     threads.apply();
     let common = Common {
         recipe: None,
@@ -108,6 +110,9 @@ fn print_table(fitted: &Fitted, data: &Path) {
     if let Some(rate) = fitted.prediction.tokens_per_s {
         line("speed", format!("{rate:.0} tokens/s"));
     }
+    if let Some(bits) = fitted.prediction.bits_per_byte {
+        line("bits per byte", format!("{bits:.3} of held-out text, predicted"));
+    }
     println!("\nrecipe: lehr pretrain --data {} … --dry-run", data.display());
 }
 
@@ -118,11 +123,13 @@ fn print_json(fitted: &Fitted) {
         "steps": fitted.recipe.train.steps,
         "tokens_per_step": step,
         "tokens": all,
+        "weights": fitted.prediction.weights,
         "parameters": fitted.measured.map(|m| m.n_parameters),
         "memory_bytes": fitted.prediction.memory_bytes,
         "checkpoint_bytes": fitted.measured.map(|m| m.n_parameters * CHECKPOINT_BYTES),
         "seconds": fitted.prediction.seconds,
         "tokens_per_s": fitted.prediction.tokens_per_s,
+        "bits_per_byte": fitted.prediction.bits_per_byte,
         "recipe": fitted.recipe.to_toml(),
     });
     println!("{plan}");

@@ -1,11 +1,12 @@
 //! `lehr pretrain`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use lehr_train::{
-    Budget, FitData, Fitted, Fixed, Recipe, RunDir, device_gflops, fit_pretrain, sizes_of_depth,
+    Budget, FinishedRun, FitData, Fitted, Fixed, LossLaw, Recipe, RunDir, device_gflops,
+    fit_pretrain, sizes_of_depth,
 };
 
 use super::train::Common;
@@ -24,12 +25,27 @@ pub(crate) struct Args {
     /// Without --minutes it sees 12 tokens per weight, in at most 2 passes over the text
     #[arg(long, value_name = "BLOCKS", conflicts_with_all = ["recipe", "resume"])]
     depth: Option<u32>,
+    #[command(flatten)]
+    scaling: Scaling,
 }
 
-/// The two numbers from which a fitted recipe follows.
+/// How a model grows with its text, and what its loss will be.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Scaling {
+    /// Tokens per weight of the matrix products, with --depth and without --minutes [default: 12]
+    #[arg(long, value_name = "N", requires = "depth", conflicts_with = "minutes")]
+    tokens_per_weight: Option<f64>,
+    /// Finished runs of four or more depths with the same data and tokens per weight, from which
+    /// the loss of this one is predicted
+    #[arg(long, value_name = "RUN", num_args = 1.., requires = "depth")]
+    law: Vec<PathBuf>,
+}
+
+/// The numbers from which a fitted recipe follows.
 pub(crate) struct Dial {
     pub(crate) minutes: Option<f64>,
     pub(crate) depth: Option<u32>,
+    pub(crate) scaling: Scaling,
 }
 
 /// Duration of a run without `--minutes`.
@@ -47,6 +63,15 @@ impl Dial {
             return Err(Hinted::error(found, "as in --minutes 5"));
         }
         Ok(Some(60.0 * minutes))
+    }
+
+    fn tokens_per_weight(&self) -> Result<f64> {
+        let ratio = self.scaling.tokens_per_weight.unwrap_or(Budget::TOKENS_PER_WEIGHT);
+        if !(ratio > 0.0 && ratio.is_finite()) {
+            let found = format!("--tokens-per-weight is {ratio}, expected more than 0");
+            return Err(Hinted::error(found, "as in --tokens-per-weight 12"));
+        }
+        Ok(ratio)
     }
 
     /// Returns the settings that follow from the depth, and those of `--set`, which count more.
@@ -74,15 +99,49 @@ impl Dial {
         let compute = common.compute(fixed)?;
         let gflops = device_gflops(&compute)?;
         let measure = Some((compute.device, compute.dtype));
-        let budget = Budget { seconds, gflops, measure };
+        let tokens_per_weight = self.tokens_per_weight()?;
+        let law = self.scaling.law()?;
+        let budget = Budget { seconds, tokens_per_weight, gflops, measure };
         let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
         let data = FitData { path: data, skip_bad: common.skip_bad };
-        Ok(fit_pretrain(data, out, seed, budget, fixed, &mut note)?)
+        let mut fitted = fit_pretrain(data, out, seed, budget, fixed, &mut note)?;
+        if let Some(law) = law {
+            predict_loss(&mut fitted, &law)?;
+        }
+        Ok(fitted)
     }
 }
 
+impl Scaling {
+    /// Fits the law to the runs that are given, if there are any.
+    fn law(&self) -> Result<Option<LossLaw>> {
+        if self.law.is_empty() {
+            return Ok(None);
+        }
+        let runs: lehr_train::Result<Vec<_>> =
+            self.law.iter().map(|dir| FinishedRun::read(dir)).collect();
+        Ok(Some(LossLaw::fit(runs?)?))
+    }
+}
+
+/// Adds the loss that a law predicts to what is predicted of a run.
+fn predict_loss(fitted: &mut Fitted, law: &LossLaw) -> Result<()> {
+    let prediction = &mut fitted.prediction;
+    let (Some(weights), Some(tokens)) = (prediction.weights, prediction.tokens) else {
+        return Ok(());
+    };
+    let (bits, (low, high)) = law.predict(weights, tokens)?;
+    prediction.bits_per_byte = Some(bits);
+    fitted.reasons.push(format!(
+        "held-out bits per byte at the end, by {law}: {bits:.3}, and {low:.3} to {high:.3} if any \
+         one of the runs is left out"
+    ));
+    Ok(())
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let (common, dial) = (&args.common, Dial { minutes: args.minutes, depth: args.depth });
+    let Args { common, minutes, depth, scaling } = args;
+    let dial = Dial { minutes: *minutes, depth: *depth, scaling: scaling.clone() };
     common.threads.apply();
     common.check_paths()?;
     let sets = dial.sets(common)?;
@@ -99,6 +158,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ));
     };
     dial.seconds()?;
+    dial.tokens_per_weight()?;
     let fixed = Fixed::new(&sets)?;
     let out = common.out_dir(data, "", &fixed);
     if let Some(recipe) = continued(common, data, &out, &sets)? {

@@ -296,6 +296,6 @@ fn next_command(recipe: &Recipe, dir: &RunDir) -> String {
             format!("lehr generate {path} -p {prompt:?}")
         }
         ObjectiveKind::Chat => format!("lehr chat {path}"),
-        ObjectiveKind::Classify => format!("lehr classify {path} -t \"some text\""),
+        ObjectiveKind::Classify { .. } => format!("lehr classify {path} -t \"some text\""),
     }
 }

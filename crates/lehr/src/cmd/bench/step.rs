@@ -12,8 +12,11 @@ use lehr_model::{
     LlamaConfig, Model, RopeConfig,
 };
 use lehr_tensor::{Device, Philox, cuda, threads};
-use lehr_train::recipe::OptimizerConfig;
-use lehr_train::{Recipe, StepEnd, StepInputs, Stepper, next_token_loss, product_gflops};
+use lehr_train::recipe::{ModelConfig, OptimizerConfig};
+use lehr_train::{
+    Recipe, StepEnd, StepInputs, Stepper, model_of_depth, muon_for_width, new_config,
+    next_token_loss, product_gflops,
+};
 use serde_json::json;
 
 use super::system;
@@ -64,7 +67,7 @@ pub(crate) struct Args {
     /// Optimiser
     #[arg(long, value_enum, default_value_t = Optimizer::Adamw)]
     optimizer: Optimizer,
-    /// With muon: matrices move every so many steps [default: 1]
+    /// With muon: matrices move every so many steps [default: 1, of --arch lehr 2]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     every: Option<u64>,
     #[command(flatten)]
@@ -96,6 +99,8 @@ enum Arch {
     Gpt,
     /// RMSNorm, RoPE, SwiGLU, grouped-query attention
     Llama,
+    /// lehr's own family as it is fitted, with value embeddings and rows for pairs of tokens
+    Lehr,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -138,8 +143,17 @@ impl Size {
     }
 }
 
-fn config(arch: Arch, s: &Shape) -> Config {
-    match arch {
+fn config(arch: Arch, s: &Shape) -> Result<Config> {
+    Ok(match arch {
+        Arch::Lehr => {
+            let mut model = model_of_depth(s.layers, s.t);
+            if let ModelConfig::Lehr(model) = &mut model {
+                (model.hidden_size, model.mlp_size) = (s.width, 4 * s.width);
+                (model.n_heads, model.n_kv_heads) = (s.heads, s.heads);
+                (model.value_embeddings, model.bigram_rows) = (true, 5 * s.vocab);
+            }
+            new_config(&model, s.vocab, None)?
+        }
         Arch::Gpt => Config::Gpt2(Gpt2Config {
             vocab_size: s.vocab,
             n_positions: s.t,
@@ -182,7 +196,7 @@ fn config(arch: Arch, s: &Shape) -> Config {
             eos_token_id: None,
             pad_token_id: None,
         }),
-    }
+    })
 }
 
 /// Eight fixed batches of random tokens, as the peer has them.
@@ -206,8 +220,12 @@ fn batches(s: &Shape) -> Vec<Batch> {
 
 /// The optimiser of the peer: no clipping. On the CPU each weight is updated when its gradient is
 /// complete; on a GPU, as a run does by default, one launch updates all.
-fn optimizer(args: &Args, compute: &Compute) -> OptimizerConfig {
+fn optimizer(args: &Args, width: usize, compute: &Compute) -> OptimizerConfig {
     if args.optimizer == Optimizer::Muon {
+        if matches!(args.arch, Arch::Lehr) {
+            let fitted = muon_for_width(width);
+            return fitted.with_muon(|muon| muon.every = args.every.unwrap_or(muon.every));
+        }
         return OptimizerConfig::muon(0.02).with_muon(|muon| muon.every = args.every.unwrap_or(1));
     }
     let in_backward = !compute.device.is_cuda();
@@ -227,13 +245,14 @@ struct Bench {
 
 impl Bench {
     fn new(args: &Args, shape: &Shape, compute: &Compute) -> Result<Self> {
-        let mut model = Model::new(config(args.arch, shape), 1337)?;
+        let mut model = Model::new(config(args.arch, shape)?, 1337)?;
         model.set_activation_checkpointing(args.activation_checkpointing);
         model.to_device(compute.device, compute.dtype)?;
         if args.fp8 {
             model.use_fp8(FP8_SIDE_MIN);
         }
-        let stepper = Stepper::new(&optimizer(args, compute), &model, args.cuda_graph)?;
+        let stepper =
+            Stepper::new(&optimizer(args, shape.width, compute), &model, args.cuda_graph)?;
         Ok(Self { model, stepper, batches: batches(shape), n_done: 0 })
     }
 

@@ -182,7 +182,7 @@ fn recipe(quickstart: &Quickstart, variant: Variant) -> Recipe {
     let plan = &quickstart.plan;
     let steps = if variant.few { plan.few_steps } else { plan.sentiment_steps };
     let (dir, data) = (quickstart.dir("sentiment"), quickstart.dir("data").join("sentiment"));
-    let mut recipe = Plan::recipe(&dir, &data, ObjectiveKind::Classify, steps);
+    let mut recipe = Plan::recipe(&dir, &data, ObjectiveKind::CLASSIFY, steps);
     recipe.run.seed = variant.seed;
     recipe.tokenizer = TokenizerConfig::Model;
     recipe.model = ModelConfig::Load { path: quickstart.dir("base").display().to_string() };
