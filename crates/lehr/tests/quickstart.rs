@@ -65,7 +65,7 @@ fn an_interrupted_quickstart_continues_to_its_report() {
     let scratch = tempfile::tempdir().unwrap();
     let (dir, out) = (scratch.path(), scratch.path().join("q"));
     let plan = json!({
-        "seconds": 10.0, "gflops": 400.0, "book_bytes": 3000, "pretrain_steps": PRETRAIN_STEPS,
+        "seconds": 10.0, "step_seconds": 0.02, "book_bytes": 3000, "pretrain_steps": PRETRAIN_STEPS,
         "sentiment_steps": 2, "few_steps": 2, "dialogue_steps": 2,
     });
     write(&out, "plan.json", plan.to_string());

@@ -10,7 +10,7 @@
 //!
 //! All instructions for bf16 multiply *pairs* of neighbouring steps: a 32-bit word of the left tile
 //! and one of the right tile hold the same two steps. So one layout serves AMX, AVX-512 BF16 and
-//! plain code.
+//! plain code. `bfmmla` takes two pairs at once, which it finds one after the other.
 //!
 //! The order of additions along the steps is fixed for each instruction set. It differs between
 //! them, as the instructions round differently; so do their results, in the last bits of f32.
@@ -19,6 +19,8 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod bfmmla;
 mod plain;
 
 use std::fmt;
@@ -45,10 +47,15 @@ pub enum TileIsa {
     Avx512Bf16 = 2,
     /// `tdpbf16ps` on tiles of 1 KiB (AMX-BF16).
     Amx = 3,
+    /// `bfmmla` on 128-bit vectors (ARMv8.6 BF16).
+    Bfmmla = 4,
 }
 
 impl TileIsa {
     /// Whether products are faster than in f32 on this processor.
+    ///
+    /// `bfmmla` makes four times as many multiply-adds as one in f32 does. No ARM processor was
+    /// measured.
     ///
     /// AMX multiplies 16 times as many numbers per cycle as multiply-adds in f32 do, AVX512-BF16
     /// twice as many on AMD's processors, and half as many on Intel's (docs/experiments.md).
@@ -57,7 +64,7 @@ impl TileIsa {
         match self {
             Self::Plain => false,
             Self::Avx512Bf16 => is_amd(),
-            Self::Amx => true,
+            Self::Amx | Self::Bfmmla => true,
         }
     }
 }
@@ -68,6 +75,7 @@ impl fmt::Display for TileIsa {
             Self::Plain => "plain",
             Self::Avx512Bf16 => "avx512bf16",
             Self::Amx => "amx",
+            Self::Bfmmla => "bfmmla",
         })
     }
 }
@@ -86,7 +94,7 @@ fn is_amd() -> bool {
 /// The instruction sets for bf16 this processor and its operating system offer.
 #[must_use]
 pub fn available() -> Vec<TileIsa> {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(unused_mut))]
     let mut isas = vec![TileIsa::Plain];
     #[cfg(target_arch = "x86_64")]
     {
@@ -97,13 +105,17 @@ pub fn available() -> Vec<TileIsa> {
             isas.push(TileIsa::Amx);
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    if std::arch::is_aarch64_feature_detected!("bf16") {
+        isas.push(TileIsa::Bfmmla);
+    }
     isas
 }
 
 static CHOSEN: AtomicU8 = AtomicU8::new(0);
 
 /// The instructions in force: the best ones, or what [`set`] or the environment variable
-/// `LEHR_BF16` (plain, avx512bf16, amx) asked for. AVX512-BF16 is passed over where it is slower
+/// `LEHR_BF16` (plain, avx512bf16, amx, bfmmla) asked for. AVX512-BF16 is passed over where it is slower
 /// than plain code.
 #[must_use]
 pub fn chosen() -> TileIsa {
@@ -111,6 +123,7 @@ pub fn chosen() -> TileIsa {
         1 => TileIsa::Plain,
         2 => TileIsa::Avx512Bf16,
         3 => TileIsa::Amx,
+        4 => TileIsa::Bfmmla,
         _ => {
             let available = available();
             let asked = std::env::var("LEHR_BF16").ok();
@@ -189,6 +202,8 @@ impl Worker {
                 TileIsa::Amx => amx::multiply(block),
                 #[cfg(target_arch = "x86_64")]
                 TileIsa::Avx512Bf16 => avx512::multiply(block),
+                #[cfg(target_arch = "aarch64")]
+                TileIsa::Bfmmla => bfmmla::multiply(block),
                 _ => plain::multiply(block),
             }
         }

@@ -4,9 +4,9 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::Result;
-use lehr_model::DeviceChoice;
 use lehr_model::io::write_file;
-use lehr_train::machine_gflops;
+use lehr_model::{Compute, DeviceChoice};
+use lehr_train::measure_step;
 use lehr_train::recipe::{
     CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, Recipe,
     RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
@@ -17,8 +17,11 @@ use crate::fail::Hinted;
 
 /// The default of `--seconds`.
 pub(super) const SECONDS: f64 = 300.0;
-/// Matrix-product rate in GFLOP/s of the machine for which the step counts below were chosen.
-const GFLOPS: f64 = 400.0;
+/// Seconds of a step of pre-training with which the step counts below take [`SECONDS`]: two cores
+/// of an Intel Xeon with AMX take 1.4 times as long, and end after 311 s with 0.74 of the steps.
+const STEP_SECONDS: f64 = 0.0145;
+/// Ids of the tokenizer.
+const VOCAB_SIZE: usize = 4096;
 
 /// Tokens of a row.
 pub(super) const SEQ_LEN: usize = 128;
@@ -35,8 +38,8 @@ pub(super) const SEEDS: [u64; 3] = [1, 2, 3];
 pub(super) struct Plan {
     /// Asked for.
     pub(super) seconds: f64,
-    /// Measured.
-    pub(super) gflops: f64,
+    /// Seconds of a step of pre-training, measured.
+    pub(super) step_seconds: f64,
     /// Bytes taken of each book.
     pub(super) book_bytes: usize,
     /// Steps of pre-training.
@@ -58,19 +61,19 @@ impl Plan {
                 Hinted::error(found, "remove the folder to start again, or correct the plan")
             });
         }
-        let plan = Self::fit(seconds, machine_gflops());
+        let plan = Self::fit(seconds, step_seconds()?);
         let text = serde_json::to_string_pretty(&plan)? + "\n";
         write_file(path, text.as_bytes())?;
         Ok(plan)
     }
 
     /// All steps scale with what the machine can do in the given time.
-    fn fit(seconds: f64, gflops: f64) -> Self {
-        let scale = seconds / SECONDS * gflops / GFLOPS;
+    fn fit(seconds: f64, step_seconds: f64) -> Self {
+        let scale = seconds / SECONDS * STEP_SECONDS / step_seconds;
         let steps = |n: f64, least: u64| ((n * scale) as u64).max(least);
         Self {
             seconds,
-            gflops,
+            step_seconds,
             book_bytes: 220_000,
             pretrain_steps: steps(2800.0, 20),
             sentiment_steps: steps(400.0, 10),
@@ -108,7 +111,7 @@ impl Plan {
                 document_bytes: 1024,
                 ..base.data
             },
-            tokenizer: TokenizerConfig::Train { vocab_size: 4096, pattern: "gpt4".into() },
+            tokenizer: TokenizerConfig::Train { vocab_size: VOCAB_SIZE, pattern: "gpt4".into() },
             model: Self::model(),
             objective,
             optimizer: Self::optimizer(4e-4, 15.0),
@@ -145,15 +148,23 @@ impl Plan {
     }
 }
 
+/// Times steps of pre-training on this machine.
+fn step_seconds() -> Result<f64> {
+    let recipe = Plan::recipe(Path::new("."), Path::new("."), ObjectiveKind::NextToken, 1);
+    let compute = Compute::choose_for_training(recipe.run.device, recipe.run.dtype, &mut |_| ())?;
+    let measured = measure_step(&recipe, VOCAB_SIZE, (compute.device, compute.dtype))?;
+    Ok(measured.expect("the model is new").seconds)
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "plan for about {:.0} s at {:.0} GFLOP/s: {} steps of pre-training; {} seeds of \
+            "plan for about {:.0} s at {:.1} ms per step, measured: {} steps of pre-training; {} seeds of \
              fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with \
              and without pre-training; {} steps of dialogue",
             self.seconds,
-            self.gflops,
+            1e3 * self.step_seconds,
             self.pretrain_steps,
             SEEDS.len(),
             self.sentiment_steps,
