@@ -89,6 +89,26 @@ fn check_time(sets: &[&str]) {
 }
 
 #[test]
+fn the_head_of_a_text_that_is_read_several_times_decays() {
+    // Steps of 2,048 tokens, of which Austen has about 0.7 M.
+    let decays = |steps: usize| {
+        let set = format!("train.steps={steps}");
+        let sets = [set.as_str(), "train.batch_size=8", "train.seq_len=256"];
+        let OptimizerRule::Muon(muon) = fit(&sets).recipe.optimizer.rule else {
+            panic!("fitted recipes have Muon")
+        };
+        [muon.head.weight_decay, muon.embeddings.weight_decay]
+    };
+    let usual = decays(200);
+    assert_eq!(usual, [0.01, 0.001]);
+    let (twice, often) = (decays(700), decays(2000));
+    assert!((0.3..1.5).contains(&twice[0]), "{twice:?}");
+    assert!((1.4..2.5).contains(&often[0]), "{often:?}");
+    assert!((often[1] / often[0] - 0.05).abs() < 1e-3, "{often:?}");
+    assert_eq!(often, decays(4000));
+}
+
+#[test]
 fn steps_are_fitted_to_what_is_fixed() {
     assert!((0.75..1.3).contains(&(seconds(&fit(&[]).recipe) / SECONDS)));
     for set in [

@@ -231,9 +231,10 @@ fn check_ratio(first: &FinishedRun, ratio: f64, name: &str) -> Result<()> {
              needs the same for all",
             first.dir.display()
         ),
-        hint: "--tokens-per-weight sets it; a text is read at most twice, so large models may \
+        hint:
+            "--tokens-per-weight sets it; a text is read at most three times, so large models may \
                need a smaller number"
-            .into(),
+                .into(),
     })
 }
 

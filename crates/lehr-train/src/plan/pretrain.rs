@@ -21,6 +21,9 @@ use crate::{Notes, Recipe, Result};
 /// of long runs is near 20 (Hoffmann et al. 2022). In runs of minutes most weights belong to the
 /// vocabulary, and larger models learn more from fewer tokens.
 const TOKENS_PER_WEIGHT: f64 = 1.0;
+/// The same if the model reads the text as often as it may: then larger ones learn more from it
+/// ("several passes" in docs/experiments.md).
+const TOKENS_PER_WEIGHT_OF_ALL_TEXT: f64 = 0.3;
 
 /// Share of held-out documents.
 const HELD_OUT: f64 = 0.05;
@@ -146,6 +149,8 @@ struct Plan {
     steps: u64,
     /// What steps showed, if they were made.
     measured: Option<Measured>,
+    /// Seconds that the budget keeps for anything but steps.
+    other_seconds: f64,
 }
 
 impl Plan {
@@ -156,14 +161,22 @@ impl Plan {
         let limit = fixed.count("model.context").unwrap_or(usize::MAX);
         let seq_len = fixed.count("train.seq_len").unwrap_or(usual.min(limit));
         let optimizer = Kind::of(fixed);
+        let whole = optimizer.passes_max() * text_tokens;
         let tokens_for = |model: &Candidate| {
             let affordable = match budget.flops() {
                 Some(flops) => flops / model.flops_per_token(seq_len),
                 None => budget.tokens_per_weight * model.weights,
             };
-            affordable.min(optimizer.passes_max() * text_tokens)
+            affordable.min(whole)
         };
-        let fits = |model: &Candidate| tokens_for(model) >= TOKENS_PER_WEIGHT * model.weights;
+        let fits = |model: &Candidate| {
+            let tokens = tokens_for(model);
+            let least = match tokens < whole {
+                true => TOKENS_PER_WEIGHT,
+                false => TOKENS_PER_WEIGHT_OF_ALL_TEXT,
+            };
+            tokens >= least * model.weights
+        };
         // Twice a training row, so a generated text has room for a prompt as well.
         let mut models = Candidate::list(fixed, vocab_size, 2 * seq_len)?;
         let mut model = models.swap_remove(models.iter().rposition(fits).unwrap_or(0));
@@ -188,6 +201,7 @@ impl Plan {
             grad_accumulation,
             steps,
             measured: None,
+            other_seconds: 0.0,
         })
     }
 
@@ -210,10 +224,11 @@ impl Plan {
             let other = begun.elapsed().as_secs_f64() + self.other_seconds(bytes, per_token);
             let flops = self.tokens_per_step() * self.model.flops_per_token(self.seq_len);
             *budget = budget.with_measured(flops, found.seconds);
-            budget.seconds = whole.map(|whole| whole - other.min(OTHER_MAX * whole));
+            let kept = whole.map_or(0.0, |whole| other.min(OTHER_MAX * whole));
+            budget.seconds = whole.map(|whole| whole - kept);
             let before = (self.model.hidden_size, self.model.n_layers, self.batch_size);
             self = Self::new(bytes, budget, fixed)?;
-            self.measured = Some(found);
+            (self.measured, self.other_seconds) = (Some(found), kept);
             if before == (self.model.hidden_size, self.model.n_layers, self.batch_size) {
                 break;
             }
@@ -309,7 +324,7 @@ impl Plan {
     /// Says how long the run takes, and why, if it cannot be as long as the budget.
     fn other_duration(&self, budget: &Budget, fixed: &Fixed) -> Option<String> {
         let Some(whole) = budget.seconds else { return self.fewer_tokens(budget, fixed) };
-        let seconds = self.seconds(budget);
+        let seconds = self.seconds(budget) + self.other_seconds;
         let ratio = seconds / whole;
         if (1.0 / SECONDS_TOLERANCE..=SECONDS_TOLERANCE).contains(&ratio) {
             return None;
@@ -347,7 +362,11 @@ impl Plan {
         Recipe {
             run: run_config(&base, out, seed),
             data: data.config(&base, HELD_OUT),
-            optimizer: self.optimizer.settings(self.model.hidden_size, &base.optimizer),
+            optimizer: self.optimizer.settings(
+                self.model.hidden_size,
+                (self.tokens() / self.text_tokens, self.text_tokens / self.tokens_per_step()),
+                &base.optimizer,
+            ),
             tokenizer: self.tokenizer.clone(),
             model: self.model.config.clone(),
             schedule: self.optimizer.schedule(steps),
@@ -396,7 +415,7 @@ fn tokenizer(bytes: usize, fixed: &Fixed) -> Result<(TokenizerConfig, usize)> {
 /// Fits a recipe for pre-training on `data` within `budget`, around the settings that are `fixed`.
 ///
 /// The vocabulary grows with the text. The model is the largest of a ladder that sees at least one
-/// token per weight within the budget, in at most two passes over the text. Steps of the model
+/// token per weight within the budget, in at most three passes over the text. Steps of the model
 /// are timed first, if the budget says where, and the number of steps is fitted to what was found.
 /// The recipe then holds the number, so the run is a function of its recipe.
 ///

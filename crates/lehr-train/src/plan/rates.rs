@@ -13,9 +13,9 @@ const MUON_STEP_TOKENS: StepTokens = [(4e5, 1024), (5e6, 2048), (5e7, 4096), (f6
 /// Maximum number of passes over the text with AdamW. Up to four passes are nearly as good as new
 /// text; after about sixteen, more passes help little (Muennighoff et al. 2023).
 const ADAMW_PASSES_MAX: f64 = 8.0;
-/// The same with Muon, which learns a text by heart sooner: after about two passes held-out loss
-/// falls no more, and rises in small texts ("which parts pay" in docs/experiments.md).
-const MUON_PASSES_MAX: f64 = 2.0;
+/// The same with Muon, which learns a text by heart sooner: after about three passes held-out loss
+/// falls no more, although the head decays ("several passes" in docs/experiments.md).
+const MUON_PASSES_MAX: f64 = 3.0;
 
 /// Learning rate of matrices with Muon ("rates of Muon" in docs/experiments.md).
 const MUON_LR: f32 = 0.02;
@@ -29,6 +29,15 @@ const SCALARS_LR: f32 = 0.01;
 /// Shares of the steps with a rising and with a falling rate.
 const MUON_WARMUP: f64 = 0.02;
 const MUON_DECAY: f64 = 0.6;
+
+/// Passes over the text up to which head and embeddings decay as usual, and from which they decay
+/// in full. In repeated text they learn it by heart ("several passes" in docs/experiments.md).
+const DECAY_PASSES: (f64, f64) = (1.0, 3.0);
+/// In full, the head forgets within this share of a pass: its rate times its decay times the steps
+/// of a pass is one over it.
+const FORGETTING: f64 = 0.16;
+/// Decay of the embeddings as a share of the head's. Their rate is 12 times as large.
+const EMBEDDINGS_DECAY: f64 = 0.05;
 
 /// Learning rate of AdamW times width. The best rate falls with the width ("learning rates of the
 /// tiny quickstart model" in docs/experiments.md: 4e-4 at a width of 192).
@@ -77,15 +86,29 @@ impl Kind {
         table.iter().find(|(below, _)| tokens < *below).map_or(table[3].1, |(_, n)| *n)
     }
 
-    /// Returns the settings for a model of this width.
-    pub(super) fn settings(self, width: usize, base: &OptimizerConfig) -> OptimizerConfig {
+    /// Returns the settings for a model of this width that reads a text of so many steps so often.
+    pub(super) fn settings(
+        self,
+        width: usize,
+        (passes, steps_per_pass): (f64, f64),
+        base: &OptimizerConfig,
+    ) -> OptimizerConfig {
         match self {
             Self::Adamw => {
                 let lr = (ADAMW_LR_TIMES_WIDTH / width as f64).min(ADAMW_LR_MAX) as f32;
                 OptimizerConfig { lr, ..*base }
                     .with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
             }
-            Self::Muon => muon_for_width(width),
+            Self::Muon => muon_for_width(width).with_muon(|muon| {
+                let (none, full) = DECAY_PASSES;
+                let share = ((passes - none) / (full - none)).clamp(0.0, 1.0);
+                let rate = f64::from(muon.head.lr);
+                let decay = share / (rate * FORGETTING * steps_per_pass.max(1.0));
+                let least = |decay: f64, usual: f32| usual.max(two_digits(decay) as f32);
+                muon.head.weight_decay = least(decay, muon.head.weight_decay);
+                let embeddings = EMBEDDINGS_DECAY * decay;
+                muon.embeddings.weight_decay = least(embeddings, muon.embeddings.weight_decay);
+            }),
         }
     }
 
@@ -105,6 +128,12 @@ impl Kind {
             },
         }
     }
+}
+
+/// Rounds to two digits, which are all that a recipe needs.
+fn two_digits(value: f64) -> f64 {
+    let unit = 10f64.powi(value.max(1e-9).log10().floor() as i32 - 1);
+    (value / unit).round() * unit
 }
 
 /// Returns Muon with the rates for a new model of this width.

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["recipe", "resume"])]
     minutes: Option<f64>,
     /// Size of the model as its number of blocks: width, heads, rates and tokens follow from it.
-    /// Without --minutes it sees 12 tokens per weight, in at most 2 passes over the text
+    /// Without --minutes it sees 12 tokens per weight, in at most 3 passes over the text
     #[arg(long, value_name = "BLOCKS", conflicts_with_all = ["recipe", "resume"])]
     depth: Option<u32>,
     #[command(flatten)]
