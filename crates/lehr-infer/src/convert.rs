@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 
 pub use beside::{partial, remove_partial};
+use lehr_model::adapt::PeftAdapter;
 use lehr_model::io::gguf::FileType;
 use lehr_model::io::{FloatFormat, ModelSource};
 use lehr_model::{Config, Model, Weights};
@@ -21,7 +22,7 @@ pub use crate::proof::{Bounds, Fault, Part, Proof};
 use self::beside::Beside;
 use crate::proof::{compare, outputs, probe_ids};
 use crate::vocabulary::gguf_tokenizer;
-use crate::{Error, Result, resolve_model, tokenizer_of};
+use crate::{Error, Result, open_adapter, resolve_model, tokenizer_of};
 
 /// Most tokens of the sample that are compared.
 const SAMPLE_TOKENS: usize = 256;
@@ -106,6 +107,22 @@ pub struct LeftOut {
     pub names: Vec<String>,
 }
 
+/// Writes the model `source` as [`convert`] does, with the adapter in the folder `adapter` merged
+/// into its weights.
+///
+/// # Errors
+/// As [`convert`], and if the adapter cannot be read, belongs to another model or cannot be merged.
+pub fn convert_with_adapter(
+    source: &Path,
+    adapter: &Path,
+    target: &Path,
+    format: Target,
+    sample: &str,
+) -> Result<Conversion> {
+    let adapter = open_adapter(adapter)?;
+    convert_from(source, Some(&adapter), target, format, sample)
+}
+
 /// Writes the model `source` to `target` in another format, opens the result, and compares both on
 /// `sample`. The result gets its final name only when it has passed; otherwise nothing is left.
 ///
@@ -114,12 +131,25 @@ pub struct LeftOut {
 /// tokenizer, its head or a number, or the disk is full; [`Error::Unproven`] if the copy differs by
 /// more than its format explains.
 pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Result<Conversion> {
+    convert_from(source, None, target, format, sample)
+}
+
+fn convert_from(
+    source: &Path,
+    adapter: Option<&PeftAdapter>,
+    target: &Path,
+    format: Target,
+    sample: &str,
+) -> Result<Conversion> {
     let source = resolve_model(source)?;
     if fs::symlink_metadata(target).is_ok() {
         return Err(Error::TargetExists { path: target.to_owned() });
     }
     let tokenizer = optional_tokenizer(&source)?;
-    let model = Model::open(&source, Weights::Exact)?;
+    let mut model = match adapter {
+        None => Model::open(&source, Weights::Exact)?,
+        Some(adapter) => Model::open_folder_with_adapter(&source, Weights::Exact, adapter)?,
+    };
     if let Some(tokenizer) = &tokenizer {
         crate::check_vocabulary(&source, tokenizer, &model)?;
     }
@@ -131,6 +161,10 @@ pub fn convert(source: &Path, target: &Path, format: Target, sample: &str) -> Re
     let probe = tokenizer.as_ref().and_then(|tokenizer| probe_ids(&model, tokenizer));
     let want = outputs(&model, &ids)?;
     let want_probe = probe.as_ref().map(|ids| outputs(&model, ids)).transpose()?;
+    if adapter.is_some() {
+        // What is compared is the model with its adapter beside the weights.
+        model = model.merged()?;
+    }
     let beside = Beside::new(target)?;
     let path = beside.path();
     let writing = Writing { source: &source, target, model: &model, tokenizer: tokenizer.as_ref() };

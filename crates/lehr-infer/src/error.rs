@@ -36,6 +36,12 @@ pub enum Error {
         /// What was found there.
         found: String,
     },
+    /// An adapter was named where its base belongs.
+    #[error("opening model {}: it is an adapter, expected the model it was trained on", path.display())]
+    AdapterAlone {
+        /// Its folder.
+        path: PathBuf,
+    },
     /// Tokenizer and model have different vocabularies.
     #[error(
         "opening model {}: the tokenizer has {tokenizer} ids, the model's vocabulary {model}",
@@ -176,6 +182,10 @@ impl Error {
                  GGUF file"
                     .to_owned(),
             ),
+            Self::AdapterAlone { path } => {
+                let path = path.display();
+                Some(format!("name the model, and the adapter with --adapter {path}"))
+            }
             Self::Vocabulary { .. } => {
                 Some("tokenizer.json and config.json must belong to one model".to_owned())
             }

@@ -24,7 +24,9 @@ pub use embed::{Embedder, Embeddings};
 pub use engine::{Engine, EngineSettings, Event, Request, RequestId};
 pub use error::{Error, Result};
 pub use inspect::{Inspection, TokenizerFacts};
-pub use load::{Loaded, check_ids, check_vocabulary, resolve_model, template_of, tokenizer_of};
+pub use load::{
+    Loaded, check_ids, check_vocabulary, open_adapter, resolve_model, template_of, tokenizer_of,
+};
 pub use model_files::ModelFiles;
 pub use notice::{Notice, on_notice};
 pub use pooling::Pooling;

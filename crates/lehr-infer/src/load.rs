@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use lehr_model::adapt::{AdapterConfig, PeftAdapter};
 use lehr_model::io::gguf::Metadata;
 use lehr_model::io::{
-    MANIFEST, Manifest, ModelSource, Scrutiny, check_checkpoint, checkpoints, newest_checkpoint,
-    read_json,
+    BaseModel, MANIFEST, Manifest, ModelSource, Scrutiny, check_checkpoint, checkpoints,
+    newest_checkpoint, read_json,
 };
 use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
@@ -49,8 +50,59 @@ impl Loaded {
     /// # Errors
     /// If there is no model, or its parts do not belong together.
     pub fn open(path: &Path, weights: Weights) -> Result<Self> {
+        let path = &resolve_model(path)?;
+        if path.is_dir() && PeftAdapter::is_in(path) {
+            return Self::open_adapted_run(path, weights);
+        }
         let of_folder = |path: &Path| Model::open(path, weights);
         Self::new(path, of_folder, |source| Model::open_source(source, weights))
+    }
+
+    /// Opens the checkpoint of a run that trained an adapter: its base, the adapter, and the
+    /// checkpoint's own tokenizer and chat template.
+    fn open_adapted_run(dir: &Path, weights: Weights) -> Result<Self> {
+        let adapter = PeftAdapter::open(dir)?;
+        let base = match BaseModel::checked(dir)? {
+            Some(base) => base,
+            None => return Err(Error::AdapterAlone { path: dir.to_owned() }),
+        };
+        let (tokenizer, path) = (Tokenizer::open(dir)?, dir.to_owned());
+        let mut model = Model::open_folder_with_adapter(&base, weights, &adapter)?;
+        if let Some(warning) = check_vocabulary(dir, &tokenizer, &model)? {
+            model.warn(warning);
+        }
+        Ok(Self { model, tokenizer, path, metadata: None })
+    }
+
+    /// Opens a model as [`Loaded::open`] does, with the adapter in `adapter` ([`open_adapter`]).
+    ///
+    /// # Errors
+    /// As [`Loaded::open`], and if the adapter cannot be read or belongs to another model.
+    pub fn open_with_adapter(path: &Path, adapter: &Path, weights: Weights) -> Result<Self> {
+        let adapter = open_adapter(adapter)?;
+        let of_folder = |path: &Path| Model::open_folder_with_adapter(path, weights, &adapter);
+        let of_file = |source: &ModelSource| Model::open_with_adapter(source, weights, &adapter);
+        Self::new(path, of_folder, of_file)
+    }
+
+    /// Opens a model to train new adapters of it. Its own weights are frozen, in the format `weights`;
+    /// `None` keeps quantised matrices as stored and others in f32.
+    ///
+    /// # Errors
+    /// As [`Loaded::open`], and if a target of `adapters` matches no layer, or their settings are
+    /// invalid.
+    pub fn open_to_adapt(
+        path: &Path,
+        adapters: &AdapterConfig,
+        weights: Option<Weights>,
+    ) -> Result<Self> {
+        let (of_folder, of_file) =
+            (weights.unwrap_or(Weights::F32), weights.unwrap_or(Weights::AsStored));
+        Self::new(
+            path,
+            |path| Model::open_adapted(&ModelSource::open(path)?, of_folder, adapters),
+            |source| Model::open_adapted(source, of_file, adapters),
+        )
     }
 
     /// Opens a model for training: all weights become parameters.
@@ -155,6 +207,16 @@ impl Loaded {
         let source = std::fs::read_to_string(name).map_err(unreadable)?;
         Ok(ChatTemplate::from_jinja(name, &source, special, eos_ids)?)
     }
+}
+
+/// Opens an adapter: a folder in the format of PEFT, or a run that trained one.
+///
+/// # Errors
+/// If there is none, or its files cannot be read.
+pub fn open_adapter(path: &Path) -> Result<PeftAdapter> {
+    let is_run = !PeftAdapter::is_in(path) && path.join("checkpoints").is_dir();
+    let dir = if is_run { resolve_model(path)? } else { path.to_owned() };
+    Ok(PeftAdapter::open(&dir)?)
 }
 
 /// Opens the tokenizer of the model at `path`, which [`resolve_model`] returned.
@@ -273,6 +335,9 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
             true => Ok(path.to_owned()),
             false => Err(none(expected.to_owned())),
         };
+    }
+    if PeftAdapter::is_in(path) && !path.join("config.json").is_file() {
+        return Err(Error::AdapterAlone { path: path.to_owned() });
     }
     if path.join("config.json").is_file() {
         if path.join(MANIFEST).is_file() {

@@ -8,9 +8,10 @@ use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{Role, Shape, Source, Tensor, no_grad};
 use serde_json::Value;
 
-use crate::io::{self, ModelSource};
+use crate::adapt::PeftAdapter;
+use crate::io::{self, BaseModel, ModelSource};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
-use crate::{Error, Model, Result, Tokens};
+use crate::{Error, Model, Result, Tokens, Weights};
 
 /// A backbone with a head that gives each sequence one logit per label, as in `transformers`'
 /// `…ForSequenceClassification`.
@@ -145,11 +146,24 @@ impl Classifier {
             hint: Some("make one: lehr finetune --model MODEL --data labelled.jsonl".to_owned()),
         })?;
         check_problem(&json)?;
-        let source = ModelSource::open(dir)?;
-        let mut model = Model::load_source(&source)?;
+        // A run that trained an adapter has it, and the head, beside its base.
+        let base = match PeftAdapter::is_in(dir) {
+            true => BaseModel::checked(dir)?,
+            false => None,
+        };
+        let adapter = base.is_some().then(|| PeftAdapter::open(dir)).transpose()?;
+        let source = ModelSource::open(base.as_deref().unwrap_or(dir))?;
+        let mut model = match &adapter {
+            Some(adapter) => Model::backbone_with_adapter(&source, Weights::F32, adapter)?,
+            None => Model::load_source(&source)?,
+        };
         let used = RefCell::new(Vec::new());
         let load = |name: &str, shape: Shape| {
             used.borrow_mut().push(name.to_owned());
+            let trained = adapter.as_ref().and_then(|adapter| adapter.whole(name, shape));
+            if let Some(value) = trained {
+                return value.map(Some).map_err(|e| e.to_string());
+            }
             source.checkpoint().tensor(name, shape).map(Some).map_err(|e| e.to_string())
         };
         let pooling = Pooling::of(&json);

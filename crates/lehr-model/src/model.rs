@@ -13,7 +13,7 @@ use lehr_tensor::{DType, Device, Init, Named, Param, ParamStore, Role, Source, T
 
 pub use save::ModelCopy;
 
-use crate::adapt::Adapted;
+use crate::adapt::{Adapted, AdapterMethod};
 use crate::arch::{ActivationCheckpointing, KvPrefixParams, Layout, Pass};
 use crate::io::leftover;
 use crate::nn::{LayerBuilder, Linear};
@@ -64,6 +64,12 @@ impl Model {
     #[must_use]
     pub fn adapters(&self) -> &[Adapted] {
         &self.adapters
+    }
+
+    /// Returns the method of the first adapter; `None` if there is none.
+    #[must_use]
+    pub fn adapter_method(&self) -> Option<AdapterMethod> {
+        self.adapters.first().map(|adapted| adapted.method)
     }
 
     /// Adds parameters outside the backbone, such as a classification head.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig};
+use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig, LoraScaling, Targets};
 use lehr_model::io::{Checkpoint, ModelSource};
 use lehr_model::{Model, Role, Tokens, Weights};
 use lehr_tensor::{NamePattern, Param, Philox, Tensor, no_grad};
@@ -26,8 +26,8 @@ fn golden(name: &str) -> PathBuf {
 
 fn lora(targets: &[&str]) -> AdapterConfig {
     AdapterConfig {
-        targets: targets.iter().map(|target| NamePattern::new(*target)).collect(),
-        method: AdapterMethod::Lora(LoraConfig { rank: 3, alpha: 6.0 }),
+        targets: Targets::Layers(targets.iter().map(|target| NamePattern::new(*target)).collect()),
+        method: AdapterMethod::Lora(LoraConfig { rank: 3, alpha: 6.0, scaling: LoraScaling::Rank }),
         seed: 5,
     }
 }
@@ -291,9 +291,11 @@ fn impossible_settings_are_refused() {
     };
     says(&lora(&["*.q_proj", "*.no_such_layer"]), "no linear layer matches `*.no_such_layer`");
     let mut config = lora(&["*"]);
-    config.method = AdapterMethod::Lora(LoraConfig { rank: 0, alpha: 1.0 });
+    config.method =
+        AdapterMethod::Lora(LoraConfig { rank: 0, alpha: 1.0, scaling: LoraScaling::Rank });
     says(&config, "rank of LoRA is 0");
-    config.method = AdapterMethod::Lora(LoraConfig { rank: 1, alpha: f32::NAN });
+    config.method =
+        AdapterMethod::Lora(LoraConfig { rank: 1, alpha: f32::NAN, scaling: LoraScaling::Rank });
     says(&config, "alpha of LoRA is NaN");
 }
 

@@ -332,8 +332,9 @@ impl<'a> Session<'a> {
 
 /// Opens the model that checkpoints refer to, if they hold only trained weights.
 fn base(recipe: &Recipe) -> Result<Option<Base>> {
-    match (recipe.checkpoint.weights, &recipe.model) {
-        (SavedWeights::Trained, ModelConfig::Load { path }) => {
+    let trained = recipe.checkpoint.weights == SavedWeights::Trained || !recipe.adapter.is_none();
+    match (trained, &recipe.model) {
+        (true, ModelConfig::Load { path }) => {
             Ok(Some(Base::open(&resolve_model(Path::new(path))?)?))
         }
         _ => Ok(None),

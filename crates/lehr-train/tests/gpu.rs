@@ -7,7 +7,7 @@ mod common;
 
 use std::sync::atomic::AtomicBool;
 
-use common::{Watch, gpt2, llama, prepared, recipe, run_in_memory, run_watched};
+use common::{Watch, adapting, gpt2, llama, prepared, recipe, run_in_memory, run_watched};
 use lehr_model::{ActivationCheckpointing, DTypeChoice, DeviceChoice};
 use lehr_tensor::cuda;
 use lehr_train::checkpoint::Contents;
@@ -85,6 +85,22 @@ fn a_fitted_model_learns_with_muon_on_the_gpu_as_on_the_cpu() {
         let gpu = losses(&on(&recipe, GPU, dtype));
         let off = distance(&gpu, &cpu);
         assert!(off < most, "{dtype} on the GPU is off by {off:.1e}: {gpu:?}, {cpu:?}");
+    }
+}
+
+#[test]
+fn an_adapter_learns_on_the_gpu_as_on_the_cpu() {
+    cuda::use_emulator();
+    let scratch = tempfile::tempdir().unwrap();
+    let (_, tuned) = adapting(scratch.path());
+    for weights in ["auto", "int8"] {
+        let tuned = tuned.with_overrides(&[format!("adapter.weights={weights}")]).unwrap();
+        let cpu = losses(&tuned);
+        for (dtype, most) in [(DTypeChoice::F32, 5e-4), (DTypeChoice::Bf16, 2e-2)] {
+            let gpu = losses(&on(&tuned, GPU, dtype));
+            let off = distance(&gpu, &cpu);
+            assert!(off < most, "{weights} in {dtype} is off by {off:.1e}: {gpu:?}, {cpu:?}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig};
+use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig, LoraScaling, Targets};
 use lehr_model::io::{Checkpoint, ModelSource};
 use lehr_model::{ActivationCheckpointing, Model, Role, Tokens, Weights};
 use lehr_tensor::inplace::{Clip, SquaredGradNorm};
@@ -126,8 +126,8 @@ fn frozen_parameters_keep_their_bits_over_training_and_have_no_state() {
 fn only_adapters_are_trained_over_a_quantised_base() {
     let dir = golden_dirs().into_iter().find(|dir| dir.ends_with("qwen3")).unwrap();
     let adapters = AdapterConfig {
-        targets: vec![NamePattern::new("*.self_attn.*"), NamePattern::new("*.mlp.*")],
-        method: AdapterMethod::Lora(LoraConfig { rank: 4, alpha: 8.0 }),
+        targets: Targets::Layers(["*.self_attn.*", "*.mlp.*"].map(NamePattern::new).to_vec()),
+        method: AdapterMethod::Lora(LoraConfig { rank: 4, alpha: 8.0, scaling: LoraScaling::Rank }),
         seed: 1,
     };
     let source = ModelSource::open(&dir).unwrap();

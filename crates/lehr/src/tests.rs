@@ -23,6 +23,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("pretrain my.toml --depth 2", "--depth"),
     ("pretrain --resume runs/a --depth 2", "--depth"),
     ("plan --depth 2", "--data"),
+    ("finetune --model m --data a.jsonl --rank 8", "--method"),
+    ("finetune --model m --data a.jsonl --weights nf4", "--method"),
+    ("finetune my.toml --method lora", "--method"),
+    ("finetune --resume runs/a --method lora", "--method"),
     ("plan --data a.txt --tokens-per-weight 2", "--depth"),
     ("plan --data a.txt --law r1 r2 r3 r4", "--depth"),
     ("pretrain --data a.txt --depth 2 --minutes 3 --tokens-per-weight 2", "--minutes"),
@@ -68,6 +72,7 @@ const REFUSED: &[(&str, &str)] = &[
 const ACCEPTED: &[&str] = &[
     "pretrain my.toml --data a.txt --out b --seed 2 --set train.steps=3 --device cpu --dtype f32",
     "pretrain --data a.txt --minutes 3 --set train.batch_size=8 --threads 2 --json",
+    "finetune --model m --data a.jsonl --method lora --rank 8 --weights nf4",
     "pretrain --data a.txt --depth 2 --minutes 3 --dry-run",
     "pretrain --data a.txt --depth 2 --tokens-per-weight 0.5 --law r1 r2 r3 r4 --dry-run",
     "plan --data a.txt --depth 2 --tokens-per-weight 0.5 --law r1 r2 r3 r4 --json",
@@ -122,25 +127,28 @@ const ARGUMENTS: &[(&str, &str)] = &[
     (
         "finetune",
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
-         dry_run json plain model kind new_head",
+         dry_run json plain model kind method rank weights new_head",
     ),
     (
         "generate",
         "model prompt prompts batch cache_tokens output greedy temperature top_k top_p min_p \
          repetition_penalty frequency_penalty presence_penalty seed max_tokens context stop \
-         weights device dtype threads logprobs json",
+         weights adapter device dtype threads logprobs json",
     ),
     (
         "chat",
         "model system template template_args prompt greedy temperature top_k top_p min_p \
          repetition_penalty frequency_penalty presence_penalty seed max_tokens context stop \
-         weights device dtype threads json",
+         weights adapter device dtype threads json",
     ),
     ("classify", "model text device dtype json"),
     ("embed", "model text data out prefix pooling max_tokens device dtype threads json"),
-    ("eval", "model data text_field skip_bad window stride weights device dtype threads json"),
+    (
+        "eval",
+        "model data text_field skip_bad window stride weights adapter device dtype threads json",
+    ),
     ("inspect", "model tensors json"),
-    ("convert", "model to format sample threads json"),
+    ("convert", "model to format sample adapter threads json"),
     ("verify", "model golden device dtype json"),
     ("doctor", "model compile json"),
 ];

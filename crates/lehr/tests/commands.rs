@@ -206,8 +206,12 @@ fn finished_runs_predict_the_loss_of_another() {
     // The run itself has it in its report.
     let train = [&["pretrain", "--plain", "--out", "next"], &by_law[1..]].concat();
     assert!(succeeds(dir, &train).contains("bits per byte at the end, by 1.2"));
+    let predicted = fs::read_to_string(dir.join("next/prediction.json")).unwrap();
+    let predicted = one_json(&predicted.replace('\n', ""))["bits_per_byte"].as_f64().unwrap();
     let report = fs::read_to_string(dir.join("next/report.html")).unwrap();
-    assert!(report.contains("<td>2.000</td>"), "{report}");
+    let row = report.split("held-out bits per byte").nth(1).unwrap();
+    let row = row.split("</tr>").next().unwrap();
+    assert!((predicted - 2.0).abs() < 2e-3 && row.contains(&format!("{predicted:.3}")), "{row}");
 
     fails(dir, &by_law[..by_law.len() - 1], &["3 runs for a law, expected 4 or more"]);
     set_number(&dir.join("law/3/prediction.json"), &["tokens"], 9.0 * tokens);

@@ -3,6 +3,8 @@
 use lehr_tensor::ops::linear::WeightLayout::OutIn;
 use lehr_tensor::{Init, Param, ParamBuilder, Result, Role, Tensor, no_grad};
 
+use serde::{Deserialize, Serialize};
+
 use super::Adapter;
 use crate::Error;
 
@@ -11,11 +13,35 @@ use crate::Error;
 pub struct LoraConfig {
     /// Rank R of the update, at least 1.
     pub rank: usize,
-    /// The update is multiplied by `alpha / rank`.
+    /// The scale of the update before it is divided by [`LoraConfig::scaling`].
     pub alpha: f32,
+    /// By what the scale is divided.
+    pub scaling: LoraScaling,
+}
+
+/// By what `alpha` is divided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraScaling {
+    /// The rank.
+    #[default]
+    Rank,
+    /// The root of the rank, with which large ranks learn as fast as small ones: rsLoRA
+    /// (Kalajdzievski 2023, <https://arxiv.org/abs/2312.03732>).
+    RootOfRank,
 }
 
 impl LoraConfig {
+    /// Returns the factor of the update.
+    #[must_use]
+    pub fn scale(self) -> f32 {
+        let rank = self.rank as f32;
+        match self.scaling {
+            LoraScaling::Rank => self.alpha / rank,
+            LoraScaling::RootOfRank => self.alpha / rank.sqrt(),
+        }
+    }
+
     /// Checks that the settings are valid.
     pub(super) fn validate(self) -> crate::Result<()> {
         if self.rank == 0 {
@@ -28,7 +54,8 @@ impl LoraConfig {
     }
 }
 
-/// An update of rank R beside a linear layer: `y = base(x) + (α / R) · B (A x)`.
+/// An update of rank R beside a linear layer: `y = base(x) + s · B (A x)` with the scale `s` of
+/// [`LoraConfig::scale`].
 ///
 /// | name | shape | starts |
 /// |---|---|---|
@@ -49,21 +76,21 @@ impl Lora {
     /// If memory runs out.
     pub(super) fn build(
         p: &mut ParamBuilder<'_>,
-        LoraConfig { rank, alpha }: LoraConfig,
+        config: LoraConfig,
         n_in: usize,
         n_out: usize,
     ) -> Result<Self> {
         let bound = 1.0 / (n_in.max(1) as f32).sqrt();
-        let role = Role::Adapter;
+        let (role, rank) = (Role::Adapter, config.rank);
         let a = p.at("lora_A").param("weight", role, [rank, n_in], Init::Uniform(bound))?;
         let b = p.at("lora_B").param("weight", role, [n_out, rank], Init::Constant(0.0))?;
-        Ok(Self { a, b, scale: alpha / rank as f32 })
+        Ok(Self { a, b, scale: config.scale() })
     }
 }
 
 impl Adapter for Lora {
     fn forward(&self, x: &Tensor, base: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        // Scaling is cheapest at width R.
+        // LoraScaling is cheapest at width R.
         let low = x.linear(&self.a.tensor(), OutIn, None)?.scale(self.scale)?;
         base(x)?.add(&low.linear(&self.b.tensor(), OutIn, None)?)
     }

@@ -5,13 +5,18 @@
 //! path a pattern selects.
 
 mod lora;
+mod peft;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use lehr_tensor::{NamePattern, ParamBuilder, Result, Source, Tensor};
-pub use lora::{Lora, LoraConfig};
+use lehr_tensor::{NamePattern, ParamBuilder, Result, Role, Shape, Source, Tensor};
+pub use lora::{Lora, LoraConfig, LoraScaling};
+pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftAdapter};
+
+use crate::{Config, Error};
 
 /// An adapter of one linear layer.
 pub trait Adapter: Send + Sync {
@@ -33,16 +38,34 @@ pub trait Adapter: Send + Sync {
 /// The adapted layers of a model, and the method.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterConfig {
-    /// Patterns of the layers' paths, such as `model.layers.*.self_attn.q_proj`.
-    pub targets: Vec<NamePattern>,
+    /// The layers.
+    pub targets: Targets,
     /// The method.
     pub method: AdapterMethod,
     /// Seed of the new parameters.
     pub seed: u64,
 }
 
-/// The adapter methods.
+/// The layers that get an adapter.
 #[derive(Clone, Debug, PartialEq)]
+pub enum Targets {
+    /// All linear layers of the blocks.
+    Blocks,
+    /// Those whose paths match a pattern, such as `model.layers.*.self_attn.q_proj`.
+    Layers(Vec<NamePattern>),
+}
+
+impl Targets {
+    fn select(&self, path: &str, role: Role) -> bool {
+        match self {
+            Self::Blocks => role.is_hidden_matrix(),
+            Self::Layers(patterns) => patterns.iter().any(|pattern| pattern.matches(path)),
+        }
+    }
+}
+
+/// The adapter methods.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AdapterMethod {
     /// Low-rank adaptation.
     Lora(LoraConfig),
@@ -59,13 +82,13 @@ impl AdapterConfig {
 
 impl AdapterMethod {
     fn build(
-        &self,
+        self,
         p: &mut ParamBuilder<'_>,
         n_in: usize,
         n_out: usize,
     ) -> Result<Arc<dyn Adapter>> {
         match self {
-            Self::Lora(config) => Ok(Arc::new(Lora::build(p, *config, n_in, n_out)?)),
+            Self::Lora(config) => Ok(Arc::new(Lora::build(p, config, n_in, n_out)?)),
         }
     }
 }
@@ -77,6 +100,8 @@ pub struct Adapted {
     pub path: String,
     /// Its adapter.
     pub adapter: Arc<dyn Adapter>,
+    /// Its method and settings.
+    pub method: AdapterMethod,
     /// Whether the layer's weight is `[in, out]`.
     pub(crate) transposed: bool,
 }
@@ -98,33 +123,75 @@ impl fmt::Debug for Adapted {
     }
 }
 
+/// The adapters that a model gets.
+#[derive(Clone, Copy)]
+pub(crate) enum Adapters<'a> {
+    /// New ones.
+    New(&'a AdapterConfig),
+    /// Trained ones.
+    Saved(&'a PeftAdapter),
+}
+
+impl Adapters<'_> {
+    /// Checks that the settings are valid.
+    pub(crate) fn validate(self) -> crate::Result<()> {
+        match self {
+            Self::New(config) => config.validate(),
+            // They were checked when they were opened.
+            Self::Saved(_) => Ok(()),
+        }
+    }
+}
+
 /// The adapters of one model while its layers are built.
 pub(crate) struct AdapterFactory<'a> {
-    config: &'a AdapterConfig,
-    source: Source<'static>,
+    adapters: Adapters<'a>,
+    config: &'a Config,
     built: RefCell<Vec<Adapted>>,
+    /// The modules of a saved adapter that are built.
+    used: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> AdapterFactory<'a> {
-    pub(crate) fn new(config: &'a AdapterConfig) -> Self {
-        let source = Source::Init { seed: config.seed };
-        Self { config, source, built: RefCell::default() }
+    pub(crate) fn new(adapters: Adapters<'a>, config: &'a Config) -> Self {
+        Self { adapters, config, built: RefCell::default(), used: RefCell::default() }
     }
 
-    /// Builds the adapter of the layer at the current path of `p`, if a pattern selects it. The
-    /// layer's weight is `[in, out]` if `transposed`.
+    /// Builds the adapter of the layer at the current path of `p`, if it gets one. The layer's
+    /// weight is `[in, out]` if `transposed`.
     pub(crate) fn build(
         &self,
         p: &mut ParamBuilder<'_>,
+        role: Role,
         [n_in, n_out]: [usize; 2],
         transposed: bool,
     ) -> Result<Option<Arc<dyn Adapter>>> {
         let path = p.path().to_owned();
-        if !self.config.targets.iter().any(|target| target.matches(&path)) {
-            return Ok(None);
-        }
-        let adapter = self.config.method.build(&mut p.with_source(&self.source), n_in, n_out)?;
-        let adapted = Adapted { path, adapter: Arc::clone(&adapter), transposed };
+        let (method, adapter) = match self.adapters {
+            Adapters::New(config) => {
+                if !config.targets.select(&path, role) {
+                    return Ok(None);
+                }
+                let source = Source::Init { seed: config.seed };
+                let mut p = p.with_source(&source);
+                (config.method, config.method.build(&mut p, n_in, n_out)?)
+            }
+            Adapters::Saved(saved) => {
+                let names = self.config.checkpoint_names(&format!("{path}.weight"));
+                let Some((layer, config)) = saved.find(&names) else { return Ok(None) };
+                let load = |name: &str, shape: Shape| {
+                    let part = name.strip_prefix(&path).and_then(|part| part.strip_prefix('.'));
+                    let value = saved.tensor(layer, part.unwrap_or(name), shape);
+                    value.map(Some).map_err(|e| e.to_string())
+                };
+                let source = Source::Load { load: &load, stored: None, seed: 0 };
+                let method = AdapterMethod::Lora(config);
+                let adapter = method.build(&mut p.with_source(&source), n_in, n_out)?;
+                self.used.borrow_mut().insert(layer.to_owned());
+                (method, adapter)
+            }
+        };
+        let adapted = Adapted { path, adapter: Arc::clone(&adapter), method, transposed };
         self.built.borrow_mut().push(adapted);
         Ok(Some(adapter))
     }
@@ -132,13 +199,28 @@ impl<'a> AdapterFactory<'a> {
     /// Returns the built adapters in the order of their layers.
     ///
     /// # Errors
-    /// If a pattern selected no layer.
-    pub(crate) fn finish(self) -> std::result::Result<Vec<Adapted>, NamePattern> {
+    /// If a pattern selected no layer, or a saved adapter has layers that the model lacks.
+    pub(crate) fn finish(self) -> crate::Result<Vec<Adapted>> {
         let built = self.built.into_inner();
-        let selects = |target: &NamePattern| built.iter().any(|one| target.matches(&one.path));
-        match self.config.targets.iter().find(|target| !selects(target)) {
-            Some(unused) => Err(unused.clone()),
-            None => Ok(built),
+        match self.adapters {
+            Adapters::New(config) => {
+                let selects =
+                    |target: &NamePattern| built.iter().any(|one| target.matches(&one.path));
+                let patterns = match &config.targets {
+                    Targets::Blocks => &[],
+                    Targets::Layers(patterns) => patterns.as_slice(),
+                };
+                if let Some(unused) = patterns.iter().find(|target| !selects(target)) {
+                    return Err(Error::adapter(
+                        "adapting the model",
+                        format!("no linear layer matches `{unused}`"),
+                        "`*` stands for any characters; the paths are the names of the weights \
+                         without `.weight`",
+                    ));
+                }
+            }
+            Adapters::Saved(saved) => saved.check_used(&self.used.into_inner())?,
         }
+        Ok(built)
     }
 }

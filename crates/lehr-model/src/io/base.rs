@@ -47,6 +47,17 @@ impl BaseModel {
         serde_json::from_str(&text).map(Some).map_err(|e| Error::format(&path, e.to_string()))
     }
 
+    /// Returns the path of the base of the checkpoint in `dir`, which must be unchanged; `None` if the
+    /// checkpoint holds all weights.
+    ///
+    /// # Errors
+    /// If the reference is damaged, or the base is missing or has changed.
+    pub fn checked(dir: &Path) -> Result<Option<PathBuf>> {
+        let Some(base) = Self::read(dir)? else { return Ok(None) };
+        base.check(dir)?;
+        Ok(Some(base.path))
+    }
+
     /// Checks that the base of the checkpoint in `dir` is unchanged.
     pub(super) fn check(&self, dir: &Path) -> Result<()> {
         let refused = |reason: String| Error::Format {

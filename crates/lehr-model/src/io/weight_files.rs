@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::entry::Entry;
 use super::{gguf, read_json};
+use crate::adapt::ADAPTER_CONFIG;
 use crate::{Error, Result};
 
 /// The weight files of a model.
@@ -72,6 +73,17 @@ impl WeightFiles {
         }
         let (paths, index) = match found {
             Some(found) => found,
+            None if there(ADAPTER_CONFIG).is_some() => {
+                return Err(Error::Format {
+                    path: path.to_owned(),
+                    reason: "it has an adapter and not the weights of the model".to_owned(),
+                    hint: Some(format!(
+                        "generate, chat and eval open it as it is; `lehr convert MODEL --adapter {} \
+                         --to OUT` writes the whole model",
+                        path.display()
+                    )),
+                });
+            }
             None => (vec![consolidated(path)?], None),
         };
         let left = left(path, &paths)?;

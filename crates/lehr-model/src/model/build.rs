@@ -10,7 +10,7 @@ use lehr_tensor::{LoadStored, ParamStore, Philox, Role, Shape, Source, StoredSha
 
 use super::Model;
 use super::lookup::Lookup;
-use crate::adapt::{AdapterConfig, AdapterFactory};
+use crate::adapt::{AdapterConfig, AdapterFactory, Adapters, PeftAdapter};
 use crate::arch::{ActivationCheckpointing, Architecture};
 use crate::io::{self, Checkpoint, ModelSource, Shards};
 use crate::nn::LayerBuilder;
@@ -84,7 +84,7 @@ impl Model {
     fn from_source(
         source: &ModelSource,
         weights: Weights,
-        adapters: Option<&AdapterConfig>,
+        adapters: Option<Adapters<'_>>,
     ) -> Result<Self> {
         let config = Config::from_json(source.config())?;
         let mut model = Self::from_weights(config, source.checkpoint(), weights, adapters)?;
@@ -132,7 +132,8 @@ impl Model {
     /// As [`Model::new`]. Also if a target of `adapters` matches no layer, or their settings are
     /// invalid.
     pub fn new_adapted(config: Config, adapters: &AdapterConfig, seed: u64) -> Result<Self> {
-        Self::build_adapted(config, &Source::Init { seed }, true, Some(adapters))
+        let adapters = Some(Adapters::New(adapters));
+        Self::build_adapted(config, &Source::Init { seed }, true, adapters)
     }
 
     /// Opens a model like [`Model::open_source`] and adds new adapters. The weights are frozen;
@@ -146,7 +147,51 @@ impl Model {
         weights: Weights,
         adapters: &AdapterConfig,
     ) -> Result<Self> {
-        Self::from_source(source, weights, Some(adapters))
+        Self::from_source(source, weights, Some(Adapters::New(adapters)))
+    }
+
+    /// Opens a model like [`Model::open`] with a trained adapter.
+    ///
+    /// # Errors
+    /// As [`Model::open_with_adapter`], and if the model is in tensor-parallel parts.
+    pub fn open_folder_with_adapter(
+        path: &Path,
+        weights: Weights,
+        adapter: &PeftAdapter,
+    ) -> Result<Self> {
+        if Shards::open(path)?.is_some() {
+            return Err(Error::adapter(
+                "opening the model with an adapter",
+                format!("{} is in tensor-parallel parts", path.display()),
+                "write it as one model first, with lehr convert",
+            ));
+        }
+        Self::open_with_adapter(&ModelSource::open(path)?, weights, adapter)
+    }
+
+    /// Opens a model like [`Model::open_source`] with a trained adapter. The weights are frozen;
+    /// only the adapter is trainable. Stored (quantised) weights keep their format.
+    ///
+    /// # Errors
+    /// As [`Model::load`]. Also if the adapter has layers that the model lacks, or of other shapes.
+    pub fn open_with_adapter(
+        source: &ModelSource,
+        weights: Weights,
+        adapter: &PeftAdapter,
+    ) -> Result<Self> {
+        adapter.check_updates_only()?;
+        Self::backbone_with_adapter(source, weights, adapter)
+    }
+
+    /// The same for a backbone whose head the adapter may have.
+    pub(crate) fn backbone_with_adapter(
+        source: &ModelSource,
+        weights: Weights,
+        adapter: &PeftAdapter,
+    ) -> Result<Self> {
+        let model = Self::from_source(source, weights, Some(Adapters::Saved(adapter)))?;
+        adapter.check_copies(&model)?;
+        Ok(model)
     }
 
     /// Builds the model of `config` with the weights of `checkpoint`, all in f32.
@@ -161,7 +206,7 @@ impl Model {
         config: Config,
         checkpoint: &Checkpoint,
         weights: Weights,
-        adapters: Option<&AdapterConfig>,
+        adapters: Option<Adapters<'_>>,
     ) -> Result<Self> {
         let lookup = Lookup::new(config, checkpoint)?;
         let load = |name: &str, shape: Shape| match lookup.find(name) {
@@ -213,29 +258,22 @@ impl Model {
         config: Config,
         source: &Source<'_>,
         has_head: bool,
-        adapters: Option<&AdapterConfig>,
+        adapters: Option<Adapters<'_>>,
     ) -> Result<Self> {
         config.validate()?;
-        adapters.map_or(Ok(()), AdapterConfig::validate)?;
-        let factory = adapters.map(AdapterFactory::new);
+        adapters.map_or(Ok(()), Adapters::validate)?;
+        let factory = adapters.map(|adapters| AdapterFactory::new(adapters, &config));
         let mut params = ParamStore::default();
         let mut root = LayerBuilder::new(&mut params, source).with_adapters(factory.as_ref());
         if !has_head {
             root = root.without_head();
         }
         let arch: Arc<dyn Architecture> = config.build(&mut root)?.into();
-        let adapters = match factory.map(AdapterFactory::finish) {
-            Some(built) => {
+        let adapters = match factory {
+            Some(factory) => {
                 // Only the adapter's parameters are trainable.
                 params.freeze(|param| param.role() != Role::Adapter);
-                built.map_err(|unused| {
-                    Error::adapter(
-                        "adapting the model",
-                        format!("no linear layer matches `{unused}`"),
-                        "`*` stands for any characters; the paths are the names of the weights \
-                         without `.weight`",
-                    )
-                })?
+                factory.finish()?
             }
             None => Vec::new(),
         };

@@ -84,11 +84,16 @@ impl<'a> LayerBuilder<'a> {
     ///
     /// # Errors
     /// If memory runs out.
-    pub(super) fn adapter(&mut self, shape: LinearShape) -> Result<Option<Arc<dyn Adapter>>> {
+    pub(super) fn adapter(
+        &mut self,
+        role: Role,
+        shape: LinearShape,
+    ) -> Result<Option<Arc<dyn Adapter>>> {
         let LinearShape { n_in, n_out, layout, .. } = shape;
         match self.adapters {
             Some(adapters) => {
-                adapters.build(&mut self.params, [n_in, n_out], layout == WeightLayout::InOut)
+                let transposed = layout == WeightLayout::InOut;
+                adapters.build(&mut self.params, role, [n_in, n_out], transposed)
             }
             None => Ok(None),
         }

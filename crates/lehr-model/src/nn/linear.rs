@@ -96,7 +96,7 @@ impl Linear {
             true => Some(p.param("bias", Role::Bias, [n_out], Init::Constant(0.0))?),
             false => None,
         };
-        let (path, adapter) = (p.path().to_owned(), p.adapter(shape)?);
+        let (path, adapter) = (p.path().to_owned(), p.adapter(role, shape)?);
         Ok(Self { path, weight, layout, bias, adapter, is_tied: false })
     }
 
@@ -106,7 +106,7 @@ impl Linear {
     /// If memory runs out.
     pub fn tied(p: &mut LayerBuilder<'_>, embedding: &Embedding) -> Result<Self> {
         let (path, weight) = (p.path().to_owned(), embedding.weight.clone());
-        let adapter = p.adapter(LinearShape::new(embedding.width, embedding.n_rows))?;
+        let adapter = p.adapter(Role::Head, LinearShape::new(embedding.width, embedding.n_rows))?;
         let layout = WeightLayout::OutIn;
         Ok(Self { path, weight, layout, bias: None, adapter, is_tied: true })
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use lehr_model::adapt::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use lehr_model::io::{BASE, BaseModel, Checkpoint, TensorFile};
 use lehr_tensor::{Param, Tensor};
 
@@ -59,7 +60,7 @@ impl Contents<'_> {
     pub(super) fn write(&self, writer: &mut Writer<'_>) -> Result<()> {
         let Self { objective, optimizer, state, base, last_weights } = *self;
         self.write_texts(writer)?;
-        writer.write("model.safetensors", &mut self.weights()?.parts())?;
+        self.write_weights(writer)?;
         if let Some(base) = base {
             writer.write_text(BASE, &to_json(&base.model))?;
         }
@@ -75,6 +76,17 @@ impl Contents<'_> {
             writer.write_text(OBJECTIVE_VALUES, &to_json(&own.values))?;
         }
         writer.write_text("state.json", &to_json(state))
+    }
+
+    /// Writes the trained weights: the adapter in the format of PEFT, or the model's.
+    fn write_weights(&self, writer: &mut Writer<'_>) -> Result<()> {
+        let model = self.objective.model();
+        let Some(base) = self.base.filter(|_| !model.adapters().is_empty()) else {
+            return writer.write("model.safetensors", &mut self.weights()?.parts());
+        };
+        let (settings, file) = model.adapter_files(&base.model.path.display().to_string())?;
+        writer.write(ADAPTER_WEIGHTS, &mut file.parts())?;
+        writer.write_text(ADAPTER_CONFIG, &to_json(&settings))
     }
 
     /// Writes the texts with which lehr and `transformers` open the model. Settings of the loaded

@@ -10,7 +10,9 @@ mod storage;
 use std::path::{Path, PathBuf};
 
 pub use contents::{Base, Contents};
-use lehr_model::io::{self, Checkpoint, MANIFEST, Manifest, ManifestFile, hex};
+use lehr_model::Model;
+use lehr_model::adapt::PeftAdapter;
+use lehr_model::io::{self, BaseModel, Checkpoint, MANIFEST, Manifest, ManifestFile, hex};
 use lehr_tokenizer::Tokenizer;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -166,11 +168,8 @@ pub fn restore(
         let n = state.params_ahead;
         return Err(fault(format!("{n} parameters already have the update of the next step")));
     }
-    let weights = Checkpoint::open(dir)?;
     check_vocabulary_and_labels(dir, objective)?;
-    for param in objective.model().params().params() {
-        param.set(&weights.tensor(param.name(), param.shape())?)?;
-    }
+    restore_weights(dir, objective.model())?;
     let moments = Checkpoint::open(&dir.join("optimizer.safetensors"))?;
     optimizer.restore(&|name, shape| Ok(moments.tensor(name, shape)?))?;
     if objective.state()?.is_some() {
@@ -180,6 +179,19 @@ pub fn restore(
         objective.restore(&|name, shape| Ok(tensors.tensor(name, shape)?), &values)?;
     }
     Ok(state)
+}
+
+/// Loads the weights of a checkpoint: the adapter beside an unchanged base, or all of the model's.
+fn restore_weights(dir: &Path, model: &Model) -> Result<()> {
+    if !model.adapters().is_empty() {
+        BaseModel::checked(dir)?;
+        return Ok(model.load_adapter(&PeftAdapter::open(dir)?)?);
+    }
+    let weights = Checkpoint::open(dir)?;
+    for param in model.params().params() {
+        param.set(&weights.tensor(param.name(), param.shape())?)?;
+    }
+    Ok(())
 }
 
 /// Checks that tokenizer and labels are those with which the weights were trained. They differ if

@@ -13,8 +13,8 @@ use lehr_tokenizer::chat::{Moment, Role};
 use super::reading::Overview;
 use super::{FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
-    CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig, SampleConfig,
-    ScheduleConfig, TrainConfig,
+    AdapterSection, CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
+    SampleConfig, ScheduleConfig, TrainConfig,
 };
 use crate::rundir::check_places;
 use crate::watch::watch;
@@ -57,6 +57,13 @@ const WARMUP_PART: u64 = 10;
 
 /// A quarter of the steps lie between two evaluations, samples and checkpoints.
 const LOOKS: u64 = 4;
+
+/// Rank of LoRA, as usual.
+const LORA_RANK: usize = 16;
+
+/// Learning rate of adapters as a multiple of that of the whole model, as usual for LoRA (Schulman et
+/// al. 2025, "LoRA Without Regret").
+const ADAPTER_LR: f64 = 10.0;
 
 /// What is being done while a data set is read.
 const READING: &str = "reading the data";
@@ -243,7 +250,7 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
         data: data.config(&base, HELD_OUT),
         model: ModelConfig::Load { path: model.display().to_string() },
         objective: examples.objective,
-        optimizer: optimizer(&base.optimizer, &loaded),
+        optimizer: optimizer(&base.optimizer, &loaded, fixed),
         schedule: ScheduleConfig::Cosine {
             warmup_steps: (steps / WARMUP_PART).max(1),
             min_ratio: 0.0,
@@ -262,18 +269,28 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
         watchdog: base.watchdog,
         tokenizer: base.tokenizer,
         average: base.average,
+        adapter: adapter(fixed),
     };
     // The steps follow from the data, so nothing is predicted.
     let (prediction, notes) = (Prediction::default(), reading.take_notes());
     Ok(Fitted { recipe: fixed.apply(recipe)?, reasons, prediction, measured: None, notes })
 }
 
-fn optimizer(base: &OptimizerConfig, loaded: &Loaded) -> OptimizerConfig {
+/// Returns the usual settings of the adapter that is fixed.
+fn adapter(fixed: &Fixed) -> AdapterSection {
+    match fixed.text("adapter.kind") {
+        Some("lora") => AdapterSection::lora(fixed.count("adapter.rank").unwrap_or(LORA_RANK)),
+        _ => AdapterSection::None,
+    }
+}
+
+fn optimizer(base: &OptimizerConfig, loaded: &Loaded, fixed: &Fixed) -> OptimizerConfig {
     let of_width = match loaded.model.is_causal() {
         true => LR_TIMES_WIDTH,
         false => ENCODER_LR_TIMES_WIDTH,
     };
-    let lr = (of_width / loaded.model.spec().hidden_size as f64).min(LR_MAX) as f32;
+    let factor = if adapter(fixed).is_none() { 1.0 } else { ADAPTER_LR };
+    let lr = (factor * (of_width / loaded.model.spec().hidden_size as f64).min(LR_MAX)) as f32;
     OptimizerConfig { lr, ..*base }.with_adamw(|a| a.embedding_lr_ratio = EMBEDDING_LR_RATIO)
 }
 

@@ -388,6 +388,7 @@ impl Plan {
             watchdog: base.watchdog,
             objective: base.objective,
             average: base.average,
+            adapter: base.adapter,
         }
     }
 }

@@ -18,6 +18,7 @@ pub(super) fn prepare(
     cache: &Path,
     notes: Notes<'_>,
 ) -> Result<Task> {
+    check_adapter(recipe)?;
     let data = &recipe.data;
     let fields = LabelledFields { text: data.text_field.clone(), label: data.label_field.clone() };
     let read = |path: &str, reading: &Reading| read_labelled(path, &fields, reading);
@@ -101,6 +102,16 @@ fn labels_of<'a>(
         ));
     }
     Ok(labels)
+}
+
+/// Refuses an adapter of a model that is a classifier already.
+fn check_adapter(recipe: &Recipe) -> Result<()> {
+    if recipe.adapter.is_none() || classifier_dir(recipe)?.is_none() {
+        return Ok(());
+    }
+    let faults = "adapter.kind is lora, expected none: the model is a classifier already; an adapter \
+                  starts from the model that it was made of";
+    Err(Error::Setting { faults: faults.to_owned() })
 }
 
 /// Checks that the head classifies as the recipe says. An encoder's and a loaded one has its own way.

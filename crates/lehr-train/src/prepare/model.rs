@@ -18,7 +18,7 @@ const ROPE_THETA: f64 = 10_000.0;
 /// Builds or loads the model; its vocabulary fits the tokenizer.
 pub(super) fn prepare(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     let mut model = match &recipe.model {
-        ModelConfig::Load { path } => loaded(path, tokenizer)?,
+        ModelConfig::Load { path } => loaded(recipe, path, tokenizer)?,
         new => {
             let end = tokenizer.end_of_document().ok();
             Model::new(config(new, tokenizer.vocab_size(), end)?, recipe.run.seed)?
@@ -28,8 +28,11 @@ pub(super) fn prepare(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
     Ok(model)
 }
 
-fn loaded(path: &str, tokenizer: &Tokenizer) -> Result<Model> {
-    let mut loaded = Loaded::open_to_train(Path::new(path))?;
+fn loaded(recipe: &Recipe, path: &str, tokenizer: &Tokenizer) -> Result<Model> {
+    let mut loaded = match recipe.adapter.config(recipe.run.seed) {
+        None => Loaded::open_to_train(Path::new(path))?,
+        Some((adapters, weights)) => Loaded::open_to_adapt(Path::new(path), &adapters, weights)?,
+    };
     // The recipe's tokenizer need not be the model's own. `Loaded` has warned of that one.
     let own = loaded.model.warnings();
     if let Some(warning) = check_vocabulary(&loaded.path, tokenizer, &loaded.model)?

@@ -3,6 +3,7 @@
 //! A new key is a field of its section, which is also where it is documented and checked, and a
 //! line in `base.toml`, which every other recipe extends: fitted ones, files, tests, benchmarks.
 
+mod adapter;
 mod average;
 mod groups;
 mod merge;
@@ -15,6 +16,7 @@ mod watchdog;
 
 use std::path::{Path, PathBuf};
 
+pub use adapter::AdapterSection;
 pub use average::AverageConfig;
 pub use groups::{GroupChange, GroupConfig, MuonConfig};
 pub(crate) use model::positive;
@@ -46,6 +48,9 @@ pub struct Recipe {
     pub tokenizer: TokenizerConfig,
     /// The model.
     pub model: ModelConfig,
+    /// What is trained beside the model. Recipes of older runs lack it.
+    #[serde(default)]
+    pub adapter: AdapterSection,
     /// The training objective.
     pub objective: ObjectiveKind,
     /// The optimiser.
@@ -181,6 +186,7 @@ impl Recipe {
         self.data.validate(self, &mut faults);
         self.tokenizer.validate(self, &mut faults);
         self.model.validate(self, &mut faults);
+        self.adapter.validate(self, &mut faults);
         self.optimizer.validate(self, &mut faults);
         self.schedule.validate(self, &mut faults);
         self.train.validate(self, &mut faults);

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lehr_data::SplitBy;
 use lehr_tensor::Philox;
 use lehr_train::recipe::{
-    AdamwConfig, CheckpointConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveKind,
-    OptimizerConfig, OptimizerRule, RunConfig, SampleConfig, ScheduleConfig, Shuffle,
-    TokenizerConfig, TrainConfig,
+    AdamwConfig, AdapterSection, CheckpointConfig, DataConfig, EvalConfig, ModelConfig,
+    ObjectiveKind, OptimizerConfig, OptimizerRule, RunConfig, SampleConfig, ScheduleConfig,
+    Shuffle, TokenizerConfig, TrainConfig,
 };
 use lehr_train::{Event, Metrics, Observer, Recipe, RunDir, Task, WatchdogEvent, prepare};
 
@@ -134,11 +134,32 @@ pub(crate) fn recipe(dir: &Path, model: ModelConfig, objective: ObjectiveKind) -
         schedule: ScheduleConfig::Cosine { warmup_steps: 2, min_ratio: 0.1 },
         train: TrainConfig { steps: 6, batch_size: 4, seq_len: 48, ..base.train },
         average: base.average,
+        adapter: base.adapter,
         eval: EvalConfig { every_steps: 0, batches_max: 2 },
         sample: SampleConfig { max_tokens: 8, temperature: 0.8, ..base.sample },
         checkpoint: CheckpointConfig { every_steps: 2, ..base.checkpoint },
         watchdog: base.watchdog,
     }
+}
+
+/// A finished run in `scratch/base`, and a recipe that trains an adapter of it on conversations.
+pub(crate) fn adapting(scratch: &Path) -> (Recipe, Recipe) {
+    let base_dir = scratch.join("base");
+    std::fs::create_dir_all(&base_dir).unwrap();
+    let base = recipe(&base_dir, llama(32), ObjectiveKind::NextToken);
+    run_watched(&base, Watch::default());
+    let objective = ObjectiveKind::Chat;
+    let path = write_data(scratch, objective).display().to_string();
+    let mut tuned = Recipe {
+        data: DataConfig { path, ..base.data.clone() },
+        tokenizer: TokenizerConfig::Model,
+        model: ModelConfig::Load { path: base.run.dir.clone() },
+        adapter: AdapterSection::lora(4),
+        objective,
+        ..base.clone()
+    };
+    tuned.run.dir = scratch.join("tuned").display().to_string();
+    (base, tuned)
 }
 
 /// Prepares a recipe; tokenizer and tokens are kept beside the data, for all runs of a test.

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.compute.threads.apply();
     let mut sampler = args.sampling.sampler()?;
     let limits = args.sampling.limits(512);
-    let loaded = Loaded::open(&args.model, args.compute.weights)?;
+    let loaded = args.compute.open(&args.model)?;
     args.compute.place(&loaded.model)?;
     if let Some(note) = loaded.sampling_note()? {
         eprintln!("note: {note}");

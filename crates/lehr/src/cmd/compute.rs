@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use lehr_infer::{Loaded, open_adapter};
 use lehr_model::{Compute, DTypeChoice, DeviceChoice, Model, Weights};
 use lehr_tensor::{DType, available_isas, threads, tile16};
 
@@ -79,6 +81,9 @@ pub(crate) struct UseArgs {
     /// q5_k, q4_k, q4_0, int4, int4-row, nf4
     #[arg(long, value_name = "FORMAT", default_value = "stored")]
     pub(crate) weights: Weights,
+    /// LoRA adapter that was trained on this model: a folder in the format of PEFT, or a run
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
@@ -86,6 +91,25 @@ pub(crate) struct UseArgs {
 }
 
 impl UseArgs {
+    /// Opens a model without its tokenizer.
+    pub(crate) fn open_model(&self, path: &Path) -> Result<Model> {
+        Ok(match &self.adapter {
+            None => Model::open(path, self.weights)?,
+            Some(adapter) => {
+                let adapter = open_adapter(adapter)?;
+                Model::open_folder_with_adapter(path, self.weights, &adapter)?
+            }
+        })
+    }
+
+    /// Opens a model with its tokenizer, and with the adapter if there is one.
+    pub(crate) fn open(&self, model: &Path) -> Result<Loaded> {
+        Ok(match &self.adapter {
+            None => Loaded::open(model, self.weights)?,
+            Some(adapter) => Loaded::open_with_adapter(model, adapter, self.weights)?,
+        })
+    }
+
     /// Moves a model to the device. Reports on standard error if some of its matrices are not in
     /// the requested format.
     pub(crate) fn place(&self, model: &Model) -> Result<()> {

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lehr_infer::convert::{Conversion, Part, Proof, SAMPLE, Target, convert, remove_partial};
+use lehr_infer::convert::{
+    Conversion, Part, Proof, SAMPLE, Target, convert, convert_with_adapter, remove_partial,
+};
 use lehr_model::io::FloatFormat;
 use lehr_model::io::gguf::FileType;
 use serde_json::json;
@@ -29,6 +31,9 @@ pub(crate) struct Args {
     /// Text file for comparing source and copy [default: a few built-in sentences]
     #[arg(long, value_name = "FILE")]
     sample: Option<PathBuf>,
+    /// LoRA adapter to merge into the weights: a folder in the format of PEFT, or a run
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print one JSON object
@@ -46,7 +51,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     remove_on_interrupt(&args.to);
     let start = Instant::now();
-    let done = convert(&args.model, &args.to, target, &sample)?;
+    let done = match &args.adapter {
+        None => convert(&args.model, &args.to, target, &sample)?,
+        Some(adapter) => convert_with_adapter(&args.model, adapter, &args.to, target, &sample)?,
+    };
     let seconds = start.elapsed().as_secs_f64();
     warn_of(&done.warnings);
     if args.json {

@@ -9,7 +9,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lehr_data::source::documents;
 use lehr_data::{Part, ReadOptions, Reading};
 use lehr_eval::{Perplexity, PerplexityError, Scorer, Windows};
-use lehr_infer::Loaded;
 use serde_json::json;
 
 use super::compute::UseArgs;
@@ -57,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // Bad data should fail before a large model is opened.
     let options = options(args);
     documents(&args.data, &options)?;
-    let loaded = Loaded::open(&args.model, args.compute.weights)?;
+    let loaded = args.compute.open(&args.model)?;
     args.compute.place(&loaded.model)?;
     crate::ui::warn(loaded.tokenizer.warnings());
     let fitted = Windows::of_context(loaded.model.spec().max_positions);

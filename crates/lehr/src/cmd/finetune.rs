@@ -22,9 +22,48 @@ pub(crate) struct Args {
     /// Kind of data [default: guessed from its fields]
     #[arg(long, conflicts_with_all = ["recipe", "resume"])]
     kind: Option<Kind>,
+    /// What is trained: the whole model, or an adapter beside it [default: full]
+    #[arg(long, conflicts_with_all = ["recipe", "resume"])]
+    method: Option<Method>,
+    /// Rank of an adapter [default: 16]
+    #[arg(long, requires = "method", value_name = "N")]
+    rank: Option<usize>,
+    /// Format of the frozen matrices beside an adapter, such as int8 or nf4 (QLoRA) [default:
+    /// quantised ones as stored, others in f32]
+    #[arg(long, requires = "method", value_name = "FORMAT")]
+    weights: Option<String>,
     /// Classification: start a new head for the labels of the data, although the model has one
     #[arg(long, conflicts_with = "resume")]
     new_head: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// All weights
+    Full,
+    /// Low-rank updates of all linear layers of the blocks; the model is frozen
+    Lora,
+}
+
+impl Args {
+    /// Returns the settings of `--method` and of the options that belong to it.
+    fn adapter_sets(&self) -> Result<Vec<String>> {
+        if self.method != Some(Method::Lora) {
+            for (name, is_given) in
+                [("--rank", self.rank.is_some()), ("--weights", self.weights.is_some())]
+            {
+                if is_given {
+                    let found = format!("{name} belongs to an adapter, and --method is full");
+                    return Err(Hinted::error(found, "add --method lora, or leave it out"));
+                }
+            }
+            return Ok(Vec::new());
+        }
+        let mut sets = vec!["adapter.kind=lora".to_owned()];
+        sets.extend(self.rank.map(|rank| format!("adapter.rank={rank}")));
+        sets.extend(self.weights.as_ref().map(|weights| format!("adapter.weights={weights:?}")));
+        Ok(sets)
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -56,7 +95,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         ("--model", args.model.as_deref(), "model.path"),
         ("--kind", args.kind.map(|_| Path::new("")), "objective.kind"),
         ("--new-head", args.new_head.then_some(Path::new("")), "train.new_head"),
+        ("--method", args.method.map(|_| Path::new("")), "adapter.kind"),
+        ("--rank", args.rank.map(|_| Path::new("")), "adapter.rank"),
+        ("--weights", args.weights.as_deref().map(Path::new), "adapter.weights"),
     ])?;
+    sets.extend(args.adapter_sets()?);
     if args.new_head {
         sets.push("train.new_head=true".to_owned());
     }

@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut limits = args.sampling.limits(256);
     limits.logprobs = args.logprobs;
     let prompts = args.many.prompts.as_deref().map(prompts::read).transpose()?;
-    let loaded = Loaded::open(&args.model, args.compute.weights)?;
+    let loaded = args.compute.open(&args.model)?;
     args.compute.place(&loaded.model)?;
     args.sampling.warn(loaded.model.spec().max_positions);
     if let Some(note) = loaded.sampling_note()? {

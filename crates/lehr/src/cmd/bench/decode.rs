@@ -76,7 +76,7 @@ impl ShapeArg {
 
 fn open(args: &Args) -> Result<Model> {
     match (&args.model, args.shape) {
-        (Some(path), _) => Ok(Model::open(&resolve_model(path)?, args.compute.weights)?),
+        (Some(path), _) => Ok(args.compute.open_model(&resolve_model(path)?)?),
         (None, Some(shape)) => Ok(Model::random(shape.config(), args.compute.weights, 1)?),
         (None, None) => unreachable!("the parser asks for one of them"),
     }
@@ -88,6 +88,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Err(Hinted::error(
             "bench decode: --prompt, --new, --rounds and --batch are at least 1",
             "leave them out for one prompt of 512 and 128 new tokens",
+        ));
+    }
+    if args.model.is_none() && args.compute.adapter.is_some() {
+        return Err(Hinted::error(
+            "bench decode: --adapter belongs to a model, and --shape has random weights",
+            "name the model instead of --shape",
         ));
     }
     let start = Instant::now();

@@ -118,6 +118,7 @@ impl Plan {
             schedule: Self::cosine(steps),
             train: TrainConfig { steps, batch_size: BATCH_SIZE, seq_len: SEQ_LEN, ..base.train },
             average: base.average,
+            adapter: base.adapter,
             eval: EvalConfig { every_steps: (steps / 5).max(1), batches_max: 0 },
             sample: SampleConfig {
                 every_steps: (steps / 2).max(1),
