@@ -37,7 +37,10 @@ pub enum Error {
         found: String,
     },
     /// An adapter was named where its base belongs.
-    #[error("opening model {}: it is an adapter, expected the model it was trained on", path.display())]
+    #[error(
+        "opening model {}: it is an adapter, expected the model it was trained on",
+        path.display()
+    )]
     AdapterAlone {
         /// Its folder.
         path: PathBuf,

@@ -85,8 +85,8 @@ impl Loaded {
         Self::new(path, of_folder, of_file)
     }
 
-    /// Opens a model to train new adapters of it. Its own weights are frozen, in the format `weights`;
-    /// `None` keeps quantised matrices as stored and others in f32.
+    /// Opens a model to train new adapters of it. Its own weights are frozen, in the format
+    /// `weights`; `None` keeps quantised matrices as stored and others in f32.
     ///
     /// # Errors
     /// As [`Loaded::open`], and if a target of `adapters` matches no layer, or their settings are

@@ -1,4 +1,4 @@
-//! Training of adapters: what changes, what is saved, and how it goes on.
+//! Training of adapters: what changes, what is saved, and how it continues.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

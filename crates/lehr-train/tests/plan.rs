@@ -90,7 +90,7 @@ fn check_time(sets: &[&str]) {
 
 #[test]
 fn the_head_of_a_text_that_is_read_several_times_decays() {
-    // Steps of 2,048 tokens, of which Austen has about 0.7 M.
+    // Steps of 2,048 tokens. Austen has about 0.7 M.
     let decays = |steps: usize| {
         let set = format!("train.steps={steps}");
         let sets = [set.as_str(), "train.batch_size=8", "train.seq_len=256"];

@@ -1,9 +1,9 @@
-//! Adapters in the format of PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`
-//! (<https://huggingface.co/docs/peft/developer_guides/checkpoint>).
+//! Adapters in the format of PEFT: a folder with `adapter_config.json` and
+//! `adapter_model.safetensors` (<https://huggingface.co/docs/peft/developer_guides/checkpoint>).
 //!
-//! The tensors are named `base_model.model.PATH.lora_A.weight` and `…lora_B.weight`, where `PATH` is
-//! the module of the base in `transformers`. Which layers are adapted, and their ranks, follow from
-//! the tensors; scales follow from the settings.
+//! The tensors are named `base_model.model.PATH.lora_A.weight` and `…lora_B.weight`, where `PATH`
+//! is the module of the base in `transformers`. Which layers are adapted, and their ranks, follow
+//! from the tensors; scales follow from the settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,8 @@ const OLD_WEIGHTS: &str = "adapter_model.bin";
 const PARTS: [&str; 2] = ["lora_A", "lora_B"];
 /// What begins the names of tensors.
 const PREFIX: &str = "base_model.model.";
-/// What ends the name of a copy of the base's matrix. PEFT saves one of an adapted embedding or head.
+/// What ends the name of a copy of the base's matrix. PEFT saves one of an adapted embedding or
+/// head.
 const COPY: &str = ".base_layer.weight";
 /// What is being done when an error occurs.
 const OPENING: &str = "opening the adapter";
@@ -89,8 +90,8 @@ impl PeftAdapter {
     /// Opens the adapter in the folder `dir`.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the method is not LoRA, or a setting has an effect that lehr
-    /// does not have.
+    /// If a file is missing or damaged, the method is not LoRA, or a setting has an effect that
+    /// lehr does not have.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(ADAPTER_CONFIG);
         let json = io::read_json(&path)?;
@@ -220,7 +221,7 @@ fn is_end(long: &str, short: &str) -> bool {
     long.strip_suffix(short).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Checks that every setting is one of which lehr knows the effect.
+/// Checks that lehr knows the effect of every setting.
 fn check(settings: &Map<String, Value>, path: &Path) -> Result<()> {
     let refused = |found: String, expected: &str, hint: &str| {
         let found = format!("{} has {found}", path.display());

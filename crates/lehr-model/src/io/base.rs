@@ -47,8 +47,8 @@ impl BaseModel {
         serde_json::from_str(&text).map(Some).map_err(|e| Error::format(&path, e.to_string()))
     }
 
-    /// Returns the path of the base of the checkpoint in `dir`, which must be unchanged; `None` if the
-    /// checkpoint holds all weights.
+    /// Returns the path of the base of the checkpoint in `dir`, which must be unchanged; `None` if
+    /// the checkpoint holds all weights.
     ///
     /// # Errors
     /// If the reference is damaged, or the base is missing or has changed.

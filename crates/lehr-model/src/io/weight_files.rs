@@ -78,8 +78,8 @@ impl WeightFiles {
                     path: path.to_owned(),
                     reason: "it has an adapter and not the weights of the model".to_owned(),
                     hint: Some(format!(
-                        "generate, chat and eval open it as it is; `lehr convert MODEL --adapter {} \
-                         --to OUT` writes the whole model",
+                        "generate, chat and eval open it as it is; `lehr convert MODEL --adapter \
+                         {} --to OUT` writes the whole model",
                         path.display()
                     )),
                 });

@@ -61,8 +61,8 @@ const LOOKS: u64 = 4;
 /// Rank of LoRA, as usual.
 const LORA_RANK: usize = 16;
 
-/// Learning rate of adapters as a multiple of that of the whole model, as usual for LoRA (Schulman et
-/// al. 2025, "LoRA Without Regret").
+/// Learning rate of adapters as a multiple of that of the whole model, as usual for LoRA (Schulman
+/// et al. 2025, "LoRA Without Regret").
 const ADAPTER_LR: f64 = 10.0;
 
 /// What is being done while a data set is read.

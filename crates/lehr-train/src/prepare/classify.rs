@@ -109,12 +109,13 @@ fn check_adapter(recipe: &Recipe) -> Result<()> {
     if recipe.adapter.is_none() || classifier_dir(recipe)?.is_none() {
         return Ok(());
     }
-    let faults = "adapter.kind is lora, expected none: the model is a classifier already; an adapter \
-                  starts from the model that it was made of";
+    let faults = "adapter.kind is lora, expected none: the model is a classifier already; an \
+                  adapter starts from the model that it was made of";
     Err(Error::Setting { faults: faults.to_owned() })
 }
 
-/// Checks that the head classifies as the recipe says. An encoder's and a loaded one has its own way.
+/// Checks that the head classifies as the recipe says. An encoder's and a loaded one has its own
+/// way.
 fn check_pooling(classifier: &Classifier, wanted: Option<ClassifierPooling>) -> Result<()> {
     let (is, Some(wanted)) = (classifier.pooling(), wanted) else { return Ok(()) };
     if is == wanted.name() {

@@ -27,8 +27,8 @@ pub enum AdapterSection {
         scaling: LoraScaling,
         /// Patterns of the adapted layers' paths; empty = all linear layers of the blocks.
         targets: Vec<String>,
-        /// Format in which the frozen matrices are kept: `auto` (quantised ones as stored, others in
-        /// f32), or one of `--weights`, such as `int8` or `nf4`.
+        /// Format in which the frozen matrices are kept: `auto` (quantised ones as stored, others
+        /// in f32), or one of `--weights`, such as `int8` or `nf4`.
         weights: String,
     },
 }

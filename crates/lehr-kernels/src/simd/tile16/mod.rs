@@ -115,8 +115,8 @@ pub fn available() -> Vec<TileIsa> {
 static CHOSEN: AtomicU8 = AtomicU8::new(0);
 
 /// The instructions in force: the best ones, or what [`set`] or the environment variable
-/// `LEHR_BF16` (plain, avx512bf16, amx, bfmmla) asked for. AVX512-BF16 is passed over where it is slower
-/// than plain code.
+/// `LEHR_BF16` (plain, avx512bf16, amx, bfmmla) asked for. AVX512-BF16 is passed over where it is
+/// slower than plain code.
 #[must_use]
 pub fn chosen() -> TileIsa {
     match CHOSEN.load(Ordering::Relaxed) {

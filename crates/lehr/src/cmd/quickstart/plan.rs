@@ -161,8 +161,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "plan for about {:.0} s at {:.1} ms per step, measured: {} steps of pre-training; {} seeds of \
-             fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with \
+            "plan for about {:.0} s at {:.1} ms per step, measured: {} steps of pre-training; {} \
+             seeds of fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with \
              and without pre-training; {} steps of dialogue",
             self.seconds,
             1e3 * self.step_seconds,
