@@ -10,9 +10,9 @@ use std::fs;
 use std::path::Path;
 
 pub use beside::{partial, remove_partial};
-use lehr_model::adapt::PeftAdapter;
 use lehr_model::io::gguf::FileType;
 use lehr_model::io::{FloatFormat, ModelSource};
+use lehr_model::peft::PeftAdapter;
 use lehr_model::{Config, Model, Weights};
 use lehr_tokenizer::Tokenizer;
 use serde_json::Value;

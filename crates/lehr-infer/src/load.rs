@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use lehr_model::adapt::{AdapterConfig, PeftAdapter};
+use lehr_model::adapt::AdapterConfig;
 use lehr_model::io::gguf::Metadata;
 use lehr_model::io::{
     BaseModel, MANIFEST, Manifest, ModelSource, Scrutiny, check_checkpoint, checkpoints,
     newest_checkpoint, read_json,
 };
+use lehr_model::peft::PeftAdapter;
 use lehr_model::{Model, Weights};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::{ChatTemplate, TemplateParts};

@@ -8,9 +8,9 @@ use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{Role, Shape, Source, Tensor, no_grad};
 use serde_json::Value;
 
-use crate::adapt::PeftAdapter;
 use crate::io::{self, BaseModel, ModelSource};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
+use crate::peft::PeftAdapter;
 use crate::{Error, Model, Result, Tokens, Weights};
 
 /// A backbone with a head that gives each sequence one logit per label, as in `transformers`'

@@ -18,6 +18,7 @@ mod model;
 pub mod nn;
 mod outline;
 mod paged;
+pub mod peft;
 mod spec;
 mod weights;
 

@@ -5,8 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lehr_model::adapt::{AdapterMethod, LoraScaling, PeftAdapter};
+use lehr_model::adapt::{AdapterMethod, LoraScaling};
 use lehr_model::io::{Checkpoint, ModelSource, read_json, write_json};
+use lehr_model::peft::PeftAdapter;
 use lehr_model::{Model, Role, Tokens, Weights};
 use lehr_tensor::{Tensor, no_grad};
 use serde_json::{Value, json};

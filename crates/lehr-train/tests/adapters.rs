@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use common::{Watch, adapting, prepared, run_watched, weights, write_data};
 use lehr_infer::Loaded;
-use lehr_model::adapt::PeftAdapter;
+use lehr_model::peft::PeftAdapter;
 use lehr_model::{Classifier, Model, Role, Weights};
 use lehr_tensor::no_grad;
 use lehr_train::recipe::{AdapterSection, ModelConfig, ObjectiveKind};

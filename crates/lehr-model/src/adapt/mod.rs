@@ -5,7 +5,6 @@
 //! path a pattern selects.
 
 mod lora;
-mod peft;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -14,7 +13,6 @@ use std::sync::Arc;
 
 use lehr_tensor::{NamePattern, ParamBuilder, Result, Role, Shape, Source, Tensor};
 pub use lora::{Lora, LoraConfig, LoraScaling};
-pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftAdapter};
 
 use crate::{Config, Error};
 
@@ -123,13 +121,26 @@ impl fmt::Debug for Adapted {
     }
 }
 
+/// The trained adapters of a model.
+pub(crate) trait SavedAdapters {
+    /// Finds the adapter of a linear layer, known by one of the names that checkpoints have for its
+    /// weight: how it is named, and its settings.
+    fn find(&self, weights: &[String]) -> Option<(&str, LoraConfig)>;
+
+    /// Reads `lora_A.weight` or `lora_B.weight` of an adapted layer.
+    fn tensor(&self, layer: &str, name: &str, shape: Shape) -> crate::Result<Tensor>;
+
+    /// Checks that all adapters have been used, by their names.
+    fn check_used(&self, used: &BTreeSet<String>) -> crate::Result<()>;
+}
+
 /// The adapters that a model gets.
 #[derive(Clone, Copy)]
 pub(crate) enum Adapters<'a> {
     /// New ones.
     New(&'a AdapterConfig),
     /// Trained ones.
-    Saved(&'a PeftAdapter),
+    Saved(&'a dyn SavedAdapters),
 }
 
 impl Adapters<'_> {

@@ -34,4 +34,4 @@ pub use raw_json::RawObject;
 pub use shards::{ShardRule, Shards};
 pub use source::ModelSource;
 pub use tensor_file::TensorFile;
-pub use weight_files::weight_files;
+pub use weight_files::{ADAPTER_CONFIG, weight_files};

@@ -7,8 +7,10 @@ use serde_json::Value;
 
 use super::entry::Entry;
 use super::{gguf, read_json};
-use crate::adapt::ADAPTER_CONFIG;
 use crate::{Error, Result};
+
+/// The file of the settings of an adapter, in whose folder there need be no weights of a model.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// The weight files of a model.
 pub(super) struct WeightFiles {

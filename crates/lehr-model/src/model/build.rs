@@ -10,10 +10,11 @@ use lehr_tensor::{LoadStored, ParamStore, Philox, Role, Shape, Source, StoredSha
 
 use super::Model;
 use super::lookup::Lookup;
-use crate::adapt::{AdapterConfig, AdapterFactory, Adapters, PeftAdapter};
+use crate::adapt::{AdapterConfig, AdapterFactory, Adapters};
 use crate::arch::{ActivationCheckpointing, Architecture};
 use crate::io::{self, Checkpoint, ModelSource, Shards};
 use crate::nn::LayerBuilder;
+use crate::peft::PeftAdapter;
 use crate::{Config, Error, Result, Weights};
 
 impl Model {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use lehr_model::adapt::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use lehr_model::io::{BASE, BaseModel, Checkpoint, TensorFile};
+use lehr_model::io::{ADAPTER_CONFIG, BASE, BaseModel, Checkpoint, TensorFile};
+use lehr_model::peft::ADAPTER_WEIGHTS;
 use lehr_tensor::{Param, Tensor};
 
 use super::{Writer, to_json};

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 pub use contents::{Base, Contents};
 use lehr_model::Model;
-use lehr_model::adapt::PeftAdapter;
 use lehr_model::io::{self, BaseModel, Checkpoint, MANIFEST, Manifest, ManifestFile, hex};
+use lehr_model::peft::PeftAdapter;
 use lehr_tokenizer::Tokenizer;
 use serde::Serialize;
 use sha2::{Digest, Sha256};

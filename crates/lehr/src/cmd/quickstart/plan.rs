@@ -162,8 +162,8 @@ impl fmt::Display for Plan {
         write!(
             f,
             "plan for about {:.0} s at {:.1} ms per step, measured: {} steps of pre-training; {} \
-             seeds of fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} steps), with \
-             and without pre-training; {} steps of dialogue",
+             seeds of fine-tuning for sentiment with all labels ({} steps) and with {FEW} ({} \
+             steps), with and without pre-training; {} steps of dialogue",
             self.seconds,
             1e3 * self.step_seconds,
             self.pretrain_steps,

@@ -11,12 +11,10 @@ use std::path::{Path, PathBuf};
 use lehr_tensor::{Param, Role, Shape, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::{AdapterMethod, LoraConfig, LoraScaling};
-use crate::io::{self, Checkpoint, TensorFile};
+use crate::adapt::{AdapterMethod, LoraConfig, LoraScaling, SavedAdapters};
+use crate::io::{self, ADAPTER_CONFIG, Checkpoint, TensorFile};
 use crate::{Error, Model, Result};
 
-/// The file of an adapter's settings.
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The file of its tensors.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// An older form of that file, which is read as well.
@@ -126,26 +124,6 @@ impl PeftAdapter {
         self.layers.len()
     }
 
-    /// Finds the adapter of a linear layer, known by one of the names that checkpoints have for its
-    /// weight. A base that was opened without its head has shorter paths.
-    pub(super) fn find(&self, weights: &[String]) -> Option<(&str, LoraConfig)> {
-        let paths = || weights.iter().filter_map(|name| name.strip_suffix(".weight"));
-        let same = self.layers.iter().find(|(layer, _)| paths().any(|path| path == *layer));
-        let ends = || {
-            let fits = |layer: &str| paths().any(|path| is_end(path, layer) || is_end(layer, path));
-            self.layers.iter().find(|(layer, _)| fits(layer))
-        };
-        same.or_else(ends).map(|(layer, config)| (layer.as_str(), *config))
-    }
-
-    /// Reads `lora_A.weight` or `lora_B.weight` of an adapted module.
-    pub(super) fn tensor(&self, layer: &str, name: &str, shape: Shape) -> Result<Tensor> {
-        // A checkpoint has names without what wraps a model.
-        let names = [format!("{layer}.{name}"), format!("{PREFIX}{layer}.{name}")];
-        let found = names.iter().find(|name| self.tensors.has(name));
-        self.tensors.tensor(found.unwrap_or(&names[0]), shape)
-    }
-
     /// Reads a tensor of a whole layer; `None` if the adapter does not have it.
     pub(crate) fn whole(&self, name: &str, shape: Shape) -> Option<Result<Tensor>> {
         let found = self.whole.iter().find(|found| inner(found) == name)?;
@@ -185,9 +163,27 @@ impl PeftAdapter {
             "the adapter of a classifier opens with lehr classify, as the run that trained it";
         Err(Error::adapter(OPENING, found, hint))
     }
+}
 
-    /// Checks that all of the adapter has been used.
-    pub(super) fn check_used(&self, used: &BTreeSet<String>) -> Result<()> {
+impl SavedAdapters for PeftAdapter {
+    fn find(&self, weights: &[String]) -> Option<(&str, LoraConfig)> {
+        let paths = || weights.iter().filter_map(|name| name.strip_suffix(".weight"));
+        let same = self.layers.iter().find(|(layer, _)| paths().any(|path| path == *layer));
+        let ends = || {
+            let fits = |layer: &str| paths().any(|path| is_end(path, layer) || is_end(layer, path));
+            self.layers.iter().find(|(layer, _)| fits(layer))
+        };
+        same.or_else(ends).map(|(layer, config)| (layer.as_str(), *config))
+    }
+
+    fn tensor(&self, layer: &str, name: &str, shape: Shape) -> Result<Tensor> {
+        // A checkpoint has names without what wraps a model.
+        let names = [format!("{layer}.{name}"), format!("{PREFIX}{layer}.{name}")];
+        let found = names.iter().find(|name| self.tensors.has(name));
+        self.tensors.tensor(found.unwrap_or(&names[0]), shape)
+    }
+
+    fn check_used(&self, used: &BTreeSet<String>) -> Result<()> {
         let unused: Vec<_> = self.layers.keys().filter(|layer| !used.contains(*layer)).collect();
         let Some(first) = unused.first() else { return Ok(()) };
         let found = format!(
