@@ -45,6 +45,9 @@ const SECONDS_TOLERANCE: f64 = 1.25;
 /// there one, and value embeddings: in a second pass the first knows the text by heart and held-out
 /// loss rises, and the others gain nothing ("which parts pay" in docs/experiments.md).
 const BIGRAMS_PER_ID: usize = 5;
+/// The largest share of the text that a run with tables reads. A twentieth is held out, and the
+/// number of its tokens is an estimate ("four sizes predict a fifth" in docs/experiments.md).
+const TABLES_MAX: f64 = 0.85;
 /// The widest model with such a table. In wider ones it was not measured, and would be most of the
 /// memory.
 const BIGRAM_WIDTH_MAX: usize = 512;
@@ -181,7 +184,7 @@ impl Plan {
         let mut models = Candidate::list(fixed, vocab_size, 2 * seq_len)?;
         let mut model = models.swap_remove(models.iter().rposition(fits).unwrap_or(0));
         let tokens = tokens_for(&model);
-        if tokens <= text_tokens {
+        if tokens <= TABLES_MAX * text_tokens {
             model.add_tables(vocab_size);
         }
         let grad_accumulation = fixed.count("train.grad_accumulation").unwrap_or(1);
