@@ -178,9 +178,9 @@ impl Classifier {
         Ok(classifier)
     }
 
-    /// Returns by which hidden states a text is classified, as `classifier_pooling` of
-    /// `config.json` has it: `end_of_document`, `mean`, or `last` for the last token as in
-    /// `transformers`; of an encoder `cls`, the first token.
+    /// Names the hidden states that classify a text: `end_of_document` or `mean`, the values of
+    /// `classifier_pooling` in `config.json`; `last`, the last token, for decoders of
+    /// `transformers`; `cls`, the first token, for encoders.
     #[must_use]
     pub fn pooling(&self) -> &'static str {
         match (&self.head, self.pooling) {

@@ -1,4 +1,4 @@
-//! Training of adapters: what changes, what is saved, and how it continues.
+//! Training of adapters: what changes, what is saved, and how a run continues.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -34,7 +34,7 @@ fn only_the_adapter_changes_and_it_resumes_bit_for_bit() {
     let scratch = tempfile::tempdir().unwrap();
     let (_, tuned) = adapting(scratch.path());
     let task = prepared(&tuned);
-    // A new adapter is the model as it is.
+    // A new adapter changes nothing.
     let mut plain = tuned.clone();
     plain.adapter = AdapterSection::None;
     let loss = |task: &lehr_train::Task| {

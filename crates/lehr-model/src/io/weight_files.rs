@@ -80,8 +80,8 @@ impl WeightFiles {
                     path: path.to_owned(),
                     reason: "it has an adapter and not the weights of the model".to_owned(),
                     hint: Some(format!(
-                        "generate, chat and eval open it as it is; `lehr convert MODEL --adapter \
-                         {} --to OUT` writes the whole model",
+                        "use it with generate, chat, eval or classify, or write the whole model: \
+                         `lehr convert MODEL --adapter {} --to OUT`",
                         path.display()
                     )),
                 });

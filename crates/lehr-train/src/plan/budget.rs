@@ -11,7 +11,7 @@ use crate::Result;
 /// The budget of a fitted run.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Seconds of the run; `None` = as long as its tokens take.
+    /// Seconds of the run; `None` = no limit.
     pub seconds: Option<f64>,
     /// Tokens per weight of the matrix products, if seconds are `None`.
     pub tokens_per_weight: f64,

@@ -58,7 +58,7 @@ const WARMUP_PART: u64 = 10;
 /// A quarter of the steps lie between two evaluations, samples and checkpoints.
 const LOOKS: u64 = 4;
 
-/// Rank of LoRA, as usual.
+/// Usual rank of LoRA.
 const LORA_RANK: usize = 16;
 
 /// Learning rate of adapters as a multiple of that of the whole model, as usual for LoRA (Schulman

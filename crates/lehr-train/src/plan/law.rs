@@ -18,7 +18,7 @@ const RATIO_MAX: f64 = 1.25;
 const EXPONENTS: (f64, f64) = (0.01, 1.0);
 const N_EXPONENTS: usize = 1000;
 
-/// A finished run, as a law sees it.
+/// The facts about a finished run that a law needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinishedRun {
     /// Its directory.
@@ -55,7 +55,7 @@ impl FinishedRun {
         let last = metrics.last().filter(|last| last.step == steps);
         let Some(last) = last else {
             let made = metrics.last().map_or(0, |last| last.step);
-            let hint = format!("lehr pretrain --resume {} goes on with it", dir.display());
+            let hint = format!("finish it first: lehr pretrain --resume {}", dir.display());
             return Err(refused(format!("has made {made} of its {steps} steps"), &hint));
         };
         let evaluation = last.eval.as_ref().and_then(|eval| eval.bits_per_byte);
@@ -102,7 +102,9 @@ impl LossLaw {
             });
         }
         for run in &runs[1..] {
-            check_alike(&runs[0], run)?;
+            let name = format!("the run in {}", run.dir.display());
+            check_alike(&runs[0], &run.recipe, &name)?;
+            check_ratio(&runs[0], run.tokens / run.weights, &name)?;
         }
         let points: Vec<_> = runs.iter().map(|run| (run.compute(), run.bits_per_byte)).collect();
         let unit = points[0].0;
@@ -113,12 +115,17 @@ impl LossLaw {
         Ok(Self { floor, scale, exponent, unit, runs })
     }
 
-    /// Predicts the held-out bits per byte of a run with so many weights and tokens, and the range
-    /// of the predictions if any one run is left out.
+    /// Predicts the held-out bits per byte of a run of `recipe` with so many weights and tokens, and
+    /// the range of the predictions if any one run is left out.
     ///
     /// # Errors
-    /// If the run has more or fewer tokens per weight than those of the law.
-    pub fn predict(&self, weights: f64, tokens: f64) -> Result<(f64, (f64, f64))> {
+    /// If the run differs from those of the law in more than its size, or in its tokens per weight.
+    pub fn predict(
+        &self,
+        recipe: &Recipe,
+        (weights, tokens): (f64, f64),
+    ) -> Result<(f64, (f64, f64))> {
+        check_alike(&self.runs[0], recipe, "the planned run")?;
         check_ratio(&self.runs[0], tokens / weights, "the planned run")?;
         let compute = weights * tokens;
         let at = |(floor, scale, exponent): (f64, f64, f64)| {
@@ -189,34 +196,34 @@ const OF_SIZE: [&str; 7] = [
 /// Those of the model.
 const SIZES: [&str; 5] = ["n_layers", "hidden_size", "n_heads", "n_kv_heads", "mlp_size"];
 
-/// Checks that two runs differ in nothing except their size and what follows from it.
-fn check_alike(first: &FinishedRun, other: &FinishedRun) -> Result<()> {
+/// Checks that a run differs from the first one in nothing except its size and what follows from it.
+fn check_alike(first: &FinishedRun, other: &Recipe, name: &str) -> Result<()> {
     let follows = |key: &str| {
         let of_model = key.strip_prefix("model.").is_some_and(|key| SIZES.contains(&key));
         // How many tokens an evaluation reads is compared below.
         of_model || key.starts_with("eval.") || OF_SIZE.iter().any(|part| key.starts_with(part))
     };
-    let mut differs = other.recipe.differences(&first.recipe);
+    let mut differs = other.differences(&first.recipe);
     differs.retain(|text| !follows(text.split(' ').next().unwrap_or(text)));
-    let evaluated = |run: &FinishedRun| {
-        let Recipe { eval, train, .. } = &run.recipe;
+    let evaluated = |Recipe { eval, train, .. }: &Recipe| {
         eval.batches_max * (train.batch_size * train.seq_len) as u64
     };
-    let (a, b) = (evaluated(first), evaluated(other));
+    let (a, b) = (evaluated(&first.recipe), evaluated(other));
     if a != b {
         differs.push(format!("evaluations read up to {b} tokens instead of {a}"));
     }
-    if !differs.is_empty() {
-        let (first, other) = (first.dir.display(), other.dir.display());
-        return Err(Error::Law {
-            found: format!(
-                "the run in {other} is not of the same kind as the run in {first}: {}",
-                differs.join("; ")
-            ),
-            hint: "runs of one law have the same text and settings, and differ in --depth".into(),
-        });
+    if differs.is_empty() {
+        return Ok(());
     }
-    check_ratio(first, other.tokens / other.weights, &other.dir.display().to_string())
+    Err(Error::Law {
+        found: format!(
+            "{name} differs from the run in {} in more than its size: {}",
+            first.dir.display(),
+            differs.join("; ")
+        ),
+        hint: "runs of one law share text and settings; --set gives a planned run what they have"
+            .into(),
+    })
 }
 
 fn check_ratio(first: &FinishedRun, ratio: f64, name: &str) -> Result<()> {
@@ -227,8 +234,8 @@ fn check_ratio(first: &FinishedRun, ratio: f64, name: &str) -> Result<()> {
     }
     Err(Error::Law {
         found: format!(
-            "{name} has {ratio:.2} tokens per weight, but {} has {expected:.2}: a law of compute \
-             needs the same for all",
+            "{name} has {ratio:.2} tokens per weight, and the run in {} has {expected:.2}: a law \
+             of compute needs one ratio",
             first.dir.display()
         ),
         hint:
@@ -241,6 +248,10 @@ fn check_ratio(first: &FinishedRun, ratio: f64, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn predict(law: &LossLaw, run: &FinishedRun) -> Result<(f64, (f64, f64))> {
+        law.predict(&run.recipe, (run.weights, run.tokens))
+    }
 
     fn run(depth: f64, ratio: f64, bits: impl Fn(f64) -> f64) -> FinishedRun {
         let weights = 1e5 * depth.powi(3);
@@ -256,7 +267,7 @@ mod tests {
         let runs = [1.0, 2.0, 3.0, 4.0].map(|depth| run(depth, 0.5, law)).to_vec();
         let found = LossLaw::fit(runs).unwrap();
         let next = run(5.0, 0.5, law);
-        let (predicted, (low, high)) = found.predict(next.weights, next.tokens).unwrap();
+        let (predicted, (low, high)) = predict(&found, &next).unwrap();
         assert!((predicted - next.bits_per_byte).abs() < 1e-3, "{predicted}");
         assert!((found.exponent - 0.17).abs() < 5e-3 && (found.floor - 1.2).abs() < 0.02);
         assert!(low <= predicted && predicted <= high && high - low < 0.01);
@@ -267,8 +278,7 @@ mod tests {
         let law = |c: f64| 1.2 + 1.5 * (c / 1e10).powf(-0.17) + 0.01 * (c.to_bits() % 3) as f64;
         let runs = [1.0, 2.0, 3.0, 4.0].map(|depth| run(depth, 0.5, law)).to_vec();
         let next = run(5.0, 0.5, law);
-        let (_, (low, high)) =
-            LossLaw::fit(runs).unwrap().predict(next.weights, next.tokens).unwrap();
+        let (_, (low, high)) = predict(&LossLaw::fit(runs).unwrap(), &next).unwrap();
         assert!(high - low > 0.003, "{low} to {high}");
     }
 
@@ -281,7 +291,9 @@ mod tests {
 
         let mut ratio = four();
         ratio[3] = run(4.0, 1.0, falls);
-        assert!(message(ratio).contains("d4 has 1.00 tokens per weight, but d1 has 0.50"));
+        assert!(
+            message(ratio).contains("d4 has 1.00 tokens per weight, and the run in d1 has 0.50")
+        );
 
         let mut data = four();
         data[2].recipe.data.path = "other.txt".into();
@@ -291,8 +303,13 @@ mod tests {
         assert!(message(rises).contains("does not fall"));
 
         let law = LossLaw::fit(four()).unwrap();
-        let error = law.predict(1e7, 3e7).unwrap_err();
+        let error = predict(&law, &run(5.0, 3.0, falls)).unwrap_err();
         assert!(error.to_string().contains("the planned run has 3.00 tokens per weight"));
         assert!(error.hint().is_some());
+        // A planned run with other settings is none of this law.
+        let mut planned = run(5.0, 0.5, falls);
+        planned.recipe.data.document_bytes = 7;
+        let error = predict(&law, &planned).unwrap_err().to_string();
+        assert!(error.contains("the planned run differs") && error.contains("document_bytes is 7"));
     }
 }

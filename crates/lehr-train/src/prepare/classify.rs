@@ -114,8 +114,8 @@ fn check_adapter(recipe: &Recipe) -> Result<()> {
     Err(Error::Setting { faults: faults.to_owned() })
 }
 
-/// Checks that the head classifies as the recipe says. An encoder's and a loaded one has its own
-/// way.
+/// Checks that the head pools as the recipe says. An encoder always takes its first token, and a
+/// loaded head what it was trained with.
 fn check_pooling(classifier: &Classifier, wanted: Option<ClassifierPooling>) -> Result<()> {
     let (is, Some(wanted)) = (classifier.pooling(), wanted) else { return Ok(()) };
     if is == wanted.name() {

@@ -19,10 +19,10 @@ pub(crate) struct Args {
     /// Training data, a file or folder: .txt .md .jsonl .json .csv .tsv, also .gz and .zst
     #[arg(long)]
     data: PathBuf,
-    /// Duration in minutes, as of `lehr pretrain` [default: 5, or without a limit with --depth]
+    /// Duration in minutes [default: 5, or without a limit with --depth]
     #[arg(long)]
     minutes: Option<f64>,
-    /// Size of the model as its number of blocks, as of `lehr pretrain`
+    /// Size of the model, as its number of blocks
     #[arg(long, value_name = "BLOCKS")]
     depth: Option<u32>,
     #[command(flatten)]

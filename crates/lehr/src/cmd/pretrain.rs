@@ -65,6 +65,19 @@ impl Dial {
         Ok(Some(60.0 * minutes))
     }
 
+    /// Lists the arguments that only a new run uses.
+    fn given_for_a_new_run(&self) -> Vec<String> {
+        let ratio = self.scaling.tokens_per_weight;
+        [
+            self.minutes.map(|minutes| format!("--minutes {minutes}")),
+            ratio.map(|ratio| format!("--tokens-per-weight {ratio}")),
+            (!self.scaling.law.is_empty()).then(|| "--law".to_owned()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
     fn tokens_per_weight(&self) -> Result<f64> {
         let ratio = self.scaling.tokens_per_weight.unwrap_or(Budget::TOKENS_PER_WEIGHT);
         if !(ratio > 0.0 && ratio.is_finite()) {
@@ -124,13 +137,12 @@ impl Scaling {
     }
 }
 
-/// Adds the loss that a law predicts to what is predicted of a run.
+/// Adds the loss that a law predicts to the prediction of a run.
 fn predict_loss(fitted: &mut Fitted, law: &LossLaw) -> Result<()> {
     let prediction = &mut fitted.prediction;
-    let (Some(weights), Some(tokens)) = (prediction.weights, prediction.tokens) else {
-        return Ok(());
-    };
-    let (bits, (low, high)) = law.predict(weights, tokens)?;
+    let size = prediction.weights.zip(prediction.tokens);
+    let size = size.expect("a plan of pre-training has weights and tokens");
+    let (bits, (low, high)) = law.predict(&fitted.recipe, size)?;
     prediction.bits_per_byte = Some(bits);
     fitted.reasons.push(format!(
         "held-out bits per byte at the end, by {law}: {bits:.3}, and {low:.3} to {high:.3} if any \
@@ -162,9 +174,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let fixed = Fixed::new(&sets)?;
     let out = common.out_dir(data, "", &fixed);
     if let Some(recipe) = continued(common, data, &out, &sets)? {
-        if let Some(minutes) = dial.minutes {
+        for name in dial.given_for_a_new_run() {
             eprintln!(
-                "warning: --minutes {minutes} changes nothing: the run in {} has its {} steps \
+                "warning: {name} changes nothing: the run in {} has its {} steps and its plan \
                  since it began; another --out begins a new one",
                 out.display(),
                 recipe.train.steps

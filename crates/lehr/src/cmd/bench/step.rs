@@ -99,7 +99,7 @@ enum Arch {
     Gpt,
     /// RMSNorm, RoPE, SwiGLU, grouped-query attention
     Llama,
-    /// lehr's own family as it is fitted, with value embeddings and rows for pairs of tokens
+    /// lehr's own family with its fitted parts, value embeddings and rows for pairs of tokens
     Lehr,
 }
 
