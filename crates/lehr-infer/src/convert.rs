@@ -145,7 +145,10 @@ fn convert_from(
     if fs::symlink_metadata(target).is_ok() {
         return Err(Error::TargetExists { path: target.to_owned() });
     }
-    let tokenizer = optional_tokenizer(&source)?;
+    // A run that trained an adapter has a tokenizer and a chat template of its own.
+    let texts = adapter.filter(|adapter| adapter.is_checkpoint());
+    let texts = texts.map_or(source.as_path(), PeftAdapter::dir);
+    let tokenizer = optional_tokenizer(texts)?;
     let mut model = match adapter {
         None => Model::open(&source, Weights::Exact)?,
         Some(adapter) => Model::open_folder_with_adapter(&source, Weights::Exact, adapter)?,
@@ -154,6 +157,9 @@ fn convert_from(
         crate::check_vocabulary(&source, tokenizer, &model)?;
     }
     let mut warnings = model.warnings();
+    if let Some(adapter) = adapter {
+        warnings.extend(adapter.warnings(&source)?);
+    }
     if let (Config::Lehr(_), Target::Folder(_)) = (model.config(), format) {
         warnings.push(OWN_FAMILY.to_owned());
     }
@@ -162,12 +168,13 @@ fn convert_from(
     let want = outputs(&model, &ids)?;
     let want_probe = probe.as_ref().map(|ids| outputs(&model, ids)).transpose()?;
     if adapter.is_some() {
-        // What is compared is the model with its adapter beside the weights.
+        // The outputs above are those of the weights with the adapter beside them.
         model = model.merged()?;
     }
     let beside = Beside::new(target)?;
     let path = beside.path();
-    let writing = Writing { source: &source, target, model: &model, tokenizer: tokenizer.as_ref() };
+    let (source, tokenizer) = (source.as_path(), tokenizer.as_ref());
+    let writing = Writing { source, texts, target, model: &model, tokenizer };
     let written = match format {
         Target::Folder(format) => writing.folder(&path, format)?,
         Target::Gguf(file_type) => writing.gguf(&path, file_type, target)?,
@@ -179,8 +186,9 @@ fn convert_from(
         proof.probe_error = Some(compare(want, &outputs(&copy, ids)?, format.bounds()).error);
     }
     drop(copy);
-    let pair = crate::proof::Pair { source: &source, copy: &path, target: format };
-    pair.compare_parts(tokenizer.as_ref(), sample, &written.extra, &mut proof)?;
+    let is_adapted = adapter.is_some();
+    let pair = crate::proof::Pair { source, texts, copy: &path, target: format, is_adapted };
+    pair.compare_parts(tokenizer, sample, &written.extra, &mut proof)?;
     let faults = proof.faults();
     if !faults.is_empty() {
         return Err(Error::Unproven { path: target.to_owned(), faults });
@@ -193,6 +201,8 @@ fn convert_from(
 /// The model to copy.
 struct Writing<'a> {
     source: &'a Path,
+    /// The folder or file of tokenizer and chat template: the source, or a run with an adapter.
+    texts: &'a Path,
     target: &'a Path,
     model: &'a Model,
     tokenizer: Option<&'a Tokenizer>,

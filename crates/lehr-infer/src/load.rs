@@ -53,37 +53,34 @@ impl Loaded {
     pub fn open(path: &Path, weights: Weights) -> Result<Self> {
         let path = &resolve_model(path)?;
         if path.is_dir() && PeftAdapter::is_in(path) {
-            return Self::open_adapted_run(path, weights);
+            let base = BaseModel::checked(path)?;
+            let base = base.ok_or_else(|| Error::AdapterAlone { path: path.to_owned() })?;
+            return Self::adapted(&base, &PeftAdapter::open(path)?, weights);
         }
         let of_folder = |path: &Path| Model::open(path, weights);
         Self::new(path, of_folder, |source| Model::open_source(source, weights))
     }
 
-    /// Opens the checkpoint of a run that trained an adapter: its base, the adapter, and the
-    /// checkpoint's own tokenizer and chat template.
-    fn open_adapted_run(dir: &Path, weights: Weights) -> Result<Self> {
-        let adapter = PeftAdapter::open(dir)?;
-        let base = match BaseModel::checked(dir)? {
-            Some(base) => base,
-            None => return Err(Error::AdapterAlone { path: dir.to_owned() }),
-        };
-        let (tokenizer, path) = (Tokenizer::open(dir)?, dir.to_owned());
-        let mut model = Model::open_folder_with_adapter(&base, weights, &adapter)?;
-        if let Some(warning) = check_vocabulary(dir, &tokenizer, &model)? {
-            model.warn(warning);
-        }
-        Ok(Self { model, tokenizer, path, metadata: None })
-    }
-
-    /// Opens a model as [`Loaded::open`] does, with the adapter in `adapter` ([`open_adapter`]).
+    /// Opens a model as [`Loaded::open`] does, with the adapter in `adapter` ([`open_adapter`]). If
+    /// that is a run, tokenizer and chat template are the run's.
     ///
     /// # Errors
     /// As [`Loaded::open`], and if the adapter cannot be read or belongs to another model.
     pub fn open_with_adapter(path: &Path, adapter: &Path, weights: Weights) -> Result<Self> {
-        let adapter = open_adapter(adapter)?;
-        let of_folder = |path: &Path| Model::open_folder_with_adapter(path, weights, &adapter);
-        let of_file = |source: &ModelSource| Model::open_with_adapter(source, weights, &adapter);
-        Self::new(path, of_folder, of_file)
+        let (base, adapter) = (resolve_model(path)?, open_adapter(adapter)?);
+        let mut loaded = Self::adapted(&base, &adapter, weights)?;
+        adapter.warnings(&base)?.into_iter().for_each(|warning| loaded.model.warn(warning));
+        Ok(loaded)
+    }
+
+    fn adapted(base: &Path, adapter: &PeftAdapter, weights: Weights) -> Result<Self> {
+        let path = if adapter.is_checkpoint() { adapter.dir() } else { base }.to_owned();
+        let (tokenizer, metadata) = (tokenizer_of(&path)?, gguf_metadata(&path)?);
+        let mut model = Model::open_folder_with_adapter(base, weights, adapter)?;
+        if let Some(warning) = check_vocabulary(&path, &tokenizer, &model)? {
+            model.warn(warning);
+        }
+        Ok(Self { model, tokenizer, path, metadata })
     }
 
     /// Opens a model to train new adapters of it. Its own weights are frozen, in the format

@@ -12,7 +12,7 @@ use lehr_tensor::{Param, Role, Shape, Tensor};
 use serde_json::{Map, Value, json};
 
 use crate::adapt::{AdapterMethod, LoraConfig, LoraScaling, SavedAdapters};
-use crate::io::{self, ADAPTER_CONFIG, Checkpoint, TensorFile};
+use crate::io::{self, ADAPTER_CONFIG, BaseModel, Checkpoint, TensorFile};
 use crate::{Error, Model, Result};
 
 /// The file of its tensors.
@@ -26,6 +26,15 @@ const PREFIX: &str = "base_model.model.";
 /// What ends the name of a copy of the base's matrix. PEFT saves one of an adapted embedding or
 /// head.
 const COPY: &str = ".base_layer.weight";
+/// Files of an adapter's folder that change no result: a description, the state of a training.
+const SILENT: [&str; 6] = [
+    "README.md",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+];
 /// What is being done when an error occurs.
 const OPENING: &str = "opening the adapter";
 
@@ -112,6 +121,46 @@ impl PeftAdapter {
         dir.join(ADAPTER_CONFIG).is_file()
     }
 
+    /// Returns the folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns whether the folder is a checkpoint of lehr, which has a tokenizer and a chat template
+    /// of its own beside the adapter.
+    #[must_use]
+    pub fn is_checkpoint(&self) -> bool {
+        self.dir.join("config.json").is_file() && self.dir.join("tokenizer.json").is_file()
+    }
+
+    /// Returns what a user of the adapter over `base` must know: weights that are not those it was
+    /// trained on, and files of its folder that nothing reads.
+    ///
+    /// # Errors
+    /// If the files cannot be read.
+    pub fn warnings(&self, base: &Path) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        if let Some(trained) = BaseModel::read(&self.dir)?
+            && trained.sha256 != BaseModel::of(base)?.sha256
+        {
+            warnings.push(format!(
+                "the adapter was trained on other weights than those of {}: on {}",
+                base.display(),
+                trained.path.display()
+            ));
+        }
+        let unread = if self.is_checkpoint() { Vec::new() } else { unread(&self.dir)? };
+        if !unread.is_empty() {
+            let files = unread.join(", ");
+            warnings.push(format!(
+                "files of the adapter's folder that are not read: {files}; tokenizer and chat \
+                 template are those of the model"
+            ));
+        }
+        Ok(warnings)
+    }
+
     /// Returns the base that the adapter names: a folder, or a name in a registry of models.
     #[must_use]
     pub fn base(&self) -> Option<&str> {
@@ -194,6 +243,22 @@ impl SavedAdapters for PeftAdapter {
         );
         Err(Error::adapter(OPENING, found, "use the model that the adapter was trained on"))
     }
+}
+
+/// Lists the files of an adapter's folder that say something and are not read.
+fn unread(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
+        let entry = entry.map_err(Error::io("listing", dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_known =
+            name.starts_with("adapter_") || name.starts_with('.') || SILENT.contains(&&*name);
+        if !is_known && entry.path().is_file() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Returns the name of a tensor without what wraps a model.

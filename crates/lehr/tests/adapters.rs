@@ -6,7 +6,10 @@ mod common;
 
 use std::path::Path;
 
-use common::{fails, json_lines, newest_checkpoint, pretrain, succeeds, write_chat, write_text};
+use common::{
+    fails, json_lines, newest_checkpoint, pretrain, run as run_lehr, succeeds, write_chat,
+    write_text,
+};
 use lehr_model::adapt::{AdapterConfig, AdapterMethod, LoraConfig, LoraScaling, Targets};
 use lehr_model::io::ModelSource;
 use lehr_model::{Model, Weights};
@@ -79,8 +82,37 @@ fn an_adapter_is_trained_used_and_merged() {
     let merge = ["convert", "base", "--adapter", "tuned", "--to", "whole", "--format", "f32"];
     succeeds(dir, &merge);
     assert_eq!(generate("whole"), adapted);
-    let answer = succeeds(dir, &["chat", "tuned", "-p", "What?", "--greedy"]);
+    // The run has a chat template and an end of turn that its base lacks; copies keep them.
+    assert!(!newest_checkpoint(&dir.join("base")).join("chat_template.jinja").exists());
+    let gguf = ["convert", "base", "--adapter", "tuned", "--to", "whole.gguf", "--format", "f32"];
+    succeeds(dir, &gguf);
+    let chat = |model: &[&str]| {
+        let args =
+            [&["chat"], model, &["-p", "What of glass 12?", "--greedy", "-n", "24"]].concat();
+        succeeds(dir, &args)
+    };
+    let answer = chat(&["tuned"]);
     assert!(!answer.trim().is_empty());
+    for model in [&["base", "--adapter", "tuned"][..], &["whole"], &["whole.gguf"]] {
+        assert_eq!(chat(model), answer, "{model:?}");
+    }
+    let text = |dir: &Path, name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    let (run, copy) = (newest_checkpoint(&dir.join("tuned")), dir.join("whole"));
+    for name in ["chat_template.jinja", "generation_config.json"] {
+        assert_eq!(text(&run, name), text(&copy, name), "{name}");
+    }
+
+    // Other weights of the same shape, and files that nothing reads, are named.
+    pretrain(dir, "other", &["run.seed=9"]);
+    let ran = run_lehr(dir, &["generate", "other", "--adapter", "tuned", "-p", "glass", "-n", "2"]);
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    assert!(ran.err.contains("the adapter was trained on other weights than those of"), "{ran:#?}");
+    write_adapter(&newest_checkpoint(&dir.join("base")), &dir.join("plain"));
+    std::fs::write(dir.join("plain/chat_template.jinja"), "x").unwrap();
+    let plain = ["generate", "base", "--adapter", "plain", "-p", "glass", "-n", "2"];
+    let ran = run_lehr(dir, &plain);
+    let named = "files of the adapter's folder that are not read: chat_template.jinja";
+    assert!(ran.err.contains(named) && !ran.err.contains("trained on other"), "{ran:#?}");
 
     let again = ["finetune", "--model", "tuned", "--data", "chat.jsonl", "--out", "again"];
     let hint = "lehr convert MODEL --adapter";

@@ -208,6 +208,9 @@ fn finished_runs_predict_the_loss_of_another() {
     assert!(succeeds(dir, &train).contains("bits per byte at the end, by 1.2"));
     let predicted = fs::read_to_string(dir.join("next/prediction.json")).unwrap();
     let predicted = one_json(&predicted.replace('\n', ""))["bits_per_byte"].as_f64().unwrap();
+    // The same command continues the run, which has its plan already.
+    let again = run(dir, &train);
+    assert!(again.err.contains("warning: --law changes nothing"), "{again:#?}");
     let report = fs::read_to_string(dir.join("next/report.html")).unwrap();
     let row = report.split("held-out bits per byte").nth(1).unwrap();
     let row = row.split("</tr>").next().unwrap();

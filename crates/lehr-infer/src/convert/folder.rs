@@ -29,6 +29,15 @@ const GGUF_OWN: [&str; 7] = [
     "general.size_label",
 ];
 
+/// Files about tokens and conversations in a checkpoint of training.
+const TEXTS: [&str; 5] = [
+    "tokenizer.json",
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    GENERATION_CONFIG,
+];
+
 impl Writing<'_> {
     /// Writes a folder with all that the source has.
     pub(super) fn folder(&self, dir: &Path, format: FloatFormat) -> Result<Written> {
@@ -48,10 +57,17 @@ impl Writing<'_> {
                     Fate::LeftOut => written.leave("files", [file.name()]),
                 }
             }
-            self.complete_tokenizer(dir)?;
         } else {
             self.model.save_as(dir, format)?;
             self.texts_of_gguf(dir, &mut written)?;
+        }
+        if self.texts != self.source {
+            for name in TEXTS.map(Path::new).iter().filter(|name| self.texts.join(name).is_file()) {
+                files::copy(self.texts, dir, name)?;
+            }
+        }
+        if self.source.is_dir() {
+            self.complete_tokenizer(dir)?;
         }
         let n = self.model.params().named().len() + written.extra.len();
         written.formats = BTreeMap::from([(format.name().to_uppercase(), n)]);

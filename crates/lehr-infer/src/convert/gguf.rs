@@ -127,6 +127,14 @@ impl Writing<'_> {
                     () => more.set(key.clone(), value.clone()),
                 }
             }
+            if let Some(own) = self.tokenizer.filter(|_| self.texts != self.source) {
+                let parts = template_parts_of(self.texts)?;
+                if let Some(template) = &parts.jinja {
+                    kept.set(TEMPLATES, template.as_str());
+                }
+                let lost = set_ends(&mut kept, own, &parts.eos_ids);
+                written.leave("ids that end a text, lost:", lost.iter().map(u32::to_string));
+            }
             tokenizer = kept;
         } else {
             self.refuse_task_heads()?;
@@ -157,7 +165,7 @@ impl Writing<'_> {
     fn vocabulary(&self, written: &mut Written) -> Result<Metadata> {
         let Some(tokenizer) = self.tokenizer else { return Ok(Metadata::default()) };
         let mut metadata = gguf_vocabulary(tokenizer, self.model.spec().vocab_size)?;
-        let parts = template_parts_of(self.source)?;
+        let parts = template_parts_of(self.texts)?;
         if let Some(template) = &parts.jinja {
             metadata.set("tokenizer.chat_template", template.as_str());
         }
@@ -176,7 +184,7 @@ impl Writing<'_> {
 
     /// Adds the templates beside the default one, such as one for tools.
     fn further_templates(&self, metadata: &mut Metadata) -> Result<()> {
-        let config = raw(self.source, TOKENIZER_CONFIG)?.unwrap_or_default();
+        let config = raw(self.texts, TOKENIZER_CONFIG)?.unwrap_or_default();
         let templates = config.get("chat_template").unwrap_or_default();
         let text = |entry: &Value, key: &str| entry[key].as_str().map(str::to_owned);
         let mut names = Vec::new();
@@ -224,7 +232,7 @@ impl Writing<'_> {
         };
         let keys = config.as_object().into_iter().flatten().filter(is_lost);
         written.leave("keys of config.json", keys.map(|(key, _)| key.clone()));
-        let settings = files::generation_settings(self.source)?;
+        let settings = files::generation_settings(self.texts)?;
         written.leave("settings of generation_config.json", settings);
         let mut said = SAID.to_vec();
         said.extend([GENERATION_CONFIG, "modules.json"]);

@@ -30,8 +30,13 @@ const HEAD_FACTOR: f64 = 5.0;
 /// A model and its copy.
 pub(crate) struct Pair<'a> {
     pub(crate) source: &'a Path,
+    /// The folder or file of the source's tokenizer and chat template.
+    pub(crate) texts: &'a Path,
     pub(crate) copy: &'a Path,
     pub(crate) target: Target,
+    /// Whether the copy has an adapter merged into its weights, so that vectors and logits of the
+    /// source alone are not its own.
+    pub(crate) is_adapted: bool,
 }
 
 impl Pair<'_> {
@@ -71,7 +76,7 @@ impl Pair<'_> {
         copied: &Tokenizer,
         proof: &mut Proof,
     ) -> Result<()> {
-        let (want, found) = (template_parts_of(self.source)?, template_parts_of(self.copy)?);
+        let (want, found) = (template_parts_of(self.texts)?, template_parts_of(self.copy)?);
         let ids = |parts: &[u32], tokenizer: &Tokenizer| -> BTreeSet<u32> {
             parts.iter().copied().chain(tokenizer.end_of_document().ok()).collect()
         };
@@ -113,6 +118,10 @@ impl Pair<'_> {
         if self.is_folder() && source.max_tokens() != copy.max_tokens() {
             let (found, want) = (copy.max_tokens(), source.max_tokens());
             add(format!("texts are cut at {found} tokens, expected {want}"));
+        }
+        if self.is_adapted {
+            proof.compared.push(Part::Pooling);
+            return Ok(());
         }
         // A GGUF file has no place for the prompt before each text, nor for its longest length.
         let longest = source.max_tokens();
@@ -159,7 +168,10 @@ impl Pair<'_> {
     fn compare_classifiers(&self, tokenizer: Option<&Tokenizer>, proof: &mut Proof) -> Result<()> {
         // A head that lehr does not know was compared tensor by tensor.
         let Ok(source) = Classifier::load(self.source) else { return Ok(()) };
-        let want = logits(&source, tokenizer)?;
+        let want = match self.is_adapted {
+            true => None,
+            false => Some(logits(&source, tokenizer)?),
+        };
         let labels = source.labels().to_vec();
         drop(source);
         let copy = Classifier::load(self.copy)?;
@@ -167,11 +179,14 @@ impl Pair<'_> {
             let text = format!("{:?}, expected {labels:?}", copy.labels());
             proof.differences.push(Fault { part: Part::Labels, text });
         }
-        let error = relative_error(&want, &logits(&copy, tokenizer)?);
-        let most = HEAD_FACTOR * proof.bounds.error;
-        if error.is_nan() || error > most {
-            let text = format!("relative error {error:.3e} of logits, expected at most {most:.1e}");
-            proof.differences.push(Fault { part: Part::Head, text });
+        if let Some(want) = want {
+            let error = relative_error(&want, &logits(&copy, tokenizer)?);
+            let most = HEAD_FACTOR * proof.bounds.error;
+            if error.is_nan() || error > most {
+                let text =
+                    format!("relative error {error:.3e} of logits, expected at most {most:.1e}");
+                proof.differences.push(Fault { part: Part::Head, text });
+            }
         }
         proof.compared.extend([Part::Head, Part::Labels]);
         proof.compared.dedup();

@@ -83,6 +83,10 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
     if let Some(note) = freeze(model.params(), &recipe.train.freeze)? {
         notes(&note);
     }
+    if !model.adapters().is_empty() {
+        let n: usize = model.params().trainable().map(|p| p.shape().n_elements()).sum();
+        notes(&format!("{n} weights of {} adapters are trained", model.adapters().len()));
+    }
     say_plan(recipe, model.params(), notes);
     task.to_device(&compute)?;
     if recipe.run.fp8 {
