@@ -115,8 +115,8 @@ impl LossLaw {
         Ok(Self { floor, scale, exponent, unit, runs })
     }
 
-    /// Predicts the held-out bits per byte of a run of `recipe` with so many weights and tokens, and
-    /// the range of the predictions if any one run is left out.
+    /// Predicts the held-out bits per byte of a run of `recipe` with so many weights and tokens,
+    /// and the range of the predictions if any one run is left out.
     ///
     /// # Errors
     /// If the run differs from those of the law in more than its size, or in its tokens per weight.
@@ -196,7 +196,8 @@ const OF_SIZE: [&str; 7] = [
 /// Those of the model.
 const SIZES: [&str; 5] = ["n_layers", "hidden_size", "n_heads", "n_kv_heads", "mlp_size"];
 
-/// Checks that a run differs from the first one in nothing except its size and what follows from it.
+/// Checks that a run differs from the first one in nothing except its size and what follows from
+/// it.
 fn check_alike(first: &FinishedRun, other: &Recipe, name: &str) -> Result<()> {
     let follows = |key: &str| {
         let of_model = key.strip_prefix("model.").is_some_and(|key| SIZES.contains(&key));
