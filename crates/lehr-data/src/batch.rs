@@ -227,6 +227,12 @@ impl Batch {
         self.n_targets += 1;
     }
 
+    /// Sets the class of the token at position `t` of `row`.
+    pub(crate) fn set_class(&mut self, row: usize, t: usize, class: i32) {
+        self.targets[row * self.seq_len + t] = class;
+        self.n_targets += 1;
+    }
+
     /// Adds a labelled sequence, a group of its own.
     pub(crate) fn label(&mut self, row: usize, (start, end): (usize, usize), labels: Vec<i32>) {
         let group = self.sequences.last().map_or(0, |last| last.group + 1);

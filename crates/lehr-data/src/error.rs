@@ -269,6 +269,20 @@ pub enum Error {
         /// The labels of the model.
         known: Vec<String>,
     },
+    /// The type of an entity is none of the model's.
+    #[error("tagging words: the data has entities of type {found:?}, expected {}", quoted(.known))]
+    UnknownEntity {
+        /// The type found.
+        found: String,
+        /// The types of the model.
+        known: Vec<String>,
+    },
+    /// The labels of a model are no tags of words.
+    #[error("reading the labels: found {found:?}, expected O, and B-TYPE and I-TYPE of each type")]
+    NotTags {
+        /// The label found.
+        found: String,
+    },
     /// There are too few labels to tell apart.
     #[error(
         "collecting the labels: found {}, expected at least two different ones",
@@ -368,6 +382,10 @@ impl Error {
             Self::UnknownLabel { .. } => {
                 "the labels are those of the model's head: correct the label, or start a new head"
             }
+            Self::UnknownEntity { .. } => {
+                "the types are those of the model's head: correct the data, or start a new head"
+            }
+            Self::NotTags { .. } => "use a model for named entities, or start a new head",
             Self::Batch { .. } => "correct the loader, or the rollout, that made the batch",
             Self::Layout { .. } => "check that the text has the tokens that the model's kind needs",
             Self::TooFewLabels { .. } => "check which field holds the label",

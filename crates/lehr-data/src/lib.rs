@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! files -> source (documents) -> corpus (split) -> tokenize (shards) -> loader -> Batch
-//! files -> source (labelled texts, conversations) -> split -> loader -> Batch
+//! files -> source (labelled texts, entities, conversations) -> split -> loader -> Batch
 //! ```
 //!
 //! Documents are never held in memory together: every pass over a [`Corpus`] reads its files again.
@@ -12,6 +12,7 @@
 
 mod batch;
 mod corpus;
+pub mod entities;
 mod error;
 pub mod loader;
 pub mod shard;
@@ -23,14 +24,14 @@ pub use batch::{Batch, Layout, LayoutRule, Sequence};
 pub use corpus::{Amount, Corpus, HeldOut, HeldOutSource, TextSplit};
 pub use error::{Error, Result};
 pub use loader::{
-    Answers, ClassLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader, Renderer,
-    RowSpan, SftLoader, conversation_lengths,
+    Answers, ClassLoader, EntityLoader, LabelSet, Loader, LoaderOptions, Order, PretrainLoader,
+    Renderer, RowSpan, SftLoader, WordCounts, conversation_lengths,
 };
 pub use shard::ShardSet;
 pub use source::{
     Conversation, DatasetKind, Document, Labelled, LabelledFields, Part, ReadOptions, Reading,
     data_files, documents, guess_kind, has_validation, read_conversations, read_documents,
-    read_labelled,
+    read_labelled, read_tagged,
 };
 pub use split::{SplitBy, SplitOptions, split_by_text};
 pub use tokenize::{Progress, TokenizeOptions, tokenize_cached, tokenize_to};

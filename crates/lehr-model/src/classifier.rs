@@ -1,17 +1,16 @@
 //! Sequence classification on any backbone.
 
-use std::cell::RefCell;
 use std::path::Path;
 
 use lehr_tensor::ops::linear::WeightLayout;
 use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
-use lehr_tensor::{Role, Shape, Source, Tensor, no_grad};
+use lehr_tensor::{Role, Source, Tensor, no_grad};
 use serde_json::Value;
 
-use crate::io::{self, BaseModel, ModelSource};
+use crate::io::{self, ModelSource};
+use crate::labels::{Labelled, most_likely, open_with_head};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
-use crate::peft::PeftAdapter;
-use crate::{Error, Model, Result, Tokens, Weights};
+use crate::{Error, Model, Result, Tokens};
 
 /// A backbone with a head that gives each sequence one logit per label, as in `transformers`'
 /// `…ForSequenceClassification`.
@@ -135,46 +134,17 @@ impl Classifier {
     /// # Errors
     /// If a file is missing, damaged or does not fit the configuration.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let json = io::read_json(&path)?;
-        let labels = labels_of(&json).ok_or_else(|| Error::Format {
-            path,
-            reason: match class_of(&json).filter(|_| !is_classifier(&json)) {
-                Some(class) => format!("its class is {class}: this is not a classifier of texts"),
-                None => "id2label is missing: this is not a classifier".to_owned(),
-            },
-            hint: Some("make one: lehr finetune --model MODEL --data labelled.jsonl".to_owned()),
-        })?;
+        let json = io::read_json(&dir.join("config.json"))?;
+        let labels = Labelled::Sequences.read(dir, &json)?;
         check_problem(&json)?;
-        // A run that trained an adapter has it, and the head, beside its base.
-        let base = match PeftAdapter::is_in(dir) {
-            true => BaseModel::checked(dir)?,
-            false => None,
-        };
-        let adapter = base.is_some().then(|| PeftAdapter::open(dir)).transpose()?;
-        let source = ModelSource::open(base.as_deref().unwrap_or(dir))?;
-        let mut model = match &adapter {
-            Some(adapter) => Model::backbone_with_adapter(&source, Weights::F32, adapter)?,
-            None => Model::load_source(&source)?,
-        };
-        let used = RefCell::new(Vec::new());
-        let load = |name: &str, shape: Shape| {
-            used.borrow_mut().push(name.to_owned());
-            let trained = adapter.as_ref().and_then(|adapter| adapter.whole(name, shape));
-            if let Some(value) = trained {
-                return value.map(Some).map_err(|e| e.to_string());
-            }
-            source.checkpoint().tensor(name, shape).map(Some).map_err(|e| e.to_string())
-        };
         let pooling = Pooling::of(&json);
+        let build = |model, source: &Source<'_>| Self::with_source(model, labels, pooling, source);
+        let mut classifier = open_with_head(dir, build, Self::model_mut)?;
         let known = [END_OF_DOCUMENT, MEAN, "cls"];
         if json.get(POOLING).is_some_and(|p| known.iter().all(|known| p != known)) {
-            model.warn(format!("{POOLING} = {} of config.json is not read", json[POOLING]));
+            let unread = format!("{POOLING} = {} of config.json is not read", json[POOLING]);
+            classifier.model.warn(unread);
         }
-        let load = Source::Load { load: &load, stored: None, seed: 0 };
-        let built = Self::with_source(model, labels, pooling, &load);
-        let mut classifier = built.map_err(|e| source.checkpoint().explain(e))?;
-        classifier.model.use_also(&used.borrow());
         Ok(classifier)
     }
 
@@ -209,7 +179,7 @@ impl Classifier {
     /// Returns whether the folder's `config.json` names a classifier.
     #[must_use]
     pub fn is_classifier(dir: &Path) -> bool {
-        io::read_json(&dir.join("config.json")).is_ok_and(|json| is_classifier(&json))
+        Labelled::Sequences.is_in(dir)
     }
 
     /// Returns the model: backbone and head.
@@ -315,25 +285,13 @@ impl Classifier {
     }
 
     fn most_likely(&self, logits: &Tensor) -> Result<Vec<usize>> {
-        let best = |row: &[f32]| {
-            let by_value = |a: &usize, b: &usize| row[*a].total_cmp(&row[*b]);
-            (0..row.len()).max_by(by_value).unwrap_or(0)
-        };
-        Ok(logits.to_host()?.data().chunks(self.labels.len()).map(best).collect())
+        Ok(most_likely(logits.to_host()?.data(), self.labels.len()))
     }
 
     /// Returns the `config.json` of the backbone, extended by the labels.
     #[must_use]
     pub fn config_json(&self) -> Value {
-        let mut json = self.model.config().to_json();
-        let class = classifier_class(self.model.config().class());
-        let ids = self.labels.iter().enumerate();
-        let id2label: Value =
-            ids.clone().map(|(i, l)| (i.to_string(), Value::from(&**l))).collect();
-        let label2id: Value = ids.map(|(i, l)| (l.clone(), Value::from(i))).collect();
-        json["architectures"] = vec![class].into();
-        json["id2label"] = id2label;
-        json["label2id"] = label2id;
+        let mut json = Labelled::Sequences.config_json(&self.model, &self.labels);
         match self.pooling {
             Pooling::EndOfDocument => json[POOLING] = END_OF_DOCUMENT.into(),
             Pooling::Mean => json[POOLING] = MEAN.into(),
@@ -391,41 +349,6 @@ fn means(hidden: &Tensor, tokens: &Tokens, ends: &Tensor) -> Result<Tensor> {
     let shares = shares.to_device(hidden.device())?.cast(hidden.dtype())?;
     Ok(shares.linear(hidden, WeightLayout::InOut, None)?)
 }
-
-/// Returns the classifier class in `transformers` for a language-model class.
-fn classifier_class(class: &str) -> String {
-    let family = ["LMHeadModel", "ForCausalLM", "ForMaskedLM", "Model"]
-        .iter()
-        .find_map(|ending| class.strip_suffix(ending));
-    format!("{}ForSequenceClassification", family.unwrap_or(class))
-}
-
-/// Returns the class that `config.json` names.
-fn class_of(json: &Value) -> Option<&str> {
-    json.get("architectures")?.get(0)?.as_str()
-}
-
-fn is_classifier(json: &Value) -> bool {
-    class_of(json).is_some_and(|class| class.ends_with("ForSequenceClassification"))
-}
-
-/// Returns the labels; `None` if the file describes another kind of model.
-fn labels_of(json: &Value) -> Option<Vec<String>> {
-    if class_of(json).is_some() && !is_classifier(json) {
-        return None;
-    }
-    let numbered = |n: usize| (0..n).map(|i| format!("LABEL_{i}")).collect();
-    let Some(map) = json.get("id2label") else {
-        // `transformers` omits the names of two unnamed labels.
-        let n = json.get("num_labels").and_then(Value::as_u64).map_or(2, |n| n as usize);
-        return is_classifier(json).then(|| numbered(n.min(MAX_LABELS)));
-    };
-    let map = map.as_object()?;
-    (0..map.len()).map(|i| Some(map.get(&i.to_string())?.as_str()?.to_owned())).collect()
-}
-
-/// Most labels without names.
-const MAX_LABELS: usize = 1 << 20;
 
 /// Checks that the head chooses one of several labels.
 fn check_problem(json: &Value) -> Result<()> {

@@ -14,12 +14,14 @@ mod compute;
 mod config_file;
 mod error;
 pub mod io;
+mod labels;
 mod model;
 pub mod nn;
 mod outline;
 mod paged;
 pub mod peft;
 mod spec;
+mod tagger;
 mod weights;
 
 pub use arch::{
@@ -40,4 +42,5 @@ pub use model::{Model, ModelCopy};
 pub use outline::{Outline, Parameter};
 pub use paged::{DecodeGraph, PagedCache, PagedSize};
 pub use spec::Spec;
+pub use tagger::Tagger;
 pub use weights::Weights;

@@ -248,7 +248,7 @@ impl Tokenizer {
     }
 
     /// Encodes text that continues another, without the space some tokenizers put before a text.
-    fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
+    pub(crate) fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.encode_long(self.continuing(), text)?;
         if self.is_plain(text, &ids) {
             Ok(ids)

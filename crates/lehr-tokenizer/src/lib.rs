@@ -23,6 +23,7 @@ mod stream;
 mod table;
 mod tokenizer;
 mod trainer;
+mod words;
 
 pub use encode::{EncodedPair, Framed};
 pub use error::{Error, Result};

@@ -36,7 +36,7 @@ pub use loss_scale::LossScale;
 pub use metrics::{Metrics, read_metrics};
 pub use objective::{
     Classify, Evaluation, LanguageModel, Loss, Metric, Objective, ObjectiveState, Rollout, Scores,
-    evaluate, next_token_loss,
+    Tag, evaluate, next_token_loss,
 };
 pub use observe::{Event, Observer, Quiet};
 pub use optim::{AdamW, Muon, Optimizer, Update, optimizer_state_bytes};

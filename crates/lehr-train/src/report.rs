@@ -111,6 +111,10 @@ fn curves(report: &mut Report, metrics: &[Metrics]) {
     if !bits.points.is_empty() {
         report.curves("Bits per byte", "step", "bits", &[bits], false);
     }
+    let f1 = curve("held out", &|m| Some(m.eval.as_ref()?.entities?.f1));
+    if !f1.points.is_empty() {
+        report.curves("F1 of entities", "step", "F1", &[f1], false);
+    }
     let accuracy = curve("held out", &|m| m.eval.as_ref().and_then(|e| e.accuracy));
     if !accuracy.points.is_empty() {
         report.curves("Accuracy", "step", "share", &[accuracy], false);

@@ -62,7 +62,8 @@ fn checkpoints_keep_what_a_loaded_model_says_of_itself() {
     assert_eq!((ends(&new), new.join("chat_template.jinja").exists()), (vec![json!(0)], false));
 
     let published = published(scratch, &base);
-    for objective in [ObjectiveKind::NextToken, ObjectiveKind::Chat, ObjectiveKind::CLASSIFY] {
+    let labels = [ObjectiveKind::CLASSIFY, ObjectiveKind::Tag];
+    for objective in [[ObjectiveKind::NextToken, ObjectiveKind::Chat], labels].concat() {
         let mut tuned = Recipe {
             data: DataConfig {
                 path: write_data(scratch, objective).display().to_string(),

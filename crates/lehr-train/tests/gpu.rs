@@ -114,6 +114,11 @@ fn a_classifier_learns_on_the_gpu_as_on_the_cpu() {
     check(llama(32), ObjectiveKind::CLASSIFY);
 }
 
+#[test]
+fn words_are_tagged_on_the_gpu_as_on_the_cpu() {
+    check(llama(32), ObjectiveKind::Tag);
+}
+
 /// Products in 8 bits change losses by less than 0.5 %; two runs are the same. The matrices are
 /// narrow here, while a run of a recipe takes wide ones alone.
 #[test]

@@ -15,8 +15,8 @@ use lehr_train::{Recipe, Task};
 /// The number of threads is that of the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-const OBJECTIVES: [ObjectiveKind; 3] =
-    [ObjectiveKind::NextToken, ObjectiveKind::Chat, ObjectiveKind::CLASSIFY];
+const OBJECTIVES: [ObjectiveKind; 4] =
+    [ObjectiveKind::NextToken, ObjectiveKind::Chat, ObjectiveKind::CLASSIFY, ObjectiveKind::Tag];
 
 fn with_micro_batches(recipe: &Recipe, batch_size: usize, grad_accumulation: u64) -> Recipe {
     let train = TrainConfig { batch_size, grad_accumulation, ..recipe.train.clone() };

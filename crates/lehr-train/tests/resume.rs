@@ -29,7 +29,7 @@ fn check_every_step(model: ModelConfig, objective: ObjectiveKind) {
     let mut recipe = recipe(scratch.path(), model, objective);
     recipe.train.grad_accumulation = 2;
     recipe.eval.every_steps = 2;
-    if objective != ObjectiveKind::CLASSIFY {
+    if ![ObjectiveKind::CLASSIFY, ObjectiveKind::Tag].contains(&objective) {
         recipe.sample.prompts = vec!["After 7 days".to_owned()];
         recipe.sample.every_steps = 2;
     }
@@ -68,6 +68,11 @@ fn a_chat_model_resumes_at_every_step() {
 #[test]
 fn a_classifier_resumes_at_every_step() {
     check_every_step(llama(32), ObjectiveKind::CLASSIFY);
+}
+
+#[test]
+fn a_model_that_tags_words_resumes_at_every_step() {
+    check_every_step(gpt2(32), ObjectiveKind::Tag);
 }
 
 #[test]

@@ -33,7 +33,7 @@ enum Command {
     Plan(cmd::plan::Args),
     /// Pre-train a model on text
     Pretrain(cmd::pretrain::Args),
-    /// Fine-tune a model on conversations, labelled texts or more text
+    /// Fine-tune a model on conversations, labelled texts, named entities or more text
     Finetune(cmd::finetune::Args),
     /// Continue a text, or all prompts of a file
     Generate(cmd::generate::Args),
@@ -41,9 +41,11 @@ enum Command {
     Chat(cmd::chat::Args),
     /// Label texts with a fine-tuned classifier
     Classify(cmd::classify::Args),
+    /// Find the named entities of texts with a fine-tuned model
+    Tag(cmd::tag::Args),
     /// Turn texts into vectors that represent their meaning
     Embed(cmd::embed::Args),
-    /// Evaluate how well a model predicts a text
+    /// Evaluate how well a model predicts a text, or finds the named entities of texts
     Eval(cmd::eval::Args),
     /// Show what a model is: sizes, memory, tokenizer, files
     Inspect(cmd::inspect::Args),
@@ -83,6 +85,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => cmd::generate::run(&args),
         Command::Chat(args) => cmd::chat::run(&args),
         Command::Classify(args) => cmd::classify::run(&args),
+        Command::Tag(args) => cmd::tag::run(&args),
         Command::Embed(args) => cmd::embed::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
         Command::Inspect(args) => cmd::inspect::run(&args),

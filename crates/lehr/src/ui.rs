@@ -146,6 +146,9 @@ pub(crate) fn evaluated(evaluation: &Evaluation) -> String {
     if let Some(bits) = evaluation.bits_per_byte {
         text += &format!(", {bits:.4} bits per byte");
     }
+    if let Some(entities) = evaluation.entities {
+        text += &format!(", F1 of entities {:.1}%", 100.0 * entities.f1);
+    }
     if let Some(accuracy) = evaluation.accuracy {
         text += &format!(", accuracy {:.1}%", 100.0 * accuracy);
     }

@@ -12,6 +12,7 @@
 mod chat;
 mod class;
 mod documents;
+mod entities;
 mod options;
 mod order;
 mod packing;
@@ -20,6 +21,7 @@ mod sft;
 
 pub use chat::Renderer;
 pub use class::{ClassLoader, LabelSet};
+pub use entities::{EntityLoader, WordCounts};
 pub use options::{LoaderOptions, Order};
 pub(crate) use order::mix;
 pub use pretrain::PretrainLoader;

@@ -10,7 +10,8 @@ use super::encoding::{self, BOM};
 use super::zstd::ZstdReader;
 use crate::{Error, Result};
 
-pub(super) const KNOWN: &str = ".txt, .md, .jsonl, .json, .csv or .tsv, also with .gz or .zst";
+pub(super) const KNOWN: &str =
+    ".txt, .md, .jsonl, .json, .csv, .tsv or .conll, also with .gz or .zst";
 /// Bytes at the start of a file from which its encoding is recognised.
 const HEAD_BYTES: u64 = 4096;
 
@@ -47,7 +48,9 @@ impl SourceFile {
     pub(super) fn new(path: &Path, name: &str) -> Option<Self> {
         let (stem, compression) = uncompressed(name);
         let format = match stem.rsplit_once('.')?.1 {
-            "txt" | "md" => Format::Text,
+            // Files of columns are recognised by their content.
+            "txt" | "md" | "conll" | "iob" | "iob2" | "bio" | "bioes" | "bmes" => Format::Text,
+            "train" | "dev" | "valid" | "test" => Format::Text,
             "jsonl" | "json" | "ndjson" => Format::Json,
             "csv" => Format::Csv,
             "tsv" => Format::Tsv,

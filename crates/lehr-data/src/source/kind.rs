@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use super::conll;
 use super::conversations::is_conversation;
 use super::files::{Format, SourceFile};
 use super::folder::{Part, files_of};
 use super::records::records;
+use super::tagged::is_tagged;
 use crate::{Error, Result};
 
 /// Content of a dataset.
@@ -15,6 +17,8 @@ pub enum DatasetKind {
     Text,
     /// Labelled texts.
     Labelled,
+    /// Texts with named entities.
+    Entities,
     /// Conversations.
     Chat,
 }
@@ -24,6 +28,7 @@ impl DatasetKind {
         match self {
             Self::Text => "texts",
             Self::Labelled => "labelled texts",
+            Self::Entities => "texts with entities",
             Self::Chat => "conversations",
         }
     }
@@ -60,6 +65,9 @@ pub fn guess_kind(path: impl AsRef<Path>) -> Result<DatasetKind> {
 
 /// Guesses the kind of a file by its first good record; `None` if it has none.
 fn kind(file: &SourceFile) -> Result<Option<DatasetKind>> {
+    if conll::is_conll(file)? {
+        return Ok(Some(DatasetKind::Entities));
+    }
     if file.format == Format::Text {
         return Ok(Some(DatasetKind::Text));
     }
@@ -76,6 +84,8 @@ fn kind(file: &SourceFile) -> Result<Option<DatasetKind>> {
         let has = |name: &str| record.has(name);
         return if is_conversation(has) {
             Ok(Some(DatasetKind::Chat))
+        } else if is_tagged(&record) {
+            Ok(Some(DatasetKind::Entities))
         } else if has("text") && has("label") {
             Ok(Some(DatasetKind::Labelled))
         } else if has("text") {

@@ -1,4 +1,4 @@
-//! Documents, labelled texts and conversations from files.
+//! Documents, labelled texts, texts with entities and conversations from files.
 //!
 //! Every reader takes a file or a folder. A folder means the files below it with a known ending, in
 //! sorted order, except names that begin with a dot, files about the data, and splits that the
@@ -8,6 +8,7 @@
 //! A reader takes the fields that it uses out of each record, and a [`Reading`] reports the others,
 //! so nothing in a file is dropped without a word.
 
+mod conll;
 mod conversations;
 mod document;
 mod documents;
@@ -21,6 +22,7 @@ mod reading;
 mod records;
 mod rows;
 mod strict;
+mod tagged;
 mod text;
 mod turns;
 mod zstd;
@@ -34,3 +36,4 @@ pub use kind::{DatasetKind, guess_kind};
 pub use labelled::{Labelled, LabelledFields, read_labelled};
 pub(crate) use reading::Pass;
 pub use reading::Reading;
+pub use tagged::read_tagged;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use lehr_model::io::Checkpoint;
-use lehr_model::{Classifier, Tokens};
+use lehr_model::{Classifier, Model, Tagger, Tokens};
 use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 
@@ -61,7 +61,12 @@ impl Pair<'_> {
         }
         self.compare_tensors(extra, proof)?;
         if matches!(self.target, Target::Folder(_)) && Classifier::is_classifier(self.source) {
-            self.compare_classifiers(tokenizer, proof)?;
+            let labels = |model: &Classifier| model.labels().to_vec();
+            self.compare_labels(Classifier::load, labels, |m| logits(m, tokenizer), proof)?;
+        }
+        if matches!(self.target, Target::Folder(_)) && Tagger::is_tagger(self.source) {
+            let labels = |model: &Tagger| model.labels().to_vec();
+            self.compare_labels(Tagger::load, labels, |m| logits_of_words(m, tokenizer), proof)?;
         }
         Ok(())
     }
@@ -165,22 +170,30 @@ impl Pair<'_> {
         Ok(())
     }
 
-    fn compare_classifiers(&self, tokenizer: Option<&Tokenizer>, proof: &mut Proof) -> Result<()> {
+    /// Compares labels and logits of two models with a head for labels, which `load` opens.
+    fn compare_labels<M>(
+        &self,
+        load: impl Fn(&Path) -> lehr_model::Result<M>,
+        labels: impl Fn(&M) -> Vec<String>,
+        logits: impl Fn(&M) -> Result<Vec<f32>>,
+        proof: &mut Proof,
+    ) -> Result<()> {
         // A head that lehr does not know was compared tensor by tensor.
-        let Ok(source) = Classifier::load(self.source) else { return Ok(()) };
+        let Ok(source) = load(self.source) else { return Ok(()) };
         let want = match self.is_adapted {
             true => None,
-            false => Some(logits(&source, tokenizer)?),
+            false => Some(logits(&source)?),
         };
-        let labels = source.labels().to_vec();
+        let expected = labels(&source);
         drop(source);
-        let copy = Classifier::load(self.copy)?;
-        if copy.labels() != labels {
-            let text = format!("{:?}, expected {labels:?}", copy.labels());
+        let copy = load(self.copy)?;
+        let found = labels(&copy);
+        if found != expected {
+            let text = format!("{found:?}, expected {expected:?}");
             proof.differences.push(Fault { part: Part::Labels, text });
         }
         if let Some(want) = want {
-            let error = relative_error(&want, &logits(&copy, tokenizer)?);
+            let error = relative_error(&want, &logits(&copy)?);
             let most = HEAD_FACTOR * proof.bounds.error;
             if error.is_nan() || error > most {
                 let text =
@@ -196,7 +209,32 @@ impl Pair<'_> {
 
 /// Computes the logits of a classifier for a few texts, or for a few ids without a tokenizer.
 fn logits(classifier: &Classifier, tokenizer: Option<&Tokenizer>) -> Result<Vec<f32>> {
-    let spec = classifier.model().spec();
+    let mut logits = Vec::new();
+    for ids in texts(classifier.model(), tokenizer)? {
+        let end = Tensor::from_ids(&[ids.len() as i32 - 1], [1])?;
+        let tokens = Tokens::new(&ids, 1, 0)?;
+        let row = no_grad(|| classifier.logits(&tokens, &end))?;
+        logits.extend_from_slice(row.to_host()?.data());
+    }
+    Ok(logits)
+}
+
+/// Computes the logits of all tokens of the same texts.
+fn logits_of_words(tagger: &Tagger, tokenizer: Option<&Tokenizer>) -> Result<Vec<f32>> {
+    let mut logits = Vec::new();
+    for ids in texts(tagger.model(), tokenizer)? {
+        let places: Vec<i32> = (0..ids.len() as i32).collect();
+        let places = Tensor::from_ids(&places, [places.len()])?;
+        let tokens = Tokens::new(&ids, 1, 0)?;
+        let rows = no_grad(|| tagger.logits(&tokens, &places))?;
+        logits.extend_from_slice(rows.to_host()?.data());
+    }
+    Ok(logits)
+}
+
+/// Returns the ids of a few texts, or a few ids without a tokenizer.
+fn texts(model: &Model, tokenizer: Option<&Tokenizer>) -> Result<Vec<Vec<i32>>> {
+    let spec = model.spec();
     let texts = match tokenizer {
         Some(tokenizer) => {
             let framed = tokenizer.encode_ended(&TEXTS, spec.max_positions)?;
@@ -204,13 +242,6 @@ fn logits(classifier: &Classifier, tokenizer: Option<&Tokenizer>) -> Result<Vec<
         }
         None => vec![(0..spec.max_positions.min(16) as u32).collect::<Vec<_>>()],
     };
-    let mut logits = Vec::new();
-    for ids in texts {
-        let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
-        let end = Tensor::from_ids(&[ids.len() as i32 - 1], [1])?;
-        let tokens = Tokens::new(&ids, 1, 0)?;
-        let row = no_grad(|| classifier.logits(&tokens, &end))?;
-        logits.extend_from_slice(row.to_host()?.data());
-    }
-    Ok(logits)
+    let signed = |ids: Vec<u32>| ids.into_iter().map(|id| id as i32).collect();
+    Ok(texts.into_iter().map(signed).collect())
 }

@@ -71,7 +71,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "they describe heads, which `lehr classify` and `lehr embed` read by themselves",
+        "they describe heads, which `lehr classify`, `lehr tag` and `lehr embed` read by themselves",
         &[
             "id2label",
             "label2id",
@@ -79,6 +79,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
             "_num_labels",
             "problem_type",
             "classifier_pooling",
+            "tagged_token",
             "finetuning_task",
             "task_specific_params",
             "summary_activation",

@@ -18,7 +18,7 @@ impl Model {
     /// # Errors
     /// If the model has no adapters or a file cannot be written.
     pub fn save_adapter(&self, dir: &Path, base: &str) -> Result<()> {
-        let (settings, file) = self.adapter_files(base)?;
+        let (settings, file) = self.adapter_files(base, self.config().class())?;
         std::fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
         io::write_parts(&dir.join(ADAPTER_WEIGHTS), file.parts())?;
         io::write_json(&dir.join(ADAPTER_CONFIG), &settings)
@@ -60,11 +60,12 @@ impl Model {
         param.expect("the adapter's parameters are the model's")
     }
 
-    /// Returns the settings and the tensors of the adapters in the format of PEFT.
+    /// Returns the settings and the tensors of the adapters in the format of PEFT. `class` is the
+    /// class in `transformers` of the model with its head.
     ///
     /// # Errors
     /// If the model has no adapters, or one cannot be copied from its device.
-    pub fn adapter_files(&self, base: &str) -> Result<(Value, TensorFile)> {
+    pub fn adapter_files(&self, base: &str, class: &str) -> Result<(Value, TensorFile)> {
         let Some(AdapterMethod::Lora(LoraConfig { rank, alpha, scaling })) = self.adapter_method()
         else {
             let hint = "open the model with an adapter, or save the whole model";
@@ -93,11 +94,10 @@ impl Model {
             tensors.push((format!("{PREFIX}{name}"), param.tensor_f32().detach()));
             modules.insert(name.rsplit_once('.').map_or(name, |(layer, _)| layer).to_owned());
         }
-        let task = match (modules.is_empty(), self.is_causal()) {
-            (true, true) => Some("CAUSAL_LM"),
-            (true, false) => None,
-            (false, _) => Some("SEQ_CLS"),
-        };
+        let tasks =
+            [("ForSequenceClassification", "SEQ_CLS"), ("ForTokenClassification", "TOKEN_CLS")];
+        let task = tasks.iter().find(|(ending, _)| class.ends_with(ending)).map(|(_, task)| *task);
+        let task = task.or(self.is_causal().then_some("CAUSAL_LM"));
         let modules = (!modules.is_empty()).then_some(modules);
         let settings = json!({
             "peft_type": "LORA",

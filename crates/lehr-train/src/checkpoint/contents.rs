@@ -84,7 +84,10 @@ impl Contents<'_> {
         let Some(base) = self.base.filter(|_| !model.adapters().is_empty()) else {
             return writer.write("model.safetensors", &mut self.weights()?.parts());
         };
-        let (settings, file) = model.adapter_files(&base.model.path.display().to_string())?;
+        let config = self.objective.config_json();
+        let class = config["architectures"][0].as_str().unwrap_or_default();
+        let path = base.model.path.display().to_string();
+        let (settings, file) = model.adapter_files(&path, class)?;
         writer.write(ADAPTER_WEIGHTS, &mut file.parts())?;
         writer.write_text(ADAPTER_CONFIG, &to_json(&settings))
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lehr_data::Loader;
+use lehr_eval::metrics::EntityCounts;
 use serde::{Deserialize, Serialize};
 
 use super::{Loss, Objective};
@@ -15,6 +16,8 @@ pub struct Scores {
     pub nats: f64,
     /// Number of targets predicted correctly, for objectives with a correct answer.
     pub n_correct: Option<usize>,
+    /// Entities, for objectives that find them.
+    pub entities: Option<EntityCounts>,
     /// The objective's named numbers.
     pub metrics: Vec<(&'static str, f64)>,
 }
@@ -28,7 +31,25 @@ impl Scores {
         let nats = f64::from(loss.value.item()?);
         let read = |m: &super::Metric| Ok((m.name, f64::from(m.value.item()?)));
         let metrics = loss.metrics.iter().map(read).collect::<Result<_>>()?;
-        Ok(Self { nats, n_correct: None, metrics })
+        Ok(Self { nats, n_correct: None, entities: None, metrics })
+    }
+}
+
+/// How well entities are found, all types together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EntityScores {
+    /// Share of the found ones that are right.
+    pub precision: f64,
+    /// Share of the expected ones that are found.
+    pub recall: f64,
+    /// Harmonic mean of both.
+    pub f1: f64,
+}
+
+impl EntityScores {
+    fn of(counts: &EntityCounts) -> Self {
+        let total = counts.total();
+        Self { precision: total.precision(), recall: total.recall(), f1: total.f1() }
     }
 }
 
@@ -43,6 +64,9 @@ pub struct Evaluation {
     /// Share of correct predictions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
+    /// Precision, recall and F1 of entities, over all types.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entities: Option<EntityScores>,
     /// Number of targets.
     pub n_targets: u64,
     /// The objective's named numbers, means per target.
@@ -64,6 +88,7 @@ pub fn evaluate(
     let n_batches = if batches_max == 0 { all } else { all.min(batches_max) };
     let (mut nats, mut n_targets, mut n_bytes) = (0.0f64, 0u64, 0u64);
     let mut n_correct = Some(0);
+    let mut entities: Option<EntityCounts> = None;
     let mut sums = BTreeMap::<String, f64>::new();
     for index in 0..n_batches {
         let batch = loader.batch(index)?;
@@ -72,6 +97,9 @@ pub fn evaluate(
         n_targets += batch.n_targets as u64;
         n_bytes += batch.target_bytes;
         n_correct = n_correct.zip(scores.n_correct).map(|(sum, n)| sum + n);
+        if let Some(counts) = &scores.entities {
+            entities.get_or_insert_default().merge(counts);
+        }
         for (name, value) in scores.metrics {
             *sums.entry(name.to_owned()).or_default() += value;
         }
@@ -81,6 +109,7 @@ pub fn evaluate(
         loss: per(nats, n_targets),
         bits_per_byte: (n_bytes > 0).then(|| nats / std::f64::consts::LN_2 / n_bytes as f64),
         accuracy: n_correct.map(|n| per(n as f64, n_targets)),
+        entities: entities.as_ref().map(EntityScores::of),
         n_targets,
         metrics: sums.into_iter().map(|(name, sum)| (name, per(sum, n_targets))).collect(),
     })

@@ -3,6 +3,7 @@
 mod classify;
 mod evaluate;
 mod language;
+mod tag;
 
 pub use classify::Classify;
 pub use evaluate::{Evaluation, Scores, evaluate};
@@ -15,6 +16,7 @@ use lehr_tensor::{Shape, Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 use lehr_tokenizer::chat::ChatTemplate;
 use serde_json::Value;
+pub use tag::Tag;
 
 use crate::Result;
 

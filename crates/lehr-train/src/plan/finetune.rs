@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use lehr_data::entities::TaggedText;
 use lehr_data::{
     Conversation, DatasetKind, LabelledFields, Reading, Renderer, conversation_lengths,
-    read_conversations, read_labelled,
+    read_conversations, read_labelled, read_tagged,
 };
 use lehr_infer::Loaded;
 use lehr_model::{ActivationCheckpointing, Weights};
@@ -102,6 +103,11 @@ impl Examples {
                 let lengths = watch(notes, COUNTING, 0, |_| lengths(loaded, &texts))?;
                 (ObjectiveKind::CLASSIFY, lengths, Vec::new(), all.len())
             }
+            DatasetKind::Entities => {
+                let all = watch(notes, READING, 0, |_| read_tagged(data, reading))?;
+                let lengths = watch(notes, COUNTING, 0, |_| word_lengths(loaded, &all))?;
+                (ObjectiveKind::Tag, lengths, Vec::new(), all.len())
+            }
             DatasetKind::Chat => {
                 let all = watch(notes, READING, 0, |_| read_conversations(data, reading))?;
                 let prompts = first_question(&all, loaded)?;
@@ -141,6 +147,15 @@ fn lengths(loaded: &Loaded, texts: &[&str]) -> Result<Vec<usize>> {
     Ok(framed.into_iter().map(|framed| framed.ids.len()).collect())
 }
 
+/// Returns the number of tokens of each text, encoded word by word, with those around it.
+fn word_lengths(loaded: &Loaded, texts: &[TaggedText]) -> Result<Vec<usize>> {
+    let parts: Vec<_> = texts.iter().map(|text| (text.text.as_str(), &*text.words)).collect();
+    let tokenizer = &loaded.tokenizer;
+    let n_around = tokenizer.prefix_ids().len() + tokenizer.suffix_ids().len();
+    let length = |words: Vec<Vec<u32>>| n_around + words.iter().map(Vec::len).sum::<usize>();
+    Ok(tokenizer.encode_words(&parts)?.into_iter().map(length).collect())
+}
+
 /// The size of a run.
 struct Extent {
     seq_len: usize,
@@ -159,7 +174,7 @@ impl Extent {
         // A long document continues in the next row, so rows need not hold it whole.
         let most = match objective {
             ObjectiveKind::NextToken => STEP_TOKENS.1,
-            ObjectiveKind::Chat | ObjectiveKind::Classify { .. } => usize::MAX,
+            ObjectiveKind::Chat | ObjectiveKind::Classify { .. } | ObjectiveKind::Tag => usize::MAX,
         };
         let fitting = long.next_power_of_two().clamp(SEQ_LEN_MIN, most);
         let fitting = fitting.min(loaded.model.spec().max_positions);
@@ -231,7 +246,7 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
     let Finetuning { model, data, kind, out, seed } = given;
     check_places(out, Some(model), &[data.path])?;
     let loaded = Loaded::open(model, Weights::AsStored)?;
-    if kind != DatasetKind::Labelled {
+    if !matches!(kind, DatasetKind::Labelled | DatasetKind::Entities) {
         loaded.model.check_causal("training on the next token")?;
     }
     let reading = data.reading();

@@ -4,6 +4,7 @@ mod chat;
 mod classify;
 mod held_out;
 mod model;
+mod tag;
 mod text;
 mod tokenizer;
 mod tokenizer_cache;
@@ -68,6 +69,7 @@ pub fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> 
         ObjectiveKind::NextToken => text::prepare(recipe, cache, notes),
         ObjectiveKind::Chat => chat::prepare(recipe, cache, notes),
         ObjectiveKind::Classify { pooling } => classify::prepare(recipe, pooling, cache, notes),
+        ObjectiveKind::Tag => tag::prepare(recipe, cache, notes),
     }?;
     notes(&match (compute.device, compute.dtype) {
         (Device::Cpu, DType::BF16) => {

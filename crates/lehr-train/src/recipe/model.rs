@@ -292,6 +292,8 @@ pub enum ObjectiveKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pooling: Option<ClassifierPooling>,
     },
+    /// Tagging of words: named entities.
+    Tag,
 }
 
 impl ObjectiveKind {

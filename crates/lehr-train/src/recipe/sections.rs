@@ -135,8 +135,9 @@ impl TrainConfig {
         let key = "train.grad_accumulation";
         faults.check(grad_accumulation > 0, key, &grad_accumulation, "at least 1");
         let has_use =
-            matches!(recipe.objective, ObjectiveKind::Classify { .. }) && recipe.model.is_loaded();
-        let expected = "false, unless objective.kind is classify and model.kind is load";
+            matches!(recipe.objective, ObjectiveKind::Classify { .. } | ObjectiveKind::Tag)
+                && recipe.model.is_loaded();
+        let expected = "false, unless objective.kind is classify or tag and model.kind is load";
         faults.check(!self.new_head || has_use, "train.new_head", &self.new_head, expected);
         let waits = recipe.optimizer.in_backward
             || self.activation_checkpointing == ActivationCheckpointing::Offload;

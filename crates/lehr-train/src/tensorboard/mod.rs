@@ -174,6 +174,7 @@ fn held_out(evaluation: &Evaluation) -> Vec<Value> {
         ("validation/loss", Some(evaluation.loss)),
         ("validation/bits_per_byte", evaluation.bits_per_byte),
         ("validation/accuracy", evaluation.accuracy),
+        ("validation/entity_f1", evaluation.entities.map(|entities| entities.f1)),
     ];
     let known = known.into_iter().filter_map(|(tag, value)| Some(Value::scalar(tag, value?)));
     let own = |(name, value): (&String, &f64)| Value::scalar(&format!("validation/{name}"), *value);

@@ -36,6 +36,7 @@ pub(crate) fn write_data(dir: &Path, objective: ObjectiveKind) -> PathBuf {
         ObjectiveKind::NextToken => ("text.txt", documents(240)),
         ObjectiveKind::Chat => ("chat.jsonl", conversations(60)),
         ObjectiveKind::Classify { .. } => ("labelled.jsonl", labelled(80)),
+        ObjectiveKind::Tag => ("entities.conll", entities(80)),
     };
     let path = dir.join(name);
     std::fs::write(&path, text).unwrap();
@@ -73,6 +74,27 @@ fn labelled(n: u64) -> String {
         let (text, glad) = sentence(index);
         let label = if glad { "good" } else { "bad" };
         writeln!(lines, "{}", serde_json::json!({ "text": text, "label": label })).unwrap();
+    }
+    lines
+}
+
+/// Sentences of words and tags: the thing and its quality are entities.
+fn entities(n: u64) -> String {
+    let mut lines = String::new();
+    for index in 0..n {
+        let text = sentence(index).0;
+        let words: Vec<&str> = text.trim_end_matches('.').split(' ').collect();
+        for (at, word) in words.iter().enumerate() {
+            let tag = match at {
+                1 => "B-TIME",
+                2 => "I-TIME",
+                7 => "B-THING",
+                at if at + 1 == words.len() => "B-QUALITY",
+                _ => "O",
+            };
+            writeln!(lines, "{word} {tag}").unwrap();
+        }
+        lines.push('\n');
     }
     lines
 }

@@ -9,11 +9,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lehr_data::source::documents;
 use lehr_data::{Part, ReadOptions, Reading};
 use lehr_eval::{Perplexity, PerplexityError, Scorer, Windows};
+use lehr_infer::resolve_model;
+use lehr_model::{Tagger, Weights};
 use serde_json::json;
 
 use super::compute::UseArgs;
+use super::tag;
+use crate::fail::Hinted;
 
-/// Evaluate how well a model predicts a text: perplexity and bits per byte.
+/// Evaluate how well a model predicts a text: perplexity and bits per byte. A model that tags words
+/// is compared with the tags of the data: precision, recall and F1 of named entities.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
@@ -53,6 +58,14 @@ struct Total {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.compute.threads.apply();
+    if let Ok(dir) = resolve_model(&args.model)
+        && Tagger::is_tagger(&dir)
+    {
+        check_entities(args)?;
+        let Args { data, skip_bad, json, .. } = args;
+        tag::evaluate(&dir, data, *skip_bad, &args.compute.device, *json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // Bad data should fail before a large model is opened.
     let options = options(args);
     documents(&args.data, &options)?;
@@ -98,6 +111,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         windows.stride,
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses options that a model that tags words has no use for.
+fn check_entities(args: &Args) -> Result<()> {
+    let given = [
+        ("--window", args.window.is_some()),
+        ("--stride", args.stride.is_some()),
+        ("--text-field", args.text_field != "text"),
+        ("--weights", args.compute.weights != Weights::AsStored),
+        ("--adapter", args.compute.adapter.is_some()),
+    ];
+    match given.iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let found = format!("{} tags words, and {name} is given", args.model.display());
+            Err(Hinted::error(found, format!("leave {name} out: such a model reads whole texts")))
+        }
+    }
 }
 
 fn options(args: &Args) -> ReadOptions {

@@ -11,7 +11,7 @@ use lehr_train::{Finetuning, FitData, Fixed, Recipe, RunDir, fit_finetune};
 use super::train::{Common, check_path};
 use crate::fail::Hinted;
 
-/// Fine-tune a model on conversations, labelled texts or more text.
+/// Fine-tune a model on conversations, labelled texts, named entities or more text.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -32,7 +32,8 @@ pub(crate) struct Args {
     /// quantised ones as stored, others in f32]
     #[arg(long, requires = "method", value_name = "FORMAT")]
     weights: Option<String>,
-    /// Classification: start a new head for the labels of the data, although the model has one
+    /// Classes and entities: start a new head for the labels of the data, although the model has
+    /// one
     #[arg(long, conflicts_with = "resume")]
     new_head: bool,
 }
@@ -74,6 +75,8 @@ enum Kind {
     Chat,
     /// Labelled texts: trains a classifier
     Labelled,
+    /// Texts with named entities: trains a model that tags words
+    Entities,
 }
 
 impl From<Kind> for DatasetKind {
@@ -82,6 +85,7 @@ impl From<Kind> for DatasetKind {
             Kind::Text => Self::Text,
             Kind::Chat => Self::Chat,
             Kind::Labelled => Self::Labelled,
+            Kind::Entities => Self::Entities,
         }
     }
 }
@@ -125,6 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             Some("next_token") => DatasetKind::Text,
             Some("chat") => DatasetKind::Chat,
             Some("classify") => DatasetKind::Labelled,
+            Some("tag") => DatasetKind::Entities,
             _ => guess_kind(data)?,
         },
     };

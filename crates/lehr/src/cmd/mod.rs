@@ -16,5 +16,6 @@ pub(crate) mod plan;
 pub(crate) mod pretrain;
 pub(crate) mod quickstart;
 mod sampling;
+pub(crate) mod tag;
 mod train;
 pub(crate) mod verify;

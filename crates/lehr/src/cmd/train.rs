@@ -297,5 +297,6 @@ fn next_command(recipe: &Recipe, dir: &RunDir) -> String {
         }
         ObjectiveKind::Chat => format!("lehr chat {path}"),
         ObjectiveKind::Classify { .. } => format!("lehr classify {path} -t \"some text\""),
+        ObjectiveKind::Tag => format!("lehr tag {path} -t \"some text\""),
     }
 }

@@ -18,7 +18,7 @@ use crate::fail::Hinted;
 /// The default of `--seconds`.
 pub(super) const SECONDS: f64 = 300.0;
 /// Seconds of a step of pre-training with which the step counts below take [`SECONDS`]: two cores
-/// of an Intel Xeon with AMX take 1.4 times as long, and end after 311 s with 0.74 of the steps.
+/// of an Intel Xeon with AMX take 1.4 times as long, and end after 302 s with 0.74 of the steps.
 const STEP_SECONDS: f64 = 0.0145;
 /// Ids of the tokenizer.
 const VOCAB_SIZE: usize = 4096;

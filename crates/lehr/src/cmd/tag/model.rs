@@ -1,0 +1,156 @@
+//! A model that tags words, with its tokenizer.
+
+use std::path::Path;
+
+use anyhow::Result;
+use lehr_data::entities::{Entity, SpanMode, TagSet, WordRow, WordToken, Words, word_rows};
+use lehr_infer::{check_ids, check_vocabulary, resolve_model, tokenizer_of};
+use lehr_model::{Layout, PackedText, Tagger, Tokens};
+use lehr_tensor::{Tensor, no_grad};
+use lehr_tokenizer::Tokenizer;
+
+use crate::cmd::compute::DeviceArgs;
+use crate::fail::Hinted;
+
+/// Tokens of a pass. More make no product faster.
+const PASS_TOKENS: usize = 2048;
+
+/// A tag of a word and its probability; `None` for a word without a token.
+type TagOf = Option<(usize, f32)>;
+
+/// The words of a text as found by the model.
+pub(crate) struct Found {
+    /// The entities, and the mean probability of the tags of each.
+    pub(crate) entities: Vec<(Entity, f32)>,
+    /// The class of each word; that of `O` for a word without a token.
+    pub(crate) classes: Vec<usize>,
+}
+
+/// A text, or a part of one, in a pass.
+struct Placed {
+    ids: Vec<i32>,
+    layout: Layout,
+    row: usize,
+    start: usize,
+}
+
+impl Placed {
+    fn packed(&self) -> PackedText<'_> {
+        PackedText { ids: &self.ids, layout: &self.layout, row: self.row, start: self.start }
+    }
+}
+
+/// A model that finds named entities.
+pub(crate) struct EntityModel {
+    tagger: Tagger,
+    tags: TagSet,
+    tokenizer: Tokenizer,
+}
+
+impl EntityModel {
+    /// Opens a run, or a folder of such a model, on a device.
+    pub(crate) fn open(path: &Path, device: &DeviceArgs) -> Result<Self> {
+        let dir = resolve_model(path)?;
+        let mut tagger = Tagger::load(&dir)?;
+        let tokenizer = tokenizer_of(&dir)?;
+        if let Some(warning) = check_vocabulary(&dir, &tokenizer, tagger.model())? {
+            tagger.model_mut().warn(warning);
+        }
+        let tags = TagSet::from_names(tagger.labels().iter().cloned())?;
+        device.place(tagger.model())?;
+        Ok(Self { tagger, tags, tokenizer })
+    }
+
+    /// Returns the tags.
+    pub(crate) fn tags(&self) -> &TagSet {
+        &self.tags
+    }
+
+    /// Finds the entities of texts.
+    pub(crate) fn find(&self, texts: &[Words<'_>]) -> Result<Vec<Found>> {
+        let token = match self.tagger.tags_last_token() {
+            true => WordToken::Last,
+            false => WordToken::First,
+        };
+        let context = self.tagger.model().spec().max_positions;
+        let rows = word_rows(&self.tokenizer, texts, token, context.min(PASS_TOKENS))?;
+        let mut tags: Vec<Vec<TagOf>> = texts.iter().map(|t| vec![None; t.words.len()]).collect();
+        let rows: Vec<(usize, &WordRow)> = rows
+            .iter()
+            .enumerate()
+            .flat_map(|(i, rows)| rows.iter().map(move |r| (i, r)))
+            .collect();
+        let mut rest = rows.as_slice();
+        while !rest.is_empty() {
+            let (group, after) = rest.split_at(self.tag(rest, &mut tags)?);
+            debug_assert!(!group.is_empty(), "a pass computes at least one row");
+            rest = after;
+        }
+        Ok(tags.iter().map(|tags| self.found(tags)).collect())
+    }
+
+    /// Tags the words of the first rows in one pass. Returns their number.
+    fn tag(&self, rows: &[(usize, &WordRow)], tags: &mut [Vec<TagOf>]) -> Result<usize> {
+        let model = self.tagger.model();
+        let seq_len = model.spec().max_positions.min(PASS_TOKENS);
+        let batch_size = PASS_TOKENS / seq_len;
+        let mut texts: Vec<Placed> = Vec::new();
+        let (mut places, mut words, mut at) = (Vec::new(), Vec::new(), (0, 0));
+        for (text, found) in rows {
+            check_ids(&found.ids, &self.tokenizer, model)?;
+            let ids: Vec<i32> = found.ids.iter().map(|id| *id as i32).collect();
+            if at.1 + ids.len() > seq_len {
+                at = (at.0 + 1, 0);
+            }
+            let (row, start) = at;
+            if row == batch_size {
+                break;
+            }
+            at.1 += ids.len();
+            let first = row * seq_len + start;
+            places.extend(found.places.iter().map(|(_, place)| (first + place) as i32));
+            words.extend(found.places.iter().map(|(word, _)| (*text, *word)));
+            let layout = model.layout(&ids)?;
+            texts.push(Placed { ids, layout, row, start });
+        }
+        if !places.is_empty() {
+            let packed: Vec<_> = texts.iter().map(Placed::packed).collect();
+            let n_rows = texts.last().map_or(1, |text| text.row + 1);
+            let tokens = Tokens::pack(&packed, n_rows, seq_len)?;
+            let probabilities = self.probabilities(&tokens, &places)?;
+            let n_tags = self.tags.labels().names().len();
+            for ((text, word), row) in words.into_iter().zip(probabilities.chunks(n_tags)) {
+                let best = (0..n_tags).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
+                tags[text][word] = Some((best, row[best]));
+            }
+        }
+        Ok(texts.len())
+    }
+
+    /// Computes the probabilities of all tags at `places`.
+    fn probabilities(&self, tokens: &Tokens, places: &[i32]) -> Result<Vec<f32>> {
+        let places = Tensor::from_ids(places, [places.len()])?;
+        let probabilities = no_grad(|| -> Result<Vec<f32>> {
+            Ok(self.tagger.logits(tokens, &places)?.softmax()?.to_host()?.to_vec())
+        })?;
+        match probabilities.iter().all(|p| p.is_finite()) {
+            true => Ok(probabilities),
+            false => Err(Hinted::error(
+                "tagging words: some probabilities are no numbers",
+                "the weights are damaged, or the computation overflows: try --dtype f32",
+            )),
+        }
+    }
+
+    fn found(&self, tags: &[TagOf]) -> Found {
+        let outside = self.tags.labels().class("O").unwrap_or(0);
+        let classes: Vec<usize> = tags.iter().map(|t| t.map_or(outside, |(c, _)| c)).collect();
+        let entities = self.tags.entities(&classes, SpanMode::Lenient);
+        let mean = |entity: &Entity| {
+            let sum: f32 = tags[entity.words.clone()].iter().flatten().map(|(_, p)| p).sum();
+            sum / entity.words.len() as f32
+        };
+        let entities = entities.into_iter().map(|e| (mean(&e), e)).map(|(p, e)| (e, p)).collect();
+        Found { entities, classes }
+    }
+}
