@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use common::{
-    copy_folder, fails, finish, json_lines, lehr, model_goldens, newest_checkpoint, pretrain, run,
-    succeeds, weights_and_moments, write_chat, write_labelled, write_text,
+    copy_folder, fails, finish, json_lines, lehr, model_goldens, newest_checkpoint, one_json,
+    pretrain, run, succeeds, weights_and_moments, write_chat, write_labelled, write_text,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -24,11 +24,6 @@ fn shared() -> &'static Path {
         scratch
     });
     scratch.path()
-}
-
-fn one_json(out: &str) -> Value {
-    let [one] = &json_lines(out)[..] else { panic!("expected one line: {out}") };
-    one.clone()
 }
 
 #[test]

@@ -80,6 +80,13 @@ pub(crate) fn check_failure(ran: &Ran, says: &[&str]) {
     }
 }
 
+/// The JSON value that is the only line of `out`.
+#[track_caller]
+pub(crate) fn one_json(out: &str) -> Value {
+    let [one] = &json_lines(out)[..] else { panic!("expected one line: {out}") };
+    one.clone()
+}
+
 /// Every line of `out` as JSON.
 pub(crate) fn json_lines(out: &str) -> Vec<Value> {
     let parse = |line: &str| {
