@@ -10,6 +10,7 @@
 
 mod average;
 pub mod checkpoint;
+mod data_check;
 mod error;
 mod freeze;
 mod inputs;
@@ -30,6 +31,7 @@ mod tensorboard;
 mod watch;
 mod watchdog;
 
+pub use data_check::{DataCheck, Preview, PreviewPart};
 pub use error::{Error, Result};
 pub use inputs::{InputChange, Inputs, Located, Source, locate};
 pub use loss_scale::LossScale;

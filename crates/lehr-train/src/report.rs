@@ -7,7 +7,7 @@ use lehr_model::io::write_file;
 use serde_json::Value;
 
 use crate::{
-    Error, Metrics, Prediction, Recipe, Result, RunDir, WatchdogEvent, read_metrics,
+    DataCheck, Error, Metrics, Prediction, Recipe, Result, RunDir, WatchdogEvent, read_metrics,
     read_watchdog_events,
 };
 
@@ -30,6 +30,9 @@ pub fn write_report(run: &RunDir, recipe: &Recipe) -> Result<()> {
     }
     comparison(&mut report, &Prediction::read(run)?, &metrics);
     curves(&mut report, &metrics);
+    if let Some(check) = DataCheck::read(run)? {
+        check.add_to(&mut report);
+    }
     watchdog(&mut report, &read_watchdog_events(&run.metrics())?);
     samples(&mut report, run)?;
     report.paragraph("The recipe of this run, which can be run again as it is:");

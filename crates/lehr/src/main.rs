@@ -35,6 +35,8 @@ enum Command {
     Pretrain(cmd::pretrain::Args),
     /// Fine-tune a model on conversations, labelled texts, named entities or more text
     Finetune(cmd::finetune::Args),
+    /// Look at data before it is trained on
+    Data(cmd::data::Args),
     /// Continue a text, or all prompts of a file
     Generate(cmd::generate::Args),
     /// Talk to a model
@@ -82,6 +84,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => cmd::plan::run(args),
         Command::Pretrain(args) => cmd::pretrain::run(&args),
         Command::Finetune(args) => cmd::finetune::run(&args),
+        Command::Data(args) => cmd::data::run(&args),
         Command::Generate(args) => cmd::generate::run(&args),
         Command::Chat(args) => cmd::chat::run(&args),
         Command::Classify(args) => cmd::classify::run(&args),

@@ -1,9 +1,10 @@
 //! Display of a run for people.
 
 use std::collections::BTreeMap;
+use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use lehr_train::{Evaluation, Event, Metrics, Observer, WatchdogEvent};
+use lehr_train::{DataCheck, Evaluation, Event, Metrics, Observer, Preview, WatchdogEvent};
 use serde_json::json;
 
 use crate::live::{self, View, smoothed};
@@ -12,6 +13,9 @@ pub(crate) use crate::stop::stopped;
 
 /// Characters of a sample that a line shows.
 const SAMPLE_CHARS: usize = 200;
+
+/// Characters of an example of the data that are shown.
+const EXAMPLE_CHARS: usize = 1200;
 
 /// Ways to show the events of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -182,4 +186,49 @@ pub(crate) fn say_interrupted(style: Style, dir: &Path, step: u64, steps: u64, c
     }
     println!("interrupted after step {step} of {steps}; all is saved in {}", dir.display());
     println!("continue with: {command}");
+}
+
+/// Shows what is learnt of the data.
+pub(crate) fn show_data(style: Style, check: &DataCheck) {
+    if style == Style::Json {
+        println!("{}", json!({ "event": "data", "data": check, "warnings": check.warnings() }));
+        return;
+    }
+    println!("{}", check.summary());
+    check.warnings().iter().for_each(|warning| println!("warning: {warning}"));
+    let in_colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    if !check.previews.is_empty() {
+        let how = if in_colour { "green" } else { "between ⟦ and ⟧" };
+        println!("examples; what is learnt is {how}:");
+    }
+    check.previews.iter().for_each(|preview| println!("{}", example(preview, in_colour)));
+}
+
+/// Returns an example with marks around what is learnt; a long one without its middle.
+fn example(preview: &Preview, in_colour: bool) -> String {
+    let [before, after] = if in_colour { ["\x1b[32m", "\x1b[0m"] } else { ["⟦", "⟧"] };
+    let all: usize = preview.parts.iter().map(|part| part.text.chars().count()).sum();
+    let hidden = EXAMPLE_CHARS / 2..all.saturating_sub(EXAMPLE_CHARS / 2);
+    let (mut text, mut at) = (String::new(), 0);
+    for part in &preview.parts {
+        let mut shown = String::new();
+        for c in part.text.chars() {
+            if at == hidden.start && !hidden.is_empty() {
+                shown += &format!(" … {} characters … ", hidden.len());
+            }
+            if !hidden.contains(&at) {
+                shown.push(c);
+            }
+            at += 1;
+        }
+        let tag = part.tag.as_ref().map_or(String::new(), |tag| format!("[{tag}]"));
+        match part.learnt && !(shown.is_empty() && tag.is_empty()) {
+            true => text += &format!("{before}{shown}{tag}{after}"),
+            false => text += &shown,
+        }
+    }
+    let label = preview.label.as_ref();
+    let label = label.map_or(String::new(), |label| format!(" → {before}{label}{after}"));
+    let lines: Vec<String> = format!("{text}{label}").lines().map(|l| format!("  {l}")).collect();
+    lines.join("\n")
 }

@@ -120,6 +120,16 @@ fn what_does_not_fit_is_refused_with_a_hint() {
     refused(&["classify", "names", "-t", "a"], &["ForTokenClassification", "hint"]);
     refused(&["eval", "names", "--data", "names.conll", "--window", "9"], &["--window"]);
     refused(&["tag", "names", "-t", "a", "--out", "a.csv"], &[".jsonl", ".conll"]);
+    let check = ["data", "check", "--model", "base", "--data", "names.conll"];
+    refused(&[&check[..], &["--out", "x"]].concat(), &["trains nothing", "--out"]);
+    let said = succeeds(dir, &[&check[..], &["--html", "data.html", "--examples", "2"]].concat());
+    assert!(said.contains("⟦ Ada[B-PER]⟧") || said.contains("[B-PER]⟧"), "{said}");
+    assert!(said.contains("are copies of others"), "{said}");
+    let html = std::fs::read_to_string(dir.join("data.html")).unwrap();
+    assert_eq!(html.matches("<dd").count(), 2);
+    // The run says the same, and keeps it in its report.
+    let report = std::fs::read_to_string(dir.join("names/report.html")).unwrap();
+    assert!(report.contains("what is learnt is marked"));
     refused(&["tag", "base", "-t", "a"], &["not a model that tags words", "lehr finetune"]);
     std::fs::write(dir.join("bad.conll"), "a O\nb O\nc O\n\nd O\ne\n").unwrap();
     refused(&["eval", "names", "--data", "bad.conll"], &["line 6", "B-PER"]);

@@ -32,6 +32,15 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
+/// A part of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// The part.
+    pub text: String,
+    /// Whether it is marked.
+    pub is_marked: bool,
+}
+
 /// A report under construction. Methods add to its end and can be chained.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -119,6 +128,24 @@ impl Report {
                 lang_attribute(text),
                 escape(text),
             ));
+        }
+        self.body.push_str("</dl></figure>\n");
+        self
+    }
+
+    /// Adds texts, parts of which are marked. Line breaks are kept.
+    pub fn marked(&mut self, caption: &str, texts: &[Vec<Marked>]) -> &mut Self {
+        self.push(format_args!("<figure>{}<dl>\n", figcaption(caption)));
+        for parts in texts {
+            self.body.push_str("<dd dir=\"auto\">");
+            for Marked { text, is_marked } in parts {
+                let text = escape(text);
+                match is_marked {
+                    true => self.push(format_args!("<mark>{text}</mark>")),
+                    false => self.push(format_args!("{text}")),
+                };
+            }
+            self.body.push_str("</dd>\n");
         }
         self.body.push_str("</dl></figure>\n");
         self

@@ -90,7 +90,7 @@ impl Lora {
 
 impl Adapter for Lora {
     fn forward(&self, x: &Tensor, base: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        // LoraScaling is cheapest at width R.
+        // The scale costs least at width R.
         let low = x.linear(&self.a.tensor(), OutIn, None)?.scale(self.scale)?;
         base(x)?.add(&low.linear(&self.b.tensor(), OutIn, None)?)
     }

@@ -1,5 +1,6 @@
 //! Preparation for training on labelled texts.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lehr_data::{ClassLoader, LabelSet, Labelled, LabelledFields, Reading, read_labelled};
@@ -11,6 +12,11 @@ use super::{Notes, Sides, Task, cut, held_out, loader_options, model, tokenizer}
 use crate::recipe::{ClassifierPooling, ModelConfig};
 use crate::watch::watch;
 use crate::{Classify, Error, Recipe, Result};
+
+/// Labels whose counts are named.
+const LABELS_NAMED: usize = 20;
+/// Share of a label from which on accuracy says little.
+const MOST: f64 = 0.9;
 
 pub(super) fn prepare(
     recipe: &Recipe,
@@ -51,6 +57,7 @@ pub(super) fn prepare(
         validation.len(),
         labels.names().join(", ")
     ));
+    say_labels(&train, notes);
     let validation = ClassLoader::new(&validation, &labels, &tokenizer, validation_options)?;
     let classifier = match continued {
         Some(mut classifier) => {
@@ -102,6 +109,32 @@ fn labels_of<'a>(
         ));
     }
     Ok(labels)
+}
+
+/// Notes how often each label occurs, and what a classifier cannot learn well from.
+fn say_labels(train: &[Labelled], notes: Notes<'_>) {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    let mut by_text = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for Labelled { text, label } in train {
+        *counts.entry(label).or_default() += 1;
+        by_text.entry(text.trim()).or_default().insert(label);
+    }
+    let listed = counts.iter().take(LABELS_NAMED).map(|(label, n)| format!("{label} {n}"));
+    let listed: Vec<String> = listed.collect();
+    let more = if counts.len() > LABELS_NAMED { ", …" } else { "" };
+    notes(&format!("texts to learn from by label: {}{more}", listed.join(", ")));
+    let Some((label, n)) = counts.iter().max_by_key(|(_, n)| **n) else { return };
+    if *n as f64 > MOST * train.len() as f64 {
+        let share = 100.0 * *n as f64 / train.len() as f64;
+        notes(&format!(
+            "warning: {share:.1} % of the texts have the label {label}; a model that always gives \
+             it is right as often"
+        ));
+    }
+    let n_contradictory = by_text.values().filter(|labels| labels.len() > 1).count();
+    if n_contradictory > 0 {
+        notes(&format!("warning: {n_contradictory} texts occur with different labels"));
+    }
 }
 
 /// Refuses an adapter of a model that is a classifier already.

@@ -9,11 +9,13 @@ mod text;
 mod tokenizer;
 mod tokenizer_cache;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use lehr_data::{Loader, LoaderOptions, Part, Reading, has_validation, split_by_text};
 use lehr_model::{Compute, FP8_SIDE_MIN};
 use lehr_tensor::{DType, Device, ParamStore, tile16};
+use sha2::{Digest, Sha256};
 
 pub use model::config as new_config;
 pub(crate) use tokenizer_cache::CACHED_TOKENIZER;
@@ -164,13 +166,40 @@ fn held_out<T: Send>(
     let has_own = validation_path.is_empty() && has_validation(path)?;
     let validation_path = if has_own { path } else { validation_path };
     let (train, validation) = match validation_path.is_empty() {
-        true => split_by_text(all, text, *validation_fraction, recipe.run.seed)?,
+        true => split_by_text(all, &text, *validation_fraction, recipe.run.seed)?,
         false => (all, side(validation_path, Part::Validation)?),
     };
     if validation.is_empty() {
         return Err(too_few(train.len() as u64, what));
     }
+    say_copies(&train, &validation, what, &text, notes);
     Ok(Sides { train, validation })
+}
+
+/// Notes the examples (`what`) whose `text` occurs more than once, and those that are held out and
+/// trained on too.
+fn say_copies<T>(
+    train: &[T],
+    validation: &[T],
+    what: &str,
+    text: impl Fn(&T) -> String,
+    notes: Notes<'_>,
+) {
+    let hash = |example: &T| -> [u8; 32] { Sha256::digest(text(example).trim()).into() };
+    let trained: BTreeSet<_> = train.iter().map(hash).collect();
+    let n_copies = train.len() - trained.len();
+    if n_copies > 0 {
+        let share = share(n_copies, train.len());
+        notes(&format!("warning: {n_copies} {what} to learn from{share} are copies of others"));
+    }
+    let n_leaked = validation.iter().filter(|example| trained.contains(&hash(example))).count();
+    if n_leaked > 0 {
+        notes(&format!(
+            "warning: {n_leaked} held-out {what}{} are learnt too, so the held-out results are too \
+             good",
+            share(n_leaked, validation.len())
+        ));
+    }
 }
 
 /// The error for `found` examples (`what`) if none of them can be held out.

@@ -8,17 +8,17 @@ use clap::ValueEnum;
 use lehr_data::{DatasetKind, guess_kind};
 use lehr_train::{Finetuning, FitData, Fixed, Recipe, RunDir, fit_finetune};
 
-use super::train::{Common, check_path};
+use super::train::{Common, Planned, check_path};
 use crate::fail::Hinted;
 
 /// Fine-tune a model on conversations, labelled texts, named entities or more text.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
     /// Model to start from: a run directory, a checkpoint or a Hugging Face folder
     #[arg(long, conflicts_with = "resume")]
-    model: Option<std::path::PathBuf>,
+    pub(crate) model: Option<std::path::PathBuf>,
     /// Kind of data [default: guessed from its fields]
     #[arg(long, conflicts_with_all = ["recipe", "resume"])]
     kind: Option<Kind>,
@@ -91,6 +91,12 @@ impl From<Kind> for DatasetKind {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let (planned, sets) = plan(args)?;
+    args.common.run_planned(&planned, &sets, "finetune")
+}
+
+/// Returns the recipe that the arguments name or that is fitted to them, and the overrides.
+pub(crate) fn plan(args: &Args) -> Result<(Planned, Vec<String>)> {
     let common = &args.common;
     common.threads.apply();
     common.check_paths()?;
@@ -108,13 +114,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         sets.push("train.new_head=true".to_owned());
     }
     if let Some(dir) = &common.resume {
-        return common.run(&RunDir::load_recipe(dir)?, &sets, "finetune");
+        return Ok((Planned::given(RunDir::load_recipe(dir)?), sets));
     }
     if let Some(path) = &common.recipe {
         let mut own = common.file_sets();
         let model = args.model.iter().map(|m| format!("model.path={:?}", m.display().to_string()));
         own.extend(model);
-        return common.run(&Recipe::load(path, &own)?, &sets, "finetune");
+        return Ok((Planned::given(Recipe::load(path, &own)?), sets));
     }
     let (Some(model), Some(data)) = (&args.model, &common.data) else {
         return Err(Hinted::error(
@@ -138,5 +144,5 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (seed, mut note) = (common.seed.unwrap_or(1), |text: &str| common.note(text));
     let data = FitData { path: data, skip_bad: common.skip_bad };
     let fitted = fit_finetune(Finetuning { model, data, kind, out, seed }, &fixed, &mut note)?;
-    common.run_fitted(&fitted, &sets, "finetune")
+    Ok((Planned::fitted(fitted), sets))
 }

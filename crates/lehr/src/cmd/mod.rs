@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod classify;
 pub(crate) mod compute;
 pub(crate) mod convert;
+pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod embed;
 pub(crate) mod eval;

@@ -9,7 +9,7 @@ use lehr_train::{
     fit_pretrain, sizes_of_depth,
 };
 
-use super::train::Common;
+use super::train::{Common, Planned};
 use crate::fail::Hinted;
 
 /// Pre-train a model on text.
@@ -158,10 +158,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     common.check_paths()?;
     let sets = dial.sets(common)?;
     if let Some(dir) = &common.resume {
-        return common.run(&RunDir::load_recipe(dir)?, &sets, "pretrain");
+        return common.run_planned(&Planned::given(RunDir::load_recipe(dir)?), &sets, "pretrain");
     }
     if let Some(path) = &common.recipe {
-        return common.run(&Recipe::load(path, &common.file_sets())?, &sets, "pretrain");
+        let recipe = Recipe::load(path, &common.file_sets())?;
+        return common.run_planned(&Planned::given(recipe), &sets, "pretrain");
     }
     let Some(data) = &common.data else {
         return Err(Hinted::error(
@@ -182,11 +183,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 recipe.train.steps
             );
         }
-        return common.run(&recipe, &sets, "pretrain");
+        return common.run_planned(&Planned::given(recipe), &sets, "pretrain");
     }
     common.say_fitting(data);
     let fitted = dial.fit(common, (data, &out), &fixed)?;
-    common.run_fitted(&fitted, &sets, "pretrain")
+    common.run_planned(&Planned::fitted(fitted), &sets, "pretrain")
 }
 
 /// Returns the recipe of the run that is in `out`, if it is this one: of the same data and seed,

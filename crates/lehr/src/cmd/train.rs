@@ -7,7 +7,7 @@ use anyhow::Result;
 use lehr_model::{Compute, DTypeChoice, DeviceChoice};
 use lehr_train::recipe::current_names;
 use lehr_train::{
-    Fitted, Fixed, Located, Prediction, Recipe, RunDir, check_run_dir, locate, prepare,
+    DataCheck, Fitted, Fixed, Located, Prediction, Recipe, RunDir, check_run_dir, locate, prepare,
     product_gflops, read_metrics, write_report,
 };
 use serde_json::json;
@@ -15,11 +15,15 @@ use serde_json::json;
 use super::compute::ThreadArgs;
 use crate::fail::Hinted;
 use crate::stop::{self, Preparation};
-use crate::ui::{Show, Style, say_interrupted};
+use crate::ui::{Show, Style, say_interrupted, show_data};
 
 /// Endings of compressed data, and of data that can be read.
 const COMPRESSED: [&str; 2] = ["gz", "zst"];
 const READABLE: [&str; 6] = ["txt", "md", "jsonl", "json", "csv", "tsv"];
+
+/// Examples in the report of a fine-tuning, and those that are shown before it begins.
+const PREVIEWS: usize = 20;
+const SHOWN: usize = 1;
 
 /// Arguments of every command that trains.
 #[derive(clap::Args)]
@@ -185,32 +189,21 @@ impl Common {
         }
     }
 
-    /// Says why a recipe is fitted as it is, and runs it.
-    pub(crate) fn run_fitted(
+    /// Returns a recipe with the overrides `sets`, and those of device and type.
+    pub(crate) fn with_sets(&self, recipe: &Recipe, sets: &[String]) -> Result<Recipe> {
+        Ok(recipe.with_overrides(&[self.compute_sets(), sets.to_vec()].concat())?)
+    }
+
+    /// Says why a recipe was fitted so, and runs it with the overrides applied.
+    pub(crate) fn run_planned(
         &self,
-        fitted: &Fitted,
+        planned: &Planned,
         sets: &[String],
         command: &str,
     ) -> Result<ExitCode> {
-        self.say_fitted(fitted);
-        self.run_planned(&fitted.recipe, Some(&fitted.prediction), sets, command)
-    }
-
-    /// Runs `recipe` with the overrides applied.
-    pub(crate) fn run(&self, recipe: &Recipe, sets: &[String], command: &str) -> Result<ExitCode> {
-        self.run_planned(recipe, None, sets, command)
-    }
-
-    /// Runs a recipe, given or fitted, with the overrides applied.
-    fn run_planned(
-        &self,
-        recipe: &Recipe,
-        prediction: Option<&Prediction>,
-        sets: &[String],
-        command: &str,
-    ) -> Result<ExitCode> {
-        let sets = [self.compute_sets(), sets.to_vec()].concat();
-        let recipe = recipe.with_overrides(&sets)?;
+        planned.fitted.iter().for_each(|fitted| self.say_fitted(fitted));
+        let recipe = self.with_sets(&planned.recipe, sets)?;
+        let prediction = planned.fitted.as_ref().map(|fitted| &fitted.prediction);
         if self.dry_run {
             print!("{}", recipe.to_toml());
             return Ok(ExitCode::SUCCESS);
@@ -243,6 +236,11 @@ impl Common {
         let Located { recipe: located, dir, notes } = locate(recipe, dir)?;
         notes.iter().for_each(|note| say(note));
         let mut task = prepare(&located, &dir.cache(), &mut |text| say(text))?;
+        if command == "finetune" && !dir.metrics().is_file() {
+            let check = DataCheck::new(&task, &located, PREVIEWS)?;
+            check.keep(&dir)?;
+            show_data(style, &check.with_previews(SHOWN));
+        }
         let (device, dtype) = task.objective.model().compute();
         let peak = product_gflops(&Compute { device, dtype, note: None })?;
         let before =
@@ -268,6 +266,25 @@ impl Common {
             println!("next: {}", next_command(recipe, &dir));
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A recipe to run.
+pub(crate) struct Planned {
+    pub(crate) recipe: Recipe,
+    /// How it was fitted, unless it was given.
+    pub(crate) fitted: Option<Fitted>,
+}
+
+impl Planned {
+    /// A recipe from a file or of an earlier run.
+    pub(crate) fn given(recipe: Recipe) -> Self {
+        Self { recipe, fitted: None }
+    }
+
+    /// A recipe that was fitted to data and machine.
+    pub(crate) fn fitted(fitted: Fitted) -> Self {
+        Self { recipe: fitted.recipe.clone(), fitted: Some(fitted) }
     }
 }
 
