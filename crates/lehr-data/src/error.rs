@@ -332,8 +332,7 @@ impl Error {
                  -f LATIN1)"
             }
             Self::Compressed { .. } => {
-                "the file may be truncated or not compressed: test it with gzip -t or zstd -t, or \
-                 fetch it again"
+                "the file may be truncated: test it with gzip -t or zstd -t, or fetch it again"
             }
             Self::Encoding { encoding: "UTF-32", .. } => {
                 "convert the file, as with: iconv -f UTF-32 -t UTF-8 IN > OUT"
@@ -362,8 +361,8 @@ impl Error {
                 return Some(hint.map_or(skip.to_owned(), |hint| format!("{hint}; {skip}")));
             }
             Self::UnknownKind { .. } => {
-                "a dataset has text; text and label; messages; prompt and completion; or \
-                 instruction and output"
+                "a dataset has text; text and label; tokens and tags; text and entities; \
+                 messages; prompt and completion; or instruction and output"
             }
             Self::Empty { .. } => "check the path, the endings of the files and the text field",
             Self::Fraction { .. } => "0.05 keeps every twentieth document for validation",
@@ -379,11 +378,8 @@ impl Error {
             Self::NothingToLearn { .. } => {
                 "raise the sequence length, or check that answers are not empty"
             }
-            Self::UnknownLabel { .. } => {
-                "the labels are those of the model's head: correct the label, or start a new head"
-            }
-            Self::UnknownEntity { .. } => {
-                "the types are those of the model's head: correct the data, or start a new head"
+            Self::UnknownLabel { .. } | Self::UnknownEntity { .. } => {
+                "they are those of the model's head: correct the data, or start a new head"
             }
             Self::NotTags { .. } => "use a model for named entities, or start a new head",
             Self::Batch { .. } => "correct the loader, or the rollout, that made the batch",

@@ -112,7 +112,8 @@ impl Tagger {
         &self.labels
     }
 
-    /// Computes logits `[n, n_labels]` at the flat positions `places` (i32 `[n]`) of the token rows.
+    /// Computes logits `[n, n_labels]` at the flat positions `places` (i32 `[n]`) of the token
+    /// rows.
     ///
     /// # Errors
     /// If a position is outside the rows or memory runs out.

@@ -34,7 +34,7 @@ pub struct DataCheck {
     pub targets: u64,
     /// Positions of the rows that hold nothing.
     pub padding: u64,
-    /// Examples of which nothing is learnt.
+    /// Examples without anything that is learnt.
     pub without_target: u64,
     /// Examples whose last learnt token ends a text or a turn.
     pub ended: u64,
@@ -158,8 +158,8 @@ impl DataCheck {
         };
         let all = (tokens + padding).max(1);
         format!(
-            "{of}: {examples} examples of {tokens} tokens, {targets} {what} are learnt; {:.1} % of the \
-             rows is empty",
+            "{of}: {examples} examples of {tokens} tokens, {targets} {what} are learnt; {:.1} % of \
+             the rows is empty",
             100.0 * *padding as f64 / all as f64
         )
     }

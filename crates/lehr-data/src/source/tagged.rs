@@ -232,7 +232,8 @@ fn mark(record: &mut Record, item: Value, text: &str, bytes: &[usize]) -> Result
         if said.trim() != text[range.clone()].trim() {
             let found = &text[range];
             let reason = format!(
-                "an entity says {said:?}, but the text has {found:?} from character {start} to {end}"
+                "an entity says {said:?}, but the text has {found:?} from character {start} to \
+                 {end}"
             );
             return Err(record.place.malformed(reason));
         }
@@ -298,7 +299,8 @@ fn placed(record: &Record, text: String, mut marks: Vec<Mark>) -> Result<TaggedT
         marks.array_windows().find(|[(a, _), (b, _)]| b.start < a.end)
     {
         let reason = format!(
-            "the entities {:?} ({first}) and {:?} ({second}) overlap, expected entities that do not",
+            "the entities {:?} ({first}) and {:?} ({second}) overlap, expected entities that do \
+             not",
             &text[a.clone()],
             &text[b.clone()]
         );

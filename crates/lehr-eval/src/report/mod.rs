@@ -133,7 +133,7 @@ impl Report {
         self
     }
 
-    /// Adds texts, parts of which are marked. Line breaks are kept.
+    /// Adds texts with marked parts. Line breaks are kept.
     pub fn marked(&mut self, caption: &str, texts: &[Vec<Marked>]) -> &mut Self {
         self.push(format_args!("<figure>{}<dl>\n", figcaption(caption)));
         for parts in texts {

@@ -71,7 +71,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "they describe heads, which `lehr classify`, `lehr tag` and `lehr embed` read by themselves",
+        "they describe heads, which `lehr classify`, `lehr tag` and `lehr embed` read",
         &[
             "id2label",
             "label2id",

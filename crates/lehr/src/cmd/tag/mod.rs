@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Field of records that holds the text
-    #[arg(long, value_name = "FIELD", default_value = "text", requires = "data")]
+    #[arg(long, value_name = "FIELD", default_value = "text", conflicts_with = "text")]
     text_field: String,
     /// Write to this file instead: .jsonl, or .conll with a word and its tag on each line
     #[arg(long, value_name = "FILE")]
