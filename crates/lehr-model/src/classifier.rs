@@ -7,7 +7,7 @@ use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{Role, Source, Tensor, no_grad};
 use serde_json::Value;
 
-use crate::io::{self, ModelSource};
+use crate::io;
 use crate::labels::{Labelled, most_likely, open_with_head};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
 use crate::{Error, Model, Result, Tokens};
@@ -166,14 +166,6 @@ impl Classifier {
     #[must_use]
     pub fn ends_texts(&self) -> bool {
         !matches!(self.pooling, Pooling::BeforePadding(_))
-    }
-
-    /// Loads the backbone of a classifier without its head, for a new one.
-    ///
-    /// # Errors
-    /// As [`Classifier::load`].
-    pub fn load_backbone(dir: &Path) -> Result<Model> {
-        Model::load_source(&ModelSource::open(dir)?)
     }
 
     /// Returns whether the folder's `config.json` names a classifier.

@@ -6,7 +6,7 @@ use lehr_tensor::ops::linear_cross_entropy::CrossEntropy;
 use lehr_tensor::{Role, Source, Tensor, no_grad};
 use serde_json::Value;
 
-use crate::io::{self, ModelSource};
+use crate::io;
 use crate::labels::{Labelled, most_likely, open_with_head};
 use crate::nn::{LayerBuilder, Linear, LinearShape};
 use crate::{Error, Model, Result, Tokens};
@@ -73,14 +73,6 @@ impl Tagger {
         };
         let build = |model, source: &Source<'_>| Self::with_source(model, labels, is_last, source);
         open_with_head(dir, build, Self::model_mut)
-    }
-
-    /// Loads the backbone of such a model without its head, for a new one.
-    ///
-    /// # Errors
-    /// As [`Tagger::load`].
-    pub fn load_backbone(dir: &Path) -> Result<Model> {
-        Model::load_source(&ModelSource::open(dir)?)
     }
 
     /// Returns whether the folder's `config.json` names a model that tags tokens.

@@ -1,13 +1,12 @@
 //! Preparation for training on labelled texts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lehr_data::{ClassLoader, LabelSet, Labelled, LabelledFields, Reading, read_labelled};
-use lehr_infer::{check_vocabulary, resolve_model};
 use lehr_model::{Classifier, Model};
-use lehr_tokenizer::Tokenizer;
 
+use super::head::Headed;
 use super::{Notes, Sides, Task, cut, held_out, loader_options, model, tokenizer};
 use crate::recipe::{ClassifierPooling, ModelConfig};
 use crate::watch::watch;
@@ -24,7 +23,7 @@ pub(super) fn prepare(
     cache: &Path,
     notes: Notes<'_>,
 ) -> Result<Task> {
-    check_adapter(recipe)?;
+    let loaded = Headed::find(recipe, Classifier::is_classifier)?;
     let data = &recipe.data;
     let fields = LabelledFields { text: data.text_field.clone(), label: data.label_field.clone() };
     let read = |path: &str, reading: &Reading| read_labelled(path, &fields, reading);
@@ -33,9 +32,13 @@ pub(super) fn prepare(
     let texts = || train.iter().map(|e| e.text.as_str());
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     // A loaded classifier keeps its labels and their order, unless a new head is requested.
-    let continued = match recipe.train.new_head {
-        true => None,
-        false => loaded_classifier(recipe, &tokenizer)?,
+    let continued = match loaded.as_ref().filter(|_| !recipe.train.new_head) {
+        Some(loaded) => {
+            let mut classifier = Classifier::load(&loaded.dir)?;
+            loaded.check(classifier.model_mut(), &tokenizer)?;
+            Some(classifier)
+        }
+        None => None,
     };
     let examples = || train.iter().chain(&validation);
     let labels = match &continued {
@@ -65,17 +68,11 @@ pub(super) fn prepare(
             classifier
         }
         None => {
-            let model = match recipe.train.new_head {
-                true => backbone(recipe, &tokenizer)?,
-                false => model::prepare(recipe, &tokenizer)?,
+            let model = match &loaded {
+                Some(loaded) => loaded.backbone(recipe, &tokenizer)?,
+                None => model::prepare(recipe, &tokenizer)?,
             };
-            let (labels, seed) = (labels.names().to_vec(), recipe.run.seed);
-            match pooling {
-                Some(ClassifierPooling::Mean) => Classifier::new_by_mean(model, labels, seed)?,
-                None | Some(ClassifierPooling::EndOfDocument) => {
-                    Classifier::new(model, labels, seed)?
-                }
-            }
+            with_new_head(model, &labels, pooling, recipe.run.seed)?
         }
     };
     check_pooling(&classifier, pooling)?;
@@ -84,6 +81,20 @@ pub(super) fn prepare(
         objective: Box::new(Classify::new(classifier, tokenizer).with_files(model::files(recipe)?)),
         train: Box::new(train_loader.with_layout(layout.clone())),
         validation: Box::new(validation.with_layout(layout)),
+    })
+}
+
+/// Gives a model a new head for `labels`.
+fn with_new_head(
+    model: Model,
+    labels: &LabelSet,
+    pooling: Option<ClassifierPooling>,
+    seed: u64,
+) -> Result<Classifier> {
+    let labels = labels.names().to_vec();
+    Ok(match pooling {
+        Some(ClassifierPooling::Mean) => Classifier::new_by_mean(model, labels, seed)?,
+        None | Some(ClassifierPooling::EndOfDocument) => Classifier::new(model, labels, seed)?,
     })
 }
 
@@ -137,16 +148,6 @@ fn say_labels(train: &[Labelled], notes: Notes<'_>) {
     }
 }
 
-/// Refuses an adapter of a model that is a classifier already.
-fn check_adapter(recipe: &Recipe) -> Result<()> {
-    if recipe.adapter.is_none() || classifier_dir(recipe)?.is_none() {
-        return Ok(());
-    }
-    let faults = "adapter.kind is lora, expected none: the model is a classifier already; an \
-                  adapter starts from the model that it was made of";
-    Err(Error::Setting { faults: faults.to_owned() })
-}
-
 /// Checks that the head pools as the recipe says. An encoder always takes its first token, and a
 /// loaded head what it was trained with.
 fn check_pooling(classifier: &Classifier, wanted: Option<ClassifierPooling>) -> Result<()> {
@@ -161,32 +162,4 @@ fn check_pooling(classifier: &Classifier, wanted: Option<ClassifierPooling>) -> 
     let name = wanted.name();
     let faults = format!("objective.pooling is {name}, expected {is} or no such key: {why}");
     Err(Error::Setting { faults })
-}
-
-/// Returns the folder of the loaded model, if it is a classifier.
-fn classifier_dir(recipe: &Recipe) -> Result<Option<PathBuf>> {
-    let ModelConfig::Load { path } = &recipe.model else { return Ok(None) };
-    let dir = resolve_model(Path::new(path))?;
-    Ok(Classifier::is_classifier(&dir).then_some(dir))
-}
-
-/// Opens the classifier to train further, if the recipe loads one.
-fn loaded_classifier(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Option<Classifier>> {
-    let Some(dir) = classifier_dir(recipe)? else { return Ok(None) };
-    let mut classifier = Classifier::load(&dir)?;
-    if let Some(warning) = check_vocabulary(&dir, tokenizer, classifier.model())? {
-        classifier.model_mut().warn(warning);
-    }
-    Ok(Some(classifier))
-}
-
-/// Opens the loaded model without the head that it may have.
-fn backbone(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
-    let Some(dir) = classifier_dir(recipe)? else { return model::prepare(recipe, tokenizer) };
-    let mut model = Classifier::load_backbone(&dir)?;
-    if let Some(warning) = check_vocabulary(&dir, tokenizer, &model)? {
-        model.warn(warning);
-    }
-    model::set_up(recipe, &mut model);
-    Ok(model)
 }

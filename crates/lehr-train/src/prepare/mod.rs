@@ -2,6 +2,7 @@
 
 mod chat;
 mod classify;
+mod head;
 mod held_out;
 mod model;
 mod tag;

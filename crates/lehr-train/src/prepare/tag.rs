@@ -1,20 +1,18 @@
 //! Preparation for training on texts with named entities.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lehr_data::entities::{TagSet, TaggedText, WordToken};
 use lehr_data::{EntityLoader, Reading, read_tagged};
-use lehr_infer::{check_vocabulary, resolve_model};
-use lehr_model::{Model, Tagger};
-use lehr_tokenizer::Tokenizer;
+use lehr_model::Tagger;
 
+use super::head::Headed;
 use super::{Notes, Sides, Task, held_out, loader_options, model, share, tokenizer};
-use crate::recipe::ModelConfig;
 use crate::watch::watch;
-use crate::{Error, Recipe, Result, Tag};
+use crate::{Recipe, Result, Tag};
 
 pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result<Task> {
-    check_adapter(recipe)?;
+    let loaded = Headed::find(recipe, Tagger::is_tagger)?;
     let read = |path: &str, reading: &Reading| read_tagged(path, reading);
     let text = |t: &TaggedText| t.text.clone();
     let Sides { train, validation } = held_out(recipe, "texts with entities", read, text, notes)?;
@@ -22,9 +20,13 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
     let tokenizer = tokenizer::prepare(recipe, cache, texts, notes)?;
     let entities = || train.iter().chain(&validation).flat_map(|text| &text.entities);
     // A loaded model keeps its labels and their order, unless a new head is requested.
-    let continued = match (recipe.train.new_head, tagger_dir(recipe)?) {
-        (false, Some(dir)) => Some(with_warning(&dir, &tokenizer, Tagger::load(&dir)?)?),
-        _ => None,
+    let continued = match loaded.as_ref().filter(|_| !recipe.train.new_head) {
+        Some(loaded) => {
+            let mut tagger = Tagger::load(&loaded.dir)?;
+            loaded.check(tagger.model_mut(), &tokenizer)?;
+            Some(tagger)
+        }
+        None => None,
     };
     let tags = match &continued {
         Some(tagger) => TagSet::from_names(tagger.labels().iter().cloned())?,
@@ -37,7 +39,10 @@ pub(super) fn prepare(recipe: &Recipe, cache: &Path, notes: Notes<'_>) -> Result
             tagger
         }
         None => {
-            let model = backbone(recipe, &tokenizer)?;
+            let model = match &loaded {
+                Some(loaded) => loaded.backbone(recipe, &tokenizer)?,
+                None => model::prepare(recipe, &tokenizer)?,
+            };
             Tagger::new(model, tags.labels().names().to_vec(), recipe.run.seed)?
         }
     };
@@ -92,39 +97,4 @@ fn say_words(loader: &EntityLoader, recipe: &Recipe, notes: Notes<'_>) {
             notes(&format!("warning: {n} words{} {what}", share(n, counts.words)));
         }
     }
-}
-
-/// Refuses an adapter of a model that tags words already.
-fn check_adapter(recipe: &Recipe) -> Result<()> {
-    if recipe.adapter.is_none() || tagger_dir(recipe)?.is_none() {
-        return Ok(());
-    }
-    let faults = "adapter.kind is lora, expected none: the model tags words already; an adapter \
-                  starts from the model that it was made of";
-    Err(Error::Setting { faults: faults.to_owned() })
-}
-
-/// Returns the folder of the loaded model, if it tags words.
-fn tagger_dir(recipe: &Recipe) -> Result<Option<PathBuf>> {
-    let ModelConfig::Load { path } = &recipe.model else { return Ok(None) };
-    let dir = resolve_model(Path::new(path))?;
-    Ok(Tagger::is_tagger(&dir).then_some(dir))
-}
-
-fn with_warning(dir: &Path, tokenizer: &Tokenizer, mut tagger: Tagger) -> Result<Tagger> {
-    if let Some(warning) = check_vocabulary(dir, tokenizer, tagger.model())? {
-        tagger.model_mut().warn(warning);
-    }
-    Ok(tagger)
-}
-
-/// Opens the loaded model without the head that it may have, or makes a new one.
-fn backbone(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Model> {
-    let Some(dir) = tagger_dir(recipe)? else { return model::prepare(recipe, tokenizer) };
-    let mut model = Tagger::load_backbone(&dir)?;
-    if let Some(warning) = check_vocabulary(&dir, tokenizer, &model)? {
-        model.warn(warning);
-    }
-    model::set_up(recipe, &mut model);
-    Ok(model)
 }
