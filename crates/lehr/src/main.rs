@@ -47,7 +47,7 @@ enum Command {
     Tag(cmd::tag::Args),
     /// Turn texts into vectors that represent their meaning
     Embed(cmd::embed::Args),
-    /// Evaluate how well a model predicts a text, or finds the named entities of texts
+    /// Evaluate how well a model predicts a text, labels texts, or finds named entities
     Eval(cmd::eval::Args),
     /// Show what a model is: sizes, memory, tokenizer, files
     Inspect(cmd::inspect::Args),

@@ -61,6 +61,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("generate m -p x --logprobs 2", "--json"),
     ("embed m -t x --data a.txt", "--data"),
     ("tag m -t x --data a.txt", "--data"),
+    ("classify m -t x --data a.txt", "--data"),
+    ("classify m -t x --text-field body", "--text-field"),
     ("tag m -t x --text-field body", "--text-field"),
     ("data check --resume runs/a --data a.jsonl", "--data"),
     ("bench decode m --shape 1b", "--shape"),
@@ -92,10 +94,12 @@ const ACCEPTED: &[&str] = &[
     "generate m --prompts p.txt --batch 2 --cache-tokens 99 --output o.jsonl --context 64",
     "chat m --system s --template chatml -p x --presence-penalty=-0.5 --json --weights q8_0",
     "classify m -t a -t b --device cpu --json",
+    "classify m --data a.jsonl --text-field body --out o.csv --threads 2",
     "tag m --data a.jsonl --text-field body --out o.jsonl --device cpu --threads 2 --json",
     "data check --model m --data a.jsonl --kind entities --method lora --examples 5 --html o.html",
     "embed m --data a.txt --out v.safetensors --prefix p --pooling mean --max-tokens 9 --json",
     "eval m --data a.jsonl --text-field body --skip-bad --window 64 --stride 32 --weights f32",
+    "eval m --data a.jsonl --text-field body --label-field class --json",
     "chat m --template-args {} -p x",
     "convert m --to n --format bf16 --sample s.txt --threads 2 --json",
 ];
@@ -151,12 +155,13 @@ const ARGUMENTS: &[(&str, &str)] = &[
         "recipe data out resume accept_changed_data sets skip_bad seed device dtype threads \
          dry_run json plain model kind method rank weights new_head examples html",
     ),
-    ("classify", "model text device dtype json"),
+    ("classify", "model text data text_field out device dtype threads json"),
     ("tag", "model text data text_field out device dtype threads json"),
     ("embed", "model text data out prefix pooling max_tokens device dtype threads json"),
     (
         "eval",
-        "model data text_field skip_bad window stride weights adapter device dtype threads json",
+        "model data text_field label_field skip_bad window stride weights adapter device dtype \
+         threads json",
     ),
     ("inspect", "model tensors json"),
     ("convert", "model to format sample adapter threads json"),

@@ -342,8 +342,41 @@ fn labels_are_learnt_and_classify_gives_them_with_probabilities() {
     let shown =
         succeeds(dir, &["classify", "labels", "-t", "it came out cracked.", "-t", "lovely"]);
     assert!(shown.starts_with("bad\t") && shown.lines().count() == 2, "{shown}");
+    files_are_labelled_and_scored(dir);
     let long = run(dir, &["classify", "labels", "-t", &"glass 1234 ".repeat(60)]);
-    assert!(long.code == Some(0) && long.err.contains("its end is cut"), "{long:#?}");
+    assert!(long.code == Some(0) && long.err.contains("their ends are cut"), "{long:#?}");
+}
+
+/// Labels of files with the other fields of their records, and the score of a classifier.
+fn files_are_labelled_and_scored(dir: &Path) {
+    let lines = [
+        r#"{"body": "the glass came out lovely.", "label": "good", "page": 7}"#,
+        r#"{"body": "the \"glass\", came out cracked.", "label": "good", "page": 8}"#,
+    ];
+    fs::write(dir.join("few.jsonl"), lines.join("\n")).unwrap();
+    let data = ["--data", "few.jsonl", "--text-field", "body"];
+    succeeds(dir, &[&["classify", "labels", "--out", "few.out.jsonl"], &data[..]].concat());
+    let found = json_lines(&fs::read_to_string(dir.join("few.out.jsonl")).unwrap());
+    assert_eq!([&found[0]["label"], &found[1]["label"]], ["good", "bad"]);
+    assert_eq!([&found[1]["given_label"], &found[1]["page"]], [&Value::from("good"), &8.into()]);
+    let mut command = lehr(dir);
+    command.args(["classify", "labels", "--out", "few.csv"]).args(data);
+    let ran = finish(command, b"");
+    assert!(ran.err.contains("label, page"), "{ran:#?}");
+    let table = fs::read_to_string(dir.join("few.csv")).unwrap();
+    let rows: Vec<&str> = table.lines().collect();
+    assert_eq!(rows[0], "text,label,p(bad),p(good)");
+    assert!(rows[2].starts_with("\"the \"\"glass\"\", came out cracked.\",bad,"), "{table}");
+    let score = one_json(&succeeds(dir, &[&["eval", "labels", "--json"], &data[..]].concat()));
+    assert_eq!((&score["accuracy"], &score["texts"]), (&0.5.into(), &2.into()));
+    assert_eq!(score["confusion"], serde_json::json!([[0, 0], [1, 1]]));
+    assert_eq!(score["mistakes"][0]["label"], "bad");
+    let shown = succeeds(dir, &["eval", "labels", "--data", "labelled.jsonl"]);
+    assert!(shown.contains("accuracy 100.00 %") && shown.contains("given:"), "{shown}");
+    let args = ["eval", "labels", "--data", "few.jsonl", "--stride", "4"];
+    fails(dir, &args, &["classifies texts", "--stride"]);
+    fs::write(dir.join("other.jsonl"), r#"{"text": "a", "label": "fine"}"#).unwrap();
+    fails(dir, &["eval", "labels", "--data", "other.jsonl"], &["fine", "bad, good"]);
 }
 
 /// A tiny encoder in the files of sentence-transformers.

@@ -7,18 +7,19 @@ use std::time::Instant;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use lehr_data::source::documents;
-use lehr_data::{Part, ReadOptions, Reading};
+use lehr_data::{LabelledFields, Part, ReadOptions, Reading};
 use lehr_eval::{Perplexity, PerplexityError, Scorer, Windows};
 use lehr_infer::resolve_model;
-use lehr_model::{Tagger, Weights};
+use lehr_model::{Classifier, Tagger, Weights};
 use serde_json::json;
 
 use super::compute::UseArgs;
-use super::tag;
+use super::{classify, tag};
 use crate::fail::Hinted;
 
-/// Evaluate how well a model predicts a text: perplexity and bits per byte. A model that tags words
-/// is compared with the tags of the data: precision, recall and F1 of named entities.
+/// Evaluate how well a model predicts a text: perplexity and bits per byte. A classifier is
+/// compared with the labels of the data, a model that tags words with its tags: accuracy,
+/// precision, recall and F1.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run directory, checkpoint, Hugging Face folder or GGUF file
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// Field of records that holds the text
     #[arg(long, value_name = "FIELD", default_value = "text")]
     text_field: String,
+    /// Field of records that holds the label, for classifiers
+    #[arg(long, value_name = "FIELD", default_value = "label")]
+    label_field: String,
     /// Leave out records that cannot be read or used, and count them
     #[arg(long)]
     skip_bad: bool,
@@ -58,13 +62,27 @@ struct Total {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.compute.threads.apply();
-    if let Ok(dir) = resolve_model(&args.model)
-        && Tagger::is_tagger(&dir)
-    {
-        check_entities(args)?;
-        let Args { data, skip_bad, json, .. } = args;
-        tag::evaluate(&dir, data, *skip_bad, &args.compute.device, *json)?;
-        return Ok(ExitCode::SUCCESS);
+    let Args { data, skip_bad, json, .. } = args;
+    let device = &args.compute.device;
+    match resolve_model(&args.model) {
+        Ok(dir) if Tagger::is_tagger(&dir) => {
+            check_task(args, "tags words")?;
+            tag::evaluate(&dir, data, *skip_bad, device, *json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Ok(dir) if Classifier::is_classifier(&dir) => {
+            check_task(args, "classifies texts")?;
+            let (text, label) = (args.text_field.clone(), args.label_field.clone());
+            let fields = LabelledFields { text, label };
+            classify::evaluate(&dir, data, &fields, *skip_bad, device, *json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        // What is wrong with it is said when it is opened.
+        _ => {}
+    }
+    if args.label_field != "label" {
+        let found = format!("{} has no labels, and --label-field is given", args.model.display());
+        return Err(Hinted::error(found, "leave it out, or evaluate a classifier"));
     }
     // Bad data should fail before a large model is opened.
     let options = options(args);
@@ -113,19 +131,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses options that a model that tags words has no use for.
-fn check_entities(args: &Args) -> Result<()> {
+/// Refuses options that a model for a task (`what` it does) has no use for.
+fn check_task(args: &Args, what: &str) -> Result<()> {
+    let tags = what == "tags words";
     let given = [
         ("--window", args.window.is_some()),
         ("--stride", args.stride.is_some()),
-        ("--text-field", args.text_field != "text"),
+        ("--text-field", tags && args.text_field != "text"),
+        ("--label-field", tags && args.label_field != "label"),
         ("--weights", args.compute.weights != Weights::AsStored),
         ("--adapter", args.compute.adapter.is_some()),
     ];
     match given.iter().find(|(_, is_given)| *is_given) {
         None => Ok(()),
         Some((name, _)) => {
-            let found = format!("{} tags words, and {name} is given", args.model.display());
+            let found = format!("{} {what}, and {name} is given", args.model.display());
             Err(Hinted::error(found, format!("leave {name} out: such a model reads whole texts")))
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod finetune;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod memory;
+mod pass;
 pub(crate) mod plan;
 pub(crate) mod pretrain;
 pub(crate) mod quickstart;

@@ -4,16 +4,14 @@ use std::path::Path;
 
 use anyhow::Result;
 use lehr_data::entities::{Entity, SpanMode, TagSet, WordRow, WordToken, Words, word_rows};
-use lehr_infer::{check_ids, check_vocabulary, resolve_model, tokenizer_of};
-use lehr_model::{Layout, PackedText, Tagger, Tokens};
+use lehr_infer::{check_vocabulary, resolve_model, tokenizer_of};
+use lehr_model::{Tagger, Tokens};
 use lehr_tensor::{Tensor, no_grad};
 use lehr_tokenizer::Tokenizer;
 
 use crate::cmd::compute::DeviceArgs;
+use crate::cmd::pass::{PASS_TOKENS, TextPass};
 use crate::fail::Hinted;
-
-/// Tokens of a pass. More make no product faster.
-const PASS_TOKENS: usize = 2048;
 
 /// A tag of a word and its probability; `None` for a word without a token.
 type TagOf = Option<(usize, f32)>;
@@ -24,20 +22,6 @@ pub(crate) struct Found {
     pub(crate) entities: Vec<(Entity, f32)>,
     /// The class of each word; that of `O` for a word without a token.
     pub(crate) classes: Vec<usize>,
-}
-
-/// A text, or a part of one, in a pass.
-struct Placed {
-    ids: Vec<i32>,
-    layout: Layout,
-    row: usize,
-    start: usize,
-}
-
-impl Placed {
-    fn packed(&self) -> PackedText<'_> {
-        PackedText { ids: &self.ids, layout: &self.layout, row: self.row, start: self.start }
-    }
 }
 
 /// A model that finds named entities.
@@ -91,40 +75,22 @@ impl EntityModel {
 
     /// Tags the words of the first rows in one pass. Returns their number.
     fn tag(&self, rows: &[(usize, &WordRow)], tags: &mut [Vec<TagOf>]) -> Result<usize> {
-        let model = self.tagger.model();
-        let seq_len = model.spec().max_positions.min(PASS_TOKENS);
-        let batch_size = PASS_TOKENS / seq_len;
-        let mut texts: Vec<Placed> = Vec::new();
-        let (mut places, mut words, mut at) = (Vec::new(), Vec::new(), (0, 0));
-        for (text, found) in rows {
-            check_ids(&found.ids, &self.tokenizer, model)?;
-            let ids: Vec<i32> = found.ids.iter().map(|id| *id as i32).collect();
-            if at.1 + ids.len() > seq_len {
-                at = (at.0 + 1, 0);
-            }
-            let (row, start) = at;
-            if row == batch_size {
-                break;
-            }
-            at.1 += ids.len();
-            let first = row * seq_len + start;
-            places.extend(found.places.iter().map(|(_, place)| (first + place) as i32));
-            words.extend(found.places.iter().map(|(word, _)| (*text, *word)));
-            let layout = model.layout(&ids)?;
-            texts.push(Placed { ids, layout, row, start });
+        let ids: Vec<&[u32]> = rows.iter().map(|(_, row)| row.ids.as_slice()).collect();
+        let pass = TextPass::of(self.tagger.model(), &self.tokenizer, &ids)?;
+        let (mut places, mut words) = (Vec::new(), Vec::new());
+        for ((text, row), start) in rows.iter().zip(&pass.starts) {
+            places.extend(row.places.iter().map(|(_, place)| (start + place) as i32));
+            words.extend(row.places.iter().map(|(word, _)| (*text, *word)));
         }
         if !places.is_empty() {
-            let packed: Vec<_> = texts.iter().map(Placed::packed).collect();
-            let n_rows = texts.last().map_or(1, |text| text.row + 1);
-            let tokens = Tokens::pack(&packed, n_rows, seq_len)?;
-            let probabilities = self.probabilities(&tokens, &places)?;
+            let probabilities = self.probabilities(&pass.tokens, &places)?;
             let n_tags = self.tags.labels().names().len();
             for ((text, word), row) in words.into_iter().zip(probabilities.chunks(n_tags)) {
                 let best = (0..n_tags).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
                 tags[text][word] = Some((best, row[best]));
             }
         }
-        Ok(texts.len())
+        Ok(pass.starts.len())
     }
 
     /// Computes the probabilities of all tags at `places`.
