@@ -36,6 +36,11 @@ CASES = {
     ),
     "gpt2": ("gpt2", dict(r=3, lora_alpha=9, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)),
     "qwen3": ("qwen3", dict(r=2, lora_alpha=2, target_modules=["v_proj", "gate_proj"], layers_to_transform=[0])),
+    "llama-dora": ("llama", dict(r=3, lora_alpha=6, use_dora=True, target_modules="all-linear")),
+    "gpt2-dora": (
+        "gpt2",
+        dict(r=2, lora_alpha=2, use_dora=True, use_rslora=True, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True),
+    ),
 }
 
 
@@ -52,12 +57,15 @@ def write(goldens, out):
         torch.manual_seed(SEED)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         with torch.no_grad():
-            for p in trained.values():
-                p.copy_(0.1 * torch.randn_like(p))
+            for name_of, p in trained.items():
+                noise = 0.1 * torch.randn_like(p)
+                # Lengths stay near those of the rows.
+                p.copy_(p * (1 + noise) if "magnitude" in name_of else noise)
         result = model(input_ids=ids, labels=labels)
         result.loss.backward()
         # PEFT names parameters after the adapter, which its files do not.
-        grads = {f"grad.{n.replace('.default', '')}": p.grad for n, p in trained.items()}
+        names = {n: n.replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector") for n in trained}
+        grads = {f"grad.{names[n]}": p.grad for n, p in trained.items()}
         folder = out / name
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)

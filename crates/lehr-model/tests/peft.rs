@@ -12,8 +12,14 @@ use lehr_model::{Model, Role, Tokens, Weights};
 use lehr_tensor::{Tensor, no_grad};
 use serde_json::{Value, json};
 
-const CASES: [(&str, &str); 4] =
-    [("llama", "llama"), ("llama-patterns", "llama"), ("gpt2", "gpt2"), ("qwen3", "qwen3")];
+const CASES: [(&str, &str); 6] = [
+    ("llama", "llama"),
+    ("llama-patterns", "llama"),
+    ("gpt2", "gpt2"),
+    ("qwen3", "qwen3"),
+    ("llama-dora", "llama"),
+    ("gpt2-dora", "gpt2"),
+];
 
 fn peft(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peft").join(name)
@@ -89,7 +95,7 @@ fn scales_and_ranks_follow_patterns() {
     let model = open(&base("llama"), &peft("llama-patterns")).unwrap();
     let of = |path: &str| {
         let adapted = model.adapters().iter().find(|adapted| adapted.path == path).unwrap();
-        let AdapterMethod::Lora(config) = adapted.method;
+        let AdapterMethod::Lora(config) = adapted.method else { panic!("DoRA") };
         assert_eq!(config.scaling, LoraScaling::RootOfRank);
         (config.rank, config.alpha, config.scale())
     };
@@ -159,7 +165,7 @@ fn what_lehr_cannot_do_is_refused_by_name() {
     let scratch = tempfile::tempdir().unwrap();
     for (key, value, says) in [
         ("peft_type", json!("IA3"), "peft_type IA3, expected LORA"),
-        ("use_dora", json!(true), "use_dora = true, DoRA"),
+        ("use_dora", json!(true), "lacks lora_magnitude_vector, but use_dora of"),
         ("bias", json!("all"), "bias = \"all\", biases that were trained"),
         ("new_setting", json!(2), "new_setting = 2, a setting that lehr does not know"),
         ("rank_pattern", json!({ ".*q_proj": 2 }), "the pattern \".*q_proj\""),

@@ -31,8 +31,15 @@ fn logits(model: &Model) -> Vec<f32> {
 
 #[test]
 fn only_the_adapter_changes_and_it_resumes_bit_for_bit() {
+    for kind in ["lora", "dora"] {
+        check_resume(kind);
+    }
+}
+
+fn check_resume(kind: &str) {
     let scratch = tempfile::tempdir().unwrap();
     let (_, tuned) = adapting(scratch.path());
+    let tuned = tuned.with_overrides(&[format!("adapter.kind={kind}")]).unwrap();
     let task = prepared(&tuned);
     // A new adapter changes nothing.
     let mut plain = tuned.clone();
@@ -63,8 +70,15 @@ fn only_the_adapter_changes_and_it_resumes_bit_for_bit() {
 
 #[test]
 fn a_checkpoint_is_an_adapter_of_peft_and_opens_over_its_base() {
+    for kind in ["lora", "dora"] {
+        check_checkpoint(kind);
+    }
+}
+
+fn check_checkpoint(kind: &str) {
     let scratch = tempfile::tempdir().unwrap();
     let (base, tuned) = adapting(scratch.path());
+    let tuned = tuned.with_overrides(&[format!("adapter.kind={kind}")]).unwrap();
     let (task, _) = run_watched(&tuned, Watch::default());
     let dir = checkpoint(&tuned, 6);
     assert!(!dir.join("model.safetensors").exists());

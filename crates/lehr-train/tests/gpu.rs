@@ -93,13 +93,18 @@ fn an_adapter_learns_on_the_gpu_as_on_the_cpu() {
     cuda::use_emulator();
     let scratch = tempfile::tempdir().unwrap();
     let (_, tuned) = adapting(scratch.path());
-    for weights in ["auto", "int8"] {
-        let tuned = tuned.with_overrides(&[format!("adapter.weights={weights}")]).unwrap();
+    for (kind, weights) in [("lora", "auto"), ("lora", "int8"), ("dora", "auto"), ("dora", "int8")]
+    {
+        let sets = [format!("adapter.kind={kind}"), format!("adapter.weights={weights}")];
+        let tuned = tuned.with_overrides(&sets).unwrap();
         let cpu = losses(&tuned);
         for (dtype, most) in [(DTypeChoice::F32, 5e-4), (DTypeChoice::Bf16, 2e-2)] {
             let gpu = losses(&on(&tuned, GPU, dtype));
             let off = distance(&gpu, &cpu);
-            assert!(off < most, "{weights} in {dtype} is off by {off:.1e}: {gpu:?}, {cpu:?}");
+            assert!(
+                off < most,
+                "{kind}, {weights} in {dtype} is off by {off:.1e}: {gpu:?}, {cpu:?}"
+            );
         }
     }
 }

@@ -78,6 +78,8 @@ const ACCEPTED: &[&str] = &[
     "pretrain my.toml --data a.txt --out b --seed 2 --set train.steps=3 --device cpu --dtype f32",
     "pretrain --data a.txt --minutes 3 --set train.batch_size=8 --threads 2 --json",
     "finetune --model m --data a.jsonl --method lora --rank 8 --weights nf4",
+    "finetune --model m --data a.jsonl --method qlora --rank 8",
+    "finetune --model m --data a.jsonl --method dora --weights int8",
     "pretrain --data a.txt --depth 2 --minutes 3 --dry-run",
     "pretrain --data a.txt --depth 2 --tokens-per-weight 0.5 --law r1 r2 r3 r4 --dry-run",
     "plan --data a.txt --depth 2 --tokens-per-weight 0.5 --law r1 r2 r3 r4 --json",

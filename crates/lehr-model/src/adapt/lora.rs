@@ -5,7 +5,7 @@ use lehr_tensor::{Init, Param, ParamBuilder, Result, Role, Tensor, no_grad};
 
 use serde::{Deserialize, Serialize};
 
-use super::Adapter;
+use super::{Adapter, BaseLayer};
 use crate::Error;
 
 /// The settings of LoRA.
@@ -64,9 +64,9 @@ impl LoraConfig {
 ///
 /// Backward computes the gradients of A and B, and `dx`. The base receives no gradient.
 pub struct Lora {
-    a: Param,
-    b: Param,
-    scale: f32,
+    pub(super) a: Param,
+    pub(super) b: Param,
+    pub(super) scale: f32,
 }
 
 impl Lora {
@@ -86,13 +86,18 @@ impl Lora {
         let b = p.at("lora_B").param("weight", role, [n_out, rank], Init::Constant(0.0))?;
         Ok(Self { a, b, scale: config.scale() })
     }
+
+    /// Computes the update `s · B (A x)`.
+    pub(super) fn update(&self, x: &Tensor) -> Result<Tensor> {
+        // The scale costs least at width R.
+        let low = x.linear(&self.a.tensor(), OutIn, None)?.scale(self.scale)?;
+        low.linear(&self.b.tensor(), OutIn, None)
+    }
 }
 
 impl Adapter for Lora {
-    fn forward(&self, x: &Tensor, base: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        // The scale costs least at width R.
-        let low = x.linear(&self.a.tensor(), OutIn, None)?.scale(self.scale)?;
-        base(x)?.add(&low.linear(&self.b.tensor(), OutIn, None)?)
+    fn forward(&self, x: &Tensor, base: &dyn BaseLayer) -> Result<Tensor> {
+        base.forward(x)?.add(&self.update(x)?)
     }
 
     fn merge(&self, weight: &Tensor) -> Result<Tensor> {

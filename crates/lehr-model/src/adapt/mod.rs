@@ -4,6 +4,7 @@
 //! [`LayerBuilder`](crate::nn::LayerBuilder) hands one to every [`Linear`](crate::nn::Linear) whose
 //! path a pattern selects.
 
+mod dora;
 mod lora;
 
 use std::cell::RefCell;
@@ -11,19 +12,37 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use lehr_tensor::{NamePattern, ParamBuilder, Result, Role, Shape, Source, Tensor};
+pub use dora::Dora;
+use lehr_tensor::{NamePattern, ParamBuilder, Result, Role, Shape, Source, Tensor, Weight};
 pub use lora::{Lora, LoraConfig, LoraScaling};
 
 use crate::{Config, Error};
 
-/// An adapter of one linear layer.
-pub trait Adapter: Send + Sync {
-    /// Computes the adapted layer at `x [.., I]`, `[.., O]`. `base` computes the layer without the
-    /// adapter.
+/// A linear layer without its adapter.
+pub trait BaseLayer {
+    /// Computes `x Wᵀ + bias`.
     ///
     /// # Errors
     /// If memory runs out or a device fails.
-    fn forward(&self, x: &Tensor, base: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor>;
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// Computes `x Wᵀ`.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    fn product(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// Returns the bias `[O]`, if there is one.
+    fn bias(&self) -> Option<Tensor>;
+}
+
+/// An adapter of one linear layer.
+pub trait Adapter: Send + Sync {
+    /// Computes the adapted layer at `x [.., I]`, `[.., O]`.
+    ///
+    /// # Errors
+    /// If memory runs out or a device fails.
+    fn forward(&self, x: &Tensor, base: &dyn BaseLayer) -> Result<Tensor>;
 
     /// Computes the single matrix equivalent to `weight` with the adapter. Both are `[O, I]`, in
     /// f32 on the CPU.
@@ -67,28 +86,58 @@ impl Targets {
 pub enum AdapterMethod {
     /// Low-rank adaptation.
     Lora(LoraConfig),
+    /// Low-rank adaptation of directions, with lengths of their own.
+    Dora(LoraConfig),
 }
 
 impl AdapterConfig {
     /// Checks that the settings are valid.
     pub(crate) fn validate(&self) -> crate::Result<()> {
-        match self.method {
-            AdapterMethod::Lora(config) => config.validate(),
-        }
+        self.method.low_rank().validate()
     }
 }
 
 impl AdapterMethod {
-    fn build(
-        self,
-        p: &mut ParamBuilder<'_>,
-        n_in: usize,
-        n_out: usize,
-    ) -> Result<Arc<dyn Adapter>> {
+    /// Returns the settings of the low-rank update.
+    #[must_use]
+    pub fn low_rank(self) -> LoraConfig {
         match self {
-            Self::Lora(config) => Ok(Arc::new(Lora::build(p, config, n_in, n_out)?)),
+            Self::Lora(config) | Self::Dora(config) => config,
         }
     }
+
+    /// Returns the parameters of an adapted layer by name and file name: PEFT's files leave out
+    /// `.weight` behind the magnitude.
+    pub(crate) fn parts(self) -> &'static [&'static str] {
+        match self {
+            Self::Lora(_) => &["lora_A.weight", "lora_B.weight"],
+            Self::Dora(_) => &["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"],
+        }
+    }
+
+    /// Builds the adapter of `layer`.
+    fn build(self, p: &mut ParamBuilder<'_>, layer: &AdaptedLayer<'_>) -> Result<Arc<dyn Adapter>> {
+        let AdaptedLayer { n_in, n_out, weight, transposed } = *layer;
+        match self {
+            Self::Lora(config) => Ok(Arc::new(Lora::build(p, config, n_in, n_out)?)),
+            Self::Dora(config) => {
+                Ok(Arc::new(Dora::build(p, config, [n_in, n_out], weight, transposed)?))
+            }
+        }
+    }
+}
+
+/// A linear layer that gets an adapter.
+#[derive(Clone, Copy)]
+pub(crate) struct AdaptedLayer<'a> {
+    /// Number of inputs.
+    pub(crate) n_in: usize,
+    /// Number of outputs.
+    pub(crate) n_out: usize,
+    /// Its matrix.
+    pub(crate) weight: &'a Weight,
+    /// Whether the matrix is `[in, out]`, if it is a parameter.
+    pub(crate) transposed: bool,
 }
 
 /// An adapter and the path of the layer it belongs to.
@@ -125,9 +174,9 @@ impl fmt::Debug for Adapted {
 pub(crate) trait SavedAdapters {
     /// Finds the adapter of a linear layer, known by one of the names that checkpoints have for its
     /// weight: how it is named, and its settings.
-    fn find(&self, weights: &[String]) -> Option<(&str, LoraConfig)>;
+    fn find(&self, weights: &[String]) -> Option<(&str, AdapterMethod)>;
 
-    /// Reads `lora_A.weight` or `lora_B.weight` of an adapted layer.
+    /// Reads a part of an adapted layer, such as `lora_A.weight`.
     fn tensor(&self, layer: &str, name: &str, shape: Shape) -> crate::Result<Tensor>;
 
     /// Checks that all adapters have been used, by their names.
@@ -168,14 +217,12 @@ impl<'a> AdapterFactory<'a> {
         Self { adapters, config, built: RefCell::default(), used: RefCell::default() }
     }
 
-    /// Builds the adapter of the layer at the current path of `p`, if it gets one. The layer's
-    /// weight is `[in, out]` if `transposed`.
+    /// Builds the adapter of the layer at the current path of `p`, if it gets one.
     pub(crate) fn build(
         &self,
         p: &mut ParamBuilder<'_>,
         role: Role,
-        [n_in, n_out]: [usize; 2],
-        transposed: bool,
+        layer: AdaptedLayer<'_>,
     ) -> Result<Option<Arc<dyn Adapter>>> {
         let path = p.path().to_owned();
         let (method, adapter) = match self.adapters {
@@ -185,23 +232,23 @@ impl<'a> AdapterFactory<'a> {
                 }
                 let source = Source::Init { seed: config.seed };
                 let mut p = p.with_source(&source);
-                (config.method, config.method.build(&mut p, n_in, n_out)?)
+                (config.method, config.method.build(&mut p, &layer)?)
             }
             Adapters::Saved(saved) => {
                 let names = self.config.checkpoint_names(&format!("{path}.weight"));
-                let Some((layer, config)) = saved.find(&names) else { return Ok(None) };
+                let Some((found, method)) = saved.find(&names) else { return Ok(None) };
                 let load = |name: &str, shape: Shape| {
                     let part = name.strip_prefix(&path).and_then(|part| part.strip_prefix('.'));
-                    let value = saved.tensor(layer, part.unwrap_or(name), shape);
+                    let value = saved.tensor(found, part.unwrap_or(name), shape);
                     value.map(Some).map_err(|e| e.to_string())
                 };
                 let source = Source::Load { load: &load, stored: None, seed: 0 };
-                let method = AdapterMethod::Lora(config);
-                let adapter = method.build(&mut p.with_source(&source), n_in, n_out)?;
-                self.used.borrow_mut().insert(layer.to_owned());
+                let adapter = method.build(&mut p.with_source(&source), &layer)?;
+                self.used.borrow_mut().insert(found.to_owned());
                 (method, adapter)
             }
         };
+        let transposed = layer.transposed;
         let adapted = Adapted { path, adapter: Arc::clone(&adapter), method, transposed };
         self.built.borrow_mut().push(adapted);
         Ok(Some(adapter))

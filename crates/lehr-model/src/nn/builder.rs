@@ -6,7 +6,7 @@ use lehr_tensor::ops::linear::WeightLayout;
 use lehr_tensor::{Init, Param, ParamBuilder, ParamStore, Result, Role, Shape, Source, Weight};
 
 use super::LinearShape;
-use crate::adapt::{Adapter, AdapterFactory};
+use crate::adapt::{AdaptedLayer, Adapter, AdapterFactory};
 
 /// A path in a model with the source of its parameters and the adapters of its linear layers.
 /// `p.at("layers").at(3)` is `layers.3`.
@@ -80,7 +80,8 @@ impl<'a> LayerBuilder<'a> {
         self.params.matrix(name, role, shape, transposed, init)
     }
 
-    /// Builds the adapter of the linear layer at the current path, if one is configured.
+    /// Builds the adapter of the linear layer with the matrix `weight` at the current path, if one
+    /// is configured.
     ///
     /// # Errors
     /// If memory runs out.
@@ -88,15 +89,12 @@ impl<'a> LayerBuilder<'a> {
         &mut self,
         role: Role,
         shape: LinearShape,
+        weight: &Weight,
     ) -> Result<Option<Arc<dyn Adapter>>> {
         let LinearShape { n_in, n_out, layout, .. } = shape;
-        match self.adapters {
-            Some(adapters) => {
-                let transposed = layout == WeightLayout::InOut;
-                adapters.build(&mut self.params, role, [n_in, n_out], transposed)
-            }
-            None => Ok(None),
-        }
+        let transposed = layout == WeightLayout::InOut;
+        let layer = AdaptedLayer { n_in, n_out, weight, transposed };
+        self.adapters.map_or(Ok(None), |adapters| adapters.build(&mut self.params, role, layer))
     }
 }
 

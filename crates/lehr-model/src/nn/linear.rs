@@ -11,7 +11,7 @@ use lehr_tensor::{
 
 use super::builder::init;
 use super::{Embedding, LayerBuilder};
-use crate::adapt::Adapter;
+use crate::adapt::{Adapter, BaseLayer};
 
 /// `y = x Wᵀ + bias`.
 ///
@@ -25,6 +25,23 @@ pub struct Linear {
     bias: Option<Param>,
     adapter: Option<Arc<dyn Adapter>>,
     is_tied: bool,
+}
+
+/// A layer as its adapter sees it.
+struct Unadapted<'a>(&'a Linear);
+
+impl BaseLayer for Unadapted<'_> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.base(x)
+    }
+
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.apply(x, &None)
+    }
+
+    fn bias(&self) -> Option<Tensor> {
+        self.0.bias()
+    }
 }
 
 /// Rows whose logits over a stored head exist at once: 64 MiB for a vocabulary of 256 Ki ids.
@@ -96,7 +113,7 @@ impl Linear {
             true => Some(p.param("bias", Role::Bias, [n_out], Init::Constant(0.0))?),
             false => None,
         };
-        let (path, adapter) = (p.path().to_owned(), p.adapter(role, shape)?);
+        let (path, adapter) = (p.path().to_owned(), p.adapter(role, shape, &weight)?);
         Ok(Self { path, weight, layout, bias, adapter, is_tied: false })
     }
 
@@ -106,7 +123,8 @@ impl Linear {
     /// If memory runs out.
     pub fn tied(p: &mut LayerBuilder<'_>, embedding: &Embedding) -> Result<Self> {
         let (path, weight) = (p.path().to_owned(), embedding.weight.clone());
-        let adapter = p.adapter(Role::Head, LinearShape::new(embedding.width, embedding.n_rows))?;
+        let shape = LinearShape::new(embedding.width, embedding.n_rows);
+        let adapter = p.adapter(Role::Head, shape, &weight)?;
         let layout = WeightLayout::OutIn;
         Ok(Self { path, weight, layout, bias: None, adapter, is_tied: true })
     }
@@ -175,15 +193,18 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.adapter {
             None => self.base(x),
-            Some(adapter) => adapter.forward(x, &|x| self.base(x)),
+            Some(adapter) => adapter.forward(x, &Unadapted(self)),
         }
     }
 
     /// Applies the layer without its adapter.
     fn base(&self, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias();
+        self.apply(x, &self.bias())
+    }
+
+    fn apply(&self, x: &Tensor, bias: &Option<Tensor>) -> Result<Tensor> {
         match &self.weight {
-            Weight::Param(w) => x.affine(self.map(&w.tensor(), &bias)),
+            Weight::Param(w) => x.affine(self.map(&w.tensor(), bias)),
             Weight::Stored(w) => x.linear_q(w, bias.as_ref()),
         }
     }

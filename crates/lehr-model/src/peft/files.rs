@@ -6,7 +6,7 @@ use std::path::Path;
 use lehr_tensor::{Param, Role};
 use serde_json::{Map, Value, json};
 
-use super::{ADAPTER_WEIGHTS, OPENING, PARTS, PREFIX, PeftAdapter};
+use super::{ADAPTER_WEIGHTS, OPENING, PREFIX, PeftAdapter};
 use crate::adapt::{AdapterMethod, LoraConfig, LoraScaling, SavedAdapters};
 use crate::io::{self, ADAPTER_CONFIG, TensorFile};
 use crate::{Error, Model, Result};
@@ -36,9 +36,9 @@ impl Model {
                 let found = format!("the adapter lacks the layer {}", adapted.path);
                 return Err(Error::adapter(OPENING, found, "use the adapter of this run"));
             };
-            for part in PARTS {
+            for part in adapted.method.parts() {
                 let param = self.adapter_param(&adapted.path, part);
-                param.set(&saved.tensor(layer, &format!("{part}.weight"), param.shape())?)?;
+                param.set(&saved.tensor(layer, part, param.shape())?)?;
             }
             used.insert(layer.to_owned());
         }
@@ -56,7 +56,7 @@ impl Model {
     }
 
     fn adapter_param(&self, path: &str, part: &str) -> &Param {
-        let param = self.params().get(&format!("{path}.{part}.weight"));
+        let param = self.params().get(&format!("{path}.{part}"));
         param.expect("the adapter's parameters are the model's")
     }
 
@@ -66,20 +66,20 @@ impl Model {
     /// # Errors
     /// If the model has no adapters, or one cannot be copied from its device.
     pub fn adapter_files(&self, base: &str, class: &str) -> Result<(Value, TensorFile)> {
-        let Some(AdapterMethod::Lora(LoraConfig { rank, alpha, scaling })) = self.adapter_method()
-        else {
+        let Some(method) = self.adapter_method() else {
             let hint = "open the model with an adapter, or save the whole model";
             return Err(Error::adapter("saving the adapter", "the model has none", hint));
         };
+        let LoraConfig { rank, alpha, scaling } = method.low_rank();
         let (mut tensors, mut ranks, mut alphas) = (Vec::new(), Map::new(), Map::new());
         let mut targets = Vec::new();
         for adapted in self.adapters() {
             let path = &adapted.path;
-            for part in PARTS {
+            for part in adapted.method.parts() {
                 let value = self.adapter_param(path, part).tensor_f32().detach();
-                tensors.push((format!("{PREFIX}{path}.{part}.weight"), value));
+                tensors.push((format!("{PREFIX}{path}.{part}"), value));
             }
-            let AdapterMethod::Lora(own) = adapted.method;
+            let own = adapted.method.low_rank();
             if own.rank != rank {
                 ranks.insert(format!("^{path}"), own.rank.into());
             }
@@ -106,6 +106,7 @@ impl Model {
             "r": rank,
             "lora_alpha": alpha,
             "lora_dropout": 0.0,
+            "use_dora": matches!(method, AdapterMethod::Dora(_)),
             "use_rslora": scaling == LoraScaling::RootOfRank,
             "rank_pattern": ranks,
             "alpha_pattern": alphas,

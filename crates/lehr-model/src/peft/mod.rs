@@ -15,7 +15,7 @@ use lehr_tensor::{Shape, Tensor};
 use serde_json::Value;
 
 use self::settings::{inner, is_end};
-use crate::adapt::{LoraConfig, SavedAdapters};
+use crate::adapt::{AdapterMethod, SavedAdapters};
 use crate::io::{self, ADAPTER_CONFIG, BaseModel, Checkpoint};
 use crate::{Error, Model, Result};
 
@@ -23,8 +23,6 @@ use crate::{Error, Model, Result};
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// An older form of that file, which is read as well.
 const OLD_WEIGHTS: &str = "adapter_model.bin";
-/// The matrices of an adapted layer.
-const PARTS: [&str; 2] = ["lora_A", "lora_B"];
 /// What begins the names of tensors.
 const PREFIX: &str = "base_model.model.";
 /// What ends the name of a copy of the base's matrix. PEFT saves one of an adapted embedding or
@@ -48,7 +46,7 @@ pub struct PeftAdapter {
     base: Option<String>,
     tensors: Checkpoint,
     /// The adapted modules with their settings.
-    layers: BTreeMap<String, LoraConfig>,
+    layers: BTreeMap<String, AdapterMethod>,
     /// Tensors of whole layers that were trained beside the adapter: a classifier's head.
     whole: Vec<String>,
 }
@@ -175,14 +173,14 @@ impl PeftAdapter {
 }
 
 impl SavedAdapters for PeftAdapter {
-    fn find(&self, weights: &[String]) -> Option<(&str, LoraConfig)> {
+    fn find(&self, weights: &[String]) -> Option<(&str, AdapterMethod)> {
         let paths = || weights.iter().filter_map(|name| name.strip_suffix(".weight"));
         let same = self.layers.iter().find(|(layer, _)| paths().any(|path| path == *layer));
         let ends = || {
             let fits = |layer: &str| paths().any(|path| is_end(path, layer) || is_end(layer, path));
             self.layers.iter().find(|(layer, _)| fits(layer))
         };
-        same.or_else(ends).map(|(layer, config)| (layer.as_str(), *config))
+        same.or_else(ends).map(|(layer, method)| (layer.as_str(), *method))
     }
 
     fn tensor(&self, layer: &str, name: &str, shape: Shape) -> Result<Tensor> {

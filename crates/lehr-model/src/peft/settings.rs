@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{COPY, PREFIX};
-use crate::adapt::{LoraConfig, LoraScaling};
+use crate::adapt::{AdapterMethod, LoraConfig, LoraScaling};
 use crate::io::{ADAPTER_CONFIG, Checkpoint};
 use crate::{Error, Result};
 
@@ -39,7 +39,7 @@ const WITHOUT_EFFECT: [&str; 23] = [
 ];
 
 /// Settings with an effect that lehr does not have, unless they are null, false, empty or "none".
-const UNSUPPORTED: [(&str, &str); 12] = [
+const UNSUPPORTED: [(&str, &str); 11] = [
     ("alora_invocation_tokens", "adapters that begin within a text"),
     ("arrow_config", "mixtures of adapters"),
     ("bias", "biases that were trained beside the adapter"),
@@ -49,7 +49,6 @@ const UNSUPPORTED: [(&str, &str); 12] = [
     ("target_parameters", "adapters of parameters that are no linear layers"),
     ("trainable_token_indices", "rows of the embedding that were trained beside the adapter"),
     ("use_bdlora", "block-diagonal LoRA"),
-    ("use_dora", "DoRA"),
     ("use_qalora", "QALoRA"),
     ("velora_config", "VeLoRA"),
 ];
@@ -100,6 +99,7 @@ pub(super) fn check(settings: &Map<String, Value>, path: &Path) -> Result<()> {
         "peft_type",
         "r",
         "rank_pattern",
+        "use_dora",
         "use_rslora",
     ];
     for (key, value) in settings {
@@ -122,7 +122,7 @@ pub(super) fn layers(
     tensors: &Checkpoint,
     settings: &Map<String, Value>,
     path: &Path,
-) -> Result<BTreeMap<String, LoraConfig>> {
+) -> Result<BTreeMap<String, AdapterMethod>> {
     let fault = |reason: String| Error::format(path, reason);
     let number = |key: &str, usual: f64| match settings.get(key) {
         None | Some(Value::Null) => Ok(usual),
@@ -136,13 +136,19 @@ pub(super) fn layers(
         Some(true) => LoraScaling::RootOfRank,
         _ => LoraScaling::Rank,
     };
+    let dora = settings.get("use_dora").and_then(Value::as_bool).unwrap_or(false);
     let (ranks, alphas) = (pattern(settings, "rank_pattern")?, pattern(settings, "alpha_pattern")?);
     let (mut layers, mut partners) = (BTreeMap::new(), BTreeSet::new());
+    let mut lengths = BTreeSet::new();
     let whole = whole(tensors, settings);
     for name in tensors.names().filter(|name| whole.iter().all(|other| other != name)) {
         let inner = inner(name);
         if let Some(layer) = inner.strip_suffix(".lora_B.weight") {
             partners.insert(layer.to_owned());
+            continue;
+        }
+        if let Some(layer) = inner.strip_suffix(".lora_magnitude_vector") {
+            lengths.insert(layer.to_owned());
             continue;
         }
         if inner.ends_with(COPY) {
@@ -161,11 +167,22 @@ pub(super) fn layers(
             )));
         }
         let alpha = of_layer(&alphas, layer).unwrap_or(alpha) as f32;
-        layers.insert(layer.to_owned(), LoraConfig { rank: found, alpha, scaling });
+        let config = LoraConfig { rank: found, alpha, scaling };
+        let method = if dora { AdapterMethod::Dora(config) } else { AdapterMethod::Lora(config) };
+        layers.insert(layer.to_owned(), method);
     }
     let whole: BTreeSet<_> = layers.keys().cloned().collect();
     if let Some(single) = whole.symmetric_difference(&partners).next() {
         return Err(fault(format!("{single} has only one of lora_A.weight and lora_B.weight")));
+    }
+    // Every layer of DoRA has lengths, and no other has.
+    let wanted = if dora { whole } else { BTreeSet::new() };
+    if let Some(single) = wanted.symmetric_difference(&lengths).next() {
+        let reason = format!(
+            "{single} {} lora_magnitude_vector, but use_dora of {ADAPTER_CONFIG} is {dora}",
+            if dora { "lacks" } else { "has" }
+        );
+        return Err(fault(reason));
     }
     if layers.is_empty() {
         return Err(fault("it has no tensors".to_owned()));

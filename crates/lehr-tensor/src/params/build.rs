@@ -67,6 +67,12 @@ impl<'a> ParamBuilder<'a> {
         ParamBuilder { path: self.path.clone(), store: &mut *self.store, source }
     }
 
+    /// Whether parameters start as new.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        matches!(self.source, Source::Init { .. })
+    }
+
     /// The present path, which is the name of the layer.
     #[must_use]
     pub fn path(&self) -> &str {

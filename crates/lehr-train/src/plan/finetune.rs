@@ -14,8 +14,8 @@ use lehr_tokenizer::chat::{Moment, Role};
 use super::reading::Overview;
 use super::{FitData, Fitted, Fixed, Prediction, run_config};
 use crate::recipe::{
-    AdapterSection, CheckpointConfig, EvalConfig, ModelConfig, ObjectiveKind, OptimizerConfig,
-    SampleConfig, ScheduleConfig, TrainConfig,
+    AdapterSection, CheckpointConfig, EvalConfig, LowRank, ModelConfig, ObjectiveKind,
+    OptimizerConfig, SampleConfig, ScheduleConfig, TrainConfig,
 };
 use crate::rundir::check_places;
 use crate::watch::watch;
@@ -59,7 +59,7 @@ const WARMUP_PART: u64 = 10;
 /// A quarter of the steps lie between two evaluations, samples and checkpoints.
 const LOOKS: u64 = 4;
 
-/// Usual rank of LoRA.
+/// Usual rank of low-rank updates.
 const LORA_RANK: usize = 16;
 
 /// Learning rate of adapters as a multiple of that of the whole model, as usual for LoRA (Schulman
@@ -293,8 +293,10 @@ pub fn fit_finetune(given: Finetuning<'_>, fixed: &Fixed, notes: Notes<'_>) -> R
 
 /// Returns the usual settings of the adapter that is fixed.
 fn adapter(fixed: &Fixed) -> AdapterSection {
+    let low_rank = || LowRank::of_rank(fixed.count("adapter.rank").unwrap_or(LORA_RANK));
     match fixed.text("adapter.kind") {
-        Some("lora") => AdapterSection::lora(fixed.count("adapter.rank").unwrap_or(LORA_RANK)),
+        Some("lora") => AdapterSection::Lora(low_rank()),
+        Some("dora") => AdapterSection::Dora(low_rank()),
         _ => AdapterSection::None,
     }
 }

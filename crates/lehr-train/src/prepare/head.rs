@@ -30,9 +30,12 @@ impl Headed {
             return Ok(None);
         }
         if !recipe.adapter.is_none() {
-            let faults = "adapter.kind is lora, expected none: the model has the head of this task \
-                          already; an adapter starts from the model that it was made of";
-            return Err(Error::Setting { faults: faults.to_owned() });
+            let faults = format!(
+                "adapter.kind is {}, expected none: the model has the head of this task already; \
+                 an adapter starts from the model that it was made of",
+                recipe.adapter.kind()
+            );
+            return Err(Error::Setting { faults });
         }
         Ok(Some(Self { dir }))
     }

@@ -16,7 +16,7 @@ mod watchdog;
 
 use std::path::{Path, PathBuf};
 
-pub use adapter::AdapterSection;
+pub use adapter::{AdapterSection, LowRank};
 pub use average::AverageConfig;
 pub use groups::{GroupChange, GroupConfig, MuonConfig};
 pub(crate) use model::positive;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lehr_data::SplitBy;
 use lehr_tensor::Philox;
 use lehr_train::recipe::{
-    AdamwConfig, AdapterSection, CheckpointConfig, DataConfig, EvalConfig, ModelConfig,
+    AdamwConfig, AdapterSection, CheckpointConfig, DataConfig, EvalConfig, LowRank, ModelConfig,
     ObjectiveKind, OptimizerConfig, OptimizerRule, RunConfig, SampleConfig, ScheduleConfig,
     Shuffle, TokenizerConfig, TrainConfig,
 };
@@ -176,7 +176,7 @@ pub(crate) fn adapting(scratch: &Path) -> (Recipe, Recipe) {
         data: DataConfig { path, ..base.data.clone() },
         tokenizer: TokenizerConfig::Model,
         model: ModelConfig::Load { path: base.run.dir.clone() },
-        adapter: AdapterSection::lora(4),
+        adapter: AdapterSection::Lora(LowRank::of_rank(4)),
         objective,
         ..base.clone()
     };

@@ -44,12 +44,27 @@ enum Method {
     Full,
     /// Low-rank updates of all linear layers of the blocks; the model is frozen
     Lora,
+    /// LoRA beside a model whose matrices are kept in 4 bits (nf4, unless --weights says otherwise)
+    Qlora,
+    /// Low-rank updates of directions, and lengths of their own
+    Dora,
+}
+
+impl Method {
+    /// Returns the value of `adapter.kind`; `None` without an adapter.
+    fn kind(self) -> Option<&'static str> {
+        match self {
+            Self::Full => None,
+            Self::Lora | Self::Qlora => Some("lora"),
+            Self::Dora => Some("dora"),
+        }
+    }
 }
 
 impl Args {
     /// Returns the settings of `--method` and of the options that belong to it.
     fn adapter_sets(&self) -> Result<Vec<String>> {
-        if self.method != Some(Method::Lora) {
+        let Some(kind) = self.method.and_then(Method::kind) else {
             for (name, is_given) in
                 [("--rank", self.rank.is_some()), ("--weights", self.weights.is_some())]
             {
@@ -59,10 +74,12 @@ impl Args {
                 }
             }
             return Ok(Vec::new());
-        }
-        let mut sets = vec!["adapter.kind=lora".to_owned()];
+        };
+        let mut sets = vec![format!("adapter.kind={kind}")];
         sets.extend(self.rank.map(|rank| format!("adapter.rank={rank}")));
-        sets.extend(self.weights.as_ref().map(|weights| format!("adapter.weights={weights:?}")));
+        let usual = (self.method == Some(Method::Qlora)).then_some("nf4");
+        let weights = self.weights.as_deref().or(usual);
+        sets.extend(weights.map(|weights| format!("adapter.weights={weights:?}")));
         Ok(sets)
     }
 }
