@@ -19,6 +19,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -26,14 +27,17 @@ from pathlib import Path
 from gpu_rows import (
     ARCHS,
     DECODES,
+    FINETUNES,
+    FINETUNE_PARITY,
+    FINETUNE_STEPS,
     FP8,
     FP8_LIMIT,
     KERNEL_GOALS,
     N_LOSSES,
     OPTIONS,
     PARITY,
-    SPEED_GOAL,
     SPEEDS,
+    SPEED_GOAL,
     TURNS,
     all_rows,
     failing_lines,
@@ -204,11 +208,7 @@ class Check(Runner):
                     pair.append(got)
                 if len(pair) < 2:
                     continue
-                difference = max(relative(a, b) for a, b in zip(pair[0], want, strict=True))
-                equal = pair[0] == pair[1]
-                figure = f"{difference:.1e}" if math.isfinite(difference) else "not a number"
-                figure += f"; two runs {'equal' if equal else 'DIFFER'}"
-                self.set(step, OK if equal and difference <= limit else FAILED, figure)
+                self.set(step, *compared(pair, want, limit))
 
     def losses(self, arch, device, dtype, until, more=()):
         """The losses of a short training run, or None and why there are none."""
@@ -222,6 +222,42 @@ class Check(Runner):
         if not isinstance(losses, list) or len(losses) != N_LOSSES:
             return None, Ran(FAILED, err=f"{N_LOSSES} losses expected, found {losses!r:.80}")
         return losses, ran
+
+    def finetunes(self):
+        """Losses of a few steps of fine-tuning on the GPU, twice, beside those on the CPU."""
+        until = self.until("finetunes")
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            entities = folder / "entities.conll"
+            entities.write_text("".join(f"The O\nglass B-THING\nno{i} I-THING\nbroke O\n\n" for i in range(200)))
+            (folder / "text.txt").write_text("".join(f"Paragraph {i}: the lens is clear, the bowl is not.\n\n" for i in range(500)))
+            words = ["pretrain", "--data", folder / "text.txt", "--depth", 1, "--device", "cpu", "--out", folder / "base", "--json"]
+            words += ["--set", "model.kind=llama", "--set", "train.steps=4", "--set", "schedule.warmup_steps=1"]
+            base = self.run_lehr([*words, "--set", "schedule.decay_steps=1"], COMMAND_LIMITS["parity"], until)
+            for task, (data, more) in FINETUNES.items():
+                words = ["finetune", "--model", folder / "base", "--data", ROOT / "data" / data if data else entities, *more]
+                words += ["--set", f"train.steps={FINETUNE_STEPS}", "--set", "schedule.warmup_steps=1", "--json"]
+                want, why = self.step_losses(words, folder, "cpu", "f32", until)
+                for dtype, limit in FINETUNE_PARITY.items():
+                    runs = [self.step_losses(words, folder, "cuda", dtype, until) for _ in range(2)]
+                    failed = [ran for losses, ran in [(want, why), *runs] if losses is None]
+                    if failed:
+                        ran = base if base.result is not None or base.code != 0 else failed[0]
+                        self.set(f"finetune {task}, {dtype}", ran.result or FAILED, ran.reason())
+                    else:
+                        self.set(f"finetune {task}, {dtype}", *compared([losses for losses, _ in runs], want, limit))
+
+    def step_losses(self, words, folder, device, dtype, until):
+        """The losses of all steps of a run, or None and why there are none."""
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        words = [*words, "--out", folder / "run", "--device", device, "--dtype", dtype]
+        ran = self.run_lehr(words, COMMAND_LIMITS["parity"], until)
+        if ran.result is None:
+            losses = [event["metrics"]["loss"] for event in ran.objects() if event.get("event") == "step"]
+            if ran.code == 0 and len(losses) == FINETUNE_STEPS:
+                return losses, ran
+            ran.result = FAILED
+        return None, ran
 
     def options(self):
         """Whether ways to make a step change its bits, and, untimed by goals, what they cost and save at a real size."""
@@ -365,7 +401,7 @@ class Check(Runner):
 
     def all_steps(self):
         found = {}
-        steps = [self.doctor, self.warm_torch, self.ops, self.goldens, self.parity, self.options]
+        steps = [self.doctor, self.warm_torch, self.ops, self.goldens, self.parity, self.finetunes, self.options]
         # Enough for a compilation that is nearly through; a cold one is only slower than one from disk.
         steps += [
             lambda: self.end_background(min(60, self.left() / 6)),
@@ -418,6 +454,15 @@ class Check(Runner):
         (self.args.out / "table.md").write_text(text + details)
         print(f"{details}\n{text}", flush=True)
         return 1 if self.is_broken or self.stopped_by or any(row.failed() for row in self.rows.values()) else 0
+
+
+def compared(pair, want, limit):
+    """Result and figure of two lists of losses beside those that are wanted."""
+    difference = max(relative(a, b) for a, b in zip(pair[0], want, strict=True))
+    equal = pair[0] == pair[1]
+    figure = f"{difference:.1e}" if math.isfinite(difference) else "not a number"
+    figure += f"; two runs {'equal' if equal else 'DIFFER'}"
+    return OK if equal and difference <= limit else FAILED, figure
 
 
 def main():

@@ -23,6 +23,19 @@ OPTIONS = {
 }
 
 
+# Fine-tunings of a new small Llama that are compared between the devices: the data below data/, and arguments of `lehr finetune`.
+CHAT = "dialog/en_chatterbot.dev.jsonl"
+FINETUNES = {
+    "all weights, chat": (CHAT, []),
+    "LoRA, chat": (CHAT, ["--method", "lora"]),
+    "DoRA over int8, chat": (CHAT, ["--method", "dora", "--weights", "int8"]),
+    "all weights, labels": ("sentiment/en_vader.dev.jsonl", []),
+    "all weights, entities": ("", []),
+}
+FINETUNE_STEPS = 8
+FINETUNE_PARITY = {"f32": 1e-3, "bf16": 2e-2}
+
+
 @dataclass
 class Speed:
     config: str
@@ -87,6 +100,10 @@ def all_rows():
         for dtype, limit in PARITY.items():
             goal = f"≤ {limit:g} from the CPU's f32; two runs equal"
             yield Row(f"parity {arch} {dtype}", goal=goal, is_correctness=True)
+    for task in FINETUNES:
+        for dtype, limit in FINETUNE_PARITY.items():
+            goal = f"≤ {limit:g} from the CPU's f32; two runs equal"
+            yield Row(f"finetune {task}, {dtype}", goal=goal, is_correctness=True)
     for option in OPTIONS:
         yield Row(f"step {option}", goal="the same losses, bit for bit", is_correctness=True)
     for s in SPEEDS:

@@ -20,7 +20,7 @@ TIME_LIMIT, CUT_OFF, NO_TIME = "FAILED (time limit)", "not finished (no time)", 
 NOT_THERE = "not in this binary"
 
 # Seconds a step may take of eight minutes; what it leaves is there for those after it. Operations compile all kernels, once.
-STEP_LIMITS = {"doctor": 30, "ops": 160, "goldens": 75, "parity": 90, "options": 60}
+STEP_LIMITS = {"doctor": 30, "ops": 160, "goldens": 75, "parity": 90, "finetunes": 60, "options": 60}
 # Seconds of one command. A shorter rest of the step's or of the whole time is no reason to call a command hung.
 COMMAND_LIMITS = {"doctor": 15, "ops": 150, "golden": 25, "parity": 30}
 COMMAND_LIMITS |= {"lehr": 45, "torch": 100, "kernels": 60, "decode": 45}

@@ -28,7 +28,7 @@ const TINY: f32 = 1e-24;
 pub struct Dora {
     lora: Lora,
     magnitude: Param,
-    /// `‖w‖²` of each row of W, `[1, O]`, on the device of the last pass.
+    /// `‖w‖²` of each row of W and [`TINY`], `[1, O]`, on the device of the last pass.
     base_norms: Mutex<Tensor>,
 }
 
@@ -49,8 +49,7 @@ impl Dora {
             p.param("lora_magnitude_vector", Role::Adapter, [n_out], Init::Constant(1.0))?;
         let base_norms = Tensor::from_slice(&squared_norms(base, n_out, transposed)?, [1, n_out])?;
         if p.is_new() {
-            let lengths: Vec<f32> =
-                base_norms.data().iter().map(|square| (square + TINY).sqrt()).collect();
+            let lengths: Vec<f32> = base_norms.data().iter().map(|square| square.sqrt()).collect();
             magnitude.set(&Tensor::from_slice(&lengths, [n_out])?)?;
         }
         Ok(Self { lora, magnitude, base_norms: Mutex::new(base_norms) })
@@ -68,9 +67,8 @@ impl Dora {
     /// Computes `g` as `[1, O]` in f32. Only `m` has a gradient.
     fn factors(&self, dtype: DType, base: &dyn BaseLayer) -> Result<Tensor> {
         let (a, b, s) = (self.lora.a.tensor_f32(), self.lora.b.tensor_f32(), self.lora.scale);
-        let n_out = b.shape()[0];
         let lengths = no_grad(|| -> Result<Tensor> {
-            let ones = Tensor::full([1, a.shape()[0]], 1.0)?.to_device(a.device())?;
+            let ones = ones(a.device(), [1, a.shape()[0]])?;
             // `A W`, `[R, O]`, as rows of B are `[O, R]`.
             let applied = base.product(&a.detach().cast(dtype)?)?.to_f32()?;
             let b = b.detach().transpose(0, 1)?;
@@ -78,10 +76,9 @@ impl Dora {
             let gram = a.detach().matmul(&a.detach().transpose(0, 1)?)?;
             let square = ones.matmul(&b.mul(&gram.matmul(&b)?)?)?.scale(s * s)?;
             let norms = self.base_norms(a.device())?.add(&cross)?.add(&square)?;
-            let tiny = Tensor::full([1, n_out], TINY)?.to_device(a.device())?;
-            norms.add(&tiny)?.log()?.scale(0.5)?.exp()
+            norms.log()?.scale(0.5)?.exp()
         })?;
-        self.magnitude.tensor_f32().reshape([1, n_out])?.div(&lengths.detach())
+        self.magnitude.tensor_f32().reshape(lengths.shape())?.div(&lengths.detach())
     }
 }
 
@@ -89,9 +86,8 @@ impl Adapter for Dora {
     fn forward(&self, x: &Tensor, base: &dyn BaseLayer) -> Result<Tensor> {
         let y = base.product(x)?.add(&self.lora.update(x)?)?;
         let factors = self.factors(x.dtype(), base)?.cast(y.dtype())?;
-        let n_rows = y.shape().n_rows();
         // Each row of `y` times `g`.
-        let ones = Tensor::full([n_rows, 1], 1.0)?.to_device(y.device())?.cast(y.dtype())?;
+        let ones = ones(y.device(), [y.shape().n_rows(), 1])?.cast(y.dtype())?;
         let y = y.mul(&ones.matmul(&factors)?.reshape(y.shape())?)?;
         match base.bias() {
             Some(bias) => {
@@ -115,7 +111,12 @@ impl Adapter for Dora {
     }
 }
 
-/// Computes `‖w‖²` of each of the `n_out` rows of a matrix.
+/// Returns ones. They are made on the device, because recorded work cannot copy to it.
+fn ones(device: Device, shape: [usize; 2]) -> Result<Tensor> {
+    Tensor::zeros_on(device, shape, DType::F32)?.exp()
+}
+
+/// Computes `‖w‖²` and [`TINY`] of each of the `n_out` rows of a matrix.
 fn squared_norms(base: &Weight, n_out: usize, transposed: bool) -> Result<Vec<f32>> {
     let weight = match base {
         Weight::Param(weight) => weight.to_host()?,
@@ -129,5 +130,5 @@ fn squared_norms(base: &Weight, n_out: usize, transposed: bool) -> Result<Vec<f3
         let row = if by_column { at % n_out } else { at / n_in.max(1) };
         squares[row] += f64::from(*w).powi(2);
     }
-    Ok(squares.into_iter().map(|square| square as f32).collect())
+    Ok(squares.into_iter().map(|square| square as f32 + TINY).collect())
 }
