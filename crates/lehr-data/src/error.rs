@@ -277,6 +277,9 @@ pub enum Error {
         /// The types of the model.
         known: Vec<String>,
     },
+    /// No text has an entity.
+    #[error("collecting the types of entities: no text has an entity")]
+    NoEntities,
     /// The labels of a model are no tags of words.
     #[error("reading the labels: found {found:?}, expected O, and B-TYPE and I-TYPE of each type")]
     NotTags {
@@ -321,6 +324,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns a remedy for labels that do not fit.
+    fn hint_for_labels(&self) -> &'static str {
+        match self {
+            Self::TooFewLabels { .. } => "check which field holds the label",
+            Self::NoEntities => "check that the last column, or the field of tags, has entities",
+            Self::NotTags { .. } => "use a model for named entities, or start a new head",
+            _ => "they are those of the model's head: correct the data, or start a new head",
+        }
+    }
+
     /// Returns a remedy for the user, if one is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -378,13 +391,13 @@ impl Error {
             Self::NothingToLearn { .. } => {
                 "raise the sequence length, or check that answers are not empty"
             }
-            Self::UnknownLabel { .. } | Self::UnknownEntity { .. } => {
-                "they are those of the model's head: correct the data, or start a new head"
-            }
-            Self::NotTags { .. } => "use a model for named entities, or start a new head",
+            Self::UnknownLabel { .. }
+            | Self::UnknownEntity { .. }
+            | Self::NoEntities
+            | Self::NotTags { .. }
+            | Self::TooFewLabels { .. } => self.hint_for_labels(),
             Self::Batch { .. } => "correct the loader, or the rollout, that made the batch",
             Self::Layout { .. } => "check that the text has the tokens that the model's kind needs",
-            Self::TooFewLabels { .. } => "check which field holds the label",
             Self::RepeatedLabel { .. } => "correct id2label in the model's config.json",
             Self::RowTooShort { .. } => "raise train.seq_len",
             Self::Tokenizer(source) => return source.hint(),

@@ -30,8 +30,8 @@ pub use loader::{
 pub use shard::ShardSet;
 pub use source::{
     Conversation, DatasetKind, Document, Labelled, LabelledFields, Part, ReadOptions, Reading,
-    data_files, documents, guess_kind, has_validation, read_conversations, read_documents,
-    read_labelled, read_tagged,
+    data_files, documents, guess_kind, guess_kind_of, has_validation, read_conversations,
+    read_documents, read_labelled, read_tagged,
 };
 pub use split::{SplitBy, SplitOptions, split_by_text};
 pub use tokenize::{Progress, TokenizeOptions, tokenize_cached, tokenize_to};

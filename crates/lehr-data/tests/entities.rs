@@ -64,6 +64,47 @@ fn prose_is_not_taken_for_columns() {
 }
 
 #[test]
+fn other_data_is_not_taken_for_entities() {
+    let scratch = Scratch::new();
+    let kind = |name: &str, text: &str| guess_kind(scratch.file(name, text)).unwrap();
+    let topics = r#"{"text": "a", "label": "x", "tags": ["news"]}"#;
+    assert_eq!(kind("a.jsonl", topics), DatasetKind::Labelled);
+    assert_eq!(kind("b.jsonl", r#"{"text": "a", "tags": ["python"]}"#), DatasetKind::Text);
+    assert_eq!(kind("c.jsonl", r#"{"text": "a", "labels": ["sport"]}"#), DatasetKind::Text);
+    assert_eq!(kind("d.jsonl", r#"{"text": "a", "tags": "O"}"#), DatasetKind::Entities);
+}
+
+#[test]
+fn splits_of_columns_are_recognised() {
+    let names = |files: &[&str], part| {
+        let scratch = Scratch::new();
+        for name in files {
+            scratch.file(&format!("d/{name}"), format!("{} O\n", name.replace('.', "-")));
+        }
+        let texts = read_tagged(scratch.path("d"), &Reading::new(part, false)).unwrap();
+        texts.into_iter().map(|text| text.text).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["train.conll", "dev.conll", "test.conll"], Part::Train), ["train-conll"]);
+    assert_eq!(names(&["train.txt", "test.conll"], Part::Evaluation), ["test-conll"]);
+    assert_eq!(names(&["a.train", "a.dev", "a.test"], Part::Train), ["a-train"]);
+    assert_eq!(names(&["a_train.bio", "b.test.bio"], Part::Train), ["a_train-bio"]);
+}
+
+#[test]
+fn counts_of_words_and_spaces_within_words_are_understood() {
+    let scratch = Scratch::new();
+    let counted = "1\tRome\tB-LOC\tO\n2\tis\tO\tO\n\n1\tA\tO\tO\n2\tb\tO\tB-X\n";
+    let reading = Reading::default();
+    let texts = read_tagged(scratch.file("a.conll", counted), &reading).unwrap();
+    assert_eq!([&*texts[0].text, &*texts[1].text], ["Rome is", "A b"]);
+    assert_eq!((shown(&texts[1]), &*texts[1].id), (vec![("X", "b")], "a.conll:4"));
+    let notes = reading.take_notes().join("\n");
+    assert!(notes.contains("\"other columns\" of 2 records"), "{notes}");
+    let texts = read("a.conll", "10\u{a0}000 O\nRome B-LOC\n").unwrap();
+    assert_eq!(texts[0].text, "10\u{a0}000 Rome");
+}
+
+#[test]
 fn bad_lines_are_named_and_may_be_left_out() {
     let scratch = Scratch::new();
     let path = scratch.file("a.conll", "a O\nb O\n\nc X\n\nd B-PER\ne\n\nf O\n");
@@ -86,6 +127,9 @@ fn records_of_all_shapes_are_read_alike() {
         r#"{"text": "Ada saw Rome", "entities": [{"start": 8, "end": 12, "label": "LOC", "text": "Rome"},
             {"start": 0, "end": 3, "type": "PER"}]}"#,
         r#"{"text": "Ada saw Rome", "label": [[0, 3, "PER"], [8, 12, "LOC"]]}"#,
+        r#"{"text": "Ada saw Rome", "tokens": [{"text": "Ada", "start": 0}],
+            "spans": [{"start": 0, "end": 3, "label": "PER"},
+                {"start": 8, "end": 12, "label": "LOC"}]}"#,
         r#"{"text": "Ada saw Rome", "label": {"PER": {"Ada": [[0, 2]]}, "LOC": {"Rome": [[8, 11]]}}}"#,
         r#"{"text": "Ada saw Rome", "tags": "B-PER I-PER I-PER O O O B-LOC I-LOC I-LOC I-LOC"}"#,
     ];
@@ -107,7 +151,7 @@ fn records_that_contradict_themselves_are_refused() {
     for (form, part) in [
         (r#"{"tokens": ["a", "b"], "tags": ["O"]}"#, "2 words have 1 tags"),
         (r#"{"tokens": ["a"], "tags": [0]}"#, "number 0"),
-        (r#"{"tokens": ["a"], "tags": ["PER"]}"#, "\"PER\" is no tag"),
+        (r#"{"tokens": ["a"], "tags": ["PER"]}"#, "\"PER\" is not a tag"),
         (r#"{"tokens": ["a", " "], "tags": ["O", "O"]}"#, "word 2 is empty"),
         (r#"{"text": "a b", "entities": [[0, 9, "X"]]}"#, "0 to 9 of a text of 3 characters"),
         (r#"{"text": "a b", "entities": [[2, 2, "X"]]}"#, "2 to 2"),

@@ -2,9 +2,10 @@
 //!
 //! The batches of the real loader are read, so what is shown is what is trained.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
-use lehr_data::Batch;
+use lehr_data::{Batch, Sequence};
 use lehr_eval::report::{Marked, Report};
 use lehr_model::io::write_file;
 use lehr_tokenizer::Tokenizer;
@@ -80,41 +81,53 @@ impl DataCheck {
         let reader = Reader {
             kind: recipe.objective,
             tokenizer: task.objective.tokenizer(),
+            ends: ends(task)?,
             labels: labels(&task.objective.config_json()),
         };
         let kind = Some(recipe.objective);
         let mut check = Self { batches, batches_read, kind, ..Self::default() };
         for index in 0..batches_read {
             let batch = loader.batch(index)?;
+            let labels = labels_by_start(&batch);
             for row in 0..batch.batch_size {
-                for segment in segments(&batch, row) {
-                    check.add(&reader, &batch, segment, n_previews);
+                for at in segments(&batch, row) {
+                    let labels = labels.get(&at.start).copied();
+                    check.add(&reader, &batch, &Segment { at, labels }, n_previews);
                 }
             }
         }
         Ok(check)
     }
 
-    fn add(&mut self, reader: &Reader<'_>, batch: &Batch, at: Range<usize>, n_previews: usize) {
-        let sequence = sequence_at(batch, &at);
+    fn add(
+        &mut self,
+        reader: &Reader<'_>,
+        batch: &Batch,
+        segment: &Segment<'_>,
+        n_previews: usize,
+    ) {
+        let Segment { at, labels } = segment;
         let n_targets = batch.targets[at.clone()].iter().filter(|t| **t != Batch::IGNORE).count();
         // Padding tokens are segments of their own.
-        if at.len() == 1 && n_targets == 0 && sequence.is_none() {
+        if at.len() == 1 && n_targets == 0 && labels.is_none() {
             self.padding += 1;
             return;
         }
-        let n_targets = n_targets + usize::from(sequence.is_some());
+        let n_targets = n_targets + usize::from(labels.is_some());
         self.examples += 1;
         self.tokens += at.len() as u64;
         self.targets += n_targets as u64;
         self.without_target += u64::from(n_targets == 0);
         let ids = &batch.tokens[at.clone()];
         let is_special = |id: i32| reader.tokenizer.is_special(id as u32);
+        let is_end = |id: &&i32| is_special(**id) || reader.ends.contains(&(**id as u32));
         self.begun_twice += u64::from(ids.len() > 1 && ids[0] == ids[1] && is_special(ids[0]));
-        let last = batch.targets[at.clone()].iter().rev().find(|t| **t != Batch::IGNORE);
-        self.ended += u64::from(last.is_some_and(|id| is_special(*id)));
+        // A line break may follow the end of a turn.
+        let mut last =
+            batch.targets[at.clone()].iter().rev().filter(|t| **t != Batch::IGNORE).take(2);
+        self.ended += u64::from(last.any(|id| is_end(&id)));
         if self.previews.len() < n_previews {
-            self.previews.push(reader.preview(batch, at));
+            self.previews.push(reader.preview(batch, segment));
         }
     }
 
@@ -239,10 +252,16 @@ fn segments(batch: &Batch, row: usize) -> Vec<Range<usize>> {
     segments
 }
 
-/// Returns the labels of the sequence that is the segment `at`.
-fn sequence_at<'a>(batch: &'a Batch, at: &Range<usize>) -> Option<&'a [i32]> {
-    let is_there = |s: &&lehr_data::Sequence| s.row * batch.seq_len + s.start == at.start;
-    batch.sequences.iter().find(is_there).map(|s| s.labels.as_slice())
+/// A segment of a batch, with its labels if it is a sequence that has some.
+struct Segment<'a> {
+    at: Range<usize>,
+    labels: Option<&'a [i32]>,
+}
+
+/// Returns the labels of sequences by the places of their first tokens.
+fn labels_by_start(batch: &Batch) -> HashMap<usize, &[i32]> {
+    let start = |sequence: &Sequence| sequence.row * batch.seq_len + sequence.start;
+    batch.sequences.iter().map(|sequence| (start(sequence), sequence.labels.as_slice())).collect()
 }
 
 /// Returns the names of the labels of a model's head.
@@ -252,15 +271,22 @@ fn labels(config: &Value) -> Vec<String> {
     (0..).map_while(name).collect()
 }
 
+/// Returns the ids that end a turn of the model's conversations.
+fn ends(task: &Task) -> Result<Vec<u32>> {
+    let Some(template) = task.objective.template() else { return Ok(Vec::new()) };
+    Ok(template.stop_ids(task.objective.tokenizer())?)
+}
+
 /// What turns a segment into text.
 struct Reader<'a> {
     kind: ObjectiveKind,
     tokenizer: &'a Tokenizer,
+    ends: Vec<u32>,
     labels: Vec<String>,
 }
 
 impl Reader<'_> {
-    fn preview(&self, batch: &Batch, at: Range<usize>) -> Preview {
+    fn preview(&self, batch: &Batch, Segment { at, labels }: &Segment<'_>) -> Preview {
         let (ids, targets) = (&batch.tokens[at.clone()], &batch.targets[at.clone()]);
         let name = |class: i32| self.labels.get(class as usize).cloned().unwrap_or_default();
         // Tokens, whether each is learnt, and its tag.
@@ -288,7 +314,7 @@ impl Reader<'_> {
                 }
             }
         }
-        let label = sequence_at(batch, &at)
+        let label = labels
             .map(|labels| labels.iter().map(|label| name(*label)).collect::<Vec<_>>().join(", "));
         Preview { parts: self.parts(&tokens), label }
     }

@@ -107,7 +107,7 @@ fn copies_leaks_and_contradictions_are_named() {
     let notes = notes.join("\n");
     for part in [
         "2 labelled texts to learn from, 6.2 % are copies of others",
-        "1 held-out labelled texts, 50.0 % are learnt too",
+        "1 held-out labelled texts, 50.0 % are also in the training data",
         "by label: bad 1, good 31",
         "96.9 % of the texts have the label good",
         "1 texts occur with different labels",

@@ -217,12 +217,15 @@ fn example(preview: &Preview, in_colour: bool) -> String {
                 shown += &format!(" … {} characters … ", hidden.len());
             }
             if !hidden.contains(&at) {
-                shown.push(c);
+                // Data must not steer the terminal.
+                let is_safe = !c.is_control() || c == '\n' || c == '\t';
+                shown.push(if is_safe { c } else { char::REPLACEMENT_CHARACTER });
             }
             at += 1;
         }
-        let tag = part.tag.as_ref().map_or(String::new(), |tag| format!("[{tag}]"));
-        match part.learnt && !(shown.is_empty() && tag.is_empty()) {
+        let tag = part.tag.as_ref().filter(|_| !shown.is_empty());
+        let tag = tag.map_or(String::new(), |tag| format!("[{tag}]"));
+        match part.learnt && !shown.is_empty() {
             true => text += &format!("{before}{shown}{tag}{after}"),
             false => text += &shown,
         }

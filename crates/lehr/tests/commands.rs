@@ -359,10 +359,11 @@ fn files_are_labelled_and_scored(dir: &Path) {
     let found = json_lines(&fs::read_to_string(dir.join("few.out.jsonl")).unwrap());
     assert_eq!([&found[0]["label"], &found[1]["label"]], ["good", "bad"]);
     assert_eq!([&found[1]["given_label"], &found[1]["page"]], [&Value::from("good"), &8.into()]);
+    assert_eq!(found[1]["id"], "few.jsonl:2");
     let mut command = lehr(dir);
     command.args(["classify", "labels", "--out", "few.csv"]).args(data);
     let ran = finish(command, b"");
-    assert!(ran.err.contains("label, page"), "{ran:#?}");
+    assert!(ran.err.contains("field \"page\" of 2 records"), "{ran:#?}");
     let table = fs::read_to_string(dir.join("few.csv")).unwrap();
     let rows: Vec<&str> = table.lines().collect();
     assert_eq!(rows[0], "text,label,p(bad),p(good)");

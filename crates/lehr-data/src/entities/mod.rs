@@ -16,6 +16,8 @@ use std::ops::Range;
 /// A text as words, with its named entities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaggedText {
+    /// The record's `id` field, or else its place.
+    pub id: String,
     /// The text.
     pub text: String,
     /// Byte ranges of its words, in order and apart. What lies between is white space.
@@ -25,6 +27,11 @@ pub struct TaggedText {
 }
 
 impl TaggedText {
+    /// Creates a text without an id.
+    pub fn new(text: String, words: Vec<Range<usize>>, entities: Vec<Entity>) -> Self {
+        Self { id: String::new(), text, words, entities }
+    }
+
     /// Returns what a tokenizer needs of it.
     pub fn parts(&self) -> Words<'_> {
         Words { text: &self.text, words: &self.words, entities: &self.entities }

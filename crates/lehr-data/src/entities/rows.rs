@@ -81,7 +81,13 @@ struct Window {
 }
 
 fn windows(tokens: &[Vec<u32>], entities: &[Entity], room: usize) -> Vec<Window> {
-    let length = |words: Range<usize>| tokens[words].iter().map(Vec::len).sum::<usize>();
+    // Tokens before each word.
+    let mut before = vec![0];
+    before.extend(tokens.iter().scan(0, |sum, ids| {
+        *sum += ids.len();
+        Some(*sum)
+    }));
+    let length = |words: Range<usize>| before[words.end] - before[words.start];
     let mut windows = Vec::new();
     let mut from = 0;
     while from < tokens.len() {

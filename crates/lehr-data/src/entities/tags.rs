@@ -33,6 +33,9 @@ impl TagSet {
     /// If there are no entities.
     pub fn learn<'a>(entities: impl IntoIterator<Item = &'a Entity>) -> Result<Self> {
         let types: BTreeSet<&str> = entities.into_iter().map(|e| e.label.as_str()).collect();
+        if types.is_empty() {
+            return Err(Error::NoEntities);
+        }
         let of_type = |label: &&str| [format!("B-{label}"), format!("I-{label}")];
         let tags = types.iter().flat_map(of_type);
         Self::from_names(std::iter::once("O".to_owned()).chain(tags))

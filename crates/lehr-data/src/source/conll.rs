@@ -30,9 +30,9 @@ pub(super) fn is_conll(file: &SourceFile) -> Result<bool> {
     for _ in 0..HEAD_LINES {
         let Some((_, line)) = lines.next_line()? else { break };
         match Line::of(&line) {
-            Line::Word(_, tag) => {
+            Line::Word(columns) => {
                 n_words += 1;
-                n_tagged += usize::from(is_tag(tag));
+                n_tagged += usize::from(columns.last().is_some_and(|tag| is_tag(tag)));
             }
             Line::Blank | Line::Comment => {}
         }
@@ -43,8 +43,8 @@ pub(super) fn is_conll(file: &SourceFile) -> Result<bool> {
 
 /// A line of a file of columns.
 enum Line<'a> {
-    /// The first and the last column.
-    Word(&'a str, &'a str),
+    /// All columns. The last one is the tag; empty if the line cannot be split.
+    Word(Vec<&'a str>),
     Comment,
     /// An empty line, or one that begins a document. It ends a sentence.
     Blank,
@@ -56,20 +56,57 @@ impl<'a> Line<'a> {
         if line.trim().is_empty() || line.starts_with("-DOCSTART-") {
             return Self::Blank;
         }
-        let columns: Vec<&str> = match line.contains('\t') {
+        let mut columns: Vec<&str> = match line.contains('\t') {
             true => line.trim_end().split('\t').map(str::trim).collect(),
-            false => line.split_whitespace().collect(),
+            // Other white space, such as that between thousands, belongs to a word.
+            false => line.split(' ').filter(|column| !column.is_empty()).collect(),
         };
-        let (word, tag) = (columns[0], columns[columns.len() - 1]);
         // "# O" is a word with its tag.
-        if line.starts_with('#') && !is_tag(tag) {
+        if line.starts_with('#') && !columns.last().is_some_and(|tag| is_tag(tag)) {
             return Self::Comment;
         }
-        // A line that cannot be split has no tag.
-        match columns.len() {
-            2..=COLUMNS_MAX => Self::Word(word, tag),
-            _ => Self::Word(word, ""),
+        if !(2..=COLUMNS_MAX).contains(&columns.len()) {
+            columns.push("");
         }
+        Self::Word(columns)
+    }
+}
+
+/// The lines of a sentence.
+#[derive(Default)]
+struct Sentence {
+    line: u64,
+    /// The first two columns of each word, and its tag.
+    words: Vec<([String; 2], String)>,
+    n_columns: usize,
+    is_bad: bool,
+}
+
+impl Sentence {
+    fn push(&mut self, columns: &[&str], line: u64) {
+        if self.words.is_empty() {
+            self.line = line;
+        }
+        self.n_columns = self.n_columns.max(columns.len());
+        let [first, second] = [columns[0], columns[1]].map(str::to_owned);
+        self.words.push(([first, second], columns[columns.len() - 1].to_owned()));
+    }
+
+    /// Whether the first column counts the words, as in CoNLL-U.
+    fn is_counted(&self) -> bool {
+        let counts =
+            |(at, (columns, _)): (usize, &([String; 2], String))| columns[0].parse() == Ok(at + 1);
+        self.n_columns > 2 && self.words.len() > 1 && self.words.iter().enumerate().all(counts)
+    }
+
+    fn text(self, file: &SourceFile) -> TaggedText {
+        let column = usize::from(self.is_counted());
+        let id = format!("{}:{}", file.name, self.line);
+        let tags = self.words.iter().map(|(_, tag)| tag.as_str());
+        let entities = spans(tags, SpanMode::Lenient);
+        let words: Vec<&str> = self.words.iter().map(|(words, _)| words[column].as_str()).collect();
+        let (text, words) = join(&words);
+        TaggedText { id, ..TaggedText::new(text, words, entities) }
     }
 }
 
@@ -77,43 +114,34 @@ impl<'a> Line<'a> {
 pub(super) fn read(file: &SourceFile, pass: &mut Pass, texts: &mut Vec<TaggedText>) -> Result<()> {
     let shared = Arc::new(file.clone());
     let mut lines = Lines::new(file.clone())?;
-    let (mut words, mut tags, mut is_bad) = (Vec::new(), Vec::new(), false);
+    let mut sentence = Sentence::default();
     loop {
         let line = match lines.next_line() {
             Ok(line) => line,
             Err(error) => {
                 pass.bad(error)?;
-                is_bad = true;
+                sentence.is_bad = true;
                 continue;
             }
         };
-        let parsed = line.as_ref().map_or(Line::Blank, |(_, line)| Line::of(line));
+        let (number, parsed) = match &line {
+            Some((number, line)) => (*number, Line::of(line)),
+            None => (0, Line::Blank),
+        };
         match parsed {
-            Line::Word(word, tag) if is_tag(tag) && !word.is_empty() => {
-                words.push(word.to_owned());
-                tags.push(tag.to_owned());
-            }
-            Line::Word(word, tag) => {
-                let found = if word.is_empty() { "the word is empty" } else { "no tag at its end" };
-                let number = line.as_ref().map_or(0, |(number, _)| *number);
-                let reason = format!(
-                    "{found} (found {tag:?}), expected a word, perhaps other columns, and a tag \
-                     such as O or B-PER"
-                );
-                pass.bad(Place::line(shared.clone(), number).malformed(reason))?;
-                is_bad = true;
-            }
+            Line::Word(columns) => match fault(&columns) {
+                None => sentence.push(&columns, number),
+                Some(fault) => {
+                    pass.bad(Place::line(shared.clone(), number).malformed(fault))?;
+                    sentence.is_bad = true;
+                }
+            },
             Line::Comment => pass.unused("\"#\" (a comment)"),
             Line::Blank => {
-                if !words.is_empty() && !is_bad {
-                    pass.good();
-                    if !pass.has_failed() {
-                        texts.push(sentence(&words, &tags));
-                    }
+                let done = std::mem::take(&mut sentence);
+                if !done.words.is_empty() && !done.is_bad {
+                    end(done, file, pass, texts);
                 }
-                words.clear();
-                tags.clear();
-                is_bad = false;
             }
         }
         if line.is_none() {
@@ -122,8 +150,28 @@ pub(super) fn read(file: &SourceFile, pass: &mut Pass, texts: &mut Vec<TaggedTex
     }
 }
 
-fn sentence(words: &[String], tags: &[String]) -> TaggedText {
-    let entities = spans(tags.iter().map(String::as_str), SpanMode::Lenient);
-    let (text, words) = join(words);
-    TaggedText { text, words, entities }
+/// Returns what is wrong with the columns of a line.
+fn fault(columns: &[&str]) -> Option<String> {
+    let (word, tag) = (columns[0], columns[columns.len() - 1]);
+    let found = match (word.is_empty(), is_tag(tag)) {
+        (false, true) => return None,
+        (true, _) => "the word is empty",
+        (false, false) => "there is no tag at its end",
+    };
+    Some(format!(
+        "{found} (found {tag:?}), expected a word, perhaps other columns, and a tag such as O or \
+         B-PER"
+    ))
+}
+
+/// Appends a whole sentence, unless the file has bad lines.
+fn end(sentence: Sentence, file: &SourceFile, pass: &mut Pass, texts: &mut Vec<TaggedText>) {
+    pass.good();
+    let n_used = if sentence.is_counted() { 3 } else { 2 };
+    if sentence.n_columns > n_used {
+        pass.unused("\"other columns\"");
+    }
+    if !pass.has_failed() {
+        texts.push(sentence.text(file));
+    }
 }

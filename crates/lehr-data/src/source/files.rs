@@ -12,6 +12,9 @@ use crate::{Error, Result};
 
 pub(super) const KNOWN: &str =
     ".txt, .md, .jsonl, .json, .csv, .tsv or .conll, also with .gz or .zst";
+/// Endings of files of words and tags in columns.
+const COLUMNS: [&str; 10] =
+    ["conll", "iob", "iob2", "bio", "bioes", "bmes", "train", "dev", "valid", "test"];
 /// Bytes at the start of a file from which its encoding is recognised.
 const HEAD_BYTES: u64 = 4096;
 
@@ -48,9 +51,9 @@ impl SourceFile {
     pub(super) fn new(path: &Path, name: &str) -> Option<Self> {
         let (stem, compression) = uncompressed(name);
         let format = match stem.rsplit_once('.')?.1 {
-            // Files of columns are recognised by their content.
-            "txt" | "md" | "conll" | "iob" | "iob2" | "bio" | "bioes" | "bmes" => Format::Text,
-            "train" | "dev" | "valid" | "test" => Format::Text,
+            "txt" | "md" => Format::Text,
+            // They are recognised by their content.
+            ending if COLUMNS.contains(&ending) => Format::Text,
             "jsonl" | "json" | "ndjson" => Format::Json,
             "csv" => Format::Csv,
             "tsv" => Format::Tsv,
@@ -64,6 +67,13 @@ impl SourceFile {
         let (_, compression) = uncompressed(name);
         let (path, name) = (path.to_owned(), name.to_owned());
         Self { path, name, format: Format::Text, compression }
+    }
+
+    /// Whether the ending says that the file is a text, and no list of records or columns.
+    pub(super) fn is_prose(&self) -> bool {
+        let (stem, _) = uncompressed(&self.name);
+        let ending = stem.rsplit_once('.').map_or("", |(_, ending)| ending);
+        self.format == Format::Text && !COLUMNS.contains(&ending)
     }
 
     /// Opens and decompresses the file, and skips a byte-order mark.

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::files::{Format, KNOWN, SourceFile, ending, io_error, unknown_extension};
+use super::files::{KNOWN, SourceFile, ending, io_error, unknown_extension};
 use crate::{Error, Result};
 
 /// Names shown of a group of files.
@@ -51,8 +51,10 @@ const KEYWORDS: [(&str, Split); 10] = [
 ];
 
 /// Parts of names that say nothing about a split: endings, and `of` in `00000-of-00001`.
-const NEUTRAL: [&str; 10] =
-    ["of", "txt", "md", "jsonl", "json", "ndjson", "csv", "tsv", "gz", "zst"];
+const NEUTRAL: [&str; 16] = [
+    "of", "txt", "md", "jsonl", "json", "ndjson", "csv", "tsv", "gz", "zst", "conll", "iob",
+    "iob2", "bio", "bioes", "bmes",
+];
 
 /// Beginnings of the names of files about a data set, in lower case.
 const ABOUT: [&str; 9] = [
@@ -276,14 +278,14 @@ fn splits(files: &[SourceFile]) -> Vec<Option<Split>> {
     let is_train = |named: &&Named| named.split == Some(Split::Train);
     let trains: Vec<&Named> = found.iter().filter(is_train).collect();
     let of_records = |(named, file): &(&Named, &SourceFile)| {
-        named.split == Some(Split::Train) && file.format != Format::Text
+        named.split == Some(Split::Train) && !file.is_prose()
     };
     let records_have_train = found.iter().zip(files).any(|pair| of_records(&pair));
     let split = |(named, file): (&Named, &SourceFile)| {
-        let is_certain = match file.format {
+        let is_certain = match file.is_prose() {
             // "test" may be a word of a book's title.
-            Format::Text => trains.iter().any(|train| train.rest == named.rest),
-            _ => records_have_train,
+            true => trains.iter().any(|train| train.rest == named.rest),
+            false => records_have_train,
         };
         named.split.filter(|_| named.is_whole || is_certain)
     };

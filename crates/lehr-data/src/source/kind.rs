@@ -41,9 +41,17 @@ impl DatasetKind {
 /// There is no record, none can be read, its fields fit no kind, or two files are of different
 /// kinds.
 pub fn guess_kind(path: impl AsRef<Path>) -> Result<DatasetKind> {
+    guess_kind_of(path, Part::Train)
+}
+
+/// Guesses the kind of a part of a dataset, as [`guess_kind`] that of its training files.
+///
+/// # Errors
+/// As [`guess_kind`].
+pub fn guess_kind_of(path: impl AsRef<Path>, part: Part) -> Result<DatasetKind> {
     let path = path.as_ref();
     let mut first: Option<(String, DatasetKind)> = None;
-    for file in files_of(path, Part::Train)?.files {
+    for file in files_of(path, part)?.files {
         let Some(kind) = kind(&file)? else { continue };
         match &first {
             None => first = Some((file.name, kind)),

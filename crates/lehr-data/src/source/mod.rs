@@ -32,7 +32,7 @@ pub use document::Document;
 pub(crate) use documents::TextPlace;
 pub use documents::{Documents, ReadOptions, documents, read_documents};
 pub use folder::{Part, data_files, has_validation};
-pub use kind::{DatasetKind, guess_kind};
+pub use kind::{DatasetKind, guess_kind, guess_kind_of};
 pub use labelled::{Labelled, LabelledFields, read_labelled};
 pub(crate) use reading::Pass;
 pub use reading::Reading;

@@ -51,11 +51,10 @@ pub fn read_tagged(path: impl AsRef<Path>, reading: &Reading) -> Result<Vec<Tagg
 /// Returns whether a record has the fields of a text with entities.
 pub(super) fn is_tagged(record: &Record) -> bool {
     let has_any = |names: &[&str]| names.iter().any(|name| record.has(name));
-    let is_marked = |name: &&str| {
-        record.fields.get(*name).is_some_and(|value| value.is_array() || value.is_object())
-    };
+    let field = |name: &&str| record.fields.get(*name);
+    let has_tags = TAGS.iter().filter_map(field).any(is_tags);
     match record.has("text") {
-        true => has_any(&["tags", "ner_tags"]) || ENTITIES.iter().any(is_marked),
+        true => has_tags || ENTITIES.iter().filter_map(field).any(is_places),
         false => has_any(&WORDS) && has_any(&TAGS),
     }
 }
@@ -69,12 +68,24 @@ fn tagged(record: &mut Record) -> Result<TaggedText> {
         (None, Some(tags), true) if !is_places(&record.fields[tags]) => {
             of_characters(record, tags)?
         }
-        (None, _, true) => of_places(record)?,
+        // Of a text with places, tokens are not needed.
+        (_, None, true) | (None, _, true) => of_places(record)?,
         _ => return Err(record.missing("tokens and tags, or text and entities")),
     };
-    // The place of a record is its id in messages; an id of its own is for people.
-    record.take_id();
-    Ok(text)
+    Ok(TaggedText { id: record.take_id(), ..text })
+}
+
+/// Whether a field has tags of words.
+fn is_tags(value: &Value) -> bool {
+    match value {
+        Value::String(text) => {
+            !text.trim().is_empty() && text.split_whitespace().all(conll::is_tag)
+        }
+        Value::Array(list) => {
+            !list.is_empty() && list.iter().all(|tag| tag.as_str().is_some_and(conll::is_tag))
+        }
+        _ => false,
+    }
 }
 
 /// Whether a field says where entities are, instead of having a tag for each word.
@@ -101,10 +112,10 @@ fn of_words(record: &mut Record, words: &str, tags: &str) -> Result<TaggedText> 
         text.and_then(|text| Some((text.to_owned(), locate(text, &words)?)))
     {
         record.fields.shift_remove("text");
-        return Ok(TaggedText { text, words, entities });
+        return Ok(TaggedText::new(text, words, entities));
     }
     let (text, words) = join(&words);
-    Ok(TaggedText { text, words, entities })
+    Ok(TaggedText::new(text, words, entities))
 }
 
 /// Returns the places of `words` in `text`, if nothing lies between them except white space.
@@ -134,7 +145,7 @@ fn of_characters(record: &mut Record, tags: &str) -> Result<TaggedText> {
     };
     check_counts(record, "characters", words.len(), tags.len())?;
     let entities = entities_of(record, &tags)?;
-    Ok(TaggedText { text, words, entities })
+    Ok(TaggedText::new(text, words, entities))
 }
 
 fn check_counts(record: &Record, what: &str, words: usize, tags: usize) -> Result<()> {
@@ -147,7 +158,8 @@ fn check_counts(record: &Record, what: &str, words: usize, tags: usize) -> Resul
 
 fn entities_of(record: &Record, tags: &[String]) -> Result<Vec<Entity>> {
     if let Some(tag) = tags.iter().find(|tag| !conll::is_tag(tag)) {
-        let reason = format!("{tag:?} is no tag, expected O or a prefix with a type, as in B-PER");
+        let reason =
+            format!("{tag:?} is not a tag, expected O or a prefix with a type, as in B-PER");
         return Err(record.place.malformed(reason));
     }
     Ok(spans(tags.iter().map(String::as_str), SpanMode::Lenient))
@@ -259,12 +271,12 @@ fn by_surface(
     let fault = |reason: String| record.place.malformed(reason);
     let surfaces: BTreeMap<String, Vec<(usize, usize)>> = serde_json::from_value(surfaces.clone())
         .map_err(|_| {
-            fault(format!("{label:?} is no object of names with lists of [first, last] character"))
+            fault(format!("{label:?} must map names to lists of [first, last] characters"))
         })?;
     let mut marks = Vec::new();
     for (surface, places) in surfaces {
         for (first, last) in places {
-            let range = byte_range(record, (first, last + 1), bytes)?;
+            let range = byte_range(record, (first, last.saturating_add(1)), bytes)?;
             if text[range.clone()] != surface {
                 let found = &text[range];
                 return Err(fault(format!(
@@ -329,6 +341,6 @@ fn placed(record: &Record, text: String, mut marks: Vec<Mark>) -> Result<TaggedT
     }
     match words.is_empty() {
         true => Err(record.place.malformed("field \"text\" is empty".to_owned())),
-        false => Ok(TaggedText { text, words, entities }),
+        false => Ok(TaggedText::new(text, words, entities)),
     }
 }

@@ -175,19 +175,26 @@ pub(super) fn layers(
     if let Some(single) = whole.symmetric_difference(&partners).next() {
         return Err(fault(format!("{single} has only one of lora_A.weight and lora_B.weight")));
     }
-    // Every layer of DoRA has lengths, and no other has.
-    let wanted = if dora { whole } else { BTreeSet::new() };
-    if let Some(single) = wanted.symmetric_difference(&lengths).next() {
-        let reason = format!(
-            "{single} {} lora_magnitude_vector, but use_dora of {ADAPTER_CONFIG} is {dora}",
-            if dora { "lacks" } else { "has" }
-        );
-        return Err(fault(reason));
-    }
+    check_lengths(&if dora { whole } else { BTreeSet::new() }, &lengths).map_err(fault)?;
     if layers.is_empty() {
         return Err(fault("it has no tensors".to_owned()));
     }
     Ok(layers)
+}
+
+/// Checks that every layer of DoRA has lengths, and no other has. Returns what is wrong.
+fn check_lengths(
+    wanted: &BTreeSet<String>,
+    found: &BTreeSet<String>,
+) -> std::result::Result<(), String> {
+    let Some(single) = wanted.symmetric_difference(found).next() else { return Ok(()) };
+    let (verb, dora) = match wanted.contains(single) {
+        true => ("lacks", true),
+        false => ("has", false),
+    };
+    Err(format!(
+        "{single} {verb} lora_magnitude_vector, but use_dora of {ADAPTER_CONFIG} is {dora}"
+    ))
 }
 
 /// Reads a map from modules to numbers.

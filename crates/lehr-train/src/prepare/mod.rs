@@ -196,8 +196,8 @@ fn say_copies<T>(
     let n_leaked = validation.iter().filter(|example| trained.contains(&hash(example))).count();
     if n_leaked > 0 {
         notes(&format!(
-            "warning: {n_leaked} held-out {what}{} are learnt too, so the held-out results are too \
-             good",
+            "warning: {n_leaked} held-out {what}{} are also in the training data, so held-out \
+             results are optimistic",
             share(n_leaked, validation.len())
         ));
     }

@@ -51,7 +51,8 @@ impl TextPass {
         let texts: Vec<_> = placed.iter().map(Placed::packed).collect();
         let n_rows = placed.last().map_or(1, |text| text.row + 1);
         // A single row need not be longer than its texts.
-        let used = if n_rows == 1 { start } else { seq_len };
+        let end = placed.last().map_or(0, |text| text.start + text.ids.len());
+        let used = if n_rows == 1 { end } else { seq_len };
         Ok(Self { tokens: Tokens::pack(&texts, n_rows, used)?, starts })
     }
 }
@@ -59,5 +60,44 @@ impl TextPass {
 impl Placed {
     fn packed(&self) -> PackedText<'_> {
         PackedText { ids: &self.ids, layout: &self.layout, row: self.row, start: self.start }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use lehr_model::Config;
+    use lehr_tokenizer::Trainer;
+
+    use super::*;
+
+    /// All texts are packed, in order and apart, whatever the context of the model.
+    #[test]
+    fn every_text_is_in_one_pass() {
+        let tokenizer = Trainer::new(300).train(["the glass cools"].repeat(4)).unwrap();
+        let texts: Vec<Vec<u32>> = (0..300).map(|i| vec![7; 1 + i % 40]).collect();
+        for context in [64, 1500, 2048, 4096] {
+            let json = serde_json::json!({
+                "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300,
+                "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+                "max_position_embeddings": context, "hidden_act": "silu", "rope_theta": 1e4,
+                "tie_word_embeddings": true,
+            });
+            let model = Model::new(Config::from_json(&json).unwrap(), 1).unwrap();
+            let mut rest: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            while !rest.is_empty() {
+                let pass = TextPass::of(&model, &tokenizer, &rest).unwrap();
+                assert!(!pass.starts.is_empty(), "context {context}");
+                let mut end = 0;
+                for (start, text) in pass.starts.iter().zip(&rest) {
+                    assert!(*start >= end);
+                    end = start + text.len();
+                }
+                assert!(end <= PASS_TOKENS && end <= pass.tokens.batch() * pass.tokens.len());
+                rest.drain(..pass.starts.len());
+            }
+        }
     }
 }

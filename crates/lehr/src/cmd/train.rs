@@ -19,7 +19,7 @@ use crate::ui::{Show, Style, say_interrupted, show_data};
 
 /// Endings of compressed data, and of data that can be read.
 const COMPRESSED: [&str; 2] = ["gz", "zst"];
-const READABLE: [&str; 6] = ["txt", "md", "jsonl", "json", "csv", "tsv"];
+const READABLE: [&str; 7] = ["txt", "md", "jsonl", "json", "csv", "tsv", "conll"];
 
 /// Examples in the report of a fine-tuning, and those that are shown before it begins.
 const PREVIEWS: usize = 20;
@@ -30,7 +30,7 @@ const SHOWN: usize = 1;
 pub(crate) struct Common {
     /// Recipe file (TOML); without one, a recipe is fitted to data and machine
     pub(crate) recipe: Option<std::path::PathBuf>,
-    /// Training data, a file or folder: .txt .md .jsonl .json .csv .tsv, also .gz and .zst
+    /// Training data, a file or folder: .txt .md .jsonl .json .csv .tsv .conll, also .gz and .zst
     #[arg(long)]
     pub(crate) data: Option<std::path::PathBuf>,
     /// Run directory [default: runs/NAME after the data]

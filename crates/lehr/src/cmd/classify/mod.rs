@@ -74,11 +74,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Ok(())
     };
     let given = match &args.data {
-        Some(data) => documents(data, &args.text_field)?,
+        Some(data) => documents(data, &args.text_field, form)?,
         None => args.text.iter().map(|text| plain(text.clone())).collect(),
     };
     if form == Form::Csv {
-        warn_of_fields(&given);
         let labels = classifier.labels().iter().map(|label| csv(&format!("p({label})")));
         let names = ["text", "label"].map(str::to_owned).into_iter().chain(labels);
         print(&(names.collect::<Vec<_>>().join(",") + "\n"))?;
@@ -120,27 +119,20 @@ fn form(args: &Args) -> Result<Form> {
 }
 
 /// Reads the texts of a file or folder.
-fn documents(data: &Path, text_field: &str) -> Result<Vec<Document>> {
+fn documents(data: &Path, text_field: &str, form: Form) -> Result<Vec<Document>> {
     let reading = Reading::new(Part::Evaluation, false);
     let text_field = text_field.to_owned();
     let options = ReadOptions { text_field, document_bytes: 0, reading: reading.clone() };
     let documents = read_documents(data, &options)?;
-    reading.take_notes().iter().for_each(|note| eprintln!("{note}"));
+    // The reader uses the text alone. Records keep their other fields.
+    let is_kept = |note: &&String| form == Form::Json && note.starts_with("warning: not used:");
+    let notes = reading.take_notes();
+    notes.iter().filter(|note| !is_kept(note)).for_each(|note| eprintln!("{note}"));
     Ok(documents)
 }
 
 fn plain(text: String) -> Document {
     Document { text, id: String::new(), metadata: Map::new() }
-}
-
-/// Names the fields of records that a table of texts and labels does not have.
-fn warn_of_fields(documents: &[Document]) {
-    let fields: std::collections::BTreeSet<&String> =
-        documents.iter().flat_map(|document| document.metadata.keys()).collect();
-    if !fields.is_empty() {
-        let fields: Vec<_> = fields.into_iter().map(String::as_str).collect();
-        eprintln!("warning: not in a .csv: the fields {}; a .jsonl keeps them", fields.join(", "));
-    }
 }
 
 fn warn_of_cut(n_cut: usize, limit: usize) {
@@ -155,12 +147,18 @@ fn shown(document: &Document, probabilities: &[f32], labels: &[String], form: Fo
     let best = best(probabilities);
     let label = &labels[best];
     match form {
-        Form::Lines => format!("{label}\t{:.3}\t{text}\n", probabilities[best]),
+        Form::Lines => {
+            let line = text.replace(['\n', '\r'], " ");
+            format!("{label}\t{:.3}\t{line}\n", probabilities[best])
+        }
         Form::Json => {
             let mut ranked: Vec<_> = labels.iter().zip(probabilities).collect();
             ranked.sort_by(|a, b| b.1.total_cmp(a.1));
             let all: Map<_, _> = ranked.into_iter().map(|(l, p)| (l.clone(), json!(p))).collect();
             let mut record = document.metadata.clone();
+            if !document.id.is_empty() {
+                record.insert("id".to_owned(), json!(document.id));
+            }
             for (name, value) in
                 [("text", json!(text)), ("label", json!(label)), ("probabilities", all.into())]
             {

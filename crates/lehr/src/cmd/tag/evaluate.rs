@@ -5,12 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use lehr_data::entities::{Entity, SpanMode, TaggedText};
+use lehr_data::entities::{Entity, Scheme, SpanMode, TaggedText};
 use lehr_data::{Part, Reading, read_tagged};
 use lehr_eval::metrics::{EntityCount, EntityCounts};
 use serde_json::json;
 
-use super::{EntityModel, GROUP};
+use super::{EntityModel, Found, GROUP};
 use crate::cmd::compute::DeviceArgs;
 
 /// Compares the entities that the model at `path` finds with those of the data at `data`.
@@ -44,16 +44,22 @@ struct Score {
     n_words: usize,
     /// Words with the right tag.
     n_right: usize,
+    /// Whether the strict mode of IOB2 says anything: the model has its tags.
+    is_iob2: bool,
 }
 
 impl Score {
     fn of(model: &EntityModel, texts: &[TaggedText]) -> Result<Self> {
-        let mut score = Self { n_texts: texts.len(), ..Self::default() };
+        let is_iob2 = model.tags().scheme() == Scheme::Iob2;
+        let mut score = Self { n_texts: texts.len(), is_iob2, ..Self::default() };
+        let (mut n_untagged, mut n_cut) = (0, 0);
         for group in texts.chunks(GROUP) {
             let parts: Vec<_> = group.iter().map(TaggedText::parts).collect();
             for (text, found) in group.iter().zip(model.find(&parts)?) {
                 let expected = model.tags().classes(text.words.len(), &text.entities)?;
                 score.n_words += expected.len();
+                n_untagged += found.n_untagged;
+                n_cut += found.n_cut;
                 let right = expected.iter().zip(&found.classes).filter(|(e, f)| e == f);
                 score.n_right += right.count();
                 let modes = [
@@ -66,7 +72,13 @@ impl Score {
                 }
             }
         }
+        Found::warn(n_untagged, n_cut);
         Ok(score)
+    }
+
+    /// Returns the F1 in the strict mode of IOB2, if the model has its tags.
+    fn strict_f1(&self) -> Option<f64> {
+        self.is_iob2.then(|| self.strict.total().f1())
     }
 
     /// Returns the share of words with the right tag.
@@ -88,7 +100,7 @@ impl Score {
             "{}",
             json!({
                 "all": numbers(&self.lenient.total()), "macro_f1": self.lenient.macro_f1(),
-                "strict_f1": self.strict.total().f1(), "by_type": by_type,
+                "strict_f1": self.strict_f1(), "by_type": by_type,
                 "word_accuracy": self.accuracy(), "words": self.n_words, "texts": self.n_texts,
                 "seconds": seconds,
             })
@@ -103,10 +115,11 @@ impl Score {
         };
         self.lenient.by_type().iter().for_each(|(label, count)| row(label, count));
         row("all", &self.lenient.total());
+        let strict = self.strict_f1();
+        let strict = strict.map_or(String::new(), |f1| format!("strict F1 {:.2}, ", 100.0 * f1));
         println!(
-            "F1 in strict IOB2 {:.2}, mean F1 of types {:.2}; {:.2} % of {} words have the right \
-             tag; {} texts, {seconds:.1} s",
-            100.0 * self.strict.total().f1(),
+            "{strict}mean F1 of types {:.2}; {:.2} % of {} words have the right tag; {} texts, \
+             {seconds:.1} s",
             100.0 * self.lenient.macro_f1(),
             100.0 * self.accuracy(),
             self.n_words,

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lehr_data::entities::{TaggedText, words_of};
-use lehr_data::{DatasetKind, Part, ReadOptions, Reading, guess_kind, read_documents, read_tagged};
+use lehr_data::{
+    DatasetKind, Document, Part, ReadOptions, Reading, guess_kind_of, read_documents, read_tagged,
+};
 use serde_json::{Value, json};
 
 pub(crate) use self::evaluate::evaluate;
@@ -67,9 +69,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             Some(Output::create(path, &read)?)
         }
     };
+    let (mut n_untagged, mut n_cut) = (0, 0);
     let mut write = |texts: &[TaggedText]| -> Result<()> {
         let parts: Vec<_> = texts.iter().map(TaggedText::parts).collect();
         for (text, found) in texts.iter().zip(model.find(&parts)?) {
+            n_untagged += found.n_untagged;
+            n_cut += found.n_cut;
             let lines = shown(text, &found, &model, form);
             match &mut file {
                 Some(file) => file.write_all(lines.as_bytes()).context("writing the entities")?,
@@ -90,6 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             write(&[plain(line.context("reading a text")?)])?;
         }
     }
+    Found::warn(n_untagged, n_cut);
     file.map_or(Ok(()), Output::finish)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -115,17 +121,30 @@ fn form(args: &Args) -> Result<Form> {
 fn texts_of(args: &Args) -> Result<Vec<TaggedText>> {
     let Some(data) = &args.data else { return Ok(Vec::new()) };
     let reading = Reading::new(Part::Evaluation, false);
-    let texts = match guess_kind(data) {
-        Ok(DatasetKind::Entities) => read_tagged(data, &reading)?,
-        _ => {
+    let texts = match guess_kind_of(data, Part::Evaluation) {
+        Ok(DatasetKind::Entities) => {
+            if args.text_field != "text" {
+                let found =
+                    format!("{} has words and tags, and --text-field is given", data.display());
+                return Err(Hinted::error(
+                    found,
+                    "leave it out: the fields of such data are known",
+                ));
+            }
+            read_tagged(data, &reading)?
+        }
+        // The text may be in a field of another name.
+        Ok(_) | Err(lehr_data::Error::UnknownKind { .. }) => {
             let options = ReadOptions {
                 text_field: args.text_field.clone(),
                 document_bytes: 0,
                 reading: reading.clone(),
             };
             let documents = read_documents(data, &options)?;
-            documents.into_iter().map(|document| plain(document.text)).collect()
+            let text = |document: Document| TaggedText { id: document.id, ..plain(document.text) };
+            documents.into_iter().map(text).collect()
         }
+        Err(error) => return Err(error.into()),
     };
     reading.take_notes().iter().for_each(|note| eprintln!("{note}"));
     Ok(texts)
@@ -133,7 +152,7 @@ fn texts_of(args: &Args) -> Result<Vec<TaggedText>> {
 
 fn plain(text: String) -> TaggedText {
     let words = words_of(&text);
-    TaggedText { text, words, entities: Vec::new() }
+    TaggedText::new(text, words, Vec::new())
 }
 
 /// Returns the lines for one text.
@@ -160,17 +179,27 @@ fn shown(text: &TaggedText, found: &Found, model: &EntityModel, form: Form) -> S
 
 /// The text with its entities; offsets count characters.
 fn record(text: &TaggedText, found: &Found) -> Value {
-    let characters = |bytes: usize| text.text[..bytes].chars().count();
+    // The entities are in order, so the text is gone through once.
+    let (mut bytes, mut characters) = (0, 0);
+    let mut count_to = |end: usize| {
+        characters += text.text[bytes..end].chars().count();
+        bytes = end;
+        characters
+    };
     let entities: Vec<Value> = found
         .entities
         .iter()
         .map(|(entity, probability)| {
-            let bytes = text.bytes_of(entity);
+            let range = text.bytes_of(entity);
             json!({
-                "start": characters(bytes.start), "end": characters(bytes.end),
+                "start": count_to(range.start), "end": count_to(range.end),
                 "label": entity.label, "text": text.text_of(entity), "probability": probability,
             })
         })
         .collect();
-    json!({ "text": text.text, "entities": entities })
+    let mut record = json!({ "text": text.text, "entities": entities });
+    if !text.id.is_empty() {
+        record["id"] = text.id.as_str().into();
+    }
+    record
 }

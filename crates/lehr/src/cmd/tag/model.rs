@@ -18,10 +18,27 @@ type TagOf = Option<(usize, f32)>;
 
 /// The words of a text as found by the model.
 pub(crate) struct Found {
+    /// Words without a token, and words whose tokens do not fit into the context.
+    pub(crate) n_untagged: usize,
+    pub(crate) n_cut: usize,
     /// The entities, and the mean probability of the tags of each.
     pub(crate) entities: Vec<(Entity, f32)>,
     /// The class of each word; that of `O` for a word without a token.
     pub(crate) classes: Vec<usize>,
+}
+
+impl Found {
+    /// Warns of words that are `O` because they could not be read.
+    pub(crate) fn warn(n_untagged: usize, n_cut: usize) {
+        for (n, what) in [
+            (n_untagged, "have no token of the model's tokenizer and are tagged O"),
+            (n_cut, "are cut at the context of the model"),
+        ] {
+            if n > 0 {
+                eprintln!("warning: {n} words {what}");
+            }
+        }
+    }
 }
 
 /// A model that finds named entities.
@@ -52,13 +69,17 @@ impl EntityModel {
 
     /// Finds the entities of texts.
     pub(crate) fn find(&self, texts: &[Words<'_>]) -> Result<Vec<Found>> {
+        // What is known of the texts must not help to find it.
+        let texts: Vec<Words<'_>> = texts.iter().map(|t| Words { entities: &[], ..*t }).collect();
         let token = match self.tagger.tags_last_token() {
             true => WordToken::Last,
             false => WordToken::First,
         };
         let context = self.tagger.model().spec().max_positions;
-        let rows = word_rows(&self.tokenizer, texts, token, context.min(PASS_TOKENS))?;
+        let rows = word_rows(&self.tokenizer, &texts, token, context.min(PASS_TOKENS))?;
         let mut tags: Vec<Vec<TagOf>> = texts.iter().map(|t| vec![None; t.words.len()]).collect();
+        let cut = |rows: &Vec<WordRow>| rows.iter().map(|row| row.n_cut).sum();
+        let n_cut: Vec<usize> = rows.iter().map(cut).collect();
         let rows: Vec<(usize, &WordRow)> = rows
             .iter()
             .enumerate()
@@ -70,7 +91,7 @@ impl EntityModel {
             debug_assert!(!group.is_empty(), "a pass computes at least one row");
             rest = after;
         }
-        Ok(tags.iter().map(|tags| self.found(tags)).collect())
+        Ok(tags.iter().zip(n_cut).map(|(tags, n_cut)| self.found(tags, n_cut)).collect())
     }
 
     /// Tags the words of the first rows in one pass. Returns their number.
@@ -102,13 +123,13 @@ impl EntityModel {
         match probabilities.iter().all(|p| p.is_finite()) {
             true => Ok(probabilities),
             false => Err(Hinted::error(
-                "tagging words: some probabilities are no numbers",
+                "tagging words: some probabilities are not numbers",
                 "the weights are damaged, or the computation overflows: try --dtype f32",
             )),
         }
     }
 
-    fn found(&self, tags: &[TagOf]) -> Found {
+    fn found(&self, tags: &[TagOf], n_cut: usize) -> Found {
         let outside = self.tags.labels().class("O").unwrap_or(0);
         let classes: Vec<usize> = tags.iter().map(|t| t.map_or(outside, |(c, _)| c)).collect();
         let entities = self.tags.entities(&classes, SpanMode::Lenient);
@@ -117,6 +138,7 @@ impl EntityModel {
             sum / entity.words.len() as f32
         };
         let entities = entities.into_iter().map(|e| (mean(&e), e)).map(|(p, e)| (e, p)).collect();
-        Found { entities, classes }
+        let n_untagged = tags.iter().filter(|tag| tag.is_none()).count();
+        Found { entities, classes, n_untagged, n_cut }
     }
 }
