@@ -99,8 +99,9 @@ fn class_of(json: &Value) -> Option<&str> {
     json.get("architectures")?.get(0)?.as_str()
 }
 
-/// Opens the backbone in `dir`, with its adapter if a run has trained one, and hands it to `build`
-/// with the source of a head's weights. `model` finds it in what was built.
+/// Opens the backbone in `dir`, including an adapter that a run trained, and builds a model with a
+/// head from it. `build` receives the backbone and the source of the head's weights. `model`
+/// returns the backbone inside the result.
 ///
 /// # Errors
 /// If a file is missing, damaged or does not fit the configuration.

@@ -1,6 +1,6 @@
-//! What a run makes of its data: which tokens are learnt, and what looks wrong with them.
+//! Checks training data: which tokens the loss covers, and what looks wrong.
 //!
-//! The batches of the real loader are read, so what is shown is what is trained.
+//! The check reads the batches of the real loader, so it shows exactly what is trained.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,7 +20,7 @@ const FILE: &str = "data.json";
 /// Maximum number of tokens that are read.
 const TOKENS_MAX: usize = 2_000_000;
 
-/// What the first pass over the data holds.
+/// Counts and examples from the first pass over the data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataCheck {
     /// Batches of a pass.
@@ -33,7 +33,7 @@ pub struct DataCheck {
     pub tokens: u64,
     /// Tokens, words or texts that are learnt.
     pub targets: u64,
-    /// Positions of the rows that hold nothing.
+    /// Padding positions.
     pub padding: u64,
     /// Examples without anything that is learnt.
     pub without_target: u64,
@@ -46,7 +46,7 @@ pub struct DataCheck {
     kind: Option<ObjectiveKind>,
 }
 
-/// An example as it is trained.
+/// A training example, split into parts with and without loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Preview {
     /// Its text.
@@ -56,7 +56,7 @@ pub struct Preview {
     pub label: Option<String>,
 }
 
-/// Neighbouring tokens that are all learnt, or all not.
+/// Consecutive tokens that are either all learnt or all not learnt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreviewPart {
     /// Their text; special tokens by name.
@@ -131,7 +131,7 @@ impl DataCheck {
         }
     }
 
-    /// Returns what looks wrong.
+    /// Returns a warning for each problem found.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();

@@ -1,4 +1,4 @@
-//! Loaded models that have the head of a task already.
+//! Loaded models that already have a head for the task of the run.
 
 use std::path::{Path, PathBuf};
 

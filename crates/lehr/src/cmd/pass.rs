@@ -1,4 +1,4 @@
-//! Several texts in one pass of a model.
+//! Packs several texts into one forward pass.
 
 use anyhow::Result;
 use lehr_infer::check_ids;
